@@ -1,0 +1,120 @@
+"""The vocabulary of CheXpert: its 14 observations, the cell values of its CSV files, and the uncertainty policies.
+
+Nothing here imports anything heavy; every other module takes the names from here. This file travels with saved models.
+
+Source: Irvin et al. 2019, "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison",
+arXiv:1901.07031, sections 2 and 3.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+
+OBSERVATIONS: tuple[str, ...] = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 observations in the column order of CheXpert's `train.csv` and `valid.csv`."""
+
+COMPETITION_OBSERVATIONS: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Pleural Effusion",
+)
+"""The five observations whose mean AUROC is CheXpert's headline figure."""
+
+POSITIVE = 1.0
+NEGATIVE = 0.0
+UNCERTAIN = -1.0
+"""Cell values of the CSV files; a blank cell (NaN once read) means that the report does not mention the observation."""
+
+IGNORED = -100.0
+"""Target of a cell that takes no part in the loss, by the convention of the Hugging Face Trainer."""
+
+
+class UncertaintyPolicy(str, Enum):
+    """What becomes of an uncertain label in training, by the names of Irvin et al. 2019, section 3.1."""
+
+    U_IGNORE = "u-ignore"
+    U_ZEROS = "u-zeros"
+    U_ONES = "u-ones"
+
+
+class BlankPolicy(str, Enum):
+    """What a blank cell counts as: negative, as in the paper, or unknown and left out of loss and metrics."""
+
+    NEGATIVE = "negative"
+    UNKNOWN = "unknown"
+
+
+def check_observations(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names as a tuple.
+
+    Raises:
+        ValueError: If one is not a CheXpert observation, occurs twice, or there is none.
+    """
+    names = tuple(names)
+    if not names:
+        raise ValueError("Expected at least one observation, got none.")
+    for name in names:
+        if name not in OBSERVATIONS:
+            raise ValueError(f"{name!r} is not a CheXpert observation; expected one of: {', '.join(OBSERVATIONS)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Each observation may be named once, got: {', '.join(names)}.")
+    return names
+
+
+def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -> dict[str, str]:
+    """Reads a choice of uncertainty policies into one policy per observation.
+
+    Args:
+        text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), or such
+            a list already as a mapping. Observations that a list leaves out get U-Ignore.
+        observations: The observations that the model is trained on.
+
+    Returns:
+        The policy's value of each observation, in the order of `observations`.
+
+    Raises:
+        ValueError: If a policy or an observation is unknown.
+    """
+    observations = check_observations(observations)
+    if isinstance(text, str) and "=" not in text:
+        policy = _policy(text)
+        return dict.fromkeys(observations, policy.value)
+    choices = dict(_pairs(text)) if isinstance(text, str) else dict(text)
+    for name in choices:
+        if name not in observations:
+            raise ValueError(
+                f"A policy is given for {name!r}, which is not trained; expected one of: {', '.join(observations)}."
+            )
+    return {name: _policy(choices.get(name, UncertaintyPolicy.U_IGNORE.value)).value for name in observations}
+
+
+def _policy(text: str) -> UncertaintyPolicy:
+    try:
+        return UncertaintyPolicy(text.strip().lower())
+    except ValueError:
+        known = ", ".join(policy.value for policy in UncertaintyPolicy)
+        raise ValueError(f"Unknown uncertainty policy {text.strip()!r}; expected one of: {known}.") from None
+
+
+def _pairs(text: str) -> Iterable[tuple[str, str]]:
+    for item in text.split(","):
+        name, equals, policy = item.partition("=")
+        if not equals:
+            raise ValueError(f"Expected 'Observation=policy' in the list of policies, got {item.strip()!r}.")
+        yield name.strip(), policy

@@ -1,0 +1,48 @@
+"""What many tests need: a tiny model, and the folder of real radiographs if there is one."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+
+TINY = {"growth_rate": 4, "block_config": [2, 2], "num_init_features": 8, "bn_size": 2}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with NIH-mini and NIH-originals."""
+    folder = os.environ.get("CHEXPERT_HF_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("CHEXPERT_HF_REAL_DATA names no folder of real radiographs")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_tiny_model() -> CheXpertForImageClassification:
+    """Not to be changed; `tiny_model` is a copy."""
+    torch.manual_seed(0)
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY))
+    model.train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(8, 3, 64, 64) * 2 + 1)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_model(shared_tiny_model: CheXpertForImageClassification) -> CheXpertForImageClassification:
+    """A DenseNet of a few thousand parameters with BatchNorm statistics that are not the initial ones."""
+    return copy.deepcopy(shared_tiny_model)
+
+
+@pytest.fixture
+def tiny_folder(tiny_model: CheXpertForImageClassification, tmp_path: Path) -> Path:
+    """`tiny_model` and its 64-pixel processor, saved."""
+    folder = tmp_path / "tiny-model"
+    tiny_model.save_pretrained(folder)
+    CheXpertImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
