@@ -1,0 +1,118 @@
+"""The configuration of a CheXpert model: architecture, observations, uncertainty policies and operating points.
+
+This file travels with saved models (remote code), so it imports only the other three files that do.
+"""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from .labels import OBSERVATIONS, UncertaintyPolicy, parse_policies
+
+DEFAULT_OPERATING_POINT = 0.5
+"""The operating point of an observation for which none was chosen on data."""
+
+
+@strict
+class CheXpertConfig(PreTrainedConfig):
+    """Configuration of a `CheXpertForImageClassification`.
+
+    The input size and the normalisation are not here: they belong to the image processor and its
+    `preprocessor_config.json`.
+
+    Args:
+        num_channels: Channels of `pixel_values`: 3 for a grayscale image repeated, 1 for a single one.
+        growth_rate: Feature maps that each dense layer adds (`k` in the paper).
+        block_config: Dense layers in each dense block. Between two blocks the resolution halves, and the stem divides
+            it by 4, so n blocks give a last feature map of 1 / 2 ** (n + 1) of the input.
+        num_init_features: Feature maps after the first convolution.
+        bn_size: Width of the 1 x 1 bottleneck in units of `growth_rate`.
+        drop_rate: Dropout after each dense layer.
+        head_hidden_size: Width of a hidden layer (with ReLU) between the pooled features and the logits; None for a
+            linear head.
+        head_dropout: Dropout between the hidden layer of the head and its last layer.
+        output_saliency: Whether `forward` returns maps when it is not told.
+        uncertainty_policies: Policy of each observation (`"u-ignore"`, `"u-zeros"`, `"u-ones"`), which the loss applies
+            to uncertain labels.
+        blank_labels: Whether a blank (NaN) label is `"negative"` or `"unknown"`; unknown ones take no part in the loss.
+        operating_points: Probability from which on an observation is called positive; .5 for those not named.
+
+    Raises:
+        StrictDataclassError: If a value has the wrong type or is outside its range, or an observation is named that the
+            model does not have (`huggingface_hub.errors`).
+
+    Source: Huang et al. 2017, "Densely Connected Convolutional Networks", arXiv:1608.06993; the defaults are
+    DenseNet121's. Policies: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
+    """
+
+    model_type = "chexpert"
+    keys_to_ignore_at_inference = ["saliency", "hidden_states"]  # noqa: RUF012 - the Trainer appends to a list
+
+    num_channels: int = 3
+    growth_rate: int = 32
+    block_config: list[int] | tuple[int, ...] = (6, 12, 24, 16)
+    num_init_features: int = 64
+    bn_size: int = 4
+    drop_rate: float | int = 0.0
+    head_hidden_size: int | None = None
+    head_dropout: float | int = 0.0
+    output_saliency: bool = False
+    uncertainty_policies: dict[str, str] | None = None
+    blank_labels: Literal["negative", "unknown"] = "negative"
+    operating_points: dict[str, float | int] | None = None
+    # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
+    problem_type: Literal["multi_label_classification"] | None = "multi_label_classification"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.problem_type = "multi_label_classification"
+        self.block_config = list(self.block_config)
+        names: dict[int, str] | dict[str, str] | None = getattr(self, "id2label", None)
+        if names is None and kwargs.get("num_labels") is None:
+            self.id2label = dict(enumerate(OBSERVATIONS))
+        super().__post_init__(**kwargs)
+        self.label2id = {name: index for index, name in enumerate(self.observations)}
+        chosen = self.uncertainty_policies or {}
+        default = UncertaintyPolicy.U_IGNORE.value
+        self.uncertainty_policies = {name: chosen.get(name, default) for name in (*self.observations, *chosen)}
+        points = self.operating_points or {}
+        self.operating_points = {
+            name: float(points.get(name, DEFAULT_OPERATING_POINT)) for name in (*self.observations, *points)
+        }
+
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """The names of the model's outputs, in the order of `logits`."""
+        return tuple(self.id2label[index] for index in range(len(self.id2label)))
+
+    def validate_architecture(self) -> None:
+        """Raises ValueError if a number of the architecture makes no network."""
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels is {self.num_channels}, expected 1 or 3.")
+        sizes = [self.growth_rate, self.num_init_features, self.bn_size, *self.block_config]
+        if not self.block_config or min(sizes) < 1 or (self.head_hidden_size is not None and self.head_hidden_size < 1):
+            raise ValueError(
+                "growth_rate, num_init_features, bn_size, head_hidden_size and each of block_config must be at least "
+                f"1, got {self.growth_rate}, {self.num_init_features}, {self.bn_size}, {self.head_hidden_size} and "
+                f"{self.block_config}."
+            )
+        for name in ("drop_rate", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1).")
+        if self.head_dropout and self.head_hidden_size is None:
+            raise ValueError("head_dropout is set, but a linear head has none; set head_hidden_size or leave it 0.")
+
+    def validate_labels(self) -> None:
+        """Raises ValueError if policies or operating points do not fit the observations."""
+        observations = self.observations
+        if len(set(observations)) < len(observations):
+            raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
+        parse_policies(self.uncertainty_policies or {}, observations)
+        for name, point in (self.operating_points or {}).items():
+            if name not in observations:
+                raise ValueError(f"operating_points names {name!r}, which is not among: {', '.join(observations)}.")
+            if not 0 <= point <= 1:
+                raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
+
+
+CheXpertConfig.register_for_auto_class()

@@ -1,0 +1,228 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from torch.nn import functional
+
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.modeling_chexpert import masked_bce_with_logits, resolve_labels
+
+from .conftest import TINY
+
+
+def test_logits_equal_torchvisions_densenet121_with_the_same_weights():
+    torch.manual_seed(0)
+    reference = torchvision.models.densenet121(num_classes=14).eval()
+    model = CheXpertForImageClassification(CheXpertConfig()).eval()
+    model.load_state_dict(reference.state_dict())  # strict: the names are torchvision's
+    pixel_values = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values).logits, reference(pixel_values))
+
+
+def test_a_new_model_is_initialised_like_torchvisions():
+    model = CheXpertForImageClassification(CheXpertConfig())
+    reference = torchvision.models.densenet121(num_classes=14).state_dict()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() > 1000:
+            assert tensor.std().item() == pytest.approx(reference[name].std().item(), rel=0.15), name
+
+
+def test_the_mean_of_a_map_plus_the_bias_is_the_logit_of_a_linear_head(tiny_model):
+    output = tiny_model(torch.randn(3, 3, 80, 64), output_saliency=True)
+    assert output.saliency.shape == (3, 14, 10, 8)
+    rebuilt = output.saliency.mean(dim=(2, 3)) + tiny_model.classifier.bias
+    torch.testing.assert_close(rebuilt, output.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_hidden_size", [None, 16])
+def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size):
+    torch.manual_seed(1)
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)).eval()
+    captured = {}
+    model.features.norm5.register_forward_hook(lambda module, inputs, output: captured.update(raw=output))
+    output = model(torch.randn(2, 3, 64, 64), output_saliency=True)
+    features = functional.relu(captured["raw"])
+    for label in range(14):
+        live = features.detach().requires_grad_(True)
+        model.classifier(live.mean(dim=(2, 3)))[:, label].sum().backward()
+        weights = live.grad.mean(dim=(2, 3), keepdim=True) * live.shape[2] * live.shape[3]
+        expected = (weights * live).sum(dim=1)
+        torch.testing.assert_close(output.saliency[:, label], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_are_the_maps_after_each_dense_block():
+    model = CheXpertForImageClassification(CheXpertConfig()).eval()
+    captured = []
+    for block in (model.features.denseblock1, model.features.denseblock4):
+        block.register_forward_hook(lambda module, inputs, output: captured.append(output.clone()))
+    hidden_states = model(torch.randn(1, 3, 64, 64), output_hidden_states=True).hidden_states
+    assert [maps.shape[1] for maps in hidden_states] == [256, 512, 1024, 1024]  # Huang et al. 2017, table 1
+    assert torch.equal(hidden_states[0], captured[0])
+    assert torch.equal(hidden_states[3], captured[1])
+
+
+def test_maps_and_hidden_states_come_only_on_request(tiny_model):
+    output = tiny_model(torch.randn(1, 3, 64, 64))
+    assert output.saliency is None
+    assert output.hidden_states is None
+    assert output.loss is None
+
+
+def test_policies_decide_what_an_uncertain_label_becomes():
+    config = CheXpertConfig(
+        id2label=dict(enumerate(["Edema", "Pneumonia", "Fracture"])),
+        uncertainty_policies={"Edema": "u-ones", "Pneumonia": "u-zeros"},
+    )
+    raw = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 0.0, float("nan")], [0.3, -100.0, 1.0]])
+    expected = torch.tensor([[1.0, 0.0, -100.0], [1.0, 0.0, 0.0], [0.3, -100.0, 1.0]])
+    assert torch.equal(resolve_labels(raw, config), expected)
+    assert torch.equal(resolve_labels(expected, config), expected)
+
+
+def test_a_blank_is_unknown_if_the_config_says_so():
+    config = CheXpertConfig(id2label={0: "Edema"}, blank_labels="unknown")
+    assert resolve_labels(torch.tensor([[float("nan")]]), config).item() == -100
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_known_cells():
+    logits = torch.tensor([[0.0, 2.0], [-1.0, 5.0]])
+    targets = torch.tensor([[1.0, 0.0], [-100.0, 0.8]])
+    # -log s(0) = .6931; -log(1 - s(2)) = 2.1269; -(.8 log s(5) + .2 log(1 - s(5))) = 1.0067
+    assert masked_bce_with_logits(logits, targets).item() == pytest.approx((0.6931 + 2.1269 + 1.0067) / 3, abs=1e-4)
+
+
+def test_a_batch_without_known_labels_has_loss_zero_and_finite_gradients():
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = masked_bce_with_logits(logits, torch.full((2, 3), -100.0))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(2, 3))
+
+
+def test_gradients_of_accumulated_batches_equal_those_of_one_large_batch(tiny_model):
+    pixel_values = torch.randn(6, 3, 64, 64)
+    labels = torch.tensor(np.random.default_rng(0).choice([0.0, 1.0, -1.0, np.nan], size=(6, 14)), dtype=torch.float32)
+    known = (resolve_labels(labels, tiny_model.config) != -100).sum()
+
+    def gradient(parts: list[slice]) -> torch.Tensor:
+        tiny_model.zero_grad()
+        for part in parts:
+            tiny_model(pixel_values[part], labels=labels[part], num_items_in_batch=known).loss.backward()
+        return tiny_model.classifier.weight.grad.clone()
+
+    torch.testing.assert_close(gradient([slice(0, 1), slice(1, 6)]), gradient([slice(0, 6)]), atol=1e-6, rtol=0)
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_its_batchnorm_statistics(tiny_model):
+    tiny_model.freeze_backbone()
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in tiny_model.parameters() if p.requires_grad], lr=1.0)
+    tiny_model.train()
+    tiny_model(torch.randn(4, 3, 64, 64) + 3, labels=torch.ones(4, 14)).loss.backward()
+    optimizer.step()
+    changed = {name for name, tensor in tiny_model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_channels": 2}, "num_channels is 2, expected 1 or 3"),
+        ({"block_config": []}, "must be at least 1"),
+        ({"drop_rate": 1.5}, "drop_rate is 1.5"),
+        ({"head_dropout": 0.5}, "set head_hidden_size"),
+        ({"uncertainty_policies": {"Edema": "u-maybe"}}, "Unknown uncertainty policy 'u-maybe'"),
+        ({"uncertainty_policies": {"Oedema": "u-ones"}}, "'Oedema', which is not trained"),
+        ({"operating_points": {"Edema": 50}}, "operating point of Edema is 50"),
+        ({"id2label": {0: "Edema", 1: "Edema"}}, "may occur once"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(values, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        CheXpertConfig(**values)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64)])
+def test_pixel_values_of_another_shape_are_refused(tiny_model, shape):
+    with pytest.raises(ValueError, match="pixel_values has shape"):
+        tiny_model(torch.zeros(shape))
+
+
+def test_labels_of_another_shape_are_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"labels has shape \(1, 5\), expected \(1, 14\)"):
+        tiny_model(torch.zeros(1, 3, 64, 64), labels=torch.zeros(1, 5))
+
+
+def test_saving_and_loading_gives_the_same_logits_and_config(tiny_model, tiny_folder):
+    loaded = CheXpertForImageClassification.from_pretrained(tiny_folder)
+    before, after = tiny_model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    pixel_values = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded(pixel_values).logits, tiny_model(pixel_values).logits, atol=1e-5, rtol=1e-5)
+    assert loaded.config.observations == OBSERVATIONS
+    assert loaded.config.uncertainty_policies == tiny_model.config.uncertainty_policies
+
+
+ISOLATED = """
+import json, sys
+sys.modules["chexpert_hf"] = None  # any import of it fails
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+folder, image = sys.argv[1:]
+model, info = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**processor(Image.open(image), return_tensors="pt")).logits
+scores = pipeline("image-classification", model=folder, trust_remote_code=True)(image, top_k=14)
+print(json.dumps({
+    "logits": logits[0].tolist(),
+    "problems": [str(keys) for keys in info.values() if keys],
+    "scores": {score["label"]: score["score"] for score in scores},
+}))
+"""
+
+
+def test_a_saved_folder_works_in_a_process_that_cannot_import_this_package(tiny_folder, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    processor = CheXpertImageProcessor.from_pretrained(tiny_folder)
+    # Loaded, too: weights mapped from a file are aligned otherwise in memory, which changes the last bits of a sum.
+    loaded = CheXpertForImageClassification.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        expected = loaded(**processor(image, return_tensors="pt")).logits[0]
+    process = subprocess.run(
+        [sys.executable, "-c", ISOLATED, str(tiny_folder), str(tmp_path / "image.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    assert answer["problems"] == []
+    assert answer["logits"] == expected.tolist()
+    assert list(answer["scores"]) == sorted(OBSERVATIONS, key=answer["scores"].get, reverse=True)
+    for name, probability in zip(OBSERVATIONS, expected.sigmoid().tolist(), strict=True):
+        assert answer["scores"][name] == pytest.approx(probability, abs=1e-6)
+
+
+def test_only_the_four_files_travel_with_a_saved_model(tiny_folder: Path):
+    assert {path.name for path in tiny_folder.glob("*.py")} == {
+        "configuration_chexpert.py",
+        "image_processing_chexpert.py",
+        "labels.py",
+        "modeling_chexpert.py",
+    }
