@@ -1,0 +1,131 @@
+"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, all as float arrays.
+
+Everything here knows pixels only; what a rib or a lung is stands in the modules that draw them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+Floats = NDArray[np.float32]
+Points = NDArray[np.floating]
+Generator = np.random.Generator
+
+_OVERSAMPLING = 2
+
+
+class Layer:
+    """A picture of shapes with values in [0, 1], drawn at twice the resolution so that its edges are antialiased."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        height, width = shape
+        self._shape = shape
+        self._image = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
+        self._draw = ImageDraw.Draw(self._image)
+
+    def polygon(self, points: Points, value: float) -> None:
+        """Fills the polygon through `points`, `(n, 2)` as x, y in pixels."""
+        self._draw.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=round(255 * value))
+
+    def line(self, points: Points, width: float, value: float) -> None:
+        """Draws a line of `width` pixels through `points`, `(n, 2)` as x, y in pixels."""
+        pixels = max(1, round(width * _OVERSAMPLING))
+        if pixels > 4:
+            # Pillow leaves wedges open at the joints of wide lines.
+            self.polygon(ribbon(points, width), value)
+        else:
+            self._draw.line((points * _OVERSAMPLING).ravel().tolist(), fill=round(255 * value), width=pixels)
+
+    def lines(self, segments: Points, width: float, value: float) -> None:
+        """Draws many thin lines, `(num_lines, num_points, 2)`, of one width and value."""
+        fill, pixels = round(255 * value), max(1, round(width * _OVERSAMPLING))
+        for coordinates in (segments * _OVERSAMPLING).reshape(len(segments), -1).tolist():
+            self._draw.line(coordinates, fill=fill, width=pixels)
+
+    def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
+        """Draws a hollow tube seen from the side, as X-rays show a long bone: a dense rim around a lighter core."""
+        self.polygon(ribbon(points, width), rim)
+        self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
+
+    def tubes(self, paths: Points, width: float | Points, rim: float, core: float) -> None:
+        """Draws many tubes, `(num_tubes, num_points, 2)`, as `tube` does."""
+        for outer, inner in zip(ribbon(paths, width), ribbon(paths, np.asarray(width) - 2.0), strict=True):
+            self.polygon(outer, rim)
+            self.polygon(inner, core)
+
+    def disk(self, centre: Sequence[float] | Points, radius: float | tuple[float, float], value: float) -> None:
+        """Fills an ellipse of the given radius, or radii along x and y, in pixels."""
+        rx, ry = radius if isinstance(radius, tuple) else (radius, radius)
+        x, y = float(centre[0]), float(centre[1])
+        box = [(x - rx) * _OVERSAMPLING, (y - ry) * _OVERSAMPLING, (x + rx) * _OVERSAMPLING, (y + ry) * _OVERSAMPLING]
+        self._draw.ellipse(box, fill=round(255 * value))
+
+    def array(self, softness: int = 1) -> Floats:
+        """Returns the layer, `(height, width)` in [0, 1], its edges softened over about `softness` pixels."""
+        values = np.asarray(self._image.reduce(_OVERSAMPLING * softness), dtype=np.float32)
+        values = values if softness == 1 else np.maximum(enlarge(values, self._shape), 0)
+        return values * np.float32(1 / 255)
+
+
+def ribbon(points: Points, width: float | Points) -> Points:
+    """Outline, `(..., 2 n, 2)`, of a band of `width` (one, or one per point) around lines through `(..., n, 2)`."""
+    tangents = np.empty_like(points)
+    tangents[..., 1:-1, :] = points[..., 2:, :] - points[..., :-2, :]
+    tangents[..., 0, :] = points[..., 1, :] - points[..., 0, :]
+    tangents[..., -1, :] = points[..., -1, :] - points[..., -2, :]
+    scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))
+    offsets = tangents[..., ::-1] * scale[..., None] * np.array([-1.0, 1.0])
+    return np.concatenate([points + offsets, (points - offsets)[..., ::-1, :]], axis=-2)
+
+
+def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -> Points:
+    """A smooth line, `(num, 2)`, near the given corner points and through the first and last of them."""
+    corners = np.asarray(points, dtype=np.float64)
+    at = np.linspace(0, len(corners) - 1, num)
+    path = np.stack([np.interp(at, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1)], axis=1)
+    rounded = ndimage.gaussian_filter1d(path, num / len(corners) / 2.2, axis=0, mode="nearest")
+    rounded[0], rounded[-1] = path[0], path[-1]
+    return rounded
+
+
+def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
+    """Values at the equally spaced positions `at` of a line through `(position, value)` knots, rounded off.
+
+    Args:
+        at: `(n,)`, equally spaced, for instance one position per image row.
+        knots: Ascending in position; beyond the ends the line continues flat.
+        smoothing: Standard deviation of the Gaussian that rounds the corners, in samples.
+    """
+    positions, values = zip(*knots, strict=True)
+    return ndimage.gaussian_filter1d(np.interp(at, positions, values), smoothing, mode="nearest").astype(np.float32)
+
+
+def cloud(rng: Generator, shape: tuple[int, int], scale: float) -> Floats:
+    """Smooth noise, `(height, width)`, of zero mean, unit variance and structures of about `scale` pixels."""
+    coarse = (int(2 * shape[0] / scale) + 2, int(2 * shape[1] / scale) + 2)
+    # Smoothed while it is small, so that interpolation leaves no grid to be seen; that takes the deviation to 0.28.
+    noise = ndimage.gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), 1.0, truncate=3.0)
+    return enlarge(noise * np.float32(1 / 0.28), shape)
+
+
+def enlarge(array: Floats, shape: tuple[int, int]) -> Floats:
+    """Resizes a float array to `shape` (height, width) by bilinear interpolation."""
+    return np.asarray(Image.fromarray(array).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, float], angle: float) -> Floats:
+    """Elliptical distance of every pixel from `centre` (x, y): 1 on the ellipse of `radii`, turned by `angle` rad."""
+    x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(centre[0])
+    y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(centre[1])
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along, across = (x * cos + y * sin) / np.float32(radii[0]), (y * cos - x * sin) / np.float32(radii[1])
+    return np.sqrt(along * along + across * across)
+
+
+def smooth_step(array: Points, low: float, high: float) -> Floats:
+    """0 below `low`, 1 above `high` (or the reverse where `high < low`), with a smooth passage between them."""
+    t = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
+    return (t * t * (3 - 2 * t)).astype(np.float32, copy=False)
