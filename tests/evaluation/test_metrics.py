@@ -1,0 +1,110 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from chexpert_hf.evaluation.metrics import (
+    MIN_STUDIES_PER_CLASS,
+    auroc,
+    evaluate_probabilities,
+    evaluation_labels,
+    judged_observations,
+    maximum_per_study,
+)
+from chexpert_hf.evaluation.report import as_table
+
+NAN = float("nan")
+
+
+def test_auroc_equals_the_share_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        labels = rng.integers(0, 2, 30).astype(float)
+        labels[:2] = 0, 1
+        scores = rng.integers(0, 8, 30) / 8  # with ties
+        pairs = [
+            1.0 if positive > negative else 0.5 if positive == negative else 0.0
+            for positive, negative in itertools.product(scores[labels == 1], scores[labels == 0])
+        ]
+        assert auroc(scores, labels) == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+def test_unknown_labels_take_no_part_in_auroc():
+    assert auroc(np.array([0.1, 0.9, 0.5, 0.99]), np.array([0, 1, 1, NAN])) == 1.0
+
+
+def test_auroc_of_one_class_is_undefined_and_not_a_half():
+    assert np.isnan(auroc(np.array([0.1, 0.9]), np.array([1.0, 1.0])))
+
+
+def test_a_studys_score_is_the_maximum_over_its_views():
+    values = np.array([[0.1, 0.8], [0.7, 0.2], [0.4, NAN], [0.3, NAN]])
+    result, studies = maximum_per_study(values, ["b", "a", "b", "b"])
+    assert studies == ["b", "a"]
+    np.testing.assert_array_equal(result, [[0.4, 0.8], [0.7, 0.2]])
+
+
+def test_a_study_of_unknown_labels_stays_unknown():
+    result, _ = maximum_per_study(np.array([[NAN], [NAN]]), ["a", "a"])
+    assert np.isnan(result).all()
+
+
+def test_uncertain_is_unknown_and_blank_is_negative_unless_told_otherwise():
+    raw = np.array([1, 0, -1, NAN])
+    np.testing.assert_array_equal(evaluation_labels(raw), [1, 0, NAN, 0])
+    np.testing.assert_array_equal(evaluation_labels(raw, "unknown"), [1, 0, NAN, NAN])
+
+
+def test_an_observation_with_few_studies_of_a_class_is_not_judged():
+    labels = np.zeros((20, 2))
+    labels[:MIN_STUDIES_PER_CLASS, 0] = 1
+    labels[: MIN_STUDIES_PER_CLASS - 1, 1] = 1
+    assert judged_observations(labels, ["Edema", "Fracture"]) == ("Edema",)
+
+
+def competition_like(num_studies=40):
+    rng = np.random.default_rng(0)
+    observations = ["Edema", "Atelectasis", "Pneumonia", "Consolidation"]
+    labels = rng.integers(0, 2, (num_studies, 4)).astype(float)
+    labels[:, 3] = 0  # Consolidation never occurs
+    probabilities = np.clip(labels * 0.2 + rng.random((num_studies, 4)) * 0.8, 0, 1)
+    return probabilities, labels, [f"study{i}" for i in range(num_studies)], observations
+
+
+def test_the_mean_is_over_the_competition_observations_that_can_be_judged():
+    probabilities, labels, studies, observations = competition_like()
+    evaluation = evaluate_probabilities(probabilities, labels, studies, observations)
+    by_name = {item.observation: item for item in evaluation.observations}
+    assert evaluation.mean_over == ("Edema", "Atelectasis")
+    assert evaluation.mean_auroc == pytest.approx((by_name["Edema"].auroc + by_name["Atelectasis"].auroc) / 2)
+    assert np.isnan(by_name["Consolidation"].auroc)
+    assert by_name["Edema"].num_positive + by_name["Edema"].num_negative == 40
+    assert evaluation.to_dict()["observations"][3]["auroc"] is None
+
+
+def test_without_competition_observations_the_mean_is_over_all_that_can_be_judged():
+    probabilities, labels, studies, _ = competition_like()
+    evaluation = evaluate_probabilities(
+        probabilities, labels, studies, ["Fracture", "Pneumonia", "Lung Lesion", "Pneumothorax"]
+    )
+    assert evaluation.mean_over == ("Fracture", "Pneumonia", "Lung Lesion")
+
+
+def test_the_table_says_what_was_not_judged_and_what_the_mean_covers():
+    table = as_table(evaluate_probabilities(*competition_like()))
+    assert "Consolidation" in table
+    assert "not judged: one class only" in table
+    assert "over Edema, Atelectasis" in table
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((3, 2), "Expected probabilities and labels of shape"), ((4, 3), "Expected probabilities")]
+)
+def test_probabilities_and_labels_of_different_shapes_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_probabilities(np.zeros(shape), np.zeros((4, 2)), ["a"] * 4, ["Edema", "Fracture"])
+
+
+def test_probabilities_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="1 views have probabilities that are NaN"):
+        evaluate_probabilities(np.array([[NAN], [0.5]]), np.zeros((2, 1)), ["a", "b"], ["Edema"])
