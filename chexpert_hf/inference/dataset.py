@@ -1,0 +1,44 @@
+"""A model's probabilities for a CheXpert data set, and their evaluation."""
+
+from collections.abc import Callable, Iterator
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.inference.classifier import CheXpertClassifier
+
+
+def predict_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> NDArray[np.float64]:
+    """Probabilities `(num_views, num_labels)` of the images of a split from `load_chexpert`.
+
+    Args:
+        classifier: The model.
+        dataset: The split.
+        progress: Called with the number of images that were added.
+
+    Raises:
+        RadiographError: If an image cannot be read.
+    """
+    files = [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+    def images() -> Iterator[Image.Image]:
+        for file in files:
+            yield classifier.read(file)
+            if progress:
+                progress(1)
+
+    return np.array([list(item.probabilities.values()) for item in classifier.predict_images(images())])
+
+
+def evaluate_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluates a model on a split that holds the labels of its observations, in its order."""
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
+    probabilities = predict_dataset(classifier, dataset, progress)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], classifier.observations)
