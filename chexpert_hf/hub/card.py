@@ -1,0 +1,86 @@
+"""The model card of a folder, filled from what its run measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from chexpert_hf.evaluation.metrics import Evaluation
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+_TEMPLATE = "model_card.md"
+
+
+def template_path() -> Path:
+    """The card's template: beside this module once installed, at the top of the project in a checkout."""
+    installed = Path(__file__).with_name(_TEMPLATE)
+    return installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE
+
+
+def render_card(
+    name: str,
+    model: CheXpertForImageClassification,
+    *,
+    image_size: int,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    evaluation: Evaluation,
+    best_step: int,
+) -> ModelCard:
+    """Fills the template.
+
+    Args:
+        name: Of the model.
+        model: Gives observations, policies and operating points.
+        image_size: Input height and width in pixels.
+        recipe: All values of the run.
+        data: `name`, and for `train` and `valid` the numbers of images, studies and patients.
+        evaluation: On the validation split.
+        best_step: The checkpoint that was kept.
+    """
+    config = model.config
+    return ModelCard.from_template(
+        ModelCardData(
+            model_name=name,
+            library_name="transformers",
+            pipeline_tag="image-classification",
+            license="other",
+            license_name="terms-of-the-training-data",
+            tags=["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"],
+            eval_results=_eval_results(evaluation, data),
+        ),
+        template_path=str(template_path()),
+        name=name,
+        observations=config.observations,
+        policies=config.uncertainty_policies,
+        blank_labels=config.blank_labels,
+        operating_points=config.operating_points,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        image_size=image_size,
+        recipe=yaml.safe_dump(dict(recipe), sort_keys=False).strip(),
+        init=recipe["init"],
+        data=data,
+        results=evaluation.observations,
+        mean_over=evaluation.mean_over,
+        mean_auroc=evaluation.mean_auroc,
+        num_studies=evaluation.num_studies,
+        best_step=best_step,
+    )
+
+
+def _eval_results(evaluation: Evaluation, data: Mapping[str, Any]) -> list[EvalResult]:
+    """The model-index: the mean AUROC, where there is one."""
+    if not evaluation.mean_over:
+        return []
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-folder",
+            dataset_name=f"{data['name']} (validation split)",
+            metric_type="roc_auc",
+            metric_name=f"Mean AUROC per study over {len(evaluation.mean_over)} observations",
+            metric_value=round(evaluation.mean_auroc, 4),
+        )
+    ]

@@ -1,0 +1,67 @@
+"""Weights that others trained, brought into this package's model.
+
+Source: torchvision's DenseNet121_Weights.IMAGENET1K_V1, https://pytorch.org/vision/stable/models/densenet.html.
+"""
+
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision.models import DenseNet121_Weights
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+# Published checkpoints have 'norm.1' where torchvision's modules are now called 'norm1'.
+_OLD_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
+
+
+class WeightsError(InputError):
+    """Weights that could not be fetched or do not fit, with the reason and what to do."""
+
+
+def imagenet_cache_path() -> Path:
+    """Where torchvision's ImageNet weights are looked for, and may be put by hand."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
+
+
+def imagenet_state_dict() -> dict[str, Tensor]:
+    """Torchvision's DenseNet121 weights with today's names, from the cache or downloaded.
+
+    Raises:
+        WeightsError: If they can neither be found nor downloaded.
+    """
+    weights = DenseNet121_Weights.IMAGENET1K_V1
+    try:
+        state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"ImageNet weights could not be downloaded from {weights.url} ({reason}). Train with --init random, or put "
+            f"that file at {imagenet_cache_path()}."
+        ) from error
+    return {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
+
+
+def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Copies ImageNet weights into the backbone; the head stays as it is.
+
+    A model with one channel gets the sum of the three channels' kernels: the same output as for three equal channels.
+
+    Args:
+        model: With DenseNet121's backbone.
+        state_dict: Torchvision's, for tests; fetched if None.
+
+    Raises:
+        WeightsError: If they cannot be fetched or the backbone is another.
+    """
+    source = imagenet_state_dict() if state_dict is None else state_dict
+    backbone = {name: tensor for name, tensor in source.items() if name.startswith("features.")}
+    if model.config.num_channels == 1:
+        backbone["features.conv0.weight"] = backbone["features.conv0.weight"].sum(dim=1, keepdim=True)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("features.")}
+    if expected != {name: tensor.shape for name, tensor in backbone.items()}:
+        raise WeightsError("ImageNet weights are for DenseNet121, but the model has another backbone; use init random.")
+    model.load_state_dict(backbone, strict=False)  # the head is not among them, all else was compared above

@@ -1,0 +1,74 @@
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torchvision.models import DenseNet121_Weights
+
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
+from chexpert_hf.hub.weights import WeightsError, imagenet_cache_path, imagenet_state_dict, load_imagenet_backbone
+
+from ..conftest import TINY
+
+
+def published_names(state_dict):
+    """As in torchvision's file: 'denselayer1.norm.1.weight' for 'denselayer1.norm1.weight'."""
+    renamed = {}
+    for name, tensor in state_dict.items():
+        for part in ("norm", "conv"):
+            for number in "12":
+                if "denselayer" in name:
+                    name = name.replace(f".{part}{number}.", f".{part}.{number}.")
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """A file like the published one, put into the cache by hand."""
+    torch.manual_seed(0)
+    network = torchvision.models.densenet121().eval()
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    path = imagenet_cache_path()
+    path.parent.mkdir(parents=True)
+    torch.save(published_names(network.state_dict()), path)
+    return network
+
+
+def test_weights_put_into_the_cache_by_hand_are_used(imagenet):
+    model = CheXpertForImageClassification(CheXpertConfig()).eval()
+    load_imagenet_backbone(model)
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = imagenet.features(pixel_values).relu().mean(dim=(2, 3))
+        features, _ = model._feature_maps(pixel_values)
+    torch.testing.assert_close(features.mean(dim=(2, 3)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_one_channel_gives_the_features_of_three_equal_ones(imagenet):
+    model = CheXpertForImageClassification(CheXpertConfig(num_channels=1)).eval()
+    load_imagenet_backbone(model)
+    gray = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = imagenet.features(gray.expand(-1, 3, -1, -1)).relu()
+        features, _ = model._feature_maps(gray)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_network_one_line_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+
+    def unreachable(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(WeightsError, match=r"--init random, or put that file at .*densenet121-a639ec97.pth") as caught:
+        imagenet_state_dict()
+    assert len(str(caught.value).splitlines()) == 1
+    assert DenseNet121_Weights.IMAGENET1K_V1.url in str(caught.value)
+
+
+def test_another_backbone_does_not_take_them():
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY))
+    with pytest.raises(WeightsError, match="are for DenseNet121"):
+        load_imagenet_backbone(model, torchvision.models.densenet121().state_dict())
