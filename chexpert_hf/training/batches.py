@@ -1,0 +1,47 @@
+"""Rows of a CheXpert data set as training examples: gray levels at the model's size, and labels as targets."""
+
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+
+
+class RadiographDataset(torch.utils.data.Dataset):
+    """Reads radiographs as they are asked for. What is random (augmentation) happens later, on whole batches.
+
+    Args:
+        dataset: A split from `load_chexpert`.
+        processor: Gives the size.
+        to_targets: Makes targets of the raw labels `(num_labels,)`.
+    """
+
+    def __init__(
+        self, dataset: datasets.Dataset, processor: CheXpertImageProcessor, to_targets: Callable[[Tensor], Tensor]
+    ) -> None:
+        undecoded = dataset.cast_column("image", datasets.Image(decode=False))
+        self.files = [image["path"] for image in undecoded["image"]]
+        self.names: list[str] = dataset["path"][:]
+        self.labels = torch.from_numpy(np.asarray(dataset["labels"][:], dtype=np.float32))
+        self.processor = processor
+        self.to_targets = to_targets
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        """`pixel_values` (1, height, width) uint8, `labels` (num_labels,) and `index`.
+
+        Raises:
+            RadiographError: If the file cannot be read; names the row.
+        """
+        try:
+            image = read_radiograph(self.files[index], target_size=self.processor.longest_side)
+        except RadiographError as error:
+            raise RadiographError(f"{self.names[index]}: {error}") from error
+        gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": gray, "labels": self.to_targets(self.labels[index]), "index": index}

@@ -1,0 +1,184 @@
+"""A recipe: every value that defines a training run. The defaults are the CheXpert paper's.
+
+Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2: DenseNet121 from ImageNet weights, 320 x 320 pixels, Adam with
+(.9, .999), learning rate 1e-4, batches of 16, 3 epochs, a checkpoint every 4,800 images. The paper trains one model per
+policy; U-Ones is the single policy without a second stage or a third class that does best there (table 3).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.labels import OBSERVATIONS, BlankPolicy, check_observations, parse_policies
+
+Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "linear", "cosine"]
+PAPER_POLICY = "u-ones"
+
+
+class RecipeError(InputError):
+    """A recipe that cannot be trained, with the field, what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every value that defines a run.
+
+    Attributes:
+        observations: What the model learns to judge, in the order of its outputs.
+        policy: Uncertainty policy, for all or by observation; see `chexpert_hf.labels.parse_policies`.
+        blank_labels: Whether a blank label is "negative" or "unknown".
+        init: "imagenet", "random", or a model folder or repository to start from.
+        architecture: Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; only with random
+            initialisation.
+        num_channels: 3 (grayscale repeated) or 1.
+        head_hidden_size: Width of a hidden layer in the head; None for a linear head.
+        head_dropout: Dropout behind that layer.
+        freeze_backbone: Train the head only; the statistics of BatchNorm stay, too.
+        image_size: Height and width of the input in pixels.
+        frontal_only: Leave lateral views out, of training and validation.
+        num_patients: A subset of the training patients, always the same one; all if None.
+        valid_fraction: Share of the patients held out where the data has no valid.csv.
+        rotation_degrees: Largest rotation of the augmentation, either way. There is no flip: it moves the heart.
+        translation: Largest shift, as a share of the image.
+        scaling: Largest change of size, as a share.
+        contrast: Largest change of contrast and brightness, as a share.
+        epochs: Passes over the training images.
+        batch_size: Images per forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        learning_rate: Of Adam, at its highest.
+        schedule: "constant", "linear" or "cosine" decay.
+        warmup: Share of the steps over which the learning rate rises.
+        weight_decay: Decoupled (AdamW); 0 is Adam.
+        max_grad_norm: Gradients are clipped to this norm; 0 for no clipping.
+        precision: "fp32", or "bf16" autocast.
+        channels_last: Memory layout, faster on CPUs and GPUs alike.
+        compile: Whether to use torch.compile.
+        images_per_checkpoint: Training images between two checkpoints; at least one checkpoint an epoch.
+        keep_checkpoints: How many checkpoints stay on disk.
+        workers: Processes that read images.
+        seed: Of initialisation, order and augmentation.
+    """
+
+    observations: tuple[str, ...] = OBSERVATIONS
+    policy: str | Mapping[str, str] = PAPER_POLICY
+    blank_labels: str = "negative"
+    init: str = "imagenet"
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    num_channels: int = 3
+    head_hidden_size: int | None = None
+    head_dropout: float = 0.0
+    freeze_backbone: bool = False
+    image_size: int = 320
+    frontal_only: bool = False
+    num_patients: int | None = None
+    valid_fraction: float = 0.1
+    rotation_degrees: float = 0.0
+    translation: float = 0.0
+    scaling: float = 0.0
+    contrast: float = 0.0
+    epochs: float = 3
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    images_per_checkpoint: int = 4800
+    keep_checkpoints: int = 10
+    workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "observations", check_observations(self.observations))
+            parse_policies(self.policy, self.observations)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        _expect_one_of("blank_labels", self.blank_labels, [policy.value for policy in BlankPolicy])
+        _expect_one_of("schedule", self.schedule, get_args(Schedule))
+        _expect_one_of("precision", self.precision, get_args(Precision))
+        _expect_one_of("num_channels", self.num_channels, (1, 3))
+        for name in (
+            "image_size",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "images_per_checkpoint",
+            "keep_checkpoints",
+        ):
+            _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("epochs", "learning_rate"):
+            _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
+        for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
+            _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
+            _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
+        if self.architecture and self.init != "random":
+            raise RecipeError(f"architecture is set, which needs init 'random', got init {self.init!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, as plain types."""
+        values = asdict(self)
+        return values | {"observations": list(self.observations), "architecture": dict(self.architecture)}
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe as YAML, from which `load` makes an equal one."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Reads a YAML recipe; what it does not name has its default.
+
+        Raises:
+            RecipeError: If it is not a recipe, or a value is out of range.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RecipeError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(values, dict):
+            raise RecipeError(f"The recipe {path} is no mapping of fields to values.")
+        return cls().override(**values)
+
+    def override(self, **values: Any) -> "Recipe":
+        """The recipe with other values.
+
+        Raises:
+            RecipeError: If a field is unknown, or a value is out of range.
+        """
+        known = {item.name: item for item in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                raise RecipeError(f"A recipe has no field {name!r}; expected: {', '.join(known)}.")
+            if known[name].type in ("float", float) and isinstance(value, str):
+                # YAML reads 1e-4 as a string: it wants 1.0e-4.
+                values[name] = _number(name, value)
+        try:
+            return replace(self, **values)
+        except TypeError as error:
+            raise RecipeError(f"A value of the recipe has the wrong type: {error}.") from error
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"{name} is {text!r}, expected a number.") from None
+
+
+def _expect(name: str, value: Any, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise RecipeError(f"{name} is {value!r}, expected {expected}.")
+
+
+def _expect_one_of(name: str, value: Any, choices: Any) -> None:
+    _expect(name, value, value in choices, f"one of: {', '.join(map(str, choices))}")

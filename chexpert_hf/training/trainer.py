@@ -1,0 +1,184 @@
+"""The Hugging Face Trainer that a recipe describes."""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import IGNORED
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
+from chexpert_hf.training.augmentation import RadiographAugmentation
+from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.recipe import Recipe
+
+METRIC = "mean_auroc"
+EVALUATION_BATCH_SIZE = 64
+
+
+class CheXpertTrainer(Trainer):
+    """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator."""
+
+    def __init__(self, *args: Any, augmentation: RadiographAugmentation, memory_format: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
+        self.memory_format = memory_format
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
+        if self.model.training and self.augmentation.is_active:
+            # The state's epoch is exact at the boundaries of epochs, also after resuming.
+            gray = self.augmentation(gray, epoch=int(self.state.epoch or 0), indices=indices)
+        processor: Any = self.processing_class
+        pixel_values = processor.rescale_and_normalize(
+            gray,
+            processor.do_rescale,
+            processor.rescale_factor,
+            processor.do_normalize,
+            processor.image_mean,
+            processor.image_std,
+        )
+        return inputs | {"pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
+
+
+class EvaluateLastStep(TrainerCallback):
+    """Evaluates the last step too, where it is no multiple of the interval, so that it can be the best."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+            control.should_save = True
+
+
+class TrainingProgress(ProgressCallback):
+    """A progress bar on a terminal, and everywhere one readable line per evaluation instead of dictionaries."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, unit=" steps", dynamic_ncols=True, disable=None)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """No second bar: evaluations are short."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+        if f"eval_{METRIC}" in logs:
+            best = "" if state.best_metric is None else f"  (best so far {state.best_metric:.3f})"
+            self.training_bar.write(
+                f"step {state.global_step:>6} of {state.max_steps}  epoch {logs['epoch']:.2f}  validation mean AUROC "
+                f"{logs[f'eval_{METRIC}']:.3f}{best}",
+                file=sys.stderr,
+            )
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    data: datasets.DatasetDict,
+    output: Path,
+    report_to: str = "none",
+) -> CheXpertTrainer:
+    """The Trainer that a recipe describes."""
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)
+    trainer = CheXpertTrainer(
+        model=model,
+        args=training_arguments(recipe, len(data["train"]), output, report_to),
+        train_dataset=RadiographDataset(data["train"], processor, partial(resolve_labels, config=model.config)),
+        eval_dataset=RadiographDataset(data["valid"], processor, partial(_evaluation_targets, recipe=recipe)),
+        processing_class=processor,
+        compute_metrics=partial(compute_metrics, studies=data["valid"]["study"][:], recipe=recipe),
+        callbacks=[EvaluateLastStep],
+        augmentation=RadiographAugmentation(
+            recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast, recipe.seed
+        ),
+        memory_format=memory_format,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(TrainingProgress)
+    return trainer
+
+
+def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str = "none") -> TrainingArguments:
+    """The recipe in the Trainer's terms."""
+    steps_per_epoch = math.ceil(num_images / (recipe.batch_size * recipe.gradient_accumulation_steps))
+    images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    interval = max(1, min(recipe.images_per_checkpoint // images_per_step, steps_per_epoch))
+    return TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule
+        if not recipe.warmup or recipe.schedule != "constant"
+        else "constant_with_warmup",
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        torch_compile=recipe.compile,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=recipe.keep_checkpoints,
+        metric_for_best_model=METRIC,
+        greater_is_better=True,
+        logging_steps=max(1, min(10, steps_per_epoch // 4)),
+        logging_nan_inf_filter=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_num_workers=recipe.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        report_to=report_to,
+        project="chexpert-hf",
+        trackio_static_space_id=False,
+        disable_tqdm=False,
+    )
+
+
+def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Recipe) -> dict[str, float]:
+    """AUROC per study of each observation that the split can judge, and their mean as the Trainer's metric."""
+    evaluation = _evaluate(prediction.predictions, prediction.label_ids, studies, recipe)
+    per_observation = {f"auroc/{item.observation}": item.auroc for item in evaluation.observations}
+    return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
+
+
+def evaluate_split(trainer: Trainer, dataset: datasets.Dataset, recipe: Recipe) -> Evaluation:
+    """The trainer's model on its evaluation data, of which `dataset` gives the studies."""
+    output = trainer.predict(trainer.eval_dataset)
+    return _evaluate(output.predictions, output.label_ids, dataset["study"][:], recipe)
+
+
+def _evaluate(logits: Any, targets: Any, studies: list[str], recipe: Recipe) -> Evaluation:
+    probabilities = torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
+    labels = np.where(targets == IGNORED, np.nan, targets)
+    return evaluate_probabilities(probabilities, labels, studies, recipe.observations)
+
+
+def _evaluation_targets(labels: Tensor, recipe: Recipe) -> Tensor:
+    """Raw labels as the truth: uncertain ones are unknown, whatever the policy in training."""
+    truth = evaluation_labels(labels.numpy(), recipe.blank_labels)
+    return torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chexpert_hf.training.augmentation import RadiographAugmentation
+
+ALL = RadiographAugmentation(rotation_degrees=10, translation=0.05, scaling=0.1, contrast=0.2, seed=3)
+
+
+def images(count: int, size: int = 48) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 256, (count, 1, size, size), dtype=np.uint8))
+
+
+def test_an_image_changes_by_seed_epoch_and_index_alone():
+    batch = images(4)
+    together = ALL(batch, epoch=2, indices=torch.tensor([7, 1, 5, 9]))
+    alone = ALL(batch[2:3], epoch=2, indices=torch.tensor([5]))
+    torch.testing.assert_close(together[2:3], alone, atol=1e-3, rtol=0)
+    assert not torch.equal(together[2:3], ALL(batch[2:3], epoch=3, indices=torch.tensor([5])))
+    assert not torch.equal(together[2:3], ALL(batch[2:3], epoch=2, indices=torch.tensor([6])))
+
+
+def test_it_does_not_touch_the_global_generators():
+    before = torch.random.get_rng_state()
+    ALL(images(1), epoch=0, indices=torch.tensor([0]))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_nothing_switched_on_changes_nothing():
+    augmentation = RadiographAugmentation()
+    assert not augmentation.is_active
+    assert torch.equal(augmentation(images(2), epoch=0, indices=torch.arange(2)), images(2).float())
+
+
+def test_a_rotation_is_the_rotation_that_pillow_makes():
+    # A smooth image, so that the two interpolations agree; a rectangle, so that the aspect ratio counts.
+    y, x = np.mgrid[0:60, 0:90]
+    smooth = (127 + 80 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8)
+    augmentation = RadiographAugmentation(rotation_degrees=20, seed=1)
+    tensor = torch.from_numpy(smooth)[None, None]
+    angle = 20 * augmentation._draw(0, torch.tensor([4]))[0, 0].item()
+    rotated = augmentation(tensor, epoch=0, indices=torch.tensor([4]))[0, 0].numpy()
+    expected = np.asarray(Image.fromarray(smooth).rotate(angle, Image.Resampling.BILINEAR), dtype=float)
+    inside = (slice(20, 40), slice(30, 60))
+    assert abs(angle) > 3
+    assert np.abs(rotated - expected)[inside].mean() < 2
+    assert np.abs(rotated - smooth)[inside].mean() > 8
+
+
+def test_the_heart_stays_on_its_side():
+    # No flip: a bright half stays on its side in every draw.
+    image = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    image[..., 32:] = 200
+    for index in range(50):
+        changed = ALL(image, epoch=0, indices=torch.tensor([index]))
+        assert changed[..., 32:].mean() > changed[..., :32].mean() + 100
+
+
+def test_gray_levels_stay_in_their_range():
+    changed = ALL(images(16), epoch=0, indices=torch.arange(16))
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+
+
+@pytest.mark.parametrize("field", ["rotation_degrees", "translation", "scaling", "contrast"])
+def test_each_part_alone_changes_the_image(field):
+    augmentation = RadiographAugmentation(**{field: 0.2})
+    changed = augmentation(images(1), epoch=0, indices=torch.tensor([0]))
+    assert (changed - images(1).float()).abs().mean() > 0.1

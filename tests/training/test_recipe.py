@@ -1,0 +1,59 @@
+import pytest
+
+from chexpert_hf.training.recipe import Recipe, RecipeError
+
+
+def test_the_defaults_are_the_papers():
+    # Irvin et al. 2019, section 3.2
+    recipe = Recipe()
+    assert (recipe.init, recipe.image_size, recipe.batch_size, recipe.epochs) == ("imagenet", 320, 16, 3)
+    assert (recipe.learning_rate, recipe.schedule, recipe.weight_decay) == (1e-4, "constant", 0)
+    assert (recipe.images_per_checkpoint, recipe.keep_checkpoints) == (4800, 10)
+    assert (recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast) == (0, 0, 0, 0)
+    assert len(recipe.observations) == 14
+    assert recipe.blank_labels == "negative"
+
+
+def test_a_saved_recipe_loads_as_an_equal_one(tmp_path):
+    recipe = Recipe(
+        observations=("Edema", "Fracture"),
+        policy={"Edema": "u-ones"},
+        init="random",
+        architecture={"growth_rate": 8, "block_config": [2, 2]},
+        learning_rate=1e-5,
+    )
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml").to_dict() == recipe.to_dict()
+
+
+def test_a_yaml_recipe_may_write_1e_4(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("learning_rate: 1e-3\nobservations: [Edema]\n")
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert recipe.learning_rate == 0.001
+    assert recipe.observations == ("Edema",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: fast", "learning_rate is 'fast', expected a number"),
+        ("batchsize: 3", "has no field 'batchsize'; expected: observations, policy"),
+        ("batch_size: 0", "batch_size is 0, expected at least 1"),
+        ("policy: u-perhaps", "Unknown uncertainty policy 'u-perhaps'"),
+        ("schedule: step", "expected one of: constant, linear, cosine"),
+        ("architecture: {growth_rate: 8}", "needs init 'random'"),
+        ("valid_fraction: 1.0", r"valid_fraction is 1.0, expected in \(0, 1\)"),
+        ("image_size: large", "wrong type"),
+        ("- a list", "no mapping of fields"),
+        ("a: b: c", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused_with_its_field(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "none.yaml")

@@ -1,0 +1,257 @@
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chexpert_hf import CheXpertClassifier
+from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.run import load_data, train
+from chexpert_hf.training.trainer import build_trainer
+
+from ..conftest import TINY
+
+# 40 images, 5 steps an epoch; checkpoints at steps 2, 4, ... inside the epochs.
+RECIPE = Recipe(
+    init="random",
+    architecture=TINY | {"drop_rate": 0.1},
+    num_channels=1,
+    image_size=32,
+    frontal_only=True,
+    policy={"Edema": "u-ones", "Atelectasis": "u-zeros"},
+    rotation_degrees=10,
+    translation=0.05,
+    contrast=0.2,
+    epochs=3,
+    batch_size=8,
+    images_per_checkpoint=16,
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup=0.1,
+    workers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(root, num_studies=66, seed=5, valid_fraction=0.4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("run") / "model"
+    train(RECIPE, phantoms, output, say=lambda line: None)
+    return output
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def last_checkpoint(output: Path) -> Path:
+    return max((output / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def assert_equal_to_the_last_bit(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_a_run_leaves_a_complete_model_folder(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "README.md",
+        "checkpoints",
+        "config.json",
+        "configuration_chexpert.py",
+        "curve.png",
+        "evaluation.json",
+        "history.json",
+        "image_processing_chexpert.py",
+        "labels.py",
+        "model.safetensors",
+        "modeling_chexpert.py",
+        "preprocessor_config.json",
+        "recipe.yaml",
+        "reference.json",
+    }
+    assert Recipe.load(finished / "recipe.yaml").to_dict() == RECIPE.to_dict()
+    config = json.loads((finished / "config.json").read_text())
+    assert config["uncertainty_policies"]["Edema"] == "u-ones"
+    assert config["uncertainty_policies"]["Pneumonia"] == "u-ignore"
+    card = (finished / "README.md").read_text()
+    assert "not a medical device" in card
+    assert "{{" not in card
+    assert "- Edema: u-ones" in card
+
+
+def test_the_reference_scores_are_those_of_the_saved_model(finished):
+    from chexpert_hf.hub.folder import reference_scores
+
+    recorded = json.loads((finished / "reference.json").read_text())
+    again = reference_scores(CheXpertClassifier.from_pretrained(finished))
+    assert recorded["phantom"] == again["phantom"]
+    assert recorded["probabilities"] == pytest.approx(again["probabilities"], abs=1e-5)
+
+
+def test_the_model_is_the_checkpoint_with_the_best_mean_auroc(finished):
+    history = json.loads((finished / "history.json").read_text())
+    scores = {entry["step"]: entry["eval_mean_auroc"] for entry in history if "eval_mean_auroc" in entry}
+    assert list(scores) == [2, 4, 6, 8, 10, 12, 14, 15]  # the last step, too
+    known = {step: score for step, score in scores.items() if not math.isnan(score)}
+    best = max(known, key=known.get)
+    assert_equal_to_the_last_bit(finished, finished / "checkpoints" / f"checkpoint-{best}")
+    assert json.loads((finished / "evaluation.json").read_text())["mean_auroc"] == pytest.approx(known[best])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from chexpert_hf.training import run, trainer
+from chexpert_hf.training.recipe import Recipe
+
+data, output, recipe, where, resume = sys.argv[1:]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Killer(trainer.EvaluateLastStep):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if where == f"step {state.global_step}":
+            die()
+
+trainer.EvaluateLastStep = Killer
+save_rng = trainer.CheXpertTrainer._save_rng_state
+def in_the_middle_of_a_save(self, folder):
+    if where == f"saving {self.state.global_step}":
+        die()
+    save_rng(self, folder)
+trainer.CheXpertTrainer._save_rng_state = in_the_middle_of_a_save
+run.train(Recipe.load(Path(recipe)), Path(data), Path(output), resume=resume == "resume")
+"""
+
+
+def run_until_killed(phantoms: Path, output: Path, recipe: Path, where: str, resume: bool) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), phantoms, output, recipe, where, "resume" if resume else "new"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(phantoms, finished, tmp_path):
+    RECIPE.save(tmp_path / "recipe.yaml")
+    output = tmp_path / "model"
+    # In the middle of an epoch; then while a checkpoint is written, which leaves half of it.
+    run_until_killed(phantoms, output, tmp_path / "recipe.yaml", "step 7", resume=False)
+    run_until_killed(phantoms, output, tmp_path / "recipe.yaml", "saving 10", resume=True)
+    assert (output / "checkpoints" / "checkpoint-10" / "model.safetensors").exists()
+    said: list[str] = []
+    train(RECIPE, phantoms, output, resume=True, say=said.append)
+    assert any("checkpoint-8" in line for line in said)
+    assert_equal_to_the_last_bit(output, finished)
+    assert_equal_to_the_last_bit(last_checkpoint(output), last_checkpoint(finished))
+
+
+def test_resuming_a_finished_run_trains_nothing(phantoms, finished, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    (output / "model.safetensors").unlink()
+    said: list[str] = []
+    train(RECIPE, phantoms, output, resume=True, say=said.append)
+    assert any("nothing is left to train" in line for line in said)
+    assert_equal_to_the_last_bit(output, finished)
+
+
+def test_another_seed_gives_other_weights():
+    def initial(seed):
+        torch.manual_seed(seed)
+        return build_model(RECIPE).classifier.weight
+
+    assert torch.equal(initial(0), initial(0))
+    assert not torch.equal(initial(0), initial(1))
+
+
+def test_a_folder_with_another_run_is_not_written_into(phantoms, finished):
+    with pytest.raises(RecipeError, match="is not empty: continue its run with --resume"):
+        train(RECIPE, phantoms, finished)
+
+
+def test_resuming_with_another_recipe_is_refused_by_field(phantoms, finished):
+    with pytest.raises(RecipeError, match=r"another recipe: learning_rate was 0.003 and is 0.1"):
+        train(RECIPE.override(learning_rate=0.1), phantoms, finished, resume=True)
+
+
+def test_a_transferred_model_trains_its_head_alone(phantoms, finished, tmp_path):
+    recipe = Recipe(
+        init=str(finished),
+        observations=("Edema", "Cardiomegaly"),
+        freeze_backbone=True,
+        head_hidden_size=8,
+        num_channels=1,
+        image_size=32,
+        frontal_only=True,
+        epochs=1,
+        batch_size=8,
+        learning_rate=1e-2,
+        workers=0,
+    )
+    result = train(recipe, phantoms, tmp_path / "head", say=lambda line: None)
+    before, after = weights(finished), weights(result.folder)
+    backbone = [name for name in before if name.startswith("features.")]
+    assert all(torch.equal(before[name], after[name]) for name in backbone)
+    assert after["classifier.3.weight"].shape == (2, 8)
+
+
+def test_training_batches_are_normalised_as_the_processor_does_it(phantoms, tmp_path):
+    recipe = RECIPE.override(rotation_degrees=0.0, translation=0.0, contrast=0.0, workers=0)
+    data, processor = load_data(recipe, phantoms), build_processor(recipe)
+    trainer = build_trainer(recipe, build_model(recipe), processor, data, tmp_path)
+    item = trainer.train_dataset[3]
+    batch = {"pixel_values": item["pixel_values"][None], "labels": item["labels"][None], "index": torch.tensor([3])}
+    prepared = trainer._prepare_inputs(batch)["pixel_values"]
+    image = CheXpertClassifier(trainer.model, processor).read(trainer.train_dataset.files[3])
+    assert torch.equal(prepared, processor(image, return_tensors="pt")["pixel_values"])
+
+
+def test_labels_are_resolved_for_training_and_left_out_where_uncertain_for_validation(phantoms, tmp_path):
+    recipe = RECIPE.override(workers=0)
+    data = load_data(recipe, phantoms)
+    trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), data, tmp_path)
+    raw = np.asarray(data["train"]["labels"][:])
+    targets = np.stack([trainer.train_dataset[i]["labels"] for i in range(len(raw))])
+    edema, fracture = recipe.observations.index("Edema"), recipe.observations.index("Fracture")
+    assert (raw[:, edema] == -1).any()
+    assert (targets[:, edema][raw[:, edema] == -1] == 1).all()
+    assert (targets[:, fracture][raw[:, fracture] == -1] == -100).all()
+    assert (targets[np.isnan(raw)] == 0).all()
+    assert (targets[raw == 1] == 1).all()
+    trainer.eval_dataset.labels[0, edema] = -1
+    assert trainer.eval_dataset[0]["labels"][edema] == -100
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"architecture": {"growth": 3}}, "no field 'growth'"),
+        ({"architecture": {"block_config": [0]}}, "must be at least 1"),
+    ],
+)
+def test_an_architecture_that_is_none_is_refused(values, message):
+    with pytest.raises(RecipeError, match=message):
+        build_model(RECIPE.override(**values))
