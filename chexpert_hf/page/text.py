@@ -1,0 +1,54 @@
+"""The words of the page: what it is not, what the observations mean, what a map and a score say.
+
+Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radiology 246(3):697-722) where it has the
+term, and the labeler of Irvin et al. 2019, arXiv:1901.07031, section 2, for what CheXpert counts under a name.
+"""
+
+from chexpert_hf.labels import OBSERVATIONS
+
+DISCLAIMER = "Research software, not a medical device: not for diagnosis."
+
+FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
+
+EXPIRED = "This page was left alone for a while and its radiograph has been deleted; upload it again."
+
+DEFINITIONS: dict[str, str] = dict(
+    zip(
+        OBSERVATIONS,
+        (
+            "None of the other findings is seen; support devices may be there.",
+            "The outline of the heart and mediastinum together is widened.",
+            "The heart is enlarged; on a PA view, wider than half of the chest.",
+            "Part of a lung is whiter than it should be, whatever the reason.",
+            "A nodule or mass in a lung.",
+            "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
+            "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
+            "Infection of the lung, which an image alone can suggest but not prove.",
+            "Part of a lung has lost volume, up to collapse.",
+            "Air between the lung and the chest wall.",
+            "Fluid between the lung and the chest wall.",
+            "A change of the pleura other than fluid or air, such as thickening or scarring.",
+            "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
+            "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
+        ),
+        strict=True,
+    )
+)
+"""What each of CheXpert's observations means, in one line."""
+
+
+def describe_map(observation: str, peak: float) -> str:
+    """What an observation's map says, in one or two sentences.
+
+    Args:
+        observation: Its name.
+        peak: The map's largest value, in [0, 1], where 1 is the strongest evidence for any observation.
+    """
+    if peak <= 0:
+        return f"The map is empty: no place in this radiograph speaks for {observation}."
+    if peak >= 1:
+        return "The strongest evidence for any observation in this radiograph is in this map."
+    share = "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"
+    return (
+        f"At its brightest, the map reaches {share} of the strongest evidence for any observation in this radiograph."
+    )
