@@ -1,0 +1,83 @@
+"""Everything once, without data or network: phantoms, training, evaluation, overlays, a model folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+
+from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.report import as_table
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.inference.files import FileResult, write_overlays
+from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.run import train
+
+NUM_STUDIES = 1500
+UNSEEN_STUDIES = 300
+
+RECIPE = Recipe(
+    init="random",
+    architecture={"growth_rate": 16, "block_config": [4, 6, 8], "num_init_features": 32},
+    num_channels=1,
+    image_size=128,
+    policy="u-ignore",
+    frontal_only=True,
+    epochs=8,
+    batch_size=32,
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup=0.1,
+    weight_decay=0.01,
+    seed=0,
+)
+
+
+def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
+    """Runs all steps and says at each what it does and what it found.
+
+    Args:
+        output: Gets `phantoms`, `unseen`, `model` and `overlays`.
+        say: Takes lines for the user.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        InputError: If `output` is not empty.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"{output} is not empty; choose another folder with --output.")
+    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others to be judged by.")
+    workers = os.cpu_count() or 1
+    write_phantoms(output / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers)
+    write_phantoms(output / "unseen", num_studies=UNSEEN_STUDIES, seed=1, valid_fraction=0.999, workers=workers)
+
+    say(f"2. Training a small DenseNet for {RECIPE.epochs} epochs at {RECIPE.image_size} x {RECIPE.image_size} pixels.")
+    model = train(RECIPE, output / "phantoms", output / "model", say=say).folder
+
+    say("3. Evaluation on phantoms that took no part in training or in choosing the checkpoint.")
+    classifier = CheXpertClassifier.from_pretrained(model)
+    unseen = load_chexpert(output / "unseen", splits=["valid"], frontal_only=True)["valid"]
+    say(as_table(evaluate_dataset(classifier, unseen)))
+
+    say(f"4. Overlays of one radiograph, one per observation: {_overlays(classifier, unseen, output / 'overlays')}.")
+    say(
+        f"5. The model folder {model} is complete: weights, code, card (README.md), curve.png. Use it with\n"
+        f"     chexpert-hf predict RADIOGRAPHS --model {model} --output scores.csv\n"
+        f"     chexpert-hf demo --model {model}\n"
+        "   It learned from drawings: its scores of real radiographs mean nothing."
+    )
+    return model
+
+
+def _overlays(classifier: CheXpertClassifier, dataset: datasets.Dataset, folder: Path) -> Path:
+    """Writes the maps of the study with the most positive observations."""
+    positives = [sum(value == 1 for value in labels) for labels in dataset["labels"][:]]
+    row = max(range(len(positives)), key=positives.__getitem__)
+    path = Path(dataset.cast_column("image", datasets.Image(decode=False))[row]["image"]["path"])
+    write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)
+    return folder
