@@ -16,17 +16,18 @@ from chexpert_hf.inference.files import FileResult, write_overlays
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
 
-NUM_STUDIES = 1500
+NUM_STUDIES = 2500
 UNSEEN_STUDIES = 300
 
 RECIPE = Recipe(
     init="random",
-    architecture={"growth_rate": 16, "block_config": [4, 6, 8], "num_init_features": 32},
+    # Three blocks: a last feature map of 8 x 8, fine enough for maps, and an epoch in eight seconds on two cores.
+    architecture={"growth_rate": 16, "block_config": [2, 4, 8], "num_init_features": 32, "bn_size": 2},
     num_channels=1,
     image_size=128,
     policy="u-ignore",
     frontal_only=True,
-    epochs=8,
+    epochs=12,
     batch_size=32,
     learning_rate=3e-3,
     schedule="cosine",

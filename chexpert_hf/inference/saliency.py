@@ -61,5 +61,5 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
     strength = np.clip(saliency, 0, 1)[..., None]
     color = colormaps[COLORMAP](strength[..., 0])[..., :3] * 255
-    weight = opacity * np.sqrt(strength)  # weak contributions stay visible
+    weight = opacity * strength
     return Image.fromarray((gray * (1 - weight) + color * weight).round().astype(np.uint8))
