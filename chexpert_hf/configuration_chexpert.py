@@ -3,6 +3,7 @@
 This file travels with saved models (remote code), so it imports only the other three files that do.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -33,9 +34,12 @@ class CheXpertConfig(PreTrainedConfig):
             linear head.
         head_dropout: Dropout between the hidden layer of the head and its last layer.
         output_saliency: Whether `forward` returns maps when it is not told.
-        uncertainty_policies: Policy of each observation (`"u-ignore"`, `"u-zeros"`, `"u-ones"`), which the loss applies
-            to uncertain labels.
+        uncertainty_policies: Policy of each observation, by the values of `labels.UncertaintyPolicy`, which the loss
+            applies to uncertain labels. An observation under U-MultiClass has three outputs in the head.
+        policies_source: Where the choice of policies comes from, for the record.
         blank_labels: Whether a blank (NaN) label is `"negative"` or `"unknown"`; unknown ones take no part in the loss.
+        label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
+            model then returns logits of the unconditional probabilities, the products along the path to the root.
         operating_points: Probability from which on an observation is called positive; .5 for those not named.
 
     Raises:
@@ -47,7 +51,7 @@ class CheXpertConfig(PreTrainedConfig):
     """
 
     model_type = "chexpert"
-    keys_to_ignore_at_inference = ["saliency", "hidden_states"]  # noqa: RUF012 - the Trainer appends to a list
+    keys_to_ignore_at_inference = ["uncertainty", "saliency", "hidden_states"]  # noqa: RUF012 - the Trainer appends to a list
 
     num_channels: int = 3
     growth_rate: int = 32
@@ -59,7 +63,9 @@ class CheXpertConfig(PreTrainedConfig):
     head_dropout: float | int = 0.0
     output_saliency: bool = False
     uncertainty_policies: dict[str, str] | None = None
+    policies_source: str | None = None
     blank_labels: Literal["negative", "unknown"] = "negative"
+    label_parents: dict[str, str] | None = None
     operating_points: dict[str, float | int] | None = None
     # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
     problem_type: Literal["multi_label_classification"] | None = "multi_label_classification"
@@ -85,6 +91,12 @@ class CheXpertConfig(PreTrainedConfig):
         """The names of the model's outputs, in the order of `logits`."""
         return tuple(self.id2label[index] for index in range(len(self.id2label)))
 
+    @property
+    def multiclass_observations(self) -> tuple[str, ...]:
+        """The observations under U-MultiClass, in the order of the model's outputs."""
+        policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
+        return tuple(name for name in self.observations if policies[name] == multiclass)
+
     def validate_architecture(self) -> None:
         """Raises ValueError if a number of the architecture makes no network."""
         if self.num_channels not in (1, 3):
@@ -108,11 +120,25 @@ class CheXpertConfig(PreTrainedConfig):
         if len(set(observations)) < len(observations):
             raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
         parse_policies(self.uncertainty_policies or {}, observations)
+        for child, parent in (self.label_parents or {}).items():
+            if child not in observations or parent not in observations:
+                raise ValueError(f"label_parents names {child!r} under {parent!r}, expected two of the observations.")
+            if child in _ancestors(child, self.label_parents or {}):
+                raise ValueError(f"label_parents makes {child!r} its own ancestor.")
         for name, point in (self.operating_points or {}).items():
             if name not in observations:
                 raise ValueError(f"operating_points names {name!r}, which is not among: {', '.join(observations)}.")
             if not 0 <= point <= 1:
                 raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
+
+
+def _ancestors(name: str, parents: Mapping[str, str]) -> list[str]:
+    """The way from an observation to the root, without itself unless the way is a circle."""
+    found: list[str] = []
+    while name in parents and parents[name] not in found:
+        name = parents[name]
+        found.append(name)
+    return found
 
 
 CheXpertConfig.register_for_auto_class()

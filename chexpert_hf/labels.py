@@ -46,11 +46,53 @@ IGNORED = -100.0
 
 
 class UncertaintyPolicy(str, Enum):
-    """What becomes of an uncertain label in training, by the names of Irvin et al. 2019, section 3.1."""
+    """What becomes of an uncertain label in training, by the names of Irvin et al. 2019, section 3.1.
+
+    The two with label smoothing (LSR) are of Pham et al. 2019, "Interpreting chest X-rays via CNNs that exploit
+    hierarchical disease dependencies and uncertainty labels", arXiv:1911.06475.
+    """
 
     U_IGNORE = "u-ignore"
+    """It takes no part in the loss."""
     U_ZEROS = "u-zeros"
+    """It becomes 0."""
     U_ONES = "u-ones"
+    """It becomes 1."""
+    U_SELF_TRAINED = "u-self-trained"
+    """It becomes the probability that a model gives which was trained with U-Ignore."""
+    U_MULTICLASS = "u-multiclass"
+    """It is a third class beside negative and positive."""
+    U_ZEROS_LSR = "u-zeros+lsr"
+    """It becomes a random number near 0, drawn once for each sample."""
+    U_ONES_LSR = "u-ones+lsr"
+    """It becomes a random number near 1, drawn once for each sample."""
+
+
+SMOOTHING_RANGES: dict[UncertaintyPolicy, tuple[float, float]] = {
+    UncertaintyPolicy.U_ZEROS_LSR: (0.0, 0.3),
+    UncertaintyPolicy.U_ONES_LSR: (0.55, 0.85),
+}
+"""Where smoothed uncertain labels are drawn from, uniformly. Source: Pham et al. 2019, arXiv:1911.06475."""
+
+PAPER_PRESET = "paper"
+PAPER_POLICIES: dict[str, UncertaintyPolicy] = {
+    "Atelectasis": UncertaintyPolicy.U_ONES,
+    "Cardiomegaly": UncertaintyPolicy.U_MULTICLASS,
+    "Consolidation": UncertaintyPolicy.U_SELF_TRAINED,
+    "Edema": UncertaintyPolicy.U_ONES,
+    "Pleural Effusion": UncertaintyPolicy.U_MULTICLASS,
+}
+"""The best policy of each competition observation on the validation set. Source: Irvin et al. 2019, table 3."""
+
+PARENTS: dict[str, str] = {
+    "Cardiomegaly": "Enlarged Cardiomediastinum",
+    "Lung Lesion": "Lung Opacity",
+    "Edema": "Lung Opacity",
+    "Consolidation": "Lung Opacity",
+    "Pneumonia": "Consolidation",
+    "Atelectasis": "Lung Opacity",
+}
+"""Child -> parent: a child that is positive makes its parent positive. Source: Pham et al. 2019, arXiv:1911.06475."""
 
 
 class BlankPolicy(str, Enum):
@@ -81,8 +123,9 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
     """Reads a choice of uncertainty policies into one policy per observation.
 
     Args:
-        text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), or such
-            a list already as a mapping. Observations that a list leaves out get U-Ignore.
+        text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), such a
+            list already as a mapping, or `"paper"` for the best one of each observation by the paper. Observations
+            that a list or the paper leaves out get U-Ignore.
         observations: The observations that the model is trained on.
 
     Returns:
@@ -91,7 +134,9 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
     Raises:
         ValueError: If a policy or an observation is unknown.
     """
-    observations = check_observations(observations)
+    observations = tuple(observations)
+    if isinstance(text, str) and text.strip().lower() == PAPER_PRESET:
+        return {name: PAPER_POLICIES.get(name, UncertaintyPolicy.U_IGNORE).value for name in observations}
     if isinstance(text, str) and "=" not in text:
         policy = _policy(text)
         return dict.fromkeys(observations, policy.value)
@@ -102,6 +147,19 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
                 f"A policy is given for {name!r}, which is not trained; expected one of: {', '.join(observations)}."
             )
     return {name: _policy(choices.get(name, UncertaintyPolicy.U_IGNORE.value)).value for name in observations}
+
+
+def parents_among(observations: Iterable[str]) -> dict[str, str]:
+    """The hierarchy within some observations: each child's nearest ancestor that is one of them."""
+    observations = tuple(observations)
+    found = {}
+    for name in observations:
+        parent = PARENTS.get(name)
+        while parent is not None and parent not in observations:
+            parent = PARENTS.get(parent)
+        if parent is not None:
+            found[name] = parent
+    return found
 
 
 def _policy(text: str) -> UncertaintyPolicy:

@@ -20,12 +20,26 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_chexpert import CheXpertConfig
-from .labels import IGNORED, NEGATIVE, POSITIVE, UNCERTAIN, UncertaintyPolicy, parse_policies
+from .labels import (
+    IGNORED,
+    NEGATIVE,
+    POSITIVE,
+    SMOOTHING_RANGES,
+    UNCERTAIN,
+    UncertaintyPolicy,
+    parse_policies,
+)
 
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
     UncertaintyPolicy.U_ZEROS: NEGATIVE,
     UncertaintyPolicy.U_ONES: POSITIVE,
+    # Until a teacher has given the probability, there is nothing to learn from.
+    UncertaintyPolicy.U_SELF_TRAINED: IGNORED,
+    UncertaintyPolicy.U_MULTICLASS: UNCERTAIN,
+    # What a data set does not draw by sample is the middle of the range.
+    UncertaintyPolicy.U_ZEROS_LSR: sum(SMOOTHING_RANGES[UncertaintyPolicy.U_ZEROS_LSR]) / 2,
+    UncertaintyPolicy.U_ONES_LSR: sum(SMOOTHING_RANGES[UncertaintyPolicy.U_ONES_LSR]) / 2,
 }
 
 
@@ -35,7 +49,10 @@ class CheXpertOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: `(batch, num_labels)`; `logits.sigmoid()` are the probabilities.
+        logits: `(batch, num_labels)`; `logits.sigmoid()` are the probabilities. Under U-MultiClass the logit is that of
+            positive minus that of negative, so its sigmoid is p1 / (p0 + p1).
+        uncertainty: `(batch, num_multiclass)`: the probability of the uncertain class, in the order of the config's
+            `multiclass_observations`; None if there are none.
         saliency: `(batch, num_labels, h, w)`, on request: how much each place of the last feature map contributes to
             each logit. For a linear head the spatial mean of a map plus the head's bias is the logit. Grad-CAM is its
             positive part.
@@ -44,6 +61,7 @@ class CheXpertOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    uncertainty: Tensor | None = None
     saliency: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -109,6 +127,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
         output_saliency: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -120,6 +139,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
                 config's policies are applied; also targets in [0, 1], and -100 for what takes no part in the loss.
+            label_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None.
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
             num_items_in_batch: Known labels of all the batches of an optimizer step, by which the sum of the losses is
@@ -140,11 +160,13 @@ class CheXpertForImageClassification(PreTrainedModel):
 
         features, hidden_states = self._feature_maps(pixel_values)  # (B, C, h, w)
         pooled = functional.adaptive_avg_pool2d(features, (1, 1)).flatten(1)  # (B, C)
-        logits = self.classifier(pooled)
+        outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
+        logits = self._positive_minus_negative(outputs)
         return CheXpertOutput(
-            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
-            logits=logits,
-            saliency=self._saliency(features, pooled) if output_saliency else None,
+            loss=None if labels is None else self._loss(outputs, labels, label_weights, num_items_in_batch),
+            logits=unconditional_logits(logits, self.config),
+            uncertainty=self._uncertainty(outputs),
+            saliency=self._saliency(features, pooled, logits) if output_saliency else None,
             hidden_states=hidden_states if output_hidden_states else None,
         )
 
@@ -158,32 +180,125 @@ class CheXpertForImageClassification(PreTrainedModel):
                 after_blocks.append(features)
         return functional.relu(features, inplace=True), tuple(after_blocks)
 
-    def _saliency(self, features: Tensor, pooled: Tensor) -> Tensor:
-        """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
-        if not isinstance(self.classifier, nn.Sequential):
-            return functional.conv2d(features, self.classifier.weight[:, :, None, None])
-        first, last = self.classifier[0], self.classifier[-1]
-        active = (first(pooled) > 0).to(features.dtype)  # (B, hidden): the ReLU's derivative
-        gradients = (last.weight * active[:, None, :]) @ first.weight  # (B, num_labels, C)
-        return torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
+    @property
+    def _multiclass_columns(self) -> list[int]:
+        return [self.config.observations.index(name) for name in self.config.multiclass_observations]
 
-    def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
+        """One logit per observation `(..., num_labels)`, from the head's outputs (or their weights, which are linear).
+
+        The outputs are one per observation (under U-MultiClass the positive class), then the negative class and then
+        the uncertain class of those under U-MultiClass.
+        """
+        columns = self._multiclass_columns
+        if not columns:
+            return outputs
+        # Behind the last output a 0, which is what an observation with a plain sigmoid has for a negative class.
+        negative = [outputs.shape[-1]] * self.num_labels
+        for place, column in enumerate(columns):
+            negative[column] = self.num_labels + place
+        return outputs[..., : self.num_labels] - functional.pad(outputs, (0, 1))[..., negative]
+
+    def _classes(self, outputs: Tensor) -> Tensor:
+        """`(batch, num_multiclass, 3)`: the outputs for negative, positive and uncertain."""
+        columns = self._multiclass_columns
+        negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
+        return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
+
+    def _uncertainty(self, outputs: Tensor) -> Tensor | None:
+        return self._classes(outputs).softmax(dim=2)[..., 2] if self._multiclass_columns else None
+
+    def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
+        """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
+        weight: Tensor = self.classifier.get_parameter(
+            "3.weight" if isinstance(self.classifier, nn.Sequential) else "weight"
+        )
+        weight = self._positive_minus_negative(weight.T).T  # (num_labels, C or hidden)
+        if isinstance(self.classifier, nn.Sequential):
+            first = self.classifier[0]
+            active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
+            gradients = (weight * active[:, None, :]) @ first.weight  # (B, num_labels, C)
+            maps = torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
+        else:
+            maps = functional.conv2d(features, weight[:, :, None, None])
+        if self.config.label_parents is None:
+            return maps
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the way to the root.
+        p = unconditional_logits(logits, self.config).sigmoid()
+        share = (1 - logits.sigmoid())[:, None, :] / (1 - p)[:, :, None] * _paths(self.config).to(logits)
+        return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
+
+    def _loss(
+        self, outputs: Tensor, labels: Tensor, weights: Tensor | None, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        logits = self._positive_minus_negative(outputs)
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        targets = resolve_labels(labels, self.config)
-        return masked_bce_with_logits(logits, targets, num_items_in_batch)
+        targets = resolve_labels(labels, self.config).float()
+        losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
+        columns = self._multiclass_columns
+        if columns:
+            losses = losses.index_copy(
+                1,
+                torch.tensor(columns, device=losses.device),
+                _three_class_losses(self._classes(outputs), targets[:, columns]),
+            )
+        if weights is not None:
+            losses = losses * weights
+        return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _three_class_losses(classes: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy `(batch, num_multiclass)` of `(batch, num_multiclass, 3)` and targets -1, 0, 1 or between."""
+    log_probabilities = classes.float().log_softmax(dim=2)
+    negative, positive, uncertain = log_probabilities.unbind(dim=2)
+    known = targets.clamp(min=0)
+    return -torch.where(targets == UNCERTAIN, uncertain, known * positive + (1 - known) * negative)
+
+
+def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
+    """Logits of the unconditional probabilities, if the config has a hierarchy; else the logits as they are.
+
+    Args:
+        logits: `(batch, num_labels)`, of each observation given that its parent is positive.
+        config: Its `label_parents` are the hierarchy.
+
+    Returns:
+        Of the same shape: of the product of the probabilities from the observation to its root.
+
+    Source: Pham et al. 2019, arXiv:1911.06475.
+    """
+    if config.label_parents is None:
+        return logits
+    paths = _paths(config).to(logits.device)
+    log_p = functional.logsigmoid(logits.float()) @ paths.T
+    is_root = paths.sum(dim=1) == 1
+    product = log_p - torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
+    return torch.where(is_root, logits, product.to(logits.dtype))
+
+
+def _paths(config: CheXpertConfig) -> Tensor:
+    """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
+    observations, parents = config.observations, config.label_parents or {}
+    paths = torch.eye(len(observations))
+    for row, name in enumerate(observations):
+        while name in parents:
+            name = parents[name]
+            paths[row, observations.index(name)] = 1
+    return paths
 
 
 def _head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequential:
+    num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
     if config.head_hidden_size is None:
-        return nn.Linear(num_features, config.num_labels)
+        return nn.Linear(num_features, num_outputs)
     return nn.Sequential(
         nn.Linear(num_features, config.head_hidden_size),
         nn.ReLU(),
         nn.Dropout(config.head_dropout),
-        nn.Linear(config.head_hidden_size, config.num_labels),
+        nn.Linear(config.head_hidden_size, num_outputs),
     )
 
 
@@ -195,27 +310,31 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
         config: Gives the policy of each observation and what a blank means.
 
     Returns:
-        Targets of the same shape: in [0, 1], or -100 where the cell takes no part in the loss.
+        Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 where the cell
+        takes no part in the loss. With `label_parents`, a child takes part only where its parent is positive.
     """
     policies = parse_policies(config.uncertainty_policies or {}, config.observations)
     for_uncertain = labels.new_tensor([_RESOLVED[UncertaintyPolicy(policy)] for policy in policies.values()])
     targets = torch.where(labels == UNCERTAIN, for_uncertain, labels)
-    return torch.nan_to_num(targets, nan=NEGATIVE if config.blank_labels == "negative" else IGNORED)
+    targets = torch.nan_to_num(targets, nan=NEGATIVE if config.blank_labels == "negative" else IGNORED)
+    for child, parent in (config.label_parents or {}).items():
+        column, parent_column = config.observations.index(child), config.observations.index(parent)
+        is_asked = labels[..., parent_column] == POSITIVE
+        targets[..., column] = torch.where(is_asked, targets[..., column], IGNORED)
+    return targets
 
 
-def masked_bce_with_logits(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Mean binary cross-entropy over the cells that are known, in float32.
+def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Sum of the losses of the known cells, divided by their number.
 
     Args:
-        logits: `(batch, num_labels)`.
-        targets: Of the same shape, in [0, 1], or -100 where unknown.
-        num_items: What the sum is divided by; the number of known cells if None.
+        losses: Of any shape.
+        is_known: Of the same shape.
+        num_items: What the sum is divided by instead, where a batch is a part of a larger one.
 
     Returns:
         A scalar, 0 if nothing is known.
     """
-    is_known = targets != IGNORED
-    losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.float().clamp(min=0), reduction="none")
     total = (losses * is_known).sum()
     return total / (is_known.sum().clamp(min=1) if num_items is None else num_items)
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch.nn import functional
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.labels import OBSERVATIONS
-from chexpert_hf.modeling_chexpert import masked_bce_with_logits, resolve_labels
+from chexpert_hf.labels import OBSERVATIONS, PARENTS
+from chexpert_hf.modeling_chexpert import unconditional_logits
 
 from .conftest import TINY
 
@@ -45,16 +45,26 @@ def test_the_mean_of_a_map_plus_the_bias_is_the_logit_of_a_linear_head(tiny_mode
 
 
 @pytest.mark.parametrize("head_hidden_size", [None, 16])
-def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"uncertainty_policies": {"Cardiomegaly": "u-multiclass", "Fracture": "u-multiclass"}},
+        {"label_parents": PARENTS, "uncertainty_policies": {"Pneumonia": "u-multiclass"}},
+    ],
+)
+def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size, options):
     torch.manual_seed(1)
-    model = CheXpertForImageClassification(CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)).eval()
+    config = CheXpertConfig(**TINY, head_hidden_size=head_hidden_size, **options)
+    model = CheXpertForImageClassification(config).eval()
     captured = {}
     model.features.norm5.register_forward_hook(lambda module, inputs, output: captured.update(raw=output))
     output = model(torch.randn(2, 3, 64, 64), output_saliency=True)
     features = functional.relu(captured["raw"])
     for label in range(14):
         live = features.detach().requires_grad_(True)
-        model.classifier(live.mean(dim=(2, 3)))[:, label].sum().backward()
+        logits = model._positive_minus_negative(model.classifier(live.mean(dim=(2, 3))))
+        unconditional_logits(logits, config)[:, label].sum().backward()
         weights = live.grad.mean(dim=(2, 3), keepdim=True) * live.shape[2] * live.shape[3]
         expected = (weights * live).sum(dim=1)
         torch.testing.assert_close(output.saliency[:, label], expected, atol=1e-5, rtol=1e-5)
@@ -78,51 +88,6 @@ def test_maps_and_hidden_states_come_only_on_request(tiny_model):
     assert output.loss is None
 
 
-def test_policies_decide_what_an_uncertain_label_becomes():
-    config = CheXpertConfig(
-        id2label=dict(enumerate(["Edema", "Pneumonia", "Fracture"])),
-        uncertainty_policies={"Edema": "u-ones", "Pneumonia": "u-zeros"},
-    )
-    raw = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 0.0, float("nan")], [0.3, -100.0, 1.0]])
-    expected = torch.tensor([[1.0, 0.0, -100.0], [1.0, 0.0, 0.0], [0.3, -100.0, 1.0]])
-    assert torch.equal(resolve_labels(raw, config), expected)
-    assert torch.equal(resolve_labels(expected, config), expected)
-
-
-def test_a_blank_is_unknown_if_the_config_says_so():
-    config = CheXpertConfig(id2label={0: "Edema"}, blank_labels="unknown")
-    assert resolve_labels(torch.tensor([[float("nan")]]), config).item() == -100
-
-
-def test_the_loss_is_the_mean_cross_entropy_of_the_known_cells():
-    logits = torch.tensor([[0.0, 2.0], [-1.0, 5.0]])
-    targets = torch.tensor([[1.0, 0.0], [-100.0, 0.8]])
-    # -log s(0) = .6931; -log(1 - s(2)) = 2.1269; -(.8 log s(5) + .2 log(1 - s(5))) = 1.0067
-    assert masked_bce_with_logits(logits, targets).item() == pytest.approx((0.6931 + 2.1269 + 1.0067) / 3, abs=1e-4)
-
-
-def test_a_batch_without_known_labels_has_loss_zero_and_finite_gradients():
-    logits = torch.randn(2, 3, requires_grad=True)
-    loss = masked_bce_with_logits(logits, torch.full((2, 3), -100.0))
-    loss.backward()
-    assert loss.item() == 0
-    assert torch.equal(logits.grad, torch.zeros(2, 3))
-
-
-def test_gradients_of_accumulated_batches_equal_those_of_one_large_batch(tiny_model):
-    pixel_values = torch.randn(6, 3, 64, 64)
-    labels = torch.tensor(np.random.default_rng(0).choice([0.0, 1.0, -1.0, np.nan], size=(6, 14)), dtype=torch.float32)
-    known = (resolve_labels(labels, tiny_model.config) != -100).sum()
-
-    def gradient(parts: list[slice]) -> torch.Tensor:
-        tiny_model.zero_grad()
-        for part in parts:
-            tiny_model(pixel_values[part], labels=labels[part], num_items_in_batch=known).loss.backward()
-        return tiny_model.classifier.weight.grad.clone()
-
-    torch.testing.assert_close(gradient([slice(0, 1), slice(1, 6)]), gradient([slice(0, 6)]), atol=1e-6, rtol=0)
-
-
 def test_a_frozen_backbone_keeps_its_weights_and_its_batchnorm_statistics(tiny_model):
     tiny_model.freeze_backbone()
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
@@ -143,6 +108,8 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_batchnorm_statistics(tiny_m
         ({"head_dropout": 0.5}, "set head_hidden_size"),
         ({"uncertainty_policies": {"Edema": "u-maybe"}}, "Unknown uncertainty policy 'u-maybe'"),
         ({"uncertainty_policies": {"Oedema": "u-ones"}}, "'Oedema', which is not trained"),
+        ({"label_parents": {"Edema": "Oedema"}}, "names 'Edema' under 'Oedema'"),
+        ({"label_parents": {"Edema": "Fracture", "Fracture": "Edema"}}, "its own ancestor"),
         ({"operating_points": {"Edema": 50}}, "operating point of Edema is 50"),
         ({"id2label": {0: "Edema", 1: "Edema"}}, "may occur once"),
     ],
