@@ -1,6 +1,7 @@
 """Where processor, model and operating points meet: radiographs in, scores and maps out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
@@ -21,6 +24,8 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE = 16
+
+ENSEMBLE_FILE = "ensemble.json"
 
 
 class ModelFolderError(InputError):
@@ -49,26 +54,58 @@ class CheXpertClassifier:
     Args:
         model: The model; it is put into evaluation mode.
         processor: Its image processor.
+        others: Further members of an ensemble, which judge the same observations. Probabilities and maps are the means
+            over all members, and so are the operating points.
+
+    Raises:
+        ModelFolderError: If a member judges other observations, or in another order.
     """
 
-    def __init__(self, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> None:
+    def __init__(
+        self,
+        model: CheXpertForImageClassification,
+        processor: CheXpertImageProcessor,
+        others: Sequence["CheXpertClassifier"] = (),
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.members: tuple[CheXpertClassifier, ...] = (self, *others)
+        for other in others:
+            if other.observations != self.observations:
+                raise ModelFolderError(
+                    f"The members of an ensemble judge the same observations in the same order; one has "
+                    f"{', '.join(self.observations)}, another {', '.join(other.observations)}."
+                )
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, device: str | torch.device | None = None, revision: str | None = None
+        cls,
+        model: str | Path | Sequence[str | Path],
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
     ) -> "CheXpertClassifier":
-        """Loads a model folder, or a repository of the Hub.
+        """Loads a model folder, a repository of the Hub, or an ensemble.
 
         Args:
-            model: Path of a folder, or repository id.
+            model: Path of a folder, or repository id; several make an ensemble, and so does a folder with
+                `ensemble.json`.
             device: Where to compute; the first GPU, or the CPU where there is none, if None.
             revision: Branch, tag or commit of a repository.
 
         Raises:
-            ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
+            ModelFolderError: If it is no CheXpert model, its weights do not fit its configuration, or members do not
+                fit each other.
         """
+        names = [model] if isinstance(model, (str, Path)) else list(model)
+        members = [member for name in names for member in _ensemble_members(name)]
+        if not members:
+            raise ModelFolderError("Expected at least one model, got none.")
+        first, *others = (cls._load(name, device, revision) for name in members)
+        return cls(first.model, first.processor, others) if others else first
+
+    @classmethod
+    def _load(cls, model: str | Path, device: str | torch.device | None, revision: str | None) -> "CheXpertClassifier":
         network = load_model(model, revision=revision)
         processor = CheXpertImageProcessor.from_pretrained(model, revision=revision)
         if processor.num_channels != network.config.num_channels:
@@ -76,8 +113,7 @@ class CheXpertClassifier:
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
                 f"{network.config.num_channels}; preprocessor_config.json and config.json are not of one model."
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(network.to(device), processor)
+        return cls(network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor)
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -87,7 +123,8 @@ class CheXpertClassifier:
     @property
     def operating_points(self) -> dict[str, float]:
         """The probability from which on each observation is called positive."""
-        return dict(self.model.config.operating_points or {})
+        points = [member.model.config.operating_points or {} for member in self.members]
+        return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
     @overload
     def predict(self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ...) -> Prediction: ...
@@ -123,7 +160,7 @@ class CheXpertClassifier:
         Raises:
             RadiographError: If it cannot be read.
         """
-        return read_radiograph(source, target_size=self.processor.longest_side)
+        return read_radiograph(source, target_size=max(member.processor.longest_side for member in self.members))
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -135,15 +172,19 @@ class CheXpertClassifier:
 
     @torch.inference_mode()
     def _predict_batch(self, images: list[Image.Image], saliency: bool) -> Iterator[Prediction]:
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
-        output = self.model(pixel_values.to(self.model.device, self.model.dtype), output_saliency=saliency)
-        probabilities = output.logits.float().sigmoid().cpu().numpy()
+        outputs = [member._forward(images, saliency) for member in self.members]
+        probabilities = torch.stack([output.logits.float().sigmoid() for output in outputs]).mean(dim=0).cpu().numpy()
+        saliencies = _mean_maps([output.saliency.float() for output in outputs]) if saliency else None
         for row, image in enumerate(images):
             maps = None
-            if saliency:
+            if saliencies is not None:
                 size = image.info.get("original_size", image.size)
-                maps = resize_maps(positive_maps(output.saliency[row]), size)
+                maps = resize_maps(positive_maps(saliencies[row]), size)
             yield self._prediction(probabilities[row], maps)
+
+    def _forward(self, images: list[Image.Image], saliency: bool) -> Any:
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
+        return self.model(pixel_values.to(self.model.device, self.model.dtype), output_saliency=saliency)
 
     def _prediction(self, probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None) -> Prediction:
         scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
@@ -153,6 +194,31 @@ class CheXpertClassifier:
             positives={name: score >= points[name] for name, score in scores.items()},
             saliency=None if maps is None else dict(zip(self.observations, maps, strict=True)),
         )
+
+
+def _mean_maps(maps: list[Tensor]) -> Tensor:
+    """The mean of maps `(batch, num_labels, h, w)` at the finest of their resolutions."""
+    height, width = max((item.shape[2], item.shape[3]) for item in maps)
+    finest = [functional.interpolate(item, size=(height, width), mode="bilinear") for item in maps]
+    return torch.stack(finest).mean(dim=0)
+
+
+def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
+    """Writes `ensemble.json`, which makes a folder an ensemble of model folders below it."""
+    names = [member.relative_to(folder).as_posix() for member in members]
+    (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
+
+
+def _ensemble_members(model: str | Path) -> list[str | Path]:
+    """The members of an ensemble's folder; of anything else, itself."""
+    path = Path(model) / ENSEMBLE_FILE
+    if not path.is_file():
+        return [model]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["members"]
+        return [path.parent / name for name in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error
 
 
 def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertForImageClassification:
