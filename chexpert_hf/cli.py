@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -41,7 +41,10 @@ class Split(str, Enum):
 
 
 Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or repository id on the Hub.")]
+Models = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="Model folder, or repository id on the Hub; several make an ensemble."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -94,12 +97,32 @@ def phantom(
 def train(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the model folder.")],
-    recipe: Annotated[Path | None, typer.Option(help="YAML recipe; flags override it.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file, or the name of one in train/recipes; flags override it.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
     init: Annotated[str | None, typer.Option(help="imagenet, random, or a model to fine-tune. [imagenet]")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Uncertain labels: u-ignore, u-zeros, u-ones, or 'Edema=u-ones,...'. [u-ones]")
+        str | None,
+        typer.Option(
+            help="Uncertain labels: u-ignore, u-zeros, u-ones, u-self-trained, u-multiclass, u-zeros+lsr, u-ones+lsr; "
+            "'Edema=u-ones,...' by observation; or paper. [u-ones]"
+        ),
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="For u-self-trained: a model or a soft_labels.csv, to skip the first stage.")
+    ] = None,
+    conditional_epochs: Annotated[
+        float | None, typer.Option(help="First learn children in the label hierarchy where parents are positive. [0]")
+    ] = None,
+    unconditional: Annotated[
+        bool | None, typer.Option("--unconditional", help="Multiply probabilities along the label hierarchy.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="cross-entropy or auc-margin. [cross-entropy]")] = None,
+    class_weights: Annotated[
+        bool | None, typer.Option("--class-weights", help="Weight positive labels up; the paper does not.")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(help="Independent runs; several make an ensemble. [1]")] = None,
     blank_labels: Annotated[str | None, typer.Option(help="Blank labels: negative or unknown. [negative]")] = None,
     observations: Annotated[str | None, typer.Option(help="Comma-separated; all 14 if not given.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width in pixels. [320]")] = None,
@@ -133,6 +156,12 @@ def train(
     flags = {
         "init": init,
         "policy": policy,
+        "teacher": teacher,
+        "conditional_epochs": conditional_epochs,
+        "unconditional": unconditional,
+        "loss": loss,
+        "class_weights": class_weights,
+        "runs": runs,
         "blank_labels": blank_labels,
         "observations": _split_names(observations),
         "image_size": image_size,
@@ -165,18 +194,16 @@ def _train(recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_t
     _quiet_transformers()
     result = run(recipe, data, output, resume=resume, report_to=report_to, say=lambda line: typer.echo(line, err=True))
     if as_json:
-        typer.echo(
-            json.dumps({"folder": str(result.folder), "best_step": result.best_step, **result.evaluation.to_dict()})
-        )
+        typer.echo(json.dumps({"folder": str(result.folder), "chosen": result.chosen, **result.evaluation.to_dict()}))
         return
     typer.echo(as_table(result.evaluation))
-    typer.echo(f"Step {result.best_step} was best on these studies and is in {result.folder}: model, card, curve.png.")
+    typer.echo(f"Chosen on these same studies: {result.chosen}. The model folder is {result.folder}.")
 
 
 @app.command()
 def evaluate(
     data: Data,
-    model: Model,
+    model: Models,
     split: Annotated[Split, typer.Option(help="Which split.")] = Split.VALID,
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
@@ -201,7 +228,7 @@ def evaluate(
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.")],
-    model: Model,
+    model: Models,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file; standard output if none.")] = None,
     saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
@@ -234,7 +261,7 @@ def predict(
 
 @app.command()
 def demo(
-    model: Model,
+    model: Models,
     host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on if not given.")] = None,
 ) -> None:
@@ -257,14 +284,14 @@ def quickstart(
     _quiet_transformers()
     model = run_quickstart(output, say=typer.echo)
     if serve:
-        demo(str(model))
+        demo([str(model)])
 
 
-def _load_classifier(model: str) -> "CheXpertClassifier":
+def _load_classifier(models: Sequence[str]) -> "CheXpertClassifier":
     from chexpert_hf.inference.classifier import CheXpertClassifier
 
     _quiet_transformers()
-    return CheXpertClassifier.from_pretrained(model)
+    return CheXpertClassifier.from_pretrained(models)
 
 
 def _quiet_transformers() -> None:

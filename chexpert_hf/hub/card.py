@@ -55,6 +55,8 @@ def render_card(
         name=name,
         observations=config.observations,
         policies=config.uncertainty_policies,
+        policies_source=config.policies_source,
+        hierarchy=config.label_parents,
         blank_labels=config.blank_labels,
         operating_points=config.operating_points,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -17,11 +17,14 @@ class RadiographDataset(torch.utils.data.Dataset):
     Args:
         dataset: A split from `load_chexpert`.
         processor: Gives the size.
-        to_targets: Makes targets of the raw labels `(num_labels,)`.
+        to_targets: Makes the targets of raw labels `(num_labels,)` and their row's position.
     """
 
     def __init__(
-        self, dataset: datasets.Dataset, processor: CheXpertImageProcessor, to_targets: Callable[[Tensor], Tensor]
+        self,
+        dataset: datasets.Dataset,
+        processor: CheXpertImageProcessor,
+        to_targets: Callable[[Tensor, int], dict[str, Tensor]],
     ) -> None:
         undecoded = dataset.cast_column("image", datasets.Image(decode=False))
         self.files = [image["path"] for image in undecoded["image"]]
@@ -34,7 +37,7 @@ class RadiographDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """`pixel_values` (1, height, width) uint8, `labels` (num_labels,) and `index`.
+        """`pixel_values` (1, height, width) uint8, `index`, and what `to_targets` gives.
 
         Raises:
             RadiographError: If the file cannot be read; names the row.
@@ -44,4 +47,4 @@ class RadiographDataset(torch.utils.data.Dataset):
         except RadiographError as error:
             raise RadiographError(f"{self.names[index]}: {error}") from error
         gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": gray, "labels": self.to_targets(self.labels[index]), "index": index}
+        return {"pixel_values": gray, "index": index} | self.to_targets(self.labels[index], index)

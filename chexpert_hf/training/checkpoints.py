@@ -5,14 +5,37 @@ cut short.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+SCORE = "eval_mean_auroc"
+"""The entry of the Trainer's log by which checkpoints are ranked."""
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first; the Trainer writes `trainer_state.json` last."""
     found = [path for path in folder.glob("checkpoint-*") if state_of(path) is not None]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def best_checkpoints(folder: Path, count: int) -> list[Path]:
+    """The complete checkpoints with the highest validation score, best first; those without a score come last."""
+    checkpoints = checkpoints_by_step(folder)
+    scores: dict[int, float] = {}
+    for checkpoint in checkpoints:
+        history = (state_of(checkpoint) or {}).get("log_history", [])
+        scores |= {entry["step"]: entry[SCORE] for entry in history if SCORE in entry}
+    return sorted(checkpoints, key=lambda path: _rank(scores.get(step_of(path))), reverse=True)[:count]
+
+
+def _rank(score: float | None) -> float:
+    return -math.inf if score is None or math.isnan(score) else score
 
 
 def newest_complete_checkpoint(folder: Path) -> Path | None:

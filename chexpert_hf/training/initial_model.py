@@ -1,5 +1,8 @@
 """The model and the image processor that a recipe begins with."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
@@ -7,9 +10,12 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.hub.weights import load_imagenet_backbone
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import load_model
-from chexpert_hf.labels import parse_policies
+from chexpert_hf.labels import PAPER_PRESET, parents_among, parse_policies
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.training.recipe import Recipe, RecipeError
+
+PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
+CHOSEN_SOURCE = "chosen in the recipe of this run"
 
 _BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size", "drop_rate")
 
@@ -22,56 +28,60 @@ def build_model(recipe: Recipe) -> CheXpertForImageClassification:
         WeightsError: If ImageNet weights are asked for and cannot be fetched.
         ModelFolderError: If `init` is a model folder that cannot be loaded, or does not fit the recipe.
     """
-    policies = parse_policies(recipe.policy, recipe.observations)
     if recipe.init not in ("imagenet", "random"):
-        return _fine_tuned(recipe, policies)
+        return _fine_tuned(recipe)
     unknown = set(recipe.architecture) - set(_BACKBONE_FIELDS)
     if unknown:  # the config would take them in silence
         raise RecipeError(
             f"architecture has no field {sorted(unknown)[0]!r}; expected: {', '.join(_BACKBONE_FIELDS[1:])}."
         )
-    try:
-        config = CheXpertConfig(
-            id2label=dict(enumerate(recipe.observations)),
-            num_channels=recipe.num_channels,
-            head_hidden_size=recipe.head_hidden_size,
-            head_dropout=recipe.head_dropout,
-            uncertainty_policies=policies,
-            blank_labels=recipe.blank_labels,
-            **recipe.architecture,
-        )
-    except StrictDataclassError as error:
-        raise RecipeError(f"The recipe makes no model: {str(error).splitlines()[-1].strip()}") from error
-    model = CheXpertForImageClassification(config)
+    model = CheXpertForImageClassification(_config(recipe, recipe.architecture))
     if recipe.init == "imagenet":
         load_imagenet_backbone(model)
     return model
 
 
-def _fine_tuned(recipe: Recipe, policies: dict[str, str]) -> CheXpertForImageClassification:
-    """Another model's weights; its head too, if it judges the same observations."""
-    source = load_model(recipe.init)
-    config = source.config
-    same_head = config.observations == recipe.observations and config.head_hidden_size == recipe.head_hidden_size
-    model = CheXpertForImageClassification(
-        CheXpertConfig(
-            **{name: getattr(config, name) for name in _BACKBONE_FIELDS},
+def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
+    try:
+        return CheXpertConfig(
+            **{"num_channels": recipe.num_channels, **backbone},
             id2label=dict(enumerate(recipe.observations)),
             head_hidden_size=recipe.head_hidden_size,
             head_dropout=recipe.head_dropout,
-            uncertainty_policies=policies,
+            uncertainty_policies=parse_policies(recipe.policy, recipe.observations),
+            policies_source=PAPER_SOURCE if recipe.policy == PAPER_PRESET else CHOSEN_SOURCE,
             blank_labels=recipe.blank_labels,
+            label_parents=parents_among(recipe.observations) if recipe.unconditional else None,
         )
+    except StrictDataclassError as error:
+        raise RecipeError(f"The recipe makes no model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
+    """Another model's weights; its head too, if it is the same head of the same observations."""
+    source = load_model(recipe.init)
+    if source.config.num_channels != recipe.num_channels:
+        raise RecipeError(
+            f"num_channels is {recipe.num_channels}, but {recipe.init} takes {source.config.num_channels}; set that."
+        )
+    model = CheXpertForImageClassification(
+        _config(recipe, {name: getattr(source.config, name) for name in _BACKBONE_FIELDS})
     )
     model.features.load_state_dict(source.features.state_dict())
-    if same_head:
+    same = ("observations", "multiclass_observations", "head_hidden_size")
+    if all(getattr(model.config, name) == getattr(source.config, name) for name in same):
         model.classifier.load_state_dict(source.classifier.state_dict())
     return model
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
-    """The image processor of the recipe: ImageNet statistics, averaged over the channels for a single-channel model."""
+    """The image processor of the recipe, at its size.
+
+    That of the model which is fine-tuned; else ImageNet statistics, averaged over the channels for a single channel.
+    """
     size = {"height": recipe.image_size, "width": recipe.image_size}
+    if recipe.init not in ("imagenet", "random"):
+        return CheXpertImageProcessor.from_pretrained(recipe.init, size=size)
     if recipe.num_channels == 3:
         return CheXpertImageProcessor(size=size)
     defaults = CheXpertImageProcessor

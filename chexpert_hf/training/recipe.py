@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args
 import yaml
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.labels import OBSERVATIONS, BlankPolicy, check_observations, parse_policies
+from chexpert_hf.labels import OBSERVATIONS, BlankPolicy, UncertaintyPolicy, check_observations, parse_policies
 
 Precision = Literal["fp32", "bf16"]
+Loss = Literal["cross-entropy", "auc-margin"]
 Schedule = Literal["constant", "linear", "cosine"]
 PAPER_POLICY = "u-ones"
 
@@ -30,7 +31,15 @@ class Recipe:
 
     Attributes:
         observations: What the model learns to judge, in the order of its outputs.
-        policy: Uncertainty policy, for all or by observation; see `chexpert_hf.labels.parse_policies`.
+        policy: Uncertainty policy, for all or by observation, or "paper"; see `chexpert_hf.labels.parse_policies`.
+        teacher: For U-SelfTrained: a model folder or repository that gives the soft labels, or a CSV file of them from
+            an earlier run; None to train a teacher with U-Ignore first.
+        teacher_epochs: Passes of that first stage; as many as `epochs` if None.
+        conditional_epochs: Passes of a stage before all others, in which a child in the label hierarchy is learned
+            only where its parent is positive (Pham et al. 2019); 0 for no such stage.
+        unconditional: Train all stages like that and have the model multiply the probabilities along the hierarchy.
+        loss: "cross-entropy" (the policies' own), or "auc-margin"; see `chexpert_hf.training.losses`.
+        class_weights: Weight positive labels by the number of negative ones for each; the paper does not.
         blank_labels: Whether a blank label is "negative" or "unknown".
         init: "imagenet", "random", or a model folder or repository to start from.
         architecture: Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; only with random
@@ -59,13 +68,20 @@ class Recipe:
         channels_last: Memory layout, faster on CPUs and GPUs alike.
         compile: Whether to use torch.compile.
         images_per_checkpoint: Training images between two checkpoints; at least one checkpoint an epoch.
-        keep_checkpoints: How many checkpoints stay on disk.
+        keep_checkpoints: How many checkpoints stay on disk: the best by validation AUROC, and the newest.
+        runs: Independent runs with seeds `seed`, `seed + 1`, ...; several make an ensemble of their best checkpoints.
         workers: Processes that read images.
         seed: Of initialisation, order and augmentation.
     """
 
     observations: tuple[str, ...] = OBSERVATIONS
     policy: str | Mapping[str, str] = PAPER_POLICY
+    teacher: str | None = None
+    teacher_epochs: float | None = None
+    conditional_epochs: float = 0
+    unconditional: bool = False
+    loss: Loss = "cross-entropy"
+    class_weights: bool = False
     blank_labels: str = "negative"
     init: str = "imagenet"
     architecture: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +110,7 @@ class Recipe:
     compile: bool = False
     images_per_checkpoint: int = 4800
     keep_checkpoints: int = 10
+    runs: int = 1
     workers: int = 2
     seed: int = 0
 
@@ -104,6 +121,7 @@ class Recipe:
         except ValueError as error:
             raise RecipeError(str(error)) from error
         _expect_one_of("blank_labels", self.blank_labels, [policy.value for policy in BlankPolicy])
+        _expect_one_of("loss", self.loss, get_args(Loss))
         _expect_one_of("schedule", self.schedule, get_args(Schedule))
         _expect_one_of("precision", self.precision, get_args(Precision))
         _expect_one_of("num_channels", self.num_channels, (1, 3))
@@ -113,17 +131,32 @@ class Recipe:
             "gradient_accumulation_steps",
             "images_per_checkpoint",
             "keep_checkpoints",
+            "runs",
         ):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
             _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
+        for name in ("conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
+        if self.loss == "auc-margin" and self.class_weights:
+            raise RecipeError(
+                "class_weights has no meaning with loss 'auc-margin', which weighs both classes the same."
+            )
         if self.architecture and self.init != "random":
             raise RecipeError(f"architecture is set, which needs init 'random', got init {self.init!r}.")
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """The policy of each observation."""
+        return parse_policies(self.policy, self.observations)
+
+    @property
+    def self_trained_observations(self) -> tuple[str, ...]:
+        """The observations whose uncertain labels a teacher gives."""
+        return tuple(name for name, policy in self.policies.items() if policy == UncertaintyPolicy.U_SELF_TRAINED.value)
 
     def to_dict(self) -> dict[str, Any]:
         """All values, as plain types."""
@@ -138,9 +171,18 @@ class Recipe:
     def load(cls, path: Path) -> "Recipe":
         """Reads a YAML recipe; what it does not name has its default.
 
+        Args:
+            path: Of the file, or the name of one of this project's recipes, such as `u_ones`.
+
         Raises:
             RecipeError: If it is not a recipe, or a value is out of range.
         """
+        own = {file.stem: file for file in recipes_folder().glob("*.yaml")}
+        if not path.exists() and path.suffix == "" and path.name not in own:
+            raise RecipeError(
+                f"There is no recipe {str(path)!r}; expected a YAML file or one of: {', '.join(sorted(own))}."
+            )
+        path = path if path.exists() else own.get(str(path), path)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
@@ -166,6 +208,12 @@ class Recipe:
             return replace(self, **values)
         except TypeError as error:
             raise RecipeError(f"A value of the recipe has the wrong type: {error}.") from error
+
+
+def recipes_folder() -> Path:
+    """This project's recipes: beside this module once installed, in `train` in a checkout."""
+    installed = Path(__file__).with_name("recipes")
+    return installed if installed.exists() else Path(__file__).parents[2] / "train" / "recipes"
 
 
 def _number(name: str, text: str) -> float:

@@ -9,17 +9,23 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate import PartialState
+from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
 
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
-from chexpert_hf.hub.folder import save_model_folder
-from chexpert_hf.inference.classifier import load_model
-from chexpert_hf.training.checkpoints import is_finished, newest_complete_checkpoint
+from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
+from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
+from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.labels import UncertaintyPolicy
+from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, newest_complete_checkpoint
 from chexpert_hf.training.curve import plot_curve
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.trainer import build_trainer, evaluate_split
+from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
+from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer, evaluate_split
+
+RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,14 @@ class TrainingResult:
     """What a run left behind.
 
     Attributes:
-        folder: The complete model folder.
-        evaluation: The best checkpoint on the validation split, on which it was also chosen.
-        best_step: The optimizer step of that checkpoint; the last one if the data can judge nothing.
+        folder: The complete model folder, or that of an ensemble.
+        evaluation: On the validation split, on which the checkpoints were also chosen.
+        chosen: What the folder holds, in words: the checkpoint by its optimizer step, or an ensemble.
     """
 
     folder: Path
     evaluation: Evaluation
-    best_step: int
+    chosen: str
 
 
 def train(
@@ -61,24 +67,21 @@ def train(
         CheXpertDataError: If the data cannot be loaded.
     """
     data = load_data(recipe, root)
-    _claim(output, recipe, resume)
     set_seed(recipe.seed)
-    model, processor = build_model(recipe), build_processor(recipe)
+    build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
+    _claim(output, recipe, resume)
+    if recipe.runs > 1:
+        return _train_several(recipe, root, output, data, say)
+    start = _conditional_stage(recipe, root, output, say)
+    soft_labels = _soft_labels(start, root, output, data["train"], say)
+
+    set_seed(recipe.seed)
+    model, processor = build_model(start), build_processor(start)
     if recipe.freeze_backbone:
         model.freeze_backbone()
-    trainer = build_trainer(recipe, model, processor, data, output, report_to)
+    trainer = build_trainer(recipe, model, processor, data, output, soft_labels=soft_labels, report_to=report_to)
     judged = _say_what_is_judged(data, recipe, say)
-
-    checkpoint = newest_complete_checkpoint(output / "checkpoints") if resume else None
-    if resume:
-        say(
-            f"Resuming from {checkpoint}." if checkpoint else "No complete checkpoint yet: beginning at the first step."
-        )
-    if checkpoint and is_finished(checkpoint):
-        say("The run has finished: nothing is left to train.")
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _train_or_resume(trainer, output / "checkpoints", resume, say)
 
     # By step and not by the recorded path, which is wrong once the folder has moved.
     best_step = (judged and trainer.state.best_global_step) or trainer.state.global_step
@@ -98,7 +101,90 @@ def train(
         )
         (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         plot_curve(history, output / "curve.png", best_step)
-    return TrainingResult(output, evaluation, best_step)
+    return TrainingResult(output, evaluation, f"step {best_step}")
+
+
+def _train_or_resume(trainer: CheXpertTrainer, checkpoints: Path, resume: bool, say: Callable[[str], None]) -> None:
+    checkpoint = newest_complete_checkpoint(checkpoints) if resume else None
+    if resume:
+        say(f"Resuming from {checkpoint}." if checkpoint else "No complete checkpoint yet: beginning at step 0.")
+    if checkpoint and is_finished(checkpoint):
+        say("The run has finished: nothing is left to train.")
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _stage(recipe: Recipe, root: Path, folder: Path, say: Callable[[str], None]) -> Path:
+    """Trains a stage of a larger run, or what is left of it; gives its model folder."""
+    return train(recipe, root, folder, resume=(folder / RECIPE_FILE).exists(), say=say).folder
+
+
+def _conditional_stage(recipe: Recipe, root: Path, output: Path, say: Callable[[str], None]) -> Recipe:
+    """The recipe to go on with: from the weights of the conditional stage, if there is one."""
+    if not recipe.conditional_epochs:
+        return recipe
+    say("First stage: children in the label hierarchy are learned where their parent is positive.")
+    first = recipe.override(
+        epochs=recipe.conditional_epochs,
+        conditional_epochs=0,
+        unconditional=True,
+        freeze_backbone=False,
+        policy=_without_self_training(recipe),
+    )
+    folder = _stage(first, root, output / "conditional", say)
+    say("Second stage: all rows.")
+    return recipe.override(init=str(folder), architecture={}, conditional_epochs=0)
+
+
+def _soft_labels(
+    recipe: Recipe, root: Path, output: Path, dataset: datasets.Dataset, say: Callable[[str], None]
+) -> NDArray[np.float32] | None:
+    """A teacher's probabilities for uncertain labels `(num_rows, num_labels)`; None if no observation wants them."""
+    observations = recipe.self_trained_observations
+    if not observations:
+        return None
+    given = recipe.teacher is not None and recipe.teacher.endswith(".csv")
+    path = Path(recipe.teacher or "") if given else output / "soft_labels.csv"
+    if not path.exists() and not given:
+        teacher = recipe.teacher
+        if teacher is None:
+            say(f"The teacher: U-Ignore for {', '.join(observations)}.")
+            first = recipe.override(
+                policy=_without_self_training(recipe),
+                epochs=recipe.teacher_epochs or recipe.epochs,
+                teacher_epochs=None,
+            )
+            teacher = str(_stage(first, root, output / "teacher", say))
+        if PartialState().is_main_process:
+            classifier = CheXpertClassifier.from_pretrained(teacher)
+            write_soft_labels(classifier, dataset, recipe.observations, observations, path)
+        PartialState().wait_for_everyone()
+    soft = read_soft_labels(path, dataset, recipe.observations, observations)
+    say(f"Soft labels for {int((~np.isnan(soft)).sum()):,} uncertain cells: {path}.")
+    return soft
+
+
+def _without_self_training(recipe: Recipe) -> dict[str, str]:
+    ignored = dict.fromkeys(recipe.self_trained_observations, UncertaintyPolicy.U_IGNORE.value)
+    return recipe.policies | ignored
+
+
+def _train_several(
+    recipe: Recipe, root: Path, output: Path, data: datasets.DatasetDict, say: Callable[[str], None]
+) -> TrainingResult:
+    """Independent runs, and the ensemble of their best checkpoints."""
+    members: list[Path] = []
+    for number in range(recipe.runs):
+        say(f"Run {number + 1} of {recipe.runs}.")
+        folder = _stage(recipe.override(runs=1, seed=recipe.seed + number), root, output / f"run-{number + 1}", say)
+        members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
+    write_ensemble(output, members)
+    evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
+    (output / EVALUATION_FILE).write_text(
+        json.dumps({"split": "valid", **evaluation.to_dict()}, indent=2), encoding="utf-8"
+    )
+    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints of {recipe.runs} runs")
 
 
 def load_data(recipe: Recipe, root: Path) -> datasets.DatasetDict:
@@ -138,10 +224,10 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     """Makes `output` this run's, or raises RecipeError if it is another's."""
     state = PartialState()
     if state.is_main_process:
-        path = output / "recipe.yaml"
+        path = output / RECIPE_FILE
         if resume and path.exists():
             _expect_same(recipe, Recipe.load(path), output)
-        elif output.exists() and any(output.iterdir()):
+        elif output.exists() and any(item.name != RECIPE_FILE for item in output.iterdir()):
             raise RecipeError(f"{output} is not empty: continue its run with --resume, or choose another folder.")
         output.mkdir(parents=True, exist_ok=True)
         recipe.save(path)

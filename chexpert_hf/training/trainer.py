@@ -1,7 +1,9 @@
 """The Hugging Face Trainer that a recipe describes."""
 
 import math
+import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -20,9 +23,12 @@ from chexpert_hf.labels import IGNORED
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
+from chexpert_hf.training.losses import auc_margin_loss
 from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
-METRIC = "mean_auroc"
+METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 
 
@@ -61,6 +67,23 @@ class EvaluateLastStep(TrainerCallback):
             control.should_save = True
 
 
+class KeepBestCheckpoints(TrainerCallback):
+    """Keeps the best checkpoints by validation AUROC, and the newest one to resume from."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        kept = best_checkpoints(folder, self.count)
+        *older, _newest = checkpoints_by_step(folder)
+        for path in older:
+            if path not in kept:
+                shutil.rmtree(path)
+
+
 class TrainingProgress(ProgressCallback):
     """A progress bar on a terminal, and everywhere one readable line per evaluation instead of dictionaries."""
 
@@ -78,11 +101,12 @@ class TrainingProgress(ProgressCallback):
             return
         if "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
-        if f"eval_{METRIC}" in logs:
-            best = "" if state.best_metric is None else f"  (best so far {state.best_metric:.3f})"
+        if SCORE in logs:
+            # The state learns of a new best after its callbacks do.
+            best = max(logs[SCORE], -math.inf if state.best_metric is None else state.best_metric)
             self.training_bar.write(
                 f"step {state.global_step:>6} of {state.max_steps}  epoch {logs['epoch']:.2f}  validation mean AUROC "
-                f"{logs[f'eval_{METRIC}']:.3f}{best}",
+                f"{logs[SCORE]:.3f}  (best {best:.3f})",
                 file=sys.stderr,
             )
 
@@ -93,19 +117,36 @@ def build_trainer(
     processor: CheXpertImageProcessor,
     data: datasets.DatasetDict,
     output: Path,
+    *,
+    soft_labels: NDArray[np.float32] | None = None,
     report_to: str = "none",
 ) -> CheXpertTrainer:
-    """The Trainer that a recipe describes."""
+    """The Trainer that a recipe describes.
+
+    Args:
+        recipe: What to train.
+        model: With its initial weights.
+        processor: Its image processor.
+        data: Has `train` and `valid`.
+        output: Gets the checkpoints, in a folder `checkpoints`.
+        soft_labels: `(num_rows, num_labels)` a teacher's probabilities of uncertain labels, NaN elsewhere.
+        report_to: "none", "tensorboard" or "trackio".
+    """
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
+    targets = TrainingTargets(model.config, recipe.seed, soft_labels)
+    if recipe.class_weights:
+        resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
+        targets = replace(targets, positive_weights=positive_weights(resolved.numpy()))
     trainer = CheXpertTrainer(
         model=model,
         args=training_arguments(recipe, len(data["train"]), output, report_to),
-        train_dataset=RadiographDataset(data["train"], processor, partial(resolve_labels, config=model.config)),
+        train_dataset=RadiographDataset(data["train"], processor, targets),
         eval_dataset=RadiographDataset(data["valid"], processor, partial(_evaluation_targets, recipe=recipe)),
         processing_class=processor,
         compute_metrics=partial(compute_metrics, studies=data["valid"]["study"][:], recipe=recipe),
-        callbacks=[EvaluateLastStep],
+        compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
+        callbacks=[EvaluateLastStep, KeepBestCheckpoints(recipe.keep_checkpoints)],
         augmentation=RadiographAugmentation(
             recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast, recipe.seed
         ),
@@ -141,7 +182,6 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=recipe.keep_checkpoints,
         metric_for_best_model=METRIC,
         greater_is_better=True,
         logging_steps=max(1, min(10, steps_per_epoch // 4)),
@@ -178,7 +218,7 @@ def _evaluate(logits: Any, targets: Any, studies: list[str], recipe: Recipe) -> 
     return evaluate_probabilities(probabilities, labels, studies, recipe.observations)
 
 
-def _evaluation_targets(labels: Tensor, recipe: Recipe) -> Tensor:
+def _evaluation_targets(labels: Tensor, _index: int, recipe: Recipe) -> dict[str, Tensor]:
     """Raw labels as the truth: uncertain ones are unknown, whatever the policy in training."""
     truth = evaluation_labels(labels.numpy(), recipe.blank_labels)
-    return torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()
+    return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}

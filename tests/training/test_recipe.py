@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.recipe import Recipe, RecipeError, recipes_folder
 
 
 def test_the_defaults_are_the_papers():
@@ -42,6 +44,9 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("policy: u-perhaps", "Unknown uncertainty policy 'u-perhaps'"),
         ("schedule: step", "expected one of: constant, linear, cosine"),
         ("architecture: {growth_rate: 8}", "needs init 'random'"),
+        ("loss: hinge", "loss is 'hinge', expected one of: cross-entropy, auc-margin"),
+        ("{loss: auc-margin, class_weights: true}", "class_weights has no meaning"),
+        ("conditional_epochs: -1", "conditional_epochs is -1, expected at least 0"),
         ("valid_fraction: 1.0", r"valid_fraction is 1.0, expected in \(0, 1\)"),
         ("image_size: large", "wrong type"),
         ("- a list", "no mapping of fields"),
@@ -57,3 +62,33 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_its_field(tmp_path, text, 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.load(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match=r"no recipe 'u_none'; expected a YAML file or one of: .*u_ones"):
+        Recipe.load(Path("u_none"))
+
+
+RECIPES = sorted(recipes_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_by_its_name_and_says_what_it_reproduces(path):
+    assert path.read_text().startswith("# ")
+    assert Recipe.load(Path(path.stem)).to_dict() == Recipe.load(path).to_dict()
+
+
+def test_there_is_a_recipe_for_the_paper_and_for_each_single_policy():
+    names = {path.stem for path in RECIPES}
+    assert {"paper_densenet121_320", "lsr_conditional", "transfer_frozen"} <= names
+    for policy in ("u-ignore", "u-zeros", "u-ones", "u-self-trained", "u-multiclass"):
+        assert Recipe.load(Path(policy.replace("-", "_"))).policy == policy
+
+
+def test_the_papers_recipe_is_the_papers():
+    # Irvin et al. 2019, section 3.2: on top of the defaults, three runs and the best policy of each observation
+    assert Recipe.load(Path("paper_densenet121_320")).to_dict() == Recipe(policy="paper", runs=3).to_dict()
+
+
+def test_the_student_projects_recipe_has_its_head():
+    recipe = Recipe.load(Path("transfer_frozen"))
+    assert recipe.freeze_backbone
+    assert (recipe.head_hidden_size, recipe.head_dropout, recipe.learning_rate) == (512, 0.5, 1e-3)
+    assert recipe.observations == ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")

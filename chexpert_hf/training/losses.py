@@ -1,0 +1,50 @@
+"""Losses other than the model's own cross-entropy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chexpert_hf.labels import IGNORED
+
+AUC_MARGIN = 1.0
+"""The margin of Yuan et al. 2021 for CheXpert."""
+
+
+def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
+    """Squared AUC-margin loss, the mean over the observations of which a batch has positive and negative labels.
+
+    For scores h in [0, 1] of an observation it is the variance of h over the positives, plus that over the negatives,
+    plus max(0, margin - (mean of the positives - mean of the negatives)) squared. The original min-max problem has two
+    centres a, b and a dual variable alpha as parameters, with an optimizer of their own; for a given batch its solution
+    is this closed form, which needs neither and therefore resumes exactly. Batches should hold several positives of
+    each observation: fine-tune a model that was trained with cross-entropy, with a large batch.
+
+    Args:
+        outputs: Has `logits` `(batch, num_labels)`.
+        labels: Targets of the same shape, in [0, 1] or -100. A soft label counts as both, by its value.
+        num_items_in_batch: Not used: a mean over pairs does not split over smaller batches.
+
+    Returns:
+        A scalar, 0 if no observation has both.
+
+    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7 and its inner
+    solutions.
+    """
+    scores = outputs.logits.float().sigmoid()
+    is_known = labels != IGNORED
+    positive = labels.clamp(min=0) * is_known
+    negative = (1 - labels.clamp(min=0)) * is_known
+    mean_positive, variance_positive = _weighted_moments(scores, positive)
+    mean_negative, variance_negative = _weighted_moments(scores, negative)
+    gap = (AUC_MARGIN + mean_negative - mean_positive).clamp(min=0)
+    has_both = (positive.sum(dim=0) > 0) & (negative.sum(dim=0) > 0)
+    losses = (variance_positive + variance_negative + gap**2) * has_both
+    return losses.sum() / has_both.sum().clamp(min=1)
+
+
+def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column, both `(num_labels,)`; 0 where nothing has weight."""
+    total = weights.sum(dim=0).clamp(min=torch.finfo(weights.dtype).tiny)
+    mean = (scores * weights).sum(dim=0) / total
+    return mean, ((scores - mean) ** 2 * weights).sum(dim=0) / total

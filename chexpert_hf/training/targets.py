@@ -1,0 +1,83 @@
+"""From raw labels to what a training example is asked for: policies, smoothing, a teacher's soft labels, weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.labels import NEGATIVE, POSITIVE, SMOOTHING_RANGES, UNCERTAIN, UncertaintyPolicy
+from chexpert_hf.modeling_chexpert import resolve_labels
+
+# Keeps the draws of smoothing apart from those of augmentation, which are keyed by (seed, epoch, index).
+_SMOOTHING_STREAM = 1_000_003
+
+
+@dataclass(frozen=True)
+class TrainingTargets:
+    """Makes the targets of one row of the training data.
+
+    Attributes:
+        config: Its policies are applied.
+        seed: Of label smoothing, which is drawn once for each row and observation.
+        soft_labels: `(num_rows, num_labels)`: a teacher's probabilities for uncertain labels, NaN elsewhere.
+        positive_weights: `(num_labels,)`: how much more a positive label counts; None if all count the same.
+    """
+
+    config: CheXpertConfig
+    seed: int = 0
+    soft_labels: NDArray[np.float32] | None = None
+    positive_weights: NDArray[np.float32] | None = None
+
+    def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
+        """`labels` (num_labels,) in [0, 1], -1 (uncertain class) or -100, and `label_weights` if there are weights.
+
+        Args:
+            labels: `(num_labels,)` raw values of the row.
+            index: The row's position in the training data.
+        """
+        labels = self._smoothed(labels, index)
+        if self.soft_labels is not None:
+            soft = torch.from_numpy(self.soft_labels[index])
+            labels = torch.where((labels == UNCERTAIN) & ~soft.isnan(), soft, labels)
+        targets = resolve_labels(labels, self.config)
+        if self.positive_weights is None:
+            return {"labels": targets}
+        share = targets.clamp(NEGATIVE, POSITIVE)  # a soft label is weighted by how positive it is
+        return {"labels": targets, "label_weights": 1 + share * (torch.from_numpy(self.positive_weights) - 1)}
+
+    def _smoothed(self, labels: Tensor, index: int) -> Tensor:
+        ranges = self._ranges
+        if ranges is None or not (labels == UNCERTAIN).any():
+            return labels
+        low, high = ranges
+        drawn = np.random.default_rng((self.seed, _SMOOTHING_STREAM, index)).random(len(low))
+        smooth = torch.from_numpy(low + (high - low) * drawn).to(labels.dtype)  # NaN without smoothing
+        return torch.where((labels == UNCERTAIN) & ~smooth.isnan(), smooth, labels)
+
+    @property
+    def _ranges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Lowest and highest value of each observation, NaN for one whose policy does not smooth."""
+        policies = [
+            UncertaintyPolicy((self.config.uncertainty_policies or {})[name]) for name in self.config.observations
+        ]
+        if not set(policies) & SMOOTHING_RANGES.keys():
+            return None
+        low, high = zip(*(SMOOTHING_RANGES.get(policy, (np.nan, np.nan)) for policy in policies), strict=True)
+        return np.array(low), np.array(high)
+
+
+def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
+    """How many negative labels there are for each positive one.
+
+    Args:
+        targets: `(num_rows, num_labels)` in {0, 1} or anything else for what is neither.
+
+    Returns:
+        `(num_labels,)`; 1 where there are no positive or no negative labels.
+    """
+    positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
+    has_both = (positive > 0) & (negative > 0)
+    return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)
