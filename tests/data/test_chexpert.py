@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -473,16 +472,3 @@ def test_nih_mini_loads_with_its_published_counts(real_data: Path) -> None:
     assert np.isnan(labels[labels != 1]).all()
     assert patients(splits["train"]).isdisjoint(patients(splits["valid"]))
     assert splits["valid"][0]["image"].size == (390, 390)
-
-
-def test_chexperts_own_train_table_loads_in_full(tmp_path: Path) -> None:
-    package = importlib.util.find_spec("torchxrayvision")  # not imported: only a file of it is wanted
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("torchxrayvision, which carries CheXpert's train.csv, is not installed")
-    table = Path(package.submodule_search_locations[0], "data", "chexpert_train.csv.gz")
-    (tmp_path / "train.csv.gz").symlink_to(table)
-    train = labels_only(tmp_path)["train"].remove_columns("image")
-    own = pd.read_csv(table)
-    assert train.num_rows == len(own) == 223_414
-    np.testing.assert_array_equal(train.with_format("numpy")["labels"][:], own[list(OBSERVATIONS)].astype(np.float32))
-    assert len(set(train["patient"][:])) == 64_540
