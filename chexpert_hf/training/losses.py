@@ -1,4 +1,9 @@
-"""Losses other than the model's own cross-entropy."""
+"""Losses other than the model's own cross-entropy.
+
+The AUC-margin loss is written here rather than taken from the `libauc` package of its authors. Of libauc 2.0.1, with
+torch 2.14, `AUCMLoss` answers NaN for a batch without positives (v2), counts unknown labels in its means (v1), and has
+parameters that need an optimizer of its own and are in no checkpoint of the Trainer, so that no run resumes exactly.
+"""
 
 from typing import Any
 
