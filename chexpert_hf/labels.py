@@ -140,7 +140,11 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
     if isinstance(text, str) and "=" not in text:
         policy = _policy(text)
         return dict.fromkeys(observations, policy.value)
-    choices = dict(_pairs(text)) if isinstance(text, str) else dict(text)
+    choices: dict[str, str] = {}
+    for name, choice in _pairs(text) if isinstance(text, str) else text.items():
+        if name in choices:
+            raise ValueError(f"Two policies are given for {name!r}; expected one.")
+        choices[name] = choice
     for name in choices:
         if name not in observations:
             raise ValueError(

@@ -273,7 +273,8 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
     if config.label_parents is None:
         return logits
     paths = _paths(config).to(logits.device)
-    log_p = functional.logsigmoid(logits.float()) @ paths.T
+    # Not a matrix product, which autocast would take to bf16 and so make ties.
+    log_p = (functional.logsigmoid(logits.float())[:, None, :] * paths).sum(dim=2)
     is_root = paths.sum(dim=1) == 1
     product = log_p - torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
     return torch.where(is_root, logits, product.to(logits.dtype))
@@ -311,8 +312,11 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
 
     Returns:
         Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 where the cell
-        takes no part in the loss. With `label_parents`, a child takes part only where its parent is positive.
+        takes no part in the loss. With `label_parents`, a positive child makes its parents positive first (the reports'
+        labels do not), and a child takes part only where its parent is positive.
     """
+    if config.label_parents:
+        labels = _with_positive_parents(labels, config)
     policies = parse_policies(config.uncertainty_policies or {}, config.observations)
     for_uncertain = labels.new_tensor([_RESOLVED[UncertaintyPolicy(policy)] for policy in policies.values()])
     targets = torch.where(labels == UNCERTAIN, for_uncertain, labels)
@@ -322,6 +326,13 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
         is_asked = labels[..., parent_column] == POSITIVE
         targets[..., column] = torch.where(is_asked, targets[..., column], IGNORED)
     return targets
+
+
+def _with_positive_parents(labels: Tensor, config: CheXpertConfig) -> Tensor:
+    """Labels in which whatever stands above a positive label is positive, too."""
+    paths = _paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
+    implied = (labels == POSITIVE).to(paths.dtype) @ paths  # (..., L): positive labels below each observation
+    return torch.where(implied > 0, POSITIVE, labels)
 
 
 def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -335,8 +346,8 @@ def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None
     Returns:
         A scalar, 0 if nothing is known.
     """
-    total = (losses * is_known).sum()
-    return total / (is_known.sum().clamp(min=1) if num_items is None else num_items)
+    count = is_known.sum() if num_items is None else num_items
+    return (losses * is_known).sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
 
 
 CheXpertForImageClassification.register_for_auto_class("AutoModelForImageClassification")

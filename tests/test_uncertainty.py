@@ -70,6 +70,15 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_known_cells():
     assert masked_mean(losses, targets != -100).item() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
+def test_the_mean_over_nothing_known_is_zero(num_items):
+    losses = torch.ones(2, 2, requires_grad=True)
+    mean = masked_mean(losses, torch.zeros(2, 2, dtype=torch.bool), num_items)
+    mean.backward()
+    assert mean.item() == 0
+    assert torch.equal(losses.grad, torch.zeros(2, 2))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("blank_labels", ["negative", "unknown"])
 def test_the_loss_of_one_policy_equals_that_of_loops_over_cells(policy, blank_labels):
@@ -206,11 +215,29 @@ def test_with_a_hierarchy_a_child_is_learned_where_its_parent_is_positive():
     config = CheXpertConfig(
         id2label=dict(enumerate(["Lung Opacity", "Edema", "Fracture"])),
         label_parents={"Edema": "Lung Opacity"},
-        uncertainty_policies=dict.fromkeys(["Lung Opacity", "Edema", "Fracture"], "u-ones"),
+        uncertainty_policies=dict.fromkeys(["Lung Opacity", "Edema", "Fracture"], "u-zeros"),
     )
-    raw = torch.tensor([[1.0, 0, 1], [0, 0, 1], [NAN, 1, 0], [-1, 1, 0], [1, -1, 0]])
-    expected = torch.tensor([[1.0, 0, 1], [0, -100, 1], [0, -100, 0], [1, -100, 0], [1, 1, 0]])
+    raw = torch.tensor([[1.0, 0, 1], [0, 0, 1], [NAN, -1, 0], [-1, 0, 0], [1, -1, 0]])
+    expected = torch.tensor([[1.0, 0, 1], [0, -100, 1], [0, -100, 0], [0, -100, 0], [1, 0, 0]])
     assert torch.equal(resolve_labels(raw, config), expected)
+
+
+def test_with_a_hierarchy_a_positive_child_makes_all_above_it_positive():
+    # Reports do not: of CheXpert's rows with Cardiomegaly, 91 % leave Enlarged Cardiomediastinum blank.
+    names = ["Lung Opacity", "Consolidation", "Pneumonia"]
+    config = CheXpertConfig(id2label=dict(enumerate(names)), label_parents=parents_among(names))
+    raw = torch.tensor([[NAN, NAN, 1.0], [0, 1, NAN], [NAN, NAN, NAN]])
+    expected = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, -100, -100]])
+    assert torch.equal(resolve_labels(raw, config), expected)
+    assert torch.equal(resolve_labels(expected, config), expected)
+
+
+def test_unconditional_logits_keep_their_order_under_autocast():
+    config = CheXpertConfig(label_parents=PARENTS)
+    logits = torch.randn(200, 14)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = unconditional_logits(logits, config)
+    torch.testing.assert_close(got, unconditional_logits(logits, config))
 
 
 def test_the_hierarchy_skips_observations_that_are_not_trained():
