@@ -1,8 +1,27 @@
-"""An evaluation as text."""
+"""An evaluation as text, and as a folder that a reviewer can be handed: tables, plots, figures for programs.
 
+The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its schema), `report.md` and `report.html`
+(one file, nothing loaded from elsewhere), the plots as PNG, and the predictions per view and per study as CSV.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isnan
+from pathlib import Path
+from typing import Any
 
-from chexpert_hf.evaluation.metrics import Evaluation
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from chexpert_hf.evaluation import plots
+from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation
+from chexpert_hf.evaluation.plots import StudyScores
+from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 
 
 def as_table(evaluation: Evaluation) -> str:
@@ -10,9 +29,165 @@ def as_table(evaluation: Evaluation) -> str:
     width = max(len(item.observation) for item in evaluation.observations)
     lines = [f"{'observation':<{width}}  positive  negative  AUROC"]
     for item in evaluation.observations:
-        value = "not judged: one class only" if isnan(item.auroc) else f"{item.auroc:5.3f}"
+        few = " (too few to tell)" if min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS else ""
+        value = "not judged: one class only" if isnan(item.auroc) else f"{item.auroc:5.3f}{few}"
         lines.append(f"{item.observation:<{width}}  {item.num_positive:>8,}  {item.num_negative:>8,}  {value}")
     if evaluation.mean_over:
         lines.append(f"Mean AUROC {evaluation.mean_auroc:.3f} over {', '.join(evaluation.mean_over)}")
     lines.append(f"{evaluation.num_studies:,} studies, maximum over the views of each.")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made from.
+
+    Attributes:
+        metrics: Of `chexpert_hf.evaluation.assessment.assess`, with whatever the caller adds.
+        title: Of the data and split.
+        observations: The columns of all arrays.
+        truth: `(num_studies, num_labels)` in {0, 1, NaN}.
+        scores: Each model's study-level scores.
+        studies: The study of each row.
+        views: Path of each view, and each model's probabilities `(num_views, num_labels)`, for the CSV files.
+        warnings: What a reader must know before anything else.
+        is_chexpert_valid: Whether the data are CheXpert's validation set, so that published figures compare.
+        thumbnails: Pictures of the worst errors: caption and PNG.
+    """
+
+    metrics: Mapping[str, Any]
+    title: str
+    observations: Sequence[str]
+    truth: NDArray[np.floating]
+    scores: Sequence[StudyScores]
+    studies: Sequence[str]
+    views: tuple[Sequence[str], Mapping[str, NDArray[np.floating]]]
+    warnings: Sequence[str] = ()
+    is_chexpert_valid: bool = False
+    thumbnails: Sequence[tuple[str, bytes]] = field(default_factory=tuple)
+
+
+def write_report(folder: Path, data: ReportData) -> None:
+    """Writes the whole folder.
+
+    Args:
+        folder: Made if it is not there; files of an earlier report are replaced.
+        data: What it is made from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
+    _write_predictions(folder, data)
+    pictures = {}
+    for name, (caption, figure) in _figures(data).items():
+        figure.savefig(folder / f"{name}.png")
+        pictures[f"{name}.png"] = (caption, (folder / f"{name}.png").read_bytes())
+    context = _context(data)
+    (folder / "report.md").write_text(
+        _template("report.md.jinja").render(**context, pictures=pictures), encoding="utf-8"
+    )
+    encoded = [(caption, base64.b64encode(png).decode()) for caption, png in pictures.values()]
+    thumbnails = [(caption, base64.b64encode(png).decode()) for caption, png in data.thumbnails]
+    html = _template("report.html.jinja").render(**context, pictures=encoded, thumbnails=thumbnails)
+    (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=PackageLoader("chexpert_hf.evaluation", "templates"),
+        autoescape=select_autoescape(["html", "html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["estimate"] = as_estimate
+    environment.filters["p"] = lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
+    return environment.get_template(name)
+
+
+def as_estimate(estimate: Mapping[str, Any] | None) -> str:
+    """`.892 (.831 to .953)`, or a dash where there is none."""
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    if estimate["low"] is None:
+        return _short(estimate["value"])
+    return f"{_short(estimate['value'])} ({_short(estimate['low'])} to {_short(estimate['high'])})"
+
+
+def _short(value: float) -> str:
+    """Three places, without the zero in front of the point."""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    published = VALID_AUROC if data.is_chexpert_valid else TEST_AUROC
+    where = "CheXpert's validation set" if data.is_chexpert_valid else "other data: CheXpert's test set"
+    return {
+        "title": data.title,
+        "warnings": data.warnings,
+        "data": data.metrics["data"],
+        "models": data.metrics["models"],
+        "comparisons": data.metrics["comparisons"],
+        "replicates": data.metrics["replicates"],
+        "published": {name: value for name, value in published.items() if name in data.observations},
+        "published_mean": sum(published.values()) / len(published),
+        "published_source": f"{PAPER}, {where}",
+        "min_studies": MIN_STUDIES_PER_CLASS,
+    }
+
+
+def _judged(data: ReportData) -> list[str]:
+    items = data.metrics["models"][0]["observations"]
+    enough = [min(item["num_positive"], item["num_negative"]) >= MIN_STUDIES_PER_CLASS for item in items]
+    return [item["observation"] for item, is_enough in zip(items, enough, strict=True) if is_enough]
+
+
+def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
+    """File name -> caption and picture; none if nothing can be judged."""
+    shown = _judged(data)
+    if not shown:
+        return {}
+    items = {
+        (model["name"], item["observation"]): item for model in data.metrics["models"] for item in model["observations"]
+    }
+    aurocs = {key: as_estimate(item["auroc"]) for key, item in items.items()}
+    first = data.metrics["models"][0]
+    thresholds = {item["observation"]: item["operating_point"]["threshold"] for item in first["observations"]}
+    arguments = (data.scores, data.truth, data.observations, shown)
+    pictures = {
+        "roc": ("Receiver operating characteristics with pointwise 95 % bands.", plots.roc_figure(*arguments, aurocs)),
+        "precision_recall": (
+            "Precision and recall with pointwise 95 % bands; the line across is the prevalence.",
+            plots.precision_recall_figure(*arguments),
+        ),
+        "reliability": (
+            "Reliability: observed frequency by mean probability in equally filled bins, with Wilson 95 % intervals.",
+            plots.reliability_figure(*arguments),
+        ),
+        "histograms": (
+            f"Scores of {first['name']} over positive and negative studies; dotted: its operating points.",
+            plots.histogram_figure(data.scores[0], data.truth, data.observations, shown, thresholds),
+        ),
+    }
+    if first["subgroups"]:
+        overall = {name: items[first["name"], name]["auroc"]["value"] for name in shown}
+        panels = [name for name in shown if name in first["mean_over"]] or shown
+        pictures["subgroups"] = (
+            f"AUROC of {first['name']} by subgroup; dotted: everybody.",
+            plots.forest_figure(first["subgroups"], overall, panels),
+        )
+    return pictures
+
+
+def _write_predictions(folder: Path, data: ReportData) -> None:
+    paths, probabilities = data.views
+    views = {"path": list(paths)}
+    studies: dict[str, Any] = {"study": list(data.studies)}
+    for column, name in enumerate(data.observations):
+        studies[f"truth/{name}"] = data.truth[:, column]
+    for model in data.scores:
+        for column, name in enumerate(data.observations):
+            views[f"{model.name}/{name}"] = probabilities[model.name][:, column].tolist()
+            studies[f"{model.name}/{name}"] = model.probabilities[:, column]
+    pd.DataFrame(views).to_csv(folder / "predictions_views.csv", index=False, float_format="%.6f")
+    pd.DataFrame(studies).to_csv(folder / "predictions_studies.csv", index=False, float_format="%.6f")

@@ -2,14 +2,22 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
+    auprc,
     auroc,
+    averaged_observations,
+    brier_score,
+    confusion,
     evaluate_probabilities,
     evaluation_labels,
+    expected_calibration_error,
     judged_observations,
     maximum_per_study,
+    per_study,
+    scaled_brier_score,
 )
 from chexpert_hf.evaluation.report import as_table
 
@@ -108,3 +116,91 @@ def test_probabilities_and_labels_of_different_shapes_are_refused(shape, message
 def test_probabilities_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="1 views have probabilities that are NaN"):
         evaluate_probabilities(np.array([[NAN], [0.5]]), np.zeros((2, 1)), ["a", "b"], ["Edema"])
+
+
+def with_unknowns(seed, num_studies=60):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, num_studies).astype(float)
+    labels[:2] = 0, 1
+    labels[2:10] = NAN
+    return rng.integers(0, 9, num_studies) / 8, labels  # with ties
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(auroc, roc_auc_score), (auprc, average_precision_score), (brier_score, brier_score_loss)],
+)
+def test_figures_equal_scikit_learns_on_the_known_labels(ours, theirs):
+    for seed in range(50):
+        scores, labels = with_unknowns(seed)
+        is_known = ~np.isnan(labels)
+        assert ours(scores, labels) == pytest.approx(theirs(labels[is_known], scores[is_known]), abs=1e-12)
+
+
+def test_average_precision_by_hand():
+    # Called in turn: positive (1 of 1), negative, positive (2 of 3); each positive is half of the recall.
+    assert auprc(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1.0, 0, 1, 0])) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+def test_always_answering_the_prevalence_has_a_scaled_brier_score_of_one():
+    labels = np.array([1.0, 0, 0, 0, NAN])
+    assert scaled_brier_score(np.full(5, 0.25), labels) == pytest.approx(1)
+    assert scaled_brier_score(labels.copy(), labels) == 0
+    # Brier (.01 + 3 * .04) / 4 = .0325 against .25 * .75 = .1875
+    assert scaled_brier_score(np.array([0.9, 0.2, 0.2, 0.2, 0.5]), labels) == pytest.approx(0.0325 / 0.1875)
+
+
+def test_calibration_error_by_hand():
+    # Two bins: {.1, .3} holds no positive, |.2 - 0| = .2; {.5, 1} holds two of two, |.75 - 1| = .25.
+    probabilities, labels = np.array([0.1, 0.3, 0.5, 1.0, 0.9]), np.array([0, 0, 1, 1, NAN])
+    assert expected_calibration_error(probabilities, labels, num_bins=2) == pytest.approx((2 * 0.2 + 2 * 0.25) / 4)
+    # Fifteen bins part .1 (bin 1) from .3 (bin 4): |.1 - 0|, |.3 - 0|, |.5 - 1|, |1 - 1|.
+    assert expected_calibration_error(probabilities, labels) == pytest.approx((0.1 + 0.3 + 0.5 + 0) / 4)
+
+
+@pytest.mark.parametrize("figure", [auprc, scaled_brier_score])
+def test_what_one_class_cannot_judge_is_undefined(figure):
+    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([1.0, 1.0])))
+    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([0.0, NAN])))
+
+
+@pytest.mark.parametrize("figure", [auroc, auprc, brier_score, scaled_brier_score, expected_calibration_error])
+def test_without_known_labels_every_figure_is_undefined(figure):
+    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([NAN, NAN])))
+
+
+@pytest.mark.parametrize("figure", [brier_score, scaled_brier_score, expected_calibration_error])
+def test_logits_are_not_taken_for_probabilities(figure):
+    with pytest.raises(ValueError, match="are they logits"):
+        figure(np.array([-2.0, 3.0]), np.array([0.0, 1.0]))
+    with pytest.raises(ValueError, match="Expected one label per probability"):
+        figure(np.array([0.5]), np.array([0.0, 1.0]))
+
+
+def test_a_probability_at_the_operating_point_is_positive():
+    counts = confusion(np.array([0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.9]), np.array([1, 1, 0, 1, 0, 0, NAN]), 0.5)
+    assert (counts.true_positives, counts.false_negatives) == (2, 1)
+    assert (counts.false_positives, counts.true_negatives) == (1, 2)
+
+
+def test_a_studys_score_may_be_the_mean_over_its_views():
+    values = np.array([[0.1, 0.8], [0.7, NAN], [0.4, NAN], [0.4, 0.2]])
+    result, studies = per_study(values, ["b", "a", "b", "b"], "mean")
+    assert studies == ["b", "a"]
+    np.testing.assert_allclose(result, [[0.3, 0.5], [0.7, NAN]])
+
+
+def test_views_are_aggregated_by_the_maximum_unless_told_otherwise():
+    values, studies = np.array([[0.1], [0.7], [0.4]]), ["a", "b", "a"]
+    np.testing.assert_array_equal(per_study(values, studies)[0], maximum_per_study(values, studies)[0])
+    with pytest.raises(ValueError, match="one of maximum, mean, got 'median'"):
+        per_study(values, studies, "median")
+    with pytest.raises(ValueError, match="one study per view, got 3 views and 2 studies"):
+        per_study(values, studies[:2], "mean")
+
+
+def test_a_mean_covers_the_competition_or_else_all_that_can_be_judged():
+    labels = np.tile([[0.0], [1.0]], (MIN_STUDIES_PER_CLASS, 2))
+    assert averaged_observations(labels, ["Fracture", "Edema"]) == ("Edema",)
+    assert averaged_observations(labels, ["Fracture", "Pneumonia"]) == ("Fracture", "Pneumonia")
+    assert averaged_observations(labels[:2], ["Fracture", "Edema"]) == ()

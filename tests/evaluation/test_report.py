@@ -1,0 +1,142 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.metrics import per_study
+from chexpert_hf.evaluation.plots import StudyScores
+from chexpert_hf.evaluation.published import RADIOLOGISTS, is_chexpert_valid
+from chexpert_hf.evaluation.report import ReportData, as_estimate, write_report
+
+OBSERVATIONS = ["Edema", "Atelectasis", "Fracture"]
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (90, 3)).astype(float)
+    labels[:, 2] = 0  # Fracture never occurs
+    studies = [f"patient{i // 3:05d}/study{i % 3 // 2}" for i in range(90)]
+    patients = [study.split("/")[0] for study in studies]
+    labels = per_study(labels, studies)[0][[sorted(set(studies), key=studies.index).index(study) for study in studies]]
+    probabilities = {
+        name: np.clip(labels * strength + rng.random((90, 3)) * (1 - strength), 0, 1)
+        for name, strength in (("good", 0.4), ("poor <b>", 0.1))
+    }
+    points = dict.fromkeys(OBSERVATIONS, 0.5)
+    metrics = assess(
+        [ModelScores(name, values, points, None) for name, values in probabilities.items()],
+        labels, studies, patients, OBSERVATIONS,
+        subgroups={"sex": ["Male" if int(patient[-1]) % 2 else "Female" for patient in patients]}, replicates=100,
+    )  # fmt: skip
+    truth, names = per_study(labels, studies)
+    return ReportData(
+        metrics=metrics,
+        title="made up, valid",
+        observations=OBSERVATIONS,
+        truth=truth,
+        scores=[StudyScores(name, per_study(values, studies)[0]) for name, values in probabilities.items()],
+        studies=names,
+        views=([f"valid/{study}/view1_frontal.jpg" for study in studies], probabilities),
+        warnings=["Calibrated on these same patients."],
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(folder, data)
+    return folder
+
+
+def test_a_report_is_one_folder(folder):
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json", "report.md", "report.html", "predictions_views.csv", "predictions_studies.csv",
+        "roc.png", "precision_recall.png", "reliability.png", "histograms.png", "subgroups.png",
+    }  # fmt: skip
+
+
+def test_warnings_come_before_any_figure(folder):
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert text.index("Calibrated on these same patients.") < text.index("AUROC")
+        assert "not a medical device" in text
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_escapes_names(folder):
+    html = (folder / "report.html").read_text()
+    assert "http" not in html
+    assert html.count("data:image/png;base64,") == 5
+    assert "poor <b>" not in html
+    assert "poor &lt;b&gt;" in html
+
+
+def test_the_tables_hold_the_figures_of_metrics_json(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    edema = metrics["models"][0]["observations"][0]
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert as_estimate(edema["auroc"]) in text
+        assert as_estimate(metrics["comparisons"][0]["difference"]) in text
+        assert metrics["models"][0]["observations"][2]["undefined"] in text
+    assert metrics["warnings"] == ["Calibrated on these same patients."]
+
+
+def test_predictions_are_there_per_view_and_per_study(folder, data):
+    views = pd.read_csv(folder / "predictions_views.csv")
+    studies = pd.read_csv(folder / "predictions_studies.csv")
+    assert len(views) == 90
+    assert list(studies["study"]) == list(data.studies)
+    np.testing.assert_allclose(studies["good/Edema"], data.scores[0].probabilities[:, 0], atol=1e-6)
+    np.testing.assert_allclose(studies["truth/Edema"], data.truth[:, 0])
+
+
+def test_plots_are_pictures_with_something_in_them(folder):
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.width > 500
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_a_report_on_data_that_judge_nothing_says_so(data, tmp_path):
+    views, probabilities = data.views
+    studies = [path.split("/view")[0].removeprefix("valid/") for path in views]
+    labels = np.zeros((90, 3))
+    metrics = assess(
+        [ModelScores("good", probabilities["good"], dict.fromkeys(OBSERVATIONS, 0.5), None)],
+        labels, studies, [study.split("/")[0] for study in studies], OBSERVATIONS, subgroups={}, replicates=100,
+    )  # fmt: skip
+    write_report(tmp_path, replace(data, metrics=metrics, truth=np.zeros_like(data.truth), scores=data.scores[:1]))
+    assert "there is no mean" in (tmp_path / "report.md").read_text()
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        ({"value": 0.8917, "low": 0.8312, "high": 1.0}, ".892 (.831 to 1.000)"),
+        ({"value": -0.02, "low": -0.1, "high": 0.06}, "-.020 (-.100 to .060)"),
+        ({"value": 0.5, "low": None, "high": None}, ".500"),
+        ({"value": None, "low": None, "high": None}, "–"),
+        (None, "–"),
+    ],
+)
+def test_an_estimate_is_written_with_its_interval(estimate, text):
+    assert as_estimate(estimate) == text
+
+
+def test_radiologists_operating_points_are_those_of_the_papers_figure_3():
+    # Irvin et al. 2019, figure 3: Rad1 on Edema .09, .63; the majority on Pleural Effusion .10, .89
+    assert RADIOLOGISTS["Edema"]["1"] == (0.09, 0.63)
+    assert RADIOLOGISTS["Pleural Effusion"]["majority"] == (0.10, 0.89)
+
+
+def test_chexperts_validation_set_is_known_by_its_patients():
+    patients = [f"patient{64541 + i % 200}" for i in range(234)]
+    assert is_chexpert_valid(patients, 234)
+    assert not is_chexpert_valid(patients, 235)
+    assert not is_chexpert_valid(patients[:-40], 234)
