@@ -41,6 +41,10 @@ class CheXpertConfig(PreTrainedConfig):
         label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
             model then returns logits of the unconditional probabilities, the products along the path to the root.
         operating_points: Probability from which on an observation is called positive; .5 for those not named.
+        operating_points_source: How and on what data the operating points were chosen, for the record; None if they
+            were not.
+        calibration: How and on what data the head was calibrated, for the record: its `slopes` and `intercepts` are
+            in the weights already, and nothing may apply them again. None if it was not calibrated.
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is outside its range, or an observation is named that the
@@ -67,6 +71,8 @@ class CheXpertConfig(PreTrainedConfig):
     blank_labels: Literal["negative", "unknown"] = "negative"
     label_parents: dict[str, str] | None = None
     operating_points: dict[str, float | int] | None = None
+    operating_points_source: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
     problem_type: Literal["multi_label_classification"] | None = "multi_label_classification"
 
@@ -130,6 +136,15 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"operating_points names {name!r}, which is not among: {', '.join(observations)}.")
             if not 0 <= point <= 1:
                 raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
+
+    def validate_calibration(self) -> None:
+        """Raises ValueError if the record of a calibration cannot be one of this model."""
+        slopes = (self.calibration or {}).get("slopes", {})
+        for name, slope in slopes.items():
+            if name not in self.observations:
+                raise ValueError(f"calibration names {name!r}, which is not among: {', '.join(self.observations)}.")
+            if not slope > 0:
+                raise ValueError(f"The calibration's slope of {name} is {slope}, expected a number above 0.")
 
 
 def _ancestors(name: str, parents: Mapping[str, str]) -> list[str]:

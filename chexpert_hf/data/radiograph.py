@@ -28,7 +28,7 @@ MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 500_000_000
 """Largest accepted file: five times a 16-bit image of `MAX_PIXELS`."""
 
-_HEAD_BYTES = 132
+HEAD_BYTES = 132
 
 
 def read_radiograph(
@@ -124,7 +124,7 @@ def _read_stream(stream: BinaryIO, max_pixels: int, target_size: int | None) -> 
             f"Expected a file of at most {MAX_FILE_BYTES // 1_000_000} MB, got {num_bytes // 1_000_000} MB; "
             "export the radiograph alone."
         )
-    head = stream.read(_HEAD_BYTES)
+    head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if head[128:] != b"DICM":
         return read_raster(stream, format_of(head), max_pixels, target_size)

@@ -1,6 +1,7 @@
 """Where processor, model and operating points meet: radiographs in, scores and maps out."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,8 +10,10 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +29,18 @@ Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 BATCH_SIZE = 16
 
 ENSEMBLE_FILE = "ensemble.json"
+_MEMBER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+_ENSEMBLE_CARD = """# {name}
+
+An ensemble of {count} models, in `members`: the mean of their probabilities.
+
+**Research software, not a medical device.**
+
+    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
+
+What the members were trained on and how, the cards in `run-1`, `run-2`, ... say; `evaluation.json` has the figures of
+the ensemble on the split on which its members were chosen, so they are optimistic.
+"""
 
 
 class ModelFolderError(InputError):
@@ -107,7 +122,12 @@ class CheXpertClassifier:
     @classmethod
     def _load(cls, model: str | Path, device: str | torch.device | None, revision: str | None) -> "CheXpertClassifier":
         network = load_model(model, revision=revision)
-        processor = CheXpertImageProcessor.from_pretrained(model, revision=revision)
+        try:
+            processor = CheXpertImageProcessor.from_pretrained(model, revision=revision)
+        except OSError as error:
+            raise ModelFolderError(
+                f"{model} has no image processor; expected preprocessor_config.json beside config.json."
+            ) from error
         if processor.num_channels != network.config.num_channels:
             raise ModelFolderError(
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
@@ -204,9 +224,23 @@ def _mean_maps(maps: list[Tensor]) -> Tensor:
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
-    """Writes `ensemble.json`, which makes a folder an ensemble of model folders below it."""
-    names = [member.relative_to(folder).as_posix() for member in members]
+    """Makes a folder an ensemble: copies of the members, in `members`, and `ensemble.json` that names them.
+
+    Args:
+        folder: Of the ensemble.
+        members: Model folders or checkpoints; weights, configuration and code are copied, nothing else.
+    """
+    names = []
+    for number, member in enumerate(members, start=1):
+        copy = folder / "members" / f"{number:02d}"
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in (*(member / name for name in _MEMBER_FILES), *member.glob("*.py")):
+            shutil.copy(file, copy)
+        names.append(copy.relative_to(folder).as_posix())
     (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
+    (folder / "README.md").write_text(
+        _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name), encoding="utf-8"
+    )
 
 
 def _ensemble_members(model: str | Path) -> list[str | Path]:
@@ -243,6 +277,13 @@ def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertFor
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except StrictDataclassError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelFolderError(f"The config.json of {str(model)!r} makes no model: {reason}") from error
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"The weights of {str(model)!r} are damaged ({error}); copy or download them again."
+        ) from error
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ModelFolderError(

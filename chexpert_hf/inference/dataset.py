@@ -11,6 +11,11 @@ from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, e
 from chexpert_hf.inference.classifier import CheXpertClassifier
 
 
+def image_files(dataset: datasets.Dataset) -> list[str]:
+    """The path of each image of a split, without decoding any."""
+    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
 def predict_dataset(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
@@ -24,7 +29,7 @@ def predict_dataset(
     Raises:
         RadiographError: If an image cannot be read.
     """
-    files = [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+    files = image_files(dataset)
 
     def images() -> Iterator[Image.Image]:
         for file in files:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError, read_radiograph
+from chexpert_hf.data.raster import format_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
 from chexpert_hf.inference.saliency import overlay
 
-# DICOM files often have no suffix. Only for the choice in folders: what a file is, its content tells.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom", ""})
+# Only for the choice in folders, where a damaged radiograph should be reported: what a file is, its content tells.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
 # zlib's fastest: overlays are looked at once, and level 6 takes four times as long for files a tenth smaller.
 _PNG_COMPRESSION = 1
@@ -30,7 +31,9 @@ class FileResult:
 
 
 def find_radiographs(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths` as they are given, and those below the folders among them, sorted.
+    """The files among `paths` as they are given, and the radiographs below the folders among them, sorted.
+
+    In a folder a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an image.
 
     Raises:
         InputError: If a path does not exist, or there is no file.
@@ -41,7 +44,9 @@ def find_radiographs(paths: Sequence[Path]) -> list[Path]:
             found += sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+                if file.is_file()
+                and not file.name.startswith(".")
+                and (file.suffix.lower() in SUFFIXES or _looks_like_image(file))
             )
         elif path.exists():
             found.append(path)
@@ -104,6 +109,15 @@ def overlay_folders(files: Sequence[Path], root: Path) -> dict[Path, Path]:
     }
 
 
+def _looks_like_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        return head[128:] == b"DICM" or bool(format_of(head))
+    except (OSError, RadiographError):
+        return False
+
+
 def _read(classifier: CheXpertClassifier, path: Path) -> Image.Image | RadiographError:
     try:
         return classifier.read(path)
@@ -112,4 +126,4 @@ def _read(classifier: CheXpertClassifier, path: Path) -> Image.Image | Radiograp
 
 
 def _suffixes() -> str:
-    return ", ".join(sorted(suffix for suffix in SUFFIXES if suffix)) + " and files without a suffix"
+    return ", ".join(sorted(SUFFIXES)) + ", and the content of all other files"

@@ -106,6 +106,22 @@ def test_a_processor_of_another_model_is_refused(tiny_folder):
         CheXpertClassifier.from_pretrained(tiny_folder)
 
 
+def test_a_folder_without_processor_damaged_weights_and_impossible_configs_are_refused(tiny_folder):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"growth_rate": 0}))
+    with pytest.raises(ModelFolderError, match=r"makes no model: .*must be at least"):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    whole = (tiny_folder / "model.safetensors").read_bytes()
+    (tiny_folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ModelFolderError, match="are damaged"):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+    (tiny_folder / "model.safetensors").write_bytes(whole)
+    (tiny_folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelFolderError, match="has no image processor"):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+
+
 def test_pickled_weights_are_not_read(tiny_folder):
     (tiny_folder / "model.safetensors").unlink()
     torch.save({}, tiny_folder / "pytorch_model.bin")

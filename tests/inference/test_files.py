@@ -29,6 +29,14 @@ def test_folders_are_searched_and_named_files_are_taken_whatever_their_suffix(fo
     ]
 
 
+def test_in_a_folder_an_image_is_found_whatever_it_is_called(folder):
+    (folder / "1.2.840.113619").write_bytes((folder / "a" / "view1.png").read_bytes())
+    (folder / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "README").write_text("not a radiograph")
+    found = {path.name for path in find_radiographs([folder])}
+    assert found == {"1.2.840.113619", "IM0001", "view1.png", "view2.jpg"}
+
+
 def test_a_path_that_is_not_there_and_a_folder_without_radiographs_are_refused(tmp_path):
     with pytest.raises(InputError, match="none does not exist"):
         find_radiographs([tmp_path / "none"])

@@ -1,0 +1,275 @@
+"""Calibration of a model folder: fitted on its logits for a split, folded into its head, saved as a new folder."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from chexpert_hf.configuration_chexpert import DEFAULT_OPERATING_POINT, CheXpertConfig
+from chexpert_hf.evaluation.calibration import (
+    Calibration,
+    CalibrationError,
+    Method,
+    fit_calibration,
+)
+from chexpert_hf.evaluation.metrics import evaluation_labels, maximum_per_study
+from chexpert_hf.evaluation.operating_points import OperatingPoint, OperatingRule, choose_operating_point
+from chexpert_hf.evaluation.patients import (
+    CALIBRATION_PATIENTS_FILE,
+    TRAINING_PATIENTS_FILE,
+    overlapping_patients,
+    write_patient_hashes,
+)
+from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
+from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.fold import fold_calibration, refuse_hierarchy
+
+_REFERENCE_FILE = "reference.json"
+_COPIED_SUFFIXES = {"", ".csv", ".json", ".md", ".png", ".txt", ".yaml"}
+"""Other files of a model folder may be exported graphs, whose weights would no longer be the model's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a calibration is fitted on, for the record.
+
+    Attributes:
+        data: Name of the data set.
+        split: Of it.
+        date: ISO 8601.
+    """
+
+    data: str
+    split: str
+    date: str
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """What `calibrate_folder` did.
+
+    Attributes:
+        calibration: The lines, which are in the weights, and the observations that were left out.
+        operating_points: Of the observations for which one was chosen.
+        without_point: The other observations, if operating points were asked for, and why.
+        num_studies: On which it was all fitted.
+    """
+
+    calibration: Calibration
+    operating_points: Mapping[str, OperatingPoint]
+    without_point: Mapping[str, str]
+    num_studies: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """A line per observation: slope, intercept and operating point, or why there is none."""
+        width = max(map(len, (*self.calibration.lines, *self.calibration.left_out)))
+        table = [f"{'observation':<{width}}  slope  intercept  operating point"]
+        for name, line in self.calibration.lines.items():
+            point = self.operating_points.get(name)
+            chosen = self.without_point.get(name, "") if point is None else _described(point)
+            table.append(f"{name:<{width}}  {line.slope:5.3f}  {line.intercept:+9.3f}  {chosen}".rstrip())
+        table += [f"{name:<{width}}  as it was: {reason}" for name, reason in self.calibration.left_out.items()]
+        return "\n".join(table)
+
+
+def _described(point: OperatingPoint) -> str:
+    return (
+        f"{point.threshold:.3f} (sensitivity {point.sensitivity:.3f}, specificity {point.specificity:.3f}, "
+        f"PPV {point.ppv:.3f})"
+    )
+
+
+def calibrate_folder(
+    source: Path,
+    output: Path,
+    dataset: datasets.Dataset,
+    origin: Origin,
+    *,
+    method: Method = Method.PLATT,
+    rule: OperatingRule | None = None,
+    are_other_people: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> CalibratedModel:
+    """Calibrates the model of a folder on a split, and writes it to a new folder.
+
+    The files beside the weights come along, without `reference.json`, whose scores are no longer the model's, without
+    exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
+    are written to `calibration_patients.json`.
+
+    Args:
+        source: Model folder; it stays as it is.
+        output: Must be new or empty.
+        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
+        origin: What it is, for the record in the model's config.
+        method: How to calibrate.
+        rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
+            default keep their meaning: they move with the probabilities.
+        are_other_people: Whether ids that occur in training as well are known to name other people.
+        progress: Called with the number of images that were scored.
+
+    Raises:
+        CalibrationError: If `source` is no folder or an ensemble, `output` is not empty, patients of the split were
+            trained on, the model has a label hierarchy, or no observation can be calibrated.
+        ModelFolderError: If `source` holds no model that can be loaded.
+        RadiographError: If an image cannot be read.
+    """
+    _refuse_folders(source, output)
+    if not are_other_people:
+        _refuse_training_patients(source, dataset["patient"][:])
+    classifier = CheXpertClassifier.from_pretrained(source)
+    model = classifier.model
+    _refuse_model(classifier)
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), model.config.blank_labels)
+    truth, studies = maximum_per_study(labels, dataset["study"][:])
+    logits, _ = maximum_per_study(dataset_logits(classifier, dataset, progress), dataset["study"][:])
+    calibration = fit_calibration(logits, truth, classifier.observations, method)
+    if not calibration.lines:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in calibration.left_out.items())
+        raise CalibrationError(f"No observation can be calibrated on {origin.data} ({origin.split}): {reasons}.")
+    points, without = _operating_points(calibration, logits, truth, classifier.observations, rule)
+
+    fold_calibration(model, calibration.lines)
+    _record_calibration(model.config, calibration, truth, origin)
+    _record_operating_points(model.config, calibration, points, without, rule, origin, len(studies))
+    _write(classifier, source, output)
+    write_patient_hashes(output / CALIBRATION_PATIENTS_FILE, dataset["patient"][:])
+    return CalibratedModel(calibration, points, without, len(studies))
+
+
+@torch.inference_mode()
+def dataset_logits(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> NDArray[np.float64]:
+    """Logits `(num_views, num_labels)` of the images of a split.
+
+    From the model itself: a float32 probability near 1 has lost them.
+    """
+    model, rows = classifier.model, []
+    images = (classifier.read(file) for file in image_files(dataset))
+    while batch := list(islice(images, BATCH_SIZE)):
+        pixel_values = classifier.processor(batch, return_tensors="pt")["pixel_values"]
+        rows.append(model(pixel_values.to(model.device, model.dtype)).logits.double().cpu().numpy())
+        if progress:
+            progress(len(batch))
+    return np.concatenate(rows)
+
+
+def _operating_points(
+    calibration: Calibration,
+    logits: NDArray[np.floating],
+    truth: NDArray[np.floating],
+    observations: tuple[str, ...],
+    rule: OperatingRule | None,
+) -> tuple[dict[str, OperatingPoint], dict[str, str]]:
+    """The points of the calibrated observations, and the reasons why the others have none."""
+    if rule is None:
+        return {}, {}
+    points, without = {}, dict(calibration.left_out)
+    for name, line in calibration.lines.items():
+        column = observations.index(name)
+        try:
+            points[name] = choose_operating_point(line.probabilities(logits[:, column]), truth[:, column], rule)
+        except CalibrationError as error:
+            without[name] = str(error)
+    return points, without
+
+
+def _record_calibration(
+    config: CheXpertConfig, calibration: Calibration, truth: NDArray[np.floating], origin: Origin
+) -> None:
+    counts = {
+        key: dict(zip(config.observations, (truth == value).sum(axis=0).tolist(), strict=True))
+        for key, value in (("num_positive", 1), ("num_negative", 0))
+    }
+    record = {
+        "method": calibration.method.value,
+        "data": origin.data,
+        "split": origin.split,
+        "date": origin.date,
+        "num_studies": len(truth),
+        **counts,
+        "slopes": {name: line.slope for name, line in calibration.lines.items()},
+        "intercepts": {name: line.intercept for name, line in calibration.lines.items()},
+        "left_out": dict(calibration.left_out),
+    }
+    if config.calibration is not None:  # these lines are on top of earlier ones
+        record["earlier"] = config.calibration
+    config.calibration = record
+
+
+def _record_operating_points(
+    config: CheXpertConfig,
+    calibration: Calibration,
+    points: Mapping[str, OperatingPoint],
+    without: Mapping[str, str],
+    rule: OperatingRule | None,
+    origin: Origin,
+    num_studies: int,
+) -> None:
+    earlier = config.operating_points or {}
+    moved = {
+        name: float(line.probabilities(logit(earlier[name])))
+        for name, line in calibration.lines.items()
+        if earlier[name] != DEFAULT_OPERATING_POINT
+    }
+    config.operating_points = earlier | moved | {name: point.threshold for name, point in points.items()}
+    if rule is not None:
+        config.operating_points_source = {
+            "method": rule.criterion.value,
+            "wanted": rule.wanted,
+            "data": origin.data,
+            "split": origin.split,
+            "date": origin.date,
+            "num_studies": num_studies,
+            "left_out": dict(without),
+        }
+
+
+def _write(classifier: CheXpertClassifier, source: Path, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name != _REFERENCE_FILE:
+            shutil.copy2(path, output)
+    classifier.model.save_pretrained(output)
+    classifier.processor.save_pretrained(output)
+    # transformers writes the weights for the owner alone, which hides them from other users of a container.
+    (output / "model.safetensors").chmod(0o644)
+
+
+def _refuse_folders(source: Path, output: Path) -> None:
+    if not source.is_dir():
+        raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CalibrationError(f"{output} is not empty: the calibrated model is written to a new folder.")
+
+
+def _refuse_training_patients(source: Path, patients: list[str]) -> None:
+    file = source / TRAINING_PATIENTS_FILE
+    shared = overlapping_patients(file, patients) if file.exists() else set()
+    if shared:
+        raise CalibrationError(
+            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
+            "trained on, where its scores are surer than elsewhere: calibrate on others. If the ids name other people, "
+            "say so."
+        )
+
+
+def _refuse_model(classifier: CheXpertClassifier) -> None:
+    if len(classifier.members) > 1:
+        raise CalibrationError(
+            f"The model is an ensemble of {len(classifier.members)}, whose mean no head can calibrate; calibrate its "
+            "members one by one."
+        )
+    refuse_hierarchy(classifier.model.config)

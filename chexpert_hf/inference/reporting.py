@@ -1,0 +1,154 @@
+"""Models on a split of a CheXpert folder, as a report: scores, subgroups, comparisons, the worst errors as pictures."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
+from chexpert_hf.evaluation.patients import seen_patients
+from chexpert_hf.evaluation.plots import StudyScores
+from chexpert_hf.evaluation.published import is_chexpert_valid
+from chexpert_hf.evaluation.report import ReportData
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.dataset import image_files, predict_dataset
+from chexpert_hf.inference.saliency import overlay
+
+AGE_BANDS = ((0, 39, "under 40"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
+SUPPORT_DEVICES = "Support Devices"
+_THUMBNAIL_SIDE = 320
+
+
+def assess_dataset(
+    classifiers: Mapping[str, CheXpertClassifier],
+    dataset: datasets.Dataset,
+    *,
+    title: str,
+    aggregation: str = "maximum",
+    replicates: int = 1000,
+    num_thumbnails: int = 0,
+    warnings: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> ReportData:
+    """Scores a split with each model and works out everything that a report says.
+
+    Args:
+        classifiers: Name -> model; all judge the same observations in the same order.
+        dataset: A split from `load_chexpert` with the labels of these observations.
+        title: Of the data and split.
+        aggregation: "maximum", as in the paper, or "mean" over the views of a study.
+        replicates: Of the bootstrap.
+        num_thumbnails: For each judged observation, how many of the worst false positives and false negatives of the
+            first model are shown.
+        warnings: What a reader must know before anything else.
+        progress: Called with the number of images that were added.
+
+    Raises:
+        RadiographError: If an image cannot be read.
+    """
+    first = next(iter(classifiers.values()))
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels)
+    studies, patients = dataset["study"][:], dataset["patient"][:]
+    probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
+    chosen_by = {name: _chosen_by(model) for name, model in classifiers.items()}
+    metrics = assess(
+        [
+            ModelScores(name, probabilities[name], model.operating_points, chosen_by[name])
+            for name, model in classifiers.items()
+        ],
+        labels,
+        studies,
+        patients,
+        first.observations,
+        subgroups=subgroup_columns(dataset, labels, first.observations),
+        aggregation=aggregation,
+        replicates=replicates,
+    )
+    truth, names = per_study(labels, studies, "maximum")
+    scores = [StudyScores(name, per_study(probabilities[name], studies, aggregation)[0]) for name in classifiers]
+    return ReportData(
+        metrics=metrics,
+        title=title,
+        observations=first.observations,
+        truth=truth,
+        scores=scores,
+        studies=names,
+        views=(dataset["path"][:], probabilities),
+        warnings=warnings,
+        is_chexpert_valid=is_chexpert_valid(patients, len(dataset)),
+        thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
+    )
+
+
+def subgroup_columns(
+    dataset: datasets.Dataset, labels: NDArray[np.floating], observations: Sequence[str]
+) -> dict[str, list[str | None]]:
+    """The groups of each view by the table's own columns; None where it does not say."""
+    columns: dict[str, list[str | None]] = {
+        "sex": dataset["sex"][:],
+        "age": [_age_band(age) for age in dataset["age"][:]],
+        "projection": dataset["projection"][:],
+        "view": ["frontal" if is_frontal else "lateral" for is_frontal in dataset["is_frontal"][:]],
+    }
+    if SUPPORT_DEVICES in observations:
+        devices = labels[:, list(observations).index(SUPPORT_DEVICES)]
+        columns["support devices"] = [{1.0: "present", 0.0: "absent"}.get(float(value)) for value in devices]
+    return columns
+
+
+def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
+    """What is wrong with figures on these patients, for each model whose folder says whom it has seen.
+
+    Raises:
+        PatientsFileError: If a folder's file is damaged.
+    """
+    return [
+        f"{Path(model).name}: {line}"
+        for model in models
+        if Path(model).is_dir()
+        for line in seen_patients(Path(model), patients)
+    ]
+
+
+def _age_band(age: int | None) -> str | None:
+    return next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
+
+
+def _chosen_by(classifier: CheXpertClassifier) -> str | None:
+    source = classifier.model.config.operating_points_source
+    return None if source is None else str(source["method"])
+
+
+def _thumbnails(
+    classifier: CheXpertClassifier,
+    dataset: datasets.Dataset,
+    labels: NDArray[np.floating],
+    probabilities: NDArray[np.floating],
+    count: int,
+) -> list[tuple[str, bytes]]:
+    """Caption and PNG of the views that are furthest on the wrong side, with the map of the observation."""
+    files, paths = image_files(dataset), dataset["path"][:]
+    pictures = []
+    for column, name in enumerate(classifier.observations):
+        for truth, kind, sign in ((0, "false positive", -1), (1, "false negative", 1)):
+            wrong = np.flatnonzero(labels[:, column] == truth)
+            worst = wrong[np.argsort(sign * probabilities[wrong, column], kind="stable")][:count]
+            for row in worst:
+                caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
+                pictures.append((caption, _picture(classifier, files[row], name)))
+    return pictures
+
+
+def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
+    prediction = classifier.predict(Path(file), saliency=True)
+    picture = overlay(read_radiograph(file), (prediction.saliency or {})[observation])
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
