@@ -40,6 +40,20 @@ class Split(str, Enum):
     TEST = "test"
 
 
+class Aggregation(str, Enum):
+    """How the views of a study become one score."""
+
+    MAXIMUM = "maximum"
+    MEAN = "mean"
+
+
+class CalibrationMethod(str, Enum):
+    """How a model is calibrated."""
+
+    PLATT = "platt"
+    TEMPERATURE = "temperature"
+
+
 Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
 Models = Annotated[
     list[str],
@@ -116,11 +130,13 @@ def train(
         float | None, typer.Option(help="First learn children in the label hierarchy where parents are positive. [0]")
     ] = None,
     unconditional: Annotated[
-        bool | None, typer.Option("--unconditional", help="Multiply probabilities along the label hierarchy.")
+        bool | None,
+        typer.Option("--unconditional/--no-unconditional", help="Multiply along the label hierarchy."),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="cross-entropy or auc-margin. [cross-entropy]")] = None,
     class_weights: Annotated[
-        bool | None, typer.Option("--class-weights", help="Weight positive labels up; the paper does not.")
+        bool | None,
+        typer.Option("--class-weights/--no-class-weights", help="Weight positive labels up."),
     ] = None,
     runs: Annotated[int | None, typer.Option(help="Independent runs; several make an ensemble. [1]")] = None,
     blank_labels: Annotated[str | None, typer.Option(help="Blank labels: negative or unknown. [negative]")] = None,
@@ -129,9 +145,10 @@ def train(
     num_channels: Annotated[int | None, typer.Option(help="3 or 1. [3]")] = None,
     head_hidden_size: Annotated[int | None, typer.Option(help="Hidden layer in the head. [none]")] = None,
     freeze_backbone: Annotated[
-        bool | None, typer.Option("--freeze-backbone", help="Train the head only (transfer learning).")
+        bool | None,
+        typer.Option("--freeze-backbone/--no-freeze-backbone", help="Train the head only."),
     ] = None,
-    frontal_only: Annotated[bool | None, typer.Option("--frontal-only", help="Leave lateral views out.")] = None,
+    frontal_only: Annotated[bool | None, typer.Option("--frontal-only/--all-views", help="No lateral views.")] = None,
     num_patients: Annotated[int | None, typer.Option(help="Train on a seeded subset of the patients.")] = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Rotation 10 degrees, shift 5 %, size 10 %, contrast 20 %; no flip.")
@@ -143,7 +160,7 @@ def train(
     warmup: Annotated[float | None, typer.Option(help="Share of the steps that warm up. [0]")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [0]")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. [fp32]")] = None,
-    compile_model: Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.")] = None,
+    compile_model: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read images. [2]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [0]")] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or trackio (installed separately).")] = "none",
@@ -205,24 +222,128 @@ def evaluate(
     data: Data,
     model: Models,
     split: Annotated[Split, typer.Option(help="Which split.")] = Split.VALID,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots."),
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Average several models; without it they are compared.")
+    ] = False,
+    aggregation: Annotated[Aggregation, typer.Option(help="Over the views of a study.")] = Aggregation.MAXIMUM,
+    replicates: Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")] = 1000,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
+    ] = 0,
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
-    """AUROC of each observation, per study, on a split of a CheXpert folder."""
+    """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
     from chexpert_hf.data.chexpert import load_chexpert
-    from chexpert_hf.evaluation.report import as_table
+    from chexpert_hf.evaluation.report import as_table, write_report
     from chexpert_hf.inference.dataset import evaluate_dataset
+    from chexpert_hf.inference.reporting import assess_dataset, patient_warnings
 
-    classifier = _load_classifier(model)
-    splits = load_chexpert(
-        data, splits=[split.value], observations=classifier.observations, valid_fraction=valid_fraction
+    classifiers = (
+        {"ensemble": _load_classifier(model)}
+        if ensemble
+        else {name: _load_classifier([path]) for name, path in _names_of(model).items()}
     )
-    dataset = splits[split.value]
+    first = next(iter(classifiers.values()))
+    for name, other in classifiers.items():
+        if other.observations != first.observations:
+            raise InputError(
+                f"{name} judges other observations than {next(iter(classifiers))}; compare like with like."
+            )
+    dataset = load_chexpert(data, splits=[split.value], observations=first.observations, valid_fraction=valid_fraction)[
+        split.value
+    ]
+    with _progress(len(dataset) * len(classifiers), "images") as bar:
+        if output is None:
+            evaluations = {name: evaluate_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+        else:
+            report = assess_dataset(
+                classifiers,
+                dataset,
+                title=f"{data.resolve().name}, {split.value}",
+                aggregation=aggregation.value,
+                replicates=replicates,
+                num_thumbnails=thumbnails,
+                warnings=patient_warnings(model, dataset["patient"][:]),
+                progress=bar.update,
+            )
+    if output is not None:
+        write_report(output, report)
+        typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))
+        typer.echo(f"The report is in {output}: report.html, report.md, metrics.json, predictions.", err=True)
+    elif as_json:
+        values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+        typer.echo(json.dumps(next(iter(values.values())) if len(values) == 1 else values))
+    else:
+        for name, evaluation in evaluations.items():
+            typer.echo(f"{name}\n{as_table(evaluation)}" if len(evaluations) > 1 else as_table(evaluation))
+
+
+@app.command()
+def calibrate(
+    data: Data,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model folder; it stays as it is.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
+    split: Annotated[Split, typer.Option(help="Fitted on this split.")] = Split.VALID,
+    valid_fraction: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
+    ] = 0.1,
+    method: Annotated[
+        CalibrationMethod, typer.Option(help="A line for each observation's logit, or one temperature for all.")
+    ] = CalibrationMethod.PLATT,
+    operating_points: Annotated[
+        str | None, typer.Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")
+    ] = None,
+    other_people: Annotated[
+        bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
+    from datetime import date
+
+    from chexpert_hf.data.chexpert import load_chexpert
+    from chexpert_hf.evaluation.calibration import Method
+    from chexpert_hf.evaluation.operating_points import OperatingRule
+    from chexpert_hf.hub.folder import refresh_folder
+    from chexpert_hf.inference.calibrate import Origin, calibrate_folder
+    from chexpert_hf.inference.classifier import load_model
+
+    rule = OperatingRule.parse(operating_points) if operating_points else None
+    _quiet_transformers()
+    dataset = load_chexpert(
+        data,
+        splits=[split.value],
+        observations=load_model(model).config.observations,
+        valid_fraction=valid_fraction,
+    )[split.value]
+    origin = Origin(data=data.resolve().name, split=split.value, date=date.today().isoformat())
     with _progress(len(dataset), "images") as bar:
-        evaluation = evaluate_dataset(classifier, dataset, bar.update)
-    typer.echo(json.dumps(evaluation.to_dict()) if as_json else as_table(evaluation))
+        result = calibrate_folder(
+            model,
+            output,
+            dataset,
+            origin,
+            method=Method(method.value),
+            rule=rule,
+            are_other_people=other_people,
+            progress=bar.update,
+        )
+    refresh_folder(output)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(output), **result.to_dict()}))
+        return
+    typer.echo(result.as_table())
+    typer.echo(
+        f"Fitted on {result.num_studies:,} studies of {origin.data} ({origin.split}); figures on these same studies "
+        f"would be optimistic. The calibrated model folder is {output}."
+    )
 
 
 @app.command()
@@ -236,6 +357,8 @@ def predict(
     """Score radiographs: a CSV with the probability of each observation. Exit code 1 if a file could not be read."""
     from chexpert_hf.inference.files import find_radiographs, overlay_folders, score_files, write_overlays
 
+    if saliency is not None and saliency.exists() and not saliency.is_dir():
+        raise InputError(f"{saliency} is a file; expected a folder for the overlays.")
     files = find_radiographs(paths)
     classifier = _load_classifier(model)
     folders = overlay_folders(files, saliency) if saliency else {}
@@ -263,7 +386,7 @@ def predict(
 def demo(
     model: Models,
     host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on if not given.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
 ) -> None:
     """Open the page: upload a radiograph, see scores and maps."""
     from chexpert_hf.demo import build_demo, launch
@@ -285,6 +408,12 @@ def quickstart(
     model = run_quickstart(output, say=typer.echo)
     if serve:
         demo([str(model)])
+
+
+def _names_of(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model: its folder's, or the whole path where two folders have one name."""
+    short = [Path(model).name or model for model in models]
+    return {name if short.count(name) == 1 else model: model for name, model in zip(short, models, strict=True)}
 
 
 def _load_classifier(models: Sequence[str]) -> "CheXpertClassifier":

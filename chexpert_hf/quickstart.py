@@ -11,7 +11,7 @@ from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report import as_table
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.inference.dataset import evaluate_dataset, image_files
 from chexpert_hf.inference.files import FileResult, write_overlays
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
@@ -50,8 +50,8 @@ def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
     Raises:
         InputError: If `output` is not empty.
     """
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty; choose another folder with --output.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is a file or a folder that is not empty; choose another with --output.")
     say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others to be judged by.")
     workers = os.cpu_count() or 1
     write_phantoms(output / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers)
@@ -79,6 +79,6 @@ def _overlays(classifier: CheXpertClassifier, dataset: datasets.Dataset, folder:
     """Writes the maps of the study with the most positive observations."""
     positives = [sum(value == 1 for value in labels) for labels in dataset["labels"][:]]
     row = max(range(len(positives)), key=positives.__getitem__)
-    path = Path(dataset.cast_column("image", datasets.Image(decode=False))[row]["image"]["path"])
+    path = Path(image_files(dataset)[row])
     write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)
     return folder

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier, cli
-from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.labels import OBSERVATIONS
 
 
@@ -158,6 +158,8 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
         (["train", "{data}", "--output", "x", "--image-size", "0"], "image_size is 0, expected at least 1"),
         (["train", "{data}", "--output", "{data}", "--init", "random"], "is not empty"),
         (["train", "no-such-folder", "--output", "x", "--init", "random"], "no-such-folder"),
+        (["train", "{data}", "--output", "x", "--report-to", "nowhere"], "expected one of: none, tensorboard, trackio"),
+        (["train", "{data}", "--output", "x", "--report-to", "trackio"], "needs that package: pip install trackio"),
         (["evaluate", "{data}", "--model", "{data}"], "holds no config.json; expected a model folder"),
     ],
 )
@@ -172,3 +174,30 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    (tiny_folder / "README.md").write_text("# tiny\n\n## Operating points\n\nold\n\n## Limits\n\nmany\n")
+    output = tmp_path / "calibrated"
+    arguments = ["calibrate", phantoms, "--model", tiny_folder, "--output", output]
+    code, out, err = run(monkeypatch, capsys, *arguments, "--method", "platt", "--operating-points", "youden")
+    assert code == 0, err
+    assert str(output) in out
+    record = json.loads((output / "config.json").read_text())["calibration"]
+    assert {*record["slopes"], *record["left_out"]} == set(OBSERVATIONS)
+    assert all(name in out for name in OBSERVATIONS)
+    card = (output / "README.md").read_text()
+    assert "old" not in card
+    assert card.index("## Calibration") < card.index("## Operating points") < card.index("## Limits")
+    reference = json.loads((output / "reference.json").read_text())
+    phantom = render_phantom(**reference["phantom"])
+    expected = CheXpertClassifier.from_pretrained(output).predict(phantom.image).probabilities
+    assert reference["probabilities"] == pytest.approx(expected, abs=1e-6)
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "is not empty" in err
+    code, _, err = run(monkeypatch, capsys, *arguments, "--operating-points", "best")
+    assert code == 2
+    assert "above 0, at most 1), got 'best'" in err

@@ -1,5 +1,6 @@
 """The model card of a folder, filled from what its run measured."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 _TEMPLATE = "model_card.md"
+_DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
 def template_path() -> Path:
@@ -86,3 +89,72 @@ def _eval_results(evaluation: Evaluation, data: Mapping[str, Any]) -> list[EvalR
             metric_value=round(evaluation.mean_auroc, 4),
         )
     ]
+
+
+def refresh_card(text: str, config: CheXpertConfig) -> str:
+    """A card whose sections on calibration and operating points say what the config says.
+
+    Args:
+        text: The card; without these sections they come at its end.
+        config: Of the model as it is now.
+    """
+    sections = _calibration_section(config) + _operating_points_section(config)
+    refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
+    return refreshed if count else f"{text.rstrip()}\n\n{sections}"
+
+
+def _calibration_section(config: CheXpertConfig) -> str:
+    record = config.calibration
+    if record is None:
+        return ""
+    rows = [
+        f"| {name} | {record['num_positive'][name]} | {record['num_negative'][name]} | {slope:.3f} | "
+        f"{record['intercepts'][name]:+.3f} |"
+        for name, slope in record["slopes"].items()
+    ]
+    left_out = [f"- {name} is not calibrated: {reason}." for name, reason in record["left_out"].items()]
+    return "\n".join(
+        [
+            "## Calibration",
+            "",
+            f"By {record['method']} on {record['num_studies']:,} studies of {record['data']} ({record['split']}), "
+            f"{record['date']}. It is in the weights: the sigmoid of a logit is the calibrated probability. Figures on "
+            "these same studies are optimistic, and other prevalences need another calibration.",
+            "",
+            "| observation | positive | negative | slope | intercept |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *rows,
+            *(["", *left_out] if left_out else []),
+            "",
+            "",
+        ]
+    )
+
+
+def _operating_points_section(config: CheXpertConfig) -> str:
+    source = config.operating_points_source
+    chosen = "A probability from this value on is called positive; .5 where none was chosen on data."
+    if source is not None:
+        wanted = "" if source["wanted"] is None else f" of {source['wanted']:g}"
+        chosen += (
+            f" Chosen by {source['method']}{wanted} on {source['num_studies']:,} studies of {source['data']} "
+            f"({source['split']}), {source['date']}."
+        )
+    points = [f"| {name} | {point:.3f} |" for name, point in (config.operating_points or {}).items()]
+    left_out = [
+        f"- None was chosen for {name}: {reason}." for name, reason in (source or {}).get("left_out", {}).items()
+    ]
+    return "\n".join(
+        [
+            "## Operating points",
+            "",
+            chosen,
+            "",
+            "| observation | operating point |",
+            "| --- | ---: |",
+            *points,
+            *(["", *left_out] if left_out else []),
+            "",
+            "",
+        ]
+    )

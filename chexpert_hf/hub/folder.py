@@ -9,7 +9,7 @@ from typing import Any
 
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.evaluation.metrics import Evaluation
-from chexpert_hf.hub.card import render_card
+from chexpert_hf.hub.card import refresh_card, render_card
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -57,6 +57,19 @@ def save_model_folder(
         best_step=best_step,
     )
     card.save(folder / "README.md")
+
+
+def refresh_folder(folder: Path) -> None:
+    """Rewrites what follows from a folder's weights and config, once these have changed: reference scores and card.
+
+    Of the card only the sections on calibration and operating points; a card without them gets them at its end.
+    """
+    classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
+    _write_json(folder / REFERENCE_FILE, reference_scores(classifier))
+    card = folder / "README.md"
+    if card.exists():
+        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config)
+        card.write_text(text, encoding="utf-8")
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.dataset import image_files
 
 
 class RadiographDataset(torch.utils.data.Dataset):
@@ -26,8 +27,7 @@ class RadiographDataset(torch.utils.data.Dataset):
         processor: CheXpertImageProcessor,
         to_targets: Callable[[Tensor, int], dict[str, Tensor]],
     ) -> None:
-        undecoded = dataset.cast_column("image", datasets.Image(decode=False))
-        self.files = [image["path"] for image in undecoded["image"]]
+        self.files = image_files(dataset)
         self.names: list[str] = dataset["path"][:]
         self.labels = torch.from_numpy(np.asarray(dataset["labels"][:], dtype=np.float32))
         self.processor = processor

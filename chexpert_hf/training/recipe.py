@@ -8,17 +8,26 @@ policy; U-Ones is the single policy without a second stage or a third class that
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.labels import OBSERVATIONS, BlankPolicy, UncertaintyPolicy, check_observations, parse_policies
+from chexpert_hf.labels import (
+    OBSERVATIONS,
+    BlankPolicy,
+    UncertaintyPolicy,
+    check_observations,
+    parents_among,
+    parse_policies,
+)
 
 Precision = Literal["fp32", "bf16"]
 Loss = Literal["cross-entropy", "auc-margin"]
 Schedule = Literal["constant", "linear", "cosine"]
 PAPER_POLICY = "u-ones"
+_DENSENET121_BLOCKS = 4
 
 
 class RecipeError(InputError):
@@ -57,7 +66,7 @@ class Recipe:
         scaling: Largest change of size, as a share.
         contrast: Largest change of contrast and brightness, as a share.
         epochs: Passes over the training images.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass, on each device.
         gradient_accumulation_steps: Forward passes per optimizer step.
         learning_rate: Of Adam, at its highest.
         schedule: "constant", "linear" or "cosine" decay.
@@ -115,6 +124,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         try:
             object.__setattr__(self, "observations", check_observations(self.observations))
             parse_policies(self.policy, self.observations)
@@ -134,6 +144,9 @@ class Recipe:
             "runs",
         ):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _expect("seed", self.seed, self.seed >= 0 and self.seed + self.runs <= 2**32, "in [0, 2**32)")
+        smallest = 2 ** (len(self.architecture.get("block_config", (0,) * _DENSENET121_BLOCKS)) + 1)
+        _expect("image_size", self.image_size, self.image_size >= smallest, f"at least {smallest} for this network")
         for name in ("epochs", "learning_rate"):
             _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
@@ -141,6 +154,20 @@ class Recipe:
         for name in ("conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
+        if self.loss == "auc-margin" and (
+            UncertaintyPolicy.U_MULTICLASS.value in self.policies.values()
+            or self.unconditional
+            or self.conditional_epochs
+            or self.gradient_accumulation_steps > 1
+        ):
+            raise RecipeError(
+                "loss 'auc-margin' knows no uncertain class, no label hierarchy and no accumulated batches; choose "
+                "other policies, or the loss 'cross-entropy'."
+            )
+        if self.conditional_epochs and not parents_among(self.observations):
+            raise RecipeError("conditional_epochs is set, but no observation of the recipe has a parent among them.")
+        if self.teacher is not None and not self.self_trained_observations:
+            raise RecipeError("teacher is set, but no observation has the policy u-self-trained.")
         if self.loss == "auc-margin" and self.class_weights:
             raise RecipeError(
                 "class_weights has no meaning with loss 'auc-margin', which weighs both classes the same."
@@ -165,7 +192,9 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML, from which `load` makes an equal one."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
@@ -198,22 +227,35 @@ class Recipe:
             RecipeError: If a field is unknown, or a value is out of range.
         """
         known = {item.name: item for item in fields(self)}
+        hints = get_type_hints(type(self))
         for name, value in values.items():
             if name not in known:
                 raise RecipeError(f"A recipe has no field {name!r}; expected: {', '.join(known)}.")
-            if known[name].type in ("float", float) and isinstance(value, str):
+            if hints[name] in (float, float | None) and isinstance(value, str):
                 # YAML reads 1e-4 as a string: it wants 1.0e-4.
                 values[name] = _number(name, value)
-        try:
-            return replace(self, **values)
-        except TypeError as error:
-            raise RecipeError(f"A value of the recipe has the wrong type: {error}.") from error
+        return replace(self, **values)
 
 
 def recipes_folder() -> Path:
     """This project's recipes: beside this module once installed, in `train` in a checkout."""
     installed = Path(__file__).with_name("recipes")
     return installed if installed.exists() else Path(__file__).parents[2] / "train" / "recipes"
+
+
+def _check_types(recipe: Recipe) -> None:
+    """Raises RecipeError for a value of another type than its field's; an integer is a number, a truth value is not."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    for name, hint in get_type_hints(Recipe).items():
+        value, kinds = getattr(recipe, name), get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        wanted = [kind for kind in kinds if kind in plain]
+        if not wanted or (value is None and type(None) in kinds) or (name == "policy" and isinstance(value, Mapping)):
+            continue
+        accepted = tuple(wanted) + ((int,) if float in wanted else ())
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in wanted):
+            raise RecipeError(f"{name} is {value!r}, expected {plain[wanted[0]]}.")
+    if isinstance(recipe.observations, str) or not isinstance(recipe.architecture, Mapping):
+        raise RecipeError("observations is expected to be a list of names, and architecture a mapping of fields.")
 
 
 def _number(name: str, text: str) -> float:

@@ -1,8 +1,10 @@
 """A training run from a CheXpert folder to a complete model folder, and its continuation after a stop."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import TrainerState, set_seed
 
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
+from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
 from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
 from chexpert_hf.inference.dataset import evaluate_dataset
@@ -26,6 +29,7 @@ from chexpert_hf.training.self_training import read_soft_labels, write_soft_labe
 from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer, evaluate_split
 
 RECIPE_FILE = "recipe.yaml"
+REPORTERS = ("none", "tensorboard", "trackio")
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,18 @@ def train(
         RecipeError: If `output` holds another run and `resume` is not set, or a run of another recipe.
         CheXpertDataError: If the data cannot be loaded.
     """
+    _check_reporter(report_to)
     data = load_data(recipe, root)
     set_seed(recipe.seed)
     build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
     _claim(output, recipe, resume)
+    if not PartialState().is_main_process:
+        say = _say_nothing
+    stage = partial(_stage, root=root, report_to=report_to, say=say)
     if recipe.runs > 1:
-        return _train_several(recipe, root, output, data, say)
-    start = _conditional_stage(recipe, root, output, say)
-    soft_labels = _soft_labels(start, root, output, data["train"], say)
+        return _train_several(recipe, output, data, stage, say)
+    start = _conditional_stage(recipe, output, stage, say)
+    soft_labels = _soft_labels(start, output, data["train"], stage, say)
 
     set_seed(recipe.seed)
     model, processor = build_model(start), build_processor(start)
@@ -87,6 +95,8 @@ def train(
     best_step = (judged and trainer.state.best_global_step) or trainer.state.global_step
     final = load_model(output / "checkpoints" / f"checkpoint-{best_step}")
     trainer.model = trainer.model_wrapped = final.to(trainer.args.device)
+    if not all(parameter.isfinite().all() for parameter in final.parameters()):
+        raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
     evaluation = evaluate_split(trainer, data["valid"], recipe)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
@@ -99,9 +109,18 @@ def train(
             evaluation=evaluation,
             best_step=best_step,
         )
+        _write_patients(output, data)
         (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         plot_curve(history, output / "curve.png", best_step)
+    PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
     return TrainingResult(output, evaluation, f"step {best_step}")
+
+
+def _check_reporter(name: str) -> None:
+    if name not in REPORTERS:
+        raise RecipeError(f"Cannot report to {name!r}; expected one of: {', '.join(REPORTERS)}.")
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise RecipeError(f"Reporting to {name} needs that package: pip install {name}.")
 
 
 def _train_or_resume(trainer: CheXpertTrainer, checkpoints: Path, resume: bool, say: Callable[[str], None]) -> None:
@@ -115,12 +134,24 @@ def _train_or_resume(trainer: CheXpertTrainer, checkpoints: Path, resume: bool, 
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _stage(recipe: Recipe, root: Path, folder: Path, say: Callable[[str], None]) -> Path:
+def _write_patients(output: Path, data: datasets.DatasetDict) -> None:
+    """Whom the model has seen, as hashes, so that figures on the same patients are noticed."""
+    write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
+    write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
+
+
+def _say_nothing(_line: str) -> None:
+    """What all processes but the first say."""
+
+
+def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Callable[[str], None]) -> Path:
     """Trains a stage of a larger run, or what is left of it; gives its model folder."""
-    return train(recipe, root, folder, resume=(folder / RECIPE_FILE).exists(), say=say).folder
+    resume = (folder / RECIPE_FILE).exists()
+    PartialState().wait_for_everyone()  # all have looked before the first one writes
+    return train(recipe, root, folder, resume=resume, report_to=report_to, say=say).folder
 
 
-def _conditional_stage(recipe: Recipe, root: Path, output: Path, say: Callable[[str], None]) -> Recipe:
+def _conditional_stage(recipe: Recipe, output: Path, stage: Callable[..., Path], say: Callable[[str], None]) -> Recipe:
     """The recipe to go on with: from the weights of the conditional stage, if there is one."""
     if not recipe.conditional_epochs:
         return recipe
@@ -132,13 +163,17 @@ def _conditional_stage(recipe: Recipe, root: Path, output: Path, say: Callable[[
         freeze_backbone=False,
         policy=_without_self_training(recipe),
     )
-    folder = _stage(first, root, output / "conditional", say)
-    say("Second stage: all rows.")
+    folder = stage(first, output / "conditional")
+    say("Second stage." if recipe.unconditional else "Second stage: every label, whatever its parent.")
     return recipe.override(init=str(folder), architecture={}, conditional_epochs=0)
 
 
 def _soft_labels(
-    recipe: Recipe, root: Path, output: Path, dataset: datasets.Dataset, say: Callable[[str], None]
+    recipe: Recipe,
+    output: Path,
+    dataset: datasets.Dataset,
+    stage: Callable[..., Path],
+    say: Callable[[str], None],
 ) -> NDArray[np.float32] | None:
     """A teacher's probabilities for uncertain labels `(num_rows, num_labels)`; None if no observation wants them."""
     observations = recipe.self_trained_observations
@@ -155,11 +190,11 @@ def _soft_labels(
                 epochs=recipe.teacher_epochs or recipe.epochs,
                 teacher_epochs=None,
             )
-            teacher = str(_stage(first, root, output / "teacher", say))
+            teacher = str(stage(first, output / "teacher"))
         if PartialState().is_main_process:
             classifier = CheXpertClassifier.from_pretrained(teacher)
             write_soft_labels(classifier, dataset, recipe.observations, observations, path)
-        PartialState().wait_for_everyone()
+    PartialState().wait_for_everyone()
     soft = read_soft_labels(path, dataset, recipe.observations, observations)
     say(f"Soft labels for {int((~np.isnan(soft)).sum()):,} uncertain cells: {path}.")
     return soft
@@ -171,19 +206,22 @@ def _without_self_training(recipe: Recipe) -> dict[str, str]:
 
 
 def _train_several(
-    recipe: Recipe, root: Path, output: Path, data: datasets.DatasetDict, say: Callable[[str], None]
+    recipe: Recipe, output: Path, data: datasets.DatasetDict, stage: Callable[..., Path], say: Callable[[str], None]
 ) -> TrainingResult:
     """Independent runs, and the ensemble of their best checkpoints."""
     members: list[Path] = []
     for number in range(recipe.runs):
         say(f"Run {number + 1} of {recipe.runs}.")
-        folder = _stage(recipe.override(runs=1, seed=recipe.seed + number), root, output / f"run-{number + 1}", say)
+        folder = stage(recipe.override(runs=1, seed=recipe.seed + number), output / f"run-{number + 1}")
         members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
-    write_ensemble(output, members)
+    if PartialState().is_main_process:
+        write_ensemble(output, members)
+        _write_patients(output, data)
+    PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
-    (output / EVALUATION_FILE).write_text(
-        json.dumps({"split": "valid", **evaluation.to_dict()}, indent=2), encoding="utf-8"
-    )
+    if PartialState().is_main_process:
+        summary = json.dumps({"split": "valid", **evaluation.to_dict()}, indent=2)
+        (output / EVALUATION_FILE).write_text(summary, encoding="utf-8")
     return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints of {recipe.runs} runs")
 
 
@@ -227,6 +265,10 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
         path = output / RECIPE_FILE
         if resume and path.exists():
             _expect_same(recipe, Recipe.load(path), output)
+        elif output.exists() and not output.is_dir():
+            raise RecipeError(f"{output} is a file; expected a folder to write.")
+        elif resume and output.exists() and any(output.iterdir()):
+            raise RecipeError(f"{output} holds no {RECIPE_FILE}: there is no run to continue; choose its folder.")
         elif output.exists() and any(item.name != RECIPE_FILE for item in output.iterdir()):
             raise RecipeError(f"{output} is not empty: continue its run with --resume, or choose another folder.")
         output.mkdir(parents=True, exist_ok=True)
@@ -234,9 +276,16 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     state.wait_for_everyone()
 
 
+def _is_same(field: str, one: Any, other: Any) -> bool:
+    """Whether two values of a recipe's field are equal; two spellings of one path are."""
+    if field in ("init", "teacher") and one is not None and other is not None:
+        return one == other or Path(one).resolve() == Path(other).resolve()
+    return one == other
+
+
 def _expect_same(recipe: Recipe, earlier: Recipe, output: Path) -> None:
     before, now = earlier.to_dict(), recipe.to_dict()
-    different = [name for name in now if now[name] != before[name] and name != "workers"]
+    different = [name for name in now if not _is_same(name, now[name], before[name]) and name != "workers"]
     if different:
         changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in different)
         raise RecipeError(f"{output} holds a run of another recipe: {changes}.")

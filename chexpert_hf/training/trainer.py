@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -160,8 +161,8 @@ def build_trainer(
 
 def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str = "none") -> TrainingArguments:
     """The recipe in the Trainer's terms."""
-    steps_per_epoch = math.ceil(num_images / (recipe.batch_size * recipe.gradient_accumulation_steps))
-    images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * num_devices()
+    steps_per_epoch = math.ceil(num_images / images_per_step)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, steps_per_epoch))
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
@@ -177,6 +178,7 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # bf16 is refused on a CPU that is not asked for
         torch_compile=recipe.compile,
         eval_strategy="steps",
         eval_steps=interval,
@@ -199,8 +201,16 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
     )
 
 
+def num_devices() -> int:
+    """Over how many devices a step's batch is spread: processes of a launcher, or the GPUs of a single process."""
+    processes = PartialState().num_processes
+    return processes if processes > 1 else max(1, torch.cuda.device_count())
+
+
 def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Recipe) -> dict[str, float]:
     """AUROC per study of each observation that the split can judge, and their mean as the Trainer's metric."""
+    if not np.isfinite(prediction.predictions).all():
+        return {METRIC: math.nan}  # diverged; the run says so at its end
     evaluation = _evaluate(prediction.predictions, prediction.label_ids, studies, recipe)
     per_observation = {f"auroc/{item.observation}": item.auroc for item in evaluation.observations}
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}

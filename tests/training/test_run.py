@@ -87,6 +87,8 @@ def test_a_run_leaves_a_complete_model_folder(finished):
         "preprocessor_config.json",
         "recipe.yaml",
         "reference.json",
+        "selection_patients.json",
+        "training_patients.json",
     }
     assert Recipe.load(finished / "recipe.yaml").to_dict() == RECIPE.to_dict()
     config = json.loads((finished / "config.json").read_text())
@@ -176,6 +178,29 @@ def test_resuming_a_finished_run_trains_nothing(phantoms, finished, tmp_path):
     train(RECIPE, phantoms, output, resume=True, say=said.append)
     assert any("nothing is left to train" in line for line in said)
     assert_equal_to_the_last_bit(output, finished)
+
+
+def test_bf16_trains_on_this_machine(phantoms, tmp_path):
+    recipe = RECIPE.override(precision="bf16", epochs=1, workers=0)
+    weights_of = weights(train(recipe, phantoms, tmp_path / "bf16", say=lambda line: None).folder)
+    assert all(tensor.isfinite().all() for tensor in weights_of.values())
+    assert weights_of["classifier.weight"].dtype == torch.float32
+
+
+def test_a_run_that_diverges_says_so_and_what_to_do(phantoms, tmp_path):
+    with pytest.raises(RecipeError, match=r"Training diverged before step .*: lower learning_rate"):
+        train(
+            RECIPE.override(learning_rate=1e30, epochs=1, workers=0),
+            phantoms, tmp_path / "far", say=lambda line: None,
+        )  # fmt: skip
+
+
+def test_batches_without_known_labels_leave_the_weights_finite(phantoms, tmp_path):
+    recipe = RECIPE.override(
+        observations=("Fracture",), policy="u-ignore", blank_labels="unknown", batch_size=2, epochs=1, workers=0
+    )
+    result = train(recipe, phantoms, tmp_path / "rare", say=lambda line: None)
+    assert all(tensor.isfinite().all() for tensor in weights(result.folder).values())
 
 
 def test_another_seed_gives_other_weights():

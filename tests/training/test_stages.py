@@ -155,16 +155,24 @@ def ensemble(phantoms, tmp_path_factory):
 
 def test_several_runs_make_an_ensemble_of_their_best_checkpoints(phantoms, ensemble):
     members = json.loads((ensemble / "ensemble.json").read_text())["members"]
-    assert [member.split("/")[0] for member in members] == ["run-1", "run-1", "run-2", "run-2"]
+    assert members == ["members/01", "members/02", "members/03", "members/04"]
+    assert {path.suffix for path in (ensemble / "members").rglob("*") if path.is_file()} == {
+        ".json",
+        ".py",
+        ".safetensors",
+    }
+    assert "not a medical device" in (ensemble / "README.md").read_text()
     for run in ("run-1", "run-2"):
         kept = checkpoints_by_step(ensemble / run / "checkpoints")
         assert len(kept) in (2, 3)  # the best two, and the newest if it is not one of them
         history = json.loads((ensemble / run / "history.json").read_text())
         scores = {entry["step"]: entry["eval_mean_auroc"] for entry in history if "eval_mean_auroc" in entry}
         best = sorted(scores, key=scores.get, reverse=True)[:2]
-        assert {path.name for path in best_checkpoints(ensemble / run / "checkpoints", 2)} == {
-            f"checkpoint-{step}" for step in best
-        }
+        chosen = best_checkpoints(ensemble / run / "checkpoints", 2)
+        assert {path.name for path in chosen} == {f"checkpoint-{step}" for step in best}
+        first = 1 if run == "run-1" else 3
+        for number, checkpoint in enumerate(chosen, start=first):
+            assert_equal_to_the_last_bit(ensemble / "members" / f"{number:02d}", checkpoint)
     one, two = (json.loads((ensemble / run / "config.json").read_text()) for run in ("run-1", "run-2"))
     assert one == two
     assert not torch.equal(

@@ -100,6 +100,8 @@ def write_phantoms(
         if progress is not None:
             progress(done)
     for split, lines in rows.items():
+        if not lines:
+            continue  # a table without rows says nothing; without valid.csv, patients of train.csv are held out
         _write_csv(root / f"{split}.csv", _COLUMNS, lines)
     _write_csv(root / "truth.csv", ("Path", *OBSERVATIONS), truths)
     (root / "README.md").write_text(_readme(root.name, num_studies, seed, valid_fraction), encoding="utf-8")
