@@ -231,6 +231,9 @@ def evaluate(
     ] = False,
     aggregation: Annotated[Aggregation, typer.Option(help="Over the views of a study.")] = Aggregation.MAXIMUM,
     replicates: Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")] = 1000,
+    allow_calibration_patients: Annotated[
+        bool, typer.Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
+    ] = False,
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
     ] = 0,
@@ -243,7 +246,7 @@ def evaluate(
     from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.evaluation.report import as_table, write_report
     from chexpert_hf.inference.dataset import evaluate_dataset
-    from chexpert_hf.inference.reporting import assess_dataset, patient_warnings
+    from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
 
     classifiers = (
         {"ensemble": _load_classifier(model)}
@@ -259,6 +262,9 @@ def evaluate(
     dataset = load_chexpert(data, splits=[split.value], observations=first.observations, valid_fraction=valid_fraction)[
         split.value
     ]
+    if not allow_calibration_patients:
+        refuse_calibration_patients(model, dataset["patient"][:])
+    warnings = patient_warnings(model, dataset["patient"][:])
     with _progress(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
             evaluations = {name: evaluate_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
@@ -270,9 +276,11 @@ def evaluate(
                 aggregation=aggregation.value,
                 replicates=replicates,
                 num_thumbnails=thumbnails,
-                warnings=patient_warnings(model, dataset["patient"][:]),
+                warnings=warnings,
                 progress=bar.update,
             )
+    for warning in warnings:
+        typer.echo(f"Note: {warning}", err=True)
     if output is not None:
         write_report(output, report)
         typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))

@@ -195,6 +195,20 @@ def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
     phantom = render_phantom(**reference["phantom"])
     expected = CheXpertClassifier.from_pretrained(output).predict(phantom.image).probabilities
     assert reference["probabilities"] == pytest.approx(expected, abs=1e-6)
+    code, _, err = run(monkeypatch, capsys, "evaluate", phantoms, "--model", output)
+    assert code == 2
+    assert "say --allow-calibration-patients" in err
+    report = tmp_path / "report"
+    code, _, err = run(
+        monkeypatch, capsys, "evaluate", phantoms, "--model", output, "--model", tiny_folder, "--output", report,
+        "--replicates", 100, "--thumbnails", 1, "--allow-calibration-patients",
+    )  # fmt: skip
+    assert code == 0, err
+    text = (report / "report.md").read_text()
+    assert "are, by their ids, among those that the model was calibrated on" in text.split("## ")[0]
+    assert f"{tiny_folder.name} − calibrated" in text
+    assert "Largest errors" in (report / "report.html").read_text()
+    assert json.loads((report / "metrics.json").read_text())["data"]["views"] > 10
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 2
     assert "is not empty" in err

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
-from chexpert_hf.evaluation.patients import seen_patients
+from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.report import ReportData
@@ -114,6 +115,18 @@ def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str
         if Path(model).is_dir()
         for line in seen_patients(Path(model), patients)
     ]
+
+
+def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
+    """Raises InputError if a model was calibrated on some of these patients."""
+    for model in models:
+        file = Path(model) / CALIBRATION_PATIENTS_FILE
+        shared = overlapping_patients(file, patients) if file.is_file() else set()
+        if shared:
+            raise InputError(
+                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
+                "them are optimistic; evaluate on others, or say --allow-calibration-patients."
+            )
 
 
 def _age_band(age: int | None) -> str | None:

@@ -86,6 +86,11 @@ def test_the_tables_hold_the_figures_of_metrics_json(folder):
     assert metrics["warnings"] == ["Calibrated on these same patients."]
 
 
+def test_a_paired_difference_is_named_in_the_order_it_was_taken(folder):
+    row = next(line for line in (folder / "report.md").read_text().splitlines() if "−" in line and "Edema" in line)
+    assert "poor <b> − good | Edema | -" in row  # the poor one less the good one is below 0
+
+
 def test_predictions_are_there_per_view_and_per_study(folder, data):
     views = pd.read_csv(folder / "predictions_views.csv")
     studies = pd.read_csv(folder / "predictions_studies.csv")
