@@ -239,4 +239,16 @@ def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Seq
     values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
     arrow = arrow.append_column("labels", pa.FixedSizeListArray.from_arrays(values, len(observations)))
     info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
-    return Dataset(arrow.select(list(features)), info=info, split=NamedSplit(split))
+    arrow = arrow.select(list(features))
+    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=_fingerprint(arrow, info.description))
+
+
+def _fingerprint(table: pa.Table, description: str) -> str:
+    """Names the content, for the caches of datasets; it would pickle the whole table for that, 160 MB for CheXpert."""
+    digest = hashlib.blake2b(description.encode(), digest_size=8)
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                if buffer is not None:
+                    digest.update(buffer)
+    return digest.hexdigest()

@@ -45,6 +45,7 @@ def newest_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The Trainer's state in a checkpoint; None if it cannot be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -53,5 +54,6 @@ def state_of(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def is_finished(checkpoint: Path) -> bool:
+    """Whether the run of a complete checkpoint has come to its last step."""
     state = state_of(checkpoint) or {}
-    return state["global_step"] >= state["max_steps"]
+    return state.get("global_step", 0) >= state.get("max_steps", math.inf)

@@ -162,6 +162,8 @@ def _conditional_stage(recipe: Recipe, output: Path, stage: Callable[..., Path],
         unconditional=True,
         freeze_backbone=False,
         policy=_without_self_training(recipe),
+        teacher=None,
+        teacher_epochs=None,
     )
     folder = stage(first, output / "conditional")
     say("Second stage." if recipe.unconditional else "Second stage: every label, whatever its parent.")

@@ -147,6 +147,15 @@ def test_conditional_training_comes_first_and_the_product_is_in_the_model(phanto
     assert scores["Consolidation"] < scores["Lung Opacity"]
 
 
+def test_conditional_training_goes_with_a_given_teacher(phantoms, self_trained, tmp_path):
+    recipe = RECIPE.override(conditional_epochs=1, epochs=1, teacher=str(self_trained / "soft_labels.csv"))
+    output = quiet(recipe, phantoms, tmp_path / "model").folder
+    config = json.loads((output / "config.json").read_text())
+    assert config["label_parents"] is None  # the second stage learns every label, whatever its parent
+    assert config["uncertainty_policies"]["Consolidation"] == "u-self-trained"
+    assert json.loads((output / "conditional" / "config.json").read_text())["label_parents"]
+
+
 @pytest.fixture(scope="module")
 def ensemble(phantoms, tmp_path_factory):
     recipe = RECIPE.override(policy="u-zeros", runs=2, keep_checkpoints=2)
