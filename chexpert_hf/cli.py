@@ -214,7 +214,7 @@ def _train(recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_t
         typer.echo(json.dumps({"folder": str(result.folder), "chosen": result.chosen, **result.evaluation.to_dict()}))
         return
     typer.echo(as_table(result.evaluation))
-    typer.echo(f"Chosen on these same studies: {result.chosen}. The model folder is {result.folder}.")
+    typer.echo(f"The model folder {result.folder} holds {result.chosen}.")
 
 
 @app.command()

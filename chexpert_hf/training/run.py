@@ -39,7 +39,7 @@ class TrainingResult:
     Attributes:
         folder: The complete model folder, or that of an ensemble.
         evaluation: On the validation split, on which the checkpoints were also chosen.
-        chosen: What the folder holds, in words: the checkpoint by its optimizer step, or an ensemble.
+        chosen: What the folder holds, in words: the checkpoint by its optimizer step, or an ensemble; and why.
     """
 
     folder: Path
@@ -113,7 +113,8 @@ def train(
         (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         plot_curve(history, output / "curve.png", best_step)
     PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
-    return TrainingResult(output, evaluation, f"step {best_step}")
+    why = "the best on these same studies" if judged else "the last one, as these studies can judge nothing"
+    return TrainingResult(output, evaluation, f"step {best_step}, {why}")
 
 
 def _check_reporter(name: str) -> None:
@@ -224,7 +225,7 @@ def _train_several(
     if PartialState().is_main_process:
         summary = json.dumps({"split": "valid", **evaluation.to_dict()}, indent=2)
         (output / EVALUATION_FILE).write_text(summary, encoding="utf-8")
-    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints of {recipe.runs} runs")
+    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
 
 
 def load_data(recipe: Recipe, root: Path) -> datasets.DatasetDict:
