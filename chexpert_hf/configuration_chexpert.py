@@ -3,13 +3,12 @@
 This file travels with saved models (remote code), so it imports only the other three files that do.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .labels import OBSERVATIONS, UncertaintyPolicy, parse_policies
+from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parse_policies
 
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
@@ -129,7 +128,7 @@ class CheXpertConfig(PreTrainedConfig):
         for child, parent in (self.label_parents or {}).items():
             if child not in observations or parent not in observations:
                 raise ValueError(f"label_parents names {child!r} under {parent!r}, expected two of the observations.")
-            if child in _ancestors(child, self.label_parents or {}):
+            if child in ancestors(child, self.label_parents or {}):
                 raise ValueError(f"label_parents makes {child!r} its own ancestor.")
         for name, point in (self.operating_points or {}).items():
             if name not in observations:
@@ -145,15 +144,6 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"calibration names {name!r}, which is not among: {', '.join(self.observations)}.")
             if not slope > 0:
                 raise ValueError(f"The calibration's slope of {name} is {slope}, expected a number above 0.")
-
-
-def _ancestors(name: str, parents: Mapping[str, str]) -> list[str]:
-    """The way from an observation to the root, without itself unless the way is a circle."""
-    found: list[str] = []
-    while name in parents and parents[name] not in found:
-        name = parents[name]
-        found.append(name)
-    return found
 
 
 CheXpertConfig.register_for_auto_class()

@@ -153,17 +153,20 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
     return {name: _policy(choices.get(name, UncertaintyPolicy.U_IGNORE.value)).value for name in observations}
 
 
+def ancestors(name: str, parents: Mapping[str, str] = PARENTS) -> list[str]:
+    """The way from an observation to its root, nearest first; without itself, unless the way is a circle."""
+    found: list[str] = []
+    while name in parents and parents[name] not in found:
+        name = parents[name]
+        found.append(name)
+    return found
+
+
 def parents_among(observations: Iterable[str]) -> dict[str, str]:
     """The hierarchy within some observations: each child's nearest ancestor that is one of them."""
     observations = tuple(observations)
-    found = {}
-    for name in observations:
-        parent = PARENTS.get(name)
-        while parent is not None and parent not in observations:
-            parent = PARENTS.get(parent)
-        if parent is not None:
-            found[name] = parent
-    return found
+    nearest = {name: next((each for each in ancestors(name) if each in observations), None) for name in observations}
+    return {name: parent for name, parent in nearest.items() if parent is not None}
 
 
 def _policy(text: str) -> UncertaintyPolicy:

@@ -27,6 +27,7 @@ from .labels import (
     SMOOTHING_RANGES,
     UNCERTAIN,
     UncertaintyPolicy,
+    ancestors,
     parse_policies,
 )
 
@@ -285,9 +286,8 @@ def _paths(config: CheXpertConfig) -> Tensor:
     observations, parents = config.observations, config.label_parents or {}
     paths = torch.eye(len(observations))
     for row, name in enumerate(observations):
-        while name in parents:
-            name = parents[name]
-            paths[row, observations.index(name)] = 1
+        for ancestor in ancestors(name, parents):
+            paths[row, observations.index(ancestor)] = 1
     return paths
 
 

@@ -61,7 +61,7 @@ def render_card(
         policies_source=config.policies_source,
         hierarchy=config.label_parents,
         blank_labels=config.blank_labels,
-        operating_points=config.operating_points,
+        decisions=_decisions(config),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         image_size=image_size,
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False).strip(),
@@ -98,9 +98,14 @@ def refresh_card(text: str, config: CheXpertConfig) -> str:
         text: The card; without these sections they come at its end.
         config: Of the model as it is now.
     """
-    sections = _calibration_section(config) + _operating_points_section(config)
+    sections = _decisions(config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
     return refreshed if count else f"{text.rstrip()}\n\n{sections}"
+
+
+def _decisions(config: CheXpertConfig) -> str:
+    """The sections on calibration, if there is one, and operating points."""
+    return _calibration_section(config) + _operating_points_section(config)
 
 
 def _calibration_section(config: CheXpertConfig) -> str:

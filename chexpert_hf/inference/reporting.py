@@ -45,8 +45,8 @@ def assess_dataset(
         title: Of the data and split.
         aggregation: "maximum", as in the paper, or "mean" over the views of a study.
         replicates: Of the bootstrap.
-        num_thumbnails: For each judged observation, how many of the worst false positives and false negatives of the
-            first model are shown.
+        num_thumbnails: For each observation, how many of the worst false positives and false negatives of the first
+            model, at its operating points, are shown.
         warnings: What a reader must know before anything else.
         progress: Called with the number of images that were added.
 
@@ -145,12 +145,13 @@ def _thumbnails(
     probabilities: NDArray[np.floating],
     count: int,
 ) -> list[tuple[str, bytes]]:
-    """Caption and PNG of the views that are furthest on the wrong side, with the map of the observation."""
+    """Caption and PNG of the views furthest on the wrong side of the operating point, with the observation's map."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
     for column, name in enumerate(classifier.observations):
+        is_called = probabilities[:, column] >= classifier.operating_points[name]
         for truth, kind, sign in ((0, "false positive", -1), (1, "false negative", 1)):
-            wrong = np.flatnonzero(labels[:, column] == truth)
+            wrong = np.flatnonzero((labels[:, column] == truth) & (is_called != bool(truth)))
             worst = wrong[np.argsort(sign * probabilities[wrong, column], kind="stable")][:count]
             for row in worst:
                 caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"

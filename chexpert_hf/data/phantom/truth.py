@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 
-from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, PARENTS, POSITIVE, UNCERTAIN, ancestors
 
 CHILDREN: dict[str, tuple[str, ...]] = {
-    "Consolidation": ("Pneumonia",),
-    "Lung Opacity": ("Edema", "Consolidation", "Pneumonia", "Lung Lesion", "Atelectasis"),
-    "Enlarged Cardiomediastinum": ("Cardiomegaly",),
+    parent: tuple(name for name in OBSERVATIONS if parent in ancestors(name))
+    for parent in sorted(set(PARENTS.values()))
 }
-"""Observations that are positive whenever one of these is, as the hierarchy is used by Pham et al. 2019
-(arXiv:1911.06475)."""
+"""Observations that are positive whenever one of these is: all that stand below them in the label hierarchy."""
 
 _CHEXPERT_STUDIES = 187_641
 _UNCERTAIN_STUDIES = {
