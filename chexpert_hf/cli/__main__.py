@@ -1,0 +1,3 @@
+from chexpert_hf.cli.app import main
+
+main()

@@ -1,0 +1,103 @@
+"""The application, its options and what its commands share."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from chexpert_hf import __version__
+from chexpert_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from chexpert_hf.inference.classifier import CheXpertClassifier
+
+DISCLAIMER = "Research software, not a medical device."
+
+app = typer.Typer(
+    name="chexpert-hf",
+    help=f"DenseNet121 for chest radiographs: train, evaluate, predict, serve. {DISCLAIMER}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Split(str, Enum):
+    """The splits of a CheXpert folder."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+
+
+Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
+Models = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="Model folder, or repository id on the Hub; several make an ensemble."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
+        typer.echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"chexpert-hf {__version__}")
+        raise typer.Exit
+
+
+def load_classifier(models: Sequence[str]) -> "CheXpertClassifier":
+    from chexpert_hf.inference.classifier import CheXpertClassifier
+
+    quiet_transformers()
+    return CheXpertClassifier.from_pretrained(models)
+
+
+def quiet_transformers() -> None:
+    """No bar for each file of weights that is read or written."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+    with stream:
+        yield stream
+
+
+@contextmanager
+def progress_bar(total: int, unit: str) -> "Iterator[tqdm]":
+    """A progress bar on standard error, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False) as bar:
+        yield bar

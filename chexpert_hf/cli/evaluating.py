@@ -1,0 +1,169 @@
+"""What a model is worth, and what follows from it: evaluate, calibrate."""
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chexpert_hf.cli.app import AsJson, Data, Models, Split, app, load_classifier, progress_bar, quiet_transformers
+from chexpert_hf.errors import InputError
+
+
+class Aggregation(str, Enum):
+    """How the views of a study become one score."""
+
+    MAXIMUM = "maximum"
+    MEAN = "mean"
+
+
+class CalibrationMethod(str, Enum):
+    """How a model is calibrated."""
+
+    PLATT = "platt"
+    TEMPERATURE = "temperature"
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    model: Models,
+    split: Annotated[Split, typer.Option(help="Which split.")] = Split.VALID,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots."),
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Average several models; without it they are compared.")
+    ] = False,
+    aggregation: Annotated[Aggregation, typer.Option(help="Over the views of a study.")] = Aggregation.MAXIMUM,
+    replicates: Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")] = 1000,
+    allow_calibration_patients: Annotated[
+        bool, typer.Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
+    ] = False,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
+    ] = 0,
+    valid_fraction: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
+    ] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
+    from chexpert_hf.data.chexpert import load_chexpert
+    from chexpert_hf.evaluation.report import as_table, write_report
+    from chexpert_hf.inference.dataset import evaluate_dataset
+    from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
+
+    classifiers = (
+        {"ensemble": load_classifier(model)}
+        if ensemble
+        else {name: load_classifier([path]) for name, path in _names_of(model).items()}
+    )
+    first = next(iter(classifiers.values()))
+    for name, other in classifiers.items():
+        if other.observations != first.observations:
+            raise InputError(
+                f"{name} judges other observations than {next(iter(classifiers))}; compare like with like."
+            )
+    dataset = load_chexpert(data, splits=[split.value], observations=first.observations, valid_fraction=valid_fraction)[
+        split.value
+    ]
+    if not allow_calibration_patients:
+        refuse_calibration_patients(model, dataset["patient"][:])
+    warnings = patient_warnings(model, dataset["patient"][:])
+    with progress_bar(len(dataset) * len(classifiers), "images") as bar:
+        if output is None:
+            evaluations = {name: evaluate_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+        else:
+            report = assess_dataset(
+                classifiers,
+                dataset,
+                title=f"{data.resolve().name}, {split.value}",
+                aggregation=aggregation.value,
+                replicates=replicates,
+                num_thumbnails=thumbnails,
+                warnings=warnings,
+                progress=bar.update,
+            )
+    for warning in warnings:
+        typer.echo(f"Note: {warning}", err=True)
+    if output is not None:
+        write_report(output, report)
+        typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))
+        typer.echo(f"The report is in {output}: report.html, report.md, metrics.json, predictions.", err=True)
+    elif as_json:
+        values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+        typer.echo(json.dumps(next(iter(values.values())) if len(values) == 1 else values))
+    else:
+        for name, evaluation in evaluations.items():
+            typer.echo(f"{name}\n{as_table(evaluation)}" if len(evaluations) > 1 else as_table(evaluation))
+
+
+@app.command()
+def calibrate(
+    data: Data,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model folder; it stays as it is.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
+    split: Annotated[Split, typer.Option(help="Fitted on this split.")] = Split.VALID,
+    valid_fraction: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
+    ] = 0.1,
+    method: Annotated[
+        CalibrationMethod, typer.Option(help="A line for each observation's logit, or one temperature for all.")
+    ] = CalibrationMethod.PLATT,
+    operating_points: Annotated[
+        str | None, typer.Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")
+    ] = None,
+    other_people: Annotated[
+        bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
+    from datetime import date
+
+    from chexpert_hf.data.chexpert import load_chexpert
+    from chexpert_hf.evaluation.calibration import Method
+    from chexpert_hf.evaluation.operating_points import OperatingRule
+    from chexpert_hf.hub.folder import refresh_folder
+    from chexpert_hf.inference.calibrate import Origin, calibrate_folder
+    from chexpert_hf.inference.classifier import load_model
+
+    rule = OperatingRule.parse(operating_points) if operating_points else None
+    quiet_transformers()
+    dataset = load_chexpert(
+        data,
+        splits=[split.value],
+        observations=load_model(model).config.observations,
+        valid_fraction=valid_fraction,
+    )[split.value]
+    origin = Origin(data=data.resolve().name, split=split.value, date=date.today().isoformat())
+    with progress_bar(len(dataset), "images") as bar:
+        result = calibrate_folder(
+            model,
+            output,
+            dataset,
+            origin,
+            method=Method(method.value),
+            rule=rule,
+            are_other_people=other_people,
+            progress=bar.update,
+        )
+    refresh_folder(output)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(output), **result.to_dict()}))
+        return
+    typer.echo(result.as_table())
+    typer.echo(
+        f"Fitted on {result.num_studies:,} studies of {origin.data} ({origin.split}); figures on these same studies "
+        f"would be optimistic. The calibrated model folder is {output}."
+    )
+
+
+def _names_of(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model: its folder's, or the whole path where two folders have one name."""
+    short = [Path(model).name or model for model in models]
+    return {name if short.count(name) == 1 else model: model for name, model in zip(short, models, strict=True)}
