@@ -117,6 +117,10 @@ def calibrate(
     operating_points: Annotated[
         str | None, typer.Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")
     ] = None,
+    prevalence: Annotated[
+        str | None,
+        typer.Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
+    ] = None,
     other_people: Annotated[
         bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
     ] = False,
@@ -133,6 +137,7 @@ def calibrate(
     from chexpert_hf.inference.classifier import load_model
 
     rule = OperatingRule.parse(operating_points) if operating_points else None
+    prevalences = _parse_prevalences(prevalence) if prevalence else {}
     quiet_transformers()
     dataset = load_chexpert(
         data,
@@ -149,6 +154,7 @@ def calibrate(
             origin,
             method=Method(method.value),
             rule=rule,
+            prevalences=prevalences,
             are_other_people=other_people,
             progress=bar.update,
         )
@@ -167,3 +173,11 @@ def _names_of(models: Sequence[str]) -> dict[str, str]:
     """A short name for each model: its folder's, or the whole path where two folders have one name."""
     short = [Path(model).name or model for model in models]
     return {name if short.count(name) == 1 else model: model for name, model in zip(short, models, strict=True)}
+
+
+def _parse_prevalences(text: str) -> dict[str, float]:
+    pairs = [item.rpartition("=") for item in text.split(",")]
+    try:
+        return {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError as error:
+        raise InputError(f"Expected prevalences as 'Pneumonia=.02,Edema=.05', got {text!r}.") from error

@@ -6,7 +6,8 @@ calibrated probability of a study is the calibrated probability of the study. A 
 is thereby scored as a study of its own.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
-Guo et al. 2017, arXiv:1706.04599 (temperature).
+Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
+prevalence).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from chexpert_hf.errors import InputError
@@ -55,6 +56,23 @@ class Platt:
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
         """Calibrated probabilities, in [0, 1], of logits of any shape."""
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
+
+    def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
+        """The line for a place where the observation is more or less frequent, and looks the same.
+
+        Args:
+            wanted: Prevalence there, in (0, 1).
+            fitted: Prevalence among the studies of the fit, in (0, 1).
+
+        Raises:
+            CalibrationError: If one is not inside (0, 1).
+
+        Source: Saerens, Latinne & Decaestecker 2002, equation 2.4: the odds change by the ratio of the prior odds.
+        """
+        for prevalence in (wanted, fitted):
+            if not 0 < prevalence < 1:
+                raise CalibrationError(f"Expected a prevalence above 0 and below 1, got {prevalence:g}.")
+        return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
 
 @dataclass(frozen=True)

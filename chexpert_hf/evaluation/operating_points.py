@@ -65,7 +65,8 @@ class OperatingPoint:
         threshold: In [0, 1]: a probability from this value on is positive.
         sensitivity: True positives among the positive studies.
         specificity: True negatives among the negative studies.
-        ppv: True positives among those called positive. It holds at these studies' prevalence only.
+        ppv: True positives among those called positive. It holds at one prevalence only: that of these studies, or the
+            one that was asked for.
     """
 
     threshold: float
@@ -74,7 +75,9 @@ class OperatingPoint:
     ppv: float
 
 
-def choose_operating_point(probabilities: FloatArray, labels: FloatArray, rule: OperatingRule) -> OperatingPoint:
+def choose_operating_point(
+    probabilities: FloatArray, labels: FloatArray, rule: OperatingRule, prevalence: float | None = None
+) -> OperatingPoint:
     """Chooses an observation's operating point.
 
     The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0. So the counts are
@@ -85,6 +88,7 @@ def choose_operating_point(probabilities: FloatArray, labels: FloatArray, rule: 
         probabilities: `(num_studies,)`, calibrated, in [0, 1].
         labels: `(num_studies,)` in {0, 1}, NaN where unknown.
         rule: By what.
+        prevalence: In (0, 1), at which predictive values are worked out; that of these studies if None.
 
     Raises:
         CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class, the wanted predictive
@@ -97,7 +101,11 @@ def choose_operating_point(probabilities: FloatArray, labels: FloatArray, rule: 
     called = np.bincount(cut).cumsum()  # of all studies, those from each distinct probability on, the highest first
     true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
     num_positive = int(true[-1])
-    place = _place(true, called, num_positive, len(labels), rule)
+    num_negative = len(labels) - num_positive
+    # How many studies a negative one stands for, where positive ones stand for one.
+    weight = 1.0 if prevalence is None else (1 - prevalence) / prevalence * num_positive / num_negative
+    ppv = true / (true + weight * (called - true))
+    place = _place(true, called, ppv, num_positive, num_negative, rule)
     upper, lower = np.append(-descending, 0.0)[place : place + 2]
     halfway = (upper + lower) / 2
     num_true, num_called = int(true[place]), int(called[place])
@@ -105,27 +113,32 @@ def choose_operating_point(probabilities: FloatArray, labels: FloatArray, rule: 
         # Between neighbouring numbers there is no halfway.
         threshold=float(halfway if halfway > lower else upper),
         sensitivity=num_true / num_positive,
-        specificity=1 - (num_called - num_true) / (len(labels) - num_positive),
-        ppv=num_true / num_called,
+        specificity=1 - (num_called - num_true) / num_negative,
+        ppv=float(ppv[place]),
     )
 
 
 def _place(
-    true: NDArray[np.int_], called: NDArray[np.int_], num_positive: int, num_studies: int, rule: OperatingRule
+    true: NDArray[np.int_],
+    called: NDArray[np.int_],
+    ppv: NDArray[np.float64],
+    num_positive: int,
+    num_negative: int,
+    rule: OperatingRule,
 ) -> int:
     """The cut that a rule wants, from true and all studies called positive at each `(num_cuts,)`, the highest first."""
     if rule.wanted is not None and rule.criterion is Criterion.SENSITIVITY:
         return int(np.argmax(true / num_positive >= rule.wanted))
     if rule.wanted is not None:
-        reached = np.flatnonzero(true / called >= rule.wanted)
+        reached = np.flatnonzero(ppv >= rule.wanted)
         if not len(reached):
             raise CalibrationError(
                 f"a positive predictive value of {rule.wanted:g} is reached at no threshold; the highest is "
-                f"{(true / called).max():.3f}"
+                f"{ppv.max():.3f}"
             )
         return int(reached[-1])
     # In whole numbers, so that ties are ties: J times the positive times the negative studies.
-    youden = true * (num_studies - num_positive) - (called - true) * num_positive
+    youden = true * num_negative - (called - true) * num_positive
     if youden.max() <= 0:
         raise CalibrationError("no threshold does better than chance")
     return int(np.flatnonzero(youden == youden.max())[-1])

@@ -118,6 +118,10 @@ def _calibration_section(config: CheXpertConfig) -> str:
         for name, slope in record["slopes"].items()
     ]
     left_out = [f"- {name} is not calibrated: {reason}." for name, reason in record["left_out"].items()]
+    moved = [
+        f"- {name} is calibrated for a prevalence of {prevalence:g}, which was given, not measured."
+        for name, prevalence in record.get("prevalences", {}).items()
+    ]
     return "\n".join(
         [
             "## Calibration",
@@ -129,11 +133,27 @@ def _calibration_section(config: CheXpertConfig) -> str:
             "| observation | positive | negative | slope | intercept |",
             "| --- | ---: | ---: | ---: | ---: |",
             *rows,
-            *(["", *left_out] if left_out else []),
+            *(["", *moved, *left_out] if moved or left_out else []),
+            *(["", *_calibration_check(record["check"])] if "check" in record else []),
             "",
             "",
         ]
     )
+
+
+def _calibration_check(check: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {method} | {brier:.3f} | {check['calibration_error'][method]:.3f} |"
+        for method, brier in check["scaled_brier"].items()
+    ]
+    return [
+        f"On patients left out of the fit ({check['folds']} folds; means over {', '.join(check['observations'])}; "
+        "isotonic regression is for comparison):",
+        "",
+        "| method | scaled Brier score | expected calibration error |",
+        "| --- | ---: | ---: |",
+        *rows,
+    ]
 
 
 def _operating_points_section(config: CheXpertConfig) -> str:

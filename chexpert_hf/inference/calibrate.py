@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from chexpert_hf.evaluation.calibration import (
     Method,
     fit_calibration,
 )
+from chexpert_hf.evaluation.calibration_check import CalibrationCheck, check_calibration
 from chexpert_hf.evaluation.metrics import evaluation_labels, maximum_per_study
 from chexpert_hf.evaluation.operating_points import OperatingPoint, OperatingRule, choose_operating_point
 from chexpert_hf.evaluation.patients import (
@@ -61,12 +62,15 @@ class CalibratedModel:
         operating_points: Of the observations for which one was chosen.
         without_point: The other observations, if operating points were asked for, and why.
         num_studies: On which it was all fitted.
+        check: What each method is worth on patients left out of its fit, at this split's own prevalences; None if there
+            are too few studies to say.
     """
 
     calibration: Calibration
     operating_points: Mapping[str, OperatingPoint]
     without_point: Mapping[str, str]
     num_studies: int
+    check: CalibrationCheck | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -81,6 +85,12 @@ class CalibratedModel:
             chosen = self.without_point.get(name, "") if point is None else _described(point)
             table.append(f"{name:<{width}}  {line.slope:5.3f}  {line.intercept:+9.3f}  {chosen}".rstrip())
         table += [f"{name:<{width}}  as it was: {reason}" for name, reason in self.calibration.left_out.items()]
+        if self.check is not None:
+            table += [
+                "",
+                f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:",
+            ]
+            table.append(self.check.as_table())
         return "\n".join(table)
 
 
@@ -99,6 +109,7 @@ def calibrate_folder(
     *,
     method: Method = Method.PLATT,
     rule: OperatingRule | None = None,
+    prevalences: Mapping[str, float] | None = None,
     are_other_people: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> CalibratedModel:
@@ -116,12 +127,15 @@ def calibrate_folder(
         method: How to calibrate.
         rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
             default keep their meaning: they move with the probabilities.
+        prevalences: Of observations, in (0, 1), where the model will be used, if it is known that they differ from
+            those of this split; see `Platt.at_prevalence`. With Platt scaling only.
         are_other_people: Whether ids that occur in training as well are known to name other people.
         progress: Called with the number of images that were scored.
 
     Raises:
         CalibrationError: If `source` is no folder or an ensemble, `output` is not empty, patients of the split were
-            trained on, the model has a label hierarchy, or no observation can be calibrated.
+            trained on, the model has a label hierarchy, no observation can be calibrated, or a prevalence is given that
+            cannot be used.
         ModelFolderError: If `source` holds no model that can be loaded.
         RadiographError: If an image cannot be read.
     """
@@ -131,6 +145,7 @@ def calibrate_folder(
     classifier = CheXpertClassifier.from_pretrained(source)
     model = classifier.model
     _refuse_model(classifier)
+    prevalences = _checked_prevalences(prevalences or {}, classifier.observations, method)
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), model.config.blank_labels)
     truth, studies = maximum_per_study(labels, dataset["study"][:])
     logits, _ = maximum_per_study(dataset_logits(classifier, dataset, progress), dataset["study"][:])
@@ -138,14 +153,19 @@ def calibrate_folder(
     if not calibration.lines:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in calibration.left_out.items())
         raise CalibrationError(f"No observation can be calibrated on {origin.data} ({origin.split}): {reasons}.")
-    points, without = _operating_points(calibration, logits, truth, classifier.observations, rule)
+    patient_of = dict(zip(dataset["study"][:], dataset["patient"][:], strict=True))
+    check = check_calibration(logits, truth, [patient_of[study] for study in studies], classifier.observations)
+    calibration = _at_prevalences(calibration, prevalences, truth, classifier.observations)
+    points, without = _operating_points(calibration, logits, truth, classifier.observations, rule, prevalences)
 
     fold_calibration(model, calibration.lines)
-    _record_calibration(model.config, calibration, truth, origin)
+    _record_calibration(model.config, calibration, truth, origin, prevalences)
+    if check is not None and model.config.calibration is not None:
+        model.config.calibration["check"] = asdict(check)
     _record_operating_points(model.config, calibration, points, without, rule, origin, len(studies))
     _write(classifier, source, output)
     write_patient_hashes(output / CALIBRATION_PATIENTS_FILE, dataset["patient"][:])
-    return CalibratedModel(calibration, points, without, len(studies))
+    return CalibratedModel(calibration, points, without, len(studies), check)
 
 
 @torch.inference_mode()
@@ -172,6 +192,7 @@ def _operating_points(
     truth: NDArray[np.floating],
     observations: tuple[str, ...],
     rule: OperatingRule | None,
+    prevalences: Mapping[str, float],
 ) -> tuple[dict[str, OperatingPoint], dict[str, str]]:
     """The points of the calibrated observations, and the reasons why the others have none."""
     if rule is None:
@@ -180,14 +201,51 @@ def _operating_points(
     for name, line in calibration.lines.items():
         column = observations.index(name)
         try:
-            points[name] = choose_operating_point(line.probabilities(logits[:, column]), truth[:, column], rule)
+            points[name] = choose_operating_point(
+                line.probabilities(logits[:, column]), truth[:, column], rule, prevalences.get(name)
+            )
         except CalibrationError as error:
             without[name] = str(error)
     return points, without
 
 
+def _checked_prevalences(
+    prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method
+) -> Mapping[str, float]:
+    if prevalences and method is not Method.PLATT:
+        raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
+    for name, prevalence in prevalences.items():
+        if name not in observations:
+            raise CalibrationError(
+                f"A prevalence is given for {name!r}, which is not among: {', '.join(observations)}."
+            )
+        if not 0 < prevalence < 1:
+            raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
+    return prevalences
+
+
+def _at_prevalences(
+    calibration: Calibration,
+    prevalences: Mapping[str, float],
+    truth: NDArray[np.floating],
+    observations: tuple[str, ...],
+) -> Calibration:
+    without = [f"{name} ({reason})" for name, reason in calibration.left_out.items() if name in prevalences]
+    if without:
+        raise CalibrationError(f"A prevalence is given for what cannot be calibrated: {'; '.join(without)}.")
+    moved = {
+        name: calibration.lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
+        for name, wanted in prevalences.items()
+    }
+    return replace(calibration, lines={**calibration.lines, **moved})
+
+
 def _record_calibration(
-    config: CheXpertConfig, calibration: Calibration, truth: NDArray[np.floating], origin: Origin
+    config: CheXpertConfig,
+    calibration: Calibration,
+    truth: NDArray[np.floating],
+    origin: Origin,
+    prevalences: Mapping[str, float],
 ) -> None:
     counts = {
         key: dict(zip(config.observations, (truth == value).sum(axis=0).tolist(), strict=True))
@@ -204,6 +262,8 @@ def _record_calibration(
         "intercepts": {name: line.intercept for name, line in calibration.lines.items()},
         "left_out": dict(calibration.left_out),
     }
+    if prevalences:
+        record["prevalences"] = dict(prevalences)
     if config.calibration is not None:  # these lines are on top of earlier ones
         record["earlier"] = config.calibration
     config.calibration = record

@@ -267,3 +267,32 @@ def test_rules_are_read_as_they_are_written():
 def test_other_rules_are_refused(text):
     with pytest.raises(CalibrationError, match=rf"above 0, at most 1\), got '{text}'"):
         OperatingRule.parse(text)
+
+
+def test_another_prevalence_changes_the_odds_as_bayes_says():
+    line, logits = Platt(1.3, -0.4), np.linspace(-6, 6, 25)
+    p = line.probabilities(logits)
+    positive, negative = p * 0.1 / 0.4, (1 - p) * 0.9 / 0.6
+    moved = line.at_prevalence(wanted=0.1, fitted=0.4)
+    np.testing.assert_allclose(moved.probabilities(logits), positive / (positive + negative), atol=1e-12)
+    assert moved.slope == line.slope
+    assert line.at_prevalence(0.4, 0.4) == line
+
+
+@pytest.mark.parametrize("prevalence", [0.0, 1.0, -0.1, float("nan")])
+def test_a_prevalence_that_is_none_is_refused(prevalence):
+    with pytest.raises(CalibrationError, match="Expected a prevalence above 0 and below 1"):
+        Platt(1.0, 0.0).at_prevalence(prevalence, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_predictive_values_at_another_prevalence_are_those_of_studies_with_that_prevalence(seed):
+    probabilities, labels = scored(seed)
+    repeats = np.where(labels == 0, 3, 1)  # each negative study three times
+    more_p, more_labels = np.repeat(probabilities, repeats), np.repeat(labels, repeats)
+    prevalence = float(np.nanmean(more_labels))
+    rule = OperatingRule.parse("ppv=.5")
+    point = choose_operating_point(probabilities, labels, rule, prevalence)
+    expected = choose_operating_point(more_p, more_labels, rule)
+    assert point.threshold == expected.threshold
+    assert point.ppv == pytest.approx(expected.ppv, abs=1e-12)

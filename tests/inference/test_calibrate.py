@@ -28,6 +28,7 @@ from chexpert_hf.evaluation.patients import (
     overlapping_patients,
     write_patient_hashes,
 )
+from chexpert_hf.hub.folder import refresh_folder
 from chexpert_hf.inference.calibrate import CalibratedModel, Origin, calibrate_folder, dataset_logits
 from chexpert_hf.inference.classifier import write_ensemble
 from chexpert_hf.inference.dataset import image_files
@@ -367,3 +368,60 @@ def test_a_split_that_can_calibrate_nothing_is_refused_with_the_reasons(source, 
 def test_a_record_that_cannot_be_this_models_is_refused(slopes, message):
     with pytest.raises(StrictDataclassError, match=message):
         CheXpertConfig(calibration={"slopes": slopes})
+
+
+def test_a_given_prevalence_moves_the_intercept_and_nothing_else(source, valid, tmp_path):
+    plain = calibrate_folder(source, tmp_path / "plain", valid, ORIGIN)
+    name = next(iter(plain.calibration.lines))
+    moved = calibrate_folder(source, tmp_path / "moved", valid, ORIGIN, prevalences={name: 0.02})
+    count = {
+        key: CheXpertConfig.from_pretrained(tmp_path / "moved").calibration[key][name]
+        for key in ("num_positive", "num_negative")
+    }
+    odds = 0.02 / 0.98 / (count["num_positive"] / count["num_negative"])
+    assert moved.calibration.lines[name].intercept == pytest.approx(
+        plain.calibration.lines[name].intercept + np.log(odds), abs=1e-9
+    )
+    others = {other: line for other, line in moved.calibration.lines.items() if other != name}
+    assert others == {other: line for other, line in plain.calibration.lines.items() if other != name}
+    assert CheXpertConfig.from_pretrained(tmp_path / "moved").calibration["prevalences"] == {name: 0.02}
+    refresh_folder(tmp_path / "moved")
+    card = (tmp_path / "moved" / "README.md").read_text()
+    assert f"{name} is calibrated for a prevalence of 0.02, which was given" in card
+    classifier = [CheXpertClassifier.from_pretrained(tmp_path / folder) for folder in ("plain", "moved")]
+    before, after = (dataset_logits(one, valid)[:, OBSERVATIONS.index(name)] for one in classifier)
+    np.testing.assert_allclose(after - before, np.log(odds), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prevalences", "method", "message"),
+    [
+        ({"Edema": 1.5}, Method.PLATT, "The prevalence of Edema is 1.5, expected a share above 0 and below 1"),
+        ({"Oedema": 0.5}, Method.PLATT, "A prevalence is given for 'Oedema', which is not among"),
+        ({"Edema": 0.5}, Method.TEMPERATURE, "moves the intercept, which temperature scaling has not; use platt"),
+    ],
+)
+def test_prevalences_that_cannot_be_used_are_refused(source, valid, tmp_path, prevalences, method, message):
+    with pytest.raises(CalibrationError, match=message):
+        calibrate_folder(source, tmp_path / "out", valid, ORIGIN, method=method, prevalences=prevalences)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prevalence_of_what_cannot_be_calibrated_is_refused(source, valid, tmp_path):
+    left_out = next(iter(calibrate_folder(source, tmp_path / "plain", valid, ORIGIN).calibration.left_out))
+    with pytest.raises(CalibrationError, match=f"given for what cannot be calibrated: {left_out}"):
+        calibrate_folder(source, tmp_path / "out", valid, ORIGIN, prevalences={left_out: 0.5})
+
+
+def test_what_calibration_is_worth_on_left_out_patients_is_in_the_result_the_record_and_the_card(
+    source, valid, tmp_path
+):
+    result = calibrate_folder(source, tmp_path / "out", valid, ORIGIN)
+    assert result.check is not None
+    assert set(result.check.observations) <= set(result.calibration.lines)
+    record = CheXpertConfig.from_pretrained(tmp_path / "out").calibration["check"]
+    assert record["scaled_brier"] == result.check.scaled_brier
+    assert result.check.as_table() in result.as_table()
+    refresh_folder(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| isotonic | {result.check.scaled_brier['isotonic']:.3f} |" in card
