@@ -9,14 +9,14 @@ from math import isnan
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
     WeightedFigures,
     bootstrap_p_value,
-    delong_interval,
-    delong_test,
     percentile_interval,
     wilson_interval,
 )
@@ -46,13 +46,14 @@ class ModelScores:
         name: What the report calls it.
         probabilities: `(num_views, num_labels)`, in [0, 1].
         operating_points: The threshold of each observation that has one.
-        chosen_by: On what data and by which rule the thresholds were chosen, in words; None if nobody knows.
+        chosen_by: On what data and by which rule the thresholds were chosen, in words, of each observation for which
+            one was.
     """
 
     name: str
     probabilities: FloatArray
     operating_points: Mapping[str, float] = field(default_factory=dict)
-    chosen_by: str | None = None
+    chosen_by: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class _Data:
     studies: Sequence[str]  # (num_views,)
     names: list[str]  # (num_studies,)
     observations: tuple[str, ...]
+    patients: NDArray[np.int_]  # (num_studies,): a number for each
     aggregation: str
     bootstrap: PatientBootstrap
 
@@ -98,7 +100,8 @@ def assess(
     A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
     groups that are the highest and the lowest of their column on these data; that choice is not part of its interval,
     so that some gap is to be expected where there is none. Every model is compared with the first: the difference is
-    the model's figure minus the first one's. DeLong's intervals and tests take studies as independent.
+    the model's figure minus the first one's. A patient's studies may depend on each other, in DeLong's intervals and
+    tests as in the bootstrap; Wilson's intervals take studies as independent.
 
     Args:
         models: At least one; their names differ.
@@ -126,7 +129,8 @@ def assess(
     patient_of = _patients_of_studies(studies, patients)
     truth, names = maximum_per_study(labels, studies)
     bootstrap = PatientBootstrap(list(patient_of.values()), replicates, seed)
-    data = _Data(truth, labels, studies, names, tuple(observations), aggregation, bootstrap)
+    numbers = np.unique(list(patient_of.values()), return_inverse=True)[1]
+    data = _Data(truth, labels, studies, names, tuple(observations), numbers, aggregation, bootstrap)
     scores = [per_study(model.probabilities, studies, aggregation)[0] for model in models]
     figures = [_figures_of(values, data) for values in scores]
     return _plain(
@@ -200,12 +204,12 @@ def _model_entry(
         "mean_over": list(data.mean_over),
         "mean_auroc": _entry(percentile_interval(*figures.mean_auroc(data)), BOOTSTRAP),
         "observations": [
-            _observation_entry(observation, model, scores[:, column], data.labels[:, column])
+            _observation_entry(observation, model, scores[:, column], data.labels[:, column], data.patients)
             | _bootstrapped(figures, column)
             for column, observation in enumerate(data.observations)
         ],
         "subgroups": [
-            _subgroup_entry(group, column, observation)
+            _subgroup_entry(group, column, observation, data.patients)
             for group in groups
             for column, observation in enumerate(data.observations)
         ],
@@ -213,7 +217,9 @@ def _model_entry(
     }
 
 
-def _observation_entry(observation: str, model: ModelScores, scores: FloatArray, labels: FloatArray) -> dict[str, Any]:
+def _observation_entry(
+    observation: str, model: ModelScores, scores: FloatArray, labels: FloatArray, patients: NDArray[np.int_]
+) -> dict[str, Any]:
     threshold = model.operating_points.get(observation)
     return {
         "observation": observation,
@@ -221,10 +227,10 @@ def _observation_entry(observation: str, model: ModelScores, scores: FloatArray,
         "num_negative": int((labels == 0).sum()),
         "num_unknown": int(np.isnan(labels).sum()),
         "undefined": _why_undefined(labels),
-        "auroc": _entry(delong_interval(scores, labels), DELONG),
+        "auroc": _entry(delong_interval(scores, labels, patients), DELONG),
         "operating_point": None
         if threshold is None
-        else _operating_point(scores, labels, float(threshold), model.chosen_by),
+        else _operating_point(scores, labels, float(threshold), model.chosen_by.get(observation)),
     }
 
 
@@ -265,7 +271,7 @@ def _operating_point(scores: FloatArray, labels: FloatArray, threshold: float, c
     }
 
 
-def _subgroup_entry(group: _Group, column: int, observation: str) -> dict[str, Any]:
+def _subgroup_entry(group: _Group, column: int, observation: str, patients: NDArray[np.int_]) -> dict[str, Any]:
     labels = group.labels[:, column]
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
     is_judged = min(positive, negative) >= MIN_STUDIES_PER_CLASS
@@ -275,7 +281,7 @@ def _subgroup_entry(group: _Group, column: int, observation: str) -> dict[str, A
         "observation": observation,
         "num_positive": positive,
         "num_negative": negative,
-        "auroc": _entry(delong_interval(group.scores[:, column], labels), DELONG) if is_judged else None,
+        "auroc": _entry(delong_interval(group.scores[:, column], labels, patients), DELONG) if is_judged else None,
         "too_small": None
         if is_judged
         else f"{positive} positive and {negative} negative studies; {MIN_STUDIES_PER_CLASS} of each are needed.",
@@ -325,7 +331,7 @@ def _comparisons(
     names = {"models": [models[index].name, models[0].name]}
     entries: list[dict[str, Any]] = []
     for column, observation in enumerate(data.observations):
-        test = delong_test(scores[index][:, column], scores[0][:, column], data.labels[:, column])
+        test = delong_test(scores[index][:, column], scores[0][:, column], data.labels[:, column], data.patients)
         difference = asdict(test.difference)
         entries.append(
             {**names, "observation": observation, "difference": difference, "p_value": test.p_value, "method": DELONG}

@@ -1,7 +1,7 @@
-"""How far the figures of an evaluation can be trusted: intervals, a paired test, and resampling of patients.
+"""How far the figures of an evaluation can be trusted: intervals, and resampling of patients.
 
-An AUROC gets the interval of DeLong, a share that of Wilson, and everything else the percentiles of a bootstrap which
-draws patients, so that the studies of one patient, which resemble each other, come and go together.
+An AUROC gets the interval of `delong.py`, a share that of Wilson, and everything else the percentiles of a bootstrap
+which draws patients, so that the studies of one patient, which resemble each other, come and go together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import brentq
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
-from scipy.stats import t as student
+from scipy.stats import norm
 
 from chexpert_hf.evaluation.metrics import CALIBRATION_BINS, FloatArray, calibration_bins
 
@@ -43,104 +40,6 @@ class BootstrapEstimate(Estimate):
     left_out: int
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """The difference between two AUROCs on the same studies, and the two-sided p-value of there being none."""
-
-    difference: Estimate
-    p_value: float
-
-
-def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Of each positive, the share of negatives below it; of each negative, the share of positives above it.
-
-    Ties count half. Midranks give them in O(n log n) instead of one comparison per pair.
-
-    Args:
-        scores: `(num_studies,)`.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        `(num_positive,)` and `(num_negative,)`; the mean of either is the AUROC.
-
-    Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11).
-    """
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    if not len(positive) or not len(negative):
-        return np.full(len(positive), np.nan), np.full(len(negative), np.nan)
-    ranks = rankdata(np.concatenate([positive, negative]))
-    below = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
-    above = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
-    return below, above
-
-
-def delong_variance(scores: FloatArray, labels: FloatArray) -> float:
-    """Variance of the AUROC of one observation; NaN with fewer than two studies of a class.
-
-    Source: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3).
-    """
-    return sum(_variance_of_mean(values) for values in placements(scores, labels))
-
-
-def delong_interval(scores: FloatArray, labels: FloatArray, level: float = LEVEL) -> Estimate:
-    """AUROC of one observation with an interval from DeLong's variance, on the logit scale, with Student's t.
-
-    On the scale of the AUROC itself an interval passes 1 and covers too rarely when the AUROC is high. The variance is
-    estimated from few studies where a class is rare, which the t distribution with the degrees of freedom of the
-    smaller class allows for. `python -m tests.benchmarks.delong_coverage` prints what either is worth. Where the
-    variance is 0 or undefined, as when the classes are separated perfectly, the interval is Newcombe's.
-    Studies count as independent: for several studies per patient it is too narrow.
-
-    Args:
-        scores: `(num_studies,)`; rising with the probability.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        level: Confidence, in (0, 1).
-
-    Returns:
-        Within [0, 1]; NaN unless both classes occur.
-
-    Source: DeLong et al. 1988; Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
-    """
-    below, above = placements(scores, labels)
-    if not len(below) or not len(above):
-        return Estimate(NAN, NAN, NAN)
-    value, tail = float(np.mean(below)), (1 - level) / 2
-    variance = _variance_of_mean(below) + _variance_of_mean(above)
-    if not variance > 0:
-        counts_and_z = len(below), len(above), float(norm.isf(tail))
-        return Estimate(value, _newcombe_low(value, *counts_and_z), 1 - _newcombe_low(1 - value, *counts_and_z))
-    quantile = float(student.isf(tail, min(len(below), len(above)) - 1))
-    width = quantile * sqrt(variance) / (value * (1 - value))
-    return Estimate(value, float(expit(logit(value) - width)), float(expit(logit(value) + width)))
-
-
-def delong_test(scores_a: FloatArray, scores_b: FloatArray, labels: FloatArray, level: float = LEVEL) -> PairedTest:
-    """Compares the AUROCs of two models on the same studies.
-
-    Args:
-        scores_a: `(num_studies,)` of one model.
-        scores_b: `(num_studies,)` of the other.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        level: Confidence of the interval, in (0, 1).
-
-    Returns:
-        AUROC of `a` minus that of `b`. Where no study moves the difference, its interval is NaN and p is 1 for equal
-        AUROCs and NaN for others; all is NaN unless both classes occur.
-
-    Source: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3).
-    """
-    pairs = [a - b for a, b in zip(placements(scores_a, labels), placements(scores_b, labels), strict=True)]
-    if not all(len(values) for values in pairs):
-        return PairedTest(Estimate(NAN, NAN, NAN), NAN)
-    difference = float(np.mean(pairs[0]))
-    error = sqrt(sum(_variance_of_mean(values) for values in pairs))
-    if not error > 0:
-        return PairedTest(Estimate(difference, NAN, NAN), 1.0 if difference == 0 else NAN)
-    width = float(norm.isf((1 - level) / 2)) * error
-    interval = Estimate(difference, max(difference - width, -1.0), min(difference + width, 1.0))
-    return PairedTest(interval, float(2 * norm.sf(abs(difference) / error)))
-
-
 def wilson_interval(successes: int, trials: int, level: float = LEVEL) -> Estimate:
     """A share with Wilson's score interval; NaN without trials.
 
@@ -159,23 +58,6 @@ def wilson_interval(successes: int, trials: int, level: float = LEVEL) -> Estima
     # At 0 and at all the exact end is the share itself; rounding would leave it 1e-17 off.
     low = 0.0 if successes == 0 else center - width
     return Estimate(share, low, 1.0 if successes == trials else center + width)
-
-
-def _variance_of_mean(values: FloatArray) -> float:
-    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else NAN
-
-
-def _newcombe_low(value: float, num_positive: int, num_negative: int, z: float) -> float:
-    """Lower end by Newcombe 2006, Statistics in Medicine 25(4), part 2, method 5: a score interval for an AUROC."""
-    if value == 0:
-        return 0.0
-    extra = (num_positive + num_negative) / 2 - 1
-
-    def excess(theta: float) -> float:
-        spread = 1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        return value - theta - z * sqrt(theta * (1 - theta) * spread / (num_positive * num_negative))
-
-    return float(brentq(excess, 0, value * (1 - 1e-9)))
 
 
 class WeightedFigures:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.intervals import delong_interval, delong_test, wilson_interval
+from chexpert_hf.evaluation.delong import delong_interval, delong_test
+from chexpert_hf.evaluation.intervals import wilson_interval
 from chexpert_hf.evaluation.metrics import (
     auprc,
     auroc,
@@ -18,6 +19,7 @@ from chexpert_hf.evaluation.metrics import (
 NAN = float("nan")
 OBSERVATIONS = ("Edema", "Fracture", "Atelectasis", "Pneumonia", "Consolidation")
 NUM_STUDIES = 120
+PATIENTS = np.arange(NUM_STUDIES) // 4
 INTERVAL = {"value", "low", "high", "method"}
 BOOTSTRAPPED = INTERVAL | {"left_out"}
 
@@ -45,7 +47,7 @@ def arguments(**changes):
     values = {
         "models": [
             ModelScores("poor", poor),
-            ModelScores("good", good, {"Edema": 0.55}, "Youden's index on the validation studies"),
+            ModelScores("good", good, {"Edema": 0.55}, {"Edema": "Youden's index on the validation studies"}),
         ],
         "labels": labels,
         "studies": [f"study{index}" for index in study],
@@ -114,7 +116,7 @@ def test_figures_are_those_of_the_studies(result):
         if item["undefined"]:
             continue
         pair = scores[:, column], truth[:, column]
-        expected = delong_interval(*pair)
+        expected = delong_interval(*pair, PATIENTS)
         assert (item["auroc"]["low"], item["auroc"]["high"]) == pytest.approx((expected.low, expected.high))
         for name, figure in {
             "auroc": auroc,
@@ -234,7 +236,7 @@ def test_a_model_is_compared_with_the_first_one(result):
     scores, truth = per_study_of_views(good, labels, np.full(240, True))
     first, _ = per_study_of_views(poor, labels, np.full(240, True))
     edema = entry(result["comparisons"], observation="Edema")
-    expected = delong_test(scores[:, 0], first[:, 0], truth[:, 0])
+    expected = delong_test(scores[:, 0], first[:, 0], truth[:, 0], PATIENTS)
     assert edema["models"] == ["good", "poor"]
     assert edema["method"] == "DeLong"
     assert edema["difference"]["value"] == pytest.approx(expected.difference.value)

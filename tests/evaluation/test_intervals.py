@@ -6,15 +6,12 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from chexpert_hf.evaluation.delong import delong_interval, delong_test, delong_variance, placements
 from chexpert_hf.evaluation.intervals import (
     PatientBootstrap,
     WeightedFigures,
     bootstrap_p_value,
-    delong_interval,
-    delong_test,
-    delong_variance,
     percentile_interval,
-    placements,
     wilson_interval,
 )
 from chexpert_hf.evaluation.metrics import auprc, auroc, brier_score, expected_calibration_error, scaled_brier_score
@@ -263,3 +260,55 @@ def test_the_p_value_of_a_bootstrap_is_twice_the_rarer_side():
     assert bootstrap_p_value(-differences) == pytest.approx(2 * 10 / 100)
     assert bootstrap_p_value(np.zeros(5)) == 1
     assert np.isnan(bootstrap_p_value(np.array([NAN])))
+
+
+def several_per_patient(seed, num_patients=25):
+    """Scores with ties, labels and patients; the studies of a patient resemble each other."""
+    rng = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), rng.integers(1, 5, num_patients))
+    labels = (rng.random(len(patients)) < rng.random(num_patients)[patients]).astype(float)
+    labels[rng.random(len(patients)) < 0.1] = NAN
+    scores = np.round(rng.normal(size=num_patients)[patients] + rng.normal(size=len(patients)) + labels, 1)
+    return np.nan_to_num(scores), labels, patients
+
+
+def obuchowski(scores, labels, patients):
+    """Her formulas, patient by patient."""
+    pairs = kernel(scores, labels)
+    below, above, value = pairs.mean(axis=1), pairs.mean(axis=0), pairs.mean()
+    positive, negative = patients[labels == 1], patients[labels == 0]
+    everyone = set(positive) | set(negative)
+    m = {p: below[positive == p].sum() - (positive == p).sum() * value for p in everyone}
+    n = {p: above[negative == p].sum() - (negative == p).sum() * value for p in everyone}
+    counts = len(set(positive)), len(set(negative)), len(everyone)
+    s10 = counts[0] / ((counts[0] - 1) * len(positive)) * sum(item**2 for item in m.values())
+    s01 = counts[1] / ((counts[1] - 1) * len(negative)) * sum(item**2 for item in n.values())
+    s11 = counts[2] / (counts[2] - 1) * sum(m[p] * n[p] for p in everyone)
+    return s10 / len(positive) + s01 / len(negative) + 2 * s11 / (len(positive) * len(negative))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_variance_with_several_studies_per_patient_is_obuchowskis(seed):
+    scores, labels, patients = several_per_patient(seed)
+    names = [f"patient{number:05d}" for number in patients]
+    assert delong_variance(scores, labels, names) == pytest.approx(obuchowski(scores, labels, patients), abs=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_study_that_is_there_twice_makes_no_interval_or_test_narrower(seed):
+    scores, labels = tied_case(seed)
+    others = np.random.default_rng(seed).normal(size=len(scores))
+    patients = np.arange(len(scores))
+    twice = [np.concatenate([item, item]) for item in (scores, others, labels, patients)]
+    once = delong_interval(scores, labels), delong_test(scores, others, labels)
+    again = delong_interval(twice[0], *twice[2:]), delong_test(*twice)
+    assert again[0].low == pytest.approx(once[0].low, abs=1e-12)
+    assert again[0].high == pytest.approx(once[0].high, abs=1e-12)
+    assert again[1].p_value == pytest.approx(once[1].p_value, abs=1e-12)
+    assert delong_interval(twice[0], twice[2]).low > once[0].low
+
+
+def test_one_study_per_patient_is_plain_delong_and_one_patient_has_no_variance():
+    scores, labels = tied_case(3)
+    assert delong_variance(scores, labels, list("abcdefghijklmnopqrstuvwxyz0123")) == delong_variance(scores, labels)
+    assert np.isnan(delong_variance(scores, labels, ["a"] * len(scores)))
