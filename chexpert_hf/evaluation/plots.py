@@ -6,18 +6,19 @@ Colours are Okabe and Ito's, which are told apart with any colour vision; models
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from chexpert_hf.evaluation.published import PAPER, RADIOLOGISTS
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_STYLES = ("-", "--", "-.", ":")
+_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 _COLUMNS = 4
 _BINS = 10
 _BAND_REPLICATES = 200
@@ -68,6 +69,7 @@ def roc_figure(
         for who, (x, y) in points.items():
             axes.plot(x, y, marker="^" if who == "majority" else "o", color="0.25", markersize=4, linestyle="none")
         axes.legend(loc="lower right", fontsize=7, frameon=False, handlelength=1.6)
+    _name_models(figure, scores)
     if set(shown) & RADIOLOGISTS.keys():
         figure.supxlabel(
             f"Grey: radiologists (circles) and their majority (triangle) on CheXpert's test set, {PAPER}: other data.",
@@ -94,6 +96,7 @@ def precision_recall_figure(
             axes.step(
                 recall, precision, where="post", color=color, linestyle=_STYLES[number % len(_STYLES)], linewidth=1.4
             )
+    _name_models(figure, scores)
     return figure
 
 
@@ -116,6 +119,7 @@ def reliability_figure(
                 x, y, yerr=[y - low, np.asarray(high) - y], color=color, marker="o", markersize=3, linewidth=1,
                 elinewidth=0.8, linestyle=_STYLES[number % len(_STYLES)],
             )  # fmt: skip
+    _name_models(figure, scores)
     return figure
 
 
@@ -150,7 +154,7 @@ def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, 
         shown: Those that get a panel.
     """
     groups = list(dict.fromkeys((item["column"], item["group"]) for item in subgroups))
-    figure = Figure(figsize=(2.6 * len(shown) + 1.6, 0.28 * len(groups) + 1.3), dpi=150, layout="constrained")
+    figure = Figure(figsize=(2.3 * len(shown) + 1.6, 0.28 * len(groups) + 1.3), dpi=150, layout="constrained")
     first: Axes | None = None
     for number, name in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1, sharey=first)
@@ -177,6 +181,17 @@ def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, 
         first.invert_yaxis()
     figure.supxlabel("AUROC with 95 % interval", fontsize=9)
     return figure
+
+
+def _name_models(figure: Figure, scores: Sequence[StudyScores]) -> None:
+    """A line above the panels that says which curve is whose, where there are several models."""
+    if len(scores) < 2:
+        return
+    lines = [
+        Line2D([], [], color=COLORS[number % len(COLORS)], linestyle=_STYLES[number % len(_STYLES)], label=model.name)
+        for number, model in enumerate(scores)
+    ]
+    figure.legend(handles=lines, loc="outside upper left", ncols=len(lines), fontsize=8, frameon=False)
 
 
 def _grid(shown: Sequence[str], x_label: str, y_label: str) -> tuple[Figure, dict[str, Axes]]:

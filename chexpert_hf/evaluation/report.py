@@ -23,6 +23,9 @@ from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 
+MAX_PANELS = 4
+"""Observations in the plot of the subgroups: as many as fit beside each other."""
+
 
 def as_table(evaluation: Evaluation) -> str:
     """One line per observation with its numbers of studies and AUROC, and the mean with what it covers."""
@@ -100,6 +103,7 @@ def _template(name: str) -> Any:
         lstrip_blocks=True,
     )
     environment.filters["estimate"] = as_estimate
+    environment.filters["short"] = _short
     environment.filters["p"] = lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
     return environment.get_template(name)
 
@@ -126,7 +130,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "title": data.title,
         "warnings": data.warnings,
         "data": data.metrics["data"],
-        "models": data.metrics["models"],
+        "models": [model | {"subgroups": _subgroups(model)} for model in data.metrics["models"]],
         "comparisons": data.metrics["comparisons"],
         "replicates": data.metrics["replicates"],
         "published": {name: value for name, value in published.items() if name in data.observations},
@@ -134,6 +138,41 @@ def _context(data: ReportData) -> dict[str, Any]:
         "published_source": f"{PAPER}, {where}",
         "min_studies": MIN_STUDIES_PER_CLASS,
     }
+
+
+def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are scored, and a line for each of the others.
+
+    Returns:
+        `scored`, entries of metrics.json; `too_small`, lines such as "Male: Edema (2 positive, 30 negative)"; `single`,
+        lines for columns in which everybody is of one group.
+    """
+    groups: dict[str, list[str]] = {}
+    for item in model["subgroups"]:
+        groups.setdefault(item["column"], [])
+        if item["group"] not in groups[item["column"]]:
+            groups[item["column"]].append(item["group"])
+    compared = [item for item in model["subgroups"] if len(groups[item["column"]]) > 1]
+    too_small: dict[str, list[str]] = {}
+    for item in compared:
+        if item["too_small"]:
+            counts = f"{item['observation']} ({item['num_positive']} : {item['num_negative']})"
+            too_small.setdefault(f"{item['column']} {item['group']}", []).append(counts)
+    return {
+        "scored": [item for item in compared if not item["too_small"]],
+        "too_small": {group: ", ".join(items) for group, items in too_small.items()},
+        "single": [f"{column}: all {names[0]}" for column, names in groups.items() if len(names) == 1],
+    }
+
+
+def _panels(model: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """The observations with the most subgroups that can be judged, at most `MAX_PANELS`, in their own order."""
+    counts = dict.fromkeys(shown, 0)
+    for item in model["subgroups"]:
+        if item["observation"] in counts and not item["too_small"]:
+            counts[item["observation"]] += 1
+    most = sorted(counts, key=lambda name: -counts[name])[:MAX_PANELS]
+    return [name for name in shown if name in most]
 
 
 def _judged(data: ReportData) -> list[str]:
@@ -171,10 +210,9 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
     }
     if first["subgroups"]:
         overall = {name: items[first["name"], name]["auroc"]["value"] for name in shown}
-        panels = [name for name in shown if name in first["mean_over"]] or shown
         pictures["subgroups"] = (
             f"AUROC of {first['name']} by subgroup; dotted: everybody.",
-            plots.forest_figure(first["subgroups"], overall, panels),
+            plots.forest_figure(first["subgroups"], overall, _panels(first, shown)),
         )
     return pictures
 

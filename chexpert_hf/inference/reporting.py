@@ -21,7 +21,7 @@ from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files, predict_dataset
 from chexpert_hf.inference.saliency import overlay
 
-AGE_BANDS = ((0, 39, "under 40"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
+AGE_BANDS = ((0, 39, "0 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
 SUPPORT_DEVICES = "Support Devices"
 _THUMBNAIL_SIDE = 320
 
@@ -133,9 +133,12 @@ def _age_band(age: int | None) -> str | None:
     return next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
 
 
-def _chosen_by(classifier: CheXpertClassifier) -> str | None:
+def _chosen_by(classifier: CheXpertClassifier) -> dict[str, str]:
     source = classifier.model.config.operating_points_source
-    return None if source is None else str(source["method"])
+    if source is None:
+        return {}
+    rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
+    return {name: rule for name in classifier.observations if name not in source["left_out"]}
 
 
 def _thumbnails(

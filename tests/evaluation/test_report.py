@@ -29,7 +29,7 @@ def data() -> ReportData:
     }
     points = dict.fromkeys(OBSERVATIONS, 0.5)
     metrics = assess(
-        [ModelScores(name, values, points, None) for name, values in probabilities.items()],
+        [ModelScores(name, values, points) for name, values in probabilities.items()],
         labels, studies, patients, OBSERVATIONS,
         subgroups={"sex": ["Male" if int(patient[-1]) % 2 else "Female" for patient in patients]}, replicates=100,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_report_on_data_that_judge_nothing_says_so(data, tmp_path):
     studies = [path.split("/view")[0].removeprefix("valid/") for path in views]
     labels = np.zeros((90, 3))
     metrics = assess(
-        [ModelScores("good", probabilities["good"], dict.fromkeys(OBSERVATIONS, 0.5), None)],
+        [ModelScores("good", probabilities["good"], dict.fromkeys(OBSERVATIONS, 0.5))],
         labels, studies, [study.split("/")[0] for study in studies], OBSERVATIONS, subgroups={}, replicates=100,
     )  # fmt: skip
     write_report(tmp_path, replace(data, metrics=metrics, truth=np.zeros_like(data.truth), scores=data.scores[:1]))
@@ -145,3 +145,29 @@ def test_chexperts_validation_set_is_known_by_its_patients():
     assert is_chexpert_valid(patients, 234)
     assert not is_chexpert_valid(patients, 235)
     assert not is_chexpert_valid(patients[:-40], 234)
+
+
+def test_small_subgroups_are_named_in_a_line_and_columns_of_one_group_are_not_compared(data, tmp_path):
+    probabilities = data.views[1]["good"]
+    studies = [path.removeprefix("valid/").rsplit("/", 1)[0] for path in data.views[0]]
+    labels = np.full((90, 3), np.nan)
+    for row, study in enumerate(studies):
+        labels[row] = data.truth[list(data.studies).index(study)]
+    metrics = assess(
+        [ModelScores("good", probabilities, dict.fromkeys(OBSERVATIONS, 0.5), {"Edema": "youden"})],
+        labels, studies, [study.split("/")[0] for study in studies], OBSERVATIONS,
+        subgroups={"sex": ["Male"] * 84 + ["Female"] * 6, "view": ["frontal"] * 90}, replicates=100,
+    )  # fmt: skip
+    write_report(tmp_path, replace(data, metrics=metrics, scores=data.scores[:1]))
+    text = (tmp_path / "report.md").read_text()
+    few = next(item for item in metrics["models"][0]["subgroups"] if item["group"] == "Female")
+    assert f"- sex Female: {few['observation']} ({few['num_positive']} : {few['num_negative']})" in text
+    assert "| sex | Male | Edema |" in text
+    assert "| sex | Female |" not in text
+    assert "| view |" not in text
+    assert "view: all frontal" in (tmp_path / "report.html").read_text()
+    chosen = {
+        line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if "| .500 |" in line
+    }
+    assert chosen["Edema"] == "youden"
+    assert chosen["Atelectasis"] == "default"

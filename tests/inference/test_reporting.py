@@ -35,7 +35,7 @@ def test_subgroups_are_those_of_the_table(dataset):
     assert columns["sex"] == dataset["sex"][:]
     assert [group == "lateral" for group in columns["view"]] == [not value for value in dataset["is_frontal"][:]]
     assert [group == "present" for group in columns["support devices"]] == (labels[:, 13] == 1).tolist()
-    bounds = {"under 40": (0, 39), "40 to 59": (40, 59), "60 to 79": (60, 79), "80 and older": (80, 200)}
+    bounds = {"0 to 39": (0, 39), "40 to 59": (40, 59), "60 to 79": (60, 79), "80 and older": (80, 200)}
     assert all(
         bounds[group][0] <= age <= bounds[group][1]
         for group, age in zip(columns["age"], dataset["age"][:], strict=True)
