@@ -295,7 +295,7 @@ def _refuse(page: _Page, reason: str) -> Updates:
 def _draw(
     page: _Page, classifier: CheXpertClassifier, reading: Reading, observation: str, order: str, opacity: float
 ) -> Updates:
-    text = describe_map(observation, reading.peaks[observation])
+    text = describe_map(observation, reading.maps.peak(observation))
     definition = DEFINITIONS.get(observation, "")
     return {
         page.reading: reading,  # set again, which is what prolongs its life

@@ -59,6 +59,35 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """The larger side of `size`, in pixels: what a decoder that scales down must leave."""
         return max(side for side in dict(self.size).values() if side)
 
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image that the model sees, after every geometric step of this processor.
+
+        Args:
+            width: Of the image, in pixels.
+            height: Of the image.
+
+        Returns:
+            Left, top, right and bottom in pixels of the image: all of it unless there is a crop. Where the crop is
+            larger than the image, which is padded then, the box reaches beyond the image.
+
+        Raises:
+            ValueError: If the processor pads images of one batch to one size: what the model sees is then not a matter
+                of one image.
+        """
+        if self.do_pad:
+            raise ValueError("do_pad is set, expected a processor that resizes and crops only.")
+        resized_height, resized_width = height, width
+        if self.do_resize:
+            # On the meta device nothing is computed but the shape.
+            empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
+            resized_height, resized_width = self.resize(empty, self.size).shape[-2:]
+        if not self.do_center_crop:
+            return 0.0, 0.0, float(width), float(height)
+        left, right = _cropped(resized_width, self.crop_size["width"])
+        top, bottom = _cropped(resized_height, self.crop_size["height"])
+        x, y = width / resized_width, height / resized_height
+        return left * x, top * y, right * x, bottom * y
+
     def fetch_images(self, images: Any) -> Any:
         """Opens paths with PIL, so that a 16-bit file is seen as such and not saturated on the way."""
         if isinstance(images, (list, tuple)):
@@ -102,6 +131,12 @@ class CheXpertImageProcessor(TorchvisionBackend):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)
         return super().rescale_and_normalize(images, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+
+
+def _cropped(side: int, crop: int) -> tuple[int, int]:
+    """First pixel, and that behind the last one, of a crop in the middle, as the base class takes it."""
+    first = -((crop - side) // 2) if crop > side else (side - crop) // 2
+    return first, first + crop
 
 
 def _with_channel_axis(image: Any) -> Any:

@@ -160,7 +160,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
 
         features, hidden_states = self._feature_maps(pixel_values)  # (B, C, h, w)
-        pooled = functional.adaptive_avg_pool2d(features, (1, 1)).flatten(1)  # (B, C)
+        pooled = _pooled(features)  # (B, C)
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
         logits = self._positive_minus_negative(outputs)
         return CheXpertOutput(
@@ -170,6 +170,14 @@ class CheXpertForImageClassification(PreTrainedModel):
             saliency=self._saliency(features, pooled, logits) if output_saliency else None,
             hidden_states=hidden_states if output_hidden_states else None,
         )
+
+    def feature_maps(self, pixel_values: Tensor) -> Tensor:
+        """The last feature maps `(batch, channels, h, w)`, after the last ReLU: what the maps are made of."""
+        return self._feature_maps(pixel_values)[0]
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Logits `(batch, num_labels)` from the last feature maps: `forward` is this after `feature_maps`."""
+        return unconditional_logits(self._positive_minus_negative(self.classifier(_pooled(features))), self.config)
 
     def _feature_maps(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The last feature maps after the last ReLU, and those after each dense block."""
@@ -289,6 +297,10 @@ def _paths(config: CheXpertConfig) -> Tensor:
         for ancestor in ancestors(name, parents):
             paths[row, observations.index(ancestor)] = 1
     return paths
+
+
+def _pooled(features: Tensor) -> Tensor:
+    return functional.adaptive_avg_pool2d(features, (1, 1)).flatten(1)
 
 
 def _head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequential:

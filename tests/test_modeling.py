@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.inference.attribution import grad_cam
 from chexpert_hf.labels import OBSERVATIONS, PARENTS
 from chexpert_hf.modeling_chexpert import unconditional_logits
 
@@ -58,9 +59,11 @@ def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size, options)
     config = CheXpertConfig(**TINY, head_hidden_size=head_hidden_size, **options)
     model = CheXpertForImageClassification(config).eval()
     captured = {}
-    model.features.norm5.register_forward_hook(lambda module, inputs, output: captured.update(raw=output))
-    output = model(torch.randn(2, 3, 64, 64), output_saliency=True)
+    model.features.norm5.register_forward_hook(lambda module, inputs, output: captured.update(raw=output.clone()))
+    pixel_values = torch.randn(2, 3, 64, 64)
+    output = model(pixel_values, output_saliency=True)
     features = functional.relu(captured["raw"])
+    torch.testing.assert_close(model.logits_from(features), output.logits, atol=1e-6, rtol=1e-6)
     for label in range(14):
         live = features.detach().requires_grad_(True)
         logits = model._positive_minus_negative(model.classifier(live.mean(dim=(2, 3))))
@@ -68,6 +71,16 @@ def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size, options)
         weights = live.grad.mean(dim=(2, 3), keepdim=True) * live.shape[2] * live.shape[3]
         expected = (weights * live).sum(dim=1)
         torch.testing.assert_close(output.saliency[:, label], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grad_cam(model, pixel_values, label), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_maps_in_bf16_are_those_in_float32_within_one_percent(tiny_model):
+    pixel_values = torch.randn(2, 3, 64, 64)
+    exact = tiny_model(pixel_values, output_saliency=True).saliency
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = tiny_model(pixel_values, output_saliency=True).saliency.float()
+    strongest = exact.abs().amax()
+    assert ((maps - exact).abs() / strongest).max() < 1e-2
 
 
 def test_hidden_states_are_the_maps_after_each_dense_block():

@@ -21,7 +21,7 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.saliency import positive_maps, resize_maps
+from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
@@ -30,6 +30,9 @@ BATCH_SIZE = 16
 
 ENSEMBLE_FILE = "ensemble.json"
 _MEMBER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+# Where members of an ensemble see different parts of a radiograph, their maps meet on this grid over all of it: several
+# times finer than any of them.
+_COMMON_SIZE = (128, 128)
 _ENSEMBLE_CARD = """# {name}
 
 An ensemble of {count} models, in `members`: the mean of their probabilities.
@@ -55,12 +58,24 @@ class Prediction:
         probabilities: Of each observation, in [0, 1], in the model's order.
         positives: Whether each probability reaches the observation's operating point.
         saliency: On request, of each observation a map `(height, width)` of the radiograph's size in [0, 1]: where the
-            evidence for it lies, 1 being the strongest evidence for any observation in this radiograph.
+            evidence for it lies, 1 being the strongest evidence for any observation in this radiograph. All zeros where
+            nothing speaks for the observation.
     """
 
     probabilities: Mapping[str, float]
     positives: Mapping[str, bool]
-    saliency: Mapping[str, NDArray[np.float32]] | None = None
+    saliency: SaliencyMaps | None = None
+
+    @property
+    def maps(self) -> SaliencyMaps:
+        """`saliency` where it was asked for.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        if self.saliency is None:
+            raise ValueError("There are no maps; ask for them with saliency=True.")
+        return self.saliency
 
 
 class CheXpertClassifier:
@@ -194,33 +209,45 @@ class CheXpertClassifier:
     def _predict_batch(self, images: list[Image.Image], saliency: bool) -> Iterator[Prediction]:
         outputs = [member._forward(images, saliency) for member in self.members]
         probabilities = torch.stack([output.logits.float().sigmoid() for output in outputs]).mean(dim=0).cpu().numpy()
-        saliencies = _mean_maps([output.saliency.float() for output in outputs]) if saliency else None
         for row, image in enumerate(images):
-            maps = None
-            if saliencies is not None:
-                size = image.info.get("original_size", image.size)
-                maps = resize_maps(positive_maps(saliencies[row]), size)
+            maps = self._maps([output.saliency[row].float() for output in outputs], image) if saliency else None
             yield self._prediction(probabilities[row], maps)
 
     def _forward(self, images: list[Image.Image], saliency: bool) -> Any:
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
         return self.model(pixel_values.to(self.model.device, self.model.dtype), output_saliency=saliency)
 
-    def _prediction(self, probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None) -> Prediction:
+    def _maps(self, saliencies: list[Tensor], image: Image.Image) -> SaliencyMaps:
+        """The mean of the members' maps `(num_labels, h, w)` of one image."""
+        size: tuple[int, int] = image.info.get("original_size", image.size)
+        boxes = [member.processor.seen_box(*size) for member in self.members]
+        if len(set(boxes)) > 1:  # the members saw different parts of it
+            places = zip(saliencies, boxes, strict=True)
+            saliencies = [torch.from_numpy(resize_maps(maps, _COMMON_SIZE, _scaled(box, size))) for maps, box in places]
+            boxes = [(0.0, 0.0, float(size[0]), float(size[1]))]
+        return SaliencyMaps(positive_maps(_mean_maps(saliencies)).cpu(), self.observations, size, boxes[0])
+
+    def _prediction(self, probabilities: NDArray[np.float32], maps: SaliencyMaps | None) -> Prediction:
         scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
         points = self.operating_points
         return Prediction(
             probabilities=scores,
             positives={name: score >= points[name] for name, score in scores.items()},
-            saliency=None if maps is None else dict(zip(self.observations, maps, strict=True)),
+            saliency=maps,
         )
 
 
 def _mean_maps(maps: list[Tensor]) -> Tensor:
-    """The mean of maps `(batch, num_labels, h, w)` at the finest of their resolutions."""
-    height, width = max((item.shape[2], item.shape[3]) for item in maps)
-    finest = [functional.interpolate(item, size=(height, width), mode="bilinear") for item in maps]
+    """The mean of maps `(num_labels, h, w)` at the finest of their resolutions."""
+    height, width = max((item.shape[1], item.shape[2]) for item in maps)
+    finest = [functional.interpolate(item[None], size=(height, width), mode="bilinear")[0] for item in maps]
     return torch.stack(finest).mean(dim=0)
+
+
+def _scaled(box: Box, size: tuple[int, int]) -> Box:
+    """A box in pixels of `size`, in those of `_COMMON_SIZE`."""
+    x, y = _COMMON_SIZE[0] / size[0], _COMMON_SIZE[1] / size[1]
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:

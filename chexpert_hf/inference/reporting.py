@@ -163,8 +163,7 @@ def _thumbnails(
 
 
 def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
-    prediction = classifier.predict(Path(file), saliency=True)
-    picture = overlay(read_radiograph(file), (prediction.saliency or {})[observation])
+    picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
     picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "PNG")

@@ -4,46 +4,138 @@ Source: Selvaraju et al. 2017, arXiv:1610.02391 (Grad-CAM keeps the positive par
 section 5.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, TypeAlias
+
 import numpy as np
 import torch
+from contourpy import contour_generator
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
 COLORMAP = "inferno"
 """Perceptually uniform, and told apart with any colour vision."""
 
+CONTOUR_LEVELS = (0.25, 0.5, 0.75)
+_LINES_PER_SIDE = 300
+"""Contours are a three-hundredth of the shorter side wide, so that they look alike in every size."""
 
-def positive_maps(saliency: Tensor) -> Tensor:
-    """The positive part of the maps of one image, on one scale, so that observations can be compared.
+MapScale: TypeAlias = Literal["image", "map"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+
+
+def positive_maps(saliency: Tensor, scale: MapScale = "image") -> Tensor:
+    """The positive part of the maps of one image, in [0, 1].
 
     Args:
         saliency: `(num_labels, h, w)`, as the model returns it.
+        scale: What becomes 1: with "image" the largest contribution to any observation's logit, so that observations
+            can be compared; with "map" the largest of each observation, so that a weak one can be seen.
 
     Returns:
-        Of the same shape, in [0, 1]: 1 is the largest contribution to any observation's logit; all zeros for an
-        observation that nothing speaks for.
+        Of the same shape; all zeros for an observation that nothing speaks for, on either scale.
     """
     maps = saliency.float().clamp(min=0)
-    return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
+    strongest = maps.amax() if scale == "image" else maps.amax(dim=(1, 2), keepdim=True)
+    return maps / strongest.clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def resize_maps(maps: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear maps `(num_labels, height, width)` for an image of `size` (width, height), from `(num_labels, h, w)`."""
+def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
+    """Maps of what a model saw, on the image that it was taken from, bilinearly.
+
+    Args:
+        maps: `(num_labels, h, w)`.
+        size: (width, height) of the image.
+        box: The part of the image that the model saw, as `CheXpertImageProcessor.seen_box` says; all of it if None.
+
+    Returns:
+        `(num_labels, height, width)`; 0 where the model saw nothing.
+    """
     width, height = size
-    resized = functional.interpolate(maps[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    return resized.cpu().numpy()
+    left, top, right, bottom = box or (0, 0, width, height)
+    if (left, top, right, bottom) == (0, 0, width, height):
+        resized = functional.interpolate(maps[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        return resized.cpu().numpy()
+    # The centre of each pixel, as a share of the box's sides.
+    x = (torch.arange(width, device=maps.device) + 0.5 - left) / (right - left)
+    y = (torch.arange(height, device=maps.device) + 0.5 - top) / (bottom - top)
+    grid = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=2)[None]  # (1, height, width, 2)
+    placed = functional.grid_sample(
+        maps[None], grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
+    is_seen = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))
+    return (placed * is_seen).cpu().numpy()
 
 
-def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:
+@dataclass(frozen=True, eq=False)
+class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
+    """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1], of its size.
+
+    They are kept as small as the model makes them, and resized when one is asked for: those of a full-size radiograph
+    are 26 MB each.
+
+    Attributes:
+        positive: `(num_labels, h, w)` in [0, 1], as the model saw the radiograph.
+        observations: The names of the maps, in their order.
+        size: (width, height) of the maps that are given out.
+        box: The part of `size` that the model saw.
+    """
+
+    positive: Tensor
+    observations: Sequence[str]
+    size: tuple[int, int]
+    box: Box
+
+    def __getitem__(self, observation: str) -> NDArray[np.float32]:
+        return resize_maps(self.positive[self._place(observation)][None], self.size, self.box)[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.observations)
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def peak(self, observation: str) -> float:
+        """The largest value of a map before it is resized, in [0, 1]: its share of the image's strongest evidence."""
+        return float(self.positive[self._place(observation)].max())
+
+    def is_empty(self, observation: str) -> bool:
+        """Whether nothing in the radiograph speaks for the observation: the map is 0 everywhere."""
+        return self.peak(observation) == 0
+
+    def at_size(self, size: tuple[int, int]) -> "SaliencyMaps":
+        """The same maps for the radiograph in another size (width, height)."""
+        x, y = size[0] / self.size[0], size[1] / self.size[1]
+        left, top, right, bottom = self.box
+        return replace(self, size=size, box=(left * x, top * y, right * x, bottom * y))
+
+    def each_scaled(self) -> "SaliencyMaps":
+        """Each map on a scale of its own, so that a weak one can be seen; observations cannot be compared any more."""
+        return replace(self, positive=positive_maps(self.positive, "map"))
+
+    def _place(self, observation: str) -> int:
+        try:
+            return list(self.observations).index(observation)
+        except ValueError:
+            raise KeyError(f"{observation!r}; expected one of {', '.join(self.observations)}.") from None
+
+
+def overlay(
+    image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5, *, contours: bool = False
+) -> Image.Image:
     """Lays a map over a radiograph; where the map is 0 the radiograph stays as it is.
 
     Args:
         image: Any mode.
         saliency: `(height, width)` in [0, 1], of the image's size.
         opacity: In [0, 1], of the map at its strongest.
+        contours: Also draw the lines where the map is .25, .5 and .75.
 
     Returns:
         An RGB image of the same size.
@@ -58,8 +150,30 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"The opacity is {opacity}, expected a value in [0, 1].")
+    levels = (np.clip(saliency, 0, 1) * 255).round().astype(np.uint8)
+    weight = opacity * np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # (256, 1)
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
-    strength = np.clip(saliency, 0, 1)[..., None]
-    color = colormaps[COLORMAP](strength[..., 0])[..., :3] * 255
-    weight = opacity * strength
-    return Image.fromarray((gray * (1 - weight) + color * weight).round().astype(np.uint8))
+    blended = Image.fromarray((gray * (1 - weight)[levels] + (_colors() * weight)[levels]).round().astype(np.uint8))
+    if contours:
+        _draw_contours(blended, saliency)
+    return blended
+
+
+@cache
+def _colors() -> NDArray[np.float32]:
+    """`(256, 3)` in [0, 255]."""
+    return np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)
+
+
+def _draw_contours(image: Image.Image, saliency: NDArray[np.floating]) -> None:
+    draw = ImageDraw.Draw(image)
+    width = max(1, round(min(image.size) / _LINES_PER_SIDE))
+    generator = contour_generator(z=saliency)
+    for level in CONTOUR_LEVELS:
+        red, green, blue = _colors()[round(255 * (0.4 + 0.6 * level))]  # bright enough to be seen on black
+        for line in generator.lines(level):
+            draw.line(
+                [(float(x), float(y)) for x, y in np.asarray(line)],
+                fill=(round(red), round(green), round(blue)),
+                width=width,
+            )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.inference.saliency import overlay
+from chexpert_hf.inference.saliency import SaliencyMaps, overlay
 
 DISPLAY_SIZE = 1024
 """Longest side in pixels of what is shown. Scores do not depend on it: the model gets the file itself."""
@@ -23,15 +23,12 @@ class Reading:
     Attributes:
         image: `(height, width)`, 8-bit.
         prediction: The scores, without maps.
-        maps: Of each observation `(height, width)`; 255 is the strongest evidence for any of them. Eight bits are what
-            the colours have, and a session keeps a quarter of the memory.
-        peaks: Of each observation the largest value of its map in [0, 1], before it was rounded to eight bits.
+        maps: Of each observation `(height, width)`, made when it is asked for.
     """
 
     image: NDArray[np.uint8]
     prediction: Prediction
-    maps: dict[str, NDArray[np.uint8]]
-    peaks: dict[str, float]
+    maps: SaliencyMaps
 
     @property
     def most_probable(self) -> str:
@@ -42,8 +39,7 @@ class Reading:
 
     def overlay(self, observation: str, opacity: float) -> NDArray[np.uint8]:
         """The radiograph under an observation's map, `(height, width, 3)`."""
-        saliency = self.maps[observation].astype(np.float32) / 255
-        return np.asarray(overlay(Image.fromarray(self.image), saliency, opacity))
+        return np.asarray(overlay(Image.fromarray(self.image), self.maps[observation], opacity))
 
 
 def read(classifier: CheXpertClassifier, data: bytes) -> Reading:
@@ -58,14 +54,9 @@ def read(classifier: CheXpertClassifier, data: bytes) -> Reading:
     """
     shown = read_radiograph(data)
     shown.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
-    scored = classifier.read(data)
-    # The maps are made in this size. That of a large radiograph would be gigabytes for what the page then scales down.
-    scored.info["original_size"] = shown.size
-    prediction = next(classifier.predict_images([scored], saliency=True))
-    maps = prediction.saliency or {}
+    prediction = classifier.predict(data, saliency=True)
     return Reading(
         image=np.asarray(shown),
         prediction=replace(prediction, saliency=None),
-        maps={name: (saliency * 255).round().astype(np.uint8) for name, saliency in maps.items()},
-        peaks={name: float(saliency.max()) for name, saliency in maps.items()},
+        maps=prediction.maps.at_size(shown.size),
     )
