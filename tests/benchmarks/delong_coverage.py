@@ -2,8 +2,8 @@
 
 Scores are normal with unit variance, the positives' mean shifted so that the true AUROC is known. "ours" is what
 `delong_interval` gives, "plain" is DeLong on the scale of the AUROC with the normal distribution, "newcombe" the score
-interval that needs no variance estimate. The second table has four studies of each patient, alike in score and label, and
-tells `delong_interval` whose they are ("ours") or not ("alone").
+interval that needs no variance estimate. The second table has four studies of each patient, alike in score and label,
+and tells `delong_interval` whose they are ("ours") or not ("alone").
 """
 
 import argparse
