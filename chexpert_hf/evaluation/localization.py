@@ -1,0 +1,335 @@
+"""Whether a saliency map points at the finding: hit rate and IoU against masks or boxes, with intervals and baselines.
+
+Everything is at the size of the ground truth. Only the positive part of a map counts: what speaks against an
+observation does not say where it is. A map without a positive value points nowhere: it is no hit, its mask is empty,
+and it is counted.
+
+Source: Saporta et al. 2022, "Benchmarking saliency methods for chest X-ray interpretation", Nature Machine Intelligence
+4, and its public evaluation code (github.com/rajpurkarlab/cheXlocalize) for what the paper leaves open.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from chexpert_hf.evaluation.intervals import (
+    NAN,
+    BootstrapEstimate,
+    Estimate,
+    PatientBootstrap,
+    percentile_interval,
+    wilson_interval,
+)
+from chexpert_hf.evaluation.metrics import FloatArray
+
+Mask = NDArray[np.bool_]
+
+TUNING_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""What a threshold is chosen from. Source: cheXlocalize, tune_heatmap_threshold.py."""
+
+_TIE = 1e-6
+"""Values this close to the largest one, as a share of it, are tied with it: float32 keeps about seven digits, and
+interpolation gives the pixels of a plateau values that differ in the last of them."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A place that is always pointed at, whatever the image shows: what a map must beat.
+
+    Attributes:
+        x: Of the place, as a share of the width from the left edge.
+        y: As a share of the height from the top.
+        spread_x: Standard deviation of the Gaussian map around it, as a share of the width.
+        spread_y: As a share of the height.
+    """
+
+    x: float
+    y: float
+    spread_x: float
+    spread_y: float
+
+
+PRIORS: Mapping[str, Prior] = {
+    "centre": Prior(0.5, 0.5, 0.25, 0.25),
+    "right lung": Prior(0.3, 0.45, 0.12, 0.2),
+}
+"""Two baselines that look at no image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
+of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
+lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
+truth; in a lateral view "right lung" is merely another fixed place."""
+
+
+@dataclass(frozen=True)
+class Indication:
+    """What a map says about where a finding is.
+
+    Attributes:
+        mask: `(height, width)`: the part that it marks.
+        peak: (row, column) that it points at; None for an empty map.
+    """
+
+    mask: Mask
+    peak: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class MapScore:
+    """One map against one ground truth.
+
+    Attributes:
+        hit: 1 where the map's peak is in the ground truth, 0 where it is not or the map is empty, NaN without a truth.
+        iou: Of the map's mask; NaN unless both masks are non-empty.
+        peak: (row, column) of the peak; None for an empty map.
+    """
+
+    hit: float
+    iou: float
+    peak: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Localization:
+    """How well maps of one observation point at it, over the images that have a ground truth.
+
+    Attributes:
+        num_images: With a ground truth.
+        num_patients: Of these images.
+        num_empty: Images whose map has no positive value: misses for the hit rate, left out of the mIoU.
+        hit_rate: Share of the images that are hits.
+        hit_interval: How its interval was made: "wilson" or "bootstrap".
+        miou: Mean IoU over the images where it is defined, with the percentiles of a bootstrap of patients.
+    """
+
+    num_images: int
+    num_patients: int
+    num_empty: int
+    hit_rate: Estimate
+    hit_interval: str
+    miou: BootstrapEstimate
+
+
+def otsu_threshold(levels: NDArray[np.uint8]) -> int:
+    """The level that separates two classes best: the larger ones are the foreground.
+
+    It follows OpenCV's order of operations, since where several levels are equally good rounding chooses.
+
+    Args:
+        levels: 8-bit values of any shape, at least one.
+
+    Returns:
+        In [0, 255]; 0 for a constant image.
+
+    Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
+    """
+    # Pillow counts 8-bit values ten times as fast as numpy, which makes 64-bit ones of them first.
+    counts, scale = np.array(Image.fromarray(levels.reshape(1, -1)).histogram()), 1.0 / levels.size
+    shares, mean = (counts * scale).tolist(), float(counts @ np.arange(256)) * scale
+    best, threshold, below, mean_below = 0.0, 0, 0.0, 0.0
+    negligible = float(np.finfo(np.float32).eps)  # a class of fewer pixels than this share is none
+    for level, share in enumerate(shares):
+        mean_below *= below
+        below += share
+        if min(below, 1 - below) < negligible:
+            continue
+        mean_below = (mean_below + level * share) / below
+        mean_above = (mean - below * mean_below) / (1 - below)
+        between = below * (1 - below) * (mean_below - mean_above) ** 2
+        if between > best:
+            best, threshold = between, level
+    return threshold
+
+
+def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None) -> Mask:
+    """The part of an image that a map marks.
+
+    Args:
+        saliency: `(height, width)`; its positive part is scaled to [0, 1] by its own minimum and maximum.
+        threshold: In (0, 1); what is larger is marked. None takes Otsu's, on 256 levels.
+
+    Returns:
+        `(height, width)`; empty where the map has no positive value or is constant, for then it marks no place.
+
+    Source: cheXlocalize, heatmap_to_segmentation.py.
+    """
+    scaled = _scaled(saliency)
+    if scaled is None:
+        return np.zeros(saliency.shape, dtype=bool)
+    if threshold is not None:
+        return scaled > np.float32(threshold)
+    levels = (np.float32(255) * scaled).astype(np.uint8)  # cut off, not rounded, as cheXlocalize does
+    return levels > otsu_threshold(levels)
+
+
+def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
+    """The pixel that a map points at: (row, column) of its maximum, None where it has no positive value.
+
+    Of tied pixels it is the one nearest to their mean position. cheXlocalize takes the first in reading order. The two
+    differ where the maximum is in the outermost cells of a coarse map: interpolation makes plateaus there, up to half a
+    cell wide, and the first pixel is then on the image's edge at the left and at the top but not at the right.
+    """
+    largest = saliency.max(initial=0)
+    if not largest > 0:
+        return None
+    tied = np.argwhere(saliency >= largest * (1 - _TIE))  # (num_tied, 2)
+    nearest = np.argmin(((tied - tied.mean(axis=0)) ** 2).sum(axis=1))
+    return int(tied[nearest, 0]), int(tied[nearest, 1])
+
+
+def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
+    """Intersection over union of two masks `(height, width)`.
+
+    Args:
+        predicted: What a map marks.
+        truth: The finding.
+        true_positives_only: If True, NaN unless both masks are non-empty. If False, as on the full data set, 0 where
+            only one of them is empty and NaN where both are.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Source: cheXlocalize, eval.py.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
+    if true_positives_only and not (predicted.any() and truth.any()):
+        return NAN
+    union = int(np.count_nonzero(predicted | truth))
+    return int(np.count_nonzero(predicted & truth)) / union if union else NAN
+
+
+def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> Indication:
+    """What a map `(height, width)` says, with the threshold as for `saliency_mask`."""
+    return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
+
+
+def score_indication(indication: Indication, truth: Mask) -> MapScore:
+    """Hit and IoU of what a map says, against a mask `(height, width)`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    overlap = iou(indication.mask, truth)
+    hit = float(indication.peak is not None and truth[indication.peak]) if truth.any() else NAN
+    return MapScore(hit, overlap, indication.peak)
+
+
+def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
+    """The pixels whose centres lie in one of the boxes, so that a hit is a peak inside a box.
+
+    Args:
+        boxes: `(num_boxes, 4)`: x, y of the left upper corner, width, height, in pixels from the image's corner.
+        shape: (height, width) of the image.
+    """
+    mask = np.zeros(shape, dtype=bool)
+    rows, columns = (np.arange(length) + 0.5 for length in shape)
+    for x, y, width, height in np.asarray(boxes, dtype=float).reshape(-1, 4):
+        mask |= np.outer((rows >= y) & (rows < y + height), (columns >= x) & (columns < x + width))
+    return mask
+
+
+def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The Gaussian map `(height, width)` of a fixed place, at most 1."""
+    rows, columns = ((np.arange(length) + 0.5) / length for length in shape)
+    down = np.exp(-(((rows - prior.y) / prior.spread_y) ** 2) / 2)
+    across = np.exp(-(((columns - prior.x) / prior.spread_x) ** 2) / 2)
+    return np.outer(down, across).astype(np.float32)
+
+
+def summarize(
+    scores: Sequence[MapScore], patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
+) -> Localization:
+    """The figures of one observation.
+
+    The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
+    several, patients are resampled; but where all images are hits, or none, every resample is the same, and the
+    interval is Wilson's for as many trials as there are patients.
+
+    Args:
+        scores: Of the images that have a ground truth.
+        patients: The patient of each image.
+        replicates: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
+    """
+    hits = np.array([score.hit for score in scores])
+    num_patients, rate = len(set(patients)), float(np.mean(hits)) if len(hits) else NAN
+    hit_rate: Estimate
+    if num_patients == len(hits) or rate in (0, 1):
+        hit_rate, kind = wilson_interval(round(rate * num_patients) if num_patients else 0, num_patients), "wilson"
+    else:
+        hit_rate, kind = mean_interval(hits, patients, replicates=replicates, seed=seed), "bootstrap"
+    return Localization(
+        num_images=len(hits),
+        num_patients=num_patients,
+        num_empty=sum(score.peak is None for score in scores),
+        hit_rate=hit_rate,
+        hit_interval=kind,
+        miou=mean_interval([score.iou for score in scores], patients, replicates=replicates, seed=seed),
+    )
+
+
+def mean_interval(
+    values: ArrayLike, patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
+) -> BootstrapEstimate:
+    """The mean of the values that are not NaN, with percentiles of the same mean on resampled patients.
+
+    A resample without any defined value is left out and counted; all is NaN where no value is defined.
+
+    Args:
+        values: `(num_images,)`.
+        patients: The patient of each image: images of one patient come and go together.
+        replicates: Of the bootstrap.
+        seed: Equal seeds make equal draws.
+    """
+    values = np.asarray(values, dtype=float)
+    is_defined = ~np.isnan(values)
+    if not is_defined.any():
+        return BootstrapEstimate(NAN, NAN, NAN, 0)
+    filled = np.where(is_defined, values, 0)
+
+    def mean(weights: FloatArray) -> FloatArray:
+        count = is_defined @ weights
+        return np.divide(filled @ weights, count, out=np.full_like(count, np.nan), where=count > 0)
+
+    means = PatientBootstrap(patients, replicates, seed).replicate(mean)
+    return percentile_interval(float(values[is_defined].mean()), means)
+
+
+def iou_by_threshold(
+    saliency: NDArray[np.floating], truth: Mask, thresholds: Sequence[float] = TUNING_THRESHOLDS
+) -> FloatArray:
+    """The IoU of one map at each threshold, `(num_thresholds,)`; NaN unless both masks are non-empty."""
+    return np.array([iou(saliency_mask(saliency, threshold), truth) for threshold in thresholds])
+
+
+def best_threshold(ious: FloatArray, thresholds: Sequence[float] = TUNING_THRESHOLDS) -> float:
+    """The threshold with the highest mIoU on a tuning set, the lowest of several equally good ones.
+
+    Figures on the images that it was chosen on are optimistic.
+
+    Args:
+        ious: `(num_images, num_thresholds)` of one observation, from `iou_by_threshold`.
+        thresholds: Of the columns.
+
+    Raises:
+        ValueError: If no image has an IoU.
+
+    Source: cheXlocalize, tune_heatmap_threshold.py.
+    """
+    counts = (~np.isnan(ious)).sum(axis=0)
+    if not counts.any():
+        raise ValueError("No image has both a ground truth and a map, so that no threshold can be chosen.")
+    means = np.divide(np.nansum(ious, axis=0), counts, out=np.full(len(thresholds), -np.inf), where=counts > 0)
+    return thresholds[int(np.argmax(means))]
+
+
+def _scaled(saliency: NDArray[np.floating]) -> NDArray[np.float32] | None:
+    """The positive part from 0 to 1, None where it is constant."""
+    positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
+    positive = positive - positive.min(initial=np.inf)
+    largest = positive.max(initial=0)
+    return positive / largest if largest > 0 else None
