@@ -1,16 +1,22 @@
 """In-process, since importing torch costs a second or two a time."""
 
 import csv
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier, cli
+from chexpert_hf.cli import predicting
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.labels import OBSERVATIONS
 
@@ -91,7 +97,7 @@ def test_predict_writes_every_radiographs_scores(monkeypatch, capsys, radiograph
     assert "not a medical device" in err
     with scores.open() as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["path", *OBSERVATIONS]
+    assert list(rows[0]) == ["path", *OBSERVATIONS, "error"]
     assert [row["path"] for row in rows] == [str(radiographs / "a.png"), str(radiographs / "b.jpg")]
     expected = CheXpertClassifier.from_pretrained(tiny_folder).predict(radiographs / "a.png").probabilities
     assert {name: float(rows[0][name]) for name in OBSERVATIONS} == pytest.approx(expected, abs=1e-6)
@@ -100,11 +106,27 @@ def test_predict_writes_every_radiographs_scores(monkeypatch, capsys, radiograph
 def test_predict_goes_on_after_a_bad_file_and_exits_with_1(monkeypatch, capsys, radiographs, tiny_folder, tmp_path):
     (radiographs / "aa.png").write_text("text renamed")
     scores = tmp_path / "scores.csv"
-    code, _, err = run(monkeypatch, capsys, "predict", radiographs, "--model", tiny_folder, "--output", scores)
+    arguments = ["predict", radiographs, "--model", tiny_folder, "--output", scores, "--json"]
+    code, out, err = run(monkeypatch, capsys, *arguments)
     assert code == 1
-    assert len(scores.read_text().splitlines()) == 3
     assert [line for line in err.splitlines() if "aa.png" in line and "Traceback" not in line]
     assert "2 of 3 radiographs scored" in err
+    summary = json.loads(out)
+    assert {key: summary[key] for key in ("output", "radiographs", "scored", "failed", "resumed")} == {
+        "output": str(scores), "radiographs": 3, "scored": 2, "failed": 1, "resumed": 0
+    }  # fmt: skip
+    with scores.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert ["content is none of these" in row["error"] for row in rows] == [False, True, False]
+    assert rows[1]["Edema"] == ""
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert "exists already; --resume goes on with it, --overwrite scores again" in err
+    code, out, err = run(monkeypatch, capsys, *arguments, "--resume")
+    assert code == 1  # the row with an error is still there
+    assert "3 of 3 radiographs are there already" in err
+    assert json.loads(out)["resumed"] == 3
+    assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 1
 
 
 def test_predict_writes_an_overlay_per_observation(monkeypatch, capsys, radiographs, tiny_folder, tmp_path):
@@ -114,7 +136,96 @@ def test_predict_writes_an_overlay_per_observation(monkeypatch, capsys, radiogra
     )
     assert code == 0
     assert len(out.splitlines()) == 2  # without --output the CSV goes to standard output
-    assert {path.stem for path in (folder / "a_png").iterdir()} == set(OBSERVATIONS)
+    assert {path.stem for path in (folder / "a.png").iterdir()} == set(OBSERVATIONS)
+
+
+def test_predict_takes_patterns_lists_and_archives(monkeypatch, capsys, radiographs, tiny_folder, tmp_path):
+    monkeypatch.chdir(radiographs)
+    Path("c.png").symlink_to(tiny_folder / "config.json")
+    shutil.make_archive(str(tmp_path / "scans"), "zip", radiographs)
+    (tmp_path / "list.txt").write_text("b.jpg\nnone.png\n")
+    archive = tmp_path / "scans.zip"
+    code, out, err = run(
+        monkeypatch, capsys, "predict", "*.png", archive, "--list", tmp_path / "list.txt", "--model", tiny_folder
+    )
+    assert code == 1
+    assert "Links that lead out of their folder were left out: 1." in err
+    rows = {row["path"]: row for row in csv.DictReader(out.splitlines())}
+    assert list(rows)[:3] == ["a.png", f"{archive}/a.png", f"{archive}/b.jpg"]
+    assert list(rows)[-2:] == ["b.jpg", "none.png"]
+    assert rows["a.png"]["Edema"] == rows[f"{archive}/a.png"]["Edema"]
+    assert rows["none.png"]["error"].startswith("File not found")
+
+
+def test_predict_scores_studies_to_parquet_and_standard_output(monkeypatch, capsys, phantoms, tiny_folder, tmp_path):
+    output = tmp_path / "studies.parquet"
+    arguments = ["predict", phantoms / "valid", "--model", tiny_folder, "--study"]
+    assert run(monkeypatch, capsys, *arguments, "-o", output)[0] == 0
+    frame = pd.read_parquet(output)
+    assert list(frame) == ["study", "views", *OBSERVATIONS, "error"]
+    assert frame["study"].tolist() == sorted(map(str, (phantoms / "valid").glob("patient*/study*")))
+    assert frame["views"].sum() == len(list((phantoms / "valid").rglob("*.jpg")))
+    code, out, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert pd.read_csv(io.StringIO(out))[list(OBSERVATIONS)].equals(frame[list(OBSERVATIONS)])
+
+
+def test_predict_takes_its_shard_from_options_or_the_launcher(monkeypatch, capsys, phantoms, tiny_folder, tmp_path):
+    arguments = ["predict", phantoms / "valid", "--model", tiny_folder, "--batch-size", 4, "--output"]
+    assert run(monkeypatch, capsys, *arguments, tmp_path / "whole.csv")[0] == 0
+    rows = []
+    for rank in (0, 1):
+        assert (
+            run(monkeypatch, capsys, *arguments, tmp_path / f"{rank}.csv", "--num-shards", 2, "--shard", rank)[0] == 0
+        )
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", str(rank))
+            patch.setenv("WORLD_SIZE", "2")
+            assert run(patch, capsys, *arguments, tmp_path / "part.csv")[0] == 0
+        part = (tmp_path / f"part-0000{rank}-of-00002.csv").read_text()
+        assert part == (tmp_path / f"{rank}.csv").read_text()
+        rows += part.splitlines()[1:]
+    assert sorted(rows) == sorted((tmp_path / "whole.csv").read_text().splitlines()[1:])
+
+
+def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiographs, tiny_folder):
+    monkeypatch.setattr(predicting, "REPORT_SECONDS", 0)
+    code, _, err = run(monkeypatch, capsys, "predict", radiographs, "--model", tiny_folder)
+    assert code == 0
+    first, second, _ = err.splitlines()
+    assert re.fullmatch(r"1 of 2, \d+\.\d a second, \d+ s left", first)
+    assert re.fullmatch(r"2 of 2, \d+\.\d a second, 0 s left", second)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{folder}", "-o", "a.xlsx"], r"ends in \.xlsx, expected \.csv, \.jsonl, \.parquet"),
+        (["{folder}", "-o", "a.csv", "--resume", "--overwrite"], "one of --resume and --overwrite"),
+        (["{folder}", "--resume"], "Expected --output with --resume"),
+        (["{folder}", "--json"], "Expected --output with --json"),
+        (
+            ["{folder}", "-o", "a.csv", "--num-shards", "2"],
+            "--num-shards N with --shard from 0 to N - 1, got 2 and None",
+        ),
+        (["{folder}", "-o", "a.csv", "--num-shards", "2", "--shard", "2"], "from 0 to N - 1, got 2 and 2"),
+        (["{folder}", "--num-shards", "2", "--shard", "1"], "Expected --output with several shards"),
+        (["{folder}", "-o", "a.csv", "--study", "--num-shards", "2", "--shard", "1"], "may fall into different shards"),
+        (["{folder}", "--saliency", "{folder}/overlays"], "where the overlays would be scored next time"),
+        (["{folder}", "--list", "none.txt"], r"none\.txt cannot be read"),
+        ([], "or a --list of them; got none"),
+    ],
+)
+def test_predict_refuses_what_makes_no_sense_before_it_loads_a_model(
+    monkeypatch, capsys, radiographs, tmp_path, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    filled = [option.format(folder=radiographs) for option in options]
+    code, out, err = run(monkeypatch, capsys, "predict", *filled, "--model", "no-such-model")
+    assert (code, out) == (2, "")
+    assert re.search(message, err)
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["radiographs"]
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_folder):

@@ -1,49 +1,77 @@
 """A model at work: predict, demo."""
 
-import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexpert_hf.cli.app import DISCLAIMER, Models, app, load_classifier, open_output, progress_bar
+from chexpert_hf.cli.app import DISCLAIMER, AsJson, Models, app, load_classifier, progress_bar
 from chexpert_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from chexpert_hf.inference.archives import RadiographFile
+    from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.inference.score_output import ScoreOutput
+    from chexpert_hf.inference.score_run import ScoreSummary, Shard
+    from chexpert_hf.inference.scoring import FileResult
+
+REPORT_SECONDS = 30
+"""How often progress is a line on standard error, where that is no terminal."""
 
 
 @app.command()
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.")],
     model: Models,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file; standard output if none.")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="Text file: a path per line, relative to the current folder.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Score again into an output that is there.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="A row per study: the maximum over its views.")] = False,
+    num_shards: Annotated[int | None, typer.Option(min=1, help="Divide the radiographs among so many runs.")] = None,
+    shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
     saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
+    as_json: AsJson = False,
 ) -> None:
-    """Score radiographs: a CSV with the probability of each observation. Exit code 1 if a file could not be read."""
-    from chexpert_hf.inference.files import find_radiographs, overlay_folders, score_files, write_overlays
+    """Score radiographs: the probability of each observation. Exit code 1 if a file could not be read."""
+    from chexpert_hf.inference.files import find_radiographs, read_list
+    from chexpert_hf.inference.score_run import score_to_file
 
-    if saliency is not None and saliency.exists() and not saliency.is_dir():
-        raise InputError(f"{saliency} is a file; expected a folder for the overlays.")
-    files = find_radiographs(paths)
+    if not paths and listed is None:
+        raise InputError("Expected radiographs, folders, ZIP archives, patterns, or a --list of them; got none.")
+    part, suffix = _shard(num_shards, shard, study)
+    target = _output(output, suffix, study, resume, overwrite, saliency)
+    if target is None and (as_json or part.count > 1):
+        raise InputError(f"Expected --output with {'--json' if as_json else 'several shards'}; say where scores go.")
+    found = find_radiographs(paths or [], read_list(listed) if listed else [])
+    if found.num_outside:
+        typer.echo(f"Links that lead out of their folder were left out: {found.num_outside:,}.", err=True)
+    _refuse_overlays_among(paths or [], saliency)
     classifier = load_classifier(model)
-    folders = overlay_folders(files, saliency) if saliency else {}
-    failed = 0
-    with open_output(output) as stream, progress_bar(len(files), "images") as bar:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", *classifier.observations])
-        for result in score_files(classifier, files, saliency=saliency is not None, batch_size=batch_size):
-            bar.update()
-            if result.prediction is None:
-                failed += 1
-                typer.echo(f"{result.path}: {result.error}", err=True)
-                continue
-            writer.writerow([result.path, *(f"{value:.6f}" for value in result.prediction.probabilities.values())])
-            if saliency:
-                write_overlays(result, folders[result.path], classifier.observations)
-    scored = len(files) - failed
-    where = f" Scores in {output}." if output else ""
-    typer.echo(f"{scored} of {len(files)} radiographs scored.{where} {DISCLAIMER}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    begin = time.monotonic()
+    if target is None:
+        summary = _to_standard_output(classifier, found.files, study, saliency, batch_size)
+    else:
+        with progress_bar(0, "radiographs") as bar:
+            summary = score_to_file(
+                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watcher=_Progress(bar)
+            )
+    _report(summary, target, time.monotonic() - begin, as_json)
 
 
 @app.command()
@@ -56,3 +84,133 @@ def demo(
     from chexpert_hf.demo import build_demo, launch
 
     launch(build_demo(load_classifier(model)), host=host, port=port)
+
+
+def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
+    """The shard that was asked for, or that a launcher gave this process, whose output then needs a name of its own."""
+    from chexpert_hf.inference.score_run import Shard
+
+    suffix = ""
+    if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        count, index = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])  # torchrun, accelerate launch
+        suffix = f"-{index:05d}-of-{count:05d}" if count > 1 else ""
+        _take_device(count)
+    if (count is None) != (index is None) or (count is not None and index is not None and index >= count):
+        raise InputError(f"Expected --num-shards N with --shard from 0 to N - 1, got {count} and {index}.")
+    if by_study and (count or 1) > 1:
+        raise InputError(
+            "The views of a study may fall into different shards; score --study in one run, or without it."
+        )
+    return Shard(index or 0, count or 1), suffix
+
+
+def _take_device(count: int) -> None:
+    import torch
+
+    if count > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def _output(
+    path: Path | None, suffix: str, by_study: bool, resume: bool, overwrite: bool, overlays: Path | None
+) -> "ScoreOutput | None":
+    from chexpert_hf.inference.score_output import Existing, ScoreOutput
+
+    if resume and overwrite:
+        raise InputError("Expected one of --resume and --overwrite, got both.")
+    if overlays is not None and overlays.exists() and not overlays.is_dir():
+        raise InputError(f"{overlays} is a file; expected a folder for the overlays.")
+    if path is None:
+        if resume or overwrite:
+            raise InputError("Expected --output with --resume and --overwrite; say which file.")
+        return None
+    existing = Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE
+    return ScoreOutput(path.with_name(f"{path.stem}{suffix}{path.suffix}"), by_study, existing, overlays)
+
+
+def _refuse_overlays_among(paths: Sequence[str], overlays: Path | None) -> None:
+    for path in paths if overlays else ():
+        if overlays and os.path.isdir(path) and overlays.resolve().is_relative_to(Path(path).resolve()):
+            raise InputError(f"{overlays} is in {path}, where the overlays would be scored next time; choose another.")
+
+
+def _to_standard_output(
+    classifier: "CheXpertClassifier",
+    files: "Sequence[RadiographFile]",
+    by_study: bool,
+    overlays: Path | None,
+    batch_size: int,
+) -> "ScoreSummary":
+    from chexpert_hf.inference import score_run
+    from chexpert_hf.inference.score_table import CsvLines
+    from chexpert_hf.inference.scoring import common_folder
+
+    failed = 0
+    with progress_bar(0, "radiographs") as bar:
+        progress = _Progress(bar)
+        progress.begin(0, len(files))
+
+        def counted() -> "Iterator[FileResult]":
+            nonlocal failed
+            size = score_run.batch_size_for(files, batch_size)
+            for result in score_run.score_with_overlays(classifier, files, overlays, common_folder(files), size):
+                failed += result.error is not None
+                yield result
+                progress.tick(result)
+
+        columns, rows = score_run.view_columns(classifier), score_run.view_rows(counted(), classifier)
+        if by_study:
+            columns, rows = score_run.as_studies(rows, classifier)
+        lines = CsvLines(columns)
+        sys.stdout.write(lines.header().decode())
+        for row in rows:
+            sys.stdout.write(lines.line(row).decode())
+            sys.stdout.flush()
+    return score_run.ScoreSummary(len(files), failed, resumed=0)
+
+
+class _Progress:
+    """Progress on standard error: a bar where it is a terminal, else a line now and then; and a line for each error."""
+
+    def __init__(self, bar: "tqdm") -> None:
+        self._bar = bar
+        self._count = 0
+        self._start = self._reported = time.monotonic()
+
+    def begin(self, resumed: int, radiographs: int) -> None:
+        if resumed:
+            typer.echo(f"{resumed:,} of {radiographs:,} radiographs are there already.", err=True)
+        self._bar.total = radiographs - resumed
+        self._bar.refresh()
+        self._start = self._reported = time.monotonic()
+
+    def tick(self, result: "FileResult") -> None:
+        self._count += 1
+        self._bar.update()
+        if result.error is not None:
+            self._bar.write(f"{_shown(result.path)}: {result.error}", file=sys.stderr)
+        if self._bar.disable and time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        rate = self._count / (self._reported - self._start)
+        left = (self._bar.total - self._count) / rate
+        typer.echo(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left", err=True)
+
+
+def _shown(path: "RadiographFile") -> str:
+    """A path as one line of a terminal."""
+    return "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in str(path))
+
+
+def _report(summary: "ScoreSummary", output: "ScoreOutput | None", seconds: float, as_json: bool) -> None:
+    """The end: a line for people, JSON for programs, and the exit code."""
+    scored = summary.radiographs - summary.failed
+    where = f" Scores in {output.path}." if output else ""
+    typer.echo(f"{scored:,} of {summary.radiographs:,} radiographs scored.{where} {DISCLAIMER}", err=True)
+    if as_json and output is not None:
+        result = {"output": str(output.path), **asdict(summary), "scored": scored, "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(result))
+    if summary.failed:
+        raise typer.Exit(1)

@@ -1,129 +1,188 @@
-"""Scores for files and folders of radiographs: a bad file is reported and the rest goes on."""
+"""Finds radiographs: in files, folders, patterns, lists and ZIP archives, in an order that is always the same."""
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError, read_radiograph
+from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError
 from chexpert_hf.data.raster import format_of
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
-from chexpert_hf.inference.saliency import overlay
+from chexpert_hf.inference.archives import ArchiveMember, RadiographFile, is_archive, open_archive
 
 # Only for the choice in folders, where a damaged radiograph should be reported: what a file is, its content tells.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
-# zlib's fastest: overlays are looked at once, and level 6 takes four times as long for files a tenth smaller.
-_PNG_COMPRESSION = 1
+_FOREIGN_FOLDER = "__MACOSX"  # what macOS packs beside the files: a small one for each, with the same suffix
 
 
-@dataclass(frozen=True)
-class FileResult:
-    """A file's prediction, or why there is none."""
+@dataclass
+class Found:
+    """The radiographs that were found.
 
-    path: Path
-    prediction: Prediction | None = None
-    error: str | None = None
+    Attributes:
+        files: Each once, where it was given first; sorted within folders and archives.
+        num_outside: Links that lead out of the folder they are in, which are not followed.
+    """
+
+    files: list[RadiographFile] = field(default_factory=list)
+    num_outside: int = 0
 
 
-def find_radiographs(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths` as they are given, and the radiographs below the folders among them, sorted.
+def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = ()) -> Found:
+    """Finds the files among `paths` as they are given, and the radiographs in the folders and archives among them.
 
-    In a folder a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an image.
+    In a folder or archive a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an
+    image; names that begin with a dot are left out, and so are archives in folders. Links to files are followed as long
+    as they stay below the folder; links to folders never are, since what is below the folder is found anyway. An
+    archive or folder that cannot be read is among the files itself, to be reported as one.
+
+    Args:
+        paths: Files, folders, ZIP archives, or patterns such as `scans/**/*.png`.
+        listed: The same without patterns, as `read_list` gives them; what does not exist is left to be reported.
 
     Raises:
-        InputError: If a path does not exist, or there is no file.
+        InputError: If one of `paths` does not exist, or there is no file.
     """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file()
-                and not file.name.startswith(".")
-                and (file.suffix.lower() in SUFFIXES or _looks_like_image(file))
-            )
-        elif path.exists():
-            found.append(path)
+    found = Found()
+    # A dictionary, for its order. Names are cheap to compare and links are told by name too: a link and its target are
+    # two radiographs, as they are for every other tool.
+    files: dict[RadiographFile, None] = {}
+    for path in map(_normal, paths):
+        if os.path.lexists(path):
+            files.update(dict.fromkeys(_expand(path, found)))
         else:
-            raise InputError(f"{path} does not exist; expected radiographs or folders of them.")
-    if not found:
-        raise InputError(f"No radiographs found in {', '.join(map(str, paths))}; looked for {_suffixes()}.")
+            for match in _matches(path, found):
+                files.update(dict.fromkeys(_expand(match, found)))
+    for path in listed:
+        files.update(dict.fromkeys(_expand(_normal(path), found)))
+    found.files = list(files)
+    if not found.files:
+        raise InputError(
+            f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
+            f"{', '.join(sorted(SUFFIXES))}, and the content of all other files"
+            + (
+                f"; links that lead out of their folder were left out: {found.num_outside:,}."
+                if found.num_outside
+                else "."
+            )
+        )
     return found
 
 
-def score_files(
-    classifier: CheXpertClassifier, files: Iterable[Path], *, saliency: bool = False, batch_size: int = BATCH_SIZE
-) -> Iterator[FileResult]:
-    """Reads and scores files, in order."""
-    files = iter(files)
-    while batch := list(islice(files, batch_size)):
-        read = [_read(classifier, path) for path in batch]
-        images = [image for image in read if isinstance(image, Image.Image)]
-        predictions = classifier.predict_images(images, saliency=saliency, batch_size=batch_size)
-        for path, image in zip(batch, read, strict=True):
-            if isinstance(image, RadiographError):
-                yield FileResult(path, error=str(image))
-            else:
-                yield FileResult(path, prediction=next(predictions))
-
-
-def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
-    """Writes one PNG per observation into a folder: the radiograph at its full size under the map.
-
-    Args:
-        result: With a prediction that has maps.
-        folder: Made if it is not there.
-        observations: Which maps.
-
-    Returns:
-        The files.
+def read_list(file: Path) -> Iterator[str]:
+    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`.
 
     Raises:
-        ValueError: If the prediction has no maps.
+        InputError: If it cannot be read.
     """
-    if result.prediction is None or result.prediction.saliency is None:
-        raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
-    folder.mkdir(parents=True, exist_ok=True)
-    image = read_radiograph(result.path)
-    written = []
-    for observation in observations:
-        path = folder / f"{observation}.png"
-        overlay(image, result.prediction.saliency[observation]).save(path, compress_level=_PNG_COMPRESSION)
-        written.append(path)
-    return written
-
-
-def overlay_folders(files: Sequence[Path], root: Path) -> dict[Path, Path]:
-    """A folder of its own for each file below `root`, laid out as the files are."""
-    parents = [file.absolute().parent for file in files]
-    common = Path(os.path.commonpath(parents))
-    return {
-        file: root / parent.relative_to(common) / file.name.replace(".", "_")
-        for file, parent in zip(files, parents, strict=True)
-    }
-
-
-def _looks_like_image(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        # Names need not be UTF-8; what is not is kept as the operating system's functions keep it.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            for line in lines:
+                if path := line.rstrip("\r\n"):
+                    yield path
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}; expected a list of paths, one a line.") from error
+
+
+def _normal(path: str | Path) -> str:
+    return str(Path(path))
+
+
+def _expand(path: str, found: Found) -> Iterator[RadiographFile]:
+    if os.path.isdir(path):
+        return _walk(path, os.path.realpath(path), found)
+    if is_archive(path):
+        return _members(path)
+    return iter([path])
+
+
+def _walk(folder: str, root: str, found: Found) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder  # reported when it is read, instead of being left out without a word
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and _is_outside(entry.path, root):
+            found.num_outside += 1
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, root, found)
+        elif _is_radiograph(entry):
+            yield entry.path
+
+
+def _is_outside(path: str, root: str) -> bool:
+    target = os.path.realpath(path)
+    return target != root and not target.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _is_radiograph(entry: os.DirEntry[str]) -> bool:
+    has_suffix = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    if not entry.is_file():
+        # A link whose target is gone is a radiograph that is missing.
+        return has_suffix and entry.is_symlink() and not os.path.exists(entry.path)
+    return has_suffix or _is_image(_head(entry.path))
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _is_image(head: bytes) -> bool:
+    try:
         return head[128:] == b"DICM" or bool(format_of(head))
-    except (OSError, RadiographError):
+    except RadiographError:
         return False
 
 
-def _read(classifier: CheXpertClassifier, path: Path) -> Image.Image | RadiographError:
+def _matches(pattern: str, found: Found) -> list[str]:
+    if not glob.has_magic(pattern):
+        raise InputError(f"{pattern} does not exist; expected radiographs, folders of them, or ZIP archives.")
+    parts = Path(pattern).parts
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    # pathlib's search and not glob's, which runs in circles along links to folders above.
+    names = sorted(root.glob(str(PurePosixPath(*parts[first:])))) if root.is_dir() else []
+    hidden_wanted = any(part.startswith(".") for part in parts[first:])
+    visible = [str(path) for path in names if hidden_wanted or not _is_hidden(path.relative_to(root))]
+    if not visible:
+        raise InputError(f"{pattern} matches nothing; expected radiographs, folders of them, or ZIP archives.")
+    real_root = os.path.realpath(root)
+    inside = [path for path in visible if not _is_outside(path, real_root)]
+    found.num_outside += len(visible) - len(inside)
+    return inside
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _members(path: str) -> Iterator[RadiographFile]:
     try:
-        return classifier.read(path)
-    except RadiographError as error:
-        return error
+        archive = open_archive(path)
+    except RadiographError:
+        yield ArchiveMember(path, "")  # reported when it is read
+        return
+    names = [name for name in archive.names() if _is_wanted(name)]
+    taken = False
+    for name in names:
+        # An archive in the archive is taken, to be reported: whoever packed it meant its radiographs.
+        if os.path.splitext(name)[1].lower() in SUFFIXES or is_archive(name) or _is_image(archive.head(name)):
+            taken = True
+            yield ArchiveMember(path, name)
+    if not taken:
+        yield ArchiveMember(path, "")
 
 
-def _suffixes() -> str:
-    return ", ".join(sorted(SUFFIXES)) + ", and the content of all other files"
+def _is_wanted(name: str) -> bool:
+    parts = name.split("/")
+    return parts[0] != _FOREIGN_FOLDER and not any(part.startswith(".") and part not in (".", "..") for part in parts)

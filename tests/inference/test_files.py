@@ -1,40 +1,55 @@
+"""What is found, and in which order."""
+
+import os
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.files import find_radiographs, overlay_folders, score_files, write_overlays
+from chexpert_hf.inference.archives import ArchiveMember
+from chexpert_hf.inference.files import find_radiographs, read_list
+
+
+def write_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40), dtype=np.uint8)).save(path)
+    return path
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("a/view1.png", "b/view1.png", "b/view2.jpg"):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (50, 40), dtype=np.uint8)).save(path)
-    (tmp_path / "in" / "notes.txt").write_text("not a radiograph")
-    (tmp_path / "in" / ".hidden.png").write_bytes(b"")
-    return tmp_path / "in"
+    root = tmp_path / "in"
+    for name in ("b/view2.jpg", "b/view1.png", "a/view1.png", "a.png"):
+        write_image(root / name)
+    (root / "notes.txt").write_text("not a radiograph")
+    (root / ".hidden.png").write_bytes(b"")
+    write_image(root / ".cache" / "view1.png")
+    return root
 
 
-def test_folders_are_searched_and_named_files_are_taken_whatever_their_suffix(folder):
-    found = find_radiographs([folder / "notes.txt", folder])
-    assert [path.relative_to(folder).as_posix() for path in found] == [
-        "notes.txt",
-        "a/view1.png",
-        "b/view1.png",
-        "b/view2.jpg",
-    ]
+def names(found, root):
+    return [os.path.relpath(str(file), root) for file in found.files]
+
+
+IN_FOLDER = ["a/view1.png", "a.png", "b/view1.png", "b/view2.jpg"]
+
+
+def test_folders_are_searched_in_order_and_named_files_are_taken_whatever_their_suffix(folder):
+    assert names(find_radiographs([folder / "notes.txt", folder]), folder) == ["notes.txt", *IN_FOLDER]
+
+
+def test_a_radiograph_that_is_given_twice_is_one_in_the_first_place(folder):
+    paths = [folder / "b" / "view2.jpg", folder, f"{folder}/b/./view1.png", folder]
+    assert names(find_radiographs(paths), folder) == ["b/view2.jpg", "a/view1.png", "a.png", "b/view1.png"]
 
 
 def test_in_a_folder_an_image_is_found_whatever_it_is_called(folder):
-    (folder / "1.2.840.113619").write_bytes((folder / "a" / "view1.png").read_bytes())
+    (folder / "1.2.840.113619").write_bytes((folder / "a.png").read_bytes())
     (folder / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
     (folder / "README").write_text("not a radiograph")
-    found = {path.name for path in find_radiographs([folder])}
-    assert found == {"1.2.840.113619", "IM0001", "view1.png", "view2.jpg"}
+    assert {"1.2.840.113619", "IM0001"} == {*names(find_radiographs([folder]), folder)} - {*IN_FOLDER}
 
 
 def test_a_path_that_is_not_there_and_a_folder_without_radiographs_are_refused(tmp_path):
@@ -44,35 +59,72 @@ def test_a_path_that_is_not_there_and_a_folder_without_radiographs_are_refused(t
         find_radiographs([tmp_path])
 
 
-def test_a_bad_file_is_reported_in_its_place_and_the_rest_is_scored(folder, tiny_folder):
-    (folder / "a" / "view1.png").write_text("text under another name")
-    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
-    files = find_radiographs([folder])
-    results = list(score_files(classifier, files, batch_size=2))
-    assert [result.path for result in results] == files
-    assert results[0].prediction is None
-    assert len(results[0].error.splitlines()) == 1
-    for result in results[1:]:
-        assert result.error is None
-        expected = classifier.predict(result.path).probabilities
-        assert result.prediction.probabilities == pytest.approx(expected, abs=1e-6)
+def test_links_are_followed_below_their_folder_and_not_out_of_it(folder, tmp_path):
+    outside = write_image(tmp_path / "outside" / "secret.png")
+    (folder / "c.png").symlink_to(folder / "a" / "view1.png")
+    (folder / "d.png").symlink_to(outside)
+    (folder / "e").symlink_to(outside.parent)
+    (folder / "f").symlink_to(folder)
+    (folder / "g.png").symlink_to(folder / "gone.png")
+    (folder / "h.png").symlink_to(f"{folder}-else")
+    (tmp_path / "link").symlink_to(folder)
+    for root in (folder, tmp_path / "link"):
+        found = find_radiographs([root])
+        assert names(found, root) == [*IN_FOLDER, "c.png", "g.png"]
+        assert found.num_outside == 3
 
 
-def test_overlays_of_files_with_one_name_do_not_meet(folder, tiny_folder, tmp_path):
-    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
-    files = find_radiographs([folder])
-    folders = overlay_folders(files, tmp_path / "out")
-    assert len(set(folders.values())) == 3
-    for result in score_files(classifier, files, saliency=True):
-        for path in write_overlays(result, folders[result.path], ["Edema", "Fracture"]):
-            with Image.open(path) as image:
-                assert image.size == (40, 50)
-    assert (tmp_path / "out" / "b" / "view2_jpg" / "Edema.png").exists()
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+def test_patterns_find_what_the_shell_would_and_stay_below_their_folder(folder, tmp_path):
+    write_image(tmp_path / "outside" / "view1.png")
+    (folder / "c").symlink_to(tmp_path / "outside")
+    (folder / "b" / "loop").symlink_to(folder)
+    found = find_radiographs([f"{folder}/*/view1.png"])
+    assert names(found, folder) == ["a/view1.png", "b/view1.png"]
+    assert found.num_outside == 1
+    assert names(find_radiographs([f"{folder}/**/*.png"]), folder) == ["a/view1.png", "a.png", "b/view1.png"]
+    assert names(find_radiographs([f"{folder}/[b]"]), folder) == ["b/view1.png", "b/view2.jpg"]
+    assert names(find_radiographs([f"{folder}/.c*/*.png"]), folder) == [".cache/view1.png"]
+    with pytest.raises(InputError, match=r"\*\.dcm matches nothing"):
+        find_radiographs([f"{folder}/*.dcm"])
 
 
-def test_overlays_need_maps(folder, tiny_folder, tmp_path):
-    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
-    result = next(score_files(classifier, find_radiographs([folder])))
-    with pytest.raises(ValueError, match="has no maps"):
-        write_overlays(result, tmp_path, ["Edema"])
+def test_a_name_with_the_signs_of_a_pattern_is_itself(folder):
+    write_image(folder / "scan[1].png")
+    assert names(find_radiographs([folder / "scan[1].png"]), folder) == ["scan[1].png"]
+
+
+def test_a_list_is_read_line_by_line_and_what_is_missing_is_left_to_be_reported(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"\xef\xbb\xbfb/view2.jpg\r\n\n gone .png\nscan\xe9.png\na\n*.png")
+    found = find_radiographs([], read_list(file))
+    assert found.files == ["b/view2.jpg", " gone .png", os.fsdecode(b"scan\xe9.png"), "a/view1.png", "*.png"]
+    with pytest.raises(InputError, match=r"none\.txt cannot be read: No such file"):
+        list(read_list(tmp_path / "none.txt"))
+
+
+def test_a_folder_that_cannot_be_listed_is_reported_and_not_left_out(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(find_radiographs([folder]), folder) == ["a/view1.png", "a.png", "b"]
+
+
+def test_archives_are_searched_as_folders_are_if_they_are_named(folder, tmp_path):
+    with zipfile.ZipFile(folder / "scans.zip", "w") as archive:
+        for name in IN_FOLDER[::-1]:
+            archive.write(folder / name, name)
+        archive.write(folder / "a.png", "IM0001")
+        archive.writestr("notes.txt", "not a radiograph")
+        archive.writestr("__MACOSX/._a.png", "resource fork")
+        archive.writestr(".hidden.png", "")
+        archive.writestr("folder.png/", "")
+    assert names(find_radiographs([folder]), folder) == IN_FOLDER
+    found = find_radiographs([folder / "scans.zip", f"{folder}/*.zip"])
+    assert found.files == [ArchiveMember(str(folder / "scans.zip"), name) for name in ["IM0001", *IN_FOLDER]]
+    assert str(found.files[0]) == f"{folder}/scans.zip/IM0001"

@@ -1,0 +1,227 @@
+"""Scores of any number of radiographs as a file: begun, killed, taken up, divided, and in the end the same bytes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from chexpert_hf.data.radiograph import RadiographError
+from chexpert_hf.errors import InputError
+from chexpert_hf.inference.archives import RadiographFile
+from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
+from chexpert_hf.inference.score_output import ScoreOutput, read_rows, write_table
+from chexpert_hf.inference.score_table import (
+    Cell,
+    GrowingTable,
+    lines_of,
+    readable,
+    take_up,
+)
+from chexpert_hf.inference.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
+from chexpert_hf.inference.studies import STUDY_COLUMNS, study_rows
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a list of files: of its batches the `index`-th, `index + count`-th and so on.
+
+    Whole batches, so that every radiograph is in the batch that it would be in if the list were not divided.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, files: Sequence[RadiographFile], batch_size: int) -> list[RadiographFile]:
+        """The files of this part."""
+        return [file for place, file in enumerate(files) if place // batch_size % self.count == self.index]
+
+
+UNDIVIDED = Shard()
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What a run did.
+
+    Attributes:
+        radiographs: How many it was to score.
+        failed: How many of them could not be read.
+        resumed: How many of them were there already, scored or failed.
+    """
+
+    radiographs: int
+    failed: int
+    resumed: int
+
+
+class Watcher(Protocol):
+    """Is told how a run goes."""
+
+    def begin(self, resumed: int, radiographs: int) -> None:
+        """How many radiographs are there already, and how many there are to be."""
+
+    def tick(self, result: FileResult) -> None:
+        """A result, when it is written."""
+
+
+def score_to_file(
+    classifier: CheXpertClassifier,
+    files: Sequence[RadiographFile],
+    output: ScoreOutput,
+    *,
+    batch_size: int = BATCH_SIZE,
+    shard: Shard = UNDIVIDED,
+    models: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> ScoreSummary:
+    """Scores files and writes their rows as they come, in the order of the files.
+
+    A run that was interrupted and is resumed leaves the same bytes as one that was not. To resume, the observations,
+    the batch size, the shard, what a row is, the paths in the rows, and the model must be the same; the model is told
+    by its scores of a test pattern. A batch that was not finished is scored again.
+
+    Args:
+        classifier: The model.
+        files: All of them, whatever the shard.
+        output: Where to.
+        batch_size: Radiographs that go through the network at once, if there are as many.
+        shard: The part of the files to score.
+        models: Their names, for the record.
+        watcher: Is told how it goes.
+
+    Raises:
+        InputError: If the output cannot be resumed or written.
+    """
+    record = _record(classifier, output, batch_size, shard, models)
+    batch_size = batch_size_for(files, batch_size)
+    names = shard.of(files, batch_size)
+    output.begin(record)
+    if finished := output.finished():
+        return _finished_summary(output, finished, names)
+    columns = view_columns(classifier)
+    lines = lines_of(output.growing, columns)
+    kept = take_up(output.growing, lines, names, batch_size)
+    if watcher:
+        watcher.begin(kept.rows, len(names))
+    failed = kept.failed
+    remaining = islice(names, kept.rows, None)
+    common = common_folder(files) if output.overlays else None
+    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size)
+    with GrowingTable(output.growing, lines) as table:
+        while batch := list(islice(results, batch_size)):
+            table.append(view_rows(batch, classifier))
+            failed += sum(result.error is not None for result in batch)
+            if watcher:
+                for result in batch:
+                    watcher.tick(result)
+        table.sync()
+    summary = ScoreSummary(len(names), failed, kept.rows)
+    if output.is_made_at_the_end:
+        rows: Iterator[Sequence[Cell]] = read_rows(output.growing, columns)
+        write_table(output.path, *as_studies(rows, classifier) if output.by_study else (columns, rows))
+        output.finish(record, {**asdict(summary), "paths": _digest(names)})
+    return summary
+
+
+def batch_size_for(files: Sequence[RadiographFile], wanted: int) -> int:
+    """The size of a batch: full batches are filled up with blanks, and one file should not take the time of sixteen."""
+    return max(1, min(wanted, len(files)))
+
+
+def score_with_overlays(
+    classifier: CheXpertClassifier,
+    files: Iterable[RadiographFile],
+    overlays: Path | None,
+    common: Path | None,
+    batch_size: int,
+) -> Iterator[FileResult]:
+    """Scores files, and writes the overlays of each before it is passed on, without its maps.
+
+    Args:
+        classifier: The model.
+        files: To be scored, in order.
+        overlays: Folder for them; none are made if None.
+        common: The folder that all files are in, whose layout the overlays' folder has.
+        batch_size: Radiographs that go through the network at once.
+
+    Raises:
+        InputError: If overlays cannot be written.
+    """
+    results = score_files(classifier, files, saliency=overlays is not None, batch_size=batch_size)
+    for result in results:
+        if overlays is None or common is None or result.prediction is None:
+            yield result
+            continue
+        try:
+            write_overlays(result, overlay_folder(result.path, common, overlays), classifier.observations)
+        except RadiographError as error:  # it could be read a moment ago
+            yield FileResult(result.path, error=str(error))
+        except OSError as error:
+            raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error
+        else:
+            # A map for each observation at the radiograph's full size: not to be kept for a whole batch.
+            yield FileResult(result.path, replace(result.prediction, saliency=None))
+
+
+def view_columns(classifier: CheXpertClassifier) -> list[str]:
+    """The columns of a table with a row per radiograph."""
+    return ["path", *classifier.observations, "error"]
+
+
+def view_rows(results: Iterable[FileResult], classifier: CheXpertClassifier) -> Iterator[list[Cell]]:
+    """The rows of a table with a row per radiograph: path, probabilities, error."""
+    for result in results:
+        path = readable(str(result.path))
+        if result.prediction is None:
+            yield [path, *[None] * len(classifier.observations), result.error]
+        else:
+            yield [path, *result.prediction.probabilities.values(), None]
+
+
+def as_studies(
+    rows: Iterable[Sequence[Cell]], classifier: CheXpertClassifier
+) -> tuple[list[str], Iterator[list[Cell]]]:
+    """Columns and rows of a table with a row per study, from the rows of radiographs."""
+    columns = [*STUDY_COLUMNS, *classifier.observations, "error"]
+    return columns, study_rows(rows, len(classifier.observations))
+
+
+def _record(
+    classifier: CheXpertClassifier, output: ScoreOutput, batch_size: int, shard: Shard, models: Sequence[str]
+) -> dict[str, Any]:
+    (prediction,) = classifier.predict_images([_test_pattern()], batch_size=1)
+    return {
+        "model": ", ".join(models),
+        "observations": list(classifier.observations),
+        "row": "study" if output.by_study else "radiograph",
+        "batch_size": batch_size,
+        "shard": asdict(shard),
+        "test_pattern": {name: round(value, 7) for name, value in prediction.probabilities.items()},
+    }
+
+
+def _test_pattern() -> Image.Image:
+    """Bands of rising frequency under a gradient: with other weights, size or normalisation the scores are others."""
+    down, across = np.mgrid[0:1:256j, 0:1:256j]
+    return Image.fromarray((127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8))
+
+
+def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[RadiographFile]) -> ScoreSummary:
+    if finished["paths"] != _digest(names):
+        raise InputError(
+            f"{output.path} is complete, and of other radiographs than these; choose another output, or score again "
+            "with --overwrite."
+        )
+    return ScoreSummary(finished["radiographs"], finished["failed"], resumed=finished["radiographs"])
+
+
+def _digest(names: Iterable[RadiographFile]) -> str:
+    digest = sha256()
+    for name in names:
+        digest.update(readable(str(name)).encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,228 @@
+"""Tables of scores that grow, a batch of rows at a time, and are taken up again after a kill: CSV and JSON Lines."""
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, TypeAlias
+
+from chexpert_hf.errors import InputError
+
+DECIMALS = 6
+
+Cell: TypeAlias = str | int | float | None
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+"""What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
+
+_SYNC_SECONDS = 10  # what a power failure may cost; after a kill nothing is lost
+
+
+class Lines(Protocol):
+    """How rows become text, and the text of a row tells whose it is."""
+
+    def header(self) -> bytes: ...
+
+    def line(self, cells: Sequence[Cell]) -> bytes: ...
+
+    def is_whole(self, line: bytes) -> bool: ...
+
+    def cells(self, line: bytes) -> list[Cell]: ...
+
+    def name(self, text: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class CsvLines:
+    """CSV as RFC 4180 has it, with line feeds: text with commas, quotes or line breaks is quoted, no value is empty.
+
+    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
+    """
+
+    columns: Sequence[str]
+
+    def header(self) -> bytes:
+        return self.line(self.columns)
+
+    def line(self, cells: Sequence[Cell]) -> bytes:
+        return (",".join(map(_csv_cell, [self.name(str(cells[0])), *cells[1:]])) + "\n").encode()
+
+    def is_whole(self, line: bytes) -> bool:
+        return line.endswith(b"\n") and line.count(b'"') % 2 == 0 and b"\0" not in line
+
+    def cells(self, line: bytes) -> list[Cell]:
+        (cells,) = csv.reader([line.decode()], strict=True)
+        return [cell or None for cell in cells]
+
+    def name(self, text: str) -> str:
+        return f"./{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """JSON Lines: an object per row."""
+
+    columns: Sequence[str]
+
+    def header(self) -> bytes:
+        return b""
+
+    def line(self, cells: Sequence[Cell]) -> bytes:
+        rounded = [round(cell, DECIMALS) if isinstance(cell, float) else cell for cell in cells]
+        row = dict(zip(self.columns, rounded, strict=True))
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+    def is_whole(self, line: bytes) -> bool:
+        return line.endswith(b"\n") and b"\0" not in line
+
+    def cells(self, line: bytes) -> list[Cell]:
+        row = json.loads(line)
+        if not isinstance(row, dict) or list(row) != list(self.columns):
+            raise ValueError("other columns")
+        return list(row.values())
+
+    def name(self, text: str) -> str:
+        return text
+
+
+def lines_of(path: Path, columns: Sequence[str]) -> Lines:
+    """How rows are written to a file of text, by its suffix."""
+    return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
+
+
+def readable(text: str) -> str:
+    """The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\\udc..`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is taken over from an earlier run: rows, and how many of them are errors."""
+
+    rows: int = 0
+    failed: int = 0
+
+
+class GrowingTable:
+    """A file of rows that is appended to, a batch at a time, and whose last line may have been cut off by a kill.
+
+    Args:
+        path: A CSV or JSON Lines file; what is there is kept.
+        lines: How rows are written.
+    """
+
+    def __init__(self, path: Path, lines: Lines) -> None:
+        self._path, self._lines = path, lines
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: BinaryIO = path.open("ab")
+            if self._stream.tell() == 0:
+                self._stream.write(lines.header())
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> "GrowingTable":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with writing(self._path):
+            self._stream.close()
+
+    def append(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Writes rows, so that they are there even if the process is killed.
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        with writing(self._path):
+            self._stream.write(b"".join(map(self._lines.line, rows)))
+            self._stream.flush()
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk, where it outlives a power failure.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        with writing(self._path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
+
+
+def take_up(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> Kept:
+    """Cuts a table that an earlier run left to its whole batches, if it isn't complete.
+
+    Args:
+        path: The table; nothing is kept if there is none.
+        lines: How its rows are written.
+        names: `str` of each is what its row must begin with, in this order.
+        batch_size: Rows of a batch.
+
+    Raises:
+        InputError: If its header or its rows are others; the file stays as it is.
+    """
+    if not path.exists():
+        return Kept()
+    with writing(path), path.open("r+b") as stream:
+        header = stream.read(len(lines.header()))
+        if not lines.header().startswith(header):
+            raise InputError(f"{path} has other columns than this run would write; choose another output.")
+        end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written anew
+        kept, failed = Kept(), 0
+        for count, row in enumerate(_whole_rows(stream, lines), start=1):
+            failed += _check_row(path, lines, row, count, names)
+            end += len(row)
+            if count % batch_size == 0 or count == len(names):
+                kept, kept_end = Kept(count, failed), end
+        stream.truncate(kept_end)
+    return kept
+
+
+def _whole_rows(stream: BinaryIO, lines: Lines) -> Iterator[bytes]:
+    row = b""
+    for line in stream:
+        row += line
+        if lines.is_whole(row):
+            yield row
+            row = b""
+
+
+def _check_row(path: Path, lines: Lines, row: bytes, number: int, names: Sequence[object]) -> bool:
+    """Whether the row is an error."""
+    try:
+        name, *_, error = lines.cells(row)
+    except (ValueError, csv.Error) as fault:
+        raise InputError(f"{path} row {number} cannot be read; score again with --overwrite.") from fault
+    expected = lines.name(readable(str(names[number - 1]))) if number <= len(names) else "no more rows"
+    if name != expected:
+        raise InputError(
+            f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those that it "
+            "was begun with. Choose another output, or score again with --overwrite."
+        )
+    return error is not None
+
+
+def _csv_cell(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.{DECIMALS}f}"
+    text = "" if cell is None else str(cell)
+    # By hand, since which line breaks csv.writer quotes depends on the version of Python.
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the operating system says into one line: the disk is full, the folder may not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}. What is there is kept; --resume goes on from it."
+        ) from error

@@ -1,0 +1,180 @@
+"""Scores files of radiographs, however many: decoded by threads ahead of the model, in order, in constant memory.
+
+The scores of a file are the same whatever stands beside it and wherever scoring was taken up. The last bits of a row
+depend on how many rows go through the network at once, and, measured on a CPU, neither on its place nor on what the
+others hold. So batches are made by position in the list of files, every batch is full, and a file that cannot be read
+leaves its place to a blank image.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.inference.archives import ArchiveMember, RadiographFile, source_of
+from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
+from chexpert_hf.inference.saliency import overlay
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# More threads than this wait for the disk or for each other.
+MAX_THREADS = 8
+
+# zlib's fastest: overlays are looked at once, and level 6 takes four times as long for files a tenth smaller.
+_PNG_COMPRESSION = 1
+
+_BLANK_SIDE = 32
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """A file's prediction, or why there is none."""
+
+    path: RadiographFile
+    prediction: Prediction | None = None
+    error: str | None = None
+
+
+def score_files(
+    classifier: CheXpertClassifier,
+    files: Iterable[RadiographFile],
+    *,
+    saliency: bool = False,
+    batch_size: int = BATCH_SIZE,
+    threads: int | None = None,
+) -> Iterator[FileResult]:
+    """Reads and scores files, in order.
+
+    Args:
+        classifier: The model.
+        files: As `find_radiographs` gives them; taken as they are needed.
+        saliency: Whether to compute the maps.
+        batch_size: Radiographs that go through the network at once; the last batch is filled up with blank images.
+        threads: That decode; as many as there are processors, up to `MAX_THREADS`, if None.
+
+    Raises:
+        Exception: What a decoding thread raised, if it is not a RadiographError, in its file's place.
+    """
+    waiting: deque[FileResult | None] = deque()
+    read = read_ahead(lambda file: _read(classifier, file), files, threads=threads, ahead=batch_size)
+    with closing(read) as images:
+        batches = _full_batches(images, waiting, batch_size)
+        for prediction in classifier.predict_images(batches, saliency=saliency, batch_size=batch_size):
+            result = waiting.popleft()
+            if result is not None:
+                yield result if result.error is not None else FileResult(result.path, prediction)
+
+
+def _full_batches(
+    images: Iterable[tuple[RadiographFile, Image.Image | RadiographError]],
+    waiting: deque[FileResult | None],
+    batch_size: int,
+) -> Iterator[Image.Image]:
+    """An image for every file and for what is missing to a full batch; what each is goes to `waiting`."""
+    blank = Image.new("L", (_BLANK_SIDE, _BLANK_SIDE))
+    count = 0
+    for file, image in images:
+        count += 1
+        is_bad = isinstance(image, RadiographError)
+        waiting.append(FileResult(file, error=str(image) if is_bad else None))
+        yield blank if isinstance(image, RadiographError) else image
+    for _ in range(-count % batch_size):
+        waiting.append(None)
+        yield blank
+
+
+def _read(classifier: CheXpertClassifier, file: RadiographFile) -> tuple[RadiographFile, Image.Image | RadiographError]:
+    try:
+        return file, classifier.read(source_of(file))
+    except RadiographError as error:
+        return file, error
+
+
+def read_ahead(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int
+) -> Generator[R, None, None]:
+    """Maps `function` over `items` in threads, in order, with a bounded number of results that nobody has taken yet.
+
+    When the iterator is closed or an exception leaves it, what has not begun is dropped, and what has begun is waited
+    for, which is one image for each thread.
+
+    Args:
+        function: Its exceptions are raised in the place of their item.
+        items: Taken as they are needed.
+        threads: As many as there are processors, up to `MAX_THREADS`, if None.
+        ahead: How many items are begun or done at once.
+    """
+    items = iter(items)
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads or _num_threads(), "radiographs") as executor:
+        try:
+            pending.extend(executor.submit(function, item) for item in islice(items, ahead))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(executor.submit(function, item) for item in islice(items, 1))
+                yield result
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _num_threads() -> int:
+    is_told = hasattr(os, "sched_getaffinity")  # on Linux: the processors that this process may use
+    return min(len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1, MAX_THREADS)
+
+
+def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
+    """Writes one PNG per observation into a folder: the radiograph at its full size under the map.
+
+    Args:
+        result: With a prediction that has maps.
+        folder: Made if it is not there.
+        observations: Which maps.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: If the prediction has no maps.
+    """
+    if result.prediction is None or result.prediction.saliency is None:
+        raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
+    folder.mkdir(parents=True, exist_ok=True)
+    image = read_radiograph(source_of(result.path))
+    written = []
+    for observation in observations:
+        path = folder / f"{observation}.png"
+        overlay(image, result.prediction.saliency[observation]).save(path, compress_level=_PNG_COMPRESSION)
+        written.append(path)
+    return written
+
+
+def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:
+    """A folder of its own for a file below `root`: the file's path below `common`, so that no two files meet."""
+    return root / Path(os.path.abspath(_on_disk(file))).relative_to(common) / _in_archive(file)
+
+
+def common_folder(files: Sequence[RadiographFile]) -> Path:
+    """The deepest folder, absolute, that all files are in."""
+    common = last = os.path.dirname(os.path.abspath(_on_disk(files[0])))
+    for file in files:
+        folder = os.path.dirname(os.path.abspath(_on_disk(file)))
+        if folder != last:
+            common, last = os.path.commonpath([common, folder]), folder
+    return Path(common)
+
+
+def _on_disk(file: RadiographFile) -> str:
+    return file.archive if isinstance(file, ArchiveMember) else str(file)
+
+
+def _in_archive(file: RadiographFile) -> str:
+    return file.name if isinstance(file, ArchiveMember) else ""

@@ -1,0 +1,238 @@
+"""Order, equality whatever the neighbours, bounded memory, and an end to every thread."""
+
+import gc
+import threading
+import time
+import weakref
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chexpert_hf import CheXpertClassifier
+from chexpert_hf.data.radiograph import RadiographError
+from chexpert_hf.inference.files import find_radiographs
+from chexpert_hf.inference.scoring import (
+    FileResult,
+    common_folder,
+    overlay_folder,
+    read_ahead,
+    score_files,
+    write_overlays,
+)
+
+
+@pytest.fixture
+def classifier(tiny_folder):
+    return CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        path = tmp_path / "in" / f"{number // 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Some of one size, since the image processor resizes those together.
+        Image.fromarray(rng.integers(0, 256, (90, 80 + number // 2), dtype=np.uint8)).save(path)
+    return tmp_path / "in"
+
+
+def scores(results):
+    return {
+        str(result.path): result.prediction and tuple(result.prediction.probabilities.values()) for result in results
+    }
+
+
+def test_a_bad_file_is_reported_in_its_place_and_changes_no_bit_of_the_others(folder, classifier):
+    files = find_radiographs([folder]).files
+    whole = scores(score_files(classifier, files, batch_size=3))
+    assert list(whole) == files
+    for bad in (0, 4, 6):
+        with open(files[bad], "rb+") as file:
+            file.write(b"text")
+    results = list(score_files(classifier, files, batch_size=3))
+    assert scores(results) == {name: None if files.index(name) in (0, 4, 6) else whole[name] for name in files}
+    assert all(len(results[bad].error.splitlines()) == 1 for bad in (0, 4, 6))
+
+
+def test_scores_are_the_classifiers_own(folder, classifier):
+    for result in score_files(classifier, find_radiographs([folder]).files, batch_size=3):
+        expected = classifier.predict(result.path).probabilities
+        assert result.prediction.probabilities == pytest.approx(expected, abs=1e-6)
+        assert result.error is None
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others(folder, classifier):
+    files = find_radiographs([folder]).files
+    whole = scores(score_files(classifier, files, batch_size=4))
+    for start in (0, 4):
+        assert scores(score_files(classifier, files[start : start + 4], batch_size=4)).items() <= whole.items()
+    assert scores(score_files(classifier, files[4:5], batch_size=4)).items() <= whole.items()
+
+
+def test_every_forward_has_full_batches(folder, classifier, monkeypatch):
+    sizes = []
+    predict = classifier._predict_batch
+    monkeypatch.setattr(
+        classifier, "_predict_batch", lambda images, *rest: sizes.append(len(images)) or predict(images, *rest)
+    )
+    assert len(list(score_files(classifier, find_radiographs([folder]).files, batch_size=3))) == 7
+    assert sizes == [3, 3, 3]
+
+
+def test_members_of_an_archive_score_as_their_files_do(folder, classifier, tmp_path):
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in folder.rglob("*.png"):
+            archive.write(path, path.relative_to(folder))
+        archive.writestr("3.png", "text")
+    files = scores(score_files(classifier, find_radiographs([folder]).files, batch_size=4))
+    members = list(score_files(classifier, find_radiographs([tmp_path / "scans.zip"]).files, batch_size=4))
+    assert len(members) == 8
+    assert "content is none of these" in members[7].error
+    assert list(scores(members[:7]).values()) == list(files.values())
+
+
+def test_results_come_in_order_whatever_finishes_first():
+    begun = threading.Barrier(2)
+
+    def slow(number):
+        if number < 2:
+            begun.wait(5)  # both threads are at work at once
+        if number % 2 == 0:
+            time.sleep(0.01)
+        return number
+
+    assert list(read_ahead(slow, range(20), threads=2, ahead=4)) == list(range(20))
+
+
+def test_no_more_is_read_ahead_than_asked_for():
+    taken, done = 0, 0
+
+    def items():
+        nonlocal taken
+        for number in range(100):
+            taken += 1
+            assert taken - done <= 6
+            yield number
+
+    for _ in read_ahead(lambda number: number, items(), threads=2, ahead=5):
+        done += 1
+    assert (taken, done) == (100, 100)
+
+
+def test_as_many_images_are_alive_for_many_files_as_for_few(folder, classifier, monkeypatch):
+    alive = most = 0
+    lock = threading.RLock()  # an image may go while another is counted
+    read = classifier.read
+
+    def gone():
+        nonlocal alive
+        with lock:
+            alive -= 1
+
+    def counted(source):
+        nonlocal alive, most
+        image = read(source)
+        weakref.finalize(image, gone)
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return image
+
+    monkeypatch.setattr(classifier, "read", counted)
+    peaks = []
+    files = find_radiographs([folder]).files
+    for times in (2, 20):
+        most = 0
+        count = sum(1 for _ in score_files(classifier, files * times, batch_size=3, threads=2))
+        assert count == 7 * times
+        peaks.append(most)
+        gc.collect()
+        assert alive == 0
+    # The last batch, the next that is gathered, as many ahead of it, and the one that was just taken.
+    assert max(peaks) <= 3 * 3 + 1
+
+
+def radiograph_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("radiographs")]
+
+
+def test_to_stop_early_ends_the_threads(folder, classifier):
+    results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2)
+    assert next(results).error is None
+    assert len(radiograph_threads()) == 2
+    results.close()
+    assert radiograph_threads() == []
+
+
+def test_threads_end_when_the_network_fails(folder, classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "_predict_batch", lambda *rest: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division") as caught:
+        list(score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2))
+    assert radiograph_threads() == []
+    assert caught.tb  # which holds the frames, so that nothing was closed for want of a reference
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), KeyboardInterrupt("stopped")])
+def test_what_a_thread_raises_comes_in_its_place_and_ends_the_threads(fault):
+    def read(number):
+        if number == 3:
+            raise fault
+        return number
+
+    results = read_ahead(read, range(1000), threads=2, ahead=8)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(type(fault), match=str(fault)):
+        next(results)
+    assert radiograph_threads() == []
+
+
+def test_to_stop_drops_what_has_not_begun():
+    begun = []
+    go = threading.Event()
+
+    def read(number):
+        begun.append(number)
+        if number:
+            go.wait(5)
+
+    results = read_ahead(read, range(100), threads=1, ahead=50)
+    next(results)
+    threading.Timer(0.05, go.set).start()
+    results.close()
+    assert len(begun) <= 3
+
+
+def test_overlays_of_files_with_one_name_do_not_meet(folder, classifier, tmp_path):
+    (folder / "1" / "3.png").rename(folder / "1" / "0.png")
+    (folder / "1" / "0_png").write_bytes((folder / "1" / "0.png").read_bytes())
+    with zipfile.ZipFile(folder / "0.zip", "w") as archive:
+        archive.write(folder / "0" / "0.png", "0/0.png")
+    files = find_radiographs([folder, folder / "0.zip"]).files
+    common = common_folder(files)
+    assert common == folder
+    written = set()
+    for result in score_files(classifier, files, saliency=True):
+        paths = write_overlays(result, overlay_folder(result.path, common, tmp_path / "out"), ["Edema", "Fracture"])
+        with Image.open(paths[0]) as image:
+            assert image.height == 90
+        written.update(paths)
+    assert len(written) == 2 * len(files) == 18
+    assert tmp_path / "out" / "1" / "0.png" / "Edema.png" in written
+    assert tmp_path / "out" / "0.zip" / "0" / "0.png" / "Fracture.png" in written
+
+
+def test_overlays_need_maps(tmp_path):
+    with pytest.raises(ValueError, match="has no maps"):
+        write_overlays(FileResult("a.png"), tmp_path, ["Edema"])
+
+
+def test_a_radiograph_error_is_a_result_and_no_end(classifier, monkeypatch, folder):
+    def refuse(source):
+        raise RadiographError("all are bad")
+
+    monkeypatch.setattr(classifier, "read", refuse)
+    results = list(score_files(classifier, find_radiographs([folder]).files, batch_size=3))
+    assert [result.error for result in results] == ["all are bad"] * 7
