@@ -1,0 +1,74 @@
+"""A model for other runtimes: export."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+
+if TYPE_CHECKING:
+    from chexpert_hf.inference.export import ExportedGraph
+
+
+class GraphRuntime(str, Enum):
+    """The runtimes that graphs are written for."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
+class GraphPrecision(str, Enum):
+    """The precisions that graphs are written in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, or repository id on the Hub.")],
+    runtime: Annotated[GraphRuntime, typer.Option(help="What the graph is for.")],
+    precision: Annotated[GraphPrecision, typer.Option(help="Of its weights; int8 also of its convolutions.")] = (
+        GraphPrecision.FP32
+    ),
+    calibration: Annotated[
+        Path | None, typer.Option(help="For int8: a CheXpert folder, or any folder of radiographs. [phantoms]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a complete copy with the graph. [MODEL itself]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a model for OpenVINO or ONNX Runtime, compared with PyTorch before it is kept."""
+    from chexpert_hf.inference.export import export_model
+
+    quiet_transformers()
+    exported = export_model(
+        model,
+        runtime.value,
+        precision.value,
+        output=output,
+        calibration=calibration,
+        say=lambda line: typer.echo(f"{line} ...", err=True),
+    )
+    typer.echo(json.dumps(exported.to_dict()) if as_json else _summary(exported))
+
+
+def _summary(exported: "ExportedGraph") -> str:
+    record, parity = exported.record, exported.record.parity or {}
+    height, width = record.input_size
+    num_bytes = sum((exported.folder / file).stat().st_size for file in record.sha256)
+    lines = [
+        f"Wrote {exported.name} to {exported.folder}: {record.runtime}, {record.precision}, {height} x {width} pixels, "
+        f"{num_bytes / 1e6:.1f} MB.",
+        f"Largest differences from PyTorch in fp32 on {parity['num_images']} images: probability "
+        f"{parity['max_abs_probability_difference']:.2g}, logit {parity['max_abs_logit_difference']:.2g}, map "
+        f"{parity['max_relative_saliency_difference']:.2g} of its largest value.",
+    ]
+    if record.calibration:
+        lines.insert(1, f"Quantised on {record.calibration['num_images']} images: {record.calibration['data']}.")
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""Exported graphs as files: where they lie, what `export.json` says of them, and whether one is of this very model.
+
+A graph is used only if it was made from these weights, for this input size, and its files are those that were written.
+The file names are those that optimum-intel and transformers.js look for.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+RECORD_FILE = "export.json"
+
+_CHUNK = 1 << 20
+
+# What decides, beside the weights, which function of the pixels a model is.
+_ARCHITECTURE = (
+    "num_channels",
+    "growth_rate",
+    "block_config",
+    "num_init_features",
+    "bn_size",
+    "head_hidden_size",
+    "label_parents",
+)
+
+
+class RuntimeName(str, Enum):
+    """What computes the scores."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
+class Precision(str, Enum):
+    """What it is computed in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+GRAPH_FILES: Mapping[tuple[RuntimeName, Precision], str] = {
+    (RuntimeName.OPENVINO, Precision.FP32): "openvino/openvino_model.xml",
+    (RuntimeName.OPENVINO, Precision.FP16): "openvino/openvino_model_fp16.xml",
+    (RuntimeName.OPENVINO, Precision.INT8): "openvino/openvino_model_int8.xml",
+    (RuntimeName.ONNX, Precision.FP32): "onnx/model.onnx",
+    (RuntimeName.ONNX, Precision.FP16): "onnx/model_fp16.onnx",
+    (RuntimeName.ONNX, Precision.INT8): "onnx/model_quantized.onnx",
+}
+
+
+class GraphError(InputError):
+    """A graph that cannot be made, found or used, with the reason."""
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """What `export.json` says of one graph.
+
+    Attributes:
+        runtime: `RuntimeName` that it is for.
+        precision: `Precision` of its weights.
+        model: Fingerprint of the model that it was made from.
+        input_size: (height, width) in pixels.
+        sha256: Of each of its files, by the path in the model folder.
+        versions: Of the libraries that made it.
+        weights_sha256: Of `model.safetensors` beside it, for those who check with other tools.
+        calibration: Which images it was quantised with, and how many.
+        parity: How far it is from the model, as measured when it was made.
+    """
+
+    runtime: str
+    precision: str
+    model: str
+    input_size: tuple[int, int]
+    sha256: Mapping[str, str | None]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    weights_sha256: str | None = None
+    calibration: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any] | None = None
+
+
+def fingerprint(model: CheXpertForImageClassification) -> str:
+    """SHA-256 of a model's weights and architecture; operating points and records, which do no arithmetic, left out."""
+    config = model.config
+    architecture = {name: getattr(config, name) for name in _ARCHITECTURE}
+    outputs = {"observations": config.observations, "multiclass": config.multiclass_observations}
+    digest = hashlib.sha256(json.dumps({**architecture, **outputs}, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, since numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def files_of(graph: str) -> tuple[str, ...]:
+    """The files of a graph: OpenVINO's has its weights beside it."""
+    return (graph, str(Path(graph).with_suffix(".bin").as_posix())) if graph.endswith(".xml") else (graph,)
+
+
+def find_graph(
+    folder: Path, runtime: RuntimeName, precision: Precision, model: str, input_size: tuple[int, int]
+) -> Path | None:
+    """The graph of a model in its folder; None if there is none.
+
+    Args:
+        folder: With `export.json`.
+        runtime: ONNX or OPENVINO.
+        precision: FP32, FP16 or INT8.
+        model: Fingerprint.
+        input_size: (height, width) in pixels.
+
+    Raises:
+        GraphError: If there is one, but of other weights or another size, damaged, or of unknown origin.
+    """
+    name = GRAPH_FILES[runtime, precision]
+    if not (folder / name).exists():
+        return None
+    record = read_records(folder).get(name)
+    if record is None:
+        raise GraphError(f"{name} is not in {RECORD_FILE}, so nobody knows what it was made from")
+    if record.model != model:
+        raise GraphError(f"{name} was made from other weights")
+    if tuple(record.input_size) != tuple(input_size):
+        raise GraphError(f"{name} is for {_size(record.input_size)} pixels and not for {_size(input_size)}")
+    if hashes(folder, files_of(name)) != dict(record.sha256):
+        raise GraphError(f"{name} is damaged: its files are not those that {RECORD_FILE} describes")
+    return folder / name
+
+
+def read_records(folder: Path) -> dict[str, GraphRecord]:
+    """What a folder's `export.json` says, by the path of the graph; nothing if there is none.
+
+    Raises:
+        GraphError: If it is damaged.
+    """
+    try:
+        text = (folder / RECORD_FILE).read_bytes()
+    except OSError:
+        return {}
+    try:
+        return {name: GraphRecord(**record) for name, record in json.loads(text)["graphs"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraphError(f"{RECORD_FILE} is damaged") from error
+
+
+def write_records(folder: Path, records: Mapping[str, GraphRecord]) -> None:
+    """Writes `export.json`, whole or not at all."""
+    text = json.dumps({"graphs": {name: asdict(record) for name, record in sorted(records.items())}}, indent=2)
+    partial = folder / f".{RECORD_FILE}.{os.getpid()}"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / RECORD_FILE)
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of files of a folder; None for one that cannot be read."""
+    return {name: sha256_of(folder / name) for name in names}
+
+
+def sha256_of(path: Path) -> str | None:
+    """SHA-256 of a file; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The installed versions of packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _size(size: Iterable[int]) -> str:
+    return " x ".join(map(str, size))
