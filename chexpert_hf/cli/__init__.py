@@ -1,6 +1,13 @@
 """The command line: one thin command per capability. Heavy imports happen inside the commands."""
 
-from chexpert_hf.cli import evaluating, exporting, localizing, predicting, training  # noqa: F401 - each adds commands
+from chexpert_hf.cli import (  # noqa: F401 - each adds its commands to the application
+    checking,
+    evaluating,
+    exporting,
+    localizing,
+    predicting,
+    training,
+)
 from chexpert_hf.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -46,6 +46,9 @@ def evaluate(
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
     ] = 0,
+    sanity: Annotated[
+        int, typer.Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
+    ] = 0,
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
@@ -57,6 +60,8 @@ def evaluate(
     from chexpert_hf.inference.dataset import evaluate_dataset
     from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
 
+    if sanity and output is None:
+        raise InputError("--sanity needs --output: the checks are a section of the report.")
     classifiers = (
         {"ensemble": load_classifier(model)}
         if ensemble
@@ -85,6 +90,7 @@ def evaluate(
                 aggregation=aggregation.value,
                 replicates=replicates,
                 num_thumbnails=thumbnails,
+                num_sanity=sanity,
                 warnings=warnings,
                 progress=bar.update,
             )

@@ -22,6 +22,8 @@ from chexpert_hf.evaluation import plots
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
+from chexpert_hf.evaluation.sanity import SanityChecks
+from chexpert_hf.evaluation.sanity_report import sanity_figure, sanity_tables
 
 MAX_PANELS = 4
 """Observations in the plot of the subgroups: as many as fit beside each other."""
@@ -56,6 +58,7 @@ class ReportData:
         warnings: What a reader must know before anything else.
         is_chexpert_valid: Whether the data are CheXpert's validation set, so that published figures compare.
         thumbnails: Pictures of the worst errors: caption and PNG.
+        sanity: Model -> the sanity checks of its maps, where they were asked for.
     """
 
     metrics: Mapping[str, Any]
@@ -68,6 +71,7 @@ class ReportData:
     warnings: Sequence[str] = ()
     is_chexpert_valid: bool = False
     thumbnails: Sequence[tuple[str, bytes]] = field(default_factory=tuple)
+    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)
 
 
 def write_report(folder: Path, data: ReportData) -> None:
@@ -137,6 +141,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "published_mean": sum(published.values()) / len(published),
         "published_source": f"{PAPER}, {where}",
         "min_studies": MIN_STUDIES_PER_CLASS,
+        "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
     }
 
 
@@ -182,10 +187,18 @@ def _judged(data: ReportData) -> list[str]:
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
-    """File name -> caption and picture; none if nothing can be judged."""
+    """File name -> caption and picture; of the scores none if nothing can be judged."""
+    sanity = {
+        "sanity" if number == 1 else f"sanity_{number}": (
+            f"Maps of {name}: alike after a re-draw of weights (ticks: with another radiograph; dotted: the bound), "
+            "and deletion and insertion curves beside random order.",
+            sanity_figure(checks),
+        )
+        for number, (name, checks) in enumerate(data.sanity.items(), start=1)
+    }
     shown = _judged(data)
     if not shown:
-        return {}
+        return sanity
     items = {
         (model["name"], item["observation"]): item for model in data.metrics["models"] for item in model["observations"]
     }
@@ -214,7 +227,7 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
             f"AUROC of {first['name']} by subgroup; dotted: everybody.",
             plots.forest_figure(first["subgroups"], overall, _panels(first, shown)),
         )
-    return pictures
+    return pictures | sanity
 
 
 def _write_predictions(folder: Path, data: ReportData) -> None:

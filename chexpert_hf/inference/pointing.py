@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,7 +13,7 @@ from chexpert_hf.evaluation.localization import PRIORS, Indication, indicate, pr
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.saliency import SaliencyMaps
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.inference.sanity import redrawn_networks
 
 MODEL, UNTRAINED = "model", "untrained"
 BASELINES = (UNTRAINED, *PRIORS)
@@ -63,11 +62,9 @@ def scored_images(
 
 
 def untrained_like(classifier: CheXpertClassifier, seed: int) -> CheXpertClassifier:
-    """A network of the (first) model's architecture with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = CheXpertForImageClassification(classifier.model.config)
-    return CheXpertClassifier(model.to(classifier.model.device), classifier.processor)
+    """A network of the (first) model's architecture with random weights, other than those its training began with."""
+    _, untrained = redrawn_networks(classifier.model, seed)
+    return CheXpertClassifier(untrained, classifier.processor)
 
 
 def indications(

@@ -17,9 +17,11 @@ from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlappi
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.report import ReportData
+from chexpert_hf.evaluation.sanity_report import as_dictionary
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files, predict_dataset
 from chexpert_hf.inference.saliency import overlay
+from chexpert_hf.inference.sanity import dataset_sanity
 
 AGE_BANDS = ((0, 39, "0 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
 SUPPORT_DEVICES = "Support Devices"
@@ -34,6 +36,7 @@ def assess_dataset(
     aggregation: str = "maximum",
     replicates: int = 1000,
     num_thumbnails: int = 0,
+    num_sanity: int = 0,
     warnings: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> ReportData:
@@ -47,15 +50,18 @@ def assess_dataset(
         replicates: Of the bootstrap.
         num_thumbnails: For each observation, how many of the worst false positives and false negatives of the first
             model, at its operating points, are shown.
+        num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: What a reader must know before anything else.
         progress: Called with the number of images that were added.
 
     Raises:
+        InputError: If the maps of an ensemble are to be checked.
         RadiographError: If an image cannot be read.
     """
     first = next(iter(classifiers.values()))
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels)
     studies, patients = dataset["study"][:], dataset["patient"][:]
+    sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
     chosen_by = {name: _chosen_by(model) for name, model in classifiers.items()}
     metrics = assess(
@@ -74,7 +80,8 @@ def assess_dataset(
     truth, names = per_study(labels, studies, "maximum")
     scores = [StudyScores(name, per_study(probabilities[name], studies, aggregation)[0]) for name in classifiers]
     return ReportData(
-        metrics=metrics,
+        metrics=metrics
+        | ({"sanity": {name: as_dictionary(checks) for name, checks in sanity.items()}} if sanity else {}),
         title=title,
         observations=first.observations,
         truth=truth,
@@ -84,6 +91,7 @@ def assess_dataset(
         warnings=warnings,
         is_chexpert_valid=is_chexpert_valid(patients, len(dataset)),
         thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
+        sanity=sanity,
     )
 
 

@@ -1,0 +1,63 @@
+"""Whether a model's maps mean something: sanity."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chexpert_hf.cli.app import DISCLAIMER, AsJson, Models, app, load_classifier, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chexpert_hf.evaluation.sanity import SanityChecks
+    from chexpert_hf.inference.classifier import CheXpertClassifier
+
+
+@app.command()
+def sanity(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Radiographs, folders or ZIP archives of them; or one CheXpert folder: its valid split."),
+    ],
+    model: Models,
+    limit: Annotated[int, typer.Option(min=2, help="Radiographs at most; more are drawn from by --seed.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample, the re-drawn weights and the random order.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for sanity.json and the plot, sanity.png.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do the maps depend on the weights, keep to the body, and name places that matter?
+
+    A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
+    """
+    from chexpert_hf.evaluation.sanity_report import as_dictionary, as_text, write_sanity
+    from chexpert_hf.inference.removal import PAIRS
+
+    classifier = load_classifier(model)
+    with progress_bar(limit + PAIRS, "pictures") as bar:
+        checks = _check(classifier, paths, limit, seed, bar.update)
+    if output is not None:
+        write_sanity(output, checks)
+        typer.echo(f"The results are in {output}: sanity.json, sanity.png.", err=True)
+    typer.echo(json.dumps(as_dictionary(checks)) if as_json else as_text(checks))
+    typer.echo(DISCLAIMER, err=True)
+
+
+def _check(
+    classifier: "CheXpertClassifier", paths: list[str], limit: int, seed: int, progress: "Callable[[int], None]"
+) -> "SanityChecks":
+    from chexpert_hf.data.chexpert import load_chexpert
+    from chexpert_hf.data.tables import find_table
+    from chexpert_hf.inference.files import find_radiographs
+    from chexpert_hf.inference.sanity import check_sanity, dataset_sanity, sample_rows
+
+    folder = Path(paths[0])
+    if len(paths) == 1 and any(find_table(folder, split) for split in ("train", "valid")):
+        data = load_chexpert(folder, splits=["valid"], observations=classifier.observations)["valid"]
+        return dataset_sanity(classifier, data, limit, seed=seed, progress=progress)
+    files = find_radiographs(paths).files
+    chosen = [files[row] for row in sample_rows(len(files), limit, seed)]
+    return check_sanity(classifier, chosen, seed=seed, progress=progress)
