@@ -59,6 +59,18 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """The larger side of `size`, in pixels: what a decoder that scales down must leave."""
         return max(side for side in dict(self.size).values() if side)
 
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the resulting `pixel_values`.
+
+        Raises:
+            ValueError: If it depends on the image.
+        """
+        size = self.crop_size if self.do_center_crop else self.size if self.do_resize else None
+        if not size or not size["height"] or not size["width"]:
+            raise ValueError(f"The size of pixel_values depends on the image with size {self.size}; set crop_size.")
+        return size["height"], size["width"]
+
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of an image that the model sees, after every geometric step of this processor.
 

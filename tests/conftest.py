@@ -9,6 +9,9 @@ import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 
+# What `auto` takes depends on what is installed and on the processor; the tests of runtimes ask for each by name.
+os.environ["CHEXPERT_HF_RUNTIME"], os.environ["CHEXPERT_HF_PRECISION"] = "torch", "fp32"
+
 TINY = {"growth_rate": 4, "block_config": [2, 2], "num_init_features": 8, "bn_size": 2}
 
 

@@ -192,7 +192,8 @@ def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiograph
     monkeypatch.setattr(predicting, "REPORT_SECONDS", 0)
     code, _, err = run(monkeypatch, capsys, "predict", radiographs, "--model", tiny_folder)
     assert code == 0
-    first, second, _ = err.splitlines()
+    *_, runtime, first, second, _ = err.splitlines()
+    assert runtime == "Computing with PyTorch in fp32 on cpu."
     assert re.fullmatch(r"1 of 2, \d+\.\d a second, \d+ s left", first)
     assert re.fullmatch(r"2 of 2, \d+\.\d a second, 0 s left", second)
 
@@ -326,3 +327,16 @@ def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
     code, _, err = run(monkeypatch, capsys, *arguments, "--operating-points", "best")
     assert code == 2
     assert "above 0, at most 1), got 'best'" in err
+
+
+def test_calibrate_takes_the_prevalence_where_the_model_will_be_used(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    arguments = ["calibrate", phantoms, "--model", tiny_folder, "--output", tmp_path / "out"]
+    code, _, err = run(monkeypatch, capsys, *arguments, "--prevalence", "Edema:.05")
+    assert code == 2
+    assert "Expected prevalences as 'Pneumonia=.02,Edema=.05', got 'Edema:.05'" in err
+    code, _, err = run(monkeypatch, capsys, *arguments, "--prevalence", "Edema=1.05")
+    assert code == 2
+    assert "The prevalence of Edema is 1.05" in err
+    assert not (tmp_path / "out").exists()

@@ -41,6 +41,20 @@ Models = Annotated[
     list[str],
     typer.Option("--model", "-m", help="Model folder, or repository id on the Hub; several make an ensemble."),
 ]
+RuntimeName = Annotated[
+    str,
+    typer.Option(
+        "--runtime", envvar="CHEXPERT_HF_RUNTIME", help="torch, onnx, openvino, or auto: the fastest that is installed."
+    ),
+]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        envvar="CHEXPERT_HF_PRECISION",
+        help="fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -66,11 +80,20 @@ def options(
         raise typer.Exit
 
 
-def load_classifier(models: Sequence[str]) -> "CheXpertClassifier":
+def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
+    """Loads models; figures about a model are made with its own weights, in PyTorch and float32, unless one says."""
     from chexpert_hf.inference.classifier import CheXpertClassifier
 
     quiet_transformers()
-    return CheXpertClassifier.from_pretrained(models)
+    return CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+
+
+def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) -> "CheXpertClassifier":
+    """Loads models to score with, and says what will compute."""
+    classifier = load_classifier(models, runtime, precision)
+    for reason in dict.fromkeys(member.runtime.reason for member in classifier.members):
+        typer.echo(f"Computing with {reason}", err=True)
+    return classifier
 
 
 def quiet_transformers() -> None:

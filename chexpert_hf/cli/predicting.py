@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexpert_hf.cli.app import DISCLAIMER, AsJson, Models, app, load_classifier, progress_bar
+from chexpert_hf.cli.app import (
+    DISCLAIMER,
+    AsJson,
+    Models,
+    PrecisionName,
+    RuntimeName,
+    app,
+    load_fast_classifier,
+    progress_bar,
+)
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +55,8 @@ def predict(
     shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
     saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
+    runtime: RuntimeName = "auto",
+    precision: PrecisionName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score radiographs: the probability of each observation. Exit code 1 if a file could not be read."""
@@ -62,7 +73,7 @@ def predict(
     if found.num_outside:
         typer.echo(f"Links that lead out of their folder were left out: {found.num_outside:,}.", err=True)
     _refuse_overlays_among(paths or [], saliency)
-    classifier = load_classifier(model)
+    classifier = load_fast_classifier(model, runtime, precision)
     begin = time.monotonic()
     if target is None:
         summary = _to_standard_output(classifier, found.files, study, saliency, batch_size)
@@ -79,11 +90,13 @@ def demo(
     model: Models,
     host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
+    runtime: RuntimeName = "auto",
+    precision: PrecisionName = "auto",
 ) -> None:
     """Open the page: upload a radiograph, see scores and maps."""
     from chexpert_hf.demo import build_demo, launch
 
-    launch(build_demo(load_classifier(model)), host=host, port=port)
+    launch(build_demo(load_fast_classifier(model, runtime, precision)), host=host, port=port)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

@@ -1,14 +1,15 @@
 """A model's probabilities for a CheXpert data set, and their evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.scoring import read_ahead
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:
@@ -29,15 +30,13 @@ def predict_dataset(
     Raises:
         RadiographError: If an image cannot be read.
     """
-    files = image_files(dataset)
-
-    def images() -> Iterator[Image.Image]:
-        for file in files:
-            yield classifier.read(file)
+    rows = []
+    with closing(read_ahead(lambda file: classifier.prepare(classifier.read(file)), image_files(dataset))) as prepared:
+        for prediction in classifier.predict_prepared(prepared):
+            rows.append(list(prediction.probabilities.values()))
             if progress:
                 progress(1)
-
-    return np.array([list(item.probabilities.values()) for item in classifier.predict_images(images())])
+    return np.array(rows)
 
 
 def evaluate_dataset(

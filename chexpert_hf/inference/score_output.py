@@ -25,7 +25,7 @@ _ROW_GROUP = 10_000
 # On another processor or GPU the same model's probabilities move by less; those of another model by far more.
 _SAME_SCORE = 5e-4
 
-_COMPARED = ("observations", "row", "batch_size", "shard")
+_COMPARED = ("observations", "runtime", "row", "batch_size", "shard")
 _FINISHED = "finished"
 
 

@@ -198,6 +198,7 @@ def _record(
     return {
         "model": ", ".join(models),
         "observations": list(classifier.observations),
+        "runtime": [f"{member.runtime.name} {member.runtime.precision}" for member in classifier.members],
         "row": "study" if output.by_study else "radiograph",
         "batch_size": batch_size,
         "shard": asdict(shard),

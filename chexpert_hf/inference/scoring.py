@@ -20,7 +20,7 @@ from PIL import Image
 
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.inference.archives import ArchiveMember, RadiographFile, source_of
-from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
+from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 from chexpert_hf.inference.saliency import overlay
 
 T = TypeVar("T")
@@ -67,20 +67,21 @@ def score_files(
     waiting: deque[FileResult | None] = deque()
     read = read_ahead(lambda file: _read(classifier, file), files, threads=threads, ahead=batch_size)
     with closing(read) as images:
-        batches = _full_batches(images, waiting, batch_size)
-        for prediction in classifier.predict_images(batches, saliency=saliency, batch_size=batch_size):
+        blank = classifier.prepare(Image.new("L", (_BLANK_SIDE, _BLANK_SIDE)))
+        batches = _full_batches(images, blank, waiting, batch_size)
+        for prediction in classifier.predict_prepared(batches, saliency=saliency, batch_size=batch_size):
             result = waiting.popleft()
             if result is not None:
                 yield result if result.error is not None else FileResult(result.path, prediction)
 
 
 def _full_batches(
-    images: Iterable[tuple[RadiographFile, Image.Image | RadiographError]],
+    images: Iterable[tuple[RadiographFile, Prepared | RadiographError]],
+    blank: Prepared,
     waiting: deque[FileResult | None],
     batch_size: int,
-) -> Iterator[Image.Image]:
-    """An image for every file and for what is missing to a full batch; what each is goes to `waiting`."""
-    blank = Image.new("L", (_BLANK_SIDE, _BLANK_SIDE))
+) -> Iterator[Prepared]:
+    """A radiograph for every file and for what is missing to a full batch; what each is goes to `waiting`."""
     count = 0
     for file, image in images:
         count += 1
@@ -92,15 +93,15 @@ def _full_batches(
         yield blank
 
 
-def _read(classifier: CheXpertClassifier, file: RadiographFile) -> tuple[RadiographFile, Image.Image | RadiographError]:
+def _read(classifier: CheXpertClassifier, file: RadiographFile) -> tuple[RadiographFile, Prepared | RadiographError]:
     try:
-        return file, classifier.read(source_of(file))
+        return file, classifier.prepare(classifier.read(source_of(file)))
     except RadiographError as error:
         return file, error
 
 
 def read_ahead(
-    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int
+    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
 ) -> Generator[R, None, None]:
     """Maps `function` over `items` in threads, in order, with a bounded number of results that nobody has taken yet.
 

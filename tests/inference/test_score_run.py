@@ -169,7 +169,7 @@ def test_batches_stay_where_they_are_in_the_list(classifier, files, tmp_path, mo
     predict = classifier._predict_batch
 
     def record(images, saliency):
-        batches.append([image.tobytes() for image in images])
+        batches.append([image.gray[0].numpy().tobytes() for image in images])
         return predict(images, saliency)
 
     monkeypatch.setattr(classifier, "_predict_batch", record)
