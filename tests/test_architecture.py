@@ -19,6 +19,7 @@ GROUPS = [
     ["quickstart"],
     ["page"],
     ["demo"],
+    ["bench"],
     ["cli"],
 ]
 TRAVELLING = GROUPS[1]

@@ -1,6 +1,7 @@
 """The command line: one thin command per capability. Heavy imports happen inside the commands."""
 
 from chexpert_hf.cli import (  # noqa: F401 - each adds its commands to the application
+    benchmarking,
     checking,
     evaluating,
     exporting,

@@ -1,0 +1,72 @@
+"""What a benchmark is run on: a model, radiographs, and a description of the machine."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.errors import InputError
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.archives import ArchiveMember
+from chexpert_hf.inference.files import find_radiographs
+from chexpert_hf.inference.sample_images import phantoms
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+_DISTINCT = 32
+"""Phantoms that are drawn; more files are copies of them."""
+
+
+def untrained_model(folder: Path, image_size: int) -> Path:
+    """A DenseNet121 with random weights as a model folder, with statistics from a few phantoms.
+
+    Without these the activations of an untrained network grow from layer to layer, and so do rounding errors.
+    """
+    torch.manual_seed(0)
+    model = CheXpertForImageClassification(CheXpertConfig()).train()
+    processor = CheXpertImageProcessor(size={"height": image_size, "width": image_size})
+    pixel_values = processor(phantoms(8, seed=0), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        for _ in range(8):
+            model(pixel_values)
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
+    """Paths of radiographs: those of a folder, or phantoms as JPEGs of 390 pixels."""
+    if folder is None:
+        scratch.mkdir()
+        return [str(path) for path in _phantom_files(scratch, limit)]
+    files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]
+    if not files:
+        raise InputError(f"{folder} holds no radiographs but in archives; expected files.")
+    return [str(file) for file in files[:limit]]
+
+
+def _phantom_files(folder: Path, count: int) -> list[Path]:
+    drawn = phantoms(min(count, _DISTINCT), seed=0)
+    images = [image.resize((390, 390), Image.Resampling.BILINEAR) for image in drawn]
+    paths = []
+    for number in range(count):
+        paths.append(folder / f"{number:05d}.jpg")
+        images[number % len(images)].save(paths[-1], quality=90)
+    return paths
+
+
+def machine() -> str:
+    """Processor, cores and versions in a line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

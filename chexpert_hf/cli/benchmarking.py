@@ -1,0 +1,53 @@
+"""How fast it is here: bench."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.errors import InputError
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model folder; a DenseNet121 that was never trained, if none.")
+    ] = None,
+    images: Annotated[Path | None, typer.Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
+    limit: Annotated[int, typer.Option(min=8, help="At most so many radiographs.")] = 256,
+    image_size: Annotated[int, typer.Option(min=32, help="Of the untrained model, in pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images through the network at once.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
+    saliency: Annotated[bool, typer.Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Speed, memory and exactness of each runtime on this machine, next to other packages that are installed."""
+    from chexpert_hf.bench.contenders import installed_specs
+    from chexpert_hf.bench.measure import as_table, run_benchmark
+    from chexpert_hf.bench.subjects import machine, radiographs, untrained_model
+
+    quiet_transformers()
+    with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
+        folder = model or untrained_model(Path(scratch) / "model", image_size)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no config.json; expected a model folder.")
+        paths = radiographs(images, limit, Path(scratch) / "phantoms")
+        specs = installed_specs(folder, batch_size, saliency)
+        if only:
+            specs = [spec for spec in specs if any(part.strip() in spec.name for part in only.split(","))]
+        if not specs:
+            raise InputError(f"No contender's name has {only!r} in it; leave --only out to see them all.")
+        results = run_benchmark(specs, paths, rounds=rounds, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(
+            json.dumps({"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]})
+        )
+        return
+    typer.echo(f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds.")
+    typer.echo(as_table(results))
