@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.scoring import score_files
+from chexpert_hf.inference.folders.scoring import score_files
 
 XRV_SIZE = 224
 

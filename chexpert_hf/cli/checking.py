@@ -51,7 +51,7 @@ def _check(
 ) -> "SanityChecks":
     from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.data.tables import find_table
-    from chexpert_hf.inference.files import find_radiographs
+    from chexpert_hf.inference.folders.files import find_radiographs
     from chexpert_hf.inference.sanity import check_sanity, dataset_sanity, sample_rows
 
     folder = Path(paths[0])

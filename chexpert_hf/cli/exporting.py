@@ -10,7 +10,7 @@ import typer
 from chexpert_hf.cli.app import AsJson, app, quiet_transformers
 
 if TYPE_CHECKING:
-    from chexpert_hf.inference.export import ExportedGraph
+    from chexpert_hf.inference.graphs.export import ExportedGraph
 
 
 class GraphRuntime(str, Enum):
@@ -44,7 +44,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a model for OpenVINO or ONNX Runtime, compared with PyTorch before it is kept."""
-    from chexpert_hf.inference.export import export_model
+    from chexpert_hf.inference.graphs.export import export_model
 
     quiet_transformers()
     exported = export_model(

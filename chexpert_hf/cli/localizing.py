@@ -10,7 +10,7 @@ from chexpert_hf.cli.app import AsJson, Data, Models, Split, app, load_classifie
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
-    from chexpert_hf.inference.ground_truth import GroundTruth
+    from chexpert_hf.inference.localization.ground_truth import GroundTruth
 
 
 @app.command()
@@ -39,9 +39,9 @@ def localize(
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
     from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.data.tables import find_dataset_folder
-    from chexpert_hf.inference.ground_truth import find_ground_truth
-    from chexpert_hf.inference.localization_report import as_dictionary, as_text, write_localization
-    from chexpert_hf.inference.localize import localize_dataset, rows_with_truth
+    from chexpert_hf.inference.localization.ground_truth import find_ground_truth
+    from chexpert_hf.inference.localization.localization_report import as_dictionary, as_text, write_localization
+    from chexpert_hf.inference.localization.localize import localize_dataset, rows_with_truth
     from chexpert_hf.inference.reporting import patient_warnings
 
     number = _parse_threshold(threshold)
@@ -91,7 +91,7 @@ def _parse_threshold(text: str) -> float | None:
 
 def _elsewhere(truth: "GroundTruth", paths: list[str]) -> list[str]:
     """A line about images with boxes that are not in this split."""
-    from chexpert_hf.inference.ground_truth import Boxes
+    from chexpert_hf.inference.localization.ground_truth import Boxes
 
     others = sorted(set(truth.images()) - set(paths)) if isinstance(truth, Boxes) else []
     if not others:

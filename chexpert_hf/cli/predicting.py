@@ -26,11 +26,11 @@ from chexpert_hf.errors import InputError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from chexpert_hf.inference.archives import RadiographFile
     from chexpert_hf.inference.classifier import CheXpertClassifier
-    from chexpert_hf.inference.score_output import ScoreOutput
-    from chexpert_hf.inference.score_run import ScoreSummary, Shard
-    from chexpert_hf.inference.scoring import FileResult
+    from chexpert_hf.inference.folders.archives import RadiographFile
+    from chexpert_hf.inference.folders.score_output import ScoreOutput
+    from chexpert_hf.inference.folders.score_run import ScoreSummary, Shard
+    from chexpert_hf.inference.folders.scoring import FileResult
 
 REPORT_SECONDS = 30
 """How often progress is a line on standard error, where that is no terminal."""
@@ -60,8 +60,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Score radiographs: the probability of each observation. Exit code 1 if a file could not be read."""
-    from chexpert_hf.inference.files import find_radiographs, read_list
-    from chexpert_hf.inference.score_run import score_to_file
+    from chexpert_hf.inference.folders.files import find_radiographs, read_list
+    from chexpert_hf.inference.folders.score_run import score_to_file
 
     if not paths and listed is None:
         raise InputError("Expected radiographs, folders, ZIP archives, patterns, or a --list of them; got none.")
@@ -101,7 +101,7 @@ def demo(
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
     """The shard that was asked for, or that a launcher gave this process, whose output then needs a name of its own."""
-    from chexpert_hf.inference.score_run import Shard
+    from chexpert_hf.inference.folders.score_run import Shard
 
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -127,7 +127,7 @@ def _take_device(count: int) -> None:
 def _output(
     path: Path | None, suffix: str, by_study: bool, resume: bool, overwrite: bool, overlays: Path | None
 ) -> "ScoreOutput | None":
-    from chexpert_hf.inference.score_output import Existing, ScoreOutput
+    from chexpert_hf.inference.folders.score_output import Existing, ScoreOutput
 
     if resume and overwrite:
         raise InputError("Expected one of --resume and --overwrite, got both.")
@@ -154,9 +154,9 @@ def _to_standard_output(
     overlays: Path | None,
     batch_size: int,
 ) -> "ScoreSummary":
-    from chexpert_hf.inference import score_run
-    from chexpert_hf.inference.score_table import CsvLines
-    from chexpert_hf.inference.scoring import common_folder
+    from chexpert_hf.inference.folders import score_run
+    from chexpert_hf.inference.folders.score_table import CsvLines
+    from chexpert_hf.inference.folders.scoring import common_folder
 
     failed = 0
     with progress_bar(0, "radiographs") as bar:

@@ -21,9 +21,9 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.graphs.sessions import TorchRuntime
 from chexpert_hf.inference.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
-from chexpert_hf.inference.sessions import TorchRuntime
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.scoring import read_ahead
+from chexpert_hf.inference.folders.scoring import read_ahead
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.evaluation.sanity import RemovalCheck, check_removal, removal_steps
-from chexpert_hf.inference.archives import RadiographFile, source_of
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
+from chexpert_hf.inference.folders.archives import RadiographFile, source_of
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 PAIRS = 12

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.graph_cache import SESSIONS, converted_graph
-from chexpert_hf.inference.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
-from chexpert_hf.inference.sessions import TorchRuntime, openvino_has_bf16, torch_has_bf16
+from chexpert_hf.inference.graphs.graph_cache import SESSIONS, converted_graph
+from chexpert_hf.inference.graphs.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
+from chexpert_hf.inference.graphs.sessions import TorchRuntime, openvino_has_bf16, torch_has_bf16
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]

@@ -8,9 +8,9 @@ import zipfile
 import pytest
 
 from chexpert_hf.data.radiograph import RadiographError
-from chexpert_hf.inference import archives
-from chexpert_hf.inference.archives import ArchiveMember, source_of
-from chexpert_hf.inference.files import find_radiographs
+from chexpert_hf.inference.folders import archives
+from chexpert_hf.inference.folders.archives import ArchiveMember, source_of
+from chexpert_hf.inference.folders.files import find_radiographs
 
 
 def write_zip(path, members, compression=zipfile.ZIP_DEFLATED):

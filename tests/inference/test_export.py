@@ -15,10 +15,10 @@ import chexpert_hf
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor, cli
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference import export
-from chexpert_hf.inference.export import export_model
-from chexpert_hf.inference.graph_files import GRAPH_FILES, hashes, read_records, sha256_of, write_records
-from chexpert_hf.inference.parity import Parity
+from chexpert_hf.inference.graphs import export
+from chexpert_hf.inference.graphs.export import export_model
+from chexpert_hf.inference.graphs.graph_files import GRAPH_FILES, hashes, read_records, sha256_of, write_records
+from chexpert_hf.inference.graphs.parity import Parity
 from chexpert_hf.inference.runtimes import Precision, RuntimeName, open_runtime
 
 onnx = pytest.importorskip("onnx")
@@ -281,9 +281,9 @@ def test_int8_is_quantised_on_the_radiographs_of_a_folder_and_judged_on_others(f
 def test_int8_is_quantised_on_the_train_split_of_a_chexpert_folder(folder, tmp_path, fast, monkeypatch):
     write_phantoms(tmp_path / "phantoms", num_studies=20, seed=3, valid_fraction=0.5)
     read = []
-    reader = chexpert_hf.inference.sample_images.read_radiograph
+    reader = chexpert_hf.inference.graphs.sample_images.read_radiograph
     monkeypatch.setattr(
-        "chexpert_hf.inference.sample_images.read_radiograph",
+        "chexpert_hf.inference.graphs.sample_images.read_radiograph",
         lambda path, **options: read.append(path) or reader(path, **options),
     )
     record = export_model(folder, "onnx", "int8", calibration=tmp_path / "phantoms").record
@@ -337,7 +337,7 @@ def test_a_damaged_graph_is_not_used(name, exported):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_graph_that_its_runtime_cannot_read_is_passed_over(precision, exported, fast, monkeypatch):
-    monkeypatch.setattr("chexpert_hf.inference.graph_cache.write_graph", export.write_graph)
+    monkeypatch.setattr("chexpert_hf.inference.graphs.graph_cache.write_graph", export.write_graph)
     name = GRAPH_FILES[RuntimeName.ONNX, Precision(precision)]
     (exported / name).write_bytes(b"of a later version")
     records = read_records(exported)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.archives import ArchiveMember
-from chexpert_hf.inference.files import find_radiographs, read_list
+from chexpert_hf.inference.folders.archives import ArchiveMember
+from chexpert_hf.inference.folders.files import find_radiographs, read_list
 
 
 def write_image(path):

@@ -18,10 +18,21 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.chexlocalize import TASKS, observation_of, write_segmentations
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
 from chexpert_hf.evaluation.localization import box_mask, find_peak, iou, saliency_mask
-from chexpert_hf.inference.ground_truth import Boxes, GroundTruthError, MaskFolder, Segmentations, find_ground_truth
-from chexpert_hf.inference.localization_report import as_dictionary, as_markdown, as_text, write_localization
-from chexpert_hf.inference.localize import localize_dataset, tune_thresholds
-from chexpert_hf.inference.pointing import BASELINES, coarse_map, map_at, scored_images, untrained_like
+from chexpert_hf.inference.localization.ground_truth import (
+    Boxes,
+    GroundTruthError,
+    MaskFolder,
+    Segmentations,
+    find_ground_truth,
+)
+from chexpert_hf.inference.localization.localization_report import (
+    as_dictionary,
+    as_markdown,
+    as_text,
+    write_localization,
+)
+from chexpert_hf.inference.localization.localize import localize_dataset, tune_thresholds
+from chexpert_hf.inference.localization.pointing import BASELINES, coarse_map, map_at, scored_images, untrained_like
 from chexpert_hf.inference.saliency import SaliencyMaps
 from chexpert_hf.labels import OBSERVATIONS
 

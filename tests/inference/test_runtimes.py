@@ -15,11 +15,12 @@ import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference import graph_cache, runtimes
-from chexpert_hf.inference.graph_cache import cache_folder, converted_graph
-from chexpert_hf.inference.graph_files import fingerprint
+from chexpert_hf.inference import runtimes
+from chexpert_hf.inference.graphs import graph_cache
+from chexpert_hf.inference.graphs.graph_cache import cache_folder, converted_graph
+from chexpert_hf.inference.graphs.graph_files import fingerprint
+from chexpert_hf.inference.graphs.sessions import torch_has_bf16
 from chexpert_hf.inference.runtimes import RuntimeName, open_runtime
-from chexpert_hf.inference.sessions import torch_has_bf16
 from chexpert_hf.labels import PARENTS
 
 from ..conftest import TINY

@@ -20,12 +20,12 @@ from chexpert_hf import CheXpertClassifier
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import maximum_per_study
-from chexpert_hf.inference import score_run
-from chexpert_hf.inference.files import find_radiographs
-from chexpert_hf.inference.score_output import Existing, ScoreOutput
-from chexpert_hf.inference.score_run import Shard, Watcher, score_to_file
-from chexpert_hf.inference.scoring import FileResult
-from chexpert_hf.inference.studies import study_of, study_rows
+from chexpert_hf.inference.folders import score_run
+from chexpert_hf.inference.folders.files import find_radiographs
+from chexpert_hf.inference.folders.score_output import Existing, ScoreOutput
+from chexpert_hf.inference.folders.score_run import Shard, Watcher, score_to_file
+from chexpert_hf.inference.folders.scoring import FileResult
+from chexpert_hf.inference.folders.studies import study_of, study_rows
 
 NUM_FILES = 60
 BAD = (0, 17, 18, 59)
@@ -123,8 +123,8 @@ def test_killed_by_the_operating_system_and_resumed_the_bytes_are_the_same(class
     code = (
         "import sys, time, torch; from pathlib import Path; torch.set_num_threads(1)\n"
         "from chexpert_hf import CheXpertClassifier\n"
-        "from chexpert_hf.inference.score_output import ScoreOutput\n"
-        "from chexpert_hf.inference.score_run import score_to_file\n"
+        "from chexpert_hf.inference.folders.score_output import ScoreOutput\n"
+        "from chexpert_hf.inference.folders.score_run import score_to_file\n"
         "classifier = CheXpertClassifier.from_pretrained(sys.argv[1], device='cpu')\n"
         "read = classifier.read\n"
         "classifier.read = lambda source: (time.sleep(.02), read(source))[1]\n"

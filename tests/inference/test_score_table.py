@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference import score_table
-from chexpert_hf.inference.score_output import read_rows, write_table
-from chexpert_hf.inference.score_table import CsvLines, GrowingTable, JsonLines, Kept, readable, take_up
+from chexpert_hf.inference.folders import score_table
+from chexpert_hf.inference.folders.score_output import read_rows, write_table
+from chexpert_hf.inference.folders.score_table import CsvLines, GrowingTable, JsonLines, Kept, readable, take_up
 
 COLUMNS = ["path", "Edema", "Fracture", "error"]
 AWKWARD = [

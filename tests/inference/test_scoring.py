@@ -12,8 +12,8 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.data.radiograph import RadiographError
-from chexpert_hf.inference.files import find_radiographs
-from chexpert_hf.inference.scoring import (
+from chexpert_hf.inference.folders.files import find_radiographs
+from chexpert_hf.inference.folders.scoring import (
     FileResult,
     common_folder,
     overlay_folder,

@@ -12,7 +12,7 @@ from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.data.tables import SPLIT_FILES, find_table
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.dataset import image_files
-from chexpert_hf.inference.files import SUFFIXES
+from chexpert_hf.inference.folders.files import SUFFIXES
 from chexpert_hf.labels import OBSERVATIONS
 
 _FEWEST = 10  # ranges of activations from fewer images are chance

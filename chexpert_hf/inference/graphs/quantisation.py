@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.inference.conversion import INPUT, without_origin
-from chexpert_hf.inference.graph_files import RuntimeName
-from chexpert_hf.inference.optional_libraries import import_nncf, import_onnxruntime, import_openvino
+from chexpert_hf.inference.graphs.conversion import INPUT, without_origin
+from chexpert_hf.inference.graphs.graph_files import RuntimeName
+from chexpert_hf.inference.graphs.optional_libraries import import_nncf, import_onnxruntime, import_openvino
 
 if TYPE_CHECKING:
     import onnx

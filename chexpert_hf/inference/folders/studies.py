@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from chexpert_hf.inference.score_table import Cell
+from chexpert_hf.inference.folders.score_table import Cell
 
 STUDY_COLUMNS = ("study", "views")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chexpert_hf.inference.conversion import INPUT, OUTPUTS
-from chexpert_hf.inference.graph_files import Precision, RuntimeName
-from chexpert_hf.inference.optional_libraries import import_onnxruntime, import_openvino
+from chexpert_hf.inference.graphs.conversion import INPUT, OUTPUTS
+from chexpert_hf.inference.graphs.graph_files import Precision, RuntimeName
+from chexpert_hf.inference.graphs.optional_libraries import import_onnxruntime, import_openvino
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 _LOGITS, _SALIENCY = OUTPUTS

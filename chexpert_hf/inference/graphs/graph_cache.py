@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from chexpert_hf.inference.conversion import write_graph
-from chexpert_hf.inference.graph_files import (
+from chexpert_hf.inference.graphs.conversion import write_graph
+from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
     GraphError,
     GraphRecord,
@@ -27,8 +27,8 @@ from chexpert_hf.inference.graph_files import (
     versions_of,
     write_records,
 )
-from chexpert_hf.inference.parity import measure_parity
-from chexpert_hf.inference.sessions import ONNXRuntime, OpenVINORuntime
+from chexpert_hf.inference.graphs.parity import measure_parity
+from chexpert_hf.inference.graphs.sessions import ONNXRuntime, OpenVINORuntime
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 SESSIONS: Mapping[RuntimeName, type[OpenVINORuntime] | type[ONNXRuntime]] = {

@@ -35,8 +35,8 @@ from chexpert_hf.evaluation.localization import (
 )
 from chexpert_hf.evaluation.metrics import FloatArray
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.ground_truth import GroundTruth
-from chexpert_hf.inference.pointing import (
+from chexpert_hf.inference.localization.ground_truth import GroundTruth
+from chexpert_hf.inference.localization.pointing import (
     BASELINES,
     MODEL,
     ScoredImage,

@@ -12,18 +12,18 @@ from PIL import Image
 
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.archives import RadiographFile
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.score_output import ScoreOutput, read_rows, write_table
-from chexpert_hf.inference.score_table import (
+from chexpert_hf.inference.folders.archives import RadiographFile
+from chexpert_hf.inference.folders.score_output import ScoreOutput, read_rows, write_table
+from chexpert_hf.inference.folders.score_table import (
     Cell,
     GrowingTable,
     lines_of,
     readable,
     take_up,
 )
-from chexpert_hf.inference.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
-from chexpert_hf.inference.studies import STUDY_COLUMNS, study_rows
+from chexpert_hf.inference.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
+from chexpert_hf.inference.folders.studies import STUDY_COLUMNS, study_rows
 
 
 @dataclass(frozen=True)

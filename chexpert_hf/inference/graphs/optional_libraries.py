@@ -8,7 +8,7 @@ import os
 import sys
 from types import ModuleType
 
-from chexpert_hf.inference.graph_files import GraphError
+from chexpert_hf.inference.graphs.graph_files import GraphError
 
 
 def import_openvino() -> ModuleType:

@@ -13,8 +13,8 @@ import numpy as np
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.localization import PRIORS, Localization
 from chexpert_hf.evaluation.report import as_estimate
-from chexpert_hf.inference.localize import LocalizationResult, ObservationLocalization, Thresholds
-from chexpert_hf.inference.pointing import BASELINES, MODEL
+from chexpert_hf.inference.localization.localize import LocalizationResult, ObservationLocalization, Thresholds
+from chexpert_hf.inference.localization.pointing import BASELINES, MODEL
 
 _POINTERS = (MODEL, *BASELINES)
 

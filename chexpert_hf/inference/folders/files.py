@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError
 from chexpert_hf.data.raster import format_of
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.archives import ArchiveMember, RadiographFile, is_archive, open_archive
+from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile, is_archive, open_archive
 
 # Only for the choice in folders, where a damaged radiograph should be reported: what a file is, its content tells.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})

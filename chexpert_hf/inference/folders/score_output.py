@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.score_table import Cell, GrowingTable, JsonLines, lines_of, writing
+from chexpert_hf.inference.folders.score_table import Cell, GrowingTable, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 

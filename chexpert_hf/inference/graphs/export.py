@@ -19,9 +19,9 @@ from torch import Tensor
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import load_model
-from chexpert_hf.inference.conversion import write_graph
-from chexpert_hf.inference.graph_cache import PACKAGES, SESSIONS
-from chexpert_hf.inference.graph_files import (
+from chexpert_hf.inference.graphs.conversion import write_graph
+from chexpert_hf.inference.graphs.graph_cache import PACKAGES, SESSIONS
+from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
     GraphRecord,
     Precision,
@@ -34,9 +34,9 @@ from chexpert_hf.inference.graph_files import (
     versions_of,
     write_records,
 )
-from chexpert_hf.inference.parity import measure_parity
-from chexpert_hf.inference.quantisation import halve_graph, quantise_graph
-from chexpert_hf.inference.sample_images import phantoms, radiographs, reference_phantom
+from chexpert_hf.inference.graphs.parity import measure_parity
+from chexpert_hf.inference.graphs.quantisation import halve_graph, quantise_graph
+from chexpert_hf.inference.graphs.sample_images import phantoms, radiographs, reference_phantom
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 CALIBRATION_IMAGES = 200

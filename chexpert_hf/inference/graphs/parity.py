@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chexpert_hf.inference.graph_files import Precision
+from chexpert_hf.inference.graphs.graph_files import Precision
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 BOUNDS: Mapping[Precision, tuple[str, float]] = {

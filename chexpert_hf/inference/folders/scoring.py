@@ -19,8 +19,8 @@ from typing import TypeVar
 from PIL import Image
 
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
-from chexpert_hf.inference.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
+from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.inference.saliency import overlay
 
 T = TypeVar("T")

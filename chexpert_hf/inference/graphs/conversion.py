@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chexpert_hf.inference.graph_files import GraphError, RuntimeName
-from chexpert_hf.inference.optional_libraries import import_openvino
+from chexpert_hf.inference.graphs.graph_files import GraphError, RuntimeName
+from chexpert_hf.inference.graphs.optional_libraries import import_openvino
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Folders of radiographs, of any size, to tables of scores."""

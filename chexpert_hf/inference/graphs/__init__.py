@@ -1,0 +1,1 @@
+"""Models as graphs of ONNX Runtime and OpenVINO: conversion, quantisation, parity, cache and export."""

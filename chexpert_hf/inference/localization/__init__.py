@@ -1,0 +1,1 @@
+"""Do maps point at findings whose places are known?"""
