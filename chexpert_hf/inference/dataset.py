@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
-from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.classifier import CheXpertClassifier, Prepared
 from chexpert_hf.inference.folders.scoring import read_ahead
 
 
@@ -31,7 +31,11 @@ def predict_dataset(
         RadiographError: If an image cannot be read.
     """
     rows = []
-    with closing(read_ahead(lambda file: classifier.prepare(classifier.read(file)), image_files(dataset))) as prepared:
+
+    def read(file: str) -> Prepared:
+        return classifier.prepare(classifier.read(file))
+
+    with closing(read_ahead(read, image_files(dataset))) as prepared:
         for prediction in classifier.predict_prepared(prepared):
             rows.append(list(prediction.probabilities.values()))
             if progress:

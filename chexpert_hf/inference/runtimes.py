@@ -80,8 +80,8 @@ def open_runtime(
 ) -> Runtime:
     """Makes a model ready to compute.
 
-    `precision="auto"` is bf16 where the processor multiplies bf16 (with PyTorch on CUDA and CPU, and OpenVINO), else
-    fp32. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
+    `precision="auto"` is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else fp32. fp16 is PyTorch on
+    a GPU, or an exported graph; int8 is always an exported graph.
 
     Args:
         model: The model. PyTorch computes with this very one: it is moved to the device.
@@ -137,7 +137,8 @@ def _open(name: RuntimeName, request: _Request) -> Runtime:
 def _open_torch(request: _Request) -> Runtime:
     precision, device = request.precision, request.device
     if precision is Precision.AUTO:
-        precision = Precision.BF16 if torch_has_bf16(device) else Precision.FP32
+        # Not on a GPU: there the network waits for the files, and autocast was slower (README, Speed).
+        precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
     opened = TorchRuntime(request.model, precision, device, request.num_threads)

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from PIL import Image
 
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
@@ -116,7 +117,7 @@ def read_ahead(
     """
     items = iter(items)
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads or _num_threads(), "radiographs") as executor:
+    with _executor(threads) as executor:
         try:
             pending.extend(executor.submit(function, item) for item in islice(items, ahead))
             while pending:
@@ -125,6 +126,14 @@ def read_ahead(
                 yield result
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _executor(threads: int | None) -> ThreadPoolExecutor:
+    # Each thread that calls torch gets helpers of its own, as many as there are cores, which then spin beside the
+    # model: without them a model in PyTorch was 30 % faster. It is said in the thread and holds for it alone.
+    return ThreadPoolExecutor(
+        threads or _num_threads(), "radiographs", initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 def _num_threads() -> int:

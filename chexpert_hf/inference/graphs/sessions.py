@@ -30,12 +30,8 @@ _ERRORS_ONLY = 3
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
-def torch_has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32 on a device: its processor multiplies it, as far as torch can tell."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
+def torch_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16, as far as torch can tell."""
     # Of torch 2.9 and newer; older ones do not say.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
