@@ -20,6 +20,10 @@ def phantom(
     output: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
+    valid_fraction: Annotated[
+        float,
+        typer.Option(min=0.001, max=0.999, help="Share of the studies in valid.csv; the others are in train.csv."),
+    ] = 0.2,
 ) -> None:
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
     from chexpert_hf.data.phantom import write_phantoms
@@ -30,6 +34,7 @@ def phantom(
                 output,
                 num_studies=studies,
                 seed=seed,
+                valid_fraction=valid_fraction,
                 workers=os.cpu_count() or 1,
                 progress=lambda done: bar.update(done - bar.n),
             )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prepared
-from chexpert_hf.inference.folders.scoring import read_ahead
+from chexpert_hf.inference.folders.scoring import read_for
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:
@@ -35,7 +35,7 @@ def predict_dataset(
     def read(file: str) -> Prepared:
         return classifier.prepare(classifier.read(file))
 
-    with closing(read_ahead(read, image_files(dataset))) as prepared:
+    with closing(read_for(classifier, read, image_files(dataset))) as prepared:
         for prediction in classifier.predict_prepared(prepared):
             rows.append(list(prediction.probabilities.values()))
             if progress:

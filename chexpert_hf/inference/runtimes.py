@@ -39,11 +39,13 @@ class Runtime(Protocol):
         name: "torch", "onnx" or "openvino".
         precision: "fp32", "bf16", "fp16" or "int8".
         reason: What was chosen and why, in a line for a user.
+        is_on_cpu: Whether it computes on the cores that everything else needs, too.
     """
 
     name: str
     precision: str
     reason: str
+    is_on_cpu: bool
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
         """Scores a batch.

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
@@ -18,6 +19,8 @@ from chexpert_hf.inference.folders.scoring import (
     common_folder,
     overlay_folder,
     read_ahead,
+    read_for,
+    read_in_waves,
     score_files,
     write_overlays,
 )
@@ -236,3 +239,30 @@ def test_a_radiograph_error_is_a_result_and_no_end(classifier, monkeypatch, fold
     monkeypatch.setattr(classifier, "read", refuse)
     results = list(score_files(classifier, find_radiographs([folder]).files, batch_size=3))
     assert [result.error for result in results] == ["all are bad"] * 7
+
+
+def test_between_the_batches_of_a_network_on_a_cpu_a_wave_is_read_and_nothing_while_it_computes():
+    begun = []
+    waves = read_in_waves(lambda item: begun.append(item) or -item, range(7), threads=2, wave=3)
+    assert next(waves) == 0
+    assert sorted(begun) == [0, 1, 2]
+    assert [next(waves), next(waves)] == [-1, -2]
+    assert len(begun) == 3
+    assert list(waves) == [-3, -4, -5, -6]
+
+
+def test_a_gpu_is_read_for_while_it_computes(classifier, monkeypatch):
+    monkeypatch.setattr(classifier.runtime, "is_on_cpu", False)
+    begun = []
+    ahead = read_for(classifier, lambda item: begun.append(item) or item, range(40), threads=1, batch_size=8)
+    next(ahead)
+    next(ahead)
+    assert len(begun) > 1
+    assert list(ahead) == list(range(2, 40))
+
+
+def test_readers_leave_the_networks_threads_alone():
+    """Torch in a reader must not start helpers, and what is said in the reader must not reach the network's thread."""
+    before = torch.get_num_threads()
+    assert set(read_in_waves(lambda _: torch.get_num_threads(), range(4), threads=2, wave=4)) == {1}
+    assert torch.get_num_threads() == before

@@ -66,6 +66,7 @@ class TorchRuntime:
         num_threads: int | None = None,
     ) -> None:
         self.precision, self.reason = precision.value, ""
+        self.is_on_cpu = device.type == "cpu"
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._dtype = _AUTOCAST.get(precision)
@@ -95,6 +96,7 @@ class OpenVINORuntime:
     """
 
     name = RuntimeName.OPENVINO.value
+    is_on_cpu = True
 
     def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
         openvino = import_openvino()
@@ -132,6 +134,7 @@ class ONNXRuntime:
     """
 
     name = RuntimeName.ONNX.value
+    is_on_cpu = True
 
     def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
         onnxruntime = import_onnxruntime()
