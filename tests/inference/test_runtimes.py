@@ -320,7 +320,7 @@ def test_what_there_is_not_is_refused_in_a_line(options, message, tiny_model):
 def test_a_runtime_that_is_not_installed_names_the_pip_command(package, tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     name = package.removesuffix("runtime")
-    with pytest.raises(InputError, match=rf'is not installed: pip install "chexpert-hf\[{name}\]"'):
+    with pytest.raises(InputError, match=rf'pip install "chexpert-hf\[{name}\]"'):
         opened(tiny_model, name, "fp32")
 
 
