@@ -100,6 +100,16 @@ class CheXpertImageProcessor(TorchvisionBackend):
         x, y = width / resized_width, height / resized_height
         return left * x, top * y, right * x, bottom * y
 
+    def pixel_values_of(self, gray: torch.Tensor) -> torch.Tensor:
+        """`pixel_values` of gray levels that are resized already.
+
+        Args:
+            gray: `(batch, 1, height, width)` uint8, what this processor gives without `do_rescale` and `do_normalize`.
+        """
+        return self.rescale_and_normalize(
+            gray, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
+        )
+
     def fetch_images(self, images: Any) -> Any:
         """Opens paths with PIL, so that a 16-bit file is seen as such and not saturated on the way."""
         if isinstance(images, (list, tuple)):

@@ -104,3 +104,17 @@ def test_a_saved_processor_is_the_same(tmp_path):
     assert loaded.num_channels == 1
     expected = processor(GRAY, return_tensors="pt")["pixel_values"]
     assert torch.equal(loaded(GRAY, return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("statistics", [{}, {"image_mean": [0.5], "image_std": [0.25]}, {"do_normalize": False}])
+def test_resizing_first_and_normalising_in_a_batch_later_gives_the_same_pixel_values(statistics):
+    processor = CheXpertImageProcessor(size={"height": 40, "width": 32}, **statistics)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (60 + place, 50), dtype=np.uint8)) for place in range(3)]
+    gray = [
+        processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        for image in images
+    ]
+    assert gray[0].dtype == torch.uint8
+    later = processor.pixel_values_of(torch.stack(gray))
+    assert torch.equal(later, processor(images, return_tensors="pt")["pixel_values"])

@@ -71,7 +71,7 @@ class OurContender:
         )
         height, width = self._classifier.processor.output_size
         gray = np.random.default_rng(0).integers(0, 256, (spec.batch_size, 1, height, width), dtype=np.uint8)
-        self._pixel_values = self._classifier.normalise(torch.from_numpy(gray))
+        self._pixel_values = self._classifier.processor.pixel_values_of(torch.from_numpy(gray))
 
     def score(self, paths: Sequence[str]) -> NDArray[np.floating]:
         results = score_files(self._classifier, paths, saliency=self._spec.saliency, batch_size=self._spec.batch_size)
@@ -168,7 +168,7 @@ class GradCAMContender:
     def score(self, paths: Sequence[str]) -> None:
         for path in paths:
             prepared = self._classifier.prepare(self._classifier.read(path))
-            self._maps(self._classifier.normalise(prepared.gray[0][None]))
+            self._maps(self._classifier.processor.pixel_values_of(prepared.gray[0][None]))
 
     def forward(self, count: int) -> None:
         self._maps(self._pixel_values[:count])

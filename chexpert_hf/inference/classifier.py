@@ -258,7 +258,7 @@ class CheXpertClassifier:
     @torch.inference_mode()
     def _predict_batch(self, batch: list[Prepared], saliency: bool) -> Iterator[Prediction]:
         outputs = [
-            member.runtime(member.normalise(torch.stack([one.gray[place] for one in batch])), saliency=saliency)
+            member._forward(torch.stack([one.gray[place] for one in batch]), saliency)
             for place, member in enumerate(self.members)
         ]
         probabilities = torch.stack([logits.sigmoid() for logits, _ in outputs]).mean(dim=0).cpu().numpy()
@@ -266,17 +266,8 @@ class CheXpertClassifier:
             maps = self._maps([maps[row] for _, maps in outputs if maps is not None], one.size) if saliency else None
             yield self._prediction(probabilities[row], maps)
 
-    def normalise(self, gray: Tensor) -> Tensor:
-        """`pixel_values` of gray levels `(batch, 1, height, width)`, as the image processor makes them."""
-        processor = self.processor
-        return processor.rescale_and_normalize(
-            gray,
-            processor.do_rescale,
-            processor.rescale_factor,
-            processor.do_normalize,
-            processor.image_mean,
-            processor.image_std,
-        )
+    def _forward(self, gray: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
+        return self.runtime(self.processor.pixel_values_of(gray), saliency=saliency)
 
     def _maps(self, saliencies: list[Tensor], size: tuple[int, int]) -> SaliencyMaps:
         """The mean of the members' maps `(num_labels, h, w)` of one radiograph of `size`."""

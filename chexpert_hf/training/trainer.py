@@ -48,14 +48,7 @@ class CheXpertTrainer(Trainer):
             # The state's epoch is exact at the boundaries of epochs, also after resuming.
             gray = self.augmentation(gray, epoch=int(self.state.epoch or 0), indices=indices)
         processor: Any = self.processing_class
-        pixel_values = processor.rescale_and_normalize(
-            gray,
-            processor.do_rescale,
-            processor.rescale_factor,
-            processor.do_normalize,
-            processor.image_mean,
-            processor.image_std,
-        )
+        pixel_values = processor.pixel_values_of(gray)
         return inputs | {"pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
 
 

@@ -165,7 +165,7 @@ def radiograph_threads():
 def test_to_stop_early_ends_the_threads(folder, classifier):
     results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2)
     assert next(results).error is None
-    assert len(radiograph_threads()) == 2
+    assert radiograph_threads()  # one or two: the pool starts a thread only if none is idle
     results.close()
     assert radiograph_threads() == []
 
