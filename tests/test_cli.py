@@ -62,13 +62,15 @@ def test_help_answers_in_well_under_half_a_second():
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from chexpert_hf.cli import app\n"
-        "for name in sys.argv[1:]:\n"
+        "names = [command.name or command.callback.__name__ for command in app.registered_commands]\n"
+        "for name in names:\n"
         "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0, name\n"
-        "print('torch' in sys.modules)"
+        "print(len(names), 'torch' in sys.modules)"
     )
-    names = ["phantom", "train", "evaluate", "predict", "demo", "quickstart"]
-    answer = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, has_torch = answer.stdout.split()
+    assert int(count) >= 11
+    assert has_torch == "False"
 
 
 def test_version(monkeypatch, capsys):
