@@ -32,8 +32,9 @@ from chexpert_hf.evaluation.patients import (
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.fold import fold_calibration, refuse_hierarchy
+from chexpert_hf.inference.graphs.graph_files import RECORD_FILE
 
-_REFERENCE_FILE = "reference.json"
+_OF_OLD_WEIGHTS = ("reference.json", RECORD_FILE)
 _COPIED_SUFFIXES = {"", ".csv", ".json", ".md", ".png", ".txt", ".yaml"}
 """Other files of a model folder may be exported graphs, whose weights would no longer be the model's."""
 
@@ -300,7 +301,7 @@ def _record_operating_points(
 def _write(classifier: CheXpertClassifier, source: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name != _REFERENCE_FILE:
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _OF_OLD_WEIGHTS:
             shutil.copy2(path, output)
     classifier.model.save_pretrained(output)
     classifier.processor.save_pretrained(output)

@@ -185,7 +185,7 @@ def source(tmp_path_factory, valid) -> Path:
     learn_head(model, valid)
     model.save_pretrained(folder)
     CheXpertImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    for name in ("README.md", "recipe.yaml", "LICENSE", "reference.json", "model.onnx"):
+    for name in ("README.md", "recipe.yaml", "LICENSE", "reference.json", "model.onnx", "export.json"):
         (folder / name).write_text(f"this is {name}")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "large.bin").write_text("large")
@@ -282,7 +282,7 @@ def test_the_files_come_along_but_for_what_is_no_longer_true(source, valid, tmp_
     output = tmp_path / "calibrated"
     calibrate_folder(source, output, valid, ORIGIN, method=Method.TEMPERATURE)
     names = {path.name for path in output.iterdir()}
-    assert names == (set(before) | {CALIBRATION_PATIENTS_FILE}) - {"reference.json", "model.onnx"}
+    assert names == (set(before) | {CALIBRATION_PATIENTS_FILE}) - {"reference.json", "model.onnx", "export.json"}
     assert (output / "README.md").read_text() == "this is README.md"
     assert (output / "LICENSE").exists()
     assert before == {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}

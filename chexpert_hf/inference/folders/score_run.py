@@ -164,7 +164,7 @@ def score_with_overlays(
         except OSError as error:
             raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error
         else:
-            # A map for each observation at the radiograph's full size: not to be kept for a whole batch.
+            # They are on disk: nobody needs the maps any more.
             yield FileResult(result.path, replace(result.prediction, saliency=None))
 
 
