@@ -139,7 +139,8 @@ def calibrate(
     from chexpert_hf.evaluation.calibration import Method
     from chexpert_hf.evaluation.operating_points import OperatingRule
     from chexpert_hf.hub.folder import refresh_folder
-    from chexpert_hf.inference.calibrate import Origin, calibrate_folder
+    from chexpert_hf.inference.calibrate import calibrate_folder
+    from chexpert_hf.inference.calibrated_model import Origin
     from chexpert_hf.inference.classifier import load_model
 
     rule = OperatingRule.parse(operating_points) if operating_points else None

@@ -29,7 +29,8 @@ from chexpert_hf.evaluation.patients import (
     write_patient_hashes,
 )
 from chexpert_hf.hub.folder import refresh_folder
-from chexpert_hf.inference.calibrate import CalibratedModel, Origin, calibrate_folder, dataset_logits
+from chexpert_hf.inference.calibrate import calibrate_folder, dataset_logits
+from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin
 from chexpert_hf.inference.classifier import write_ensemble
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.fold import fold_calibration
