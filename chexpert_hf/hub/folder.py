@@ -10,6 +10,7 @@ from typing import Any
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.hub.card import refresh_card, render_card
+from chexpert_hf.hub.half_precision import half_state_dict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -41,7 +42,8 @@ def save_model_folder(
         best_step: The checkpoint that was kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    is_half = recipe["stored_precision"] == "fp16"
+    model.save_pretrained(folder, state_dict=half_state_dict(model) if is_half else None)
     processor.save_pretrained(folder)
     # transformers writes the weights for the owner alone, which hides them from other users of a container.
     (folder / "model.safetensors").chmod(0o644)

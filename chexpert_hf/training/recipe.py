@@ -24,8 +24,10 @@ from chexpert_hf.labels import (
 )
 
 Precision = Literal["fp32", "bf16"]
+StoredPrecision = Literal["fp32", "fp16"]
 Loss = Literal["cross-entropy", "auc-margin"]
 Schedule = Literal["constant", "linear", "cosine"]
+Checkpoint = Literal["best", "last"]
 PAPER_POLICY = "u-ones"
 _DENSENET121_BLOCKS = 4
 
@@ -78,6 +80,13 @@ class Recipe:
         compile: Whether to use torch.compile.
         images_per_checkpoint: Training images between two checkpoints; at least one checkpoint an epoch.
         keep_checkpoints: How many checkpoints stay on disk: the best by validation AUROC, and the newest.
+        checkpoint: Which of them becomes the model: the "best" by validation AUROC, or the "last", which is chosen
+            without a look at the validation split.
+        calibration_folds: Parts of the training patients for calibration by cross-validation: for each part a further
+            model is trained on the others, and what they say of the parts left out gives the Platt scaling and the
+            operating points (Youden's J) of the model that is trained on all; 0 for no calibration.
+        held_out_fold: Train on all parts but this one and validate on it; such are the further models.
+        stored_precision: In which convolutions and head are stored: "fp32", or "fp16", which takes half the space.
         runs: Independent runs with seeds `seed`, `seed + 1`, ...; several make an ensemble of their best checkpoints.
         workers: Processes that read images.
         seed: Of initialisation, order and augmentation.
@@ -119,6 +128,10 @@ class Recipe:
     compile: bool = False
     images_per_checkpoint: int = 4800
     keep_checkpoints: int = 10
+    checkpoint: Checkpoint = "best"
+    calibration_folds: int = 0
+    held_out_fold: int | None = None
+    stored_precision: StoredPrecision = "fp32"
     runs: int = 1
     workers: int = 2
     seed: int = 0
@@ -134,6 +147,8 @@ class Recipe:
         _expect_one_of("loss", self.loss, get_args(Loss))
         _expect_one_of("schedule", self.schedule, get_args(Schedule))
         _expect_one_of("precision", self.precision, get_args(Precision))
+        _expect_one_of("checkpoint", self.checkpoint, get_args(Checkpoint))
+        _expect_one_of("stored_precision", self.stored_precision, get_args(StoredPrecision))
         _expect_one_of("num_channels", self.num_channels, (1, 3))
         for name in (
             "image_size",
@@ -154,6 +169,7 @@ class Recipe:
         for name in ("conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
+        self._check_folds()
         if self.loss == "auc-margin" and (
             UncertaintyPolicy.U_MULTICLASS.value in self.policies.values()
             or self.unconditional
@@ -174,6 +190,20 @@ class Recipe:
             )
         if self.architecture and self.init != "random":
             raise RecipeError(f"architecture is set, which needs init 'random', got init {self.init!r}.")
+
+    def _check_folds(self) -> None:
+        folds, held_out = self.calibration_folds, self.held_out_fold
+        _expect("calibration_folds", folds, folds == 0 or folds >= 2, "0 or at least 2")
+        _expect("held_out_fold", held_out, held_out is None or 0 <= held_out < folds, "from 0 to calibration_folds - 1")
+        if folds and self.checkpoint != "last":
+            raise RecipeError(
+                "calibration_folds needs checkpoint 'last': the best one is chosen on the part that it is to judge."
+            )
+        if folds and (self.runs > 1 or self.unconditional or self.self_trained_observations):
+            raise RecipeError(
+                "calibration_folds is for one run without a label hierarchy and without u-self-trained; calibrate "
+                "others with chexpert-hf calibrate."
+            )
 
     @property
     def policies(self) -> dict[str, str]:

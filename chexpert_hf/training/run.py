@@ -18,10 +18,12 @@ from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
+from chexpert_hf.hub.half_precision import round_to_half
 from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
 from chexpert_hf.inference.dataset import evaluate_dataset
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, newest_complete_checkpoint
+from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.curve import plot_curve
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -92,11 +94,17 @@ def train(
     _train_or_resume(trainer, output / "checkpoints", resume, say)
 
     # By step and not by the recorded path, which is wrong once the folder has moved.
-    best_step = (judged and trainer.state.best_global_step) or trainer.state.global_step
+    is_best = bool(judged) and recipe.checkpoint == "best"
+    best_step = (is_best and trainer.state.best_global_step) or trainer.state.global_step
     final = load_model(output / "checkpoints" / f"checkpoint-{best_step}")
-    trainer.model = trainer.model_wrapped = final.to(trainer.args.device)
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
+    if recipe.calibration_folds and recipe.held_out_fold is None:
+        train_without = partial(_train_without, recipe=recipe, output=output, stage=stage, say=say)
+        calibrate_by_folds(final, data["train"], recipe, root.resolve().name, train_without)
+    if recipe.stored_precision == "fp16":
+        round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
+    trainer.model = trainer.model_wrapped = final.to(trainer.args.device)
     evaluation = evaluate_split(trainer, data["valid"], recipe)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
@@ -109,11 +117,14 @@ def train(
             evaluation=evaluation,
             best_step=best_step,
         )
-        _write_patients(output, data)
+        _write_patients(output, data, recipe)
         (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         plot_curve(history, output / "curve.png", best_step)
     PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
-    why = "the best on these same studies" if judged else "the last one, as these studies can judge nothing"
+    if recipe.checkpoint == "last":
+        why = "the last one, as the recipe says"
+    else:
+        why = "the best on these same studies" if judged else "the last one, as these studies can judge nothing"
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
 
 
@@ -135,10 +146,11 @@ def _train_or_resume(trainer: CheXpertTrainer, checkpoints: Path, resume: bool, 
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _write_patients(output: Path, data: datasets.DatasetDict) -> None:
+def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
     """Whom the model has seen, as hashes, so that figures on the same patients are noticed."""
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
-    write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
+    if recipe.checkpoint == "best":
+        write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
 def _say_nothing(_line: str) -> None:
@@ -150,6 +162,14 @@ def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Cal
     resume = (folder / RECIPE_FILE).exists()
     PartialState().wait_for_everyone()  # all have looked before the first one writes
     return train(recipe, root, folder, resume=resume, report_to=report_to, say=say).folder
+
+
+def _train_without(
+    fold: int, *, recipe: Recipe, output: Path, stage: Callable[..., Path], say: Callable[[str], None]
+) -> Path:
+    """The model folder of a run that holds out a part of the training patients."""
+    say(f"For the calibration: training without part {fold + 1} of {recipe.calibration_folds}.")
+    return stage(recipe.override(held_out_fold=fold), output / "folds" / f"fold-{fold + 1}")
 
 
 def _conditional_stage(recipe: Recipe, output: Path, stage: Callable[..., Path], say: Callable[[str], None]) -> Recipe:
@@ -219,7 +239,7 @@ def _train_several(
         members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
     if PartialState().is_main_process:
         write_ensemble(output, members)
-        _write_patients(output, data)
+        _write_patients(output, data, recipe)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:
@@ -230,13 +250,14 @@ def _train_several(
 
 def load_data(recipe: Recipe, root: Path) -> datasets.DatasetDict:
     """The training and validation splits that the recipe asks for; who is held out does not depend on its seed."""
-    return load_chexpert(
+    data = load_chexpert(
         root,
         frontal_only=recipe.frontal_only,
         observations=recipe.observations,
         num_patients=recipe.num_patients,
         valid_fraction=recipe.valid_fraction,
     )
+    return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
 
 
 def _say_what_is_judged(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:

@@ -1,0 +1,86 @@
+"""Calibration without patients to spare: each part of the training patients is judged by a model that did not see it.
+
+The lines through these logits calibrate the model that is trained on all patients. It has seen more patients than each
+of the others and may be a little surer than they are, so the calibration is near, not exact.
+Source: Platt 1999, section 2.1 (cross-validation); CalibratedClassifierCV of scikit-learn with `ensemble=False`.
+"""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from chexpert_hf.evaluation.metrics import evaluation_labels
+from chexpert_hf.evaluation.operating_points import Criterion, OperatingRule
+from chexpert_hf.inference.calibrate import dataset_logits
+from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin, calibrate_model
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.training.recipe import Recipe, RecipeError
+
+
+def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> NDArray[np.int_]:
+    """`(num_images,)`: the part of each image. All images of a patient are in one; always the same for the same data.
+
+    The parts are alike in each image's rarest positive observation, so that rare ones are in all of them.
+
+    Args:
+        train: The training split.
+        folds: How many parts.
+        blank_labels: Whether a blank label is "negative" or "unknown".
+
+    Raises:
+        RecipeError: If there are fewer patients than parts.
+    """
+    patients = np.asarray(train["patient"][:])
+    if len(set(patients)) < folds:
+        raise RecipeError(f"calibration_folds is {folds}, but there are only {len(set(patients))} training patients.")
+    is_positive = evaluation_labels(np.asarray(train["labels"][:]), blank_labels) == 1  # (num_images, num_labels)
+    by_frequency = np.argsort(is_positive.sum(axis=0), kind="stable")
+    rarest = np.where(is_positive.any(axis=1), is_positive[:, by_frequency].argmax(axis=1), -1)
+    parts = np.empty(len(patients), dtype=np.int_)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for fold, (_, held_out) in enumerate(splitter.split(patients, rarest, groups=patients)):
+        parts[held_out] = fold
+    return parts
+
+
+def hold_out_fold(train: datasets.Dataset, recipe: Recipe) -> datasets.DatasetDict:
+    """The training split without the recipe's `held_out_fold`, which becomes the validation split."""
+    part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
+    is_held = part == recipe.held_out_fold
+    return datasets.DatasetDict(
+        train=train.select(np.flatnonzero(~is_held)),
+        valid=train.select(np.flatnonzero(is_held)),
+    )
+
+
+def calibrate_by_folds(
+    model: CheXpertForImageClassification,
+    train: datasets.Dataset,
+    recipe: Recipe,
+    data_name: str,
+    train_without: Callable[[int], Path],
+) -> CalibratedModel:
+    """Calibrates a model in place by models that are trained without a part each, and chooses its operating points.
+
+    Args:
+        model: Trained on all of `train`.
+        train: The training split.
+        recipe: Says how many parts.
+        data_name: For the record in the model's config.
+        train_without: Trains without a part, and gives the model folder.
+    """
+    folds = recipe.calibration_folds
+    part = fold_of_images(train, folds, recipe.blank_labels)
+    logits = np.empty((len(train), len(recipe.observations)))
+    for fold in range(folds):
+        held_out = np.flatnonzero(part == fold)
+        classifier = CheXpertClassifier.from_pretrained(train_without(fold))
+        logits[held_out] = dataset_logits(classifier, train.select(held_out))
+    origin = Origin(data_name, f"train, cross-validation with {folds} folds of patients", date.today().isoformat())
+    return calibrate_model(model, logits, train, origin, rule=OperatingRule(Criterion.YOUDEN))
