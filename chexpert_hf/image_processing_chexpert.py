@@ -1,9 +1,10 @@
 """The image processor: the one statement of how a radiograph becomes `pixel_values`.
 
-Grayscale, resize, rescale to [0, 1], normalise, repeat over channels. This file travels with saved models.
+Grayscale, crop, resize, rescale to [0, 1], normalise, repeat over channels. This file travels with saved models.
 Files are better read with `chexpert_hf.data.radiograph.read_radiograph`, which knows DICOM and 16-bit images.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
     make_flat_list_of_images,
 )
+from transformers.processing_utils import ImagesKwargs
 
 # ITU-R 601 luma in 16-bit fixed point, as in PIL's convert("L"): an RGB file gives the same gray from PIL and tensors.
 _LUMA = (19595, 38470, 7471)
@@ -27,12 +29,32 @@ _EXPECTED = (
     "or (height, width, channels) with 1 or 3 channels, or a list of them"
 )
 
+SCIKIT_IMAGE = "scikit-image"
+# What scikit-image takes for the outside of an image in torchxrayvision's scale of [-1024, 1024] is 0: the middle gray.
+_OUTSIDE = 127.5
+# Where scipy cuts a Gaussian off, in standard deviations.
+_TRUNCATE = 4.0
+
+
+class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """The options that this processor has beside the usual ones.
+
+    Attributes:
+        do_square_crop: Whether to cut the longer side to the shorter one, in the middle, before resizing.
+        resize_like: "scikit-image" for resizing as `skimage.transform.resize` does, without rounding the gray levels;
+            None for torchvision's.
+    """
+
+    do_square_crop: bool | None
+    resize_like: str | None
+
 
 class CheXpertImageProcessor(TorchvisionBackend):
     """Turns 8-bit radiographs into `pixel_values` of shape `(batch, channels, height, width)`.
 
     The number of channels is the length of `image_mean`: three for ImageNet statistics, one for a single-channel model.
-    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio.
+    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio. `do_square_crop` and `resize_like`
+    (see `CheXpertImageProcessorKwargs`) are for models that were trained with torchxrayvision.
 
     Raises:
         ValueError: If an image is not 8-bit, has 2, 4 or more channels as an array, or has no pixels. Values of 16-bit
@@ -41,6 +63,9 @@ class CheXpertImageProcessor(TorchvisionBackend):
     Source: Irvin et al. 2019, arXiv:1901.07031, section 3 (size); torchvision's DenseNet121 weights (mean and std).
     """
 
+    valid_kwargs = CheXpertImageProcessorKwargs
+    do_square_crop = False
+    resize_like: str | None = None
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -56,8 +81,13 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     @property
     def longest_side(self) -> int:
-        """The larger side of `size`, in pixels: what a decoder that scales down must leave."""
+        """The larger side of `size`, in pixels."""
         return max(side for side in dict(self.size).values() if side)
+
+    @property
+    def decoded_side(self) -> int | None:
+        """What a decoder that scales down must leave; None if it must not, because pixels are wanted as elsewhere."""
+        return None if self.resize_like else self.longest_side
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -88,23 +118,26 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """
         if self.do_pad:
             raise ValueError("do_pad is set, expected a processor that resizes and crops only.")
+        square = _square(width, height) if self.do_square_crop else (0, 0, width, height)
+        width, height = square[2] - square[0], square[3] - square[1]
         resized_height, resized_width = height, width
         if self.do_resize:
             # On the meta device nothing is computed but the shape.
             empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
             resized_height, resized_width = self.resize(empty, self.size).shape[-2:]
         if not self.do_center_crop:
-            return 0.0, 0.0, float(width), float(height)
+            return tuple(map(float, square))  # type: ignore[return-value]  # it has four values
         left, right = _cropped(resized_width, self.crop_size["width"])
         top, bottom = _cropped(resized_height, self.crop_size["height"])
         x, y = width / resized_width, height / resized_height
-        return left * x, top * y, right * x, bottom * y
+        return square[0] + left * x, square[1] + top * y, square[0] + right * x, square[1] + bottom * y
 
     def pixel_values_of(self, gray: torch.Tensor) -> torch.Tensor:
         """`pixel_values` of gray levels that are resized already.
 
         Args:
-            gray: `(batch, 1, height, width)` uint8, what this processor gives without `do_rescale` and `do_normalize`.
+            gray: `(batch, 1, height, width)`, what this processor gives without `do_rescale` and `do_normalize`: uint8,
+                or float32 in [0, 255] with `resize_like`.
         """
         return self.rescale_and_normalize(
             gray, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
@@ -139,6 +172,26 @@ class CheXpertImageProcessor(TorchvisionBackend):
             raise ValueError(f"The image has no pixels: {_EXPECTED}.")
         return gray if device is None else gray.to(device)
 
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: Any,
+        do_square_crop: bool = False,
+        resize_like: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if do_square_crop:
+            images = [_cut(image, _square(image.shape[-1], image.shape[-2])) for image in images]
+        if resize_like not in (None, SCIKIT_IMAGE):
+            raise ValueError(f"resize_like is {resize_like!r}, expected {SCIKIT_IMAGE!r} or none.")
+        if do_resize and resize_like:
+            if not size["height"] or not size["width"]:
+                raise ValueError(f"resize_like needs a size of height and width, got {size}.")
+            images = [resize_like_scikit_image(image, size["height"], size["width"]) for image in images]
+            do_resize = False
+        return super()._preprocess(images, do_resize=do_resize, size=size, **kwargs)
+
     def rescale_and_normalize(
         self,
         images: torch.Tensor,
@@ -153,6 +206,70 @@ class CheXpertImageProcessor(TorchvisionBackend):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)
         return super().rescale_and_normalize(images, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+
+
+def resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What `skimage.transform.resize(image, ..., mode="constant", preserve_range=True)` makes of an image.
+
+    A Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices. The
+    outside is middle gray, as it is for an image in [-1024, 1024].
+
+    Args:
+        gray: `(1, height, width)` gray levels in [0, 255].
+        height: Of the result.
+        width: Of the result.
+
+    Returns:
+        `(1, height, width)` float32 gray levels, not rounded.
+    """
+    centred = gray.float() - _OUTSIDE
+    rows, columns = (
+        _resampling(old, new).to(centred.device) for old, new in zip(gray.shape[-2:], (height, width), strict=True)
+    )
+    resized = rows @ centred @ columns.T
+    low, high = centred.min(), centred.max()
+    if resized.min() <= 0 <= resized.max():  # the outside may show
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    return resized.clamp(low, high) + _OUTSIDE
+
+
+@lru_cache(maxsize=32)
+def _resampling(old: int, new: int) -> torch.Tensor:
+    """The matrix `(new, old)` that filters and interpolates one axis.
+
+    Source: scikit-image 0.26, `transform.resize`; scipy 1.17, `ndimage.gaussian_filter1d` and `ndimage.zoom` (with
+    `grid_mode`, order 1 and mode "grid-constant").
+    """
+    factor = old / new
+    places = (torch.arange(new, dtype=torch.float64) + 0.5) * factor - 0.5
+    before = places.floor()
+    matrix = torch.zeros(new, old, dtype=torch.float64)
+    for neighbour, weight in ((before, 1 - places + before), (before + 1, places - before)):
+        weight = torch.where((neighbour >= 0) & (neighbour < old), weight, 0)  # what lies outside is not filtered
+        distance = (torch.arange(old)[None, :] - neighbour.long()[:, None]).abs()
+        matrix += weight[:, None] * _gaussian(distance, max(0.0, (factor - 1) / 2))
+    return matrix.float()
+
+
+def _gaussian(distance: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The weights of a Gaussian filter at distances in whole pixels."""
+    radius = int(_TRUNCATE * sigma + 0.5)
+    weights = torch.exp(-0.5 * (torch.arange(radius + 2, dtype=torch.float64) / max(sigma, 1e-9)) ** 2)
+    weights[-1] = 0
+    weights /= 2 * weights[1:].sum() + 1
+    return weights[distance.clamp(max=radius + 1)]
+
+
+def _square(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the square in the middle, as torchxrayvision's `XRayCenterCrop` takes it."""
+    side = min(width, height)
+    left, top = width // 2 - side // 2, height // 2 - side // 2
+    return left, top, left + side, top + side
+
+
+def _cut(image: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    left, top, right, bottom = box
+    return image[..., top:bottom, left:right]
 
 
 def _cropped(side: int, crop: int) -> tuple[int, int]:

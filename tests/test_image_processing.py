@@ -118,3 +118,43 @@ def test_resizing_first_and_normalising_in_a_batch_later_gives_the_same_pixel_va
     assert gray[0].dtype == torch.uint8
     later = processor.pixel_values_of(torch.stack(gray))
     assert torch.equal(later, processor(images, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "low", "high"),
+    [((390, 320), 0, 256), ((60, 200), 0, 256), ((48, 48), 0, 256), ((17, 40), 150, 256), ((90, 91), 150, 256)],
+)
+def test_resizing_like_scikit_image_gives_its_gray_levels(shape, low, high):
+    resize = pytest.importorskip("skimage.transform").resize
+    gray = np.random.default_rng(1).integers(low, high, shape, dtype=np.uint8)
+    centred = gray.astype(np.float32) - 127.5  # what lies outside is 0
+    expected = resize(centred, (48, 48), mode="constant", preserve_range=True) + 127.5
+    processor = CheXpertImageProcessor(size={"height": 48, "width": 48}, resize_like="scikit-image")
+    ours = processor(gray, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0, 0]
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "height", "box"), [(7, 4, (1, 0, 5, 4)), (4, 7, (0, 1, 4, 5)), (6, 6, (0, 0, 6, 6))])
+def test_the_square_in_the_middle_is_what_the_model_sees(width, height, box):
+    gray = RNG.integers(0, 256, (height, width), dtype=np.uint8)
+    processor = CheXpertImageProcessor(size={"height": 8, "width": 8}, do_square_crop=True)
+    left, top, right, bottom = box
+    expected = CheXpertImageProcessor(size={"height": 8, "width": 8})(gray[top:bottom, left:right], return_tensors="pt")
+    assert torch.equal(processor(gray, return_tensors="pt")["pixel_values"], expected["pixel_values"])
+    assert processor.seen_box(width, height) == box
+
+
+def test_the_options_for_torchxrayvisions_models_are_saved_and_unknown_ones_refused(tmp_path):
+    options = {"size": {"height": 48, "width": 48}, "do_square_crop": True, "resize_like": "scikit-image"}
+    CheXpertImageProcessor(**options, image_mean=[0.5], image_std=[0.5 / 1024]).save_pretrained(tmp_path)
+    loaded = CheXpertImageProcessor.from_pretrained(tmp_path)
+    assert (loaded.do_square_crop, loaded.resize_like, loaded.decoded_side) == (True, "scikit-image", None)
+    gray = loaded([GRAY, GRAY[:50]], do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    whole = loaded([GRAY, GRAY[:50]], return_tensors="pt")["pixel_values"]
+    assert torch.equal(loaded.pixel_values_of(gray), whole)
+    assert CheXpertImageProcessor().decoded_side == 320
+    with pytest.raises(ValueError, match="resize_like is 'pillow', expected 'scikit-image' or none"):
+        pixels(GRAY, resize_like="pillow")
+    with pytest.raises(ValueError, match="resize_like needs a size of height and width"):
+        CheXpertImageProcessor(size={"shortest_edge": 48}, resize_like="scikit-image")(GRAY)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexpert_hf import __version__
+from chexpert_hf.default_model import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ class Split(str, Enum):
 Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
 Models = Annotated[
     list[str],
-    typer.Option("--model", "-m", help="Model folder, or repository id on the Hub; several make an ensemble."),
+    typer.Option(
+        "--model",
+        "-m",
+        default_factory=lambda: [str(DEFAULT_MODEL)],
+        show_default="the one in the box",
+        help="Model folder, or repository id on the Hub; several make an ensemble.",
+    ),
 ]
 RuntimeName = Annotated[
     str,
@@ -85,6 +92,8 @@ def load_classifier(models: Sequence[str], runtime: str = "torch", precision: st
     from chexpert_hf.inference.classifier import CheXpertClassifier
 
     quiet_transformers()
+    if list(models) == [str(DEFAULT_MODEL)]:
+        typer.echo(ABOUT_DEFAULT_MODEL, err=True)
     return CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
 
 

@@ -22,6 +22,7 @@ from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin, cali
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.fold import refuse_hierarchy
+from chexpert_hf.inference.gate import GATE_FILE
 from chexpert_hf.inference.graphs.graph_files import RECORD_FILE
 from chexpert_hf.inference.model_files import CHECKSUMS_FILE
 
@@ -102,7 +103,8 @@ def dataset_logits(
 def _write(classifier: CheXpertClassifier, source: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _OF_OLD_WEIGHTS:
+        is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
+        if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
             shutil.copy2(path, output)
     classifier.model.save_pretrained(output)
     classifier.processor.save_pretrained(output)

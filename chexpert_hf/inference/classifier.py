@@ -16,12 +16,17 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
+from transformers.utils import cached_file
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.data.colour import has_colour
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
-from chexpert_hf.errors import InputError
+from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
+from chexpert_hf.inference.model_files import verify_loaded_files
 from chexpert_hf.inference.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -46,10 +51,6 @@ An ensemble of {count} models, in `members`: the mean of their probabilities.
 What the members were trained on and how, the cards in `run-1`, `run-2`, ... say; `evaluation.json` has the figures of
 the ensemble on the split on which its members were chosen, so they are optimistic.
 """
-
-
-class ModelFolderError(InputError):
-    """A model folder or repository that this package cannot use, with the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Prepared:
     """A radiograph as the network wants it, but for the normalisation.
 
     Attributes:
-        gray: For each member of the classifier the gray levels `(1, height, width)` at its size, uint8.
+        gray: For each member of the classifier the gray levels `(1, height, width)` at its size, as its processor gives
+            them.
         size: (width, height) of the radiograph.
     """
 
@@ -102,6 +104,7 @@ class CheXpertClassifier:
         others: Further members of an ensemble, which judge the same observations. Probabilities and maps are the means
             over all members, and so are the operating points.
         runtime: What computes; PyTorch in float32 where the model is, if None.
+        gate: Tells whether an image is a chest radiograph, for this model, if it has one.
 
     Raises:
         ModelFolderError: If a member judges other observations, or in another order.
@@ -114,10 +117,12 @@ class CheXpertClassifier:
         others: Sequence["CheXpertClassifier"] = (),
         *,
         runtime: Runtime | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.runtime = runtime or TorchRuntime(model, Precision.FP32, model.device)
+        self.gate = gate
         self.members: tuple[CheXpertClassifier, ...] = (self, *others)
         for other in others:
             if other.observations != self.observations:
@@ -129,7 +134,7 @@ class CheXpertClassifier:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path | Sequence[str | Path],
+        model: str | Path | Sequence[str | Path] = DEFAULT_MODEL,
         *,
         runtime: str = "torch",
         precision: str = "fp32",
@@ -140,7 +145,7 @@ class CheXpertClassifier:
 
         Args:
             model: Path of a folder, or repository id; several make an ensemble, and so does a folder with
-                `ensemble.json`.
+                `ensemble.json`. If not given, the small model in the box, which is not a clinical one.
             runtime: "torch", "onnx", "openvino", or "auto" for the fastest that is there; see `open_runtime`. Its
                 `reason` then says what was chosen.
             precision: "fp32", "bf16", "fp16", "int8", or "auto". fp32 gives the same scores everywhere; the others are
@@ -158,7 +163,7 @@ class CheXpertClassifier:
         if not members:
             raise ModelFolderError("Expected at least one model, got none.")
         first, *others = (cls._load(name, runtime, precision, device, revision) for name in members)
-        return cls(first.model, first.processor, others, runtime=first.runtime) if others else first
+        return cls(first.model, first.processor, others, runtime=first.runtime, gate=first.gate) if others else first
 
     @classmethod
     def _load(
@@ -184,7 +189,7 @@ class CheXpertClassifier:
             device=device,
             input_size=processor.output_size,
         )
-        return cls(network, processor, runtime=opened)
+        return cls(network, processor, runtime=opened, gate=_load_gate(model, network, revision))
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -231,7 +236,27 @@ class CheXpertClassifier:
         Raises:
             RadiographError: If it cannot be read.
         """
-        return read_radiograph(source, target_size=max(member.processor.longest_side for member in self.members))
+        sides = [member.processor.decoded_side for member in self.members]
+        return read_radiograph(source, target_size=None if None in sides else max(side for side in sides if side))
+
+    def judge(self, source: RadiographSource) -> Verdict | None:
+        """Whether an image is a chest radiograph that this model should score, from its pixels alone.
+
+        Args:
+            source: As for `predict`; a file object is read to its end.
+
+        Returns:
+            What the gate of the first member that has one says; None if none has.
+
+        Raises:
+            RadiographError: If it cannot be read.
+        """
+        member = next((member for member in self.members if member.gate is not None), None)
+        if member is None or member.gate is None:
+            return None
+        source = source.read() if hasattr(source, "read") else source
+        image = self.read(source)
+        return member.gate.judge(member.model, image, is_colour=has_colour(source))
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -261,10 +286,11 @@ class CheXpertClassifier:
             member._forward(torch.stack([one.gray[place] for one in batch]), saliency)
             for place, member in enumerate(self.members)
         ]
-        probabilities = torch.stack([logits.sigmoid() for logits, _ in outputs]).mean(dim=0).cpu().numpy()
         for row, one in enumerate(batch):
+            # Row by row: over a whole batch, the last bits of torch's sigmoid depend on where in it a row stands.
+            probabilities = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0).cpu().numpy()
             maps = self._maps([maps[row] for _, maps in outputs if maps is not None], one.size) if saliency else None
-            yield self._prediction(probabilities[row], maps)
+            yield self._prediction(probabilities, maps)
 
     def _forward(self, gray: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         return self.runtime(self.processor.pixel_values_of(gray), saliency=saliency)
@@ -333,11 +359,29 @@ def _ensemble_members(model: str | Path) -> list[str | Path]:
         raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error
 
 
+def _load_gate(model: str | Path, network: CheXpertForImageClassification, revision: str | None) -> Gate | None:
+    """The gate of a folder or repository; None if it has none."""
+    file = cached_file(
+        model,
+        GATE_FILE,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return None
+    gate = Gate.load(Path(file))
+    gate.check_fits(network)
+    return gate
+
+
 def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertForImageClassification:
     """Loads the network of a model folder or repository, from safetensors only.
 
     Raises:
         ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
+        ChecksumError: If a file is not as it was when the folder was saved.
     """
     try:
         config, _ = CheXpertConfig.get_config_dict(model, revision=revision)
@@ -376,4 +420,5 @@ def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertFor
             f"The weights in {str(model)!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
             f"{' ...' if len(keys) > 5 else ''}."
         )
+    verify_loaded_files(model, revision)
     return network

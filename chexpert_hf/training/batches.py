@@ -43,7 +43,7 @@ class RadiographDataset(torch.utils.data.Dataset):
             RadiographError: If the file cannot be read; names the row.
         """
         try:
-            image = read_radiograph(self.files[index], target_size=self.processor.longest_side)
+            image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
         except RadiographError as error:
             raise RadiographError(f"{self.names[index]}: {error}") from error
         gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]

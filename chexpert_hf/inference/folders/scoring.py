@@ -166,12 +166,11 @@ def read_ahead(
 def _executor(threads: int | None) -> ThreadPoolExecutor:
     # Each thread that calls torch gets helpers of its own, as many as there are cores, which then spin beside the
     # model: without them a model in PyTorch was 30 % faster. It is said in the thread and holds for it alone.
-    return ThreadPoolExecutor(
-        threads or _num_threads(), "radiographs", initializer=torch.set_num_threads, initargs=(1,)
-    )
+    return ThreadPoolExecutor(threads or num_threads(), "radiographs", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """How many threads decode: as many as this process has processors, up to `MAX_THREADS`."""
     is_told = hasattr(os, "sched_getaffinity")  # on Linux: the processors that this process may use
     return min(len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1, MAX_THREADS)
 

@@ -23,6 +23,7 @@ from chexpert_hf.inference.graphs.conversion import write_graph
 from chexpert_hf.inference.graphs.graph_cache import PACKAGES, SESSIONS
 from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
+    RECORD_FILE,
     GraphRecord,
     Precision,
     RuntimeName,
@@ -37,6 +38,7 @@ from chexpert_hf.inference.graphs.graph_files import (
 from chexpert_hf.inference.graphs.parity import measure_parity
 from chexpert_hf.inference.graphs.quantisation import halve_graph, quantise_graph
 from chexpert_hf.inference.graphs.sample_images import phantoms, radiographs, reference_phantom
+from chexpert_hf.inference.model_files import renew_checksums
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 CALIBRATION_IMAGES = 200
@@ -250,3 +252,4 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
         os.replace(made / file, folder / file)
     # Last: a graph that its record does not describe is not used.
     write_records(folder, {**records, name: record})
+    renew_checksums(folder, [*files_of(name), RECORD_FILE])

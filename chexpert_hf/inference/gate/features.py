@@ -1,0 +1,87 @@
+"""What the gate looks at: a thumbnail of the image, and how strongly the model's first filters answer to it.
+
+The first stages of the network cost a few milliseconds at this size. The later ones, which learn to forget what does
+not matter for the findings, tell photographs from radiographs less well.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+RESOLUTION = 64
+"""Side in pixels at which the gate sees an image, whatever the model's own size is."""
+
+STAGES = ("pool0", "transition1")
+
+_THUMBNAIL = 16
+_BATCH_SIZE = 32
+# So that where nothing varies, neither the thumbnail nor the logarithm is made of rounding.
+_GRAY_LEVELS, _LEAST_DEVIATION = 4.0, 0.01
+
+
+def gray_levels(image: Image.Image) -> Tensor:
+    """The gray levels `(1, RESOLUTION, RESOLUTION)` of an 8-bit image, uint8."""
+    small = image.convert("L").resize((RESOLUTION, RESOLUTION), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return torch.from_numpy(np.array(small))[None]
+
+
+def detail(gray: Tensor) -> NDArray[np.float64]:
+    """How much of an image is fine structure: `(batch,)`, 0 for a constant image or a smooth gradient.
+
+    Args:
+        gray: `(batch, 1, height, width)`, uint8.
+    """
+    levels = gray.double()
+    inner = levels[..., 1:-1, 1:-1]
+    fine = (inner - functional.avg_pool2d(levels, 3, stride=1)).abs().mean(dim=(1, 2, 3))
+    return (fine / (levels.std(dim=(1, 2, 3)) + 1)).numpy()
+
+
+@torch.inference_mode()
+def gate_features(
+    model: CheXpertForImageClassification, gray: Tensor, scale: Tensor, shift: Tensor
+) -> NDArray[np.float64]:
+    """The features of images.
+
+    Args:
+        model: In evaluation mode.
+        gray: `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
+        scale: `(num_channels,)`; `pixel_values` are the gray levels times `scale`, plus `shift`.
+        shift: `(num_channels,)`.
+
+    Returns:
+        `(batch, num_features)`: the thumbnail without its brightness and contrast, and of each filter of each stage the
+        mean over the image and the logarithm of the standard deviation.
+    """
+    return np.concatenate([_features(model, part, scale, shift) for part in gray.split(_BATCH_SIZE)])
+
+
+def num_features(model: CheXpertForImageClassification) -> int:
+    """How many features an image has with this model."""
+    widths = {"pool0": model.config.num_init_features}
+    if len(model.config.block_config) > 1:
+        block = model.config.num_init_features + model.config.block_config[0] * model.config.growth_rate
+        widths["transition1"] = block // 2
+    return _THUMBNAIL**2 + 2 * sum(widths.values())
+
+
+def _features(model: CheXpertForImageClassification, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
+    thumbnail = functional.avg_pool2d(gray.float(), RESOLUTION // _THUMBNAIL).flatten(1)
+    thumbnail = thumbnail - thumbnail.mean(dim=1, keepdim=True)
+    parts = [thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS)]
+    weight = model.get_parameter("features.conv0.weight")
+    maps = gray.float() * scale[:, None, None] + shift[:, None, None]  # (B, C, RESOLUTION, RESOLUTION)
+    maps = maps.to(weight)
+    for name, module in model.features.named_children():
+        maps = module(maps)
+        if name in STAGES:
+            flat = maps.float().flatten(2)  # (B, channels, places)
+            parts += [flat.mean(dim=2).cpu(), (flat.std(dim=2) + _LEAST_DEVIATION).log().cpu()]
+        if name == STAGES[-1]:
+            break
+    return torch.cat(parts, dim=1).double().numpy()

@@ -1,0 +1,112 @@
+"""Fits the gate on a model's training images. No images of anything else are needed."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.gate.distance import distance_limits, fit_distance, fit_poses
+from chexpert_hf.inference.gate.features import detail, gate_features, gray_levels
+from chexpert_hf.inference.gate.gate import POSES, Gate, Pose
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+Item = TypeVar("Item")
+
+MAX_IMAGES = 1000
+MIN_IMAGES = 20
+
+# The middle of a radiograph, as a share of each side: the lungs without the shoulders, the flanks and the abdomen.
+_CROPPED_SIDE = 0.56
+# An image may have somewhat less detail than the least detailed training image.
+_LEAST_DETAIL = 0.5
+
+
+def fit_gate(
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    images: Iterable[Image.Image],
+    *,
+    data_name: str,
+    date: str,
+) -> Gate:
+    """Fits a gate.
+
+    Args:
+        model: The trained model; evaluated here, and left in the mode in which it came.
+        processor: Its image processor, for the scale of the gray levels.
+        images: The training images as `read_radiograph` gives them; of more than `MAX_IMAGES`, evenly spaced ones are
+            taken. A patient's images should stand together.
+        data_name: Of the data, for the record.
+        date: Of the fit, such as "2026-11-23".
+
+    Raises:
+        InputError: If there are fewer than `MIN_IMAGES`.
+    """
+    grays = _thinned((gray_levels(image), gray_levels(_middle(image))) for image in images)
+    if len(grays) < MIN_IMAGES:
+        raise InputError(f"Expected at least {MIN_IMAGES} radiographs to fit a gate on, got {len(grays)}; give more.")
+    whole = torch.stack([gray for gray, _ in grays])  # (N, 1, RESOLUTION, RESOLUTION)
+    middle = torch.stack([gray for _, gray in grays])
+    scale, shift = _scale_of(processor)
+    was_training = model.training
+    model.eval()
+    try:
+        seen = [middle if pose is Pose.CROPPED else pose.applied(whole) for pose in POSES]
+        features = [gate_features(model, gray, scale, shift) for gray in seen]
+    finally:
+        model.train(was_training)
+    upright = features[0]
+    limit, strict_limit = distance_limits(upright)
+    return Gate(
+        distance=fit_distance(upright),
+        limit=limit,
+        strict_limit=strict_limit,
+        poses=fit_poses(features),
+        least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
+        scale=scale,
+        shift=shift,
+        num_images=len(grays),
+        data_name=data_name,
+        date=date,
+    )
+
+
+def evenly_spaced(items: Sequence[Item]) -> list[Item]:
+    """At most `MAX_IMAGES` of them, from the first to the last, so that no more need be read."""
+    if len(items) <= MAX_IMAGES:
+        return list(items)
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, MAX_IMAGES)]
+
+
+def _thinned(images: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """At most `MAX_IMAGES`, evenly spaced, of what may be many more; no more than that is ever kept."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    step = 1
+    for number, image in enumerate(images):
+        if number % step:
+            continue
+        if len(kept) == MAX_IMAGES:
+            kept, step = kept[::2], 2 * step
+            if number % step:
+                continue
+        kept.append(image)
+    return kept
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    margin = (1 - _CROPPED_SIDE) / 2
+    width, height = image.size
+    box = (round(margin * width), round(margin * height), round((1 - margin) * width), round((1 - margin) * height))
+    return image.crop(box) if box[2] > box[0] and box[3] > box[1] else image
+
+
+def _scale_of(processor: CheXpertImageProcessor) -> tuple[Tensor, Tensor]:
+    """What the processor makes of gray levels: times the first, plus the second, `(num_channels,)` each."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
+    black, white = processor.pixel_values_of(ends)[:, :, 0, 0].float()
+    return (white - black) / 255, black

@@ -1,0 +1,290 @@
+"""The gate: says from the pixels whether an image is a chest radiograph like those that the model was trained on.
+
+It is fitted on radiographs alone, and it is one file of the model folder. What it takes for radiographs that are
+inverted or turned, it accepts if they look like radiographs once they are put right, and says so.
+"""
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.inference.gate.distance import Distance, Floats, Poses
+from chexpert_hf.inference.gate.features import RESOLUTION, detail, gate_features, gray_levels, num_features
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+GATE_FILE = "gate.safetensors"
+VERSION = "1"
+
+LEAST_SIDE = 64
+"""Smaller images in pixels cannot be judged: a radiograph of 64 x 64 shows no more than lungs and heart."""
+
+LONGEST_PROPORTION = 2.5
+"""Chest radiographs are up to 1.5 times as long as wide, or as wide as long."""
+
+_LEAST_CONTRAST = 2.0  # standard deviation in gray levels
+_REFUSED = "This does not look like a chest radiograph: "
+
+
+class Pose(str, Enum):
+    """A way in which a radiograph may lie."""
+
+    UPRIGHT = "upright"
+    INVERTED = "inverted"
+    LEFT = "turned to the left"
+    UPSIDE_DOWN = "upside down"
+    RIGHT = "turned to the right"
+    CROPPED = "cropped"
+
+    def applied(self, gray: Tensor) -> Tensor:
+        """An upright image `(..., height, width)`, uint8, in this pose; CROPPED needs the whole image."""
+        if self is Pose.INVERTED:
+            return 255 - gray
+        return gray.rot90(_QUARTERS.get(self, 0), (-2, -1))
+
+    def undone(self, gray: Tensor) -> Tensor:
+        """An image in this pose put upright; one that is cropped stays as it is."""
+        return 255 - gray if self is Pose.INVERTED else gray.rot90(-_QUARTERS.get(self, 0), (-2, -1))
+
+
+_QUARTERS = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}  # counter-clockwise
+
+POSES = tuple(Pose)
+
+_WARNINGS = {
+    Pose.INVERTED: "This radiograph looks inverted: air seems to be bright and bone dark. Invert it for valid scores.",
+    Pose.LEFT: "This radiograph looks turned by 90 degrees to the left. Turn it upright for valid scores.",
+    Pose.UPSIDE_DOWN: "This radiograph looks upside down. Turn it by 180 degrees for valid scores.",
+    Pose.RIGHT: "This radiograph looks turned by 90 degrees to the right. Turn it upright for valid scores.",
+    Pose.CROPPED: "This radiograph looks cropped: less of the chest is in it than in those that the model knows.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one image.
+
+    Attributes:
+        is_chest_radiograph: Whether the model should judge it.
+        reason: One sentence why not; empty if it should.
+        warnings: Sentences on how the image seems to lie.
+        distance: How far the image, put upright if it is accepted so, is from the training images, as a multiple of
+            the limit; infinite if it was refused without looking at that.
+    """
+
+    is_chest_radiograph: bool
+    reason: str
+    warnings: tuple[str, ...]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A fitted gate; `fit_gate` makes one.
+
+    Attributes:
+        distance: From the training images.
+        limit: Of the distance.
+        strict_limit: Of the distance of an image that must be put upright first: each further way to pass is one more
+            for what is no radiograph.
+        poses: Tells how an image lies, in the order of `POSES`.
+        least_detail: Smoother images are refused; see `features.detail`.
+        scale: `(num_channels,)`; the model's pixel values are the gray levels times this,
+        shift: plus this, `(num_channels,)`.
+        num_images: That it was fitted on.
+        data_name: Of the data that these are from.
+        date: Of the fit.
+    """
+
+    distance: Distance
+    limit: float
+    strict_limit: float
+    poses: Poses
+    least_detail: float
+    scale: Tensor
+    shift: Tensor
+    num_images: int
+    data_name: str
+    date: str
+
+    def judge(self, model: CheXpertForImageClassification, image: Image.Image, *, is_colour: bool = False) -> Verdict:
+        """Judges one image.
+
+        Args:
+            model: That the gate was fitted with, in evaluation mode.
+            image: As `read_radiograph` gives it.
+            is_colour: Whether it was in colour before that; `chexpert_hf.data.colour.has_colour` tells.
+        """
+        gray = gray_levels(image)
+        if reason := self._plain_reason(image, gray, is_colour):
+            return Verdict(False, _REFUSED + reason, (), float("inf"))
+        features = self._features(model, gray)
+        distance = self._relative(features)
+        pose = POSES[int(self.poses(features)[0])]
+        warnings: tuple[str, ...] = ()
+        if pose is not Pose.UPRIGHT:
+            put_right = self._relative(self._features(model, pose.undone(gray)))
+            # Cropping cannot be undone, so it leaves the distance as it is.
+            if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
+                warnings = (_WARNINGS[pose],)
+                if distance <= 1 or put_right <= self.strict_limit / self.limit:
+                    return Verdict(True, "", warnings, put_right)
+        if distance <= 1:
+            return Verdict(True, "", (), distance)
+        reason = (
+            f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
+            f"({distance:.1f} times the limit)."
+        )
+        return Verdict(False, _REFUSED + reason, warnings, distance)
+
+    def _plain_reason(self, image: Image.Image, gray: Tensor, is_colour: bool) -> str:
+        """Why an image is refused without looking at the model's features, as the end of a sentence; empty if not."""
+        width, height = image.info.get("original_size", image.size)
+        if is_colour:
+            return "it is a colour photograph or drawing."
+        if min(width, height) < LEAST_SIDE:
+            return f"it has only {width} x {height} pixels."
+        if max(width, height) > LONGEST_PROPORTION * min(width, height):
+            return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
+        if float(gray.float().std()) < _LEAST_CONTRAST:
+            return "all of it is of about the same brightness."
+        if detail(gray[None])[0] < self.least_detail:
+            return "it is smooth everywhere and shows no structure."
+        return ""
+
+    def _features(self, model: CheXpertForImageClassification, gray: Tensor) -> Floats:
+        device = model.device
+        return gate_features(model, gray[None].to(device), self.scale.to(device), self.shift.to(device))
+
+    def _relative(self, features: Floats) -> float:
+        return float(self.distance(features)[0]) / self.limit
+
+    def check_fits(self, model: CheXpertForImageClassification) -> None:
+        """Raises ModelFolderError if the gate belongs to a network of another shape."""
+        expected, channels = num_features(model), model.config.num_channels
+        if len(self.distance.centre) != expected or len(self.scale) != channels:
+            raise ModelFolderError(
+                f"{GATE_FILE} is for a network with {len(self.distance.centre)} features and {len(self.scale)} "
+                f"channels, this one has {expected} and {channels}; fit it again with `chexpert-hf gate`."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Writes `gate.safetensors` into a model folder, whole or not at all."""
+        tensors = {
+            "centre": self.distance.centre,
+            "spread": self.distance.spread,
+            "directions": self.distance.directions,
+            "variances": self.distance.variances,
+            "pose_weights": self.poses.weights,
+            "pose_biases": self.poses.biases,
+            "pose_margins": self.poses.margins,
+            "scale": self.scale.double().numpy(),
+            "shift": self.shift.double().numpy(),
+        }
+        about = {
+            "version": VERSION,
+            "n": str(self.num_images),
+            "data": self.data_name,
+            "date": self.date,
+            "resolution": str(RESOLUTION),
+            "limit": repr(self.limit),
+            "strict_limit": repr(self.strict_limit),
+            "residual": repr(self.distance.residual),
+            "least_detail": repr(self.least_detail),
+        }
+        partial = folder / f".{GATE_FILE}.{os.getpid()}"
+        arrays = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in tensors.items()}
+        try:
+            save_file(arrays, partial, metadata=about)
+            partial.chmod(0o644)  # others may read the weights, too
+            partial.replace(folder / GATE_FILE)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Gate":
+        """Reads a gate from a model folder, or from the file itself.
+
+        Raises:
+            ModelFolderError: If there is none, or it is not what `save` writes.
+        """
+        file = path / GATE_FILE if path.is_dir() else path
+        try:
+            with safe_open(file, framework="pt") as opened:
+                about = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise ModelFolderError(f"{file} cannot be read as a gate ({_first_line(error)}); fit it again.") from error
+        if about.get("version") != VERSION or about.get("resolution") != str(RESOLUTION):
+            raise ModelFolderError(
+                f"{file} is a gate of another version or resolution, expected version {VERSION} at {RESOLUTION} "
+                "pixels; fit it again with `chexpert-hf gate`."
+            )
+        _check_tensors(file, tensors)
+        try:
+            return _gate_from(tensors, about)
+        except (KeyError, ValueError) as error:
+            raise ModelFolderError(f"{file} is damaged ({_first_line(error)}); fit it again.") from error
+
+
+def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises ModelFolderError unless all tensors are there, of shapes that belong together, and finite."""
+    size = len(tensors["centre"]) if "centre" in tensors and tensors["centre"].ndim == 1 else 0
+    count = len(tensors["variances"]) if "variances" in tensors and tensors["variances"].ndim == 1 else 0
+    channels = len(tensors["scale"]) if "scale" in tensors and tensors["scale"].ndim == 1 else 0
+    shapes = {
+        "centre": (size,),
+        "spread": (size,),
+        "directions": (count, size),
+        "variances": (count,),
+        "pose_weights": (size, len(POSES)),
+        "pose_biases": (len(POSES),),
+        "pose_margins": (len(POSES),),
+        "scale": (channels,),
+        "shift": (channels,),
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes or not size or not count:
+        wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name)) or ["centre"]
+        raise ModelFolderError(
+            f"{file} does not hold the tensors of a gate ({wrong[0][:40]!r} is {found.get(wrong[0])}, expected "
+            f"{shapes.get(wrong[0])}); fit it again."
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise ModelFolderError(f"{file} is damaged: {name} is not all finite float32; fit it again.")
+    if not all(bool((tensors[name] > 0).all()) for name in ("spread", "variances")):
+        raise ModelFolderError(f"{file} is damaged: spread and variances must be positive; fit it again.")
+
+
+def _gate_from(tensors: dict[str, Tensor], about: dict[str, str]) -> Gate:
+    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    numbers = {name: float(about[name]) for name in ("limit", "strict_limit", "residual", "least_detail")}
+    if not all(np.isfinite(value) and value > 0 for value in numbers.values()):
+        raise ValueError("its limits must be positive numbers")
+    return Gate(
+        distance=Distance(
+            arrays["centre"], arrays["spread"], arrays["directions"], arrays["variances"], numbers["residual"]
+        ),
+        limit=numbers["limit"],
+        strict_limit=numbers["strict_limit"],
+        poses=Poses(arrays["pose_weights"], arrays["pose_biases"], arrays["pose_margins"]),
+        least_detail=numbers["least_detail"],
+        scale=tensors["scale"],
+        shift=tensors["shift"],
+        num_images=int(about["n"]),
+        data_name=about["data"],
+        date=about["date"],
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

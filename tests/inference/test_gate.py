@@ -1,0 +1,229 @@
+"""The gate: radiographs pass, other images do not, and what lies the wrong way round is told."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.cli import app
+from chexpert_hf.data.colour import has_colour
+from chexpert_hf.data.phantom import render_phantom
+from chexpert_hf.errors import InputError, ModelFolderError
+from chexpert_hf.inference.gate import GATE_FILE, Gate, fit_gate
+from chexpert_hf.inference.gate import fit as fitting
+from chexpert_hf.inference.gate.distance import distance_limits, fit_distance
+from chexpert_hf.inference.gate.features import num_features
+from tests.conftest import TINY
+
+PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
+
+
+def phantom(seed: int) -> Image.Image:
+    return Image.fromarray(render_phantom(seed).image).resize((160, 160))
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> list[Image.Image]:
+    return [phantom(seed) for seed in range(70)]
+
+
+@pytest.fixture(scope="module")
+def gate(shared_tiny_model: CheXpertForImageClassification, phantoms: list[Image.Image]) -> Gate:
+    return fit_gate(shared_tiny_model, PROCESSOR, phantoms[:60], data_name="phantoms", date="2026-11-23")
+
+
+def textures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (160, 160), dtype=np.uint8)
+    stripes = np.tile(np.arange(160) % 20 * 12, (160, 1)).astype(np.uint8)
+    checker = (np.indices((160, 160)).sum(axis=0) // 20 % 2 * 255).astype(np.uint8)
+    return [Image.fromarray(array) for array in (noise, stripes, checker)]
+
+
+def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gate, shared_tiny_model, phantoms):
+    verdicts = [gate.judge(shared_tiny_model, image) for image in phantoms[60:]]
+    assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 9
+    assert sum(bool(verdict.warnings) for verdict in verdicts) <= 1
+    assert all(verdict.reason == "" and verdict.distance <= 1 for verdict in verdicts if verdict.is_chest_radiograph)
+
+
+def test_textures_are_refused_with_how_far_they_are(gate, shared_tiny_model):
+    for image in textures():
+        verdict = gate.judge(shared_tiny_model, image)
+        assert not verdict.is_chest_radiograph
+        assert f"of the 60 radiographs that the model was fitted on ({verdict.distance:.1f} times" in verdict.reason
+        assert verdict.distance > 1
+
+
+@pytest.mark.parametrize(
+    ("image", "is_colour", "reason"),
+    [
+        (phantom(61), True, "colour"),
+        (phantom(61).resize((30, 30)), False, "only 30 x 30 pixels"),
+        (phantom(61).resize((400, 100)), False, "4.0 times as long"),
+        (Image.new("L", (200, 200), 90), False, "same brightness"),
+        (Image.linear_gradient("L"), False, "smooth everywhere"),
+    ],
+)
+def test_what_needs_no_network_is_refused_in_plain_words(gate, shared_tiny_model, image, is_colour, reason):
+    verdict = gate.judge(shared_tiny_model, image, is_colour=is_colour)
+    assert not verdict.is_chest_radiograph
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("transform", "word"),
+    [
+        (ImageOps.invert, "inverted"),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_90), "90 degrees to the left"),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_180), "upside down"),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_270), "90 degrees to the right"),
+    ],
+)
+def test_radiographs_the_wrong_way_round_are_told_and_not_refused(gate, shared_tiny_model, phantoms, transform, word):
+    verdicts = [gate.judge(shared_tiny_model, transform(image)) for image in phantoms[60:]]
+    assert sum(word in " ".join(verdict.warnings) for verdict in verdicts) >= 8
+    assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 8
+
+
+def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_tiny_model, phantoms, tmp_path):
+    gate.save(tmp_path)
+    loaded = Gate.load(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [GATE_FILE]
+    assert (loaded.num_images, loaded.data_name, loaded.date) == (60, "phantoms", "2026-11-23")
+    for image in [*phantoms[60:], *textures()]:
+        first, second = gate.judge(shared_tiny_model, image), loaded.judge(shared_tiny_model, image)
+        assert first.is_chest_radiograph == second.is_chest_radiograph
+        assert second.distance == pytest.approx(first.distance, rel=1e-3)
+
+
+def _spoil(file: Path, **changes: torch.Tensor | None) -> None:
+    tensors = {name: value for name, value in (load_file(file) | changes).items() if value is not None}
+    with safe_open(file, framework="pt") as opened:
+        about = opened.metadata()
+    save_file(tensors, file, metadata=about)
+
+
+def test_damaged_gates_are_one_line_each(gate, tmp_path):
+    gate.save(tmp_path)
+    file = tmp_path / GATE_FILE
+    good = file.read_bytes()
+    size = len(gate.distance.centre)
+    spoilt = {
+        "not all finite": {"centre": torch.full((size,), torch.nan)},
+        "must be positive": {"spread": torch.zeros(size)},
+        "does not hold the tensors": {"pose_biases": torch.zeros(2)},
+        "'shift' is None": {"shift": None},
+    }
+    for message, changes in spoilt.items():
+        file.write_bytes(good)
+        _spoil(file, **changes)
+        with pytest.raises(ModelFolderError, match=message) as caught:
+            Gate.load(file)
+        assert "\n" not in str(caught.value)
+    file.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ModelFolderError, match="cannot be read as a gate"):
+        Gate.load(file)
+    save_file({"centre": torch.zeros(3)}, file, metadata={"version": "9"})
+    with pytest.raises(ModelFolderError, match="another version"):
+        Gate.load(file)
+
+
+def test_a_gate_of_another_network_is_refused(gate):
+    other = CheXpertForImageClassification(CheXpertConfig(**TINY | {"num_init_features": 16}))
+    with pytest.raises(ModelFolderError, match=f"has {num_features(other)} and 3"):
+        gate.check_fits(other)
+
+
+def test_too_few_radiographs_are_refused(shared_tiny_model, phantoms):
+    with pytest.raises(InputError, match="at least 20 radiographs to fit a gate on, got 5"):
+        fit_gate(shared_tiny_model, PROCESSOR, phantoms[:5], data_name="phantoms", date="-")
+
+
+def test_of_many_radiographs_evenly_spaced_ones_are_kept(monkeypatch):
+    monkeypatch.setattr(fitting, "MAX_IMAGES", 8)
+    assert fitting._thinned((number, number) for number in range(37)) == [
+        (number, number) for number in range(0, 37, 8)
+    ]
+    assert fitting.evenly_spaced(range(15)) == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+def test_the_limit_is_what_995_in_1000_of_unseen_gaussian_images_stay_below():
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(40, 40))
+    fitted, unseen = rng.normal(size=(600, 40)) @ mix, rng.normal(size=(20_000, 40)) @ mix
+    distances = fit_distance(fitted)(unseen)
+    limit, strict = distance_limits(fitted)
+    assert 0.985 < (distances < limit).mean() < 1
+    assert 0.93 < (distances < strict).mean() < 0.97
+
+
+def test_the_mean_distance_of_the_training_images_is_two():
+    features = np.random.default_rng(1).normal(size=(500, 60))
+    assert fit_distance(features)(features).mean() == pytest.approx(2, abs=0.05)
+
+
+def test_colour_is_seen_in_files_arrays_and_images_and_gray_is_not_taken_for_it():
+    gray = phantom(3)
+    red = Image.merge("RGB", [gray, *[gray.point(lambda level: level // 3)] * 2])
+    marked = gray.convert("RGB")
+    marked.paste((255, 0, 0), (0, 0, 20, 20))
+    for image, expected in ((gray, False), (gray.convert("RGB"), False), (marked, False), (red, True)):
+        assert has_colour(image) is expected
+        assert has_colour(np.asarray(image)) is expected
+        for name in ("JPEG", "PNG"):
+            file = io.BytesIO()
+            image.save(file, name)
+            assert has_colour(file.getvalue()) is expected
+
+
+def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, phantoms):
+    assert CheXpertClassifier.from_pretrained(tiny_folder).judge(phantoms[60]) is None
+    gate.save(tiny_folder)
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    file = io.BytesIO()
+    phantoms[62].save(file, "PNG")
+    verdict = classifier.judge(file.getvalue())
+    file.seek(0)
+    assert verdict == classifier.judge(file) == gate_verdict(classifier, phantoms[62])
+    red = Image.merge("RGB", [phantoms[60], Image.new("L", (160, 160)), Image.new("L", (160, 160))])
+    assert "colour" in classifier.judge(red).reason
+    ensemble = CheXpertClassifier(classifier.model, classifier.processor, [classifier])
+    assert ensemble.judge(phantoms[62]) == verdict
+
+
+def gate_verdict(classifier, image):
+    return classifier.gate.judge(classifier.model, image)
+
+
+def test_a_folder_with_a_gate_of_another_network_is_not_loaded(tiny_folder, gate):
+    wrong = dataclasses.replace(gate, scale=torch.ones(1), shift=torch.zeros(1))
+    wrong.save(tiny_folder)
+    with pytest.raises(ModelFolderError, match="1 channels, this one has"):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+
+
+def test_fitting_leaves_the_model_as_it_was(tiny_model, phantoms):
+    tiny_model.train()
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    fit_gate(tiny_model, PROCESSOR, phantoms[:20], data_name="phantoms", date="-")
+    assert tiny_model.training
+    assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
+
+
+def test_the_command_writes_a_gate_on_real_radiographs_that_accepts_others(real_data, tiny_folder):
+    answer = CliRunner().invoke(app, ["gate", str(real_data / "NIH-mini"), "-m", str(tiny_folder), "--split", "valid"])
+    assert answer.exit_code == 0, answer.output
+    assert "Fitted on 109 radiographs of NIH-mini (valid)" in answer.output
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    train = sorted((real_data / "NIH-mini" / "train").glob("**/*.jpg"))[::20]
+    verdicts = [classifier.judge(file) for file in train]
+    assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= len(train) - 2
