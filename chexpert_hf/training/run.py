@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,26 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
 
-from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.chexpert import BadFilesError, load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
 from chexpert_hf.hub.half_precision import round_to_half
+from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
 from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
 from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.inference.gate.fit import MIN_IMAGES
+from chexpert_hf.inference.gate.folder import fit_folder_gate
+from chexpert_hf.inference.model_files import write_checksums
 from chexpert_hf.labels import UncertaintyPolicy
-from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, newest_complete_checkpoint
+from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.curve import plot_curve
 from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.intact import expect_intact
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
-from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer, evaluate_split
+from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer, predict_split
 
 RECIPE_FILE = "recipe.yaml"
 REPORTERS = ("none", "tensorboard", "trackio")
@@ -64,7 +69,7 @@ def train(
         recipe: What to train.
         root: The CheXpert folder.
         output: Becomes the model folder; checkpoints are in `checkpoints` below it.
-        resume: Continue from the newest complete checkpoint there, or begin if there is none.
+        resume: Continue from the newest intact checkpoint there, or begin if there is none.
         report_to: "none", "tensorboard" or "trackio".
         say: Takes lines for the user.
 
@@ -73,7 +78,10 @@ def train(
         CheXpertDataError: If the data cannot be loaded.
     """
     _check_reporter(report_to)
-    data = load_data(recipe, root)
+    try:
+        data = load_data(recipe, root)
+    except BadFilesError as error:
+        raise _with_list(error, output) from error
     set_seed(recipe.seed)
     build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
     _claim(output, recipe, resume)
@@ -91,12 +99,14 @@ def train(
         model.freeze_backbone()
     trainer = build_trainer(recipe, model, processor, data, output, soft_labels=soft_labels, report_to=report_to)
     judged = _say_what_is_judged(data, recipe, say)
-    _train_or_resume(trainer, output / "checkpoints", resume, say)
+    _train_or_resume(trainer, resume, say)
 
     # By step and not by the recorded path, which is wrong once the folder has moved.
     is_best = bool(judged) and recipe.checkpoint == "best"
     best_step = (is_best and trainer.state.best_global_step) or trainer.state.global_step
-    final = load_model(output / "checkpoints" / f"checkpoint-{best_step}")
+    chosen = output / "checkpoints" / f"checkpoint-{best_step}"
+    expect_intact(chosen)
+    final = load_model(chosen)
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
     if recipe.calibration_folds and recipe.held_out_fold is None:
@@ -105,7 +115,8 @@ def train(
     if recipe.stored_precision == "fp16":
         round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
     trainer.model = trainer.model_wrapped = final.to(trainer.args.device)
-    evaluation = evaluate_split(trainer, data["valid"], recipe)
+    probabilities = predict_split(trainer)
+    evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         save_model_folder(
@@ -113,19 +124,31 @@ def train(
             final.float().cpu(),
             processor,
             recipe=recipe.to_dict(),
-            data=describe_data(data, root),
+            data=describe_data(data, root, recipe.observations),
             evaluation=evaluation,
             best_step=best_step,
+            assessment=assess_predictions(probabilities, data["valid"], final.config),
         )
         _write_patients(output, data, recipe)
+        if recipe.held_out_fold is None:
+            _fit_gate(output, data["train"], root, say)
         (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         plot_curve(history, output / "curve.png", best_step)
+        write_checksums(output)
     PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
     if recipe.checkpoint == "last":
         why = "the last one, as the recipe says"
     else:
         why = "the best on these same studies" if judged else "the last one, as these studies can judge nothing"
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
+
+
+def _with_list(error: BadFilesError, output: Path) -> BadFilesError:
+    """The error with a list of all files beside `output`, which stays as it is."""
+    path = output.with_name(f"{output.name}.bad_files.csv")
+    if PartialState().is_main_process:
+        error.write_list(path)
+    return BadFilesError(f"{error} All are listed in {path}.", error.faults)
 
 
 def _check_reporter(name: str) -> None:
@@ -135,15 +158,13 @@ def _check_reporter(name: str) -> None:
         raise RecipeError(f"Reporting to {name} needs that package: pip install {name}.")
 
 
-def _train_or_resume(trainer: CheXpertTrainer, checkpoints: Path, resume: bool, say: Callable[[str], None]) -> None:
-    checkpoint = newest_complete_checkpoint(checkpoints) if resume else None
-    if resume:
-        say(f"Resuming from {checkpoint}." if checkpoint else "No complete checkpoint yet: beginning at step 0.")
-    if checkpoint and is_finished(checkpoint):
+def _train_or_resume(trainer: CheXpertTrainer, resume: bool, say: Callable[[str], None]) -> None:
+    checkpoint = trainer.newest_intact_checkpoint(say) if resume else None
+    if checkpoint and is_finished(Path(checkpoint)):
         say("The run has finished: nothing is left to train.")
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
@@ -151,6 +172,14 @@ def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) ->
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
     if recipe.checkpoint == "best":
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
+
+
+def _fit_gate(output: Path, train_split: datasets.Dataset, root: Path, say: Callable[[str], None]) -> None:
+    """What tells a chest radiograph from any other image; very small data say nothing about that."""
+    if len(train_split) < MIN_IMAGES:
+        say(f"No gate is fitted: {len(train_split)} radiographs are too few to know others by.")
+        return
+    fit_folder_gate(output, train_split, f"{root.resolve().name} (train)")
 
 
 def _say_nothing(_line: str) -> None:
@@ -237,6 +266,8 @@ def _train_several(
         say(f"Run {number + 1} of {recipe.runs}.")
         folder = stage(recipe.override(runs=1, seed=recipe.seed + number), output / f"run-{number + 1}")
         members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
+    for member in members:
+        expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
         _write_patients(output, data, recipe)
@@ -274,10 +305,17 @@ def _say_what_is_judged(data: datasets.DatasetDict, recipe: Recipe, say: Callabl
     return judged
 
 
-def describe_data(data: datasets.DatasetDict, root: Path) -> dict[str, Any]:
+def describe_data(data: datasets.DatasetDict, root: Path, observations: Sequence[str]) -> dict[str, Any]:
     """What a model was trained and validated on, for its card: counts, and no identities."""
     return {"name": root.resolve().name} | {
-        name: {"images": len(split), "studies": len(set(split["study"][:])), "patients": len(set(split["patient"][:]))}
+        name: {
+            "images": len(split),
+            "studies": len(set(split["study"][:])),
+            "patients": len(set(split["patient"][:])),
+            "positives": dict(
+                zip(observations, (np.asarray(split["labels"][:]) == 1).sum(axis=0).tolist(), strict=True)
+            ),
+        }
         for name, split in data.items()
     }
 

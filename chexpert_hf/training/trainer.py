@@ -25,6 +25,7 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolv
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
+from chexpert_hf.training.durable import DurableCheckpoints
 from chexpert_hf.training.losses import auc_margin_loss
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
@@ -33,7 +34,7 @@ METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 
 
-class CheXpertTrainer(Trainer):
+class CheXpertTrainer(DurableCheckpoints):
     """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator."""
 
     def __init__(self, *args: Any, augmentation: RadiographAugmentation, memory_format: Any, **kwargs: Any) -> None:
@@ -209,16 +210,19 @@ def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Reci
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def evaluate_split(trainer: Trainer, dataset: datasets.Dataset, recipe: Recipe) -> Evaluation:
-    """The trainer's model on its evaluation data, of which `dataset` gives the studies."""
-    output = trainer.predict(trainer.eval_dataset)
-    return _evaluate(output.predictions, output.label_ids, dataset["study"][:], recipe)
+def predict_split(trainer: Trainer) -> NDArray[np.float32]:
+    """Probabilities `(num_views, num_labels)` of the trainer's model for its evaluation data."""
+    return _probabilities(trainer.predict(trainer.eval_dataset).predictions)
 
 
 def _evaluate(logits: Any, targets: Any, studies: list[str], recipe: Recipe) -> Evaluation:
-    probabilities = torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
+    probabilities = _probabilities(logits)
     labels = np.where(targets == IGNORED, np.nan, targets)
     return evaluate_probabilities(probabilities, labels, studies, recipe.observations)
+
+
+def _probabilities(logits: Any) -> NDArray[np.float32]:
+    return torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
 
 
 def _evaluation_targets(labels: Tensor, _index: int, recipe: Recipe) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexpert_hf.data.chexpert import CheXpertDataError, load_chexpert, observations_of
+from chexpert_hf.data.chexpert import BadFilesError, CheXpertDataError, load_chexpert, observations_of
 from chexpert_hf.data.image_files import find_bad_files
 from chexpert_hf.labels import OBSERVATIONS
 
@@ -135,7 +135,7 @@ def test_observations_of_a_foreign_dataset_are_refused() -> None:
 def test_an_image_is_decoded_on_access_and_not_before(folder: Path) -> None:
     broken = folder / "train/patient00002/study3/view1_frontal.jpg"
     broken.write_bytes(b"this is no JPEG")
-    train = load_chexpert(folder)["train"]
+    train = load_chexpert(folder, check_files=False)["train"]
     assert train[0]["image"].size == (10, 8)
     with pytest.raises(OSError, match="cannot identify image file"):
         train[2]["image"]
@@ -440,7 +440,56 @@ def test_a_folder_in_the_place_of_a_file_is_bad(tmp_path: Path) -> None:
     (tmp_path / "train/a.jpg").mkdir(parents=True)
     (tmp_path / "train/b.jpg").write_bytes(b"x")
     paths = ["train/a.jpg", "train/b.jpg", "train/b.jpg/c.jpg"]
-    assert find_bad_files(tmp_path, paths) == {"train/a.jpg": "not a file", "train/b.jpg/c.jpg": "Not a directory"}
+    assert find_bad_files(tmp_path, paths) == {
+        "train/a.jpg": "not a file",
+        "train/b.jpg": "not an image",
+        "train/b.jpg/c.jpg": "Not a directory",
+    }
+
+
+def test_twenty_bad_files_of_a_thousand_are_all_named(tmp_path: Path) -> None:
+    rows = [radiograph(number) for number in range(1, 1001)]
+    folder = write_table(tmp_path / "data" / "train.csv", rows)
+    write_images(folder, rows)
+    damage = {
+        "missing": Path.unlink,
+        "empty": lambda file: file.write_bytes(b""),
+        "The JPEG image is damaged or cut short, expected a complete file": lambda file: os.truncate(file, 300),
+        "not an image": lambda file: file.write_bytes(b"<html>404</html>"),
+        "outside the folder": lambda file: file.symlink_to(file.rename(tmp_path / f"outside-{file.parts[-3]}")),
+    }
+    expected = {}
+    for position, fault in enumerate([*damage] * 4):
+        path = rows[position * 50 + 7]["Path"].removeprefix("CheXpert-v1.0-small/")
+        expected[path] = fault
+        damage[fault](folder / path)
+    with pytest.raises(BadFilesError, match=r"20 of 1,000 files cannot be used: .* and 15 more") as refusal:
+        load_chexpert(folder, valid_fraction=0.1)
+    assert refusal.value.faults == expected
+    assert "\n" not in str(refusal.value)
+    refusal.value.write_list(tmp_path / "new" / "list.csv")
+    listed = pd.read_csv(tmp_path / "new" / "list.csv").set_index("path")["fault"]
+    assert listed.to_dict() == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_only_files_that_are_whole_pass_the_check_of_their_ends(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    good = {"whole": whole, "padded": whole + bytes(13)} | ({"trailed": whole + b"trailer"} if kind == "JPEG" else {})
+    cut = {str(length): whole[:length] for length in (3, 20, len(whole) // 2, len(whole) - 1)}
+    cut["zeros"] = whole[:-200] + bytes(200)  # what a download leaves that reserves its room
+    for name, content in (good | cut).items():
+        (tmp_path / name).write_bytes(content)
+    assert find_bad_files(tmp_path, [*good, *cut]).keys() == cut.keys()
+
+
+def test_other_formats_pass_where_they_can_be_read(tmp_path: Path) -> None:
+    for name, kind in (("a.tif", "TIFF"), ("b.bmp", "BMP")):
+        Image.new("L", (64, 64), 7).save(tmp_path / name, kind)
+    assert find_bad_files(tmp_path, ["a.tif", "b.bmp"]) == {}
+    os.truncate(tmp_path / "b.bmp", 2000)
+    assert find_bad_files(tmp_path, ["a.tif", "b.bmp"]).keys() == {"b.bmp"}
 
 
 def test_without_check_files_no_image_is_touched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.data.chexpert import BadFilesError
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.intact import CheckpointError
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
@@ -75,10 +77,12 @@ def test_a_run_leaves_a_complete_model_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
         "README.md",
         "checkpoints",
+        "checksums.json",
         "config.json",
         "configuration_chexpert.py",
         "curve.png",
         "evaluation.json",
+        "gate.safetensors",
         "history.json",
         "image_processing_chexpert.py",
         "labels.py",
@@ -97,7 +101,7 @@ def test_a_run_leaves_a_complete_model_folder(finished):
     card = (finished / "README.md").read_text()
     assert "not a medical device" in card
     assert "{{" not in card
-    assert "- Edema: u-ones" in card
+    assert "- u-ones: Edema\n" in card
 
 
 def test_the_reference_scores_are_those_of_the_saved_model(finished):
@@ -159,15 +163,44 @@ def run_until_killed(phantoms: Path, output: Path, recipe: Path, where: str, res
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(phantoms, finished, tmp_path):
     RECIPE.save(tmp_path / "recipe.yaml")
     output = tmp_path / "model"
-    # In the middle of an epoch; then while a checkpoint is written, which leaves half of it.
+    # In the middle of an epoch; then while a checkpoint is written.
     run_until_killed(phantoms, output, tmp_path / "recipe.yaml", "step 7", resume=False)
     run_until_killed(phantoms, output, tmp_path / "recipe.yaml", "saving 10", resume=True)
-    assert (output / "checkpoints" / "checkpoint-10" / "model.safetensors").exists()
+    assert (output / "checkpoints" / "_unfinished" / "checkpoint-10" / "model.safetensors").exists()
+    assert not (output / "checkpoints" / "checkpoint-10").exists()
     said: list[str] = []
     train(RECIPE, phantoms, output, resume=True, say=said.append)
     assert any("checkpoint-8" in line for line in said)
     assert_equal_to_the_last_bit(output, finished)
     assert_equal_to_the_last_bit(last_checkpoint(output), last_checkpoint(finished))
+
+
+def test_a_run_does_not_end_in_a_best_checkpoint_that_was_damaged(phantoms, finished, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    history = json.loads((last_checkpoint(output) / "trainer_state.json").read_text())
+    best = output / "checkpoints" / f"checkpoint-{history['best_global_step']}"
+    assert best != last_checkpoint(output)
+    with (best / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x07")
+    with pytest.raises(
+        CheckpointError, match=rf"{best.name} cannot be used: model.safetensors is not as it was written"
+    ):
+        train(RECIPE, phantoms, output, resume=True, say=lambda line: None)
+
+
+def test_bad_files_are_all_listed_beside_the_folder_that_is_not_made(phantoms, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantoms, root)
+    bad = sorted(root.glob("train/*/*/*frontal*"))[:7]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(BadFilesError, match=r"7 of \d+ files cannot be used: .* All are listed in .*bad_files\.csv\.$"):
+        train(RECIPE, root, tmp_path / "model", say=lambda line: None)
+    assert not (tmp_path / "model").exists()
+    listed = (tmp_path / "model.bad_files.csv").read_text()
+    assert all(path.relative_to(root).as_posix() in listed for path in bad)
 
 
 def test_resuming_a_finished_run_trains_nothing(phantoms, finished, tmp_path):

@@ -110,7 +110,7 @@ def test_a_recipe_that_was_saved_repeats_its_run_to_the_last_bit(phantoms, self_
 def test_the_card_and_the_config_say_which_policies_and_from_where(self_trained):
     card = (self_trained / "README.md").read_text()
     config = json.loads((self_trained / "config.json").read_text())
-    assert "- Consolidation: u-self-trained" in card
+    assert "- u-self-trained: Consolidation, Atelectasis" in card
     assert config["policies_source"] in card
 
 

@@ -1,0 +1,111 @@
+"""The record by which a folder of files is known to be whole: the sum of each file, written last.
+
+A folder is sealed once all its files are on the disk. What is cut short has no manifest, what has changed since does
+not agree with it, and the manifest agrees with itself. It finds damage, not forgery: who can write the files can also
+write their sums.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+MANIFEST_FILE = "manifest.json"
+
+_CHUNK = 1 << 20
+_THREADS = 4  # the sums of weights and optimizer at once: hashing and waiting for the disk release the interpreter
+
+
+def seal(folder: Path, values: Mapping[str, Any]) -> None:
+    """Brings every file of a folder to the disk, and then a manifest of them.
+
+    Args:
+        folder: With all that belongs into it; files of its subfolders are included.
+        values: What else the manifest records, as JSON has it.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    names = _names(folder)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sums = list(threads.map(lambda name: _sum(folder / name, to_disk=True), names))
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+    with open(folder / MANIFEST_FILE, "wb") as file:
+        file.write(_text({**values, "files": dict(zip(names, sums, strict=True))}))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What was recorded of a folder, `files` among it (the SHA-256 of each by its path); None if it is not readable."""
+    try:
+        content = (folder / MANIFEST_FILE).read_bytes()
+        values = json.loads(content)
+        del values["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return values if content == _text(values) else None  # one form only: any change of it is found
+
+
+def fault_of(folder: Path) -> str | None:
+    """What keeps a folder from being trusted, in a few words; None if each file is as it was sealed."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return f"it has no {MANIFEST_FILE}, so it was cut short, or written by another program"
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"{MANIFEST_FILE} is damaged"
+    sums: dict[str, str] = manifest["files"]
+    for name in sorted(set(_names(folder)) - sums.keys()):
+        return f"{name} does not belong to it"
+    with ThreadPoolExecutor(_THREADS) as threads:
+        faults = list(threads.map(partial(_fault, folder), sums, sums.values()))
+    return next((fault for fault in faults if fault), None)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the operating system has a way to ask for it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _names(folder: Path) -> list[str]:
+    """Everything in a folder but subfolders and its manifest: paths with "/" between their parts."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - {MANIFEST_FILE})
+
+
+def _fault(folder: Path, name: str, expected: str) -> str | None:
+    if not (folder / name).is_file():  # to open a named pipe would wait for ever
+        return f"{name} is missing"
+    try:
+        return None if _sum(folder / name) == expected else f"{name} is not as it was written"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+
+
+def _sum(path: Path, *, to_disk: bool = False) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        if to_disk:
+            os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _text(values: Mapping[str, Any]) -> bytes:
+    """The one form of a manifest; its own sum is its last line but one."""
+    body = json.dumps(values, indent=1, sort_keys=True)
+    own = hashlib.sha256(body.encode()).hexdigest()
+    return f'{body[:-2]},\n "sha256": "{own}"\n}}\n'.encode()
