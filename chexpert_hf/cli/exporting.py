@@ -1,4 +1,4 @@
-"""A model for other runtimes: export."""
+"""A model for other runtimes and other libraries: export."""
 
 import json
 from enum import Enum
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     from chexpert_hf.inference.graphs.export import ExportedGraph
@@ -28,10 +29,23 @@ class GraphPrecision(str, Enum):
     INT8 = "int8"
 
 
+class LibraryFormat(str, Enum):
+    """The libraries whose formats are written."""
+
+    TIMM = "timm"
+    TORCHXRAYVISION = "torchxrayvision"
+
+
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Model folder, or repository id on the Hub.")],
-    runtime: Annotated[GraphRuntime, typer.Option(help="What the graph is for.")],
+    runtime: Annotated[GraphRuntime | None, typer.Option(help="Write a graph for it.")] = None,
+    library: Annotated[
+        LibraryFormat | None,
+        typer.Option(
+            "--format", help="Write a folder for it instead: timm is loaded without remote code; needs --output."
+        ),
+    ] = None,
     precision: Annotated[GraphPrecision, typer.Option(help="Of its weights; int8 also of its convolutions.")] = (
         GraphPrecision.FP32
     ),
@@ -43,7 +57,14 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a model for OpenVINO or ONNX Runtime, compared with PyTorch before it is kept."""
+    """Export a model for a runtime, compared with PyTorch before it is kept, or for another library."""
+    if library is not None:
+        if runtime is not None or calibration is not None or precision is not GraphPrecision.FP32 or output is None:
+            raise InputError("--format takes --output FOLDER and neither --runtime, --precision nor --calibration.")
+        _export_format(model, library, output, as_json)
+        return
+    if runtime is None:
+        raise InputError("Expected --runtime or --format, got neither.")
     from chexpert_hf.inference.graphs.export import export_model
 
     quiet_transformers()
@@ -56,6 +77,17 @@ def export(
         say=lambda line: typer.echo(f"{line} ...", err=True),
     )
     typer.echo(json.dumps(exported.to_dict()) if as_json else _summary(exported))
+
+
+def _export_format(model: str, library: LibraryFormat, output: Path, as_json: bool) -> None:
+    from chexpert_hf.hub.foreign.exports import export_format
+
+    quiet_transformers()
+    remarks = export_format(model, library.value, output)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(output), "format": library.value, "remarks": remarks}))
+        return
+    typer.echo("\n".join([f"Wrote {output} for {library.value}; its README.md says how to load it.", *remarks]))
 
 
 def _summary(exported: "ExportedGraph") -> str:

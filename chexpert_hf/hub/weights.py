@@ -1,9 +1,10 @@
-"""Weights that others trained, brought into this package's model.
+"""Torchvision's ImageNet weights, and the names by which weights of a DenseNet are known; see `hub.foreign` for others.
 
 Source: torchvision's DenseNet121_Weights.IMAGENET1K_V1, https://pytorch.org/vision/stable/models/densenet.html.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -42,7 +43,21 @@ def imagenet_state_dict() -> dict[str, Tensor]:
             f"ImageNet weights could not be downloaded from {weights.url} ({reason}). Train with --init random, or put "
             f"that file at {imagenet_cache_path()}."
         ) from error
-    return {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
+    return with_todays_names(state_dict)
+
+
+def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DenseNet's weights as today's modules call them.
+
+    'norm.1' becomes 'norm1', and BatchNorms of older files get their counter of batches, which nothing reads.
+    """
+    renamed = {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
+    counters = {
+        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+        for name in renamed
+        if name.endswith(".running_mean")
+    }
+    return counters | renamed
 
 
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -45,6 +45,16 @@ def test_weights_put_into_the_cache_by_hand_are_used(imagenet):
     torch.testing.assert_close(features.mean(dim=(2, 3)), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_files_from_before_batchnorm_counted_batches_are_taken(imagenet):
+    state_dict = {
+        name: tensor for name, tensor in published_names(imagenet.state_dict()).items() if "num_batches" not in name
+    }
+    torch.save(state_dict, imagenet_cache_path())
+    model = CheXpertForImageClassification(CheXpertConfig())
+    load_imagenet_backbone(model)
+    assert torch.equal(model.features.norm5.running_var, imagenet.features.norm5.running_var)
+
+
 def test_one_channel_gives_the_features_of_three_equal_ones(imagenet):
     model = CheXpertForImageClassification(CheXpertConfig(num_channels=1)).eval()
     load_imagenet_backbone(model)

@@ -1,0 +1,215 @@
+"""Against torchxrayvision's own model and preparation of images, where that is installed."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chexpert_hf.hub.foreign import torchxrayvision_models
+from chexpert_hf.hub.foreign.exports import FormatError, export_format, write_torchxrayvision
+from chexpert_hf.hub.foreign.imports import import_model, read_source
+from chexpert_hf.hub.foreign.torchxrayvision_models import MODELS, PREFIX, TARGETS, processor, published_model
+from chexpert_hf.hub.weights import WeightsError
+from chexpert_hf.inference.classifier import CheXpertClassifier
+
+from .foreign_networks import phantom_image, with_own_statistics
+
+xrv = pytest.importorskip("torchxrayvision")
+skimage_io = pytest.importorskip("skimage.io")
+
+DROPPED = ("Infiltration", "Emphysema", "Fibrosis", "Pleural_Thickening", "Nodule", "Mass", "Hernia")
+
+
+@pytest.fixture(scope="module")
+def radiographs(tmp_path_factory) -> list[Path]:
+    """Files that are not square: a phantom, and one of its size in CheXpert's originals, which decoders scale down."""
+    folder = tmp_path_factory.mktemp("radiographs")
+    phantom = phantom_image()
+    phantom.resize((300, 390)).save(folder / "phantom.png")
+    phantom.resize((1400, 1100)).save(folder / "large.jpg", quality=95)
+    return [folder / "phantom.png", folder / "large.jpg"]
+
+
+def prepared_by_them(path: Path) -> torch.Tensor:
+    """By the steps of their README, `(1, 1, 224, 224)`."""
+    image = xrv.datasets.normalize(skimage_io.imread(path), 255)
+    image = image.mean(2)[None] if image.ndim == 3 else image[None]
+    for step in (xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224)):
+        image = step(image)
+    return torch.from_numpy(image)[None]
+
+
+@pytest.fixture(scope="module")
+def source(radiographs):
+    torch.manual_seed(0)
+    network = xrv.models.DenseNet()
+    # Four images, so that statistics are of radiographs as the network sees them.
+    seen = torch.cat([prepared_by_them(path) for path in radiographs for _ in range(2)])
+    with_own_statistics(network, seen + 30 * torch.randn(seen.shape))
+    # Scores on both sides of the operating points, as of a trained network.
+    points = torch.tensor([MODELS["all"].thresholds[name] for name in TARGETS])
+    above = torch.tensor([0.4, -0.4]).repeat(9)
+    with torch.no_grad():
+        network.classifier.bias += points.logit() + above - network(prepared_by_them(radiographs[0]))[0]
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(source, tmp_path_factory):
+    place = tmp_path_factory.mktemp("torchxrayvision")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(source, place / "published.pt", _use_new_zipfile_serialization=False)  # as the published files are
+    import_model("torchxrayvision:densenet121-res224-all", place / "all", file=place / "published.pt")
+    return place / "all"
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_table_is_torchxrayvisions(name):
+    theirs, ours = xrv.models.model_urls[PREFIX + name], published_model(PREFIX + name)
+    assert ours is published_model(name)
+    assert ours.url == theirs["weights_url"]
+    assert list(ours.targets) == theirs["labels"]
+    points = [ours.thresholds.get(target, np.nan) for target in TARGETS]
+    np.testing.assert_array_equal(points, theirs["op_threshs"])
+    assert theirs["input_resolution"] == torchxrayvision_models.SIDE
+
+
+def check_parity(folder: Path, source: torch.nn.Module, paths: list[Path]) -> None:
+    classifier = CheXpertClassifier.from_pretrained(folder)
+    rows = [TARGETS.index({"Pleural Effusion": "Effusion"}.get(name, name)) for name in classifier.observations]
+    for path in paths:
+        pixel_values = prepared_by_them(path)
+        with torch.no_grad():
+            expected = source(pixel_values)[0, rows]
+        gray = classifier.prepare(classifier.read(path)).gray[0][None]
+        ours = classifier.processor.pixel_values_of(gray)
+        torch.testing.assert_close(ours, pixel_values, atol=2e-3, rtol=0)  # of 1024
+        logits, _ = classifier.runtime(ours, saliency=False)
+        torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=0)
+        predicted = classifier.predict(path).probabilities
+        assert list(predicted.values()) == pytest.approx(expected.sigmoid().tolist(), abs=1e-5)
+
+
+def test_logits_are_theirs_on_files_of_any_shape(folder, source, radiographs):
+    check_parity(folder, source, radiographs)
+
+
+def test_logits_are_theirs_on_real_radiographs(folder, source, real_data):
+    paths = [
+        path
+        for path in [*sorted((real_data / "NIH-originals").glob("*.png"))[:6], *sorted(real_data.rglob("*.jpg"))[:6]]
+        if Image.open(path).mode == "L"
+    ]
+    assert len(paths) >= 6
+    check_parity(folder, source, paths)
+
+
+def test_observations_and_operating_points_are_theirs_by_our_names(folder):
+    config = CheXpertClassifier.from_pretrained(folder).model.config
+    theirs = xrv.models.model_urls["densenet121-res224-all"]
+    expected = {
+        {"Effusion": "Pleural Effusion"}.get(name, name): point
+        for name, point in zip(theirs["labels"], theirs["op_threshs"], strict=True)
+        if name not in DROPPED
+    }
+    assert config.operating_points == expected
+    assert tuple(config.observations) == tuple(expected)
+    assert "They come from torchxrayvision" in (folder / "README.md").read_text()
+
+
+def test_a_score_is_positive_where_theirs_is_above_a_half(folder, source, radiographs):
+    theirs = xrv.models.DenseNet(op_threshs=torch.tensor(xrv.models.model_urls["all"]["op_threshs"])).eval()
+    theirs.load_state_dict({**source.state_dict(), "op_threshs": theirs.op_threshs})
+    prediction = CheXpertClassifier.from_pretrained(folder).predict(radiographs[0])
+    with torch.no_grad():
+        bent = dict(zip(TARGETS, theirs(prepared_by_them(radiographs[0]))[0].tolist(), strict=True))
+    named = {"Pleural Effusion": "Effusion"}
+    positives = {name: bent[named.get(name, name)] >= 0.5 for name in prediction.positives}
+    assert prediction.positives == positives
+    assert set(positives.values()) == {True, False}
+
+
+def test_outputs_that_were_not_trained_or_that_chexpert_has_no_name_for_are_dropped(source, folder, tmp_path):
+    assert f"({', '.join(DROPPED)})" in (folder / "README.md").read_text()
+    torch.save(source.state_dict(), tmp_path / "nih.pt")
+    foreign = read_source("torchxrayvision:nih", file=tmp_path / "nih.pt")
+    assert foreign.config.observations == (
+        "Atelectasis",
+        "Consolidation",
+        "Pneumothorax",
+        "Edema",
+        "Pleural Effusion",
+        "Pneumonia",
+        "Cardiomegaly",
+    )
+    assert foreign.remarks == (f"Dropped, for CheXpert has no such observations: {', '.join(DROPPED)}.",)
+
+
+def test_the_way_back_is_exact_to_the_last_bit_by_the_lines_of_the_exported_readme(
+    folder, source, tmp_path, radiographs
+):
+    output = tmp_path / "back"
+    assert export_format(str(folder), "torchxrayvision", output) == ()
+    lines = re.search(r"```python\n(.*?)```", (output / "README.md").read_text(), re.DOTALL)[1]
+    space: dict[str, object] = {}
+    exec(lines.replace('"model.pt"', repr(str(output / "model.pt"))), space)
+    model, config = space["model"], CheXpertClassifier.from_pretrained(folder).model.config
+    assert model.targets == [{"Pleural Effusion": "Effusion"}.get(name, name) for name in config.observations]
+    rows = [TARGETS.index(name) for name in model.targets]
+    original = source.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name != "op_threshs":
+            assert torch.equal(tensor, original[name][rows] if name.startswith("classifier") else original[name]), name
+    published = torch.tensor(xrv.models.model_urls["all"]["op_threshs"])
+    assert torch.equal(model.op_threshs, published[rows])
+    model.op_threshs, model.apply_sigmoid = None, True
+    ours = CheXpertClassifier.from_pretrained(folder).predict(radiographs[0]).probabilities
+    with torch.no_grad():
+        assert model(prepared_by_them(radiographs[0]))[0].tolist() == pytest.approx(list(ours.values()), abs=1e-5)
+
+
+def test_what_torchxrayvision_cannot_feed_is_refused(folder, tmp_path):
+    model, other = CheXpertClassifier.from_pretrained(folder).model, processor()
+    other.image_mean = (0.4,)
+    with pytest.raises(FormatError, match=r"normalised otherwise \(image_mean is \[0.4\]\)"):
+        write_torchxrayvision(tmp_path, model, other)
+
+
+def test_the_file_is_looked_for_in_their_cache_and_downloaded_from_their_address(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    asked = []
+
+    def download(url, path):
+        asked.append(url)
+        torch.save(source.state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        foreign = read_source("torchxrayvision:densenet121-res224-rsna")
+        assert foreign.config.observations == ("Pneumonia", "Lung Opacity")
+    assert asked == [xrv.models.model_urls["rsna"]["weights_url"]]
+    name = asked[0].rpartition("/")[2]
+    assert (tmp_path / ".torchxrayvision" / "models_data" / name).is_file()
+
+    def unreachable(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(
+        WeightsError, match=r"could not be downloaded \(no route to host\); put that file at .*pc-dense"
+    ):
+        read_source("torchxrayvision:pc")
+
+
+def test_other_names_and_other_heads_are_refused(source, tmp_path):
+    with pytest.raises(WeightsError, match=r"has no model 'resnet50-res512-all' .*densenet121-res224-rsna"):
+        import_model("torchxrayvision:resnet50-res512-all", tmp_path / "out")
+    torch.save({**source.state_dict(), "classifier.weight": torch.zeros(5, 1024)}, tmp_path / "five.pt")
+    with pytest.raises(WeightsError, match="has 5 outputs, expected torchxrayvision's 18"):
+        import_model("torchxrayvision:all", tmp_path / "out", file=tmp_path / "five.pt")
+    assert not (tmp_path / "out").exists()
