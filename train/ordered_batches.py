@@ -1,0 +1,46 @@
+"""Batches of radiographs in an order that depends on seed and epoch alone, as arrays, for any framework."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.training.augmentation import RadiographAugmentation
+from chexpert_hf.training.recipe import Recipe
+
+
+class OrderedBatches:
+    """The training data of a recipe, batch by batch.
+
+    Args:
+        rows: Training examples: a `RadiographDataset`, which reads them as they are asked for, or a list of them.
+        recipe: Gives batch size, augmentation and seed.
+        processor: Normalises.
+        drop_last: Leave an incomplete last batch out.
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], recipe: Recipe, processor: CheXpertImageProcessor, *, drop_last: bool = False
+    ) -> None:
+        self.rows, self.processor, self.seed, self.batch_size = rows, processor, recipe.seed, recipe.batch_size
+        self.augmentation = RadiographAugmentation(
+            recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast, recipe.seed
+        )
+        self.steps_per_epoch = len(rows) // self.batch_size if drop_last else -(-len(rows) // self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """Places in `rows` `(num_rows,)` in the order of an epoch."""
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+
+    def batch(self, epoch: int, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`pixel_values` (batch, channels, height, width) and targets `(batch, num_labels)`, -100 where unknown."""
+        chosen = self.order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        rows = [self.rows[int(index)] for index in chosen]
+        gray = torch.stack([row["pixel_values"] for row in rows])
+        if self.augmentation.is_active:
+            gray = self.augmentation(gray, epoch=epoch, indices=torch.from_numpy(chosen))
+        targets = torch.stack([row["labels"] for row in rows])
+        return self.processor.pixel_values_of(gray).numpy(), targets.float().numpy()
