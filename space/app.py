@@ -1,17 +1,49 @@
-"""The Space: the page of chexpert-hf around the model that MODEL_ID names, or the one in `model` beside this file."""
+"""The Space: the page of chexpert-hf around the model that `model.json` names, or the one in `model` beside this file.
 
+The variables MODEL_ID and MODEL_REVISION take precedence over both. Where the package `spaces` is installed (ZeroGPU),
+each radiograph borrows a GPU; everywhere else the processor's cores compute.
+"""
+
+import json
 import os
 from pathlib import Path
 
 from chexpert_hf.demo import build_demo, launch
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.serving.scorer import SharedClassifier
+
+try:
+    import spaces
+except ImportError:
+    spaces = None
 
 HERE = Path(__file__).parent
 
 
+def model_and_revision() -> tuple[str | Path, str | None]:
+    if os.environ.get("MODEL_ID"):
+        return os.environ["MODEL_ID"], os.environ.get("MODEL_REVISION")
+    if (HERE / "model.json").is_file():
+        named = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
+        return named["model"], named["revision"]
+    return HERE / "model", None
+
+
 def main() -> None:
-    classifier = CheXpertClassifier.from_pretrained(os.environ.get("MODEL_ID") or HERE / "model")
-    launch(build_demo(classifier, sorted((HERE / "examples").glob("*.jpg"))), host="0.0.0.0")
+    model, revision = model_and_revision()
+    classifier = CheXpertClassifier.from_pretrained(
+        model,
+        revision=revision,
+        runtime="torch" if spaces else os.environ.get("CHEXPERT_HF_RUNTIME", "auto"),
+        precision=os.environ.get("CHEXPERT_HF_PRECISION", "auto"),
+    )
+    examples = sorted((HERE / "examples").glob("*.jpg"))
+    if spaces:
+        classifier.predict = spaces.GPU(classifier.predict)
+        launch(build_demo(classifier, examples), host="0.0.0.0")
+    else:
+        shared = SharedClassifier(classifier)
+        launch(build_demo(shared, examples), host="0.0.0.0", on_stop=shared.close)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML file, or the name of one in train/recipes; flags override it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
     init: Annotated[str | None, typer.Option(help="imagenet, random, or a model to fine-tune. [imagenet]")] = None,
     policy: Annotated[
         str | None,
@@ -100,6 +100,12 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Processes that read images. [2]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [0]")] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or trackio (installed separately).")] = "none",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="At the end, send the model folder to the Hub, as push does.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a CheXpert folder. The defaults are the CheXpert paper's recipe."""
@@ -137,7 +143,40 @@ def train(
     if augment:
         flags |= {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
     chosen = chosen.override(**{name: value for name, value in flags.items() if value is not None})
+    if push_to_hub is not None:
+        _expect_that_it_can_be_pushed(push_to_hub, chosen)
     _train(chosen, data, output, resume=resume, report_to=report_to, as_json=as_json)
+    if push_to_hub is not None:
+        _push(output, push_to_hub, private=private)
+
+
+def _expect_that_it_can_be_pushed(repo_id: str, recipe: "Recipe") -> None:
+    """Before the training, not after it."""
+    from huggingface_hub import HfApi
+
+    from chexpert_hf.hub.hub_errors import expect_repo_id, expect_token
+
+    expect_repo_id(repo_id)
+    expect_token(HfApi())
+    if recipe.runs > 1:
+        raise InputError(
+            "Several runs make an ensemble, which cannot be loaded from a repository: push its runs later."
+        )
+
+
+def _push(folder: Path, repo_id: str, *, private: bool) -> None:
+    from accelerate import PartialState
+
+    from chexpert_hf.hub.publish import push_model
+
+    if not PartialState().is_main_process:
+        return
+    try:
+        done = push_model(folder, repo_id, private=private)
+    except InputError as error:
+        command = f"chexpert-hf push {folder} {repo_id}{' --private' if private else ''}"
+        raise InputError(f"{error} The model folder {folder} is complete; send it later: {command}") from error
+    typer.echo(f"Pushed to {repo_id}, commit {str(done.commit)[:12]}: {done.url}", err=True)
 
 
 def _train(recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_to: str, as_json: bool) -> None:

@@ -1,22 +1,29 @@
-"""A complete model folder: weights, configuration, processor, their code, a card with measured figures, and reference
-scores of one phantom by which an installation, a conversion or an export can be checked.
+"""A complete model folder: weights, configuration, processor, their code, a card with measured figures, reference
+scores of one phantom by which an installation, a conversion or an export can be checked, and the sums of all files.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.evaluation.metrics import Evaluation
-from chexpert_hf.hub.card import refresh_card, render_card
+from chexpert_hf.hub.card import ImportedFrom, refresh_card, render_card, render_import_card
 from chexpert_hf.hub.half_precision import half_state_dict
+from chexpert_hf.hub.measured import evaluation_record
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 REFERENCE_FILE = "reference.json"
 EVALUATION_FILE = "evaluation.json"
+CARD_FILE = "README.md"
 REFERENCE_PHANTOM: Mapping[str, Any] = {"seed": 0, "observations": ["Pleural Effusion"], "projection": "PA"}
 
 
@@ -29,55 +36,93 @@ def save_model_folder(
     data: Mapping[str, Any],
     evaluation: Evaluation,
     best_step: int,
+    assessment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes everything that a model folder holds.
+    """Writes everything that the folder of a model that was trained here holds.
+
+    What is written into the folder later has no sum until `inference.model_files.write_checksums` is called.
 
     Args:
         folder: Made if it is not there; what else is in it stays.
         model: In float32 on the CPU.
         processor: Its image processor.
         recipe: All values of the run.
-        data: See `chexpert_hf.hub.card.render_card`.
+        data: `name`, and for `train` and `valid` the numbers of images, studies and patients.
         evaluation: On the validation split.
         best_step: The checkpoint that was kept.
+        assessment: From `chexpert_hf.hub.measured.assess_predictions`: intervals and subgroups for card and
+            `evaluation.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     is_half = recipe["stored_precision"] == "fp16"
-    model.save_pretrained(folder, state_dict=half_state_dict(model) if is_half else None)
+    _write_model(folder, model, processor, half_state_dict(model) if is_half else None)
+    record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
+    _write_json(folder / EVALUATION_FILE, record)
+    name, size = folder.resolve().name, processor.longest_side
+    card = render_card(name, model, image_size=size, recipe=recipe, record=record, best_step=best_step)
+    card.save(folder / CARD_FILE)
+    write_checksums(folder)
+
+
+def save_imported_folder(
+    folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
+) -> None:
+    """Writes everything that the folder of a model that others trained holds; see `save_model_folder`.
+
+    Args:
+        folder: Made if it is not there.
+        model: In float32 on the CPU.
+        processor: Its image processor.
+        origin: Where it comes from, for the card.
+    """
+    _write_model(folder, model, processor)
+    name, size = folder.resolve().name, processor.output_size[0]
+    render_import_card(name, model, image_size=size, origin=origin).save(folder / CARD_FILE)
+    write_checksums(folder)
+
+
+def refresh_folder(folder: Path) -> None:
+    """Rewrites what follows from a folder's weights and config, once these have changed: reference scores, card, sums.
+
+    Of the card the name and the sections on calibration and operating points; a card without them gets them at its end.
+    """
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
+    classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
+    _write_json(folder / REFERENCE_FILE, reference_scores(classifier))
+    card = folder / CARD_FILE
+    if card.exists():
+        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, folder.resolve().name)
+        card.write_text(text, encoding="utf-8")
+    write_checksums(folder)
+
+
+def _write_model(
+    folder: Path,
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    state_dict: Mapping[str, Any] | None = None,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of a folder that is written again
+    model.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
     # transformers writes the weights for the owner alone, which hides them from other users of a container.
     (folder / "model.safetensors").chmod(0o644)
     _write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
-    _write_json(folder / EVALUATION_FILE, {"split": "valid", "data": dict(data), **evaluation.to_dict()})
-    card = render_card(
-        folder.resolve().name,
-        model,
-        image_size=processor.longest_side,
-        recipe=recipe,
-        data=data,
-        evaluation=evaluation,
-        best_step=best_step,
-    )
-    card.save(folder / "README.md")
-
-
-def refresh_folder(folder: Path) -> None:
-    """Rewrites what follows from a folder's weights and config, once these have changed: reference scores and card.
-
-    Of the card only the sections on calibration and operating points; a card without them gets them at its end.
-    """
-    classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
-    _write_json(folder / REFERENCE_FILE, reference_scores(classifier))
-    card = folder / "README.md"
-    if card.exists():
-        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config)
-        card.write_text(text, encoding="utf-8")
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
-    """The phantom that is rendered from these values, and what the model says of it."""
-    phantom = render_phantom(**REFERENCE_PHANTOM)
-    return {"phantom": dict(REFERENCE_PHANTOM), "probabilities": dict(classifier.predict(phantom.image).probabilities)}
+    """The phantom that is rendered from these values, its pixels' sum, and what the model says of it."""
+    image = render_phantom(**REFERENCE_PHANTOM).image
+    return {
+        "phantom": dict(REFERENCE_PHANTOM),
+        "image_sha256": image_sum(image),
+        "probabilities": dict(classifier.predict(image).probabilities),
+    }
+
+
+def image_sum(image: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's gray levels `(height, width)`."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,116 @@
+"""A model for others: check, push, space."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from chexpert_hf.hub.publish import Published
+
+Private = Annotated[bool, typer.Option("--private", help="If it is made now: for you alone.")]
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Model folder, or repository id on the Hub.")],
+    revision: Annotated[str | None, typer.Option(help="Of a repository: branch, tag or commit.")] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is the model what it was when it was saved, and does it compute here what it computed there?
+
+    Recomputes its reference scores in every runtime that is installed, and looks at sums, card, code and config. The
+    exit code is 1 if anything FAILED.
+    """
+    from chexpert_hf.hub.check import check_folder
+    from chexpert_hf.inference.model_files import write_checksums
+
+    quiet_transformers()
+    folder = Path(model)
+    if accept and not (folder / "config.json").is_file():
+        raise InputError(f"--accept is for a model folder, which {model} is not.")
+    if accept:
+        write_checksums(folder)
+    if not folder.is_dir():
+        folder = _download(model, revision)
+    report = check_folder(folder)
+    typer.echo(json.dumps(report.to_dict()) if as_json else report.as_table())
+    if not report.is_ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name; made if it is not there.")],
+    private: Private = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go; needs no network.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model folder to the Hub: one commit, and only what is meant for others.
+
+    The token is the one of `hf auth login`, or in HF_TOKEN.
+    """
+    from tempfile import TemporaryDirectory
+
+    from chexpert_hf.hub.hub_errors import expect_repo_id
+    from chexpert_hf.hub.publish import Published, push_model, stage_model
+
+    if not dry_run:
+        _say(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
+        return
+    expect_repo_id(repo_id)
+    with TemporaryDirectory() as staging:
+        _say(Published(repo_id, "", None, stage_model(model, repo_id, Path(staging))), as_json)
+
+
+@app.command()
+def space(
+    model: Annotated[
+        str, typer.Argument(help="Repository id on the Hub; or a model folder, which goes with the page.")
+    ],
+    space_id: Annotated[str, typer.Argument(help="user/name of the Space; made if it is not there.")],
+    revision: Annotated[str, typer.Option(help="Of the repository; the Space stays at its present commit.")] = "main",
+    private: Private = False,
+    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write the Space's files to this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Gradio Space of the page around a model, or bring it up to date."""
+    from chexpert_hf.hub.publish import Published
+    from chexpert_hf.hub.spaces import push_space, stage_space
+
+    if dry_run is not None:
+        files = stage_space(model, space_id, dry_run, revision=revision)
+        _say(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
+        return
+    _say(push_space(model, space_id, revision=revision, private=private), as_json)
+
+
+def _say(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> None:
+    if as_json:
+        typer.echo(json.dumps(done.to_dict()))
+        return
+    for name, size in done.files:
+        typer.echo(f"{size:>12,}  {name}")
+    typer.echo(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
+    typer.echo(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    from chexpert_hf.hub.hub_errors import expect_repo_id, hub_errors
+
+    expect_repo_id(model)
+    with hub_errors(model):
+        return Path(snapshot_download(model, revision=revision))

@@ -1,0 +1,155 @@
+"""The card holds what was measured, and nothing that nobody filled in."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.hub.card import ImportedFrom, public_recipe, refresh_card, rename_card
+from chexpert_hf.hub.card_check import card_problems
+from chexpert_hf.hub.data_terms import terms_of
+from chexpert_hf.hub.folder import save_imported_folder
+
+
+@pytest.fixture
+def card(saved_folder: Path) -> str:
+    return (saved_folder / "README.md").read_text()
+
+
+def test_a_card_that_was_filled_is_complete(card: str) -> None:
+    assert card_problems(card) == []
+
+
+def test_figures_of_the_card_are_those_of_evaluation_json(card: str, saved_folder: Path) -> None:
+    record = json.loads((saved_folder / "evaluation.json").read_text())
+    edema = next(entry for entry in record["observations"] if entry["observation"] == "Edema")
+    assert edema["auroc_low"] < edema["auroc"] < edema["auroc_high"]
+    row = f"| Edema | {edema['num_positive']} | {edema['num_negative']} | {edema['auroc']:.3f} "
+    assert f"{row}({edema['auroc_low']:.3f} to {edema['auroc_high']:.3f}) |" in card
+    mean = f"{record['mean_auroc']:.3f} ({record['mean_auroc_low']:.3f} to {record['mean_auroc_high']:.3f})"
+    assert f"Mean AUROC over {', '.join(record['mean_over'])}: {mean}." in card
+    assert "| No Finding | 0 | 120 | not judged: one class only |" in card
+
+
+def test_the_model_index_has_the_mean_and_each_observation_that_is_judged(card: str, saved_folder: Path) -> None:
+    record = json.loads((saved_folder / "evaluation.json").read_text())
+    results = ModelCard(card).data.eval_results
+    values = {result.metric_name: result.metric_value for result in results}
+    assert values["Mean AUROC per study over 5 observations"] == round(record["mean_auroc"], 4)
+    assert len(values) == 14  # the mean, and all observations but No Finding
+    assert "AUROC per study, No Finding" not in values
+
+
+def test_subgroups_stand_beside_their_gap(card: str) -> None:
+    rows = [line for line in card.splitlines() if line.startswith("| sex | Edema |")]
+    assert len(rows) == 1
+    assert "Female: " in rows[0]
+    assert "Male: " in rows[0]
+    assert rows[0].count(" to ") == 3
+
+
+def test_the_card_says_what_was_never_learned_and_whose_terms_hold(card: str) -> None:
+    assert "Never positive in training, so that their scores mean nothing: Fracture." in card
+    assert "research use agreement" in card
+    assert "license_name: chexpert-research-use-agreement" in card
+    assert "step 12) was chosen on this same split, so these figures are optimistic" in card
+
+
+def test_a_path_of_this_machine_is_shown_as_a_name(card: str, tmp_path: Path) -> None:
+    assert "/home/somebody" not in card
+    assert "those of the model base" in card
+    recipe = {"init": str(tmp_path), "teacher": "me/model", "seed": 1}
+    assert public_recipe(recipe) == {"init": tmp_path.name, "teacher": "me/model", "seed": 1}
+    assert public_recipe({"init": "../x/y", "teacher": None}) == {"init": "y", "teacher": None}
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "problem"),
+    [
+        ("- Initial weights: those of the model base.", "- Initial weights: .", "nothing stands behind the colon"),
+        ("| No Finding | 0 |", "| No Finding |  |", "a cell is empty: | No Finding |  | 120"),
+        ("Research: as", "TODO: as", "a placeholder was left: TODO"),
+        ("Research: as", "[More Information Needed]", "a placeholder was left"),
+        ("Research: as", "{{ text }}", "a placeholder was left"),
+        ("| Edema | 0.500 |", "| Edema | nan |", "a placeholder was left: | Edema | nan |"),
+        ("## Limits\n", "## Bounds\n", "the section Limits is missing"),
+        ("license_name: chexpert-research-use-agreement", "license_name: ''", "the field license_name is empty"),
+        ("license: other", "", "the field license is missing"),
+        ("pipeline_tag: image-classification", "pipeline_tag: TODO", "pipeline_tag holds a placeholder: TODO"),
+        ("- radiology", "-", "the field tags is empty"),
+        (
+            "**Research software, not a medical device.**",
+            "**Great.**",
+            "does not say that this is not a medical device",
+        ),
+        ("---\nlibrary_name", "library_name", "it has no front matter"),
+        ("license: other", "license: [", "its front matter is no YAML"),
+    ],
+)
+def test_an_empty_field_or_a_placeholder_is_found(card: str, there: str, instead: str, problem: str) -> None:
+    assert there in card
+    assert problem in "; ".join(card_problems(card.replace(there, instead)))
+
+
+def test_an_empty_section_table_or_block_is_found(card: str) -> None:
+    start, end = card.index("## Intended use"), card.index("## How to use")
+    assert "the section Intended use is empty" in card_problems(f"{card[:start]}## Intended use\n\n{card[end:]}")
+    rows = card.index("| --- | ---: |\n| No Finding | 0.500") + len("| --- | ---: |\n")
+    assert "a table has no rows" in card_problems(card[:rows] + card[card.index("## Limits") - 1 :])
+    start = card.index("```bibtex\n") + len("```bibtex\n")
+    assert "a block of code is empty" in card_problems(card[:start] + "\n```\n")
+
+
+def test_a_renamed_card_names_the_model_where_it_is_loaded(card: str) -> None:
+    renamed = rename_card(card, "me/fine")
+    assert 'from_pretrained("me/fine")' in renamed
+    assert 'pipeline("image-classification", "me/fine", trust_remote_code=True)' in renamed
+    assert "# fine\n" in renamed
+    assert ModelCard(renamed).data.model_name == "fine"
+    assert "tiny-run" not in renamed
+    assert ModelCard(renamed).data.eval_results == ModelCard(card).data.eval_results
+
+
+def test_a_refreshed_card_says_what_the_config_says(card: str, tiny_model: CheXpertForImageClassification) -> None:
+    tiny_model.config.operating_points = dict.fromkeys(tiny_model.config.observations, 0.25)
+    refreshed = refresh_card(card, tiny_model.config, "calibrated")
+    assert "| Edema | 0.250 |" in refreshed
+    assert "| Edema | 0.500 |" not in refreshed
+    assert refreshed.count("## Calibration") == refreshed.count("## Operating points") == 1
+    assert card_problems(refreshed) == []
+
+
+def test_the_card_of_an_imported_model_is_complete(tiny_model: CheXpertForImageClassification, tmp_path: Path) -> None:
+    origin = ImportedFrom(
+        source="weights of somebody",
+        data="radiographs of somewhere",
+        conversion="labels by CheXpert's names",
+        licence="The weights are Apache-2.0.",
+        license_id="apache-2.0",
+        limits=("They are old.",),
+        citations=("@misc{somebody}",),
+    )
+    folder = tmp_path / "imported"
+    save_imported_folder(folder, tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}), origin)
+    text = (folder / "README.md").read_text()
+    assert card_problems(text) == []
+    for words in (
+        "weights of somebody",
+        "radiographs of somewhere",
+        "They are old.",
+        "@misc{somebody}",
+        "Not measured",
+    ):
+        assert words in text
+    assert "license: apache-2.0" in text
+    assert "## Training" not in text
+
+
+@pytest.mark.parametrize("name", ["CheXpert-v1.0-small", "NIH-mini", "phantoms", "our-hospital"])
+def test_terms_are_complete_sentences(name: str) -> None:
+    terms = terms_of(name)
+    assert terms.licence.endswith(".")
+    assert (terms.license_id == "other") == bool(terms.license_name)
+    assert name in terms.licence or name != "our-hospital"

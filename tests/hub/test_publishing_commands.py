@@ -1,0 +1,128 @@
+"""check, push and space on the command line, and train --push-to-hub."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from chexpert_hf.cli import main
+from chexpert_hf.hub import check_scores
+from chexpert_hf.hub.hub_errors import HubError
+from chexpert_hf.hub.publish import Published
+from chexpert_hf.inference.graphs.graph_files import RuntimeName
+
+SHA = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks the Hub fails, and only PyTorch computes."""
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr(check_scores, "PACKAGES", {RuntimeName.TORCH: "torch"})
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["chexpert-hf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+def test_check_prints_a_line_for_each_thing_and_exits_with_1_if_one_failed(monkeypatch, capsys, model_folder: Path):
+    code, out, _ = run(monkeypatch, capsys, "check", model_folder)
+    assert code == 0
+    assert re.search(r"^checksums +ok +\d+ files are as they were saved$", out, re.MULTILINE)
+    with (model_folder / "README.md").open("a") as card:
+        card.write("\nMore.\n")
+    code, out, _ = run(monkeypatch, capsys, "check", model_folder, "--json")
+    report = json.loads(out)
+    assert (code, report["is_ok"]) == (1, False)
+    assert [line["subject"] for line in report["lines"] if line["result"] == "FAILED"] == ["checksums"]
+    code, out, _ = run(monkeypatch, capsys, "check", model_folder, "--accept")
+    assert code == 0
+    assert "FAILED" not in out
+
+
+def test_accept_is_for_folders(monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, "check", "me/tiny", "--accept")
+    assert code == 2
+    assert "Error: --accept is for a model folder, which me/tiny is not." in err
+
+
+def test_a_dry_run_of_push_lists_the_files_without_network_or_token(monkeypatch, capsys, saved_folder: Path):
+    monkeypatch.setattr("chexpert_hf.hub.hub_errors.get_token", lambda: None)
+    code, out, _ = run(monkeypatch, capsys, "push", saved_folder, "me/tiny", "--dry-run")
+    assert code == 0
+    size = (saved_folder / "model.safetensors").stat().st_size
+    assert re.search(rf"^ +{size:,}  model\.safetensors$", out, re.MULTILINE)
+    assert "bytes in 14 files for me/tiny" in out
+    assert out.endswith("Nothing was sent.\n")
+
+
+def test_a_push_without_a_token_is_one_line(monkeypatch, capsys, saved_folder: Path):
+    monkeypatch.setattr("chexpert_hf.hub.hub_errors.get_token", lambda: None)
+    code, _, err = run(monkeypatch, capsys, "push", saved_folder, "me/tiny")
+    assert code == 2
+    assert err.strip().splitlines()[-1] == (
+        "Error: There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN."
+    )
+
+
+def test_a_dry_run_of_space_writes_the_folder(monkeypatch, capsys, tmp_path: Path):
+    arguments = ["space", "me/tiny", "me/page", "--revision", SHA, "--dry-run", tmp_path / "page"]
+    code, out, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "app.py" in out
+    assert f"The files of the Space are in {tmp_path / 'page'}." in out
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "is not empty; expected a new folder" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "message"),
+    [
+        (["--push-to-hub", "tiny"], "hf_x", "'tiny' is no id of a repository; expected user/name."),
+        (["--push-to-hub", "me/tiny"], None, "There is no token for the Hub"),
+        (["--push-to-hub", "me/tiny", "--runs", "2"], "hf_x", "Several runs make an ensemble"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_before_training(monkeypatch, capsys, tmp_path, options, token, message):
+    monkeypatch.setattr("chexpert_hf.hub.hub_errors.get_token", lambda: token)
+    monkeypatch.setattr("chexpert_hf.training.run.train", lambda *arguments, **settings: pytest.fail("it trained"))
+    code, _, err = run(monkeypatch, capsys, "train", tmp_path, "--output", tmp_path / "out", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_training_pushes_at_its_end_and_says_how_to_repeat_it(monkeypatch, capsys, tmp_path):
+    sent: list[tuple[Path, str, bool]] = []
+
+    def push(folder: Path, repo_id: str, *, private: bool) -> Published:
+        sent.append((folder, repo_id, private))
+        if len(sent) > 1:
+            raise HubError("me/tiny: no answer.")
+        return Published(repo_id, "address", SHA, ())
+
+    result = SimpleNamespace(folder=tmp_path, evaluation=None, chosen="step 1")
+    monkeypatch.setattr("chexpert_hf.hub.hub_errors.get_token", lambda: "hf_x")
+    monkeypatch.setattr("chexpert_hf.training.run.train", lambda *arguments, **settings: result)
+    monkeypatch.setattr("chexpert_hf.evaluation.report.as_table", lambda evaluation: "a table")
+    monkeypatch.setattr("chexpert_hf.hub.publish.push_model", push)
+    arguments = ["train", tmp_path, "--output", tmp_path / "out", "--push-to-hub", "me/tiny", "--private"]
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert (code, sent) == (0, [(tmp_path / "out", "me/tiny", True)])
+    assert "Pushed to me/tiny, commit 012345678901: address" in err
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert f"is complete; send it later: chexpert-hf push {tmp_path / 'out'} me/tiny --private" in err
