@@ -5,8 +5,11 @@ from chexpert_hf.cli import (  # noqa: F401 - each adds its commands to the appl
     checking,
     evaluating,
     exporting,
+    gating,
+    importing,
     localizing,
     predicting,
+    publishing,
     training,
 )
 from chexpert_hf.cli.app import app, main

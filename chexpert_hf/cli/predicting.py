@@ -90,13 +90,23 @@ def demo(
     model: Models,
     host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
+    auth_file: Annotated[
+        Path | None, typer.Option(help="Lines of user:password who may open the page; for its owner alone (mode 600).")
+    ] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
     runtime: RuntimeName = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
-    """Open the page: upload a radiograph, see scores and maps."""
-    from chexpert_hf.demo import build_demo, launch
+    """Open the page: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
+    from chexpert_hf.serving.credentials import read_credentials
 
-    launch(build_demo(load_fast_classifier(model, runtime, precision)), host=host, port=port)
+    users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
+
+    from chexpert_hf.demo import build_demo, launch
+    from chexpert_hf.serving.scorer import SharedClassifier
+
+    classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
+    launch(build_demo(classifier), host=host, port=port, auth=users, mcp=mcp, on_stop=classifier.close)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

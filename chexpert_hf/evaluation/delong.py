@@ -99,11 +99,25 @@ def delong_interval(
     clusters = _clusters(labels, patients)
     variance = clusters.variance(below, above)
     if not variance > 0:
-        counts_and_z = clusters.num_positive, clusters.num_negative, float(norm.isf(tail))
-        return Estimate(value, _newcombe_low(value, *counts_and_z), 1 - _newcombe_low(1 - value, *counts_and_z))
+        return newcombe_interval(value, clusters.num_positive, clusters.num_negative, level)
     quantile = float(student.isf(tail, min(clusters.num_positive, clusters.num_negative) - 1))
     width = quantile * sqrt(variance) / (value * (1 - value))
     return Estimate(value, float(expit(logit(value) - width)), float(expit(logit(value) + width)))
+
+
+def newcombe_interval(auroc: float, num_positive: int, num_negative: int, level: float = LEVEL) -> Estimate:
+    """An AUROC with an interval from the numbers of studies alone, for when their scores are not at hand.
+
+    Args:
+        auroc: In [0, 1].
+        num_positive: At least 1.
+        num_negative: At least 1.
+        level: Confidence, in (0, 1).
+
+    Source: Newcombe 2006, Statistics in Medicine 25(4), part 2, method 5.
+    """
+    counts_and_z = num_positive, num_negative, float(norm.isf((1 - level) / 2))
+    return Estimate(auroc, _newcombe_low(auroc, *counts_and_z), 1 - _newcombe_low(1 - auroc, *counts_and_z))
 
 
 def delong_test(

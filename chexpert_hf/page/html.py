@@ -1,75 +1,105 @@
-"""The parts of the page that are HTML of its own: the bars of the scores, the definitions, the examples.
+"""Parts of the page that are HTML of its own: bars of scores, one-line messages, the table of the model, examples.
 
-Names come from the model's configuration or the examples' files and are escaped; nothing comes from a visitor.
+Names come from the model's configuration or the examples' files and are escaped; so is every line that may have come
+from a file.
 """
 
 import base64
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from html import escape
 from pathlib import Path
 
 from chexpert_hf.data.radiograph import read_radiograph
-from chexpert_hf.inference.classifier import Prediction
-from chexpert_hf.page.text import DEFINITIONS
+from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.page.model_facts import Figure, Figures, ModelFacts
+from chexpert_hf.page.reading import encode
+from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, PRIVACY
 
 _THUMBNAIL_SIZE = 176
 """Longest side in pixels: twice what the page shows, for screens of high density."""
+
+FEW = 5
+"""With fewer studies of either class, a figure says little."""
 
 
 class Order(str, Enum):
     """How the observations are sorted; the values are what the page shows."""
 
     BY_PROBABILITY = "By probability"
-    AS_IN_MODEL = "As in the model"
+    CLINICAL = "Clinical order"
+
+
+def clinical_order(observations: Iterable[str]) -> list[str]:
+    """In the order of CheXpert's files; names that are not CheXpert's come last, in the model's order."""
+    names = list(observations)
+    return [*(name for name in OBSERVATIONS if name in names), *(name for name in names if name not in OBSERVATIONS)]
 
 
 def sort_observations(probabilities: Mapping[str, float], order: Order) -> list[str]:
-    """The observations, the most probable first or in the model's order; equal ones keep the model's order."""
-    if order is Order.AS_IN_MODEL:
-        return list(probabilities)
-    return sorted(probabilities, key=lambda name: -probabilities[name])
+    """The observations, the most probable first or in clinical order; equal ones keep the clinical order."""
+    names = clinical_order(probabilities)
+    return names if order is Order.CLINICAL else sorted(names, key=lambda name: -probabilities[name])
 
 
-def scores_html(prediction: Prediction, operating_points: Mapping[str, float], order: Order, chosen: str) -> str:
-    """The list of all scores; each row is a button that carries the observation's index in the model's order.
+def not_judged(observations: Collection[str]) -> list[str]:
+    """The CheXpert observations that a model does not judge."""
+    return [name for name in OBSERVATIONS if name not in observations]
+
+
+def scores_html(
+    probabilities: Mapping[str, float],
+    operating_points: Mapping[str, float],
+    positives: Mapping[str, bool],
+    chosen: str,
+    views: Mapping[str, int] | None = None,
+) -> str:
+    """The list of all scores, the most probable first; each row is a button for its map.
 
     Args:
-        prediction: Of one radiograph.
+        probabilities: Of each observation, in the model's order.
         operating_points: Of each observation, in [0, 1].
-        order: How to sort the rows.
+        positives: Whether each is at or above its operating point.
         chosen: The observation whose map is shown.
+        views: Of a study, the number of the view that each probability came from.
     """
-    index = {name: number for number, name in enumerate(prediction.probabilities)}
+    index = {name: number for number, name in enumerate(probabilities)}
+    places = {name: place for place, name in enumerate(clinical_order(probabilities))}
     rows = [
         _row(
             name,
-            index[name],
-            prediction.probabilities[name],
+            (index[name], places[name]),
+            probabilities[name],
             operating_points[name],
-            is_above=prediction.positives[name],
+            is_above=positives[name],
             is_chosen=name == chosen,
+            view=None if views is None else views[name],
         )
-        for name in sort_observations(prediction.probabilities, order)
+        for name in sort_observations(probabilities, Order.BY_PROBABILITY)
     ]
-    count = sum(prediction.positives.values())
-    return (
-        f'<p class="scores-summary"><strong>{count} of {len(rows)}</strong> at or above the operating point</p>'
-        f'<ul class="scores">{"".join(rows)}</ul>'
-        '<p class="scores-legend"><span class="score-key" aria-hidden="true"></span>Operating point: the probability '
-        "from which on the model calls an observation positive. Choose a row to see its map.</p>"
-    )
+    return f'<ul class="scores{"" if views is None else " of-study"}">{"".join(rows)}</ul>'
 
 
-def _row(name: str, index: int, probability: float, point: float, *, is_above: bool, is_chosen: bool) -> str:
+def _row(
+    name: str,
+    index_and_place: tuple[int, int],
+    probability: float,
+    point: float,
+    *,
+    is_above: bool,
+    is_chosen: bool,
+    view: int | None,
+) -> str:
+    index, place = index_and_place
     call = "above" if is_above else "below"
+    origin = "" if view is None else f'<span class="score-view">View {view}</span>'
     return (
-        f'<li><button type="button" class="score is-{call}" data-index="{index}" '
+        f'<li data-place="{place}"><button type="button" class="score is-{call}" data-index="{index}" '
         f'aria-pressed="{str(is_chosen).lower()}" title="{escape(DEFINITIONS.get(name, ""))}">'
         f'<span class="score-name">{escape(name)}</span>'
         f'<span class="score-value">{probability:.3f}</span>'
         f'<span class="score-call">{call} <span class="for-readers">operating point </span>{point:.3f}</span>'
+        f"{origin}"
         '<span class="score-bar" aria-hidden="true">'
         f'<span class="score-fill" style="width: {probability * 100:.2f}%"></span>'
         f'<span class="score-point" style="left: {point * 100:.2f}%"></span>'
@@ -77,14 +107,91 @@ def _row(name: str, index: int, probability: float, point: float, *, is_above: b
     )
 
 
-def definitions_html(observations: Iterable[str]) -> str:
-    """The observations with what they mean; of a name that is not CheXpert's, nothing is said."""
-    return f'<dl class="definitions">{"".join(map(_definition, observations))}</dl>'
+def not_judged_html(observations: Collection[str]) -> str:
+    """A line that names what the model does not judge; nothing if it judges all."""
+    names = not_judged(observations)
+    if not names:
+        return ""
+    return f'<p class="not-judged">Not judged by this model: {escape(", ".join(names))}.</p>'
 
 
-def _definition(name: str) -> str:
-    meaning = f"<dd>{escape(DEFINITIONS[name])}</dd>" if name in DEFINITIONS else ""
-    return f"<div><dt>{escape(name)}</dt>{meaning}</div>"
+def error_html(reason: str) -> str:
+    """One line, announced by screen readers."""
+    return f'<p class="error-line" role="alert">{escape(reason)}</p>'
+
+
+def refusal_html(reasons: Iterable[str], warnings: Iterable[str] = ()) -> str:
+    """What the gate said, and a button to score all the same."""
+    lines = "".join(f"<p>{escape(reason)}</p>" for reason in (*reasons, *warnings))
+    return (
+        f'<div class="refusal" role="alert"><div>{lines}</div>'
+        '<button type="button" class="plain-button" data-action="override">Score it anyway</button></div>'
+    )
+
+
+def header_html(facts: ModelFacts, count: int) -> str:
+    """The page's title and what it does, in two lines."""
+    return (
+        '<header class="page-header"><h1>CheXpert scores and maps</h1>'
+        f"<p>The model {escape(facts.name)} judges chest radiographs for {count} "
+        f"observation{'s' if count > 1 else ''} at once, and shows where in the image each score comes from. "
+        f"{PRIVACY}</p></header>"
+    )
+
+
+def figures_line(figures: Figures | None) -> str:
+    """What the model was trained on and what was measured, in one line of text."""
+    if figures is None:
+        return NO_FIGURES
+    trained = f"Trained on {figures.data}"
+    if figures.num_training_images is not None:
+        trained += f" ({figures.num_training_images:,} images)"
+    if not figures.mean_over:
+        return f"{trained}. Its {figures.split} split could judge no observation well enough for a figure."
+    return (
+        f"{trained}. Mean AUROC {figures.mean_auroc:.3f} over {', '.join(figures.mean_over)}, on "
+        f"{figures.num_studies:,} studies of its {figures.split} split."
+    )
+
+
+def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
+    """What the model is, what was measured, and what each observation means."""
+    height, width = facts.input_size
+    rows = "".join(
+        _about_row(name, operating_points[name], facts.figures.observations.get(name) if facts.figures else None)
+        for name in clinical_order(operating_points)
+    )
+    caution = (
+        "The intervals (95 %) are from the numbers of studies. The checkpoint was chosen on this split, so the "
+        "figures are optimistic; other hospitals, scanners and patients may give others."
+        if facts.figures
+        else ""
+    )
+    return (
+        f'<section class="about"><h2>About the model</h2><p>{escape(figures_line(facts.figures))} {caution}</p>'
+        f"<p>{escape(facts.name)}: DenseNet, {facts.num_parameters:,} parameters, sees radiographs at {height} x "
+        f"{width} pixels. Weights: {escape(facts.weights)}. Scores and maps come from one pass through it.</p>"
+        '<div class="table-scroll" tabindex="0" role="region" aria-label="Observations">'
+        '<table class="about-table"><thead><tr><th scope="col">Observation</th><th scope="col">What it means</th>'
+        '<th scope="col">Operating point</th><th scope="col">AUROC</th><th scope="col">Positive / negative</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>{not_judged_html(operating_points)}</section>"
+    )
+
+
+def _about_row(name: str, point: float, figure: Figure | None) -> str:
+    if figure is None:
+        measured = '<td class="quiet">not measured</td><td></td>'
+    else:
+        few = min(figure.num_positive, figure.num_negative) < FEW
+        auroc = f"{figure.auroc.value:.3f} ({figure.auroc.low:.2f} to {figure.auroc.high:.2f})"
+        measured = (
+            f"<td>{auroc}{' <em>too few to tell</em>' if few else ''}</td>"
+            f"<td>{figure.num_positive:,} / {figure.num_negative:,}</td>"
+        )
+    return (
+        f'<tr><th scope="row">{escape(name)}</th><td class="meaning">{escape(DEFINITIONS.get(name, ""))}</td>'
+        f"<td>{point:.3f}</td>{measured}</tr>"
+    )
 
 
 def examples_html(paths: Iterable[Path]) -> str:
@@ -96,10 +203,12 @@ def examples_html(paths: Iterable[Path]) -> str:
 def _example(index: int, path: Path) -> str:
     image = read_radiograph(path)
     image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG")
     return (
         f'<button type="button" class="example" data-index="{index}">'
-        f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}" alt="">'
-        f"<span>{escape(path.stem)}</span></button>"
+        f'<img src="{data_url(encode(image), "image/jpeg")}" alt=""><span>{escape(path.stem)}</span></button>'
     )
+
+
+def data_url(data: bytes, media_type: str) -> str:
+    """Bytes as an address that needs no request."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

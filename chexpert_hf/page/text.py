@@ -10,7 +10,13 @@ DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 
-EXPIRED = "This page was left alone for a while and its radiograph has been deleted; upload it again."
+EXPIRED = "This page was left alone for a while and its radiographs have been deleted; upload them again."
+
+NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
+
+NO_FIGURES = "No measured figures come with this model."
+
+PRIVACY = "Uploads are deleted within an hour, and nothing is recorded."
 
 DEFINITIONS: dict[str, str] = dict(
     zip(

@@ -1,0 +1,165 @@
+"""What a model folder says of its model: name, weights, what it was trained on, and how well it did.
+
+The figures are those of `evaluation.json`, which training writes; they get intervals here, from the numbers of studies.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from chexpert_hf.evaluation.delong import newcombe_interval
+from chexpert_hf.evaluation.intervals import Estimate
+from chexpert_hf.inference.classifier import ENSEMBLE_FILE, CheXpertClassifier
+from chexpert_hf.inference.graphs.graph_files import sha256_of
+
+EVALUATION_FILE = "evaluation.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_SHOWN_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How well the model tells one observation.
+
+    Attributes:
+        auroc: With its 95 % interval, from the numbers of studies.
+        num_positive: Studies.
+        num_negative: Studies.
+    """
+
+    auroc: Estimate
+    num_positive: int
+    num_negative: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured.
+
+    Attributes:
+        data: Name of the data set.
+        split: Of it, on which was measured.
+        num_training_images: Of its training split; None if that is not said.
+        num_studies: That were scored.
+        mean_auroc: Over `mean_over`.
+        mean_over: Observations of which there were enough studies.
+        observations: Those with positive and negative studies.
+    """
+
+    data: str
+    split: str
+    num_training_images: int | None
+    num_studies: int
+    mean_auroc: float
+    mean_over: tuple[str, ...]
+    observations: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Attributes:
+    name: Of the folder or repository.
+    weights: What tells these weights from others: the revision of the repository, or the start of a SHA-256.
+    num_parameters: Of all members.
+    input_size: (height, width) in pixels.
+    figures: None if the folder has none.
+    """
+
+    name: str
+    weights: str
+    num_parameters: int
+    input_size: tuple[int, int]
+    figures: Figures | None = field(default=None)
+
+
+def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
+    """Reads what the folder or repository says that a model was loaded from."""
+    places = [str(member.model.name_or_path or "") for member in classifier.members]
+    root = _ensemble_folder(places) if len(places) > 1 else None
+    place = str(root) if root else places[0]
+    size = classifier.processor.size
+    return ModelFacts(
+        name=_name(place, len(places)),
+        weights=", ".join(
+            _weights(member.model.config, of) for member, of in zip(classifier.members, places, strict=True)
+        ),
+        num_parameters=sum(
+            parameter.numel() for member in classifier.members for parameter in member.model.parameters()
+        ),
+        input_size=(size["height"], size["width"]),
+        figures=None if len(places) > 1 and root is None else _figures(_file(classifier.model.config, place)),
+    )
+
+
+def _name(place: str, count: int) -> str:
+    """A repository's id, or the last part of a path, whose other parts are nobody's business."""
+    name = Path(place).resolve().name if Path(place).is_dir() else place
+    return name or ("without a name" if count == 1 else f"of {count} members")
+
+
+def _ensemble_folder(places: list[str]) -> Path | None:
+    parents = {Path(place).parent.parent for place in places}
+    (first, *others) = parents
+    return first if not others and (first / ENSEMBLE_FILE).is_file() else None
+
+
+def _file(config: Any, place: str, name: str = EVALUATION_FILE) -> Path | None:
+    """A file of a model's folder, or of the revision of its repository that was loaded."""
+    if Path(place).is_dir():
+        path = Path(place) / name
+        return path if path.is_file() else None
+    if not place:
+        return None
+    found = cached_file(
+        place,
+        name,
+        revision=config._commit_hash,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(found) if found else None
+
+
+def _weights(config: Any, place: str) -> str:
+    if place and not Path(place).is_dir():
+        return f"revision {str(config._commit_hash)[:_SHOWN_DIGITS]}"
+    path = _file(config, place, WEIGHTS_FILE)
+    digest = sha256_of(path) if path else None
+    return f"SHA-256 {digest[:_SHOWN_DIGITS]}" if digest else "not from a file"
+
+
+def _figures(path: Path | None) -> Figures | None:
+    """What `evaluation.json` says; a file that says something else is one without figures."""
+    if path is None:
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Figures(
+            data=str(record["data"]["name"]),
+            split=str(record["split"]),
+            num_training_images=record["data"].get("train", {}).get("images"),
+            num_studies=int(record["num_studies"]),
+            mean_auroc=float("nan") if record["mean_auroc"] is None else float(record["mean_auroc"]),
+            mean_over=tuple(map(str, record["mean_over"])),
+            observations={
+                entry["observation"]: _figure(entry) for entry in record["observations"] if _is_judged(entry)
+            },
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_judged(entry: Mapping[str, Any]) -> bool:
+    return entry["auroc"] is not None and isfinite(entry["auroc"])
+
+
+def _figure(entry: Mapping[str, Any]) -> Figure:
+    positive, negative = int(entry["num_positive"]), int(entry["num_negative"])
+    return Figure(newcombe_interval(float(entry["auroc"]), positive, negative), positive, negative)

@@ -1,0 +1,45 @@
+"""The fields for files: by click, by dragging, and, with `assets/paste.js`, from the clipboard."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a visitor gave.
+
+    Attributes:
+        path: Where it is now.
+        name: As the visitor's machine calls it; it is shown to nobody else.
+    """
+
+    path: Path
+    name: str
+
+
+def upload_field(label: str, elem_id: str, *, is_multiple: bool) -> gr.File:
+    """A field whose value reaches handlers as a list of `Upload`.
+
+    No file types: Gradio would drop the many DICOM files without a suffix. The reader looks inside.
+    """
+    field = gr.File(
+        label=label,
+        file_count="multiple" if is_multiple else "single",
+        height=140,
+        elem_id=elem_id,
+        elem_classes="upload-field",
+    )
+    # On the instance: a subclass would make Gradio write a stub file beside this one, and its own way of giving out
+    # paths leaves an empty temporary file behind for each.
+    field.preprocess = _uploads
+    return field
+
+
+def _uploads(payload: Any) -> list[Upload]:
+    files = getattr(payload, "root", [payload]) if payload is not None else []
+    return [Upload(Path(file.path), (file.orig_name or Path(file.path).name)[:_MAX_NAME]) for file in files]

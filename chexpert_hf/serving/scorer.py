@@ -1,0 +1,197 @@
+"""A classifier for many callers at once: each call waits for its own answer, and calls that wait share a pass.
+
+Whoever is alone gets a pass of one radiograph; while one runs, those that arrive wait together for the next. A row's
+bits must not depend on who else is in the pass. Measured on a CPU they do not in ONNX Runtime and OpenVINO, and they do
+in PyTorch: where a trial at the start finds that they do, every radiograph gets a pass of its own.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from chexpert_hf.data.radiograph import RadiographSource
+from chexpert_hf.errors import InputError
+from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared, Sources
+from chexpert_hf.inference.folders.scoring import num_threads
+from chexpert_hf.inference.gate import Verdict
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+STOPPING = "The server is stopping; try again in a minute."
+
+SHARED = 8
+"""Radiographs that share a pass: 16 were no faster, and each waits for all."""
+
+_TRIAL_SIDE = 64
+_TRIAL_ROWS = 3
+
+
+class Scorer(Protocol):
+    """What endpoints ask of a model: `CheXpertClassifier`, or what stands in front of one."""
+
+    @property
+    def model(self) -> CheXpertForImageClassification: ...
+
+    @property
+    def members(self) -> Sequence["Scorer"]: ...
+
+    @property
+    def observations(self) -> tuple[str, ...]: ...
+
+    @property
+    def operating_points(self) -> dict[str, float]: ...
+
+    def predict(self, source: RadiographSource, /, *, saliency: bool) -> Prediction: ...
+
+    def judge(self, source: RadiographSource, /) -> Verdict | None: ...
+
+
+class StoppedError(InputError):
+    """The server is stopping and answers nobody any more."""
+
+
+class SharedClassifier(CheXpertClassifier):
+    """A classifier whose `predict` may be called by any number of threads.
+
+    Files are read by as many threads as there are processors, the network is run by one. `close` ends both.
+
+    Args:
+        classifier: What computes; not to be used by others meanwhile.
+        batch_size: Radiographs that share a pass at most.
+    """
+
+    def __init__(self, classifier: CheXpertClassifier, *, batch_size: int = SHARED) -> None:
+        vars(self).update(vars(classifier))  # all that it is, whatever that comes to be
+        self.batch_size = batch_size if batch_size == 1 or rows_are_independent(classifier, batch_size) else 1
+        self._classifier = classifier
+        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        # Each thread that calls torch gets helpers of its own, as many as there are cores; see folders/scoring.py.
+        self._readers = ThreadPoolExecutor(num_threads(), "read", initializer=torch.set_num_threads, initargs=(1,))
+        self._network = threading.Thread(target=self._run, name="network", daemon=True)
+        self._network.start()
+
+    @overload
+    def predict(self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ...) -> Prediction: ...
+
+    @overload
+    def predict(self, inputs: Sources, *, saliency: bool = ..., batch_size: int = ...) -> list[Prediction]: ...
+
+    def predict(
+        self, inputs: RadiographSource | Sources, *, saliency: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Prediction | list[Prediction]:
+        """Scores one radiograph or several, as `CheXpertClassifier.predict` does, to the last bit.
+
+        Raises:
+            RadiographError: If one cannot be read.
+            StoppedError: If the server is stopping.
+        """
+        if isinstance(inputs, (list, tuple)):
+            return [self.predict(one, saliency=saliency) for one in inputs]
+        future: Future[Prediction] = Future()
+        try:
+            self._readers.submit(self._read_for, _Request(future, saliency), inputs)
+        except RuntimeError:  # the pool is shut down
+            raise StoppedError(STOPPING) from None
+        return future.result()
+
+    def judge(self, source: RadiographSource) -> Verdict | None:
+        """As `CheXpertClassifier.judge`, in the threads that read.
+
+        Raises:
+            RadiographError: If it cannot be read.
+            StoppedError: If the server is stopping.
+        """
+        if all(member.gate is None for member in self.members):
+            return None
+        try:
+            return self._readers.submit(self._classifier.judge, source).result()
+        except RuntimeError:
+            raise StoppedError(STOPPING) from None
+
+    def close(self) -> None:
+        """Answers all who wait with StoppedError, now; a pass that runs ends first."""
+        with self._changed:
+            self._is_closed = True
+            waiting = [*self._waiting]
+            self._waiting.clear()
+            self._changed.notify()
+        for request in waiting:
+            request.fail(StoppedError(STOPPING))
+        self._readers.shutdown(wait=False, cancel_futures=False)
+
+    def _read_for(self, request: "_Request", source: RadiographSource) -> None:
+        try:
+            if self._is_closed:
+                raise StoppedError(STOPPING)
+            request.prepared = [self.prepare(self.read(source))]
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller, who waits
+            request.fail(error)
+            return
+        with self._changed:
+            if not self._is_closed:
+                self._waiting.append(request)
+                self._changed.notify()
+                return
+        request.fail(StoppedError(STOPPING))
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            images = [image for request in batch for image in request.prepared]
+            try:
+                predictions = self._classifier.predict_prepared(
+                    images, saliency=batch[0].saliency, batch_size=len(images)
+                )
+                for request, prediction in zip(batch, list(predictions), strict=True):
+                    request.future.set_result(prediction)
+            except BaseException as error:  # noqa: BLE001 - the thread must live on, and each caller be told
+                for request in batch:
+                    request.fail(error)
+
+    def _next_batch(self) -> "list[_Request]":
+        """Those who wait for the same as who has waited longest; none at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._waiting:
+                return []
+            kind = self._waiting[0].saliency
+            batch = list(islice((one for one in self._waiting if one.saliency is kind), self.batch_size))
+            taken = {id(one) for one in batch}
+            self._waiting = deque(one for one in self._waiting if id(one) not in taken)
+            return batch
+
+
+class _Request:
+    """One radiograph on its way: what its caller waits for."""
+
+    def __init__(self, future: "Future[Prediction]", saliency: bool) -> None:
+        self.future = future
+        self.saliency = saliency
+        self.prepared: Sequence[Prepared] = ()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def rows_are_independent(classifier: CheXpertClassifier, batch_size: int) -> bool:
+    """Whether a radiograph's scores have the same bits alone, in twos, in threes and in full passes, by trial.
+
+    Random gray levels, since a network saturates on a blank image and rounding then has nothing to show.
+    """
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (max(batch_size, _TRIAL_ROWS), _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
+    images = [classifier.prepare(Image.fromarray(image)) for image in pixels]
+    alone = [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images[:_TRIAL_ROWS]]
+    for size in (2, 3, batch_size):
+        together = [one.probabilities for one in classifier.predict_prepared(images[:size], batch_size=size)]
+        if together[:_TRIAL_ROWS] != alone[:size]:
+            return False
+    return True

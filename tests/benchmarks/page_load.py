@@ -1,0 +1,145 @@
+"""How a server holds up under load, next to `predict` on the same radiographs in the same run.
+
+    python -m tests.benchmarks.page_load MODEL RADIOGRAPHS [--clients 32 --requests 640] [--clients 200 --requests 400]
+
+For each pair: requests lost, answers that differ in any bit from the one that a single client got, requests per second
+and as a share of `predict`'s, median and 95th percentile of a request (from the upload to the scores), the server's
+memory. Before: seconds from the start of the process to the first answer. Clients and server share the processors.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import local
+
+import httpx
+import numpy as np
+
+from chexpert_hf.inference.folders.files import find_radiographs
+from tests.hostile.client import RefusedError, Scores, Server, running_server, score
+
+NUM_IMAGES = 64
+TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load did.
+
+    Attributes:
+        lost: Requests without an answer.
+        wrong: Answers that are not those of a single client.
+        seconds: Of the whole.
+        latencies: `(num_requests,)`, in seconds.
+    """
+
+    lost: int
+    wrong: int
+    seconds: float
+    latencies: np.ndarray
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds
+
+
+def put_under_load(
+    server: Server, images: Sequence[bytes], truth: Sequence[Scores], clients: int, requests: int
+) -> Load:
+    """So many clients, each with its own connection, ask as fast as they are answered."""
+    own = local()
+    lost = wrong = 0
+    latencies = np.zeros(requests)
+
+    def one(number: int) -> None:
+        nonlocal lost, wrong
+        if not hasattr(own, "http"):
+            own.http = httpx.Client(base_url=server.url, timeout=TIMEOUT)
+        start = time.perf_counter()
+        try:
+            answer = score(own.http, images[number % len(images)])
+            wrong += answer != truth[number % len(images)]
+        except (RefusedError, httpx.HTTPError) as error:
+            lost += 1
+            print(f"lost: {type(error).__name__} {error}", file=sys.stderr)
+        latencies[number] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(one, range(requests)))
+    return Load(lost, wrong, time.perf_counter() - start, latencies)
+
+
+def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, precision: str) -> float:
+    """Radiographs per second of `chexpert-hf predict`, without its start."""
+    code = (
+        "import sys, time\n"
+        "from chexpert_hf.inference.classifier import CheXpertClassifier\n"
+        "from chexpert_hf.inference.folders.scoring import score_files\n"
+        "model, runtime, precision, times, *files = sys.argv[1:]\n"
+        "classifier = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision)\n"
+        "list(score_files(classifier, files[:16]))\n"
+        "start = time.perf_counter()\n"
+        "count = sum(1 for _ in score_files(classifier, files * int(times)))\n"
+        "print(count / (time.perf_counter() - start))\n"
+    )
+    command = [sys.executable, "-c", code, model, runtime, precision, str(times), *files]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("radiographs")
+    parser.add_argument("--clients", type=int, action="append")
+    parser.add_argument("--requests", type=int, action="append")
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--precision", default="auto")
+    options = parser.parse_args()
+    loads = list(zip(options.clients or [32, 200], options.requests or [640, 400], strict=True))
+    files = [str(file) for file in find_radiographs([options.radiographs]).files[:NUM_IMAGES]]
+    images = [Path(file).read_bytes() for file in files]
+
+    before = predict_rate(options.model, files, 5, options.runtime, options.precision)
+    start = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(options.model, Path(folder) / "tmp", options.runtime, options.precision) as server,
+    ):
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT) as http:
+            score(http, images[0])
+            print(f"cold start to the first answer: {time.perf_counter() - start:.1f} s")
+            alone = []
+            truth = []
+            for image in images:
+                begin = time.perf_counter()
+                truth.append(score(http, image))
+                alone.append(time.perf_counter() - begin)
+        print(f"one client: {np.median(alone) * 1000:.0f} ms a request (median), {server.memory()} MiB")
+        results = []
+        for clients, requests in loads:
+            result = put_under_load(server, images, truth, clients, requests)
+            state = server.memory("VmHWM"), server.num_descriptors(), server.num_files()
+            results.append((clients, requests, result, state))
+    after = predict_rate(options.model, files, 5, options.runtime, options.precision)
+    print(
+        f"predict: {before:.1f} radiographs a second before, {after:.1f} after; load average {os.getloadavg()[0]:.1f}"
+    )
+    for clients, requests, result, (peak, descriptors, left) in results:
+        share = result.rate / ((before + after) / 2)
+        p50, p95 = np.quantile(result.latencies, 0.5), np.quantile(result.latencies, 0.95)
+        print(f"{clients} clients, {requests} requests: lost {result.lost}, wrong {result.wrong}")
+        print(f"  {result.rate:.1f} a second, {share:.2f} of predict")
+        print(f"  p50 {p50:.2f} s, p95 {p95:.2f} s, {p95 / (clients * np.median(alone)):.2f} x clients x one alone")
+        print(f"  peak {peak} MiB, {descriptors} descriptors, {left} files left")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from chexpert_hf.data.radiograph import RadiographError
+from chexpert_hf.serving.scorer import SharedClassifier, StoppedError, rows_are_independent
+from tests.serving.conftest import png
+
+
+@pytest.fixture
+def shared(classifier):
+    shared = SharedClassifier(classifier, batch_size=1)
+    shared.batch_size = 8  # as where rows are independent, which PyTorch's are not on every machine
+    yield shared
+    shared.close()
+
+
+class Gated:
+    """The network of a classifier, which waits until it is opened; passes are counted."""
+
+    def __init__(self, shared):
+        self.opened, self.sizes = threading.Event(), []
+        self._predict = shared._classifier.predict_prepared
+
+    def __call__(self, images, **options):
+        self.sizes.append(len(images))
+        assert self.opened.wait(20)
+        return list(self._predict(images, **options))
+
+
+def test_each_of_many_callers_gets_the_scores_of_its_own_radiograph(classifier, shared):
+    images = [png(seed) for seed in range(40)]
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(shared.predict, images))
+    for image, answer in zip(images, answers, strict=True):
+        alone = classifier.predict(image)
+        assert np.allclose([*answer.probabilities.values()], [*alone.probabilities.values()], atol=1e-6)
+    assert len({tuple(answer.probabilities.values()) for answer in answers}) == 40
+
+
+def test_where_rows_depend_on_each_other_every_radiograph_has_the_bits_that_it_has_alone(classifier):
+    shared = SharedClassifier(classifier)
+    images = [png(seed) for seed in range(24)]
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(shared.predict, images))
+    shared.close()
+    assert [one.probabilities for one in answers] == [classifier.predict(image).probabilities for image in images]
+
+
+def test_callers_who_wait_share_a_pass_and_nobody_waits_for_a_full_one(shared, monkeypatch):
+    gate = Gated(shared)
+    monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
+    with ThreadPoolExecutor(13) as callers:
+        first = callers.submit(shared.predict, png(0))
+        wait_until(lambda: gate.sizes)
+        others = [callers.submit(shared.predict, png(seed)) for seed in range(1, 13)]
+        wait_until(lambda: len(shared._waiting) == 12)
+        gate.opened.set()
+        for future in (first, *others):
+            future.result(20)
+    assert gate.sizes == [1, 8, 4]
+
+
+def test_maps_go_to_those_who_asked_for_them_and_scores_are_the_same(shared):
+    with ThreadPoolExecutor(4) as callers:
+        futures = [callers.submit(shared.predict, png(1), saliency=bool(number % 2)) for number in range(8)]
+    predictions = [future.result() for future in futures]
+    assert [one.saliency is not None for one in predictions] == [False, True] * 4
+
+
+def test_who_sends_what_cannot_be_read_is_told_and_the_others_are_scored(shared):
+    with ThreadPoolExecutor(4) as callers:
+        futures = [callers.submit(shared.predict, data) for data in (png(1), b"no image", png(2))]
+    assert futures[0].result().probabilities
+    assert futures[2].result().probabilities
+    with pytest.raises(RadiographError, match="the content is none of these"):
+        futures[1].result()
+
+
+def test_a_failing_pass_is_told_to_all_in_it_and_the_next_one_works(shared, monkeypatch):
+    predict = shared._classifier.predict_prepared
+    monkeypatch.setattr(shared._classifier, "predict_prepared", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        shared.predict(png(1))
+    monkeypatch.setattr(shared._classifier, "predict_prepared", predict)
+    assert shared.predict(png(1)).probabilities
+
+
+def test_who_waits_when_the_server_stops_is_told_at_once(shared, monkeypatch):
+    gate = Gated(shared)
+    monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
+    with ThreadPoolExecutor(4) as callers:
+        running = callers.submit(shared.predict, png(0))
+        wait_until(lambda: gate.sizes)
+        waiting = callers.submit(shared.predict, png(1))
+        wait_until(lambda: shared._waiting)
+        shared.close()
+        with pytest.raises(StoppedError, match="is stopping"):
+            waiting.result(20)
+        with pytest.raises(StoppedError, match="is stopping"):
+            shared.predict(png(2))
+        gate.opened.set()
+        assert running.result(20).probabilities
+
+
+def test_rows_that_lean_on_their_neighbours_are_found_out(classifier, monkeypatch):
+    forward = classifier._forward
+    monkeypatch.setattr(
+        classifier, "_forward", lambda gray, saliency: (forward(gray, saliency)[0] + 1e-3 * (len(gray) > 2), None)
+    )
+    assert not rows_are_independent(classifier, 8)
+    assert SharedClassifier(classifier).batch_size == 1
+
+
+def test_where_logits_do_not_depend_on_the_pass_probabilities_do_not_either(classifier, monkeypatch):
+    table = torch.randn(97, len(classifier.observations), generator=torch.Generator().manual_seed(0))
+    rows_of = lambda gray, saliency: (torch.stack([table[int(one.sum()) % 97] for one in gray]), None)  # noqa: E731
+    monkeypatch.setattr(classifier, "_forward", rows_of)
+    images = [classifier.prepare(classifier.read(png(seed))) for seed in range(16)]
+    alone = [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images]
+    for size in (3, 16):
+        together = classifier.predict_prepared(images, batch_size=size)
+        assert [one.probabilities for one in together] == alone
+    assert rows_are_independent(classifier, 8)
+
+
+def test_it_is_a_classifier_in_all_else(classifier, shared):
+    assert shared.observations == classifier.observations
+    assert shared.operating_points == classifier.operating_points
+    assert shared.members == classifier.members
+    assert shared.model is classifier.model
+
+
+def wait_until(condition):
+    signal = threading.Event()
+    for _ in range(2000):
+        if condition():
+            return
+        signal.wait(0.005)
+    raise AssertionError("it never came about")
