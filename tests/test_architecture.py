@@ -9,7 +9,7 @@ PACKAGE = Path(chexpert_hf.__file__).parent
 
 # From top to bottom; the README draws the same.
 GROUPS = [
-    ["errors"],
+    ["errors", "default_model"],
     ["labels", "configuration_chexpert", "image_processing_chexpert", "modeling_chexpert"],
     ["data"],
     ["evaluation"],
@@ -17,6 +17,7 @@ GROUPS = [
     ["hub"],
     ["training"],
     ["quickstart"],
+    ["serving"],
     ["page"],
     ["demo"],
     ["bench"],
