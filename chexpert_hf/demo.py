@@ -13,13 +13,13 @@ import gradio as gr
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.page.batch_tab import build_batch_tab
 from chexpert_hf.page.html import about_html, header_html
-from chexpert_hf.page.limits import CACHE_SECONDS
 from chexpert_hf.page.model_facts import facts_of
 from chexpert_hf.page.single_tab import build_single_tab
 from chexpert_hf.page.study_tab import build_study_tab
 from chexpert_hf.page.style import CSS, FONTS
 from chexpert_hf.serving.endpoints import add_endpoints
 from chexpert_hf.serving.launch import launch as serve
+from chexpert_hf.serving.temporary import KEEP_SECONDS
 
 
 def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) -> gr.Blocks:
@@ -34,7 +34,7 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) ->
     """
     facts = facts_of(classifier)
     with gr.Blocks(
-        title="CheXpert scores and maps", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
+        title="CheXpert scores and maps", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as demo:
         gr.HTML(header_html(facts, len(classifier.observations)), apply_default_css=False)
         with gr.Tabs(selected="single", overflow_behavior="wrap") as tabs:

@@ -103,10 +103,12 @@ def demo(
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
 
     from chexpert_hf.demo import build_demo, launch
+    from chexpert_hf.hub.spaces import template_folder
     from chexpert_hf.serving.scorer import SharedClassifier
 
     classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
-    launch(build_demo(classifier), host=host, port=port, auth=users, mcp=mcp, on_stop=classifier.close)
+    examples = sorted((template_folder() / "examples").glob("*.jpg"))
+    launch(build_demo(classifier, examples), host=host, port=port, auth=users, mcp=mcp, on_stop=classifier.close)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

@@ -7,9 +7,6 @@ What one file may be is bounded where it is read (`data.radiograph`), and what a
 SESSION_SECONDS = 1800
 """How long scores and images stay in a visitor's session after they were made."""
 
-CACHE_SECONDS = 600
-"""Age at which uploads and prepared downloads are deleted; looked for just as often."""
-
 MAX_VIEWS = 12
 """Radiographs of one study; the viewer holds all of them."""
 

@@ -16,7 +16,7 @@ NO_GATE = "This model cannot tell whether an image is a chest radiograph: it giv
 
 NO_FIGURES = "No measured figures come with this model."
 
-PRIVACY = "Uploads are deleted within an hour, and nothing is recorded."
+PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
 
 DEFINITIONS: dict[str, str] = dict(
     zip(
