@@ -14,8 +14,9 @@ from chexpert_hf.inference.graphs.graph_files import hashes, read_records
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,
     CODE_FILES,
-    REQUIRED_FILES,
     differences,
+    missing_files,
+    place_of,
     read_checksums,
     summed_files,
 )
@@ -63,8 +64,7 @@ def _line(subject: str, check: Callable[[Path], str], folder: Path) -> CheckLine
 
 
 def _check_files(folder: Path) -> str:
-    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
-    if missing:
+    if missing := missing_files(folder):
         raise FailedCheckError(f"{', '.join(missing)} missing")
     if dangerous := [name for name in _others(folder) if Path(name).suffix in PICKLE_SUFFIXES]:
         raise FailedCheckError(f"{', '.join(dangerous[:3])}: may run code when read, and belongs to no model folder")
@@ -101,7 +101,7 @@ def _check_sums(folder: Path) -> str:
 
 def _check_code(folder: Path) -> str:
     home = Path(chexpert_hf.__file__).parent
-    different = [name for name in CODE_FILES if _text(folder / name) != _text(home / name)]
+    different = [name for name in CODE_FILES if _text(place_of(folder, name)) != _text(home / name)]
     if not different:
         return f"the four files are those of chexpert-hf {chexpert_hf.__version__}"
     return (

@@ -24,9 +24,12 @@ from chexpert_hf.inference.classifier import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import read_records
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,
+    CODE_FILES,
     OPTIONAL_FILES,
     REQUIRED_FILES,
     matches,
+    missing_files,
+    place_of,
     published_files,
     read_checksums,
     verify_checksums,
@@ -79,10 +82,10 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> tuple[tuple[str, i
         ChecksumError: If a file is not as it was when the folder was saved.
     """
     _expect_complete(source)
-    names = [name for name in published_files(source) if not _is_stray_graph(source, name)]
+    names = {*CODE_FILES, *(name for name in published_files(source) if not _is_stray_graph(source, name))}
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, staging / name)
+        shutil.copyfile(place_of(source, name), staging / name)
     card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id)
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) is not fit to be shown: {'; '.join(problems[:3])}.")
@@ -108,7 +111,7 @@ def _expect_complete(source: Path) -> None:
             f"{source} is an ensemble, which cannot be loaded from a repository: push the model folders of its runs "
             "(run-1, ...) one by one."
         )
-    if missing := [name for name in REQUIRED_FILES if not (source / name).is_file()]:
+    if missing := missing_files(source):
         raise PublishError(f"{source} is not a complete model folder: {', '.join(missing)} missing.")
     if read_checksums(source) is None:
         raise PublishError(

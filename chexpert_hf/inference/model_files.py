@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.graphs.graph_files import sha256_of
 
@@ -57,6 +58,17 @@ PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
 
 class ChecksumError(InputError):
     """A file of a model folder that is not as it was when the folder was saved."""
+
+
+def place_of(folder: Path, name: str) -> Path:
+    """Where a file of a model folder lies: the model in the box has its code from the package that it comes with."""
+    is_own = name not in CODE_FILES or folder.resolve() != DEFAULT_MODEL.resolve()
+    return folder / name if is_own else DEFAULT_MODEL.parent / name
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files without which a model folder is not complete, and that are not there."""
+    return [name for name in REQUIRED_FILES if not place_of(folder, name).is_file()]
 
 
 def published_files(folder: Path) -> list[str]:

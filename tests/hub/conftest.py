@@ -93,6 +93,12 @@ def model_folder(saved_folder: Path, tmp_path: Path) -> Path:
     return copied
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever HF_HUB_OFFLINE says: these tests talk to this machine only."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A stand-in for the Hub."""

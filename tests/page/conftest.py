@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +33,20 @@ REFUSAL = "This does not look like a chest radiograph: it is <blank>."
 WARNING = "The radiograph looks inverted: its corner is white."
 NOT_JUDGED = ("Pleural Other", "Fracture")
 JUDGED = tuple(name for name in OBSERVATIONS if name not in NOT_JUDGED)
+SLOW = (48, 48)
+"""An image of this size takes `SLOW_SECONDS`, so that a list of a thousand is not at its end when a test looks."""
+SLOW_SECONDS = 0.1
 EMPTY = "Edema"
 """Nothing ever speaks for it."""
 
 
 class GatedClassifier(CheXpertClassifier):
-    """Refuses images of one gray level, and warns of a white corner."""
+    """Refuses images of one gray level, warns of a white corner, and takes its time over slow ones."""
 
     def judge(self, source: RadiographSource) -> Verdict:
         pixels = np.asarray(read_radiograph(source))
+        if pixels.shape == SLOW:
+            time.sleep(SLOW_SECONDS)
         is_blank = bool(pixels.min() == pixels.max())
         warnings = (WARNING,) if pixels[0, 0] == 255 else ()
         return Verdict(not is_blank, REFUSAL if is_blank else "", warnings, 1.0)

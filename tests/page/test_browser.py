@@ -15,7 +15,7 @@ from PIL import Image
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.page.html import Order, clinical_order
 from chexpert_hf.page.text import DISCLAIMER
-from tests.page.conftest import BROKEN_PNG, EMPTY, EXAMPLES, JUDGED, REFUSAL, WARNING, encoded, zipped
+from tests.page.conftest import BROKEN_PNG, EMPTY, EXAMPLES, JUDGED, REFUSAL, SLOW, WARNING, encoded, zipped
 
 pytestmark = pytest.mark.browser
 
@@ -414,7 +414,7 @@ def test_images_that_the_gate_refuses_are_listed_with_scores_on_request(page: An
 
 def test_page_answers_while_a_long_list_runs_and_the_list_can_be_stopped(page: Any, phantom_png: bytes) -> None:
     open_tab(page, "Many images")
-    small = encoded(np.asarray(Image.open(io.BytesIO(phantom_png)).resize((48, 48))))
+    small = encoded(np.asarray(Image.open(io.BytesIO(phantom_png)).resize(SLOW)))
     upload(page, "batch-files", ("many.zip", zipped({f"{number:04d}.png": small for number in range(1000)})))
     page.get_by_role("progressbar").wait_for()
     open_tab(page, "One image")
