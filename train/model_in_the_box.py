@@ -23,6 +23,7 @@ from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
+from chexpert_hf.hub.card import rename_card
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.localization.ground_truth import find_ground_truth
@@ -87,8 +88,7 @@ def describe(data: Path, model: Path, others: Sequence[Path]) -> str:
         "In these data every radiograph is either No Finding or Pneumonia, and Lung Opacity is Pneumonia under another "
         "name, which is why it is not among the observations.",
         "",
-        *_chance(valid, truth, [model, *others], recipe.observations),
-        "",
+        *(_chance(valid, truth, [model, *others], recipe.observations) if others else ()),
         *_calibration(probabilities, truth, recipe.observations),
         "",
         *_boxes(data, splits, model, recipe),
@@ -118,7 +118,8 @@ def pack(model: Path, output: Path, section: str) -> None:
         shutil.copy(model / name, output)
     card = (model / "README.md").read_text(encoding="utf-8")
     before, limits, after = card.partition("## Limits\n")
-    (output / "README.md").write_text(f"{before}{section}\n{limits}{after}", encoding="utf-8")
+    card = rename_card(f"{before}{section}\n{limits}{after}", output.name)
+    (output / "README.md").write_text(card, encoding="utf-8")
     write_checksums(output)
 
 
@@ -175,7 +176,7 @@ def _chance(
         probabilities = predict_dataset(CheXpertClassifier.from_pretrained(model), valid)
         values = [delong_interval(probabilities[:, column], truth[:, column]).value for column in judged]
         rows.append(f"| {seed} | {' | '.join(f'{value:.3f}' for value in values)} | {np.mean(values):.3f} |")
-    return rows
+    return [*rows, ""]
 
 
 def _calibration(

@@ -1,5 +1,6 @@
 """A training run from a CheXpert folder to a complete model folder, and its continuation after a stop."""
 
+import copy
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -114,7 +115,8 @@ def train(
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, train_without)
     if recipe.stored_precision == "fp16":
         round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
-    trainer.model = trainer.model_wrapped = final.to(trainer.args.device)
+    # A copy, since the Trainer leaves its autocast in the model, and reference scores are those of plain float32.
+    trainer.model = trainer.model_wrapped = copy.deepcopy(final).to(trainer.args.device)
     probabilities = predict_split(trainer)
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     history = trainer.state.log_history
