@@ -422,6 +422,7 @@ def test_page_answers_while_a_long_list_runs_and_the_list_can_be_stopped(page: A
     wait_for_result(page)
     open_tab(page, "Many images")
     assert page.get_by_role("progressbar").is_visible()  # it has not ended meanwhile
+    page.locator('[role="progressbar"]:not([aria-valuenow="0"])').wait_for()  # stopped before, it would show no table
     page.get_by_role("button", name="Stop").click()
     page.locator("#batch-table table").wait_for()
     assert 0 < page.locator("#batch-table tbody tr").count() < 1000
