@@ -5,7 +5,7 @@ from html import escape
 
 from chexpert_hf.page.batch import Row
 from chexpert_hf.page.html import clinical_order, not_judged_html
-from chexpert_hf.page.text import DISCLAIMER
+from chexpert_hf.serving.words import DISCLAIMER
 
 
 def progress_html(done: int, total: int, what: str) -> str:

@@ -161,14 +161,9 @@ def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
         _about_row(name, operating_points[name], facts.figures.observations.get(name) if facts.figures else None)
         for name in clinical_order(operating_points)
     )
-    caution = (
-        "The intervals (95 %) are from the numbers of studies. The checkpoint was chosen on this split, so the "
-        "figures are optimistic; other hospitals, scanners and patients may give others."
-        if facts.figures
-        else ""
-    )
+    caution = _caution(facts.figures) if facts.figures else ""
     return (
-        f'<section class="about"><h2>About the model</h2><p>{escape(figures_line(facts.figures))} {caution}</p>'
+        f'<section class="about"><h2>About the model</h2><p>{escape(figures_line(facts.figures))} {escape(caution)}</p>'
         f"<p>{escape(facts.name)}: DenseNet, {facts.num_parameters:,} parameters, sees radiographs at {height} x "
         f"{width} pixels. Weights: {escape(facts.weights)}. Scores and maps come from one pass through it.</p>"
         '<div class="table-scroll" tabindex="0" role="region" aria-label="Observations">'
@@ -176,6 +171,15 @@ def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
         '<th scope="col">Operating point</th><th scope="col">AUROC</th><th scope="col">Positive / negative</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>{not_judged_html(operating_points)}</section>"
     )
+
+
+def _caution(figures: Figures) -> str:
+    chosen = (
+        "The checkpoint was chosen on this split, so the figures are optimistic"
+        if figures.was_chosen_on_it
+        else "No checkpoint was chosen on this split"
+    )
+    return f"Intervals: {figures.intervals}. {chosen}; other hospitals, scanners and patients may give other figures."
 
 
 def _about_row(name: str, point: float, figure: Figure | None) -> str:

@@ -1,6 +1,7 @@
 """What a model folder says of its model: name, weights, what it was trained on, and how well it did.
 
-The figures are those of `evaluation.json`, which training writes; they get intervals here, from the numbers of studies.
+The figures and their intervals are those of `evaluation.json`, which training writes; figures without intervals get
+them here, from the numbers of studies.
 """
 
 import json
@@ -28,7 +29,7 @@ class Figure:
     """How well the model tells one observation.
 
     Attributes:
-        auroc: With its 95 % interval, from the numbers of studies.
+        auroc: With its 95 % interval.
         num_positive: Studies.
         num_negative: Studies.
     """
@@ -50,6 +51,8 @@ class Figures:
         mean_auroc: Over `mean_over`.
         mean_over: Observations of which there were enough studies.
         observations: Those with positive and negative studies.
+        intervals: By what the intervals are.
+        was_chosen_on_it: Whether the checkpoint was chosen on this same split.
     """
 
     data: str
@@ -59,6 +62,8 @@ class Figures:
     mean_auroc: float
     mean_over: tuple[str, ...]
     observations: Mapping[str, Figure]
+    intervals: str
+    was_chosen_on_it: bool
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ def _figures(path: Path | None) -> Figures | None:
             observations={
                 entry["observation"]: _figure(entry) for entry in record["observations"] if _is_judged(entry)
             },
+            intervals=str(record.get("intervals", "95 %, from the numbers of studies")),
+            was_chosen_on_it=bool(record.get("was_chosen_on_it", True)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -161,5 +168,9 @@ def _is_judged(entry: Mapping[str, Any]) -> bool:
 
 
 def _figure(entry: Mapping[str, Any]) -> Figure:
-    positive, negative = int(entry["num_positive"]), int(entry["num_negative"])
-    return Figure(newcombe_interval(float(entry["auroc"]), positive, negative), positive, negative)
+    auroc, positive, negative = float(entry["auroc"]), int(entry["num_positive"]), int(entry["num_negative"])
+    if "auroc_low" in entry:
+        interval = Estimate(auroc, float(entry["auroc_low"]), float(entry["auroc_high"]))
+    else:
+        interval = newcombe_interval(auroc, positive, negative)
+    return Figure(interval, positive, negative)

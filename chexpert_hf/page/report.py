@@ -15,7 +15,8 @@ from chexpert_hf.page.html import Order, data_url, figures_line, not_judged_html
 from chexpert_hf.page.model_facts import ModelFacts
 from chexpert_hf.page.reading import NO_FINDING, Reading, Study, encode
 from chexpert_hf.page.style import REPORT_CSS
-from chexpert_hf.page.text import DISCLAIMER, NO_GATE
+from chexpert_hf.page.text import NO_GATE
+from chexpert_hf.serving.words import DISCLAIMER
 
 NUM_MAPS = 4
 _IMAGE_SIZE = 640

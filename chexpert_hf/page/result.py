@@ -17,7 +17,8 @@ from matplotlib import colormaps
 from chexpert_hf.inference.saliency import COLORMAP
 from chexpert_hf.page.html import Order, clinical_order, data_url, not_judged_html, scores_html
 from chexpert_hf.page.reading import Reading, Study
-from chexpert_hf.page.text import DEFINITIONS, DISCLAIMER, NO_GATE, describe_map
+from chexpert_hf.page.text import DEFINITIONS, NO_GATE, describe_map
+from chexpert_hf.serving.words import DISCLAIMER
 
 _ACTIONS = (
     '<div class="result-actions">'

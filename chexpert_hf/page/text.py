@@ -1,12 +1,10 @@
-"""The words of the page: what it is not, what the observations mean, what a map and a score say.
+"""The words of the page: what the observations mean, what a map and a score say.
 
 Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radiology 246(3):697-722) where it has the
 term, and the labeler of Irvin et al. 2019, arXiv:1901.07031, section 2, for what CheXpert counts under a name.
 """
 
 from chexpert_hf.labels import OBSERVATIONS
-
-DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 

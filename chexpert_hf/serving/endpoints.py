@@ -24,8 +24,7 @@ from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, sourc
 from chexpert_hf.inference.folders.scoring import read_ahead
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
-
-DISCLAIMER = "Research software, not a medical device: not for diagnosis."
+from chexpert_hf.serving.words import DISCLAIMER
 
 MAX_BATCH = 500
 """Radiographs in one call of `/batch`, those in archives among them."""

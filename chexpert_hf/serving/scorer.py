@@ -22,8 +22,7 @@ from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Pre
 from chexpert_hf.inference.folders.scoring import num_threads
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-
-STOPPING = "The server is stopping; try again in a minute."
+from chexpert_hf.serving.words import STOPPING
 
 SHARED = 8
 """Radiographs that share a pass: 16 were no faster, and each waits for all."""

@@ -16,6 +16,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chexpert_hf.serving.words import STOPPING
+
 MAX_FILE_BYTES = 100_000_000
 """Of one uploaded file: a 16-bit radiograph of 50 megapixels."""
 
@@ -57,7 +59,6 @@ _POST = re.compile(r"/(?:login/?|gradio_api/(?:upload|queue/join|cancel|reset/?|
 _JOINS_QUEUE = re.compile(rf"{_API}/(?:queue/join|call/(?:v2/)?[^/]+)/?")
 _MCP = re.compile(rf"{_API}/mcp(?:/.*)?")
 
-STOPPING = "The server is stopping; try again in a minute."
 _NOT_UPLOADED = "Expected a file that was uploaded to this server, got another path or address; upload it first."
 
 

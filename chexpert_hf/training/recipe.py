@@ -199,10 +199,10 @@ class Recipe:
             raise RecipeError(
                 "calibration_folds needs checkpoint 'last': the best one is chosen on the part that it is to judge."
             )
-        if folds and (self.runs > 1 or self.unconditional or self.self_trained_observations):
+        if folds and (self.runs > 1 or self.unconditional or self.conditional_epochs or self.self_trained_observations):
             raise RecipeError(
-                "calibration_folds is for one run without a label hierarchy and without u-self-trained; calibrate "
-                "others with chexpert-hf calibrate."
+                "calibration_folds is for one run of one stage: without a label hierarchy, conditional_epochs and "
+                "u-self-trained; calibrate others with chexpert-hf calibrate."
             )
 
     @property

@@ -1,6 +1,5 @@
 """A training run from a CheXpert folder to a complete model folder, and its continuation after a stop."""
 
-import copy
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
 from chexpert_hf.hub.half_precision import round_to_half
 from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
 from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
-from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.inference.dataset import evaluate_dataset, predict_dataset
 from chexpert_hf.inference.gate.fit import MIN_IMAGES
 from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.model_files import write_checksums
@@ -34,7 +33,7 @@ from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.intact import expect_intact
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
-from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer, predict_split
+from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer
 
 RECIPE_FILE = "recipe.yaml"
 REPORTERS = ("none", "tensorboard", "trackio")
@@ -115,9 +114,8 @@ def train(
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, train_without)
     if recipe.stored_precision == "fp16":
         round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
-    # A copy, since the Trainer leaves its autocast in the model, and reference scores are those of plain float32.
-    trainer.model = trainer.model_wrapped = copy.deepcopy(final).to(trainer.args.device)
-    probabilities = predict_split(trainer)
+    # Not by the Trainer, which computes in bf16 or float32 depending on whether it has just trained or was resumed.
+    probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
@@ -210,19 +210,10 @@ def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Reci
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def predict_split(trainer: Trainer) -> NDArray[np.float32]:
-    """Probabilities `(num_views, num_labels)` of the trainer's model for its evaluation data."""
-    return _probabilities(trainer.predict(trainer.eval_dataset).predictions)
-
-
 def _evaluate(logits: Any, targets: Any, studies: list[str], recipe: Recipe) -> Evaluation:
-    probabilities = _probabilities(logits)
+    probabilities = torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
     labels = np.where(targets == IGNORED, np.nan, targets)
     return evaluate_probabilities(probabilities, labels, studies, recipe.observations)
-
-
-def _probabilities(logits: Any) -> NDArray[np.float32]:
-    return torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
 
 
 def _evaluation_targets(labels: Tensor, _index: int, recipe: Recipe) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.page.html import Order, clinical_order
-from chexpert_hf.page.text import DISCLAIMER
+from chexpert_hf.serving.words import DISCLAIMER
 from tests.page.conftest import BROKEN_PNG, EMPTY, EXAMPLES, JUDGED, REFUSAL, SLOW, WARNING, encoded, zipped
 
 pytestmark = pytest.mark.browser

@@ -20,7 +20,8 @@ from chexpert_hf.page.panel import delivery_html
 from chexpert_hf.page.reading import Study, read_study
 from chexpert_hf.page.report import report_html
 from chexpert_hf.page.result import result_html
-from chexpert_hf.page.text import DEFINITIONS, DISCLAIMER, NO_GATE
+from chexpert_hf.page.text import DEFINITIONS, NO_GATE
+from chexpert_hf.serving.words import DISCLAIMER
 from tests.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
 
 

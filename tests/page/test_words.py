@@ -87,6 +87,20 @@ def test_figures_are_those_of_the_model_folder(folder: Path) -> None:
     )
 
 
+def test_intervals_and_the_choice_of_the_checkpoint_are_those_of_the_model_folder(folder: Path) -> None:
+    edema = {**EVALUATION["observations"][0], "auroc_low": 0.81, "auroc_high": 0.95}
+    record = {**EVALUATION, "observations": [edema], "intervals": "95 %: DeLong", "was_chosen_on_it": False}
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    assert "<td>0.900 (0.81 to 0.95)</td>" in html
+    assert "Intervals: 95 %: DeLong. No checkpoint was chosen on this split;" in html
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))  # does not say
+    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    assert (
+        "from the numbers of studies. The checkpoint was chosen on this split, so the figures are optimistic;" in html
+    )
+
+
 def test_interval_from_counts_is_that_of_perfect_separation_and_narrows_with_studies() -> None:
     scores, labels = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.0, 0.0, 1.0, 1.0])
     assert newcombe_interval(1.0, 2, 2) == delong_interval(scores, labels)
@@ -145,7 +159,7 @@ def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Pat
 
 
 def test_split_that_judges_nothing_gives_no_mean() -> None:
-    figures = Figures("d", "valid", None, 3, float("nan"), (), {})
+    figures = Figures("d", "valid", None, 3, float("nan"), (), {}, "95 %", True)
     assert figures_line(figures) == "Trained on d. Its valid split could judge no observation well enough for a figure."
 
 

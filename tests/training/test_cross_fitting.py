@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.special import logit
 
-from chexpert_hf import CheXpertClassifier
+from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.evaluation.calibration import fit_platt
@@ -35,6 +35,7 @@ RECIPE = Recipe(
     checkpoint="last",
     calibration_folds=3,
     stored_precision="fp16",
+    precision="bf16",  # what is said of the model is computed in float32 all the same
     workers=0,
 )
 
@@ -137,9 +138,10 @@ def test_fp16_takes_half_the_space_and_loads_as_fp32_with_the_figures_of_the_eva
 
 
 def test_a_finished_run_is_continued_to_the_same_folder(phantoms, calibrated, tmp_path):
-    before = (calibrated / "model.safetensors").read_bytes()
+    names = ("model.safetensors", "evaluation.json", "reference.json")
+    before = [(calibrated / name).read_bytes() for name in names]
     quiet(RECIPE, phantoms, calibrated, resume=True)
-    assert (calibrated / "model.safetensors").read_bytes() == before
+    assert [(calibrated / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,8 @@ def test_a_finished_run_is_continued_to_the_same_folder(phantoms, calibrated, tm
         ({"checkpoint": "best"}, "calibration_folds needs checkpoint 'last'"),
         ({"calibration_folds": 1}, "calibration_folds is 1, expected 0 or at least 2"),
         ({"held_out_fold": 3}, "held_out_fold is 3, expected from 0 to calibration_folds - 1"),
-        ({"runs": 2}, "calibration_folds is for one run"),
+        ({"runs": 2}, "calibration_folds is for one run of one stage"),
+        ({"conditional_epochs": 1, "observations": OBSERVATIONS}, "calibration_folds is for one run of one stage"),
         ({"checkpoint": "first"}, "checkpoint is 'first', expected one of: best, last"),
         ({"stored_precision": "int8"}, "stored_precision is 'int8', expected one of: fp32, fp16"),
     ],
