@@ -17,7 +17,8 @@ from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference import runtimes
 from chexpert_hf.inference.graphs import graph_cache
-from chexpert_hf.inference.graphs.graph_cache import cache_folder, converted_graph
+from chexpert_hf.inference.graphs.cache_folder import cache_folder, keep_newest
+from chexpert_hf.inference.graphs.graph_cache import converted_graph
 from chexpert_hf.inference.graphs.graph_files import fingerprint
 from chexpert_hf.inference.graphs.sessions import torch_has_bf16
 from chexpert_hf.inference.runtimes import RuntimeName, open_runtime
@@ -257,7 +258,7 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
     monkeypatch.setattr(graph_cache, "write_graph", wrong)
     with pytest.raises(InputError, match=r"not the model: max abs logit difference of 0\.01 on 2 images"):
         opened(tiny_model, "openvino")
-    assert [path for path in empty_cache.rglob("*") if path.is_file()] == []
+    assert [path for path in (empty_cache / "graphs").rglob("*") if path.is_file()] == []
 
 
 def test_auto_on_a_gpu_is_torch(tiny_model, monkeypatch):
@@ -394,6 +395,54 @@ def test_conversions_at_the_same_time_leave_one_whole_graph(tiny_model, conversi
     assert "converted earlier" in opened(tiny_model, "openvino").reason
 
 
+def test_what_openvino_compiled_is_kept(tiny_model, empty_cache, openvino):
+    first = opened(tiny_model, "openvino", "fp32")
+    kept = sorted((empty_cache / "compiled").iterdir())
+    again = opened(copy.deepcopy(tiny_model), "openvino", "fp32")
+    assert from_cache(again)
+    assert [path.suffix for path in kept] == [".blob"]
+    assert sorted((empty_cache / "compiled").iterdir()) == kept
+    for one, other in zip(first(images(2), saliency=True), again(images(2), saliency=True), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_compiled_graph_is_compiled_again(tiny_model, empty_cache, openvino):
+    """OpenVINO itself takes one with a changed bit and gives other scores, or not, without a word."""
+    opened(tiny_model, "openvino", "fp32")
+    [kept] = (empty_cache / "compiled").iterdir()
+    kept.chmod(0o600)
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    runtime = opened(tiny_model, "openvino", "fp32")
+    assert not from_cache(runtime)
+    assert max(largest_difference(runtime, tiny_model, images(2))) < 1e-4
+    assert from_cache(opened(tiny_model, "openvino", "fp32"))
+    assert not kept.exists()
+
+
+def test_two_models_of_one_architecture_do_not_share_what_was_compiled(tiny_model, empty_cache, openvino):
+    other = copy.deepcopy(tiny_model)
+    other.classifier.weight.data *= 2
+    for model in (tiny_model, other, tiny_model):
+        assert max(largest_difference(opened(model, "openvino", "fp32"), model, images(2))) < 1e-4
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.blob").touch()
+        os.utime(tmp_path / f"{number}.blob", (number, number))
+    (tmp_path / "folder.blob").mkdir()
+    os.utime(tmp_path / "folder.blob", (0, 0))
+    os.utime(tmp_path / "1.blob", (9, 9))
+    keep_newest(tmp_path, "*.blob", 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.blob", "3.blob", "4.blob"]
+
+
+def from_cache(runtime) -> bool:
+    return runtime._request.get_compiled_model().get_property("LOADED_FROM_CACHE")
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("CHEXPERT_HF_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
@@ -434,7 +483,8 @@ print(json.dumps([names, tried, sys.modules["openvino_telemetry"]]))
         "HOME": str(tmp_path / "home"),
         "XDG_CACHE_HOME": str(tmp_path / "home" / ".cache"),
     }
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=environment)
     assert json.loads(answer.stdout.splitlines()[-1]) == [["openvino", "onnx"], [], None]
     left = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not {"deviceid", "onnxruntime.db", "openvino_ga_cid", "stats"} & set(left)

@@ -7,13 +7,14 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from chexpert_hf.inference.graphs.cache_folder import cache_folder, keep_newest
 from chexpert_hf.inference.graphs.conversion import write_graph
 from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
@@ -39,15 +40,10 @@ SESSIONS: Mapping[RuntimeName, type[OpenVINORuntime] | type[ONNXRuntime]] = {
 PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 """What a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
 
+KEPT = 24
+"""Graphs, those used last; one takes as much room as the model's weights in float32."""
+
 _CHECKED_IMAGES = 2
-
-
-def cache_folder() -> Path:
-    """`$CHEXPERT_HF_CACHE`, else `chexpert-hf` in `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time."""
-    if folder := os.environ.get("CHEXPERT_HF_CACHE"):
-        return Path(folder)
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "chexpert-hf"
 
 
 @contextmanager
@@ -70,6 +66,7 @@ def converted_graph(
     """
     entry = cache_folder() / "graphs" / _entry_name(runtime, key, input_size)
     if found := _find(entry, runtime, key, input_size):
+        _mark_as_used(entry)
         yield found, "a graph converted earlier"
         return
     origin = "a graph converted just now"
@@ -85,6 +82,7 @@ def converted_graph(
         _convert(model, runtime, key, input_size, folder)
         if Path(name).parent == entry.parent and _move(folder, entry):
             folder = entry
+            keep_newest(entry.parent, "*-*", KEPT)
         yield folder / GRAPH_FILES[runtime, Precision.FP32], origin
 
 
@@ -115,6 +113,11 @@ def _convert(
         raise GraphError(f"the converted graph is not the model: {excess}")
     record = GraphRecord(runtime.value, Precision.FP32.value, key, input_size, hashes(folder, files_of(name)))
     write_records(folder, {name: record})
+
+
+def _mark_as_used(entry: Path) -> None:
+    with suppress(OSError):  # somebody else's cache
+        os.utime(entry)
 
 
 def _move(folder: Path, entry: Path) -> bool:
