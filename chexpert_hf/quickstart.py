@@ -19,8 +19,8 @@ from chexpert_hf.training.run import train
 NUM_STUDIES = 2500
 UNSEEN_STUDIES = 300
 
-# From random weights: two epochs of the model in the box, a DenseNet121, take longer and reach a mean AUROC of .936 over
-# the competition five on the unseen phantoms (.922 from random weights), where twelve of this network reach .954.
+# From random weights: two epochs of the model in the box, a DenseNet121, take longer and reach a mean AUROC of .936
+# over the competition five on the unseen phantoms (.922 from random weights), where twelve of this network reach .954.
 RECIPE = Recipe(
     init="random",
     # Three blocks: a last feature map of 8 x 8, fine enough for maps, and an epoch in eight seconds on two cores.

@@ -1,25 +1,55 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["chexpert-hf"]
-#
-# [tool.uv.sources]
-# chexpert-hf = { path = "..", editable = true }
+# dependencies = [
+#     "accelerate>=1.10",
+#     "datasets>=5.0",
+#     "contourpy>=1.2",
+#     "evaluate>=0.4.6",
+#     "gradio>=6.30,<7",
+#     "huggingface-hub>=2.0",
+#     "jinja2>=3.1",
+#     "matplotlib>=3.9",
+#     "numpy>=1.26",
+#     "pandas>=2.2",
+#     "pillow>=11.3,<13",
+#     "pydicom>=3.0.2",
+#     "pylibjpeg>=2.1",
+#     "pylibjpeg-openjpeg>=2.5",
+#     "pylibjpeg-rle>=2.1",
+#     "pyyaml>=6.0",
+#     "safetensors>=0.6",
+#     "scikit-learn>=1.5",
+#     "scipy>=1.13",
+#     "torch>=2.7",
+#     "torchvision>=0.22",
+#     "transformers>=5.20,<6",
+#     "typer>=0.16",
+# ]
 # ///
 """Training as a script; the options are those of `chexpert-hf train`.
 
     accelerate launch -m train.train DATA --output DIR ...      in an environment with this package, on several GPUs
     uv run train/train.py DATA --output DIR ...                 in a checkout, without any environment
+    uv run --with WHEEL train.py DATA --output DIR ...          anywhere, as `hf jobs uv run` does it
 
-uv makes an environment by the lines at the top of this file. They name the checkout that the file is in, since the
-package is on no index. Where the file is sent alone, as `hf jobs uv run` does, there is no checkout around it: put the
-address of a git repository that holds this project into that line first (`chexpert-hf = { git = "https://..." }`), and
-let the job write to the Hub, since its disk is gone afterwards: `--push-to-hub REPO_ID`, with HF_TOKEN as a secret.
+uv makes an environment by the lines at the top of this file, which are the package's own requirements. The package is
+on no index: it is the one that is installed, or that of the checkout which this file is in. Where the file is sent
+alone, a wheel goes with it (`pip wheel . --no-deps -w dist` makes one); see train/README.md.
 """
 
+import importlib.util
 import sys
+from pathlib import Path
 
-from chexpert_hf.cli import main
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("chexpert_hf") is None:
+        if not (CHECKOUT / "chexpert_hf").is_dir():
+            sys.exit("Error: chexpert_hf is neither installed nor beside it: uv run --with WHEEL train.py.")
+        sys.path.insert(0, str(CHECKOUT))
+
+    from chexpert_hf.cli import main
+
     sys.argv.insert(1, "train")
     main()

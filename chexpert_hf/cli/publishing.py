@@ -31,6 +31,7 @@ def check(
     """
     from chexpert_hf.hub.check import check_folder
     from chexpert_hf.inference.model_files import write_checksums
+    from chexpert_hf.inference.repositories import model_folder
 
     quiet_transformers()
     folder = Path(model)
@@ -38,9 +39,7 @@ def check(
         raise InputError(f"--accept is for a model folder, which {model} is not.")
     if accept:
         write_checksums(folder)
-    if not folder.is_dir():
-        folder = _download(model, revision)
-    report = check_folder(folder)
+    report = check_folder(model_folder(model, revision, files=None))
     typer.echo(json.dumps(report.to_dict()) if as_json else report.as_table())
     if not report.is_ok:
         raise typer.Exit(1)
@@ -63,8 +62,8 @@ def push(
     """
     from tempfile import TemporaryDirectory
 
-    from chexpert_hf.hub.hub_errors import expect_repo_id
     from chexpert_hf.hub.publish import Published, push_model, stage_model
+    from chexpert_hf.inference.repositories import expect_repo_id
 
     if not dry_run:
         _say(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
@@ -104,13 +103,3 @@ def _say(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> N
         typer.echo(f"{size:>12,}  {name}")
     typer.echo(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
     typer.echo(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
-
-
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    from chexpert_hf.hub.hub_errors import expect_repo_id, hub_errors
-
-    expect_repo_id(model)
-    with hub_errors(model):
-        return Path(snapshot_download(model, revision=revision))

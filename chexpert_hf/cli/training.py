@@ -154,7 +154,7 @@ def _expect_that_it_can_be_pushed(repo_id: str, recipe: "Recipe") -> None:
     """Before the training, not after it."""
     from huggingface_hub import HfApi
 
-    from chexpert_hf.hub.hub_errors import expect_repo_id, expect_token
+    from chexpert_hf.inference.repositories import expect_repo_id, expect_token
 
     expect_repo_id(repo_id)
     expect_token(HfApi())

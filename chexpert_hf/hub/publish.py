@@ -19,7 +19,6 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.hub.card import public_recipe, rename_card
 from chexpert_hf.hub.card_check import card_problems
 from chexpert_hf.hub.folder import CARD_FILE
-from chexpert_hf.hub.hub_errors import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.inference.classifier import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import read_records
 from chexpert_hf.inference.model_files import (
@@ -35,6 +34,7 @@ from chexpert_hf.inference.model_files import (
     verify_checksums,
     write_checksums,
 )
+from chexpert_hf.inference.repositories import expect_repo_id, expect_token, hub_errors
 
 _RECIPE_FILE = "recipe.yaml"
 # A licence that somebody added to the repository is theirs.
@@ -112,7 +112,10 @@ def _expect_complete(source: Path) -> None:
             "(run-1, ...) one by one."
         )
     if missing := missing_files(source):
-        raise PublishError(f"{source} is not a complete model folder: {', '.join(missing)} missing.")
+        raise PublishError(
+            f"{source} is not a complete model folder: {', '.join(missing)} missing; expected one as train, "
+            "import or calibrate write it."
+        )
     if read_checksums(source) is None:
         raise PublishError(
             f"{source} has no {CHECKSUMS_FILE}: look it over with `chexpert-hf check {source} --accept`, then push it."

@@ -17,8 +17,8 @@ from huggingface_hub import HfApi
 import chexpert_hf
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
-from chexpert_hf.hub.hub_errors import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.hub.publish import Published, commit_folder, listing, stage_model
+from chexpert_hf.inference.repositories import expect_repo_id, expect_token, hub_errors
 
 MODEL_FILE = "model.json"
 """Names the repository and the commit whose model the Space serves."""
@@ -129,7 +129,7 @@ def _commit_of(model: str, revision: str, api: HfApi) -> str:
     expect_repo_id(model)
     if _SHA.fullmatch(revision):
         return revision
-    with hub_errors(model):
+    with hub_errors(model, is_upload=False):
         return str(api.model_info(model, revision=revision).sha)
 
 

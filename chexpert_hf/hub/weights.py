@@ -40,8 +40,8 @@ def imagenet_state_dict() -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"ImageNet weights could not be downloaded from {weights.url} ({reason}). Train with --init random, or put "
-            f"that file at {imagenet_cache_path()}."
+            f"ImageNet weights could not be downloaded from {weights.url} ({reason}). Put that file at "
+            f"{imagenet_cache_path()}; or train with --init random, or import with --file FILE."
         ) from error
     return with_todays_names(state_dict)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,17 +17,19 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
-from transformers.utils import cached_file
+from transformers.utils import logging
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.colour import has_colour
+from chexpert_hf.data.projection import is_said_lateral
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
-from chexpert_hf.inference.model_files import verify_loaded_files
+from chexpert_hf.inference.model_files import NEEDED_FILES, verify_loaded_files
+from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.inference.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -36,7 +39,6 @@ Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 BATCH_SIZE = 16
 
 ENSEMBLE_FILE = "ensemble.json"
-_MEMBER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 # Where members of an ensemble see different parts of a radiograph, their maps meet on this grid over all of it: several
 # times finer than any of them.
 _COMMON_SIZE = (128, 128)
@@ -156,6 +158,7 @@ class CheXpertClassifier:
         Raises:
             ModelFolderError: If it is no CheXpert model, its weights do not fit its configuration, or members do not
                 fit each other.
+            HubError: If it is no folder, and no repository that can be had.
             InputError: If the runtime or precision cannot be had.
         """
         names = [model] if isinstance(model, (str, Path)) else list(model)
@@ -169,9 +172,10 @@ class CheXpertClassifier:
     def _load(
         cls, model: str | Path, runtime: str, precision: str, device: str | torch.device | None, revision: str | None
     ) -> "CheXpertClassifier":
-        network = load_model(model, revision=revision)
+        folder = model_folder(model, revision)
+        network = load_model(folder, name=str(model))
         try:
-            processor = CheXpertImageProcessor.from_pretrained(model, revision=revision)
+            processor = CheXpertImageProcessor.from_pretrained(folder)
         except OSError as error:
             raise ModelFolderError(
                 f"{model} has no image processor; expected preprocessor_config.json beside config.json."
@@ -189,7 +193,7 @@ class CheXpertClassifier:
             device=device,
             input_size=processor.output_size,
         )
-        return cls(network, processor, runtime=opened, gate=_load_gate(model, network, revision))
+        return cls(network, processor, runtime=opened, gate=_load_gate(folder, network))
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -239,11 +243,12 @@ class CheXpertClassifier:
         sides = [member.processor.decoded_side for member in self.members]
         return read_radiograph(source, target_size=None if None in sides else max(side for side in sides if side))
 
-    def judge(self, source: RadiographSource) -> Verdict | None:
-        """Whether an image is a chest radiograph that this model should score, from its pixels alone.
+    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict | None:
+        """Whether an image is a chest radiograph that this model should score.
 
         Args:
             source: As for `predict`; a file object is read to its end.
+            decoded: From `read_radiograph(source)`, if there is one already.
 
         Returns:
             What the gate of the first member that has one says; None if none has.
@@ -255,8 +260,8 @@ class CheXpertClassifier:
         if member is None or member.gate is None:
             return None
         source = source.read() if hasattr(source, "read") else source
-        image = self.read(source)
-        return member.gate.judge(member.model, image, is_colour=has_colour(source))
+        image = self.read(source) if decoded is None else decoded
+        return member.gate.judge(member.model, image, is_colour=has_colour(source), is_lateral=is_said_lateral(source))
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -338,7 +343,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
     for number, member in enumerate(members, start=1):
         copy = folder / "members" / f"{number:02d}"
         copy.mkdir(parents=True, exist_ok=True)
-        for file in (*(member / name for name in _MEMBER_FILES), *member.glob("*.py")):
+        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
             shutil.copy(file, copy)
         names.append(copy.relative_to(folder).as_posix())
     (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
@@ -359,57 +364,56 @@ def _ensemble_members(model: str | Path) -> list[str | Path]:
         raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error
 
 
-def _load_gate(model: str | Path, network: CheXpertForImageClassification, revision: str | None) -> Gate | None:
-    """The gate of a folder or repository; None if it has none."""
-    file = cached_file(
-        model,
-        GATE_FILE,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if file is None:
+def _load_gate(folder: Path, network: CheXpertForImageClassification) -> Gate | None:
+    """The gate of a folder; None if it has none."""
+    if not (folder / GATE_FILE).is_file():
         return None
-    gate = Gate.load(Path(file))
+    gate = Gate.load(folder / GATE_FILE)
     gate.check_fits(network)
     return gate
 
 
-def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertForImageClassification:
+def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
     """Loads the network of a model folder or repository, from safetensors only.
 
+    Args:
+        model: Path of a folder, or id of a repository.
+        name: What messages call it; `model` if None.
+
     Raises:
+        HubError: If it is no folder, and no repository that can be had.
         ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
         ChecksumError: If a file is not as it was when the folder was saved.
     """
+    folder, name = model_folder(model), name or str(model)
     try:
-        config, _ = CheXpertConfig.get_config_dict(model, revision=revision)
+        config, _ = CheXpertConfig.get_config_dict(folder)
         if not config:
-            raise ModelFolderError(f"{model} holds no config.json; expected a model folder.")
+            raise ModelFolderError(f"{name} holds no config.json; expected a model folder.")
         if config.get("model_type") != CheXpertConfig.model_type:
             raise ModelFolderError(
-                f"{model} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
+                f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
             )
-        loaded: tuple[CheXpertForImageClassification, dict[str, Any]] = CheXpertForImageClassification.from_pretrained(
-            model,
-            revision=revision,
-            use_safetensors=True,
-            # Loaded as far as they fit, so that what does not is known by name; it is refused below.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        loaded: tuple[CheXpertForImageClassification, dict[str, Any]]
+        with _without_report():
+            loaded = CheXpertForImageClassification.from_pretrained(
+                folder,
+                use_safetensors=True,
+                # Loaded as far as they fit, so that what does not is known by name; it is refused below.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ModelFolderError(f"The config.json of {str(model)!r} makes no model: {reason}") from error
+        raise ModelFolderError(f"The config.json of {name!r} makes no model: {reason}") from error
     except SafetensorError as error:
         raise ModelFolderError(
-            f"The weights of {str(model)!r} are damaged ({error}); copy or download them again."
+            f"The weights of {name!r} are damaged ({error}); copy or download them again."
         ) from error
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ModelFolderError(
-            f"No model could be loaded from {str(model)!r}: {reason} Expected a folder with config.json and "
+            f"No model could be loaded from {name!r}: {reason} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
         ) from error
     network, info = loaded
@@ -417,8 +421,19 @@ def load_model(model: str | Path, *, revision: str | None = None) -> CheXpertFor
     if wrong:
         kind, keys = next(iter(wrong.items()))
         raise ModelFolderError(
-            f"The weights in {str(model)!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
+            f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
             f"{' ...' if len(keys) > 5 else ''}."
         )
-    verify_loaded_files(model, revision)
+    verify_loaded_files(folder)
     return network
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from logging a table of the keys that do not fit, which are refused in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

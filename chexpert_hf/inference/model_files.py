@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
-
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.graphs.graph_files import sha256_of
 
 CHECKSUMS_FILE = "checksums.json"
 
-LOADED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "gate.safetensors")
+NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+"""Without these nothing can be scored."""
+
+LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")
 """What this package reads before it scores; exported graphs have sums of their own in `export.json`."""
 
 CODE_FILES = (
@@ -31,9 +31,7 @@ CODE_FILES = (
 
 REQUIRED_FILES = (
     "README.md",
-    "config.json",
-    "preprocessor_config.json",
-    "model.safetensors",
+    *NEEDED_FILES,
     *CODE_FILES,
     "reference.json",
 )
@@ -160,23 +158,13 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
         )
 
 
-def verify_loaded_files(model: str | Path, revision: str | None = None) -> None:
-    """Verifies what scores are computed from, in a folder or in the cache of a repository, where there are sums.
+def verify_loaded_files(folder: Path) -> None:
+    """Verifies what scores are computed from, in a folder with sums.
 
     Raises:
         ChecksumError: If a file is not as it was when the folder was saved.
     """
-    folder = Path(model) if Path(model).is_dir() else _cached_folder(str(model), revision)
-    if folder is not None:
-        verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
-
-
-def _cached_folder(repository: str, revision: str | None) -> Path | None:
-    """Where a repository that was just loaded lies; None if it has no sums."""
-    try:
-        return Path(hf_hub_download(repository, CHECKSUMS_FILE, revision=revision)).parent
-    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled):
-        return None
+    verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:

@@ -19,7 +19,17 @@ from chexpert_hf.inference.folders.files import find_radiographs
 from chexpert_hf.inference.folders.score_table import CsvLines, readable
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
-from chexpert_hf.page.reading import NO_FINDING, RefusedError, bytes_of, encode, score, shown_image
+from chexpert_hf.page.reading import (
+    NO_FINDING,
+    ExpiredError,
+    RefusedError,
+    bytes_of,
+    decode_once,
+    encode,
+    score,
+    shown_image,
+)
+from chexpert_hf.page.text import EXPIRED
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _MAX_STEM = 60
@@ -61,7 +71,10 @@ def find_items(uploads: Sequence[tuple[str, Path]]) -> list[Item]:
 
     Raises:
         InputError: If there are more than `MAX_FILES`.
+        ExpiredError: If one has been deleted.
     """
+    if not all(path.exists() for _, path in uploads):
+        raise ExpiredError(EXPIRED)  # the search below would name its path
     items = [
         Item(f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name, file)
         for name, path in uploads
@@ -85,7 +98,8 @@ def score_items(classifier: CheXpertClassifier, items: Sequence[Item], *, is_gat
 def score_item(classifier: CheXpertClassifier, item: Item, *, is_gated: bool) -> Row:
     """Scores one radiograph; what cannot be read is a row with an error."""
     try:
-        prediction, verdict = score(classifier, bytes_of(item.file), is_gated=is_gated)
+        data = bytes_of(item.file)
+        prediction, verdict = score(classifier, data, is_gated=is_gated, decoded=decode_once(data))
     except RefusedError as refusal:
         return Row(item, error=str(refusal), is_refused=True, warnings=refusal.verdict.warnings)
     except RadiographError as error:

@@ -72,8 +72,10 @@ def build_batch_tab(
             done.append(row)
             if time.monotonic() - shown_at > PROGRESS_SECONDS:
                 shown_at = time.monotonic()
-                yield {rows: tuple(done), status: gr.HTML(progress_html(len(done), len(items), "Scored"))}
-        yield finished(tuple(done))
+                # The field in every update: one that an update leaves out Gradio makes anew from its class for the rest
+                # of the visit, and `upload_field` would be lost on it.
+                yield {files: None, rows: tuple(done), status: gr.HTML(progress_html(len(done), len(items), "Scored"))}
+        yield {files: None, **finished(tuple(done))}
 
     def finished(done: tuple[Row, ...]) -> Updates:
         html = table_html(done, classifier.operating_points)

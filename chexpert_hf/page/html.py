@@ -14,7 +14,7 @@ from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.page.model_facts import Figure, Figures, ModelFacts
 from chexpert_hf.page.reading import encode
-from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, PRIVACY
+from chexpert_hf.page.text import DEFINITIONS, IN_THE_BOX, NO_FIGURES, PRIVACY
 
 _THUMBNAIL_SIZE = 176
 """Longest side in pixels: twice what the page shows, for screens of high density."""
@@ -135,7 +135,7 @@ def header_html(facts: ModelFacts, count: int) -> str:
         '<header class="page-header"><h1>CheXpert scores and maps</h1>'
         f"<p>The model {escape(facts.name)} judges chest radiographs for {count} "
         f"observation{'s' if count > 1 else ''} at once, and shows where in the image each score comes from. "
-        f"{PRIVACY}</p></header>"
+        f"{IN_THE_BOX + ' ' if facts.is_in_the_box else ''}{PRIVACY}</p></header>"
     )
 
 

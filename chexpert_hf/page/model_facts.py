@@ -6,17 +6,19 @@ them here, from the numbers of studies.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.delong import newcombe_interval
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.inference.classifier import ENSEMBLE_FILE, CheXpertClassifier
 from chexpert_hf.inference.graphs.graph_files import sha256_of
+from chexpert_hf.serving.words import public_name
 
 EVALUATION_FILE = "evaluation.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -74,13 +76,15 @@ class ModelFacts:
     num_parameters: Of all members.
     input_size: (height, width) in pixels.
     figures: None if the folder has none.
+    is_in_the_box: Whether it is the model that comes with the package.
     """
 
     name: str
     weights: str
     num_parameters: int
     input_size: tuple[int, int]
-    figures: Figures | None = field(default=None)
+    figures: Figures | None = None
+    is_in_the_box: bool = False
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
@@ -90,7 +94,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
     place = str(root) if root else places[0]
     size = classifier.processor.size
     return ModelFacts(
-        name=_name(place, len(places)),
+        name=public_name(place) or ("without a name" if len(places) == 1 else f"of {len(places)} members"),
         weights=", ".join(
             _weights(member.model.config, of) for member, of in zip(classifier.members, places, strict=True)
         ),
@@ -99,13 +103,8 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         ),
         input_size=(size["height"], size["width"]),
         figures=None if len(places) > 1 and root is None else _figures(_file(classifier.model.config, place)),
+        is_in_the_box=place == str(DEFAULT_MODEL),
     )
-
-
-def _name(place: str, count: int) -> str:
-    """A repository's id, or the last part of a path, whose other parts are nobody's business."""
-    name = Path(place).resolve().name if Path(place).is_dir() else place
-    return name or ("without a name" if count == 1 else f"of {count} members")
 
 
 def _ensemble_folder(places: list[str]) -> Path | None:

@@ -123,6 +123,29 @@ class Study:
         placed = [name for name in scores if name != NO_FINDING] or list(scores)
         return max(placed, key=scores.__getitem__)
 
+    @property
+    def has_gate(self) -> bool:
+        """Whether the model could tell if these are chest radiographs."""
+        return any(view.verdict is not None for view in self.views.values())
+
+    def warnings(self, *, is_study: bool) -> list[str]:
+        """What the gate says of the views that were scored.
+
+        Args:
+            is_study: Whether to say of which view.
+        """
+        lines = []
+        for number, view in self.views.items():
+            if view.verdict is not None:
+                reasons = () if view.verdict.is_chest_radiograph else (view.verdict.reason,)
+                place = f"View {number}: " if is_study else ""
+                lines += [f"{place}{text}" for text in (*reasons, *view.verdict.warnings)]
+        return lines
+
+    def missing(self) -> list[str]:
+        """Which views have no scores, and why."""
+        return [f"View {failure.view} has no scores: {failure.reason}" for failure in self.failures]
+
     def _scores(self, observation: str) -> dict[int, float]:
         return {number: view.prediction.probabilities[observation] for number, view in self.views.items()}
 
@@ -142,7 +165,7 @@ def score(
         RadiographError: If it cannot be read.
         RefusedError: If the gate refuses it.
     """
-    verdict = classifier.judge(data)
+    verdict = classifier.judge(data, decoded)
     if is_gated and verdict is not None and not verdict.is_chest_radiograph:
         raise RefusedError(verdict)
     return classifier.predict(data if decoded is None else decoded, saliency=True), verdict
@@ -162,8 +185,7 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
         RefusedError: If the gate refuses it.
     """
     data = bytes_of(file)
-    # A JPEG is decoded smaller for the model than for the eye; anything else is decoded once for both.
-    decoded = None if data.startswith(_JPEG_MAGIC) else read_radiograph(data)
+    decoded = decode_once(data)
     prediction, verdict = score(classifier, data, is_gated=is_gated, decoded=decoded)
     shown = shown_image(data, decoded)
     return Reading(
@@ -194,6 +216,15 @@ def read_study(
         except InputError as error:  # it cannot be read, or the server is stopping
             failures.append(Failure(number, str(error)))
     return (Study(views, tuple(failures)) if views else None), tuple(failures)
+
+
+def decode_once(data: bytes) -> Image.Image | None:
+    """What the gate, the model and the eye all take; None for a JPEG, which is decoded smaller for the first two.
+
+    Raises:
+        RadiographError: If it cannot be read.
+    """
+    return None if data.startswith(_JPEG_MAGIC) else read_radiograph(data)
 
 
 def bytes_of(file: RadiographFile) -> bytes:

@@ -68,16 +68,7 @@ def report_html(
 
 
 def _notes(study: Study, is_study: bool) -> str:
-    lines = []
-    for number, reading in study.views.items():
-        verdict = reading.verdict
-        place = f"View {number}: " if is_study else ""
-        if verdict is not None:
-            reasons = () if verdict.is_chest_radiograph else (verdict.reason,)
-            lines += [place + text for text in (*reasons, *verdict.warnings)]
-    lines += [f"View {failure.view} has no scores: {failure.reason}" for failure in study.failures]
-    if all(reading.verdict is None for reading in study.views.values()):
-        lines.append(NO_GATE)
+    lines = [*study.warnings(is_study=is_study), *study.missing(), *([] if study.has_gate else [NO_GATE])]
     return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 

@@ -87,20 +87,9 @@ def _view(number: int, reading: Reading, names: list[str], is_study: bool) -> di
 
 def _notes(study: Study, is_study: bool) -> str:
     """Warnings of the gate, views that are missing, and whether there is a gate at all."""
-    lines = []
-    for number, reading in study.views.items():
-        if reading.verdict is None:
-            continue
-        reasons = [] if reading.verdict.is_chest_radiograph else [reading.verdict.reason]
-        place = f"View {number}: " if is_study else ""
-        lines += [f"{place}{text}" for text in (*reasons, *reading.verdict.warnings)]
-    notes = "".join(f'<li class="warning">{escape(line)}</li>' for line in lines)
-    notes += "".join(
-        f'<li class="failed">View {failure.view} has no scores: {escape(failure.reason)}</li>'
-        for failure in study.failures
-    )
-    has_gate = any(reading.verdict is not None for reading in study.views.values())
-    quiet = "" if has_gate else f'<p class="no-gate">{escape(NO_GATE)}</p>'
+    notes = "".join(f'<li class="warning">{escape(line)}</li>' for line in study.warnings(is_study=is_study))
+    notes += "".join(f'<li class="failed">{escape(line)}</li>' for line in study.missing())
+    quiet = "" if study.has_gate else f'<p class="no-gate">{escape(NO_GATE)}</p>'
     refused = any(failure.is_refused for failure in study.failures)
     override = (
         '<button type="button" class="plain-button" data-action="override">Score them anyway</button>'

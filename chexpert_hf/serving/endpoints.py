@@ -24,7 +24,7 @@ from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, sourc
 from chexpert_hf.inference.folders.scoring import read_ahead
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
-from chexpert_hf.serving.words import DISCLAIMER
+from chexpert_hf.serving.words import DISCLAIMER, public_name
 
 MAX_BATCH = 500
 """Radiographs in one call of `/batch`, those in archives among them."""
@@ -191,12 +191,10 @@ def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | Radio
 
 
 def model_name(classifier: Scorer) -> str:
-    """The model as its repository or its folder is called, never where on this machine it lies."""
-    names = []
-    for member in classifier.members:
-        name = str(member.model.config.name_or_path or "unnamed")
-        names.append(Path(name).resolve().name if Path(name).is_dir() else name)
-    return " + ".join(names)
+    """The model, or all members of an ensemble, by the names of their repositories or folders."""
+    return " + ".join(
+        public_name(str(member.model.config.name_or_path or "")) or "unnamed" for member in classifier.members
+    )
 
 
 def _is_zip(path: Path) -> bool:

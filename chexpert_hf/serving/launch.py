@@ -17,6 +17,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.serving.agents import prepare_tools, require_mcp
 from chexpert_hf.serving.endpoints import is_uploaded
 from chexpert_hf.serving.failures import say_errors_in_one_line
 from chexpert_hf.serving.headers import SecurityHeaders
@@ -83,7 +84,7 @@ def launch(
     if not is_loopback(host) and not auth:
         print(f"Warning: at {host} the page is open, without a password, to all who can reach it.", file=sys.stderr)
     if mcp:
-        _require_mcp()
+        require_mcp()
     os.environ.update(_QUIET)
     limits = limits or Limits()
     state = ShellState(limits, is_uploaded, num_waiting=lambda: len(demo._queue), has_mcp=mcp)
@@ -93,6 +94,8 @@ def launch(
         say_errors_in_one_line(demo)
         demo.queue(max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
         url = _start(demo, state, host, port, auth, mcp, look)
+        if mcp:
+            prepare_tools(demo, folder)
         print(f"The page is at {url}", flush=True)
         if prevent_thread_lock:
             _close_with(demo, stack.pop_all())
@@ -166,8 +169,6 @@ def _start(
         )
     except OSError as error:
         raise InputError(f"The page cannot be served at {host}, port {port or 'from 7860 on'}: {error}") from error
-    if mcp and not demo.mcp_server:
-        raise InputError(f"The tools for MCP cannot be served: {demo.mcp_error}")
     return str(url)
 
 
@@ -187,13 +188,6 @@ def _close_with(demo: gr.Blocks, stack: ExitStack) -> None:
         stack.close()
 
     demo.close = close_all
-
-
-def _require_mcp() -> None:
-    try:
-        import gradio.mcp  # noqa: F401 - an optional extra
-    except ImportError:
-        raise InputError("MCP is not installed; pip install 'chexpert-hf[mcp]', or serve without --mcp.") from None
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class SharedClassifier(CheXpertClassifier):
             raise StoppedError(STOPPING) from None
         return future.result()
 
-    def judge(self, source: RadiographSource) -> Verdict | None:
+    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict | None:
         """As `CheXpertClassifier.judge`, in the threads that read.
 
         Raises:
@@ -111,7 +111,7 @@ class SharedClassifier(CheXpertClassifier):
         if all(member.gate is None for member in self.members):
             return None
         try:
-            return self._readers.submit(self._classifier.judge, source).result()
+            return self._readers.submit(self._classifier.judge, source, decoded).result()
         except RuntimeError:
             raise StoppedError(STOPPING) from None
 

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chexpert_hf.serving.agents import NO_DATA_URL, tool_error
 from chexpert_hf.serving.words import STOPPING
 
 MAX_FILE_BYTES = 100_000_000
@@ -162,8 +163,11 @@ class RequestShell:
         body = await _read_body(
             receive, _length(scope), state.limits.mcp_bytes if is_mcp else state.limits.json_bytes, state.limits
         )
+        if is_mcp and (answer := _answer_to_agent(body)):
+            await answer(scope, receive, send)
+            return
         if path.rstrip("/") != "/login":
-            self._check_files(body, is_mcp)
+            self._check_files(body)
         if not _JOINS_QUEUE.fullmatch(path):
             await self._app(scope, _replay(body, receive), send)
             return
@@ -176,20 +180,11 @@ class RequestShell:
         finally:
             state.num_joining -= 1
 
-    def _check_files(self, body: bytes, is_mcp: bool) -> None:
-        """Refuses what names a file that nobody uploaded, or an address for the server to fetch."""
+    def _check_files(self, body: bytes) -> None:
+        """Refuses what names a file that nobody uploaded."""
         if not body:
             return
-        try:
-            call = json.loads(body)
-        except (ValueError, RecursionError):
-            raise RefusedError(400, "Expected a body of JSON.") from None
-        if is_mcp:
-            calls = call if isinstance(call, list) else [call]
-            values = [one.get("params") for one in calls if isinstance(one, dict)]
-            has_address = any(_is_address(text) for text in _strings(values))
-            if has_address and any(one.get("method") == "tools/call" for one in calls if isinstance(one, dict)):
-                raise RefusedError(400, "This server fetches no addresses; send the file itself, as a data: URL.")
+        call = _json(body)
         if not all(self._is_allowed(item) for item in _dicts(call)):
             raise RefusedError(400, _NOT_UPLOADED)
 
@@ -311,6 +306,23 @@ def _answer(refused: RefusedError) -> JSONResponse:
     if refused.status == 503:
         headers["Retry-After"] = "5"
     return JSONResponse({"detail": refused.reason}, refused.status, headers)
+
+
+def _answer_to_agent(body: bytes) -> JSONResponse | None:
+    """The answer to a call of a tool with an address for the server to fetch in it; None to what may pass."""
+    calls = _json(body) if body else []
+    for call in calls if isinstance(calls, list) else [calls]:
+        is_call = isinstance(call, dict) and call.get("method") == "tools/call"
+        if is_call and any(_is_address(text) for text in _strings(call.get("params"))):
+            return JSONResponse(tool_error(call, NO_DATA_URL))
+    return None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "Expected a body of JSON.") from None
 
 
 def _dicts(value: Any) -> "list[dict[str, Any]]":

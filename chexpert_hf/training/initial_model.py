@@ -10,6 +10,7 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.hub.weights import load_imagenet_backbone
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import load_model
+from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.labels import PAPER_PRESET, parents_among, parse_policies
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -81,7 +82,7 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     """
     size = {"height": recipe.image_size, "width": recipe.image_size}
     if recipe.init not in ("imagenet", "random"):
-        return CheXpertImageProcessor.from_pretrained(recipe.init, size=size)
+        return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), size=size)
     if recipe.num_channels == 3:
         return CheXpertImageProcessor(size=size)
     defaults = CheXpertImageProcessor

@@ -6,6 +6,10 @@ other DICOM files of pydicom and pydicom-data, those bundled with gradio and mat
 count as they are and in gray. The features were chosen with the valid split and all groups but gradio's in sight, and
 the stricter limit for images that are put upright first was added after a look at all of them, so the figures are
 optimistic. `--phantoms` also judges phantoms of both projections, for a model that was trained on phantoms.
+
+First comes what is taken for a lateral view by its pixels, which needs no gate: `--views` stops there. Its limits were
+chosen with all of these groups in sight, the projections of a CT (`--ct FOLDER`, see `ct_projections`) among them, so
+the figures are optimistic; no lateral radiograph could be had.
 """
 
 import argparse
@@ -22,12 +26,17 @@ from scipy.ndimage import gaussian_filter
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier, load_model
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.gate import fit_gate
+from chexpert_hf.inference.gate.features import gray_levels
+from chexpert_hf.inference.gate.lateral import looks_lateral
+from tests.benchmarks.ct_projections import projections
 
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "tempor", "magna")
+FINDINGS = ([], ["Edema"], ["Pleural Effusion"], ["Cardiomegaly"], ["Support Devices"], ["Consolidation"])
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".dcm", ".webp"}
 
 
@@ -149,12 +158,28 @@ def judge_files(classifier, files, *, gray=False):
     return verdicts
 
 
+def phantoms(projection):
+    for number in range(90):
+        findings = FINDINGS[number % len(FINDINGS)]
+        yield Image.fromarray(render_phantom(700_000 + number, findings, projection=projection).image)
+
+
+def report_views(groups):
+    """Prints how many of each group are taken for lateral views."""
+    print("taken for lateral views by their pixels")
+    for name, images in groups.items():
+        found = [looks_lateral(gray_levels(image)) for image in images]
+        print(f"  {name:36s} {sum(found):4d} of {len(found)} ({sum(found) / len(found):.1%})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--model", default=DEFAULT_MODEL, type=Path)
     parser.add_argument("--limit", type=int, default=1000, help="Radiographs to fit on at most, and to judge.")
     parser.add_argument("--phantoms", action="store_true", help="Also phantoms of both projections.")
+    parser.add_argument("--views", action="store_true", help="Only what is taken for a lateral view.")
+    parser.add_argument("--ct", type=Path, help="A folder with the slices of a chest CT, to project.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -164,13 +189,25 @@ def main():
     processor = CheXpertImageProcessor.from_pretrained(options.model)
     splits = load_chexpert(options.data, frontal_only=True)
     train, valid = (image_files(splits[split])[: options.limit] for split in ("train", "valid"))
-    images = (read_radiograph(file, target_size=processor.longest_side) for file in train)
+    originals = sorted((options.data.parent / "NIH-originals").glob("**/*.png"))
+    groups = {
+        name: (read_radiograph(file, target_size=processor.decoded_side) for file in files)
+        for name, files in {"train split": train, "valid split": valid, "NIH-originals": originals}.items()
+        if files
+    }
+    groups |= {f"phantoms, {projection}": phantoms(projection) for projection in ("PA", "AP", "Lateral")}
+    if options.ct:
+        groups["projections of a CT, frontal"] = projections(options.ct, is_lateral=False)
+        groups["projections of a CT, lateral"] = projections(options.ct, is_lateral=True)
+    report_views(groups)
+    if options.views:
+        return
+    images = (read_radiograph(file, target_size=processor.decoded_side) for file in train)
     gate = fit_gate(model, processor, images, data_name=options.data.name, date="-")
     classifier = CheXpertClassifier(model, processor, gate=gate)
     print(f"Fitted on {gate.num_images} radiographs, limit {gate.limit:.2f}; distances are multiples of it.")
 
     report("valid split", [(file, classifier.judge(file)) for file in valid], rows=False)
-    originals = sorted((options.data.parent / "NIH-originals").glob("**/*.png"))
     chests = [file for file in bundled(("data_store", "data")) if file.name.startswith("RG1")]
     report("NIH-originals", judge_files(classifier, originals), rows=False)
     report("chest DICOM of pydicom-data", judge_files(classifier, chests), rows=True)
@@ -198,8 +235,8 @@ def main():
     print(f"\nno chest radiographs: {refused} of {len(everything)} refused ({refused / len(everything):.1%})")
     if options.phantoms:
         for projection in ("PA", "AP", "Lateral"):
-            phantoms = [render_phantom(seed, projection=projection).image for seed in range(900_000, 900_040)]
-            verdicts = [(str(place), gate.judge(model, Image.fromarray(one))) for place, one in enumerate(phantoms)]
+            drawn_ones = [render_phantom(seed, projection=projection).image for seed in range(900_000, 900_040)]
+            verdicts = [(str(place), gate.judge(model, Image.fromarray(one))) for place, one in enumerate(drawn_ones)]
             report(f"phantoms, {projection}", verdicts, rows=False)
 
 

@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 
 from chexpert_hf.inference.folders.files import find_radiographs
-from tests.hostile.client import RefusedError, Scores, Server, running_server, score
+from tests.hostile.client import RefusedError, Scores, Server, connect, running_server, score
 
 NUM_IMAGES = 64
 TIMEOUT = 300
@@ -61,7 +61,7 @@ def put_under_load(
     def one(number: int) -> None:
         nonlocal lost, wrong
         if not hasattr(own, "http"):
-            own.http = httpx.Client(base_url=server.url, timeout=TIMEOUT)
+            own.http = connect(server.url, TIMEOUT)
         start = time.perf_counter()
         try:
             answer = score(own.http, images[number % len(images)])
@@ -113,7 +113,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         running_server(options.model, Path(folder) / "tmp", options.runtime, options.precision) as server,
     ):
-        with httpx.Client(base_url=server.url, timeout=TIMEOUT) as http:
+        with connect(server.url, TIMEOUT) as http:
             score(http, images[0])
             print(f"cold start to the first answer: {time.perf_counter() - start:.1f} s")
             alone = []

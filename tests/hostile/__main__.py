@@ -1,4 +1,4 @@
-if __name__ == "__main__":  # the processes that only read import this file, too, and need no torch
-    from tests.hostile.figures import main
+if __name__ == "__main__":  # the processes that are started for the rows import this file, too
+    from tests.hostile.table import main
 
     main()

@@ -1,39 +1,33 @@
-"""Attacks on checkpoints: kills at each file operation of a save and at random moments, damage, and a full disk.
+"""G10 and G11, attacks on checkpoints: kills at each file operation of a save and at random moments, and damage.
 
-Run all with `python -m tests.hostile.checkpoint_attacks` (some minutes); the default suite takes a sample. What counts
-is the end: weights, optimizer and schedule of the resumed run, compared bit by bit with those of an undisturbed one.
+What counts is the end: weights, optimizer and schedule of the resumed run, compared bit by bit with those of an
+undisturbed one.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel, Trainer, TrainerState
 
-from chexpert_hf.data.image_files import find_bad_files
 from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.training import durable, manifest
+from chexpert_hf.training import durable
 from chexpert_hf.training.intact import CheckpointError
 
 from .checkpoint_damage import DAMAGES
+from .promises import Figure, Settings, judged
 from .runs import Run, SmallRun, WholeRun, checkpoints_of, differences
-
-Row = tuple[str, str, str]
 
 OPERATIONS = (
     (PreTrainedModel, "save_pretrained"),
@@ -192,165 +186,57 @@ def damage_all(run: Run, finished: Path, scratch: Path) -> dict[str, str]:
     return {name: outcome(run, finished, scratch / f"damage-{i}", act) for i, (name, act) in enumerate(DAMAGES.items())}
 
 
-# Full disk: needs a small file system of its own, so in a process that has one mounted.
-
-STAGES = {
-    "weights": (PreTrainedModel, "save_pretrained", 1),
-    "optimizer": (Trainer, "_save_optimizer_and_scheduler", 1),
-    "state": (TrainerState, "save_to_json", 2),
-    "manifest": (manifest, "_text", 1),
-}
-"""What writes a part of a checkpoint, and how often it has done so before the second checkpoint."""
+# Rows
 
 
-def fill_disk_at(stage: str, disk: Path) -> dict[str, str]:
-    """Trains on a disk that is full when the second checkpoint comes to a stage, then with room again."""
-    run = SmallRun()
-    folder, ballast = disk / "run", disk / "ballast"
-    owner, name, num_before = STAGES[stage]
-    original = getattr(owner, name)
-    calls = iter(range(1_000_000))
-
-    def full(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == num_before:
-            with open(ballast, "wb", buffering=0) as file:
-                try:
-                    while file.write(bytes(1024)):
-                        pass
-                except OSError:
-                    pass
-        return original(*args, **kwargs)
-
-    setattr(owner, name, full)
-    try:
-        run.train(folder, workers=0, resume=False)
-        line = "SILENT: nothing was raised"
-    except CheckpointError as error:
-        line = str(error)
-    finally:
-        setattr(owner, name, original)
-        ballast.unlink(missing_ok=True)
-    run.train(folder, workers=0, resume=True, say=lambda line: None)
-    run.train(disk / "undisturbed", workers=0, resume=False)
-    found = differences(folder, disk / "undisturbed")
-    return {"line": line, "differs": ", ".join(found)}
-
-
-def disk_full(stage: str, scratch: Path) -> dict[str, str] | None:
-    """`fill_disk_at` on a disk of 2 MB; None where none can be mounted."""
-    disk = scratch / "disk"
-    disk.mkdir(exist_ok=True)
-    command = (
-        f'mount -t tmpfs -o size=2m tmpfs "{disk}" && "{sys.executable}" -m {__spec__.name} --stage {stage} "{disk}"'
-    )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
-
-
-# Everything
-
-
-def all_rows(scratch: Path, num_random: int = 20, say: Callable[[str], None] = print) -> Iterator[Row]:
-    """What was promised, what was run, and the figure, as they come; needs no test to have run.
-
-    Args:
-        scratch: An empty folder on a disk; some 100 MB come and go.
-        num_random: Random kills for each kind of run.
-        say: Takes a line for each attack that ended otherwise than by falling back.
-    """
-    yield from damage_rows(scratch, say)
-    yield from disk_rows(scratch, say)
-    yield from file_rows(scratch)
-    yield from kill_rows(scratch, num_random, say)
-
-
-def kill_rows(scratch: Path, num_random: int, say: Callable[[str], None]) -> Iterator[Row]:
-    assert in_child(_prepare) == 0  # the first child waits for the imports, which is no part of a run's duration
-    root = scratch / "phantoms"
-    write_phantoms(root, num_studies=66, seed=5, valid_fraction=0.4)
-    for run in (SmallRun(), WholeRun(root)):
-        for workers in (0, 2):
-            undisturbed = scratch / f"{run.name}-{workers}"
-            start = time.monotonic()
-            assert in_child(run_through, run, undisturbed, workers, False) == 0
-            seconds = time.monotonic() - start
-            count, wrong = kill_at_each_boundary(run, scratch, undisturbed, workers, run.second_step)
-            killed, wrong_random = kill_at_random(run, scratch, undisturbed, workers, num_random, seconds)
-            for line in [*wrong, *wrong_random]:
-                say(f"G10 {run.name}, workers {workers}: {line}")
-            yield (
-                "G10",
-                f"kill -9 at {count} file operations of a save and at {num_random} random moments ({killed} before the "
-                f"end), {run.what}, workers {workers}",
-                f"{count + num_random - len(wrong) - len(wrong_random)} of {count + num_random} resumed bit-equal",
-            )
-
-
-def damage_rows(scratch: Path, say: Callable[[str], None]) -> Iterator[Row]:
-    run = SmallRun()
-    finished = scratch / "finished"
-    run.train(finished, workers=0, resume=False)
-    outcomes = damage_all(run, finished, scratch)
-    counts = {kind: sum(text.startswith(kind) for text in outcomes.values()) for kind in ("fell", "stopped", "SILENT")}
-    for name, text in outcomes.items():
-        if not text.startswith("fell"):
-            say(f"G11 {name}: {text}")
-    yield (
-        "G11",
-        f"{len(outcomes)} ways to damage the newest checkpoint, then --resume",
-        f"{counts['fell']} fell back, bit-equal at the end; {counts['stopped']} stopped with one line; "
-        f"{counts['SILENT']} silent",
-    )
-
-
-def disk_rows(scratch: Path, say: Callable[[str], None]) -> Iterator[Row]:
-    results = {stage: disk_full(stage, scratch) for stage in STAGES}
-    run = {stage: result for stage, result in results.items() if result}
-    for stage, result in run.items():
-        say(f"G12 {stage}: {result['line']} {result['differs'] and 'DIFFERS ' + result['differs']}")
-    good = [
-        r for r in run.values() if "checkpoint-3 is intact" in r["line"] and "\n" not in r["line"] and not r["differs"]
-    ]
-    what = f"a disk of 2 MB, full at {', '.join(run)}" if run else "not run: no file system could be mounted here"
-    yield "G12", what, f"{len(good)} of {len(run)}: one line that names the intact checkpoint; resume bit-equal"
-
-
-def file_rows(scratch: Path) -> Iterator[Row]:
-    """A data set of 1,000 rows with 20 bad files."""
-    rows = [f"patient{number:05}/study1/view1_frontal.jpg" for number in range(1000)]
-    root = scratch / "rows"
-    for path in rows:
-        (root / path).parent.mkdir(parents=True)
-        Image.new("L", (32, 32), len(path)).save(root / path)
-    (scratch / "outside.jpg").write_bytes((root / rows[0]).read_bytes())
-    for number, path in enumerate(rows[7::50]):
-        file = root / path
-        content = file.read_bytes()
-        file.unlink()
-        if number % 5 == 1:
-            file.symlink_to(scratch / "outside.jpg")
-        elif number % 5:
-            file.write_bytes((b"", content[: len(content) // 2], b"<html>404</html>")[number % 5 - 2])
-    found = find_bad_files(root, rows)
-    named = len(found.keys() & set(rows[7::50]))
-    what = "1,000 rows, 20 bad: 4 each missing, empty, cut to half, no image, outside the root"
-    yield "G13", what, f"{named} of 20 named before step 1, {len(found) - named} good ones refused"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--random", type=int, default=20, help="random kills of each kind of run")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("disk", nargs="?", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+def damage_rows(_: Settings) -> Iterator[Figure]:
+    """G11."""
     torch.set_num_threads(1)
-    if given.stage:
-        print(json.dumps(fill_disk_at(given.stage, given.disk)))
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for row in all_rows(Path(scratch), given.random, partial(print, flush=True)):
-            print(" | ".join(row), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        run, finished = SmallRun(), Path(name) / "finished"
+        run.train(finished, workers=0, resume=False)
+        outcomes = damage_all(run, finished, Path(name))
+    for damage, text in outcomes.items():
+        if not text.startswith("fell"):
+            print(f"G11 {damage}: {text}", file=sys.stderr)
+    counts = {kind: sum(text.startswith(kind) for text in outcomes.values()) for kind in ("fell", "stopped", "SILENT")}
+    yield judged(
+        f"{len(outcomes)} ways to damage the newest checkpoint, then --resume",
+        {
+            "fell back, bit-equal at the end": counts["fell"],
+            "stopped with one line": counts["stopped"],
+            "silent": counts["SILENT"],
+        },
+        {"none silent": counts["SILENT"] == 0, "the others fall back or stop": sum(counts.values()) == len(outcomes)},
+    )
 
 
-if __name__ == "__main__":
-    main()
+def kill_rows(settings: Settings) -> Iterator[Figure]:
+    """G10."""
+    assert in_child(_prepare) == 0  # the first child waits for the imports, which is no part of a run's duration
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        root = scratch / "phantoms"
+        write_phantoms(root, num_studies=66, seed=5, valid_fraction=0.4)
+        for run in (SmallRun(), WholeRun(root)):
+            for workers in (0, 2):
+                yield _kill_row(run, scratch, workers, settings.kills)
+
+
+def _kill_row(run: Run, scratch: Path, workers: int, num_random: int) -> Figure:
+    undisturbed = scratch / f"{run.name}-{workers}"
+    start = time.monotonic()
+    assert in_child(run_through, run, undisturbed, workers, False) == 0
+    seconds = time.monotonic() - start
+    count, wrong = kill_at_each_boundary(run, scratch, undisturbed, workers, run.second_step)
+    killed, wrong_random = kill_at_random(run, scratch, undisturbed, workers, num_random, seconds)
+    for line in [*wrong, *wrong_random]:
+        print(f"G10 {run.name}, workers {workers}: {line}", file=sys.stderr)
+    total = count + num_random
+    equal = total - len(wrong) - len(wrong_random)
+    return judged(
+        f"kill -9 at {count} file operations of a save and at {num_random} random moments ({killed} before the end), "
+        f"{run.what}, workers {workers}",
+        {"resumed to the same bits": f"{equal} of {total}"},
+        {"all bit-equal": equal == total, "a save has file operations": count > 0},
+    )

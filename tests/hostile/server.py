@@ -1,20 +1,20 @@
-"""A server in a process of its own, as `chexpert-hf demo` starts it but without the page."""
+"""A server in a process of its own, as `chexpert-hf demo` starts it, page and endpoints."""
 
 import sys
 
-import gradio as gr
-
+from chexpert_hf.demo import build_demo
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.serving.endpoints import add_endpoints
+from chexpert_hf.serving import temporary
 from chexpert_hf.serving.launch import launch
 from chexpert_hf.serving.scorer import SharedClassifier
 from chexpert_hf.serving.shell import Limits
 
 
-def main(model: str, runtime: str, precision: str, waiting: str) -> None:
+def main(model: str, runtime: str, precision: str, waiting: str, keep_seconds: str) -> None:
     classifier = SharedClassifier(CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision))
-    with gr.Blocks(analytics_enabled=False) as demo:
-        add_endpoints(classifier)
+    demo = build_demo(classifier)
+    if float(keep_seconds):  # for the janitor alone: Gradio, which deletes what came whole, keeps the usual time
+        temporary.KEEP_SECONDS, temporary.SWEEP_SECONDS = float(keep_seconds), 1
     launch(demo, on_stop=classifier.close, limits=Limits(waiting=int(waiting)))
 
 

@@ -1,23 +1,27 @@
-"""A quick sample of the attacks through the reader and through a running server; `python -m tests.hostile` runs all."""
+"""A quick sample of the attacks through the reader and through a running page; `python -m tests.hostile` runs all."""
 
 import io
-import json
+import re
 import resource
 import time
 import zipfile
+from html import unescape
 
 import pytest
 
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
-from tests.hostile.attacks import NAME, NUMBER, Attack, attacks, mutants, valid_files
-from tests.serving.conftest import classifier, server  # noqa: F401 - fixtures
+from chexpert_hf.page.limits import MAX_VIEWS
+from tests.hostile.attacks import NAME, NUMBER, Attack, mutants, valid_files
+from tests.hostile.client import RefusedError, Visitor, as_upload, ask, score, upload, upload_all
+from tests.hostile.reading import MAX_LINE
 
-MAX_LINE = 200
+AT_ONCE = 25
+MAX_SECONDS, MAX_MIB = 10, 400
+SINGLY = 4
+"""Of so many files, one is also sent alone."""
 
-
-@pytest.fixture(scope="module")
-def sample() -> list[Attack]:
-    return list(attacks(seed=0, num_mutants=300))
+ROW_ERROR = re.compile(r'<td class="row-error" colspan="\d+">(.*?)</td>')
+LINE = re.compile(r'<p class="error-line" role="alert">(.*?)</p>|View \d+ has no scores: (.*?)</li>')
 
 
 def is_one_line(message: str) -> bool:
@@ -37,9 +41,71 @@ def refusal(attack: Attack) -> str:
     return ""
 
 
-def test_the_sample_is_large_and_the_same_every_time(sample):
-    assert len(sample) >= 400
-    assert list(mutants(0, 30)) == list(mutants(0, 30)) == sample[-300:-270]
+def peak() -> float:
+    """The most memory that this process ever had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def uploaded(page, chosen: list[Attack]) -> list[tuple[Attack, str]]:
+    """Sent as one upload where the server takes that, and one by one where it refuses something of it."""
+    try:
+        paths = upload_all(page.http, [(attack.name, attack.data) for attack in chosen])
+    except RefusedError as refused:
+        if not str(refused).startswith(("400 ", "413 ")):
+            raise
+        return [pair for attack in chosen for pair in uploaded(page, [attack])] if len(chosen) > 1 else []
+    return list(zip(chosen, paths, strict=True))
+
+
+def groups(items: list, size: int) -> list[list]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def lists(sent: list[tuple[Attack, str]]) -> list[list[tuple[Attack, str]]]:
+    """Files together, and each archive alone, since the number of radiographs in a list is bounded."""
+    archives = [pair for pair in sent if pair[0].kind == "archive"]
+    return groups([pair for pair in sent if pair not in archives], AT_ONCE) + [[pair] for pair in archives]
+
+
+@pytest.fixture(scope="module")
+def sent(page, sample) -> list[tuple[Attack, str]]:
+    """All of the sample as uploads."""
+    return [pair for group in groups(sample, AT_ONCE) for pair in uploaded(page, group)]
+
+
+@pytest.fixture
+def still_right(page, capfd):
+    """Whatever a test does to the page, it is right afterwards, kept within bounds, and has logged nothing of it."""
+    before = peak()
+    yield
+    good = valid_files()["gray.png"]
+    assert score(page.http, good) == page.alone.predict(good).probabilities
+    assert peak() - before < MAX_MIB
+    log = "".join(capfd.readouterr())
+    assert "Traceback" not in log
+    assert NAME not in log
+    assert NUMBER not in log
+
+
+def lines_of(html: str) -> list[str]:
+    """What the page says was wrong, each view of a study for itself."""
+    lines = [unescape(one or other) for one, other in LINE.findall(html)]
+    return [part for line in lines for part in re.split(r" ?View \d+: ", line) if part]
+
+
+class Clock:
+    """Processor time of this process, in which the server runs; a busy machine makes nothing slow."""
+
+    def __enter__(self) -> None:
+        self.start = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        assert time.process_time() - self.start < MAX_SECONDS
+
+
+def test_the_sample_is_large_and_the_same_every_time(sample, sent):
+    assert len(sample) >= len(sent) >= 300
+    assert list(mutants(0, 30)) == list(mutants(0, 30)) == sample[-250:-220]
     assert list(mutants(1, 30)) != list(mutants(0, 30))
 
 
@@ -49,16 +115,16 @@ def test_what_the_attacks_are_made_of_is_read():
 
 
 def test_the_reader_refuses_in_one_line_or_reads_and_stays_small(sample):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     refusals = []
     for attack in sample:
-        start = time.process_time()
-        if message := refusal(attack):
+        with Clock():
+            message = refusal(attack)
+        if message:
             refusals.append(message)
             assert is_one_line(message), (attack.kind, attack.name, message)
-        assert time.process_time() - start < 10, (attack.kind, attack.name)
     assert len(refusals) > len(sample) // 3
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 400
+    assert peak() - before < MAX_MIB
 
 
 @pytest.mark.parametrize("kind", ["bomb", "not an image"])
@@ -70,48 +136,92 @@ def test_bombs_and_what_is_no_image_are_refused(sample, kind):
             read_radiograph(attack.data)
 
 
-def test_the_server_answers_each_attack_in_one_line_and_is_right_afterwards(server, sample, capfd):  # noqa: F811
-    for number, attack in enumerate(sample):
-        if attack.kind.startswith("mutant") and number % 4:
-            continue
-        answer = server.http.post("/gradio_api/upload", files={"files": (attack.name, attack.data)})
-        if answer.status_code != 200:
-            assert answer.status_code in (400, 413)
-            continue
-        (path,) = answer.json()
-        text = server.result("batch" if attack.kind == "archive" else "predict", *arguments(attack, path))
-        event, data = text.rsplit("data: ", 1)
-        outcome = json.loads(data)
-        if "event: error" in event:
-            assert is_one_line(outcome["error"]), (attack.kind, attack.name, outcome["error"])
-        elif attack.kind == "archive":
-            assert all(row["error"] is None or is_one_line(row["error"]) for row in outcome[0])
-        if attack.kind == "identity":
-            assert NAME not in text
-            assert NUMBER not in text
-    good = valid_files()["gray.png"]
-    (answer,) = json.loads(server.result("predict", {"path": server.upload(good)}).split("data: ")[1])
-    scores = {name: score["probability"] for name, score in answer["observations"].items()}
-    assert scores == server.classifier._classifier.predict(good).probabilities
-    log = "".join(capfd.readouterr())
-    assert "Traceback" not in log
-    assert NAME not in log
-    assert NUMBER not in log
+@pytest.mark.usefixtures("still_right")
+def test_every_attack_is_a_row_or_one_line_at_the_batch_endpoint(page, sent):
+    num_refused = 0
+    for group in lists(sent):
+        with Clock():
+            try:
+                rows = ask(page.http, "batch", [{"path": path} for _, path in group])
+            except RefusedError as refused:
+                rows = [{"file": 1, "error": str(refused), "observations": None}]
+        assert {row["file"] for row in rows} == set(range(1, len(group) + 1))
+        for row in rows:
+            assert (row["error"] is None) != (row["observations"] is None)
+            assert row["error"] is None or is_one_line(row["error"]), group[row["file"] - 1][0]
+        num_refused += sum(row["error"] is not None for row in rows)
+    assert num_refused > len(sent) // 3
 
 
-def arguments(attack: Attack, path: str) -> list[object]:
-    return [[{"path": path}]] if attack.kind == "archive" else [{"path": path}]
+@pytest.mark.usefixtures("still_right")
+def test_every_attack_is_a_row_or_one_line_in_the_pages_list(page, sent):
+    num_refused = 0
+    visitor = Visitor(page.http)
+    for group in lists(sent):
+        with Clock():
+            shown = visitor.act("batch-files", "upload", [as_upload(path, "film") for _, path in group], True)
+        table = shown.get("batch-table", "")
+        errors = [unescape(text) for text in ROW_ERROR.findall(table)] or lines_of(shown["batch-status"])
+        assert table.count("<tr data-place=") >= len(group) or errors
+        assert all(map(is_one_line, errors)), errors
+        num_refused += len(errors)
+    assert num_refused > len(sent) // 3
 
 
-def test_a_batch_of_attacks_is_a_row_each_and_the_good_ones_are_scored(server, sample):  # noqa: F811
+@pytest.mark.usefixtures("still_right")
+def test_every_attack_is_a_view_or_one_line_in_the_pages_study(page, sent):
+    visitor = Visitor(page.http)
+    for group in groups(sent, MAX_VIEWS):
+        with Clock():
+            shown = visitor.act("study-files", "upload", [as_upload(path, attack.name) for attack, path in group])
+        text = " ".join(shown.values())
+        assert NAME not in text
+        assert NUMBER not in text
+        lines = lines_of(text)
+        assert all(map(is_one_line, lines)), (group, lines)
+        assert len(lines) == len(group) or shown["study-result"]
+
+
+def chosen_singly(sent: list[tuple[Attack, str]]) -> list[tuple[Attack, str]]:
+    return [pair for number, pair in enumerate(sent) if pair[0].kind == "identity" or number % SINGLY == 0]
+
+
+@pytest.mark.usefixtures("still_right")
+def test_attacks_one_by_one_are_scores_or_one_line_at_the_endpoint(page, sent):
+    for attack, path in chosen_singly(sent):
+        with Clock():
+            try:
+                answer = str(ask(page.http, "predict", {"path": path}))
+            except RefusedError as refused:
+                answer = str(refused)
+                assert is_one_line(answer), (attack.kind, attack.name, answer)
+        assert NAME not in answer
+        assert NUMBER not in answer
+
+
+@pytest.mark.usefixtures("still_right")
+def test_attacks_one_by_one_are_scores_or_one_line_in_the_pages_viewer(page, sent):
+    visitor = Visitor(page.http)
+    for attack, path in chosen_singly(sent):
+        with Clock():
+            shown = visitor.act("file", "upload", as_upload(path, attack.name))
+        lines = lines_of(shown["single-message"])
+        assert len(lines) == (0 if shown["single-result"] else 1)
+        assert all(map(is_one_line, lines)), (attack.kind, attack.name, lines)
+        text = " ".join(shown.values())
+        assert NAME not in text
+        assert NUMBER not in text
+
+
+@pytest.mark.usefixtures("still_right")
+def test_a_batch_of_attacks_is_a_row_each_and_the_good_ones_are_scored(page, sample):
     buffer = io.BytesIO()
     chosen = [attack for attack in sample if attack.kind.startswith(("mutant", "odd"))][:60]
     with zipfile.ZipFile(buffer, "w") as archive:
         for number, attack in enumerate(chosen):
             archive.writestr(f"{number:03d}.bad", attack.data)
         archive.writestr("999.png", valid_files()["gray.png"])
-    text = server.result("batch", [{"path": server.upload(buffer.getvalue())}])
-    (rows,) = json.loads(text.split("data: ")[1])
+    rows = ask(page.http, "batch", [{"path": upload(page.http, buffer.getvalue())}])
     assert len(rows) == 61
     assert rows[-1]["observations"]
     assert all((row["error"] is None) != (row["observations"] is None) for row in rows)

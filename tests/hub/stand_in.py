@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_" + "a" * 34
+"""Of the user "me"."""
+
+WRONG_TOKEN = "Invalid credentials in Authorization header"
 LARGE = (".safetensors", ".onnx", ".bin", ".png", ".jpg")
 
 
@@ -41,16 +44,24 @@ class Repository:
         return sha
 
 
+class Fault(NamedTuple):
+    """What goes wrong once: where `place` is part of the path, `status` is answered; 0 drops the connection."""
+
+    place: str
+    status: int
+    text: str = "as the test wants it"
+    code: str = ""
+
+
 @dataclass
 class Hub:
-    """The state of the stand-in; `fault` says what goes wrong next."""
+    """The state of the stand-in; `faults` says what goes wrong next."""
 
     url: str = ""
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    faults: list[tuple[str, int]] = field(default_factory=list)
-    """(part of a path, status) answered once; status 0 drops the connection."""
+    faults: list[Fault] = field(default_factory=list)
 
     def repo(self, repo_id: str, repo_type: str = "model") -> Repository:
         return self.repositories[repo_type, repo_id]
@@ -98,15 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             body = self._chunks()
         for fault in list(self.hub.faults):
-            if fault[0] in self.path_only:
+            if fault.place in self.path_only:
                 self.hub.faults.remove(fault)
-                if not fault[1]:
+                if not fault.status:
                     self.close_connection = True
                     self.connection.close()
                     return
-                self._send({"error": "as the test wants it"}, fault[1])
+                self._send({"error": fault.text}, fault.status, _headers(code=fault.code))
                 return
         try:
+            self._expect_no_other_token()
             self._route(body)
         except _Refused as refusal:
             self._send({"error": refusal.text}, refusal.status, refusal.headers)
@@ -139,14 +151,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         raise _Refused(404, f"no such endpoint: {path}")
 
+    def _expect_no_other_token(self) -> None:
+        if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
+            raise _Refused(401, WRONG_TOKEN, message=WRONG_TOKEN)
+
     def _expect_token(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if self.headers.get("Authorization") is None:
             raise _Refused(401, "Invalid username or password.")
 
     def _repository(self, repo_type: str | None, repo_id: str) -> Repository:
         repository = self.hub.repositories.get((repo_type or "model", repo_id))
-        is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if repository is None or (repository.private and not is_known):
+        is_known = self.headers.get("Authorization") is not None
+        if repository is None or (repository.private and not (is_known and repo_id.startswith("me/"))):
             raise _Refused(404 if is_known else 401, "Repository not found", "RepoNotFound")
         return repository
 
@@ -262,10 +278,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Refused(Exception):  # noqa: N818
-    def __init__(self, status: int, text: str, code: str = "", commit: str = "") -> None:
-        self.status, self.text = status, text
-        named = {"X-Error-Code": code, "X-Repo-Commit": commit}
-        self.headers = {name: value for name, value in named.items() if value}
+    def __init__(self, status: int, text: str, code: str = "", commit: str = "", message: str = "") -> None:
+        self.status, self.text, self.headers = status, text, _headers(code, commit, message)
+
+
+def _headers(code: str = "", commit: str = "", message: str = "") -> dict[str, str]:
+    named = {"X-Error-Code": code, "X-Repo-Commit": commit, "X-Error-Message": message}
+    return {name: value for name, value in named.items() if value}
 
 
 def _oid(name: str, data: bytes | None) -> str | None:

@@ -9,11 +9,11 @@ from huggingface_hub import HfApi, ModelCard
 
 from chexpert_hf.hub.check import check_folder
 from chexpert_hf.hub.check_report import FAILED
-from chexpert_hf.hub.hub_errors import HubError
 from chexpert_hf.hub.publish import PublishError, push_model, stage_model
 from chexpert_hf.inference.model_files import ChecksumError, write_checksums
+from chexpert_hf.inference.repositories import HubError
 
-from .stand_in import TOKEN, Hub
+from .stand_in import TOKEN, Fault, Hub
 
 SENT = {
     "README.md",
@@ -108,7 +108,7 @@ def test_a_pull_request_leaves_main_as_it_is(saved_folder: Path, hub: Hub, api: 
 
 
 def test_an_interrupted_push_leaves_nothing_half_and_can_be_repeated(saved_folder: Path, hub: Hub, api: HfApi) -> None:
-    hub.faults = [("/commit/", 0)]
+    hub.faults = [Fault("/commit/", 0)]
     with pytest.raises(HubError, match=r"me/tiny: no answer from the Hub .* repeat the command"):
         push_model(saved_folder, "me/tiny", api=api)
     assert hub.repo("me/tiny").files.keys() == {".gitattributes"}
@@ -119,39 +119,69 @@ def test_an_interrupted_push_leaves_nothing_half_and_can_be_repeated(saved_folde
 
 
 def test_an_upload_that_is_dropped_once_goes_on_by_itself(saved_folder: Path, hub: Hub, api: HfApi) -> None:
-    hub.faults = [("/store/", 0)]
+    hub.faults = [Fault("/store/", 0)]
     push_model(saved_folder, "me/tiny", api=api)
     assert hub.faults == []
     assert hub.repo("me/tiny").files.keys() == SENT | {".gitattributes"}
 
 
+STORAGE = "the account's storage is used up or blocked; make room, or ask for more in its settings under Billing"
+
+
 @pytest.mark.parametrize(
-    ("place", "status", "message"),
+    ("fault", "message"),
     [
-        ("/api/repos/create", 401, "there is no such repository, or this token may not see it|the token is not valid"),
-        ("/api/repos/create", 402, "the account's quota is used up"),
-        ("/api/repos/create", 403, "the token has no right to do that"),
-        ("/commit/", 404, "there is no such repository"),
-        ("/commit/", 409, "somebody changed it at the same moment; repeat"),
-        ("/commit/", 413, "larger than the account may store"),
-        ("/api/repos/create", 429, "too many requests, or the quota is used up"),
-        ("/commit/", 500, "the Hub has a problem of its own; repeat the command later"),
-        ("/api/repos/create", 503, "the Hub has a problem of its own"),
+        (
+            Fault("/api/repos/create", 401),
+            "the token is not valid; log in with `hf auth login`, or set HF_TOKEN to another",
+        ),
+        (Fault("/api/repos/create", 402), "the account's quota is used up; raise it in its settings under Billing"),
+        (Fault("/api/repos/create", 403), "the token has no right to do that; it needs write access there, so log in"),
+        (Fault("/commit/", 404), "there is no such repository"),
+        (Fault("/commit/", 404, code="RepoNotFound"), "there is no such repository, or this token may not see it; log"),
+        (Fault("/preupload/", 403, code="GatedRepo"), "the repository is gated; ask for access at"),
+        (Fault("/commit/", 409), "somebody changed it at the same moment; repeat"),
+        (Fault("/commit/", 413), STORAGE),
+        (Fault("/commit/", 403, "Private repository storage limit reached, please upgrade your plan"), STORAGE),
+        (Fault("/info/lfs/", 403, "Your storage patterns tripped our internal systems!"), STORAGE),
+        (Fault("/api/repos/create", 429), "too many requests; repeat the command later"),
+        (Fault("/commit/", 500), "the Hub has a problem of its own; repeat the command later"),
+        (Fault("/api/repos/create", 503), "the Hub has a problem of its own; repeat the command later"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(
-    saved_folder: Path, hub: Hub, api: HfApi, place: str, status: int, message: str
-) -> None:
-    hub.faults = [(place, status)] * 9
-    with pytest.raises(HubError, match=f"^me/tiny: .*({message})") as caught:
+def test_what_the_hub_refuses_is_one_line(saved_folder: Path, hub: Hub, api: HfApi, fault: Fault, message: str) -> None:
+    hub.faults = [fault] * 9
+    with pytest.raises(HubError) as caught:
         push_model(saved_folder, "me/tiny", api=api)
-    assert "\n" not in str(caught.value)
-    assert TOKEN not in str(caught.value)
-    assert f"HTTP {status}" in str(caught.value) or status in (401, 404)
+    text = str(caught.value)
+    assert text.startswith(f"me/tiny: {message}")
+    assert "\n" not in text
+    assert TOKEN not in text
+    assert fault.code or f"(HTTP {fault.status}, {fault.text.rstrip('.')})" in text
+
+
+def test_a_file_that_the_store_refuses_for_want_of_room_is_called_so(
+    saved_folder: Path, hub: Hub, api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise ValueError("LFS batch API returned errors:\nStorage quota exceeded")
+
+    monkeypatch.setattr(api, "create_commit", refuse)
+    with pytest.raises(HubError, match=f"^me/tiny: {STORAGE}, then repeat the command .LFS batch API"):
+        push_model(saved_folder, "me/tiny", api=api)
+
+
+def test_a_repository_of_others_that_is_private_is_like_one_that_is_not_there(
+    saved_folder: Path, hub: Hub, api: HfApi
+) -> None:
+    hub.add("they/private", private=True)
+    for repo_id in ("they/private", "they/none"):
+        with pytest.raises(HubError, match=f"^{repo_id}: there is no such repository, or this token may not see it"):
+            push_model(saved_folder, repo_id, create_pr=True, api=api)
 
 
 def test_a_wrong_token_and_a_foreign_name_are_refused(saved_folder: Path, hub: Hub, api: HfApi) -> None:
-    with pytest.raises(HubError, match=r"me/tiny: .*(token)"):
+    with pytest.raises(HubError, match=r"me/tiny: the token is not valid; log in with `hf auth login`"):
         push_model(saved_folder, "me/tiny", api=HfApi(endpoint=hub.url, token="hf_wrong"))
     with pytest.raises(HubError, match=r"they/tiny: the token has no right to do that.*rights to create"):
         push_model(saved_folder, "they/tiny", api=api)
@@ -160,7 +190,7 @@ def test_a_wrong_token_and_a_foreign_name_are_refused(saved_folder: Path, hub: H
 def test_without_a_token_or_a_network_nothing_is_tried_twice(
     saved_folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chexpert_hf.hub.hub_errors.get_token", lambda: None)
+    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: None)
     with pytest.raises(HubError, match="no token for the Hub: log in with `hf auth login`, or set HF_TOKEN"):
         push_model(saved_folder, "me/tiny", api=HfApi(endpoint=hub.url))
     assert hub.requests == []

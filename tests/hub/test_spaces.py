@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 import chexpert_hf
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.hub.hub_errors import HubError
 from chexpert_hf.hub.spaces import push_space, requirements, stage_space
+from chexpert_hf.inference.repositories import HubError
 
 from .stand_in import Hub
 
@@ -90,7 +90,7 @@ def test_a_space_is_made_and_brought_up_to_date_in_one_commit_each(hub: Hub, api
 
 
 def test_a_model_that_cannot_be_seen_or_a_folder_in_use_is_refused(hub: Hub, api: HfApi, tmp_path: Path) -> None:
-    with pytest.raises(HubError, match="me/none: there is no such repository"):
+    with pytest.raises(HubError, match="me/none: there is no such folder, and no such repository"):
         stage_space("me/none", "me/page", tmp_path / "files", api=api)
     hub.add("me/tiny")
     with pytest.raises(HubError, match="me/tiny: there is no such branch, tag or commit"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,19 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.cli import app
+from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.colour import has_colour
-from chexpert_hf.data.phantom import render_phantom
+from chexpert_hf.data.phantom import render_phantom, write_phantoms
+from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.inference.gate import GATE_FILE, Gate, fit_gate
 from chexpert_hf.inference.gate import fit as fitting
 from chexpert_hf.inference.gate.distance import distance_limits, fit_distance
-from chexpert_hf.inference.gate.features import num_features
+from chexpert_hf.inference.gate.features import gray_levels, num_features
+from chexpert_hf.inference.gate.folder import fit_folder_gate
+from chexpert_hf.inference.gate.lateral import air, looks_lateral, symmetry
 from tests.conftest import TINY
+from tests.data.test_dicom import make_dicom
 
 PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
 
@@ -94,6 +100,16 @@ def test_radiographs_the_wrong_way_round_are_told_and_not_refused(gate, shared_t
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 8
 
 
+def test_an_image_that_is_decoded_already_is_judged_like_its_file(tiny_folder, gate, phantoms, monkeypatch):
+    gate.save(tiny_folder)
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    file = io.BytesIO()
+    phantoms[62].save(file, "PNG")
+    expected, decoded = classifier.judge(file.getvalue()), read_radiograph(file.getvalue())
+    monkeypatch.setattr(classifier, "read", None)  # it is not decoded again
+    assert classifier.judge(file.getvalue(), decoded) == expected
+
+
 def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_tiny_model, phantoms, tmp_path):
     gate.save(tmp_path)
     loaded = Gate.load(tmp_path)
@@ -103,6 +119,107 @@ def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_t
         first, second = gate.judge(shared_tiny_model, image), loaded.judge(shared_tiny_model, image)
         assert first.is_chest_radiograph == second.is_chest_radiograph
         assert second.distance == pytest.approx(first.distance, rel=1e-3)
+
+
+# Lateral views
+
+
+def warnings_of(gate: Gate, model: CheXpertForImageClassification, image: Image.Image, **said: bool | None) -> str:
+    return " ".join(gate.judge(model, image, **said).warnings)
+
+
+@pytest.fixture(scope="module")
+def laterals() -> list[Image.Image]:
+    return [Image.fromarray(render_phantom(seed, projection="Lateral").image) for seed in range(20)]
+
+
+def test_lateral_phantoms_are_told_from_frontal_ones_by_their_pixels(phantoms, laterals):
+    assert sum(looks_lateral(gray_levels(image)) for image in laterals) >= 15
+    assert sum(looks_lateral(gray_levels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) for image in laterals) >= 15
+    assert not any(looks_lateral(gray_levels(image)) for image in phantoms)
+
+
+def test_symmetry_is_1_of_a_mirrored_image_wherever_its_axis_is_and_0_of_noise():
+    half = np.random.default_rng(0).uniform(0, 255, (64, 24))
+    for left in (8, 10):  # the axis at column 32 and 34 and a half
+        mirrored = np.full((64, 64), 128.0)
+        mirrored[:, left : left + 48] = np.concatenate([half, half[:, ::-1]], axis=1)
+        assert symmetry(mirrored) == pytest.approx(1, abs=1e-6)
+    assert abs(symmetry(np.random.default_rng(1).uniform(0, 255, (64, 64)))) < 0.2
+
+
+def test_air_of_one_lung_is_in_the_middle_of_itself_and_of_two_beside_it():
+    body = np.zeros((64, 64))
+    body[:, 7:57] = 200  # 50 columns, the first 7
+    one, two, beside = body.copy(), body.copy(), body.copy()
+    one[:, 17:47] = 80
+    two[:, 12:28] = two[:, 36:52] = 80
+    beside[:, 12:28] = 80
+    # 30 columns of air, of which the first and the last are left out as its tails, among 50 of body: 27 of 49 steps.
+    assert air(one) == pytest.approx((1, 27 / 49, 0))
+    assert air(two)[0] == 0
+    assert air(beside)[1] < 0.35
+    assert air(beside)[2] > 0.2
+
+
+def test_one_field_of_air_is_a_lateral_view_only_if_its_sides_are_not_alike():
+    levels = np.zeros((64, 64), dtype=np.uint8)
+    levels[:, 7:57] = 200
+    levels[:, 17:47] = 80
+    assert not looks_lateral(torch.from_numpy(levels)[None])
+    levels[24:64, 17:32] = 190  # the heart, and below it the diaphragm, before the spine
+    levels[:24, 32:47] = 140
+    assert looks_lateral(torch.from_numpy(levels)[None])
+
+
+def test_of_a_lateral_view_is_warned_by_what_the_file_says_or_else_by_its_pixels(gate, shared_tiny_model, phantoms):
+    frontal, judge = phantoms[60], partial(warnings_of, gate, shared_tiny_model)
+    assert judge(frontal) == judge(frontal, is_lateral=False) == ""
+    assert judge(frontal, is_lateral=True).startswith("This is a lateral view, as the DICOM file says.")
+
+
+def test_lateral_views_are_warned_of_unless_the_file_or_the_model_knows_better(shared_tiny_model, laterals, tmp_path):
+    # Fitted on lateral views, so that they are accepted, but told that they are frontal ones.
+    fitted = fit_gate(shared_tiny_model, PROCESSOR, [*laterals, *laterals], data_name="phantoms", date="-")
+    assert not fitted.knows_laterals
+    lateral = next(image for image in laterals if looks_lateral(gray_levels(image)))
+    warning = "This may be a lateral view: its sides are not alike. The model was trained on frontal views only."
+    assert warnings_of(fitted, shared_tiny_model, lateral) == warning
+    assert warnings_of(fitted, shared_tiny_model, lateral, is_lateral=False) == ""
+    knowing = dataclasses.replace(fitted, knows_laterals=True)
+    knowing.save(tmp_path)
+    for gate in (knowing, Gate.load(tmp_path)):
+        assert warnings_of(gate, shared_tiny_model, lateral) == ""
+        assert warnings_of(gate, shared_tiny_model, lateral, is_lateral=True) == ""
+
+
+def test_gates_that_do_not_say_are_of_frontal_views_and_are_written_as_before(gate, tmp_path):
+    gate.save(tmp_path)
+    with safe_open(tmp_path / GATE_FILE, framework="pt") as opened:
+        assert "laterals" not in opened.metadata()
+    assert Gate.load(tmp_path).knows_laterals is False
+
+
+def test_the_gate_of_a_folder_knows_the_views_that_it_was_fitted_on(tiny_folder, tmp_path):
+    write_phantoms(tmp_path / "data", num_studies=30, valid_fraction=0)
+    for frontal_only in (True, False):
+        train = load_chexpert(tmp_path / "data", splits=["train"], frontal_only=frontal_only)["train"]
+        assert fit_folder_gate(tiny_folder, train, "phantoms").knows_laterals is not frontal_only
+
+
+def test_of_the_view_that_a_dicom_file_says_the_classifier_warns(tiny_folder, gate, phantoms):
+    gate.save(tiny_folder)
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    pixels = np.asarray(phantoms[60])
+    for view, is_warned in (("LL", True), ("PA", False)):
+        verdict = classifier.judge(make_dicom(pixels, ViewPosition=view))
+        assert ("as the DICOM file says" in " ".join(verdict.warnings)) is is_warned
+
+
+def test_almost_no_real_frontal_radiograph_is_taken_for_a_lateral_one(real_data):
+    files = [*(real_data / "NIH-mini" / "valid").glob("**/*.jpg"), *(real_data / "NIH-originals").glob("**/*.png")]
+    grays = [gray_levels(read_radiograph(file, target_size=64)) for file in files]
+    assert sum(looks_lateral(gray) for gray in grays) <= 0.01 * len(files)
 
 
 def _spoil(file: Path, **changes: torch.Tensor | None) -> None:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import locale
 import os
 import subprocess
 import sys
@@ -387,8 +388,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, conversions,
 
 
 def test_conversions_at_the_same_time_leave_one_whole_graph(tiny_model, conversions, empty_cache):
+    encoding = locale.getpreferredencoding(do_setlocale=False)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: opened(tiny_model, "openvino", "fp32"), range(4)))
+    assert locale.getpreferredencoding(do_setlocale=False) == encoding
     for runtime in found:
         assert max(largest_difference(runtime, tiny_model, images(2))) < 1e-4
     assert len(list((empty_cache / "graphs").iterdir())) == 1

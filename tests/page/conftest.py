@@ -43,8 +43,8 @@ EMPTY = "Edema"
 class GatedClassifier(CheXpertClassifier):
     """Refuses images of one gray level, warns of a white corner, and takes its time over slow ones."""
 
-    def judge(self, source: RadiographSource) -> Verdict:
-        pixels = np.asarray(read_radiograph(source))
+    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict:
+        pixels = np.asarray(decoded or read_radiograph(source))
         if pixels.shape == SLOW:
             time.sleep(SLOW_SECONDS)
         is_blank = bool(pixels.min() == pixels.max())
@@ -172,13 +172,20 @@ def theme() -> str:
     return "light"
 
 
-@pytest.fixture
-def page(chromium: Any, address: str, theme: str) -> Iterator[Any]:
-    """The opened page; it fails the test if it logs an error or asks anyone but this machine."""
+@pytest.fixture(scope="session")
+def visitor(chromium: Any, address: str) -> Iterator[Any]:
+    """A browser's context for all tests, so that what the page consists of is loaded and compiled once."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(15_000)
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
-    page = context.new_page()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(visitor: Any, address: str, theme: str) -> Iterator[Any]:
+    """The page, newly opened; it fails the test if it logs an error or asks anyone but this machine."""
+    page = visitor.new_page()
     errors: list[str] = []
     outside: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -190,6 +197,6 @@ def page(chromium: Any, address: str, theme: str) -> Iterator[Any]:
     page.goto(f"{address}?__theme={theme}")
     page.locator("#file input[type=file]").wait_for(state="attached")
     yield page
-    context.close()
+    page.close()
     assert errors == []
     assert outside == []

@@ -14,7 +14,7 @@ from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
 from chexpert_hf.inference.classifier import write_ensemble
 from chexpert_hf.page.html import about_html, examples_html, figures_line, header_html
 from chexpert_hf.page.model_facts import Figures, ModelFacts, facts_of
-from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, describe_map
+from chexpert_hf.page.text import DEFINITIONS, IN_THE_BOX, NO_FIGURES, describe_map
 
 EVALUATION = {
     "split": "valid",
@@ -168,6 +168,12 @@ def test_names_of_models_are_escaped() -> None:
     html = header_html(facts, 1) + about_html(facts, {"<u>": 0.5})
     assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
     assert "1 observation at once" in html
+
+
+def test_page_says_that_the_model_in_the_box_is_no_clinical_one_and_of_no_other(folder: Path) -> None:
+    assert IN_THE_BOX not in header_html(facts_of(CheXpertClassifier.from_pretrained(folder)), 14)
+    facts = facts_of(CheXpertClassifier.from_pretrained())
+    assert IN_THE_BOX in header_html(facts, 5)
 
 
 def test_example_is_named_after_its_file_and_small(tmp_path: Path) -> None:

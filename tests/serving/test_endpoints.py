@@ -48,7 +48,7 @@ def test_what_the_gate_of_a_model_says_is_in_the_answer(server, monkeypatch):
     path = server.upload(png())
     assert data_of(server.result("predict", {"path": path}))[0]["gate"] is None  # this model has none
     verdict = Verdict(False, "This does not look like a chest radiograph.", ("It may be inverted.",), 3.0)
-    monkeypatch.setattr(server.classifier._classifier, "judge", lambda source: verdict)
+    monkeypatch.setattr(server.classifier._classifier, "judge", lambda source, decoded: verdict)
     monkeypatch.setattr(server.classifier.members[0], "gate", object())
     assert data_of(server.result("predict", {"path": path}))[0]["gate"] == {
         "is_chest_radiograph": False,

@@ -189,15 +189,18 @@ def test_what_is_no_json_is_refused(body):
     assert ask(JOIN, chunks=[body])[0] == 400
 
 
-def test_an_agent_may_send_bytes_and_no_address():
+def test_an_agent_may_send_bytes_and_is_told_that_no_address_is_fetched():
     def call(file, method="tools/call"):
-        body = json.dumps({"method": method, "params": {"arguments": {"file": file}}}).encode()
-        return ask("/gradio_api/mcp/", chunks=[body], shell_state=state(has_mcp=True))[0]
+        body = json.dumps({"id": 7, "method": method, "params": {"arguments": {"file": file}}}).encode()
+        return ask("/gradio_api/mcp/", chunks=[body], shell_state=state(has_mcp=True))
 
-    assert call("data:image/png;base64,AAAA") == 200
-    assert call("http://169.254.169.254/") == 400
-    assert call(" HTTPS://example.org/") == 400
-    assert call("https://example.org/", method="initialize") == 200
+    assert call("data:image/png;base64,AAAA") == (200, "ok")
+    assert call("https://example.org/", method="initialize") == (200, "ok")
+    for address in ("http://169.254.169.254/", " HTTPS://example.org/"):
+        status, text = call(address)
+        answer = json.loads(text)
+        assert (status, answer["id"], answer["result"]["isError"]) == (200, 7, True)
+        assert "fetches no addresses" in answer["result"]["content"][0]["text"]
 
 
 def test_a_full_queue_says_so():

@@ -17,7 +17,7 @@ from chexpert_hf.training.checkpoints import best_checkpoints
 from chexpert_hf.training.durable import DurableCheckpoints
 from chexpert_hf.training.intact import CheckpointError, expect_intact, fault_of_checkpoint
 
-from ..hostile.checkpoint_attacks import before_each_operation, file_rows, outcome
+from ..hostile.checkpoint_attacks import before_each_operation, outcome
 from ..hostile.checkpoint_damage import DAMAGES
 from ..hostile.runs import SmallRun, checkpoints_of, differences, small_trainer
 
@@ -285,7 +285,3 @@ def test_it_goes_before_any_other_trainer(tmp_path):
     trainer.train()
     assert trainer.was_here
     expect_intact(tmp_path / "checkpoint-1")
-
-
-def test_the_hostile_run_reports_every_bad_file(tmp_path):
-    assert [figure for _, _, figure in file_rows(tmp_path)] == ["20 of 20 named before step 1, 0 good ones refused"]

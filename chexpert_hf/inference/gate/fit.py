@@ -33,6 +33,7 @@ def fit_gate(
     *,
     data_name: str,
     date: str,
+    knows_laterals: bool = False,
 ) -> Gate:
     """Fits a gate.
 
@@ -43,6 +44,7 @@ def fit_gate(
             taken. A patient's images should stand together.
         data_name: Of the data, for the record.
         date: Of the fit, such as "2026-11-23".
+        knows_laterals: Whether there are lateral views among them.
 
     Raises:
         InputError: If there are fewer than `MIN_IMAGES`.
@@ -73,6 +75,7 @@ def fit_gate(
         num_images=len(grays),
         data_name=data_name,
         date=date,
+        knows_laterals=knows_laterals,
     )
 
 

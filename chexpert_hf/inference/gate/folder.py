@@ -41,7 +41,14 @@ def fit_folder_gate(
             if progress:
                 progress(1)
 
-    gate = fit_gate(network, processor, images(), data_name=data_name, date=date.today().isoformat())
+    gate = fit_gate(
+        network,
+        processor,
+        images(),
+        data_name=data_name,
+        date=date.today().isoformat(),
+        knows_laterals=not all(dataset["is_frontal"][:]),
+    )
     gate.save(folder)
     renew_checksums(folder, [GATE_FILE])
     return gate

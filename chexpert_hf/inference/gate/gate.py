@@ -1,7 +1,8 @@
 """The gate: says from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
 It is fitted on radiographs alone, and it is one file of the model folder. What it takes for radiographs that are
-inverted or turned, it accepts if they look like radiographs once they are put right, and says so.
+inverted or turned, it accepts if they look like radiographs once they are put right, and says so. Of lateral views it
+warns, unless the model was trained on some.
 """
 
 import os
@@ -19,6 +20,7 @@ from torch import Tensor
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.inference.gate.distance import Distance, Floats, Poses
 from chexpert_hf.inference.gate.features import RESOLUTION, detail, gate_features, gray_levels, num_features
+from chexpert_hf.inference.gate.lateral import looks_lateral
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 GATE_FILE = "gate.safetensors"
@@ -29,6 +31,9 @@ LEAST_SIDE = 64
 
 LONGEST_PROPORTION = 2.5
 """Chest radiographs are up to 1.5 times as long as wide, or as wide as long."""
+
+_LATERAL = "This may be a lateral view: its sides are not alike. The model was trained on frontal views only."
+_SAID_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
 _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
@@ -102,6 +107,7 @@ class Gate:
         num_images: That it was fitted on.
         data_name: Of the data that these are from.
         date: Of the fit.
+        knows_laterals: Whether there were lateral views among them, so that none is warned of.
     """
 
     distance: Distance
@@ -114,14 +120,24 @@ class Gate:
     num_images: int
     data_name: str
     date: str
+    knows_laterals: bool = False
 
-    def judge(self, model: CheXpertForImageClassification, image: Image.Image, *, is_colour: bool = False) -> Verdict:
+    def judge(
+        self,
+        model: CheXpertForImageClassification,
+        image: Image.Image,
+        *,
+        is_colour: bool = False,
+        is_lateral: bool | None = None,
+    ) -> Verdict:
         """Judges one image.
 
         Args:
             model: That the gate was fitted with, in evaluation mode.
             image: As `read_radiograph` gives it.
             is_colour: Whether it was in colour before that; `chexpert_hf.data.colour.has_colour` tells.
+            is_lateral: Whether the file says that the view is lateral; `chexpert_hf.data.projection.is_said_lateral`
+                tells. If it is None, the pixels are asked.
         """
         gray = gray_levels(image)
         if reason := self._plain_reason(image, gray, is_colour):
@@ -138,12 +154,19 @@ class Gate:
                 if distance <= 1 or put_right <= self.strict_limit / self.limit:
                     return Verdict(True, "", warnings, put_right)
         if distance <= 1:
-            return Verdict(True, "", (), distance)
+            return Verdict(True, "", self._view_warnings(gray, is_lateral), distance)
         reason = (
             f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
             f"({distance:.1f} times the limit)."
         )
         return Verdict(False, _REFUSED + reason, warnings, distance)
+
+    def _view_warnings(self, gray: Tensor, is_lateral: bool | None) -> tuple[str, ...]:
+        if self.knows_laterals:
+            return ()
+        if is_lateral:
+            return (_SAID_LATERAL,)
+        return (_LATERAL,) if is_lateral is None and looks_lateral(gray) else ()
 
     def _plain_reason(self, image: Image.Image, gray: Tensor, is_colour: bool) -> str:
         """Why an image is refused without looking at the model's features, as the end of a sentence; empty if not."""
@@ -200,6 +223,8 @@ class Gate:
             "residual": repr(self.distance.residual),
             "least_detail": repr(self.least_detail),
         }
+        if self.knows_laterals:  # a file that does not say is of frontal views
+            about["laterals"] = "yes"
         partial = folder / f".{GATE_FILE}.{os.getpid()}"
         arrays = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in tensors.items()}
         try:
@@ -283,6 +308,7 @@ def _gate_from(tensors: dict[str, Tensor], about: dict[str, str]) -> Gate:
         num_images=int(about["n"]),
         data_name=about["data"],
         date=about["date"],
+        knows_laterals=about.get("laterals") == "yes",
     )
 
 

@@ -5,6 +5,7 @@ file holds its SHA-256; one that does not agree is deleted, and the graph is com
 """
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ KEPT = 16
 """Compiled graphs; one takes as much room as the graph's weights."""
 
 _SHORT = 16
+
+# OpenVINO changes the locale of the process while it writes such a file, and puts it back: of two threads at once, one
+# would put back what the other had set, and text files would be read as ASCII from then on.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def compiled_cache(graph: Path) -> Iterator[Path | None]:
     except OSError:
         yield None
         return
-    with private as name:
+    with _ONE_AT_A_TIME, private as name:
         folder = Path(name)
         with suppress(OSError):
             _link_intact(store.glob(f"{start}-*.blob"), folder)

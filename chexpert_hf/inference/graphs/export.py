@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from chexpert_hf.inference.graphs.parity import measure_parity
 from chexpert_hf.inference.graphs.quantisation import halve_graph, quantise_graph
 from chexpert_hf.inference.graphs.sample_images import phantoms, radiographs, reference_phantom
 from chexpert_hf.inference.model_files import renew_checksums
+from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 CALIBRATION_IMAGES = 200
@@ -123,8 +123,8 @@ def export_model(
     kind = _kind(runtime, precision)
     if calibration is not None and kind[1] is not Precision.INT8:
         raise InputError(f"Images to calibrate on are for int8; {precision} needs none.")
-    network = load_model(model).float().eval()
-    source = Path(model) if Path(model).is_dir() else Path(snapshot_download(str(model)))
+    source = model_folder(model, files=None)
+    network = load_model(source, name=str(model)).float().eval()
     target = _target(model, source, output)
     processor = CheXpertImageProcessor.from_pretrained(source)
     job = _Job(network, source, *kind, _input_size(processor))

@@ -1,0 +1,25 @@
+"""Whether a file says that it is a frontal or a lateral view; of the formats that are read, only DICOM can."""
+
+import numpy as np
+from PIL import Image
+
+from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographSource, _open_stream
+
+
+def is_said_lateral(source: RadiographSource) -> bool | None:
+    """Whether a file says that it is a lateral view.
+
+    Args:
+        source: What `read_radiograph` takes and has read without an error, but no file object, which is read by then.
+
+    Returns:
+        None where nothing is said of either.
+    """
+    if isinstance(source, (np.ndarray, Image.Image)):
+        return None
+    with _open_stream(source) as stream:
+        if stream.read(HEAD_BYTES)[128:] != b"DICM":
+            return None
+        from chexpert_hf.data.dicom_view import read_is_lateral  # pydicom takes .2 s to import; see `radiograph`
+
+        return read_is_lateral(stream)

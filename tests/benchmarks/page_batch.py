@@ -1,0 +1,140 @@
+"""A list of 200 files in a headless Chromium: how long it takes, and whether the page answers meanwhile.
+
+    python -m tests.benchmarks.page_batch [RADIOGRAPHS] [--model MODEL] [-n 200]
+
+RADIOGRAPHS is a folder; without one, phantoms are drawn. One of the files is broken. While the list runs, a single
+radiograph is scored in another tab. A heartbeat in the page, a timer of 10 ms, says how long the browser's main thread
+did not answer at most; the server is in a process of its own, whose peak of memory is what the system says.
+"""
+
+import argparse
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from chexpert_hf.data.phantom import render_phantom
+from chexpert_hf.default_model import DEFAULT_MODEL
+
+BROKEN = 17
+"""The place of the broken file."""
+
+_HEARTBEAT = """() => {
+  window.longest = 0;
+  let last = performance.now();
+  setInterval(() => {
+    const now = performance.now();
+    window.longest = Math.max(window.longest, now - last);
+    last = now;
+  }, 10);
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("radiographs", nargs="?", type=Path)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("-n", type=int, default=200)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        files = copies(arguments.radiographs, Path(folder), arguments.n)
+        command = [sys.executable, "-m", "chexpert_hf.cli", "demo", "--model", str(arguments.model)]
+        server = subprocess.Popen([*command, "--runtime", arguments.runtime], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            address = next(match[0] for line in server.stdout if (match := re.search(r"http://\S+", line)))
+            result = in_browser(address, files, Path(folder) / "scores.csv")
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            result["server_peak_mib"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024  # type: ignore[index]
+        finally:
+            server.terminate()
+            server.wait(20)
+    print(json.dumps(result, indent=2))
+
+
+def copies(radiographs: Path | None, folder: Path, count: int) -> list[Path]:
+    """Files to upload in a folder of their own, in an order that is not that of their names; one is broken."""
+    if radiographs is None:
+        sources = [folder / f"phantom{seed}.jpg" for seed in range(20)]
+        for seed, path in enumerate(sources):
+            Image.fromarray(render_phantom(seed).image).save(path, quality=90)
+    else:
+        sources = sorted(path for path in radiographs.rglob("*") if path.suffix in (".jpg", ".png", ".dcm"))
+    files = []
+    for number, source in enumerate(islice(cycle(sources), count)):
+        files.append(folder / f"{number * 7919 % 1000:03d}_{number}{source.suffix}")
+        if number == BROKEN:
+            files[-1].write_bytes(b"no image")
+        else:
+            shutil.copy(source, files[-1])
+    return files
+
+
+def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium") or driver.chromium.executable_path,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        page.get_by_role("tab", name="Many images").click()
+        page.locator("#batch-files input[type=file]").wait_for(state="attached")
+        page.evaluate(_HEARTBEAT)
+        begin = time.perf_counter()
+        page.set_input_files("#batch-files input[type=file]", files)
+        page.get_by_role("progressbar").wait_for()
+        result: dict[str, Any] = {"files": len(files), "until_progress_s": seconds_since(begin)}
+
+        page.get_by_role("tab", name="One image").click()
+        asked = time.perf_counter()
+        page.set_input_files("#file input[type=file]", files[0])
+        page.wait_for_function("document.querySelector('#single-result .heat')?.dataset.drawn")
+        result["single_meanwhile_s"] = seconds_since(asked)
+        page.get_by_role("tab", name="Many images").click()
+        result["list_still_ran"] = page.get_by_role("progressbar").is_visible()
+        page.locator("#batch-table table").wait_for()
+        result["all_s"] = seconds_since(begin)
+        result["longest_without_answer_while_scoring_ms"] = round(page.evaluate("window.longest"))
+
+        page.evaluate("window.longest = 0")
+        first = page.locator("#batch-table tbody .file-name > span:first-child")
+        page.get_by_role("button", name="File", exact=True).click()
+        names = first.all_inner_texts()
+        result["sorts"] = names == sorted(names)
+        result["longest_without_answer_while_sorting_ms"] = round(page.evaluate("window.longest"))
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download scores (CSV)").click()
+        download.value.save_as(table)
+        with table.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        result["csv_in_input_order"] = [row["file"] for row in rows] == [file.name for file in files]
+        result["csv_errors"] = [(number, row["error"][:60]) for number, row in enumerate(rows) if row["error"]]
+        mark = page.locator("#single-result .heat").get_attribute("data-drawn")
+        page.get_by_role("button", name=f"Open radiograph {len(files)}", exact=True).click()
+        page.wait_for_function(
+            "old => (document.querySelector('#single-result .heat')?.dataset.drawn ?? old) !== old", arg=mark
+        )
+        result["row_opens"] = page.get_by_role("tab", name="One image").get_attribute("aria-selected") == "true"
+        browser.close()
+    return result
+
+
+def seconds_since(begin: float) -> float:
+    return round(time.perf_counter() - begin, 2)
+
+
+if __name__ == "__main__":
+    main()

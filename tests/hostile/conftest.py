@@ -1,0 +1,51 @@
+"""The whole page of a tiny model behind its shell, in this process, and what is sent to it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gradio as gr
+import httpx
+import pytest
+
+from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
+from chexpert_hf.demo import build_demo
+from chexpert_hf.serving.launch import launch
+from chexpert_hf.serving.scorer import SharedClassifier
+from chexpert_hf.serving.shell import Limits
+from tests.hostile.attacks import Attack, attacks
+from tests.hostile.client import connect
+
+LIMITS = Limits(upload_bytes=20_000_000, json_bytes=100_000, waiting=40)
+NUM_MUTANTS = 250
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page, and a connection to it.
+
+    Attributes:
+        demo: What is served.
+        http: The connection.
+        alone: The classifier that nobody else uses.
+    """
+
+    demo: gr.Blocks
+    http: httpx.Client
+    alone: CheXpertClassifier
+
+
+@pytest.fixture(scope="session")
+def sample() -> list[Attack]:
+    return list(attacks(seed=0, num_mutants=NUM_MUTANTS))
+
+
+@pytest.fixture(scope="module")
+def page(shared_tiny_model) -> Iterator[Page]:
+    alone = CheXpertClassifier(shared_tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
+    shared = SharedClassifier(alone)
+    demo = build_demo(shared)
+    url = launch(demo, limits=LIMITS, on_stop=shared.close, prevent_thread_lock=True)
+    with connect(url.rstrip("/"), 60) as http:
+        yield Page(demo, http, alone)
+    demo.close(verbose=False)
+    shared.close()

@@ -1,0 +1,163 @@
+"""G4: whoever asks, and however, is told the same of a file, to the last bit; and what is shown is that, rounded."""
+
+import base64
+import csv
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+
+from chexpert_hf.demo import build_demo
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.folders.scoring import score_files
+from chexpert_hf.page.panel import Kept
+from chexpert_hf.page.uploads import Upload
+from chexpert_hf.serving.scorer import SharedClassifier
+from tests.hostile.client import Scores, Visitor, as_upload, ask, connect, score, served, upload
+from tests.hostile.promises import Figure, Settings, judged
+
+NUM_FILES = 40
+VIEWS = 4
+"""Of a study."""
+
+WRITTEN, SHOWN = 6, 3
+"""Decimals: of what `predict` and the page's table and CSV write, and of what the viewer shows."""
+
+_ROW = re.compile(r'class="score-name">(.*?)</span><span class="score-value">(.*?)</span>')
+_CELL = re.compile(r'<td data-value="([\d.]+)"')
+_FILE = re.compile(r'data-file="([^"]*)"')
+
+
+def scores_everywhere(settings: Settings) -> Iterator[Figure]:
+    """A file through the endpoints, the handlers of the page's three tabs, a folder's scoring and the command line."""
+    files = list(settings.radiographs[:NUM_FILES])
+    with served(settings) as server, connect(server.url) as http:
+        one = [score(http, file.read_bytes()) for file in files]
+        batch = _of_rows(ask(http, "batch", [{"path": upload(http, file.read_bytes())} for file in files]))
+        visited = _visit(http, files, one)
+    exact = {"/batch": batch, **_by_handlers(settings, files), "folder scoring": _of_folder(settings, files)}
+    studies = exact.pop("study tab")
+    differing = {name: _num_different(one, scores) for name, scores in exact.items()}
+    differing["study tab"] = _num_different(_maxima(one), studies)
+    differing["command line, as written"] = _num_different(_rounded(one, WRITTEN), _of_command(settings, files))
+    differing |= visited
+    yield judged(
+        f"{len(files)} files by /predict, and differing from it by any bit (or by what is written or shown of it)",
+        differing,
+        {f"{name} like /predict": count == 0 for name, count in differing.items()},
+    )
+
+
+def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Scores]]:
+    """What the page's handlers keep: the numbers that everything is drawn from."""
+    classifier = SharedClassifier(_classifier(settings))
+    demo = build_demo(classifier)
+    uploads = [Upload(file, file.name) for file in files]
+    try:
+        single = [_kept(demo, "show_file", [one]) for one in uploads]
+        studies = [_kept(demo, "show_study", uploads[at : at + VIEWS]) for at in range(0, len(uploads), VIEWS)]
+        rows = _state(_call(demo, "score_all", uploads, True))
+    finally:
+        classifier.close()
+    return {
+        "single tab": single,
+        "study tab": studies,
+        "list tab": [dict(row.prediction.probabilities) if row.prediction else {} for row in rows],
+    }
+
+
+def _kept(demo: gr.Blocks, handler: str, uploads: list[Upload]) -> Scores:
+    kept = _state(_call(demo, handler, uploads))
+    if kept is not None and (kept.study is None or kept.study.failures):  # the gate took one for something else
+        kept = _state(_call(demo, "score_anyway", kept))
+    return dict(kept.study.probabilities) if isinstance(kept, Kept) and kept.study else {}
+
+
+def _call(demo: gr.Blocks, handler: str, *arguments: Any) -> dict[Any, Any]:
+    function = next(item.fn for item in demo.fns.values() if item.fn is not None and item.fn.__name__ == handler)
+    answer = function(*arguments)
+    if not inspect.isgenerator(answer):
+        return dict(answer)
+    merged: dict[Any, Any] = {}
+    for update in answer:
+        merged |= update
+    return merged
+
+
+def _state(answer: dict[Any, Any]) -> Any:
+    return next(value for part, value in answer.items() if isinstance(part, gr.State))
+
+
+def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> dict[str, int]:
+    """How many files the page, asked as a browser asks it, shows otherwise than rounding would."""
+    sent = [as_upload(upload(http, file.read_bytes()), file.name) for file in files]
+    visitor = Visitor(http)
+    single = [_viewer(visitor, "file", "single", item) for item in sent]
+    studies = [_viewer(visitor, "study-files", "study", sent[at : at + VIEWS]) for at in range(0, len(sent), VIEWS)]
+    table = visitor.act("batch-files", "upload", sent, True)["batch-table"]
+    delivery = visitor.act("batch-csv", "click", None)["batch-delivery"]
+    found = _FILE.search(delivery)
+    text = base64.b64decode(found[1]).decode() if found else ""
+    lines = [{name: float(line[name] or "nan") for name in one[0]} for line in csv.DictReader(io.StringIO(text))]
+    cells = [float(value) for value in _CELL.findall(table) if "." in value]
+    expected = sorted(value for scores in _rounded(one, WRITTEN) for value in scores.values())
+    return {
+        "single tab, as shown": _num_different(_rounded(one, SHOWN), single),
+        "study tab, as shown": _num_different(_rounded(_maxima(one), SHOWN), studies),
+        "list tab's cells, as written": 0 if sorted(cells) == expected else len(cells),
+        "list tab's CSV, as written": _num_different(_rounded(one, WRITTEN), lines),
+    }
+
+
+def _viewer(visitor: Visitor, field: str, name: str, files: object) -> Scores:
+    answer = visitor.act(field, "upload", files)
+    for place in (f"{name}-message", f"{name}-result"):  # score it anyway, if the gate took one for something else
+        if 'data-action="override"' in answer.get(place, ""):
+            answer = visitor.act(place, "override", None)
+    return {unescape(row[0]): float(row[1]) for row in _ROW.findall(answer.get(f"{name}-result", ""))}
+
+
+def _of_rows(rows: Any) -> list[Scores]:
+    return [{name: item["probability"] for name, item in (row["observations"] or {}).items()} for row in rows]
+
+
+def _of_folder(settings: Settings, files: Sequence[Path]) -> list[Scores]:
+    results = score_files(_classifier(settings), files)
+    return [dict(result.prediction.probabilities) if result.prediction else {} for result in results]
+
+
+def _of_command(settings: Settings, files: Sequence[Path]) -> list[Scores]:
+    command = [sys.executable, "-m", "chexpert_hf.cli", "predict", *map(str, files), "--model", settings.model]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "scores.jsonl"
+        command += ["--output", str(output), "--runtime", settings.runtime, "--precision", settings.precision]
+        subprocess.run(command, check=True, capture_output=True)
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if isinstance(value, float)} for line in lines]
+
+
+def _classifier(settings: Settings) -> CheXpertClassifier:
+    return CheXpertClassifier.from_pretrained(settings.model, runtime=settings.runtime, precision=settings.precision)
+
+
+def _maxima(scores: Sequence[Scores]) -> list[Scores]:
+    studies = [scores[at : at + VIEWS] for at in range(0, len(scores), VIEWS)]
+    return [{name: max(view[name] for view in study) for name in study[0]} for study in studies]
+
+
+def _rounded(scores: Sequence[Scores], decimals: int) -> list[Scores]:
+    return [{name: round(value, decimals) for name, value in one.items()} for one in scores]
+
+
+def _num_different(one: Sequence[Scores], other: Sequence[Scores]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
