@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -49,28 +48,19 @@ def radiographs(tmp_path):
     return folder
 
 
-def test_help_answers_in_well_under_half_a_second():
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "chexpert_hf.cli", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    # A bound far above the usual .2 s and far below the 2 s that importing torch takes; the best of three, for noise.
-    assert min(seconds() for _ in range(3)) < 1
-
-
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from chexpert_hf.cli import app\n"
         "names = [command.name or command.callback.__name__ for command in app.registered_commands]\n"
         "for name in names:\n"
         "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0, name\n"
-        "print(len(names), 'torch' in sys.modules)"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print(len(names), *{'torch', 'transformers', 'gradio', 'datasets', 'pandas', 'sklearn'} & set(sys.modules))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    count, has_torch = answer.stdout.split()
+    count, *heavy = answer.stdout.split()
     assert int(count) >= 11
-    assert has_torch == "False"
+    assert heavy == []
 
 
 def test_version(monkeypatch, capsys):

@@ -43,7 +43,7 @@ def attack_uploads(settings: Settings) -> Iterator[Figure]:
         ours.recv()  # it is there
         latencies(server, images, ASKED // 4)
         quiet = latencies(server, images, ASKED)
-        ours.send(sum(quiet))  # as long as that will take
+        ours.send(MAX_RATIO * sum(quiet))  # as long as that may take
         ours.recv()  # the first uploads stand still
         busy = latencies(server, images, ASKED)
         is_over = ours.poll()  # before the visitor had asked all
