@@ -12,6 +12,13 @@ from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpert
 # What `auto` takes depends on what is installed and on the processor; the tests of runtimes ask for each by name.
 os.environ["CHEXPERT_HF_RUNTIME"], os.environ["CHEXPERT_HF_PRECISION"] = "torch", "fp32"
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for PyTorch in each of several processes: else their threads wait for each other, and spin meanwhile."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are about to be started
+
+
 TINY = {"growth_rate": 4, "block_config": [2, 2], "num_init_features": 8, "bn_size": 2}
 
 

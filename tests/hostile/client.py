@@ -53,7 +53,9 @@ class Server:
 
     def files(self) -> list[Path]:
         """In its temporary folder, but for the owner's number."""
-        return [path for path in self.folder.rglob("*") if path.is_file() and path.name != "owner.pid"]
+        # Unlike `rglob`, `walk` does not mind that the server deletes folders meanwhile.
+        found = [Path(root) / name for root, _, names in os.walk(self.folder) for name in names]
+        return [path for path in found if path.name != "owner.pid"]
 
     def num_files(self) -> int:
         return len(self.files())
