@@ -14,7 +14,7 @@ os.environ["CHEXPERT_HF_RUNTIME"], os.environ["CHEXPERT_HF_PRECISION"] = "torch"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for PyTorch in each of several processes: else their threads wait for each other, and spin meanwhile."""
+    """One thread for PyTorch in each of several processes; more would wait for each other, and spin meanwhile."""
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are about to be started
 

@@ -105,9 +105,9 @@ class OpenVINORuntime:
         options = {"INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if num_threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(num_threads)
-        # Without OpenVINO's cache of compiled graphs. It saves .07 s where starting takes 5; it is not checked (one flipped
-        # bit in it gave other scores without a word), sets the locale of the whole process while it writes, and after a
-        # graph had come from it, a signal ended the process (OpenVINO 2026).
+        # Without OpenVINO's cache of compiled graphs. It saves .07 s where starting takes 5; it is not checked (one
+        # flipped bit in it gave other scores without a word), sets the locale of the whole process while it writes, and
+        # after a graph had come from it, a signal ended the process (OpenVINO 2026).
         compiled = core.compile_model(core.read_model(path), "CPU", options)
         self._shape = tuple(side.get_length() for side in list(compiled.input(INPUT).partial_shape)[1:])
         self._request = compiled.create_infer_request()
