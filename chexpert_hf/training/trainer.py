@@ -174,7 +174,8 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         bf16=recipe.precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),  # bf16 is refused on a CPU that is not asked for
         torch_compile=recipe.compile,
-        eval_strategy="steps",
+        # A part that is held out for the calibration chooses no checkpoint: it is looked at once, at the end.
+        eval_strategy="steps" if recipe.held_out_fold is None else "no",
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,

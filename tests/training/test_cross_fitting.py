@@ -118,6 +118,18 @@ def test_the_model_is_the_last_checkpoint_under_these_lines(phantoms, calibrated
     assert not (calibrated / "selection_patients.json").exists()  # the validation split chose nothing
 
 
+def test_a_part_that_is_held_out_is_evaluated_once_at_the_end(calibrated):
+    def evaluated_steps(folder):
+        history = json.loads((folder / "history.json").read_text())
+        return [entry["step"] for entry in history if "eval_mean_auroc" in entry], history[-1]["step"]
+
+    steps, last = evaluated_steps(calibrated / "folds" / "fold-1")
+    assert steps == [last]
+    steps, last = evaluated_steps(calibrated)
+    assert len(steps) > 1
+    assert steps[-1] == last
+
+
 def test_operating_points_are_chosen_by_youden_on_the_parts_left_out(calibrated):
     config = json.loads((calibrated / "config.json").read_text())
     assert config["operating_points_source"]["method"] == "youden"
