@@ -141,7 +141,7 @@ def calibrate(
     from chexpert_hf.hub.folder import refresh_folder
     from chexpert_hf.inference.calibrate import calibrate_folder
     from chexpert_hf.inference.calibrated_model import Origin
-    from chexpert_hf.inference.classifier import load_model
+    from chexpert_hf.inference.loading import load_model
 
     rule = OperatingRule.parse(operating_points) if operating_points else None
     prevalences = _parse_prevalences(prevalence) if prevalence else {}

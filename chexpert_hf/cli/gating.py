@@ -22,10 +22,10 @@ def gate(
     """Fit what tells a chest radiograph from any other image, on a model's training radiographs."""
     from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.errors import ModelFolderError
-    from chexpert_hf.inference.classifier import load_model
     from chexpert_hf.inference.gate import GATE_FILE
     from chexpert_hf.inference.gate.fit import MAX_IMAGES
     from chexpert_hf.inference.gate.folder import fit_folder_gate
+    from chexpert_hf.inference.loading import load_model
 
     if not model.is_dir():
         raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")

@@ -72,6 +72,17 @@ def read_radiograph(
     return gray
 
 
+def repeatable(source: RadiographSource) -> RadiographSource:
+    """What can be read more than once: the rest of a file object as bytes, anything else as it is.
+
+    Raises:
+        RadiographError: If the file object cannot be read.
+    """
+    if isinstance(source, (str, bytes, os.PathLike, Image.Image, np.ndarray)) or not hasattr(source, "read"):
+        return source
+    return _read_rest(source)
+
+
 @contextmanager
 def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
     if isinstance(source, (str, os.PathLike)):

@@ -9,7 +9,8 @@ from chexpert_hf.hub.card_check import card_problems
 from chexpert_hf.hub.check_report import FAILED, LEFT_OUT, OK, CheckLine, CheckReport, FailedCheckError, LeftOutError
 from chexpert_hf.hub.check_scores import score_checks
 from chexpert_hf.hub.folder import CARD_FILE
-from chexpert_hf.inference.classifier import ENSEMBLE_FILE, CheXpertClassifier
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import hashes, read_records
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,

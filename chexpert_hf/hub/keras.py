@@ -20,7 +20,8 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.hub.folder import refresh_folder
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.classifier import ENSEMBLE_FILE, CheXpertClassifier
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.labels import ancestors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 

@@ -19,7 +19,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.hub.card import public_recipe, rename_card
 from chexpert_hf.hub.card_check import card_problems
 from chexpert_hf.hub.folder import CARD_FILE
-from chexpert_hf.inference.classifier import ENSEMBLE_FILE
+from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import read_records
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,

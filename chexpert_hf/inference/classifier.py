@@ -1,34 +1,28 @@
 """Where processor, model and operating points meet: radiographs in, scores and maps out."""
 
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TypeAlias, overload
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
-from transformers.utils import logging
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.colour import has_colour
 from chexpert_hf.data.projection import is_said_lateral
-from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
+from chexpert_hf.data.radiograph import RadiographSource, read_radiograph, repeatable
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.inference.ensembles import ensemble_members
 from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
-from chexpert_hf.inference.model_files import NEEDED_FILES, verify_loaded_files
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.inference.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
@@ -38,21 +32,9 @@ Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE = 16
 
-ENSEMBLE_FILE = "ensemble.json"
 # Where members of an ensemble see different parts of a radiograph, their maps meet on this grid over all of it: several
 # times finer than any of them.
 _COMMON_SIZE = (128, 128)
-_ENSEMBLE_CARD = """# {name}
-
-An ensemble of {count} models, in `members`: the mean of their probabilities.
-
-**Research software, not a medical device.**
-
-    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
-
-What the members were trained on and how, the cards in `run-1`, `run-2`, ... say; `evaluation.json` has the figures of
-the ensemble on the split on which its members were chosen, so they are optimistic.
-"""
 
 
 @dataclass(frozen=True)
@@ -162,7 +144,7 @@ class CheXpertClassifier:
             InputError: If the runtime or precision cannot be had.
         """
         names = [model] if isinstance(model, (str, Path)) else list(model)
-        members = [member for name in names for member in _ensemble_members(name)]
+        members = [member for name in names for member in ensemble_members(name)]
         if not members:
             raise ModelFolderError("Expected at least one model, got none.")
         first, *others = (cls._load(name, runtime, precision, device, revision) for name in members)
@@ -259,9 +241,19 @@ class CheXpertClassifier:
         member = next((member for member in self.members if member.gate is not None), None)
         if member is None or member.gate is None:
             return None
-        source = source.read() if hasattr(source, "read") else source
+        source = repeatable(source)
         image = self.read(source) if decoded is None else decoded
         return member.gate.judge(member.model, image, is_colour=has_colour(source), is_lateral=is_said_lateral(source))
+
+    def examine(self, source: RadiographSource, *, saliency: bool = False) -> tuple[Prediction, Verdict | None]:
+        """What `predict` and `judge` say of one radiograph, which is read only once.
+
+        Raises:
+            RadiographError: If it cannot be read.
+        """
+        source = repeatable(source)
+        image = self.read(source)
+        return next(self.predict_images([image], saliency=saliency)), self.judge(source, image)
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -332,38 +324,6 @@ def _scaled(box: Box, size: tuple[int, int]) -> Box:
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
-def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
-    """Makes a folder an ensemble: copies of the members, in `members`, and `ensemble.json` that names them.
-
-    Args:
-        folder: Of the ensemble.
-        members: Model folders or checkpoints; weights, configuration and code are copied, nothing else.
-    """
-    names = []
-    for number, member in enumerate(members, start=1):
-        copy = folder / "members" / f"{number:02d}"
-        copy.mkdir(parents=True, exist_ok=True)
-        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
-            shutil.copy(file, copy)
-        names.append(copy.relative_to(folder).as_posix())
-    (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
-    (folder / "README.md").write_text(
-        _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name), encoding="utf-8"
-    )
-
-
-def _ensemble_members(model: str | Path) -> list[str | Path]:
-    """The members of an ensemble's folder; of anything else, itself."""
-    path = Path(model) / ENSEMBLE_FILE
-    if not path.is_file():
-        return [model]
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["members"]
-        return [path.parent / name for name in names]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error
-
-
 def _load_gate(folder: Path, network: CheXpertForImageClassification) -> Gate | None:
     """The gate of a folder; None if it has none."""
     if not (folder / GATE_FILE).is_file():
@@ -371,69 +331,3 @@ def _load_gate(folder: Path, network: CheXpertForImageClassification) -> Gate | 
     gate = Gate.load(folder / GATE_FILE)
     gate.check_fits(network)
     return gate
-
-
-def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
-    """Loads the network of a model folder or repository, from safetensors only.
-
-    Args:
-        model: Path of a folder, or id of a repository.
-        name: What messages call it; `model` if None.
-
-    Raises:
-        HubError: If it is no folder, and no repository that can be had.
-        ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
-        ChecksumError: If a file is not as it was when the folder was saved.
-    """
-    folder, name = model_folder(model), name or str(model)
-    try:
-        config, _ = CheXpertConfig.get_config_dict(folder)
-        if not config:
-            raise ModelFolderError(f"{name} holds no config.json; expected a model folder.")
-        if config.get("model_type") != CheXpertConfig.model_type:
-            raise ModelFolderError(
-                f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
-            )
-        loaded: tuple[CheXpertForImageClassification, dict[str, Any]]
-        with _without_report():
-            loaded = CheXpertForImageClassification.from_pretrained(
-                folder,
-                use_safetensors=True,
-                # Loaded as far as they fit, so that what does not is known by name; it is refused below.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except StrictDataclassError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ModelFolderError(f"The config.json of {name!r} makes no model: {reason}") from error
-    except SafetensorError as error:
-        raise ModelFolderError(
-            f"The weights of {name!r} are damaged ({error}); copy or download them again."
-        ) from error
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFolderError(
-            f"No model could be loaded from {name!r}: {reason} Expected a folder with config.json and "
-            "model.safetensors, or the id of a repository that can be reached."
-        ) from error
-    network, info = loaded
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if wrong:
-        kind, keys = next(iter(wrong.items()))
-        raise ModelFolderError(
-            f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
-            f"{' ...' if len(keys) > 5 else ''}."
-        )
-    verify_loaded_files(folder)
-    return network
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keeps transformers from logging a table of the keys that do not fit, which are refused in one line."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

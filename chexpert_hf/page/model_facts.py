@@ -16,7 +16,8 @@ from transformers.utils import cached_file
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.delong import newcombe_interval
 from chexpert_hf.evaluation.intervals import Estimate
-from chexpert_hf.inference.classifier import ENSEMBLE_FILE, CheXpertClassifier
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import sha256_of
 from chexpert_hf.serving.words import public_name
 

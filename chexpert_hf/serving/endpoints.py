@@ -22,6 +22,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import Prediction
 from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, source_of
 from chexpert_hf.inference.folders.scoring import read_ahead
+from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
 from chexpert_hf.serving.words import DISCLAIMER, public_name
@@ -81,10 +82,10 @@ def add_endpoints(classifier: Scorer) -> None:
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM; an agent gives its bytes as a data: URL.
         """
-        path = uploaded_path(file)
+        prediction, verdict = classifier.examine(uploaded_path(file))
         return Answer(
-            observations=_scores(classifier, classifier.predict(path, saliency=False)),
-            gate=_gate(classifier, path),
+            observations=_scores(classifier, prediction),
+            gate=_gate(verdict),
             model=model_name(classifier),
             disclaimer=DISCLAIMER,
         )
@@ -210,8 +211,7 @@ def _scores(classifier: Scorer, prediction: Prediction) -> dict[str, Score]:
     }
 
 
-def _gate(classifier: Scorer, path: Path) -> GateVerdict | None:
-    verdict = classifier.judge(path)
+def _gate(verdict: Verdict | None) -> GateVerdict | None:
     if verdict is None:
         return None
     return GateVerdict(

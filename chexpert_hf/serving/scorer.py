@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from chexpert_hf.data.radiograph import RadiographSource
+from chexpert_hf.data.radiograph import RadiographSource, repeatable
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared, Sources
 from chexpert_hf.inference.folders.scoring import num_threads
@@ -48,7 +48,7 @@ class Scorer(Protocol):
 
     def predict(self, source: RadiographSource, /, *, saliency: bool) -> Prediction: ...
 
-    def judge(self, source: RadiographSource, /) -> Verdict | None: ...
+    def examine(self, source: RadiographSource, /) -> tuple[Prediction, Verdict | None]: ...
 
 
 class StoppedError(InputError):
@@ -94,12 +94,20 @@ class SharedClassifier(CheXpertClassifier):
         """
         if isinstance(inputs, (list, tuple)):
             return [self.predict(one, saliency=saliency) for one in inputs]
-        future: Future[Prediction] = Future()
-        try:
-            self._readers.submit(self._read_for, _Request(future, saliency), inputs)
-        except RuntimeError:  # the pool is shut down
-            raise StoppedError(STOPPING) from None
-        return future.result()
+        request = _Request(saliency)
+        self._submit(request, inputs, is_judged=False)
+        return request.future.result()
+
+    def examine(self, source: RadiographSource, *, saliency: bool = False) -> tuple[Prediction, Verdict | None]:
+        """As `CheXpertClassifier.examine`; the gate judges while the network computes.
+
+        Raises:
+            RadiographError: If it cannot be read.
+            StoppedError: If the server is stopping.
+        """
+        request = _Request(saliency)
+        verdict = self._submit(request, source, is_judged=True)
+        return request.future.result(), verdict.result()
 
     def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict | None:
         """As `CheXpertClassifier.judge`, in the threads that read.
@@ -126,20 +134,31 @@ class SharedClassifier(CheXpertClassifier):
             request.fail(StoppedError(STOPPING))
         self._readers.shutdown(wait=False, cancel_futures=False)
 
-    def _read_for(self, request: "_Request", source: RadiographSource) -> None:
+    def _submit(self, request: "_Request", source: RadiographSource, *, is_judged: bool) -> "Future[Verdict | None]":
         try:
-            if self._is_closed:
-                raise StoppedError(STOPPING)
-            request.prepared = [self.prepare(self.read(source))]
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller, who waits
-            request.fail(error)
-            return
-        with self._changed:
-            if not self._is_closed:
+            return self._readers.submit(self._read_for, request, source, is_judged)
+        except RuntimeError:  # the pool is shut down
+            raise StoppedError(STOPPING) from None
+
+    def _read_for(self, request: "_Request", source: RadiographSource, is_judged: bool) -> Verdict | None:
+        """Reads and hands over to the network; what the gate says, if it is asked."""
+        try:
+            self._expect_open()  # before work that nobody would get anything of
+            source = repeatable(source)
+            image = self.read(source)
+            request.prepared = [self.prepare(image)]
+            with self._changed:
+                self._expect_open()
                 self._waiting.append(request)
                 self._changed.notify()
-                return
-        request.fail(StoppedError(STOPPING))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller, who waits
+            request.fail(error)
+            return None
+        return self._classifier.judge(source, image) if is_judged else None
+
+    def _expect_open(self) -> None:
+        if self._is_closed:
+            raise StoppedError(STOPPING)
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -170,8 +189,8 @@ class SharedClassifier(CheXpertClassifier):
 class _Request:
     """One radiograph on its way: what its caller waits for."""
 
-    def __init__(self, future: "Future[Prediction]", saliency: bool) -> None:
-        self.future = future
+    def __init__(self, saliency: bool) -> None:
+        self.future: Future[Prediction] = Future()
         self.saliency = saliency
         self.prepared: Sequence[Prepared] = ()
 

@@ -20,10 +20,12 @@ from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PA
 from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
 from chexpert_hf.hub.half_precision import round_to_half
 from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
-from chexpert_hf.inference.classifier import CheXpertClassifier, load_model, write_ensemble
+from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import evaluate_dataset, predict_dataset
+from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.inference.gate.fit import MIN_IMAGES
 from chexpert_hf.inference.gate.folder import fit_folder_gate
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import write_checksums
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished

@@ -28,11 +28,12 @@ from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.classifier import CheXpertClassifier, load_model
+from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.gate import fit_gate
 from chexpert_hf.inference.gate.features import gray_levels
 from chexpert_hf.inference.gate.lateral import looks_lateral
+from chexpert_hf.inference.loading import load_model
 from tests.benchmarks.ct_projections import projections
 
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "tempor", "magna")

@@ -31,8 +31,8 @@ from chexpert_hf.evaluation.patients import (
 from chexpert_hf.hub.folder import refresh_folder
 from chexpert_hf.inference.calibrate import calibrate_folder, dataset_logits
 from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin
-from chexpert_hf.inference.classifier import write_ensemble
 from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.inference.fold import fold_calibration
 from chexpert_hf.labels import OBSERVATIONS
 

@@ -110,6 +110,21 @@ def test_an_image_that_is_decoded_already_is_judged_like_its_file(tiny_folder, g
     assert classifier.judge(file.getvalue(), decoded) == expected
 
 
+def test_scores_and_verdict_come_from_one_reading_and_are_those_of_two(tiny_folder, gate, phantoms, monkeypatch):
+    gate.save(tiny_folder)
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    file = io.BytesIO()
+    phantoms[62].save(file, "PNG")
+    data, reads, read = file.getvalue(), [], classifier.read
+    expected = classifier.predict(data, saliency=True), classifier.judge(data)
+    monkeypatch.setattr(classifier, "read", lambda source: reads.append(source) or read(source))
+    file.seek(0)
+    prediction, verdict = classifier.examine(file, saliency=True)
+    assert (prediction.probabilities, verdict) == (expected[0].probabilities, expected[1])
+    assert prediction.saliency is not None
+    assert reads == [data]
+
+
 def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_tiny_model, phantoms, tmp_path):
     gate.save(tmp_path)
     loaded = Gate.load(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.inference.classifier import load_model
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,
     ChecksumError,

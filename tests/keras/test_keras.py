@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.hub import keras as twins
-from chexpert_hf.inference.classifier import write_ensemble
+from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.labels import parents_among
 from tests.conftest import TINY
 

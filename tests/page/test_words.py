@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
-from chexpert_hf.inference.classifier import write_ensemble
+from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.page.html import about_html, examples_html, figures_line, header_html
 from chexpert_hf.page.model_facts import Figures, ModelFacts, facts_of
 from chexpert_hf.page.text import DEFINITIONS, IN_THE_BOX, NO_FIGURES, describe_map

@@ -1,3 +1,4 @@
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -80,6 +81,32 @@ def test_who_sends_what_cannot_be_read_is_told_and_the_others_are_scored(shared)
         futures[1].result()
 
 
+def test_a_radiograph_is_read_once_for_the_network_and_the_gate(classifier, shared, monkeypatch):
+    reads, read = [], classifier.read
+    monkeypatch.setattr(shared, "read", lambda source: reads.append(source) or read(source))
+    monkeypatch.setattr(classifier, "judge", lambda source, decoded: (source, decoded.size, threading.get_ident()))
+    prediction, (source, size, thread) = shared.examine(io.BytesIO(png(1)))
+    assert prediction.probabilities == classifier.predict(png(1)).probabilities
+    assert (source, size) == (png(1), (64, 80))
+    assert thread not in (threading.get_ident(), shared._network.ident)
+    assert reads == [png(1)]
+
+
+def test_a_failing_gate_is_told_to_its_caller_and_to_nobody_else_in_the_pass(classifier, shared, monkeypatch):
+    gate = Gated(shared)
+    monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
+    monkeypatch.setattr(classifier, "judge", lambda source, decoded: None if source == png(1) else 1 / 0)
+    with ThreadPoolExecutor(3) as callers:
+        futures = [callers.submit(shared.examine, png(seed)) for seed in range(3)]
+        wait_until(lambda: gate.sizes and len(shared._waiting) + sum(gate.sizes) == 3)
+        gate.opened.set()
+    assert futures[1].result()[0].probabilities
+    for future in (futures[0], futures[2]):
+        with pytest.raises(ZeroDivisionError):
+            future.result()
+    assert shared.predict(png(4)).probabilities
+
+
 def test_a_failing_pass_is_told_to_all_in_it_and_the_next_one_works(shared, monkeypatch):
     predict = shared._classifier.predict_prepared
     monkeypatch.setattr(shared._classifier, "predict_prepared", lambda *_, **__: 1 / 0)
@@ -100,8 +127,9 @@ def test_who_waits_when_the_server_stops_is_told_at_once(shared, monkeypatch):
         shared.close()
         with pytest.raises(StoppedError, match="is stopping"):
             waiting.result(20)
-        with pytest.raises(StoppedError, match="is stopping"):
-            shared.predict(png(2))
+        for ask in (shared.predict, shared.examine):
+            with pytest.raises(StoppedError, match="is stopping"):
+                ask(png(2))
         gate.opened.set()
         assert running.result(20).probabilities
 

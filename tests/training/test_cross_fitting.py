@@ -15,7 +15,7 @@ from chexpert_hf.evaluation.calibration import fit_platt
 from chexpert_hf.evaluation.metrics import evaluation_labels, maximum_per_study
 from chexpert_hf.hub.folder import REFERENCE_PHANTOM
 from chexpert_hf.inference.calibrate import dataset_logits
-from chexpert_hf.inference.classifier import load_model
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.training.cross_fitting import fold_of_images, hold_out_fold
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train

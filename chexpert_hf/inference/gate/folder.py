@@ -9,10 +9,10 @@ from PIL import Image
 
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.classifier import load_model
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.gate.fit import evenly_spaced, fit_gate
 from chexpert_hf.inference.gate.gate import GATE_FILE, Gate
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import renew_checksums
 
 

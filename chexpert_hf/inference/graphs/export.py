@@ -17,7 +17,6 @@ from torch import Tensor
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.classifier import load_model
 from chexpert_hf.inference.graphs.conversion import write_graph
 from chexpert_hf.inference.graphs.graph_cache import PACKAGES, SESSIONS
 from chexpert_hf.inference.graphs.graph_files import (
@@ -37,6 +36,7 @@ from chexpert_hf.inference.graphs.graph_files import (
 from chexpert_hf.inference.graphs.parity import measure_parity
 from chexpert_hf.inference.graphs.quantisation import halve_graph, quantise_graph
 from chexpert_hf.inference.graphs.sample_images import phantoms, radiographs, reference_phantom
+from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import renew_checksums
 from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
