@@ -84,8 +84,8 @@ def describe(data: Path, model: Path, others: Sequence[Path]) -> str:
     lines = [
         "## On these radiographs in particular",
         "",
-        "Weights, calibration, operating points and gate are those of one command (42 minutes on two cores that did "
-        "other work, too; on the same kind of machine, with the same versions and number of threads, the same bits):",
+        "Weights, calibration, operating points and gate are those of one command (24 minutes on two cores; on the "
+        "same kind of machine, with the same versions and number of threads, the same bits):",
         "",
         "```bash",
         "chexpert-hf train NIH-mini --recipe nih_mini --output MODEL",
