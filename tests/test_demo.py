@@ -1,5 +1,6 @@
 """The page as a whole: what it offers, how it is launched, and the Space around it. Its parts: `tests/page`."""
 
+import copy
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import gradio as gr
 import pytest
 import yaml
+from gradio.blocks import Block
+from gradio.state_holder import SessionState
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.data.radiograph import read_radiograph
@@ -35,6 +38,34 @@ def test_page_offers_programs_its_endpoints_alone_and_tells_nobody(demo: gr.Bloc
     assert set(demo.get_api_info()["named_endpoints"]) == {f"/{name}" for name in offered}
     assert demo.analytics_enabled is False
     assert demo.delete_cache == (600, 600)
+
+
+def test_a_visit_to_the_page_has_gradios_configuration_of_it_without_asking_its_components(
+    classifier: CheXpertClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = build_demo(classifier, EXAMPLES)
+    launch(page, prevent_thread_lock=True)
+    monkeypatch.setattr(Block, "get_config", lambda *_: 1 / 0)
+    first = SessionState(page).config_values
+    monkeypatch.undo()
+    for block in page.blocks.values():
+        del block.get_config  # the memory of it; the component's own comes to light
+    as_gradio_makes_it = SessionState(page).config_values
+    page.close(verbose=False)
+    assert len(first) > 20
+    assert first == as_gradio_makes_it
+
+
+def test_what_one_visitor_does_changes_no_other_visitors_page(classifier: CheXpertClassifier) -> None:
+    page = build_demo(classifier, EXAMPLES)
+    launch(page, prevent_thread_lock=True)
+    one, other = SessionState(page), SessionState(page)
+    before = copy.deepcopy(other.config_values)
+    for key in one.config_values:
+        one._update_value_in_config(key, "changed")
+    page.close(verbose=False)
+    assert other.config_values == before
+    assert SessionState(page).config_values == before
 
 
 # The Space

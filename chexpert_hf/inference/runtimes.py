@@ -4,6 +4,7 @@
 Graphs for OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -57,6 +58,13 @@ class Runtime(Protocol):
         Returns:
             Float32 logits `(batch, num_labels)` and maps `(batch, num_labels, h, w)` or None; on the CPU, or on the GPU
             if it computed them.
+        """
+
+    def side_by_side(self) -> "Sequence[Runtime]":
+        """Runtimes of the same model that compute at the same time, each on its share of the processors.
+
+        Called by a thread each, they do more together than this one, whose threads wait for each other at every layer
+        and for whatever else runs; a single call takes longer. Only this one where there is no such thing.
         """
 
 

@@ -1,13 +1,16 @@
 """A classifier for many callers at once: each call waits for its own answer, and calls that wait share a pass.
 
-Whoever is alone gets a pass of one radiograph; while one runs, those that arrive wait together for the next. A row's
-bits must not depend on who else is in the pass. Measured on a CPU they do not in ONNX Runtime and OpenVINO, and they do
-in PyTorch: where a trial at the start finds that they do, every radiograph gets a pass of its own.
+Whoever is alone gets a pass of one radiograph on all processors; while one runs, those that arrive wait together for
+the next. Where the runtime computes side by side, there are several passes at a time, a processor each.
+
+A row's bits must depend neither on who else is in the pass nor on how it is computed. Measured on a CPU they do not in
+ONNX Runtime and OpenVINO, and they do in PyTorch: where a trial at the start finds that they do, every radiograph gets
+a pass of its own.
 """
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol, overload
@@ -19,13 +22,13 @@ from PIL import Image
 from chexpert_hf.data.radiograph import RadiographSource, repeatable
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared, Sources
-from chexpert_hf.inference.folders.scoring import num_threads
+from chexpert_hf.inference.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.serving.words import STOPPING
 
 SHARED = 8
-"""Radiographs that share a pass: 16 were no faster, and each waits for all."""
+"""Radiographs that share a pass on all processors: 16 were no faster, and each waits for all."""
 
 _TRIAL_SIDE = 64
 _TRIAL_ROWS = 3
@@ -58,7 +61,8 @@ class StoppedError(InputError):
 class SharedClassifier(CheXpertClassifier):
     """A classifier whose `predict` may be called by any number of threads.
 
-    Files are read by as many threads as there are processors, the network is run by one. `close` ends both.
+    Files are read by as many threads as there are processors; the network is run by one, or by as many as it computes
+    side by side for. `close` ends them.
 
     Args:
         classifier: What computes; not to be used by others meanwhile.
@@ -67,15 +71,25 @@ class SharedClassifier(CheXpertClassifier):
 
     def __init__(self, classifier: CheXpertClassifier, *, batch_size: int = SHARED) -> None:
         vars(self).update(vars(classifier))  # all that it is, whatever that comes to be
-        self.batch_size = batch_size if batch_size == 1 or rows_are_independent(classifier, batch_size) else 1
         self._classifier = classifier
+        self._workers = [classifier]
+        self.batch_size = 1
+        if batch_size > 1 and rows_are_independent(classifier, batch_size):
+            self.batch_size = batch_size
+            if len(workers := classifier.side_by_side()) > 1 and scores_are_equal(classifier, workers[0]):
+                self._workers = [*workers]
+                self.batch_size = min(batch_size, ROWS_SIDE_BY_SIDE)
         self._waiting: deque[_Request] = deque()
         self._changed = threading.Condition()
+        self._num_running = 0
         self._is_closed = False
         # Each thread that calls torch gets helpers of its own, as many as there are cores; see folders/scoring.py.
         self._readers = ThreadPoolExecutor(num_threads(), "read", initializer=torch.set_num_threads, initargs=(1,))
-        self._network = threading.Thread(target=self._run, name="network", daemon=True)
-        self._network.start()
+        self._networks = [
+            threading.Thread(target=self._run, args=(worker,), name="network", daemon=True) for worker in self._workers
+        ]
+        for network in self._networks:
+            network.start()
 
     @overload
     def predict(self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ...) -> Prediction: ...
@@ -129,7 +143,7 @@ class SharedClassifier(CheXpertClassifier):
             self._is_closed = True
             waiting = [*self._waiting]
             self._waiting.clear()
-            self._changed.notify()
+            self._changed.notify_all()
         for request in waiting:
             request.fail(StoppedError(STOPPING))
         self._readers.shutdown(wait=False, cancel_futures=False)
@@ -160,30 +174,41 @@ class SharedClassifier(CheXpertClassifier):
         if self._is_closed:
             raise StoppedError(STOPPING)
 
-    def _run(self) -> None:
+    def _run(self, worker: CheXpertClassifier) -> None:
+        if len(self._workers) > 1:
+            torch.set_num_threads(1)  # here only, as in the threads that read
         while batch := self._next_batch():
-            images = [image for request in batch for image in request.prepared]
+            requests, is_alone = batch
+            computing = self._classifier if is_alone else worker
+            images = [image for request in requests for image in request.prepared]
             try:
-                predictions = self._classifier.predict_prepared(
-                    images, saliency=batch[0].saliency, batch_size=len(images)
-                )
-                for request, prediction in zip(batch, list(predictions), strict=True):
+                predictions = computing.predict_prepared(images, saliency=requests[0].saliency, batch_size=len(images))
+                for request, prediction in zip(requests, list(predictions), strict=True):
                     request.future.set_result(prediction)
             except BaseException as error:  # noqa: BLE001 - the thread must live on, and each caller be told
-                for request in batch:
+                for request in requests:
                     request.fail(error)
+            finally:
+                with self._changed:
+                    self._num_running -= 1
 
-    def _next_batch(self) -> "list[_Request]":
-        """Those who wait for the same as who has waited longest; none at the end."""
+    def _next_batch(self) -> "tuple[list[_Request], bool] | None":
+        """Those who wait for the same as who has waited longest, and whether nobody else has a pass; None at the end.
+
+        Who waits is divided among the threads, so that none takes all while another has nothing to do.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
-                return []
+                return None
+            size = min(self.batch_size, -(-len(self._waiting) // len(self._workers)))
             kind = self._waiting[0].saliency
-            batch = list(islice((one for one in self._waiting if one.saliency is kind), self.batch_size))
+            batch = list(islice((one for one in self._waiting if one.saliency is kind), size))
             taken = {id(one) for one in batch}
             self._waiting = deque(one for one in self._waiting if id(one) not in taken)
-            return batch
+            is_alone = not self._waiting and not self._num_running
+            self._num_running += 1
+            return batch, is_alone
 
 
 class _Request:
@@ -204,12 +229,26 @@ def rows_are_independent(classifier: CheXpertClassifier, batch_size: int) -> boo
 
     Random gray levels, since a network saturates on a blank image and rounding then has nothing to show.
     """
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (max(batch_size, _TRIAL_ROWS), _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
-    images = [classifier.prepare(Image.fromarray(image)) for image in pixels]
-    alone = [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images[:_TRIAL_ROWS]]
+    images = _trial_images(classifier, max(batch_size, _TRIAL_ROWS))
+    alone = _scores_alone(classifier, images[:_TRIAL_ROWS])
     for size in (2, 3, batch_size):
         together = [one.probabilities for one in classifier.predict_prepared(images[:size], batch_size=size)]
         if together[:_TRIAL_ROWS] != alone[:size]:
             return False
     return True
+
+
+def scores_are_equal(one: CheXpertClassifier, other: CheXpertClassifier) -> bool:
+    """Whether two classifiers of one model give scores of the same bits, by trial."""
+    images = _trial_images(one, _TRIAL_ROWS)
+    together = [row.probabilities for row in other.predict_prepared(images, batch_size=_TRIAL_ROWS)]
+    return _scores_alone(one, images) == _scores_alone(other, images) == together
+
+
+def _trial_images(classifier: CheXpertClassifier, count: int) -> list[Prepared]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
+    return [classifier.prepare(Image.fromarray(image)) for image in pixels]
+
+
+def _scores_alone(classifier: CheXpertClassifier, images: Sequence[Prepared]) -> list[Mapping[str, float]]:
+    return [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images]

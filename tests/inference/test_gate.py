@@ -161,6 +161,20 @@ def test_symmetry_is_1_of_a_mirrored_image_wherever_its_axis_is_and_0_of_noise()
         mirrored[:, left : left + 48] = np.concatenate([half, half[:, ::-1]], axis=1)
         assert symmetry(mirrored) == pytest.approx(1, abs=1e-6)
     assert abs(symmetry(np.random.default_rng(1).uniform(0, 255, (64, 64)))) < 0.2
+    for dark_half in (np.zeros((64, 64)), np.repeat(np.linspace(0, 200, 64)[None] > 100, 64, axis=0) * 255.0):
+        assert abs(symmetry(dark_half)) < 0.2
+
+
+def test_symmetry_is_the_correlation_of_the_two_sides_at_the_best_axis_and_tilt():
+    levels = np.random.default_rng(3).uniform(0, 255, (64, 64)).cumsum(axis=1) % 200
+    rows, columns = np.arange(12, 46), np.arange(64)
+    found = []
+    for tilt in (-0.12, -0.06, 0.0, 0.06, 0.12):
+        upright = np.stack([np.interp(columns + tilt * (row - rows.mean()), columns, levels[row]) for row in rows])
+        for axis in range(50, 79):
+            right = axis // 2 + 1 + np.arange(24)
+            found.append(np.corrcoef(upright[:, right].ravel(), upright[:, axis - right].ravel())[0, 1])
+    assert symmetry(levels) == pytest.approx(max(found), abs=1e-9)
 
 
 def test_air_of_one_lung_is_in_the_middle_of_itself_and_of_two_beside_it():
@@ -173,6 +187,7 @@ def test_air_of_one_lung_is_in_the_middle_of_itself_and_of_two_beside_it():
     # 30 columns of air, of which the first and the last are left out as its tails, among 50 of body: 27 of 49 steps.
     assert air(one) == pytest.approx((1, 27 / 49, 0))
     assert air(two)[0] == 0
+    assert air(np.full((64, 64), 7.0)) == (0, 0, 0)
     assert air(beside)[1] < 0.35
     assert air(beside)[2] > 0.2
 

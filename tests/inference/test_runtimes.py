@@ -211,6 +211,28 @@ def test_changing_batch_sizes_do_not_cost_memory(tiny_model, openvino):
     assert after_all_sizes() - first < 20_000_000
 
 
+def test_side_by_side_openvino_gives_the_bits_that_it_gives_alone(tiny_model, openvino):
+    runtime = opened(tiny_model, "openvino", "fp32")
+    streams = runtime.side_by_side()
+    if len(streams) == 1:
+        pytest.skip("OpenVINO computes one call at a time on this machine")
+    assert runtime.side_by_side() is streams  # compiled once
+    assert [stream.side_by_side() for stream in streams] == [[stream] for stream in streams]
+    inputs = [images(4, seed=seed) for seed in range(12)]
+    expected = [runtime(values, saliency=True) for values in inputs]
+    with ThreadPoolExecutor(len(streams)) as pool:
+        found = list(pool.map(lambda pair: pair[0](pair[1], saliency=True), zip(streams * 12, inputs, strict=False)))
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx):
+    for runtime in (opened(tiny_model, "torch", device="cpu"), opened(tiny_model, "onnx")):
+        assert runtime.side_by_side() == [runtime]
+    one_thread = opened(tiny_model, "openvino", num_threads=1) if importlib.util.find_spec("openvino") else None
+    assert one_thread is None or one_thread.side_by_side() == [one_thread]
+
+
 def test_num_threads_reaches_the_runtimes(tiny_model, openvino, onnx):
     compiled = opened(tiny_model, "openvino", num_threads=1)._request.get_compiled_model()
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1

@@ -1,5 +1,6 @@
 """Order, equality whatever the neighbours, bounded memory, and an end to every thread."""
 
+import copy
 import gc
 import threading
 import time
@@ -83,6 +84,56 @@ def test_every_forward_has_full_batches(folder, classifier, monkeypatch):
     )
     assert len(list(score_files(classifier, find_radiographs([folder]).files, batch_size=3))) == 7
     assert sizes == [3, 3, 3]
+
+
+@pytest.fixture
+def side_by_side(classifier, monkeypatch):
+    """Two copies of a classifier, as of a runtime that computes side by side; what each was asked for is kept."""
+    copies, asked = [copy.copy(classifier) for _ in range(2)], []
+    for number, one in enumerate(copies):
+
+        def predict(prepared, *, number=number, ask=one.predict_prepared, **options):
+            prepared = list(prepared)
+            asked.append((number, len(prepared), threading.get_ident()))
+            return ask(prepared, **options)
+
+        one.predict_prepared = predict
+    monkeypatch.setattr(classifier, "side_by_side", lambda: copies)
+    return asked
+
+
+def test_side_by_side_all_files_are_scored_in_order_and_bad_ones_told(folder, classifier, side_by_side, monkeypatch):
+    files = find_radiographs([folder]).files
+    with open(files[5], "rb+") as file:
+        file.write(b"text")
+    found = list(score_files(classifier, files * 6, batch_size=16))
+    assert [result.path for result in found] == files * 6
+    assert [result.error is None for result in found] == [number % 7 != 5 for number in range(42)]
+    assert {size for _, size, _ in side_by_side} == {4}  # full batches, the last one filled up
+    assert {number for number, _, _ in side_by_side} == {0, 1}
+    assert len({thread for _, _, thread in side_by_side}) == 2
+    monkeypatch.setattr(classifier, "side_by_side", lambda: [classifier])
+    assert scores(found) == scores(score_files(classifier, files * 6, batch_size=4))
+
+
+def test_side_by_side_radiographs_are_scored_with_maps_and_one_at_a_time_by_the_classifier_itself(
+    folder, classifier, side_by_side
+):
+    files = find_radiographs([folder]).files
+    assert all(
+        result.prediction.maps["Edema"].shape[0] == 90 for result in score_files(classifier, files, saliency=True)
+    )
+    side_by_side.clear()
+    assert len(list(score_files(classifier, files, batch_size=1))) == 7
+    assert side_by_side == []
+
+
+def test_side_by_side_to_stop_early_ends_the_threads(folder, classifier, side_by_side):
+    results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2)
+    assert next(results).error is None
+    results.close()
+    assert radiograph_threads() == []
+    assert len(side_by_side) <= 5  # what had begun, and as much ahead
 
 
 def test_members_of_an_archive_score_as_their_files_do(folder, classifier, tmp_path):

@@ -153,3 +153,28 @@ def test_what_gradio_would_record_is_off(server):
     assert json.dumps(config).count("huggingface.co") == 0
     assert config["analytics_enabled"] is False
     assert server.http.get("/gradio_api/runs").status_code == 404
+
+
+def test_fastapi_tells_no_collector_of_a_request(classifier):
+    provider = Recorder()
+    with gr.Blocks(analytics_enabled=False) as demo:
+        gr.Textbox()
+    url = launch(demo, prevent_thread_lock=True)
+    settings = getattr(demo.app, "_telemetry", None)
+    if settings is None:
+        pytest.skip("this FastAPI has no telemetry")
+    settings["tracer_provider"] = settings["meter_provider"] = settings["logger_provider"] = provider
+    assert httpx.get(url).status_code == 200
+    demo.close(verbose=False)
+    assert provider.asked == []
+
+
+class Recorder:
+    """A provider of traces, measures and logs that keeps what it is asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        raise AttributeError(name)

@@ -1,3 +1,4 @@
+import copy
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from chexpert_hf.data.radiograph import RadiographError
-from chexpert_hf.serving.scorer import SharedClassifier, StoppedError, rows_are_independent
+from chexpert_hf.serving.scorer import SharedClassifier, StoppedError, _Request, rows_are_independent
 from tests.serving.conftest import png
 
 
@@ -88,7 +89,7 @@ def test_a_radiograph_is_read_once_for_the_network_and_the_gate(classifier, shar
     prediction, (source, size, thread) = shared.examine(io.BytesIO(png(1)))
     assert prediction.probabilities == classifier.predict(png(1)).probabilities
     assert (source, size) == (png(1), (64, 80))
-    assert thread not in (threading.get_ident(), shared._network.ident)
+    assert thread not in (threading.get_ident(), *(network.ident for network in shared._networks))
     assert reads == [png(1)]
 
 
@@ -143,16 +144,83 @@ def test_rows_that_lean_on_their_neighbours_are_found_out(classifier, monkeypatc
     assert SharedClassifier(classifier).batch_size == 1
 
 
-def test_where_logits_do_not_depend_on_the_pass_probabilities_do_not_either(classifier, monkeypatch):
+def row_by_row(classifier):
+    """A network whose logits do not depend on the pass."""
     table = torch.randn(97, len(classifier.observations), generator=torch.Generator().manual_seed(0))
-    rows_of = lambda gray, saliency: (torch.stack([table[int(one.sum()) % 97] for one in gray]), None)  # noqa: E731
-    monkeypatch.setattr(classifier, "_forward", rows_of)
+    return lambda gray, saliency: (torch.stack([table[int(one.sum()) % 97] for one in gray]), None)
+
+
+def test_where_logits_do_not_depend_on_the_pass_probabilities_do_not_either(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "_forward", row_by_row(classifier))
     images = [classifier.prepare(classifier.read(png(seed))) for seed in range(16)]
     alone = [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images]
     for size in (3, 16):
         together = classifier.predict_prepared(images, batch_size=size)
         assert [one.probabilities for one in together] == alone
     assert rows_are_independent(classifier, 8)
+
+
+class Counted:
+    """`predict_prepared` of a classifier, which tells who was asked to score how many."""
+
+    def __init__(self, classifier, name, passes, before=lambda: None):
+        self.name, self.passes, self.before = name, passes, before
+        self._predict = classifier.predict_prepared
+
+    def __call__(self, images, **options):
+        self.passes.append((self.name, len(images)))
+        self.before()
+        return self._predict(images, **options)
+
+
+@pytest.fixture
+def side_by_side(classifier, monkeypatch):
+    """Two copies of a classifier, as of a runtime that computes side by side."""
+    monkeypatch.setattr(classifier, "_forward", row_by_row(classifier))
+    copies = [copy.copy(classifier) for _ in range(2)]
+    for one in copies:
+        one.members = (one,)
+    monkeypatch.setattr(classifier, "side_by_side", lambda: copies)
+    return copies
+
+
+def test_side_by_side_those_who_wait_are_divided_and_each_gets_its_own_answer(classifier, side_by_side):
+    shared, passes = SharedClassifier(classifier), []
+    for name, worker in zip("ab", side_by_side, strict=True):
+        worker.predict_prepared = Counted(worker, name, passes, before=lambda: wait_until(lambda: len(passes) > 1))
+    requests = [_Request(saliency=False) for _ in range(6)]
+    for seed, request in enumerate(requests):
+        request.prepared = [classifier.prepare(classifier.read(png(seed)))]
+    with shared._changed:
+        shared._waiting.extend(requests)
+        shared._changed.notify_all()
+    for seed, request in enumerate(requests):
+        assert request.future.result(20).probabilities == classifier.predict(png(seed)).probabilities
+    shared.close()
+    assert {passes[0][0], passes[1][0]} == {"a", "b"}
+    assert [count for _, count in passes[:2]] == [3, 2]
+    assert sum(count for _, count in passes) == 6
+
+
+def test_who_is_alone_gets_all_processors(classifier, side_by_side, monkeypatch):
+    shared, passes = SharedClassifier(classifier), []
+    for name, one in zip(("all", "a", "b"), (classifier, *side_by_side), strict=True):
+        monkeypatch.setattr(one, "predict_prepared", Counted(one, name, passes))
+    for seed in range(3):
+        shared.predict(png(seed))
+    shared.close()
+    assert passes == [("all", 1)] * 3
+
+
+def test_where_other_bits_come_out_side_by_side_it_is_left_alone(classifier, side_by_side):
+    shared = SharedClassifier(classifier)
+    shared.close()
+    assert shared._workers == side_by_side
+    forward = classifier._forward
+    side_by_side[0]._forward = lambda gray, saliency: (forward(gray, saliency)[0] + 1e-6, None)
+    shared = SharedClassifier(classifier)
+    shared.close()
+    assert shared._workers == [classifier]
 
 
 def test_it_is_a_classifier_in_all_else(classifier, shared):

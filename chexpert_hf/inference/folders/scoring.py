@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
@@ -32,6 +33,9 @@ MAX_THREADS = 8
 
 # zlib's fastest: overlays are looked at once, and level 6 takes four times as long for files a tenth smaller.
 _PNG_COMPRESSION = 1
+
+ROWS_SIDE_BY_SIDE = 4
+"""Radiographs in a pass of a thread that has a processor to itself: more are slower there, and need more memory."""
 
 _BLANK_SIDE = 32
 
@@ -59,21 +63,59 @@ def score_files(
         classifier: The model.
         files: As `find_radiographs` gives them; taken as they are needed.
         saliency: Whether to compute the maps.
-        batch_size: Radiographs that go through the network at once; the last batch is filled up with blank images.
-        threads: That decode; as many as there are processors, up to `MAX_THREADS`, if None.
+        batch_size: Radiographs that go through the network at once, at most; the last batch is filled up with blank
+            images.
+        threads: That decode; as many as there are processors, up to `MAX_THREADS`, if None. Where the network computes
+            side by side, each of its threads decodes its own files.
 
     Raises:
         Exception: What a decoding thread raised, if it is not a RadiographError, in its file's place.
     """
+    workers = classifier.side_by_side() if batch_size > 1 else [classifier]
+    if len(workers) > 1:
+        yield from _score_side_by_side(workers, files, saliency, min(batch_size, ROWS_SIDE_BY_SIDE))
+        return
     waiting: deque[FileResult | None] = deque()
     read = read_for(classifier, lambda file: _read(classifier, file), files, threads=threads, batch_size=batch_size)
     with closing(read) as images:
         blank = classifier.prepare(Image.new("L", (_BLANK_SIDE, _BLANK_SIDE)))
         batches = _full_batches(images, blank, waiting, batch_size)
-        for prediction in classifier.predict_prepared(batches, saliency=saliency, batch_size=batch_size):
-            result = waiting.popleft()
-            if result is not None:
-                yield result if result.error is not None else FileResult(result.path, prediction)
+        predictions = classifier.predict_prepared(batches, saliency=saliency, batch_size=batch_size)
+        yield from _results(predictions, waiting)
+
+
+def _score_side_by_side(
+    workers: Sequence[CheXpertClassifier], files: Iterable[RadiographFile], saliency: bool, batch_size: int
+) -> Iterator[FileResult]:
+    """Each worker reads and scores a batch by itself: on two cores 11 % faster than reading between two batches."""
+    blank = workers[0].prepare(Image.new("L", (_BLANK_SIDE, _BLANK_SIDE)))
+    free: SimpleQueue[CheXpertClassifier] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def score(batch: Sequence[RadiographFile]) -> list[FileResult]:
+        worker = free.get()
+        try:
+            waiting: deque[FileResult | None] = deque()
+            prepared = _full_batches([_read(worker, file) for file in batch], blank, waiting, batch_size)
+            predictions = worker.predict_prepared(prepared, saliency=saliency, batch_size=batch_size)
+            return list(_results(predictions, waiting))
+        finally:
+            free.put(worker)
+
+    files = iter(files)
+    batches = iter(lambda: list(islice(files, batch_size)), [])
+    with closing(read_ahead(score, batches, threads=len(workers), ahead=2 * len(workers))) as results:
+        for batch in results:
+            yield from batch
+
+
+def _results(predictions: Iterable[Prediction], waiting: deque[FileResult | None]) -> Iterator[FileResult]:
+    """What `_full_batches` left in `waiting`, with its prediction."""
+    for prediction in predictions:
+        result = waiting.popleft()
+        if result is not None:
+            yield result if result.error is not None else FileResult(result.path, prediction)
 
 
 def _full_batches(
@@ -111,8 +153,8 @@ def read_for(
 ) -> Generator[R, None, None]:
     """Maps `function` over `items` in threads, in order: beside a GPU, and on a CPU between the batches.
 
-    A network on a CPU has all cores, its threads wait for each other at every layer, and one that shares its core with
-    a reader holds up all: reading between the batches was 3 to 10 % faster than reading beside them.
+    A network that has all cores of a CPU has threads that wait for each other at every layer, and one that shares its
+    core with a reader holds up all: reading between the batches was 3 to 10 % faster than reading beside them.
     """
     if all(member.runtime.is_on_cpu for member in classifier.members):
         return read_in_waves(function, items, threads=threads, wave=batch_size)

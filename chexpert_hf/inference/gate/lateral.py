@@ -14,14 +14,29 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from chexpert_hf.inference.gate.features import RESOLUTION
+
 Floats = NDArray[np.float64]
 
 # All in pixels of `features.RESOLUTION`, 64.
 _SMOOTHING = 1.0
 _ROWS = slice(12, 46)  # the chest without shoulders and abdomen
 _TILTS = (-0.12, -0.06, 0.0, 0.06, 0.12)  # columns by row: up to 7 degrees
-_AXES = range(50, 79)  # twice the column of the axis
+_AXES = np.arange(50, 79)  # twice the column of the axis
 _REACH = 24  # to either side of it
+
+# Where each pixel of the chest is in a tilted one: between two columns, `(tilts, rows, width)`.
+_HEIGHT = np.arange(RESOLUTION)[_ROWS] - np.arange(RESOLUTION)[_ROWS].mean()
+_COLUMNS = np.clip(np.arange(RESOLUTION) + np.multiply.outer(_TILTS, _HEIGHT)[..., None], 0, RESOLUTION - 1)
+_BEFORE = _COLUMNS.astype(int)
+_AFTER = np.minimum(_BEFORE + 1, RESOLUTION - 1)
+_SHARE = _COLUMNS - _BEFORE
+
+# The columns on both sides of each axis, `(axes, reach)`, outwards.
+_RIGHT = _AXES[:, None] // 2 + 1 + np.arange(_REACH)
+_LEFT = _AXES[:, None] - _RIGHT
+
+_LEAST_VARIANCE = 1e-3  # gray levels squared, summed over a side: less than that is rounding
 
 _MOST_SYMMETRY = 0.65
 _LEAST_IN_MIDDLE = 0.4
@@ -53,16 +68,18 @@ def symmetry(levels: Floats) -> float:
     Args:
         levels: `(height, width)`.
     """
-    height, width = levels.shape
-    rows = np.arange(height)[_ROWS]
-    columns = np.arange(width)
-    best = -1.0
-    for tilt in _TILTS:
-        upright = np.stack([np.interp(columns + tilt * (row - rows.mean()), columns, levels[row]) for row in rows])
-        for axis in _AXES:
-            right = columns[(columns > axis / 2) & (columns <= min(axis, width - 1)) & (columns - axis / 2 <= _REACH)]
-            best = max(best, _correlation(upright[:, right], upright[:, axis - right]))
-    return best
+    chest = levels[_ROWS] - levels[_ROWS].mean()
+    rows = np.arange(len(chest))[:, None]
+    upright = chest[rows, _BEFORE] * (1 - _SHARE) + chest[rows, _AFTER] * _SHARE  # (tilts, rows, width)
+    # All that correlations are made of: sums of columns, and of the products of each two of them.
+    products = upright.transpose(0, 2, 1) @ upright  # (tilts, width, width)
+    sums, squares = upright.sum(axis=1), np.diagonal(products, axis1=1, axis2=2)  # (tilts, width)
+    count = len(chest) * _REACH
+    right, left = sums[:, _RIGHT].sum(axis=2), sums[:, _LEFT].sum(axis=2)  # (tilts, axes)
+    covariance = products[:, _RIGHT, _LEFT].sum(axis=2) - right * left / count
+    right_variance = np.maximum(squares[:, _RIGHT].sum(axis=2) - right**2 / count, _LEAST_VARIANCE)
+    left_variance = np.maximum(squares[:, _LEFT].sum(axis=2) - left**2 / count, _LEAST_VARIANCE)
+    return float((covariance / np.sqrt(right_variance * left_variance)).max())
 
 
 def air(levels: Floats) -> tuple[float, float, float]:
@@ -73,11 +90,13 @@ def air(levels: Floats) -> tuple[float, float, float]:
 
     Returns:
         How much of it is in its middle, relative to its mean over its width; its width as a share of the body's; how
-        far its middle is from the body's, likewise.
+        far its middle is from the body's, likewise. All 0 where there is none.
     """
     chest = levels[_ROWS]
     walls = np.minimum(np.maximum.accumulate(chest, axis=1), np.maximum.accumulate(chest[:, ::-1], axis=1)[:, ::-1])
     depth = (walls - chest).sum(axis=0)  # (width,)
+    if not depth.any():
+        return 0.0, 0.0, 0.0
     share = np.cumsum(depth) / max(depth.sum(), 1e-9)
     first, last = np.searchsorted(share, (_TAIL, 1 - _TAIL))
     middle = (first + last) / 2
@@ -87,8 +106,3 @@ def air(levels: Floats) -> tuple[float, float, float]:
     left, right = np.flatnonzero(is_body)[[0, -1]] if is_body.any() else (0, len(depth) - 1)
     size = max(right - left, 1)
     return float(in_middle), float((last - first) / size), float(abs(middle - (left + right) / 2) / size)
-
-
-def _correlation(one: Floats, other: Floats) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float((one * other).sum() / (np.sqrt((one**2).sum() * (other**2).sum()) + 1e-9))
