@@ -37,6 +37,10 @@ _WORKERS = 48
 _PAGE_AT_ONCE = 4
 """Of each of the page's own handlers."""
 
+_STATUS_SECONDS = 2
+"""How often those who wait are told their place; by itself Gradio tells all of them whenever one is served, which with
+200 of them took longer than serving."""
+
 _SESSIONS = 200
 """Whose state Gradio keeps; each call by a program is one."""
 
@@ -97,7 +101,7 @@ def launch(
         folder = stack.enter_context(private_folder())
         _keep_files_in(demo, folder)
         say_errors_in_one_line(demo)
-        demo.queue(max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
+        demo.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
         url = _start(demo, state, host, port, auth, mcp, look)
         _remember_configurations(demo)
         if mcp:
