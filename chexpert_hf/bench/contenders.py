@@ -6,8 +6,10 @@ pool gets in another's way.
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.folders.scoring import score_files
+from chexpert_hf.inference.folders.scoring import ROWS_SIDE_BY_SIDE, score_files
 
 XRV_SIZE = 224
 
@@ -60,6 +62,9 @@ class Contender(Protocol):
     def forward(self, count: int) -> None:
         """The network alone, on `count` images that are in memory already, as one batch."""
 
+    def forward_batches(self, times: int) -> None:
+        """The network alone, on so many full batches, as it computes them in `score`."""
+
 
 class OurContender:
     """This package."""
@@ -72,6 +77,7 @@ class OurContender:
         height, width = self._classifier.processor.output_size
         gray = np.random.default_rng(0).integers(0, 256, (spec.batch_size, 1, height, width), dtype=np.uint8)
         self._pixel_values = self._classifier.processor.pixel_values_of(torch.from_numpy(gray))
+        self._workers = self._classifier.side_by_side()
 
     def score(self, paths: Sequence[str]) -> NDArray[np.floating]:
         results = score_files(self._classifier, paths, saliency=self._spec.saliency, batch_size=self._spec.batch_size)
@@ -80,6 +86,23 @@ class OurContender:
     def forward(self, count: int) -> None:
         logits, _ = self._classifier.runtime(self._pixel_values[:count], saliency=self._spec.saliency)
         logits.cpu()
+
+    def forward_batches(self, times: int) -> None:
+        if len(self._workers) == 1:
+            _one_after_the_other(self, times, self._spec.batch_size)
+            return
+        parts = self._pixel_values.split(ROWS_SIDE_BY_SIDE)
+        free: SimpleQueue[CheXpertClassifier] = SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+
+        def pass_through(part: Tensor) -> None:
+            worker = free.get()
+            worker.runtime(part, saliency=self._spec.saliency)
+            free.put(worker)
+
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            list(pool.map(pass_through, parts * times))
 
 
 class PipelineContender:
@@ -106,6 +129,9 @@ class PipelineContender:
         model: Any = self._pipeline.model
         values = self._pixel_values[:count, : model.config.num_channels]
         model(values.to(model.device)).logits.cpu()
+
+    def forward_batches(self, times: int) -> None:
+        _one_after_the_other(self, times, self._spec.batch_size)
 
 
 class TorchXRayVisionContender:
@@ -141,6 +167,9 @@ class TorchXRayVisionContender:
     @torch.no_grad()
     def forward(self, count: int) -> None:
         self._model(self._pixel_values[:count])
+
+    def forward_batches(self, times: int) -> None:
+        _one_after_the_other(self, times, self._spec.batch_size)
 
 
 class GradCAMContender:
@@ -178,6 +207,14 @@ class GradCAMContender:
     def _maps(self, pixel_values: Tensor) -> None:
         for target in self._targets:
             self._cam(pixel_values.to(self._classifier.model.device), targets=[target] * len(pixel_values))
+
+    def forward_batches(self, times: int) -> None:
+        _one_after_the_other(self, times, self._spec.batch_size)
+
+
+def _one_after_the_other(contender: Contender, times: int, batch_size: int) -> None:
+    for _ in range(times):
+        contender.forward(batch_size)
 
 
 CONTENDERS: Mapping[str, Callable[[Spec], Contender]] = {

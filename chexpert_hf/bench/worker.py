@@ -21,14 +21,14 @@ def main() -> None:
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is no answer
         contender = CONTENDERS[spec.kind](spec)
-        contender.forward(spec.batch_size)
+        contender.forward_batches(1)
         contender.forward(1)
         print(json.dumps({"ready": True}), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(_answer(contender, spec, json.loads(line))), file=answers, flush=True)
+            print(json.dumps(_answer(contender, json.loads(line))), file=answers, flush=True)
 
 
-def _answer(contender: Contender, spec: Spec, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
     what = request["what"]
     if what == "scores":
         scores = contender.score(request["paths"])
@@ -39,8 +39,7 @@ def _answer(contender: Contender, spec: Spec, request: dict[str, Any]) -> dict[s
         return {"seconds": time.perf_counter() - start}
     if what == "batches":
         start = time.perf_counter()
-        for _ in range(request["count"]):
-            contender.forward(spec.batch_size)
+        contender.forward_batches(request["count"])
         return {"seconds": time.perf_counter() - start}
     if what == "latencies":
         return {"seconds": [_timed(contender) for _ in range(request["count"])]}

@@ -1,5 +1,6 @@
 """How it measures, not how fast: contenders in real processes on a tiny model, and the table from figures by hand."""
 
+import copy
 import json
 
 import numpy as np
@@ -111,7 +112,23 @@ def test_peers_run_by_their_own_steps(tiny_folder, files):
         pytest.importorskip(needed)
         contender = CONTENDERS[kind](Spec(kind, str(tiny_folder), batch_size=2))
         assert contender.score(files[:2]) is None  # other labels, or maps: nothing to compare
-        contender.forward(2)
+        contender.forward_batches(2)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_network_alone_computes_as_many_images_as_it_says_and_as_scoring_does(tiny_folder, monkeypatch, count):
+    contender = CONTENDERS["chexpert-hf"](Spec("chexpert-hf", str(tiny_folder), "torch", "fp32", batch_size=8))
+    classifier, computed = contender._classifier, []
+    workers = [copy.copy(classifier) for _ in range(count)]
+    for number, worker in enumerate(workers):
+        ask = lambda values, saliency, number=number: computed.append((number, len(values))) or (values, None)  # noqa: E731
+        worker.runtime = ask
+    if count == 1:
+        classifier.runtime = workers[0].runtime
+    contender._workers = workers
+    contender.forward_batches(3)
+    assert [size for _, size in computed] == ([8] * 3 if count == 1 else [4] * 6)
+    assert {number for number, _ in computed} <= set(range(count))
 
 
 def test_phantoms_stand_in_for_radiographs_and_a_folders_are_taken_up_to_the_limit(files, tmp_path):
