@@ -110,9 +110,19 @@ def test_a_failing_gate_is_told_to_its_caller_and_to_nobody_else_in_the_pass(cla
 
 def test_a_failing_pass_is_told_to_all_in_it_and_the_next_one_works(shared, monkeypatch):
     predict = shared._classifier.predict_prepared
-    monkeypatch.setattr(shared._classifier, "predict_prepared", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError, match="division"):
-        shared.predict(png(1))
+    gate = Gated(shared)
+    gate._predict = lambda *_, **__: 1 / 0
+    monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
+    with ThreadPoolExecutor(4) as callers:
+        first = callers.submit(shared.predict, png(0))
+        wait_until(lambda: gate.sizes)
+        others = [callers.submit(shared.predict, png(seed)) for seed in range(1, 4)]
+        wait_until(lambda: len(shared._waiting) == 3)
+        gate.opened.set()
+        for future in (first, *others):
+            with pytest.raises(ZeroDivisionError, match="division"):
+                future.result(20)
+    assert gate.sizes == [1, 3]
     monkeypatch.setattr(shared._classifier, "predict_prepared", predict)
     assert shared.predict(png(1)).probabilities
 
