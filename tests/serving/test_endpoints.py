@@ -44,6 +44,18 @@ def test_a_file_gives_the_scores_that_predict_gives_to_the_last_bit(server, clas
         assert "not a medical device" in answer["disclaimer"]
 
 
+def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("PLANTED^NAME")
+
+    monkeypatch.setattr(server.classifier, "examine", fail)
+    answer = server.result("predict", {"path": server.upload(png())})
+    assert "The server could not answer this" in answer
+    log = "".join(capsys.readouterr())
+    assert "A request failed: RuntimeError" in log
+    assert "PLANTED" not in log + answer
+
+
 def test_what_the_gate_of_a_model_says_is_in_the_answer(server, monkeypatch):
     path = server.upload(png())
     assert data_of(server.result("predict", {"path": path}))[0]["gate"] is None  # this model has none

@@ -8,13 +8,15 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import gradio as gr
 import httpx
 import pytest
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.serving.launch import is_loopback, launch
+from chexpert_hf.serving.launch import is_loopback, launch, stop
+from chexpert_hf.serving.shell import Limits, ShellState
 from tests.serving.conftest import png
 
 SERVE = """
@@ -85,6 +87,15 @@ def test_on_sigterm_each_who_waits_is_told_nothing_is_left_and_the_exit_is_clean
     assert "Traceback" not in errors
 
 
+def test_from_the_moment_of_the_stop_on_nobody_is_let_in():
+    state = ShellState(Limits(), is_uploaded=lambda _: True, num_waiting=lambda: 0)
+    demo, seen = MagicMock(), []
+    demo._queue.__len__.return_value, demo._queue.active_jobs = 0, []
+    stop(demo, state, on_stop=lambda: seen.append(state.is_stopping))
+    assert seen == [True]
+    demo.close.assert_called_once()
+
+
 def test_an_address_that_others_reach_gets_a_warning_unless_there_is_a_password(capsys, monkeypatch):
     monkeypatch.setattr(gr.Blocks, "launch", lambda *_, **__: (None, "http://x/", None))
     for host, auth, is_warned in (("0.0.0.0", (), True), ("0.0.0.0", [("a", "b")], False), ("127.0.0.1", (), False)):
@@ -153,6 +164,7 @@ def test_what_gradio_would_record_is_off(server):
     assert json.dumps(config).count("huggingface.co") == 0
     assert config["analytics_enabled"] is False
     assert server.http.get("/gradio_api/runs").status_code == 404
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
 def test_fastapi_tells_no_collector_of_a_request(classifier):
