@@ -38,7 +38,7 @@ _FEW_AT_ONCE = 4
 
 _BATCHES_AT_ONCE = 2
 _ROWS_AT_ONCE = 8
-"""Of one batch: half a pass, which leaves room for others."""
+"""Of one batch: few enough to leave room for others."""
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
