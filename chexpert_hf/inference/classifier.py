@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, overload
@@ -20,7 +21,8 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.ensembles import ensemble_members
-from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict
+from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict, first_stages
+from chexpert_hf.inference.gate.features import RESOLUTION, FirstStages, num_stages
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.repositories import model_folder
@@ -243,7 +245,14 @@ class CheXpertClassifier:
             return None
         source = repeatable(source)
         image = self.read(source) if decoded is None else decoded
-        return member.gate.judge(member.model, image, is_colour=has_colour(source), is_lateral=is_said_lateral(source))
+        return member.gate.judge(
+            member._first_stages, image, is_colour=has_colour(source), is_lateral=is_said_lateral(source)
+        )
+
+    @cached_property
+    def _first_stages(self) -> FirstStages:
+        """What the gate looks at, computed by the runtime where it can and otherwise by PyTorch."""
+        return self.runtime.first_stages(RESOLUTION, num_stages(self.model)) or first_stages(self.model)
 
     def examine(self, source: RadiographSource, *, saliency: bool = False) -> tuple[Prediction, Verdict | None]:
         """What `predict` and `judge` say of one radiograph, which is read only once.

@@ -30,7 +30,7 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files
-from chexpert_hf.inference.gate import fit_gate
+from chexpert_hf.inference.gate import first_stages, fit_gate
 from chexpert_hf.inference.gate.features import gray_levels
 from chexpert_hf.inference.gate.lateral import looks_lateral
 from chexpert_hf.inference.loading import load_model
@@ -215,7 +215,7 @@ def main():
 
     print("\nwarnings on the valid split, transformed")
     for name, transform in TRANSFORMS.items():
-        verdicts = [gate.judge(model, transform(classifier.read(file))) for file in valid]
+        verdicts = [gate.judge(first_stages(model), transform(classifier.read(file))) for file in valid]
         count = {text: sum(text in verdict.warnings for verdict in verdicts) for v in verdicts for text in v.warnings}
         accepted = sum(verdict.is_chest_radiograph for verdict in verdicts)
         print(f"  {name:16s} {accepted} of {len(verdicts)} accepted; {count or 'no warnings'}")
@@ -229,7 +229,7 @@ def main():
         "pydicom, pydicom-data": judge_files(classifier, [file for file in dicom if file not in chests]),
         "gradio, matplotlib": judge_files(classifier, unseen),
         "gradio, matplotlib in gray": judge_files(classifier, unseen, gray=True),
-        "drawn": [(name, gate.judge(model, image)) for name, image in drawn()],
+        "drawn": [(name, gate.judge(first_stages(model), image)) for name, image in drawn()],
     }
     everything = [answer for title, verdicts in groups.items() for answer in report(title, verdicts, rows=True)]
     refused = len(everything) - sum(everything)
@@ -237,7 +237,10 @@ def main():
     if options.phantoms:
         for projection in ("PA", "AP", "Lateral"):
             drawn_ones = [render_phantom(seed, projection=projection).image for seed in range(900_000, 900_040)]
-            verdicts = [(str(place), gate.judge(model, Image.fromarray(one))) for place, one in enumerate(drawn_ones)]
+            verdicts = [
+                (str(place), gate.judge(first_stages(model), Image.fromarray(one)))
+                for place, one in enumerate(drawn_ones)
+            ]
             report(f"phantoms, {projection}", verdicts, rows=False)
 
 

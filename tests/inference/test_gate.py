@@ -20,7 +20,7 @@ from chexpert_hf.data.colour import has_colour
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.errors import InputError, ModelFolderError
-from chexpert_hf.inference.gate import GATE_FILE, Gate, fit_gate
+from chexpert_hf.inference.gate import GATE_FILE, Gate, first_stages, fit_gate
 from chexpert_hf.inference.gate import fit as fitting
 from chexpert_hf.inference.gate.distance import distance_limits, fit_distance
 from chexpert_hf.inference.gate.features import gray_levels, num_features
@@ -55,7 +55,7 @@ def textures() -> list[Image.Image]:
 
 
 def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gate, shared_tiny_model, phantoms):
-    verdicts = [gate.judge(shared_tiny_model, image) for image in phantoms[60:]]
+    verdicts = [gate.judge(first_stages(shared_tiny_model), image) for image in phantoms[60:]]
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 9
     assert sum(bool(verdict.warnings) for verdict in verdicts) <= 1
     assert all(verdict.reason == "" and verdict.distance <= 1 for verdict in verdicts if verdict.is_chest_radiograph)
@@ -63,7 +63,7 @@ def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gat
 
 def test_textures_are_refused_with_how_far_they_are(gate, shared_tiny_model):
     for image in textures():
-        verdict = gate.judge(shared_tiny_model, image)
+        verdict = gate.judge(first_stages(shared_tiny_model), image)
         assert not verdict.is_chest_radiograph
         assert f"of the 60 radiographs that the model was fitted on ({verdict.distance:.1f} times" in verdict.reason
         assert verdict.distance > 1
@@ -80,7 +80,7 @@ def test_textures_are_refused_with_how_far_they_are(gate, shared_tiny_model):
     ],
 )
 def test_what_needs_no_network_is_refused_in_plain_words(gate, shared_tiny_model, image, is_colour, reason):
-    verdict = gate.judge(shared_tiny_model, image, is_colour=is_colour)
+    verdict = gate.judge(first_stages(shared_tiny_model), image, is_colour=is_colour)
     assert not verdict.is_chest_radiograph
     assert reason in verdict.reason
 
@@ -95,7 +95,7 @@ def test_what_needs_no_network_is_refused_in_plain_words(gate, shared_tiny_model
     ],
 )
 def test_radiographs_the_wrong_way_round_are_told_and_not_refused(gate, shared_tiny_model, phantoms, transform, word):
-    verdicts = [gate.judge(shared_tiny_model, transform(image)) for image in phantoms[60:]]
+    verdicts = [gate.judge(first_stages(shared_tiny_model), transform(image)) for image in phantoms[60:]]
     assert sum(word in " ".join(verdict.warnings) for verdict in verdicts) >= 8
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 8
 
@@ -131,7 +131,10 @@ def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_t
     assert [file.name for file in tmp_path.iterdir()] == [GATE_FILE]
     assert (loaded.num_images, loaded.data_name, loaded.date) == (60, "phantoms", "2026-11-23")
     for image in [*phantoms[60:], *textures()]:
-        first, second = gate.judge(shared_tiny_model, image), loaded.judge(shared_tiny_model, image)
+        first, second = (
+            gate.judge(first_stages(shared_tiny_model), image),
+            loaded.judge(first_stages(shared_tiny_model), image),
+        )
         assert first.is_chest_radiograph == second.is_chest_radiograph
         assert second.distance == pytest.approx(first.distance, rel=1e-3)
 
@@ -140,7 +143,7 @@ def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, shared_t
 
 
 def warnings_of(gate: Gate, model: CheXpertForImageClassification, image: Image.Image, **said: bool | None) -> str:
-    return " ".join(gate.judge(model, image, **said).warnings)
+    return " ".join(gate.judge(first_stages(model), image, **said).warnings)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +335,28 @@ def test_colour_is_seen_in_files_arrays_and_images_and_gray_is_not_taken_for_it(
             assert has_colour(file.getvalue()) is expected
 
 
+def test_the_runtime_that_computes_the_scores_judges_as_pytorch_does(
+    tiny_folder, gate, phantoms, tmp_path, monkeypatch
+):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("CHEXPERT_HF_CACHE", str(tmp_path / "cache"))
+    gate.save(tiny_folder)
+    inverted = [Image.eval(image, lambda level: 255 - level) for image in phantoms[60:64]]
+    expected, *found = (
+        [classifier.judge(image) for image in [*phantoms[60:], *inverted, *textures()]]
+        for classifier in (
+            CheXpertClassifier.from_pretrained(tiny_folder),
+            CheXpertClassifier.from_pretrained(tiny_folder, runtime="openvino", precision="fp32"),
+            CheXpertClassifier.from_pretrained(tiny_folder, runtime="openvino", precision="auto"),
+        )
+    )
+    assert {verdict.is_chest_radiograph for verdict in expected} == {True, False}
+    for verdicts in found:
+        for one, other in zip(verdicts, expected, strict=True):
+            assert (one.is_chest_radiograph, one.warnings) == (other.is_chest_radiograph, other.warnings)
+            assert one.distance == pytest.approx(other.distance, rel=1e-4)
+
+
 def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, phantoms):
     assert CheXpertClassifier.from_pretrained(tiny_folder).judge(phantoms[60]) is None
     gate.save(tiny_folder)
@@ -348,7 +373,7 @@ def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, ph
 
 
 def gate_verdict(classifier, image):
-    return classifier.gate.judge(classifier.model, image)
+    return classifier.gate.judge(first_stages(classifier.model), image)
 
 
 def test_a_folder_with_a_gate_of_another_network_is_not_loaded(tiny_folder, gate):

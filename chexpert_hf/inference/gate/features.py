@@ -4,6 +4,9 @@ The first stages of the network cost a few milliseconds at this size. The later 
 not matter for the findings, tell photographs from radiographs less well.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +20,9 @@ RESOLUTION = 64
 """Side in pixels at which the gate sees an image, whatever the model's own size is."""
 
 STAGES = ("pool0", "transition1")
+
+FirstStages: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+"""From pixel values `(batch, num_channels, RESOLUTION, RESOLUTION)` to the maps after each of `STAGES` it has."""
 
 _THUMBNAIL = 16
 _BATCH_SIZE = 32
@@ -42,14 +48,29 @@ def detail(gray: Tensor) -> NDArray[np.float64]:
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).numpy()
 
 
+def first_stages(model: CheXpertForImageClassification) -> FirstStages:
+    """The first stages of a model in evaluation mode, computed by PyTorch where the model is."""
+
+    def compute(pixel_values: Tensor) -> list[Tensor]:
+        maps = pixel_values.to(model.get_parameter("features.conv0.weight"))
+        found = []
+        for name, module in model.features.named_children():
+            maps = module(maps)
+            if name in STAGES:
+                found.append(maps)
+            if name == STAGES[-1]:
+                break
+        return found
+
+    return compute
+
+
 @torch.inference_mode()
-def gate_features(
-    model: CheXpertForImageClassification, gray: Tensor, scale: Tensor, shift: Tensor
-) -> NDArray[np.float64]:
+def gate_features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
     """The features of images.
 
     Args:
-        model: In evaluation mode.
+        stages: Of the model, from `first_stages` or whatever computes the same.
         gray: `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
         scale: `(num_channels,)`; `pixel_values` are the gray levels times `scale`, plus `shift`.
         shift: `(num_channels,)`.
@@ -58,30 +79,28 @@ def gate_features(
         `(batch, num_features)`: the thumbnail without its brightness and contrast, and of each filter of each stage the
         mean over the image and the logarithm of the standard deviation.
     """
-    return np.concatenate([_features(model, part, scale, shift) for part in gray.split(_BATCH_SIZE)])
+    return np.concatenate([_features(stages, part, scale, shift) for part in gray.split(_BATCH_SIZE)])
+
+
+def num_stages(model: CheXpertForImageClassification) -> int:
+    """How many of `STAGES` the model has: without a second block there is no transition."""
+    return min(len(model.config.block_config), len(STAGES))
 
 
 def num_features(model: CheXpertForImageClassification) -> int:
     """How many features an image has with this model."""
     widths = {"pool0": model.config.num_init_features}
-    if len(model.config.block_config) > 1:
+    if num_stages(model) > 1:
         block = model.config.num_init_features + model.config.block_config[0] * model.config.growth_rate
         widths["transition1"] = block // 2
     return _THUMBNAIL**2 + 2 * sum(widths.values())
 
 
-def _features(model: CheXpertForImageClassification, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
+def _features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
     thumbnail = functional.avg_pool2d(gray.float(), RESOLUTION // _THUMBNAIL).flatten(1)
     thumbnail = thumbnail - thumbnail.mean(dim=1, keepdim=True)
     parts = [thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS)]
-    weight = model.get_parameter("features.conv0.weight")
-    maps = gray.float() * scale[:, None, None] + shift[:, None, None]  # (B, C, RESOLUTION, RESOLUTION)
-    maps = maps.to(weight)
-    for name, module in model.features.named_children():
-        maps = module(maps)
-        if name in STAGES:
-            flat = maps.float().flatten(2)  # (B, channels, places)
-            parts += [flat.mean(dim=2).cpu(), (flat.std(dim=2) + _LEAST_DEVIATION).log().cpu()]
-        if name == STAGES[-1]:
-            break
+    for maps in stages(gray.float() * scale[:, None, None] + shift[:, None, None]):
+        flat = maps.float().cpu().flatten(2)  # (B, channels, places)
+        parts += [flat.mean(dim=2), (flat.std(dim=2) + _LEAST_DEVIATION).log()]
     return torch.cat(parts, dim=1).double().numpy()

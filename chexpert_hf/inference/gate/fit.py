@@ -11,7 +11,7 @@ from torch import Tensor
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.gate.distance import distance_limits, fit_distance, fit_poses
-from chexpert_hf.inference.gate.features import detail, gate_features, gray_levels
+from chexpert_hf.inference.gate.features import detail, first_stages, gate_features, gray_levels
 from chexpert_hf.inference.gate.gate import POSES, Gate, Pose
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
@@ -59,7 +59,7 @@ def fit_gate(
     model.eval()
     try:
         seen = [middle if pose is Pose.CROPPED else pose.applied(whole) for pose in POSES]
-        features = [gate_features(model, gray, scale, shift) for gray in seen]
+        features = [gate_features(first_stages(model), gray, scale, shift) for gray in seen]
     finally:
         model.train(was_training)
     upright = features[0]

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.inference.gate.distance import Distance, Floats, Poses
-from chexpert_hf.inference.gate.features import RESOLUTION, detail, gate_features, gray_levels, num_features
+from chexpert_hf.inference.gate.features import (
+    RESOLUTION,
+    FirstStages,
+    detail,
+    gate_features,
+    gray_levels,
+    num_features,
+)
 from chexpert_hf.inference.gate.lateral import looks_lateral
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
@@ -124,7 +131,7 @@ class Gate:
 
     def judge(
         self,
-        model: CheXpertForImageClassification,
+        stages: FirstStages,
         image: Image.Image,
         *,
         is_colour: bool = False,
@@ -133,7 +140,7 @@ class Gate:
         """Judges one image.
 
         Args:
-            model: That the gate was fitted with, in evaluation mode.
+            stages: Of the model that the gate was fitted with; see `first_stages`.
             image: As `read_radiograph` gives it.
             is_colour: Whether it was in colour before that; `chexpert_hf.data.colour.has_colour` tells.
             is_lateral: Whether the file says that the view is lateral; `chexpert_hf.data.projection.is_said_lateral`
@@ -142,12 +149,12 @@ class Gate:
         gray = gray_levels(image)
         if reason := self._plain_reason(image, gray, is_colour):
             return Verdict(False, _REFUSED + reason, (), float("inf"))
-        features = self._features(model, gray)
+        features = self._features(stages, gray)
         distance = self._relative(features)
         pose = POSES[int(self.poses(features)[0])]
         warnings: tuple[str, ...] = ()
         if pose is not Pose.UPRIGHT:
-            put_right = self._relative(self._features(model, pose.undone(gray)))
+            put_right = self._relative(self._features(stages, pose.undone(gray)))
             # Cropping cannot be undone, so it leaves the distance as it is.
             if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
                 warnings = (_WARNINGS[pose],)
@@ -183,9 +190,8 @@ class Gate:
             return "it is smooth everywhere and shows no structure."
         return ""
 
-    def _features(self, model: CheXpertForImageClassification, gray: Tensor) -> Floats:
-        device = model.device
-        return gate_features(model, gray[None].to(device), self.scale.to(device), self.shift.to(device))
+    def _features(self, stages: FirstStages, gray: Tensor) -> Floats:
+        return gate_features(stages, gray[None], self.scale, self.shift)
 
     def _relative(self, features: Floats) -> float:
         return float(self.distance(features)[0]) / self.limit
