@@ -44,6 +44,9 @@ class CheXpertConfig(PreTrainedConfig):
             were not.
         calibration: How and on what data the head was calibrated, for the record: its `slopes` and `intercepts` are
             in the weights already, and nothing may apply them again. None if it was not calibrated.
+        map_offsets: How far beside its own place a place of an observation's map looks on average, (down, right) as
+            shares of the input's height and width, so that maps can be laid where the evidence is; `saliency` itself
+            is as the network computes it. None if that was not measured.
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is outside its range, or an observation is named that the
@@ -72,6 +75,7 @@ class CheXpertConfig(PreTrainedConfig):
     operating_points: dict[str, float | int] | None = None
     operating_points_source: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    map_offsets: dict[str, Any] | None = None
     # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
     problem_type: Literal["multi_label_classification"] | None = "multi_label_classification"
 
@@ -144,6 +148,15 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"calibration names {name!r}, which is not among: {', '.join(self.observations)}.")
             if not slope > 0:
                 raise ValueError(f"The calibration's slope of {name} is {slope}, expected a number above 0.")
+
+    def validate_map_offsets(self) -> None:
+        """Raises ValueError if the offsets of the maps cannot be those of this model."""
+        for name, offset in (self.map_offsets or {}).items():
+            if name not in self.observations:
+                raise ValueError(f"map_offsets names {name!r}, which is not among: {', '.join(self.observations)}.")
+            is_pair = isinstance(offset, (list, tuple)) and len(offset) == 2
+            if not is_pair or not all(isinstance(share, (int, float)) and abs(share) < 1 for share in offset):
+                raise ValueError(f"The map offset of {name} is {offset!r}, expected two numbers in (-1, 1).")
 
 
 CheXpertConfig.register_for_auto_class()

@@ -27,15 +27,15 @@ from chexpert_hf.inference.graphs.sessions import TorchRuntime
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.inference.runtimes import Precision, Runtime, open_runtime
-from chexpert_hf.inference.saliency import Box, SaliencyMaps, positive_maps, resize_maps
+from chexpert_hf.inference.saliency import Box, SaliencyMaps, map_offsets, positive_maps, resize_maps
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE = 16
 
-# Where members of an ensemble see different parts of a radiograph, their maps meet on this grid over all of it: several
-# times finer than any of them.
+# Where members of an ensemble see different parts of a radiograph, their maps meet on this grid over all of it; maps
+# with offsets are moved on it. It is several times finer than any of them.
 _COMMON_SIZE = (128, 128)
 
 
@@ -319,11 +319,16 @@ class CheXpertClassifier:
         return self.runtime(self.processor.pixel_values_of(gray), saliency=saliency)
 
     def _maps(self, saliencies: list[Tensor], size: tuple[int, int]) -> SaliencyMaps:
-        """The mean of the members' maps `(num_labels, h, w)` of one radiograph of `size`."""
+        """The mean of the members' maps `(num_labels, h, w)` of one radiograph of `size`, where their evidence is."""
         boxes = [member.processor.seen_box(*size) for member in self.members]
-        if len(set(boxes)) > 1:  # the members saw different parts of it
-            places = zip(saliencies, boxes, strict=True)
-            saliencies = [torch.from_numpy(resize_maps(maps, _COMMON_SIZE, _scaled(box, size))) for maps, box in places]
+        offsets = [map_offsets(member.model.config) for member in self.members]
+        if len(set(boxes)) > 1 or any(offset is not None for offset in offsets):
+            # Of a single member only what is positive, so that a small peak stays one.
+            saliencies = saliencies if len(self.members) > 1 else [saliencies[0].clamp(min=0)]
+            saliencies = [
+                torch.from_numpy(resize_maps(maps.float(), _COMMON_SIZE, _scaled(box, size), offset))
+                for maps, box, offset in zip(saliencies, boxes, offsets, strict=True)
+            ]
             boxes = [(0.0, 0.0, float(size[0]), float(size[1]))]
         return SaliencyMaps(positive_maps(_mean_maps(saliencies)).cpu(), self.observations, size, boxes[0])
 

@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+
 COLORMAP = "inferno"
 """Perceptually uniform, and told apart with any colour vision."""
 
@@ -46,29 +48,41 @@ def positive_maps(saliency: Tensor, scale: MapScale = "image") -> Tensor:
     return maps / strongest.clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
+def map_offsets(config: CheXpertConfig) -> Tensor | None:
+    """The offsets of a model's maps for `resize_maps`, 0 where one was not measured; None if none was."""
+    offsets = config.map_offsets
+    return torch.tensor([offsets.get(name, (0, 0)) for name in config.observations]).float() if offsets else None
+
+
+def resize_maps(
+    maps: Tensor, size: tuple[int, int], box: Box | None = None, offsets: Tensor | None = None
+) -> NDArray[np.float32]:
     """Maps of what a model saw, on the image that it was taken from, bilinearly.
 
     Args:
         maps: `(num_labels, h, w)`.
         size: (width, height) of the image.
         box: The part of the image that the model saw, as `CheXpertImageProcessor.seen_box` says; all of it if None.
+        offsets: `(num_labels, 2)`: how far (down, right) each map is moved, as shares of the box's sides; none if None.
 
     Returns:
         `(num_labels, height, width)`; 0 where the model saw nothing.
     """
     width, height = size
     left, top, right, bottom = box or (0, 0, width, height)
-    if (left, top, right, bottom) == (0, 0, width, height):
+    if (left, top, right, bottom) == (0, 0, width, height) and offsets is None:
         resized = functional.interpolate(maps[None], size=(height, width), mode="bilinear", align_corners=False)[0]
         return resized.cpu().numpy()
     # The centre of each pixel, as a share of the box's sides.
     x = (torch.arange(width, device=maps.device) + 0.5 - left) / (right - left)
     y = (torch.arange(height, device=maps.device) + 0.5 - top) / (bottom - top)
-    grid = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=2)[None]  # (1, height, width, 2)
-    placed = functional.grid_sample(
-        maps[None], grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False
-    )[0]
+    grid = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=2)[None].to(maps.dtype)
+    rows = maps[None]  # (1, num_labels, h, w): all maps at the places of the grid (1, height, width, 2)
+    if offsets is not None:
+        rows = maps[:, None]  # (num_labels, 1, h, w): each at places of its own
+        grid = grid - 2 * offsets.to(grid).flip(1)[:, None, None]
+    placed = functional.grid_sample(rows, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    placed = placed.reshape(len(maps), height, width)
     is_seen = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))
     return (placed * is_seen).cpu().numpy()
 

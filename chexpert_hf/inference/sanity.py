@@ -24,7 +24,7 @@ from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.inference.removal import choose_pairs, read_file, removal_check
-from chexpert_hf.inference.saliency import resize_maps
+from chexpert_hf.inference.saliency import map_offsets, resize_maps
 from chexpert_hf.labels import POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
@@ -203,7 +203,8 @@ def _look_at(
     maps = {name: output.saliency.float().cpu() for name, output in outputs.items()}
     regions = [_regions(processor, image) for image in images]
     size = (_PICTURE_SIDE, _PICTURE_SIDE)
-    full = [resize_maps(item.clamp(min=0), size) for item in maps[_MODEL]]
+    offsets = map_offsets(networks[_MODEL].config)
+    full = [resize_maps(item.clamp(min=0), size, offsets=offsets) for item in maps[_MODEL]]
     return _Seen(
         probabilities=outputs[_MODEL].logits.float().sigmoid().cpu().numpy(),
         maps={name: item.numpy() for name, item in maps.items()},

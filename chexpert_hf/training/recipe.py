@@ -50,6 +50,10 @@ class Recipe:
             only where its parent is positive (Pham et al. 2019); 0 for no such stage.
         unconditional: Train all stages like that and have the model multiply the probabilities along the hierarchy.
         loss: "cross-entropy" (the policies' own), or "auc-margin"; see `chexpert_hf.training.losses`.
+        map_loss: Weight of a second loss, by which the strongest places of an observation's map must speak for or
+            against it by themselves, so that maps point at findings; see `chexpert_hf.training.losses`. 0 for none.
+        register_maps: Measure after training how far beside its own place each map looks, so that it can be laid where
+            the evidence is.
         class_weights: Weight positive labels by the number of negative ones for each; the paper does not.
         blank_labels: Whether a blank label is "negative" or "unknown".
         init: "imagenet", "random", or a model folder or repository to start from.
@@ -99,6 +103,8 @@ class Recipe:
     conditional_epochs: float = 0
     unconditional: bool = False
     loss: Loss = "cross-entropy"
+    map_loss: float = 0.0
+    register_maps: bool = False
     class_weights: bool = False
     blank_labels: str = "negative"
     init: str = "imagenet"
@@ -166,7 +172,7 @@ class Recipe:
             _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
+        for name in ("map_loss", "conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
         self._check_folds()
@@ -180,6 +186,8 @@ class Recipe:
                 "loss 'auc-margin' knows no uncertain class, no label hierarchy and no accumulated batches; choose "
                 "other policies, or the loss 'cross-entropy'."
             )
+        if self.map_loss and (self.unconditional or self.conditional_epochs):
+            raise RecipeError("map_loss is for models without a label hierarchy; leave out unconditional training.")
         if self.conditional_epochs and not parents_among(self.observations):
             raise RecipeError("conditional_epochs is set, but no observation of the recipe has a parent among them.")
         if self.teacher is not None and not self.self_trained_observations:

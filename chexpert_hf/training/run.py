@@ -27,6 +27,7 @@ from chexpert_hf.inference.gate.fit import MIN_IMAGES
 from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import write_checksums
+from chexpert_hf.inference.registration import measure_map_offsets
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
@@ -114,6 +115,9 @@ def train(
     if recipe.calibration_folds and recipe.held_out_fold is None:
         train_without = partial(_train_without, recipe=recipe, output=output, stage=stage, say=say)
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, train_without)
+    if recipe.register_maps:
+        measured = measure_map_offsets(CheXpertClassifier(final, processor), data["train"])
+        final.config.map_offsets = measured or None
     if recipe.stored_precision == "fp16":
         round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has just trained or was resumed.

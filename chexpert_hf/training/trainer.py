@@ -26,7 +26,7 @@ from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable import DurableCheckpoints
-from chexpert_hf.training.losses import auc_margin_loss
+from chexpert_hf.training.losses import auc_margin_loss, map_loss
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
@@ -35,12 +35,27 @@ EVALUATION_BATCH_SIZE = 64
 
 
 class CheXpertTrainer(DurableCheckpoints):
-    """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator."""
+    """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator.
 
-    def __init__(self, *args: Any, augmentation: RadiographAugmentation, memory_format: Any, **kwargs: Any) -> None:
+    Args:
+        augmentation: What to change.
+        memory_format: Of the batches.
+        map_loss_weight: Of `losses.map_loss` beside the model's own loss.
+        args: Of the Trainer, as `kwargs`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        augmentation: RadiographAugmentation,
+        memory_format: Any,
+        map_loss_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.memory_format = memory_format
+        self.map_loss_weight = map_loss_weight
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -51,6 +66,17 @@ class CheXpertTrainer(DurableCheckpoints):
         processor: Any = self.processing_class
         pixel_values = processor.pixel_values_of(gray)
         return inputs | {"pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if not self.map_loss_weight or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with_maps = inputs | {"output_saliency": True}
+        loss, outputs = super().compute_loss(model, with_maps, True, num_items_in_batch)
+        added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
+        loss = loss + self.map_loss_weight * added
+        return (loss, outputs) if return_outputs else loss
 
 
 class EvaluateLastStep(TrainerCallback):
@@ -146,6 +172,7 @@ def build_trainer(
             recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast, recipe.seed
         ),
         memory_format=memory_format,
+        map_loss_weight=recipe.map_loss,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

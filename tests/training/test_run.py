@@ -17,6 +17,7 @@ from chexpert_hf.data.chexpert import BadFilesError
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.intact import CheckpointError
+from chexpert_hf.training.losses import map_loss
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
@@ -315,3 +316,21 @@ def test_labels_are_resolved_for_training_and_left_out_where_uncertain_for_valid
 def test_an_architecture_that_is_none_is_refused(values, message):
     with pytest.raises(RecipeError, match=message):
         build_model(RECIPE.override(**values))
+
+
+def test_a_run_with_the_loss_of_maps_trains_on_it_and_registers_its_maps(phantoms, finished, tmp_path):
+    recipe = RECIPE.override(map_loss=1.0, register_maps=True, epochs=1)
+    train(recipe, phantoms, tmp_path / "maps", say=lambda line: None)
+    offsets = CheXpertClassifier.from_pretrained(tmp_path / "maps").model.config.map_offsets
+    assert offsets
+    assert CheXpertClassifier.from_pretrained(finished).model.config.map_offsets is None
+    trainer = build_trainer(
+        recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path / "trainer"
+    )
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    model = trainer.model.eval()  # so that dropout and BatchNorm give the same twice
+    alone = trainer.compute_loss(model, dict(batch))
+    model.training = True
+    both, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
+    assert both.item() == pytest.approx((alone + map_loss(outputs, batch["labels"])).item(), rel=1e-5)
+    assert both.item() > alone.item() + 0.1

@@ -1,0 +1,87 @@
+"""How far beside its own place a place of a map looks.
+
+A place of the last feature map is laid over the middle of its cell, but nothing makes a network look there: the field
+of what it answers to may lie beside it, by more than a cell, and about as far in all images. For phantoms' tubes, a few
+pixels wide, that decides whether a map points at them.
+
+Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128 (the gradient with respect to
+the input).
+"""
+
+from statistics import median
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+MAX_IMAGES = 64
+MIN_IMAGES = 16
+"""Of an observation; with fewer its offset is not measured."""
+
+_BATCH_SIZE = 16
+
+
+def measure_map_offsets(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> dict[str, list[float]]:
+    """The offset (down, right) of each observation's map, as shares of the input's height and width.
+
+    The median over images with the finding. Nothing but their labels is used: no place of any finding.
+
+    Args:
+        classifier: The model, a single one.
+        dataset: From `load_chexpert`, with the labels of the model's observations in its order.
+
+    Raises:
+        RadiographError: If an image cannot be read.
+    """
+    labels, files = np.asarray(dataset["labels"][:]), image_files(dataset)
+    device = classifier.model.device
+    offsets = {}
+    for column, name in enumerate(classifier.observations):
+        rows = np.flatnonzero(labels[:, column] == 1)
+        if len(rows) < MIN_IMAGES:
+            continue
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_IMAGES)).round().astype(int)]
+        found: list[list[float]] = []
+        for start in range(0, len(rows), _BATCH_SIZE):
+            prepared = [classifier.prepare(classifier.read(files[row])) for row in rows[start : start + _BATCH_SIZE]]
+            pixel_values = classifier.processor.pixel_values_of(torch.stack([one.gray[0] for one in prepared]))
+            found += offsets_of_peaks(classifier.model, pixel_values.to(device), column).tolist()
+        offsets[name] = [round(median(axis), 4) for axis in zip(*found, strict=True)]
+    return offsets
+
+
+def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, column: int) -> Tensor:
+    """How far from the strongest place of a map lies what that place answers to.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: `(batch, num_channels, height, width)`.
+        column: Of the observation.
+
+    Returns:
+        `(batch, 2)`: (down, right), as shares of height and width: the centre of mass of the squared gradient of the
+        map's largest value, less the middle of its cell.
+    """
+    with torch.enable_grad():
+        values = pixel_values.detach().clone().requires_grad_()
+        maps = model(values, output_saliency=True).saliency[:, column]  # (B, h, w)
+        height, width = maps.shape[1:]
+        maps = maps.flatten(1)
+        peaks = maps.argmax(dim=1)
+        (gradient,) = torch.autograd.grad(maps.gather(1, peaks[:, None]).sum(), values)
+    mass = gradient.float().square().sum(dim=1)  # (B, height, width)
+    mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
+    cells = torch.stack([(peaks // width + 0.5) / height, (peaks % width + 0.5) / width], dim=1)
+    down = (mass.sum(dim=2) * _middles(mass.shape[1], mass)).sum(dim=1)
+    right = (mass.sum(dim=1) * _middles(mass.shape[2], mass)).sum(dim=1)
+    return torch.stack([down, right], dim=1) - cells
+
+
+def _middles(count: int, like: Tensor) -> Tensor:
+    """The middles of so many pixels, as shares of the side."""
+    return (torch.arange(count, device=like.device) + 0.5) / count
