@@ -24,6 +24,7 @@ MIN_IMAGES = 16
 """Of an observation; with fewer its offset is not measured."""
 
 _BATCH_SIZE = 16
+_LEAST_MASS = 1e-20
 
 
 def measure_map_offsets(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> dict[str, list[float]]:
@@ -50,18 +51,22 @@ def measure_map_offsets(classifier: CheXpertClassifier, dataset: datasets.Datase
         for start in range(0, len(rows), _BATCH_SIZE):
             prepared = [classifier.prepare(classifier.read(files[row])) for row in rows[start : start + _BATCH_SIZE]]
             pixel_values = classifier.processor.pixel_values_of(torch.stack([one.gray[0] for one in prepared]))
-            found += offsets_of_peaks(classifier.model, pixel_values.to(device), column).tolist()
+            columns = torch.full((len(pixel_values),), column, device=device)
+            found += offsets_of_peaks(classifier.model, pixel_values.to(device), columns).tolist()
         offsets[name] = [round(median(axis), 4) for axis in zip(*found, strict=True)]
     return offsets
 
 
-def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, column: int) -> Tensor:
+def offsets_of_peaks(
+    model: CheXpertForImageClassification, pixel_values: Tensor, columns: Tensor, *, create_graph: bool = False
+) -> Tensor:
     """How far from the strongest place of a map lies what that place answers to.
 
     Args:
         model: In evaluation mode.
         pixel_values: `(batch, num_channels, height, width)`.
-        column: Of the observation.
+        columns: `(batch,)`: the observation of each image.
+        create_graph: Whether the result can be differentiated with respect to the model's parameters.
 
     Returns:
         `(batch, 2)`: (down, right), as shares of height and width: the centre of mass of the squared gradient of the
@@ -69,17 +74,18 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
     """
     with torch.enable_grad():
         values = pixel_values.detach().clone().requires_grad_()
-        maps = model(values, output_saliency=True).saliency[:, column]  # (B, h, w)
+        maps = model(values, output_saliency=True).saliency[torch.arange(len(values)), columns]  # (B, h, w)
         height, width = maps.shape[1:]
         maps = maps.flatten(1)
-        peaks = maps.argmax(dim=1)
-        (gradient,) = torch.autograd.grad(maps.gather(1, peaks[:, None]).sum(), values)
-    mass = gradient.float().square().sum(dim=1)  # (B, height, width)
-    mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
-    cells = torch.stack([(peaks // width + 0.5) / height, (peaks % width + 0.5) / width], dim=1)
-    down = (mass.sum(dim=2) * _middles(mass.shape[1], mass)).sum(dim=1)
-    right = (mass.sum(dim=1) * _middles(mass.shape[2], mass)).sum(dim=1)
-    return torch.stack([down, right], dim=1) - cells
+        peaks = maps.detach().argmax(dim=1)
+        strongest = maps.gather(1, peaks[:, None]).sum()
+        (gradient,) = torch.autograd.grad(strongest, values, create_graph=create_graph)
+        mass = gradient.float().square().sum(dim=1)  # (B, height, width)
+        mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=_LEAST_MASS)
+        cells = torch.stack([(peaks // width + 0.5) / height, (peaks % width + 0.5) / width], dim=1)
+        down = (mass.sum(dim=2) * _middles(mass.shape[1], mass)).sum(dim=1)
+        right = (mass.sum(dim=1) * _middles(mass.shape[2], mass)).sum(dim=1)
+        return torch.stack([down, right], dim=1) - cells
 
 
 def _middles(count: int, like: Tensor) -> Tensor:

@@ -23,6 +23,12 @@ MAP_SHARPNESS = 4.0
 them in .66 (maps of 32 x 32); with 10 the networks learned less."""
 
 
+CENTRED = 0.02
+"""Of an image's side: four pixels of 192."""
+
+_FAR = 5.0
+
+
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
     """Squared AUC-margin loss, the mean over the observations of which a batch has positive and negative labels.
 
@@ -83,6 +89,19 @@ def map_loss(
     if weights is not None:
         losses = losses * weights
     return masked_mean(losses, targets >= 0, num_items_in_batch)
+
+
+def centring_loss(offsets: Tensor) -> Tensor:
+    """How far beside themselves the strongest places of maps look.
+
+    Args:
+        offsets: `(batch, 2)`, from `offsets_of_peaks`.
+
+    Returns:
+        A scalar: the mean of the squared distances in units of `CENTRED`, each at most `_FAR` of them.
+    """
+    distances = (offsets / CENTRED).square().sum(dim=1)
+    return distances.clamp(max=_FAR**2).mean()
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

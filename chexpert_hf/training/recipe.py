@@ -52,6 +52,8 @@ class Recipe:
         loss: "cross-entropy" (the policies' own), or "auc-margin"; see `chexpert_hf.training.losses`.
         map_loss: Weight of a second loss, by which the strongest places of an observation's map must speak for or
             against it by themselves, so that maps point at findings; see `chexpert_hf.training.losses`. 0 for none.
+        map_centring: Weight of a third loss, by which the strongest place of a map must look at itself and not beside;
+            it takes the gradient of a gradient, for some images of each batch. 0 for none.
         register_maps: Measure after training how far beside its own place each map looks, so that it can be laid where
             the evidence is.
         class_weights: Weight positive labels by the number of negative ones for each; the paper does not.
@@ -104,6 +106,7 @@ class Recipe:
     unconditional: bool = False
     loss: Loss = "cross-entropy"
     map_loss: float = 0.0
+    map_centring: float = 0.0
     register_maps: bool = False
     class_weights: bool = False
     blank_labels: str = "negative"
@@ -172,7 +175,15 @@ class Recipe:
             _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("map_loss", "conditional_epochs", "weight_decay", "max_grad_norm", "workers", "rotation_degrees"):
+        for name in (
+            "map_loss",
+            "map_centring",
+            "conditional_epochs",
+            "weight_decay",
+            "max_grad_norm",
+            "workers",
+            "rotation_degrees",
+        ):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
         self._check_folds()

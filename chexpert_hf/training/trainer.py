@@ -20,18 +20,22 @@ from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import IGNORED
+from chexpert_hf.inference.registration import offsets_of_peaks
+from chexpert_hf.labels import IGNORED, POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable import DurableCheckpoints
-from chexpert_hf.training.losses import auc_margin_loss, map_loss
+from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
+
+CENTRED_IMAGES = 8
+"""Of each batch, whose maps are asked where they look."""
 
 
 class CheXpertTrainer(DurableCheckpoints):
@@ -41,6 +45,7 @@ class CheXpertTrainer(DurableCheckpoints):
         augmentation: What to change.
         memory_format: Of the batches.
         map_loss_weight: Of `losses.map_loss` beside the model's own loss.
+        centring_weight: Of `losses.centring_loss`, likewise.
         args: Of the Trainer, as `kwargs`.
     """
 
@@ -50,12 +55,14 @@ class CheXpertTrainer(DurableCheckpoints):
         augmentation: RadiographAugmentation,
         memory_format: Any,
         map_loss_weight: float = 0.0,
+        centring_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.memory_format = memory_format
         self.map_loss_weight = map_loss_weight
+        self.centring_weight = centring_weight
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -70,13 +77,31 @@ class CheXpertTrainer(DurableCheckpoints):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if not self.map_loss_weight or not model.training:
+        if not (self.map_loss_weight or self.centring_weight) or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with_maps = inputs | {"output_saliency": True}
+        with_maps = inputs | {"output_saliency": bool(self.map_loss_weight)}
         loss, outputs = super().compute_loss(model, with_maps, True, num_items_in_batch)
-        added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
-        loss = loss + self.map_loss_weight * added
+        if self.map_loss_weight:
+            added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
+            loss = loss + self.map_loss_weight * added
+        if self.centring_weight:
+            loss = loss + self.centring_weight * self._centring(inputs["pixel_values"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
+
+    def _centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one positive observation, drawn at random, of each of the first images that have one."""
+        positive = labels[:CENTRED_IMAGES] == POSITIVE
+        rows = positive.any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return labels.new_zeros(())
+        columns = torch.multinomial(positive[rows].float(), 1)[:, 0]
+        network = self.accelerator.unwrap_model(self.model)
+        network.eval()  # a few images are no batch to take statistics of
+        try:
+            with torch.autocast(pixel_values.device.type, enabled=False):
+                return centring_loss(offsets_of_peaks(network, pixel_values[rows].float(), columns, create_graph=True))
+        finally:
+            network.train()
 
 
 class EvaluateLastStep(TrainerCallback):
@@ -173,6 +198,7 @@ def build_trainer(
         ),
         memory_format=memory_format,
         map_loss_weight=recipe.map_loss,
+        centring_weight=recipe.map_centring,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -13,6 +13,7 @@ from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.inference.registration import MIN_IMAGES, measure_map_offsets, offsets_of_peaks
 from chexpert_hf.inference.saliency import map_offsets, resize_maps
+from chexpert_hf.training.losses import centring_loss
 
 
 def looking_beside(down: int, right: int):
@@ -33,7 +34,7 @@ def test_the_offset_of_a_network_that_looks_beside_its_places_is_found(down, rig
     values = torch.zeros(4, 3, 64, 96)
     for row, (y, x) in enumerate([(16, 40), (24, 32), (32, 56), (40, 48)]):
         values[row, :, y + down : y + down + 8, x + right : x + right + 8] = 1
-    found = offsets_of_peaks(looking_beside(down, right), values, 1)
+    found = offsets_of_peaks(looking_beside(down, right), values, torch.ones(4, dtype=torch.long))
     np.testing.assert_allclose(found, [[down / 64, right / 96]] * 4, atol=1e-6)
     assert values.grad is None
 
@@ -105,3 +106,18 @@ def test_offsets_are_measured_for_observations_with_enough_images_and_kept_with_
 def test_offsets_that_cannot_be_a_models_are_refused(offsets):
     with pytest.raises(Exception, match="offset"):
         CheXpertConfig(map_offsets=offsets)
+
+
+def test_the_offsets_can_be_made_smaller_along_their_gradient(tiny_model):
+    network = tiny_model.double()
+    values = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    columns = torch.zeros(8, dtype=torch.long)
+    before = centring_loss(offsets_of_peaks(network, values, columns, create_graph=True))
+    gradients = torch.autograd.grad(before, [*network.parameters()], allow_unused=True)
+    length = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
+    with torch.no_grad():
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            if gradient is not None:
+                parameter -= 1e-4 * gradient / length
+    after = centring_loss(offsets_of_peaks(network, values, columns))
+    assert (before - after).item() == pytest.approx(1e-4 * length.item(), rel=0.1)

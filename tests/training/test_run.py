@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.data.chexpert import BadFilesError
 from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.inference.registration import offsets_of_peaks
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.intact import CheckpointError
-from chexpert_hf.training.losses import map_loss
+from chexpert_hf.training.losses import centring_loss, map_loss
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
@@ -334,3 +335,24 @@ def test_a_run_with_the_loss_of_maps_trains_on_it_and_registers_its_maps(phantom
     both, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
     assert both.item() == pytest.approx((alone + map_loss(outputs, batch["labels"])).item(), rel=1e-5)
     assert both.item() > alone.item() + 0.1
+    model.training = False
+
+
+def test_the_centring_of_maps_is_part_of_the_loss(phantoms, tmp_path):
+    recipe = RECIPE.override(map_centring=1.0, architecture=TINY, workers=0)
+    trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch = trainer._prepare_inputs(batch)
+    batch["labels"][:] = 1
+    batch["labels"][:, 1:] = 0  # so that there is nothing to draw
+    trainer.model.train()
+    before = trainer._centring(batch["pixel_values"], batch["labels"])
+    assert trainer.model.training
+    offsets = offsets_of_peaks(trainer.model.eval(), batch["pixel_values"], torch.zeros(8, dtype=torch.long))
+    assert before.item() == pytest.approx(centring_loss(offsets).item(), rel=1e-5)
+    before.backward()
+    assert trainer.model.features.conv0.weight.grad.abs().max() > 0
+    assert trainer._centring(batch["pixel_values"], torch.zeros_like(batch["labels"])).item() == 0
+    without = trainer.compute_loss(trainer.model.eval(), dict(batch)).item()
+    trainer.model.training = True
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() > without
