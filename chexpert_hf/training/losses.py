@@ -19,8 +19,8 @@ AUC_MARGIN = 1.0
 """The margin of Yuan et al. 2021 for CheXpert."""
 
 MAP_SHARPNESS = 4.0
-"""How much the strongest place of a map counts for `map_loss`: 1 found thin tubes in .25 of the phantoms where 4 found
-them in .66 (maps of 32 x 32); with 10 the networks learned less."""
+"""How much the strongest place of a map counts for `map_loss`. Of focal findings of phantoms networks without centring
+hit .58 and .63 on average with 1, .58 to .85 with 4, and .58 with 10; all had other numbers of layers."""
 
 
 CENTRED = 0.02

@@ -85,7 +85,9 @@ class CheXpertTrainer(DurableCheckpoints):
             added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
             loss = loss + self.map_loss_weight * added
         if self.centring_weight:
-            loss = loss + self.centring_weight * self._centring(inputs["pixel_values"], inputs["labels"])
+            # A mean of each batch, where the other losses are divided by the labels of the whole optimizer step.
+            weight = self.centring_weight / self.args.gradient_accumulation_steps
+            loss = loss + weight * self._centring(inputs["pixel_values"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
     def _centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:

@@ -353,6 +353,10 @@ def test_the_centring_of_maps_is_part_of_the_loss(phantoms, tmp_path):
     before.backward()
     assert trainer.model.features.conv0.weight.grad.abs().max() > 0
     assert trainer._centring(batch["pixel_values"], torch.zeros_like(batch["labels"])).item() == 0
-    without = trainer.compute_loss(trainer.model.eval(), dict(batch)).item()
-    trainer.model.training = True
-    assert trainer.compute_loss(trainer.model, dict(batch)).item() > without
+    trainer.model.zero_grad()
+    for steps in (1, 2):  # of an optimizer step, over which it is averaged as the labels are
+        trainer.args.gradient_accumulation_steps = steps
+        without = trainer.compute_loss(trainer.model.eval(), dict(batch)).item()
+        trainer.model.training = True
+        added = trainer.compute_loss(trainer.model, dict(batch)).item() - without
+        assert added == pytest.approx(before.item() / steps, rel=1e-3)
