@@ -23,8 +23,8 @@ from chexpert_hf.serving.endpoints import is_uploaded
 from chexpert_hf.serving.failures import say_errors_in_one_line
 from chexpert_hf.serving.headers import SecurityHeaders
 from chexpert_hf.serving.shell import MAX_FILE_BYTES, Limits, RequestShell, ShellState
-from chexpert_hf.serving.small_uploads import write_small_uploads_in_loop
 from chexpert_hf.serving.temporary import private_folder
+from chexpert_hf.serving.threads import spare_threads
 
 STOP_SECONDS = 5
 """How long those who wait are given to get their answer, once the server was told to stop."""
@@ -102,7 +102,7 @@ def launch(
         folder = stack.enter_context(private_folder())
         _keep_files_in(demo, folder)
         say_errors_in_one_line(demo)
-        write_small_uploads_in_loop()
+        spare_threads()
         demo.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
         url = _start(demo, state, host, port, auth, mcp, look)
         _remember_configurations(demo)
