@@ -8,6 +8,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TypedDict
 
@@ -175,13 +176,14 @@ def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
             break
     if len(places) > MAX_BATCH:
         raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
-    results = read_ahead(functools.partial(_score, classifier), sources, threads=_ROWS_AT_ONCE, ahead=_ROWS_AT_ONCE)
-    for file, member in places:
-        result = errors[file, member] if (file, member) in errors else next(results)
-        if isinstance(result, RadiographError):
-            yield Row(file=file, member=member, error=str(result), observations=None)
-        else:
-            yield Row(file=file, member=member, error=None, observations=_scores(classifier, result))
+    score = functools.partial(_score, classifier)
+    with closing(read_ahead(score, sources, threads=_ROWS_AT_ONCE, ahead=_ROWS_AT_ONCE)) as results:
+        for file, member in places:
+            result = errors[file, member] if (file, member) in errors else next(results)
+            if isinstance(result, RadiographError):
+                yield Row(file=file, member=member, error=str(result), observations=None)
+            else:
+                yield Row(file=file, member=member, error=None, observations=_scores(classifier, result))
 
 
 def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | RadiographError:

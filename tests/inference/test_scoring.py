@@ -87,6 +87,22 @@ def test_every_forward_has_full_batches(folder, classifier, monkeypatch):
 
 
 @pytest.fixture
+def radiograph_threads():
+    """Lists the threads that read radiographs, but for those that were there before the test."""
+    before = set(threading.enumerate())
+    return lambda: [one for one in threading.enumerate() if one.name.startswith("radiographs") and one not in before]
+
+
+@pytest.fixture
+def one_thread():
+    """As the decoding threads compute: PyTorch's sums have other last bits with as many threads as there are cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def side_by_side(classifier, monkeypatch):
     """Two copies of a classifier, as of a runtime that computes side by side; what each was asked for is kept."""
     copies, asked = [copy.copy(classifier) for _ in range(2)], []
@@ -102,7 +118,9 @@ def side_by_side(classifier, monkeypatch):
     return asked
 
 
-def test_side_by_side_all_files_are_scored_in_order_and_bad_ones_told(folder, classifier, side_by_side, monkeypatch):
+def test_side_by_side_all_files_are_scored_in_order_and_bad_ones_told(
+    folder, classifier, side_by_side, monkeypatch, one_thread
+):
     files = find_radiographs([folder]).files
     with open(files[5], "rb+") as file:
         file.write(b"text")
@@ -128,7 +146,7 @@ def test_side_by_side_radiographs_are_scored_with_maps_and_one_at_a_time_by_the_
     assert side_by_side == []
 
 
-def test_side_by_side_to_stop_early_ends_the_threads(folder, classifier, side_by_side):
+def test_side_by_side_to_stop_early_ends_the_threads(folder, classifier, side_by_side, radiograph_threads):
     results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2)
     assert next(results).error is None
     results.close()
@@ -209,11 +227,7 @@ def test_as_many_images_are_alive_for_many_files_as_for_few(folder, classifier, 
     assert max(peaks) <= 3 * 3 + 1
 
 
-def radiograph_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("radiographs")]
-
-
-def test_to_stop_early_ends_the_threads(folder, classifier):
+def test_to_stop_early_ends_the_threads(folder, classifier, radiograph_threads):
     results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2)
     assert next(results).error is None
     assert radiograph_threads()  # one or two: the pool starts a thread only if none is idle
@@ -221,7 +235,7 @@ def test_to_stop_early_ends_the_threads(folder, classifier):
     assert radiograph_threads() == []
 
 
-def test_threads_end_when_the_network_fails(folder, classifier, monkeypatch):
+def test_threads_end_when_the_network_fails(folder, classifier, monkeypatch, radiograph_threads):
     monkeypatch.setattr(classifier, "_predict_batch", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="division") as caught:
         list(score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2))
@@ -230,7 +244,7 @@ def test_threads_end_when_the_network_fails(folder, classifier, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), KeyboardInterrupt("stopped")])
-def test_what_a_thread_raises_comes_in_its_place_and_ends_the_threads(fault):
+def test_what_a_thread_raises_comes_in_its_place_and_ends_the_threads(fault, radiograph_threads):
     def read(number):
         if number == 3:
             raise fault

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from chexpert_hf.inference.folders.score_run import batch_size_for
 from chexpert_hf.inference.folders.scoring import score_files
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
-from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, uploaded_path
+from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
 from tests.serving.conftest import png
 
 README = Path(__file__).parents[2] / "README.md"
@@ -108,6 +109,18 @@ def test_a_batch_is_a_row_for_each_radiograph_and_for_each_in_an_archive(server,
     for row, data in zip([row for row in rows if row["observations"]], (png(1), png(2), png(3)), strict=True):
         scores = {name: score["probability"] for name, score in row["observations"].items()}
         assert scores == classifier.predict(data).probabilities
+
+
+def test_a_batch_that_fails_leaves_no_thread_behind(classifier, tmp_path, monkeypatch):
+    before = set(threading.enumerate())
+    monkeypatch.setattr("chexpert_hf.serving.endpoints._scores", lambda *rest: 1 / 0)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.write_bytes(png())
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(score_rows(classifier, paths))
+    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
+    assert caught.traceback  # which holds what was under way
 
 
 def test_too_many_in_one_batch_are_refused_before_any_is_read(server):
