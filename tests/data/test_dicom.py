@@ -545,9 +545,9 @@ def test_bombs_are_refused_fast_and_small(name, tmp_path):
     assert peak_growth_mb(refuse) < 50
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()  # whatever else the machine does takes none of it
         refuse()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 0.1
 
 

@@ -405,14 +405,15 @@ def test_bombs_are_refused_fast_and_small(data, recwarn):
         check_refusal(caught.value)
 
     assert peak_growth_mb(refuse) < 50
-    assert min(seconds(refuse) for _ in range(3)) < 0.1
+    assert min(cpu_seconds(refuse) for _ in range(3)) < 0.1
     assert not recwarn.list  # Pillow warns of large images
 
 
-def seconds(function) -> float:
-    start = time.perf_counter()
+def cpu_seconds(function) -> float:
+    """Of this thread: whatever else the machine does takes none of them."""
+    start = time.thread_time()
     function()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 @pytest.mark.parametrize("data", [*CONTAINERS.values(), *LOSSY.values()], ids=[*CONTAINERS, *LOSSY])
