@@ -48,13 +48,8 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine the threads of a tiny network wait for each other a hundred times longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# On a busy machine the threads of a tiny network wait for each other a hundred times longer than they compute.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

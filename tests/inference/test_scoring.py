@@ -94,15 +94,6 @@ def radiograph_threads():
 
 
 @pytest.fixture
-def one_thread():
-    """As the decoding threads compute: PyTorch's sums have other last bits with as many threads as there are cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def side_by_side(classifier, monkeypatch):
     """Two copies of a classifier, as of a runtime that computes side by side; what each was asked for is kept."""
     copies, asked = [copy.copy(classifier) for _ in range(2)], []

@@ -117,7 +117,7 @@ def test_a_batch_that_fails_leaves_no_thread_behind(classifier, tmp_path, monkey
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path in paths:
         path.write_bytes(png())
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(ZeroDivisionError, match="division") as caught:
         list(score_rows(classifier, paths))
     assert [thread.name for thread in threading.enumerate() if thread not in before] == []
     assert caught.traceback  # which holds what was under way
