@@ -1,6 +1,8 @@
 """The image processor: the one statement of how a radiograph becomes `pixel_values`.
 
-Grayscale, crop, resize, rescale to [0, 1], normalise, repeat over channels. This file travels with saved models.
+Grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. All steps on gray levels are
+whole-number arithmetic of Pillow or of this file, so that every machine gives the same pixel values. This file travels
+with saved models.
 Files are better read with `chexpert_hf.data.radiograph.read_radiograph`, which knows DICOM and 16-bit images.
 """
 
@@ -35,6 +37,12 @@ _OUTSIDE = 127.5
 # Where scipy cuts a Gaussian off, in standard deviations.
 _TRUNCATE = 4.0
 
+# Share of each side that does not count in the gray range: borders, collimators and side markers lie there.
+_MARGIN = 0.1
+_WHITE = 255
+# Smaller and larger exponents would turn noise in nearly uniform images into structure.
+_EXPONENTS = (1 / 3, 3.0)
+
 
 class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """The options that this processor has beside the usual ones.
@@ -42,19 +50,23 @@ class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
     Attributes:
         do_square_crop: Whether to cut the longer side to the shorter one, in the middle, before resizing.
         resize_like: "scikit-image" for resizing as `skimage.transform.resize` does, without rounding the gray levels;
-            None for torchvision's.
+            None for Pillow's antialiased resizing of 8-bit images.
+        gray_range: Brings every image to one gray range; see `to_gray_range`, whose arguments it holds: `low`, `high`
+            and `median`. None leaves the gray levels as they are.
     """
 
     do_square_crop: bool | None
     resize_like: str | None
+    gray_range: dict[str, float] | None
 
 
 class CheXpertImageProcessor(TorchvisionBackend):
     """Turns 8-bit radiographs into `pixel_values` of shape `(batch, channels, height, width)`.
 
     The number of channels is the length of `image_mean`: three for ImageNet statistics, one for a single-channel model.
-    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio. `do_square_crop` and `resize_like`
-    (see `CheXpertImageProcessorKwargs`) are for models that were trained with torchxrayvision.
+    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio. `gray_range` is for models that are
+    to hold for other scanners and exports, `do_square_crop` and `resize_like` for models that were trained with
+    torchxrayvision (see `CheXpertImageProcessorKwargs`).
 
     Raises:
         ValueError: If an image is not 8-bit, has 2, 4 or more channels as an array, or has no pixels. Values of 16-bit
@@ -66,6 +78,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
     valid_kwargs = CheXpertImageProcessorKwargs
     do_square_crop = False
     resize_like: str | None = None
+    gray_range: dict[str, float] | None = None
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -122,9 +135,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         width, height = square[2] - square[0], square[3] - square[1]
         resized_height, resized_width = height, width
         if self.do_resize:
-            # On the meta device nothing is computed but the shape.
-            empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
-            resized_height, resized_width = self.resize(empty, self.size).shape[-2:]
+            resized_height, resized_width = self._resized_shape(height, width, self.size)
         if not self.do_center_crop:
             return tuple(map(float, square))  # type: ignore[return-value]  # it has four values
         left, right = _cropped(resized_width, self.crop_size["width"])
@@ -179,6 +190,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         size: Any,
         do_square_crop: bool = False,
         resize_like: str | None = None,
+        gray_range: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> Any:
         if do_square_crop:
@@ -190,7 +202,32 @@ class CheXpertImageProcessor(TorchvisionBackend):
                 raise ValueError(f"resize_like needs a size of height and width, got {size}.")
             images = [resize_like_scikit_image(image, size["height"], size["width"]) for image in images]
             do_resize = False
+        if gray_range:
+            if do_resize:
+                images = [self.resize(image, size, kwargs.get("resample")) for image in images]
+                do_resize = False
+            images = [to_gray_range(image, **gray_range) for image in images]
         return super()._preprocess(images, do_resize=do_resize, size=size, **kwargs)
+
+    def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Resizes gray levels `(..., height, width)`, uint8, with Pillow, which rounds alike on every processor.
+
+        torchvision's antialiased resizing of 8-bit images differs by a level between instruction sets and versions.
+        """
+        height, width = self._resized_shape(image.shape[-2], image.shape[-1], size)
+        method = PILImageResampling(resample) if isinstance(resample, int) else PILImageResampling.BILINEAR
+        planes = [
+            np.array(Image.fromarray(plane).resize((width, height), method))
+            for plane in image.cpu().reshape(-1, *image.shape[-2:]).numpy()
+        ]
+        return torch.from_numpy(np.stack(planes)).reshape(*image.shape[:-2], height, width).to(image.device)
+
+    def _resized_shape(self, height: int, width: int, size: Any) -> tuple[int, int]:
+        """(height, width) after resizing to `size`, which may name sides, edges or maxima."""
+        # On the meta device nothing is computed but the shape.
+        empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
+        resized_height, resized_width = super().resize(empty, size).shape[-2:]
+        return resized_height, resized_width
 
     def rescale_and_normalize(
         self,
@@ -206,6 +243,47 @@ class CheXpertImageProcessor(TorchvisionBackend):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)
         return super().rescale_and_normalize(images, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+
+
+def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | None = None) -> torch.Tensor:
+    """Brings an image to one gray range, whatever part of it the scanner or the export used.
+
+    Stretches the gray levels between two percentiles of the middle of the image over the whole range, then bends them
+    by a power so that the median of the middle becomes `median`. The outer tenth on each side does not count: borders,
+    collimators and markers must not decide. A uniform image stays as it is.
+
+    Args:
+        gray: `(..., height, width)` gray levels, uint8, of one image.
+        low: Percentile that becomes black, such as .5.
+        high: Percentile that becomes white, such as 99.5.
+        median: What the median becomes, in (0, 1); None for no bending.
+
+    Returns:
+        Of the same shape, uint8.
+
+    Raises:
+        ValueError: If the values are no range, or the image is not uint8.
+    """
+    if not 0 <= low < high <= 100 or not (median is None or 0 < median < 1):
+        raise ValueError(
+            f"gray_range is low {low}, high {high}, median {median}; expected percentiles with low below high, and a "
+            "median between 0 and 1 or none."
+        )
+    if gray.dtype != torch.uint8:
+        raise ValueError(f"gray_range needs gray levels in uint8, got {gray.dtype}; leave out resize_like.")
+    height, width = gray.shape[-2:]
+    down, across = int(height * _MARGIN), int(width * _MARGIN)
+    middle = gray[..., down : height - down, across : width - across]
+    counts = np.bincount(middle.cpu().numpy().ravel(), minlength=_WHITE + 1).cumsum()
+    darkest, brightest, typical = (int(np.searchsorted(counts, counts[-1] * share / 100)) for share in (low, high, 50))
+    if brightest <= darkest:
+        return gray
+    levels = np.clip((np.arange(_WHITE + 1) - darkest) / (brightest - darkest), 0, 1)
+    if median is not None and 0 < levels[typical] < 1:
+        exponent = np.log(median) / np.log(levels[typical])
+        levels = levels ** np.clip(exponent, *_EXPONENTS)
+    table = torch.from_numpy((levels * _WHITE).round().astype(np.uint8)).to(gray.device)
+    return table[gray.long()]
 
 
 def resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:

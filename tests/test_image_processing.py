@@ -1,10 +1,14 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as transforms
 
 from chexpert_hf import CheXpertImageProcessor
+from chexpert_hf.image_processing_chexpert import to_gray_range
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (90, 70), dtype=np.uint8)
@@ -18,10 +22,32 @@ def pixels(image, **options):
 
 
 def test_pixel_values_follow_from_resize_rescale_and_normalise():
-    resized = transforms.resize(torch.from_numpy(GRAY)[None], [64, 48], antialias=True).float() / 255
+    resized = (
+        torch.from_numpy(np.array(Image.fromarray(GRAY).resize((48, 64), Image.Resampling.BILINEAR))).float() / 255
+    )
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     torch.testing.assert_close(pixels(GRAY)[0], (resized - mean) / std, atol=1e-6, rtol=1e-6)
+
+
+def test_pixel_values_are_the_same_bits_whatever_the_processor_can_do():
+    program = (
+        "import hashlib, numpy as np; from chexpert_hf import CheXpertImageProcessor;"
+        "image = np.random.default_rng(5).integers(0, 256, (397, 391), dtype=np.uint8);"
+        "values = CheXpertImageProcessor(gray_range={'low': 0.5, 'high': 99.5, 'median': 0.5})(image)['pixel_values'];"
+        "print(hashlib.sha256(values[0].numpy().tobytes()).hexdigest())"
+    )
+    found = {
+        capability: subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for capability in ("default", "avx2")
+    }
+    assert found["default"] == found["avx2"] != ""
 
 
 def test_one_mean_makes_one_channel():
@@ -158,3 +184,81 @@ def test_the_options_for_torchxrayvisions_models_are_saved_and_unknown_ones_refu
         pixels(GRAY, resize_like="pillow")
     with pytest.raises(ValueError, match="resize_like needs a size of height and width"):
         CheXpertImageProcessor(size={"shortest_edge": 48}, resize_like="scikit-image")(GRAY)
+
+
+RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
+
+
+def film(height=200, width=180):
+    """A smooth image that uses gray levels from 30 to 220, with some noise."""
+    rows, columns = np.mgrid[:height, :width] / (height, width)[0]
+    image = 125 + 80 * np.sin(7 * rows) * np.cos(5 * columns) + RNG.normal(0, 5, (height, width))
+    return image.clip(30, 220)
+
+
+def framed(image, level):
+    wide = np.full([side * 5 // 4 for side in image.shape], level)
+    top, left = (wide.shape[0] - image.shape[0]) // 2, (wide.shape[1] - image.shape[1]) // 2
+    wide[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return wide
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda levels: levels * 0.4,  # the dark end of the range only
+        lambda levels: 40 + levels * 0.75,
+        lambda levels: 127.5 + (levels - 127.5) / 2,  # half the contrast
+        lambda levels: 255 * (levels / 255) ** 0.5,
+        lambda levels: 255 * (levels / 255) ** 2,
+    ],
+    ids=["dark", "bright", "flat", "gamma .5", "gamma 2"],
+)
+def test_one_film_in_any_gray_range_gives_nearly_the_same_gray_levels(change):
+    image = film()
+    before, after = (
+        to_gray_range(torch.from_numpy(levels.round().astype(np.uint8))[None], **RANGE).float()
+        for levels in (image, change(image))
+    )
+    assert (before - after).abs().mean() < 4  # of 255; the change itself moves them by 30 to 80
+    assert np.median(before) == pytest.approx(127.5, abs=4)
+
+
+@pytest.mark.parametrize("level", [0, 255], ids=["black", "white"])
+def test_a_frame_around_the_film_does_not_decide_its_gray_range(level):
+    image = film().round().astype(np.uint8)
+    inside = to_gray_range(torch.from_numpy(image)[None], **RANGE)[0]
+    wide = to_gray_range(torch.from_numpy(framed(image, level).astype(np.uint8))[None], **RANGE)[0]
+    cut = framed(np.ones_like(image), 0).astype(bool)
+    difference = (wide.numpy()[cut].astype(float) - inside.numpy().ravel()).__abs__().mean()
+    assert difference < 10
+
+
+def test_the_gray_range_by_hand():
+    ramp = torch.arange(100, 201, dtype=torch.uint8).repeat(101, 1)[None]  # the middle holds 110 to 190
+    stretched = to_gray_range(ramp, low=0, high=100)
+    assert stretched[0, 0, [0, 10, 50, 90, 100]].tolist() == [0, 0, 128, 255, 255]
+    bent = to_gray_range(ramp, low=0, high=100, median=0.25)
+    assert bent[0, 0, [10, 50, 90]].tolist() == [0, 64, 255]
+    uniform = torch.full((1, 8, 8), 77, dtype=torch.uint8)
+    assert torch.equal(to_gray_range(uniform, **RANGE), uniform)
+
+
+@pytest.mark.parametrize("wrong", [{"low": 60, "high": 40}, {"low": 1, "high": 99, "median": 1.0}])
+def test_a_gray_range_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="gray_range is low"):
+        pixels(GRAY, gray_range=wrong)
+
+
+def test_the_gray_range_is_applied_to_each_image_and_saved(tmp_path):
+    processor = CheXpertImageProcessor(size={"height": 64, "width": 48}, gray_range=RANGE)
+    processor.save_pretrained(tmp_path)
+    loaded = CheXpertImageProcessor.from_pretrained(tmp_path)
+    assert loaded.gray_range == RANGE
+    dark = film() * 0.4
+    both = loaded([film().astype(np.uint8), dark.astype(np.uint8)], return_tensors="pt")["pixel_values"]
+    assert (both[0] - both[1]).abs().mean() < 0.1  # standard deviations
+    resized = np.array(Image.fromarray(GRAY).resize((48, 64), Image.Resampling.BILINEAR))
+    expected = to_gray_range(torch.from_numpy(resized)[None], **RANGE)
+    gray = loaded(GRAY, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(gray, expected)
