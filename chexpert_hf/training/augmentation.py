@@ -1,8 +1,8 @@
 """Augmentation that is valid for radiographs, on whole batches and on the accelerator.
 
-Small rotation, shift, change of size, contrast and brightness. No flip: it would move the heart to the right, which is
-a finding (dextrocardia), and mirror the side marker. What is drawn for an image depends on (seed, epoch, index) alone,
-so that a run that was interrupted goes on with the same images, bit for bit.
+Small rotation, shift, change of size, contrast, brightness and gamma, and frames around the image. No flip: it would
+move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. What is drawn for an image
+depends on (seed, epoch, index) alone, so that a run that was interrupted goes on with the same images, bit for bit.
 """
 
 import math
@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_NUM_DRAWN = 14
+_CHANCE_OF_BORDER = 0.3
+_CHANCE_OF_WHITE = 0.3  # of a frame; the others are black
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class RadiographAugmentation:
         translation: Largest shift in each direction, as a share of the image.
         scaling: Largest change of size, as a share.
         contrast: Largest change of contrast, and of brightness, as a share.
+        gamma: Largest natural logarithm of the power that the gray levels are raised to, either way.
+        border: Widest frame on each side, as a share of the side; three images in ten get one, black or white.
         seed: Of everything that is drawn.
     """
 
@@ -30,12 +36,14 @@ class RadiographAugmentation:
     translation: float = 0.0
     scaling: float = 0.0
     contrast: float = 0.0
+    gamma: float = 0.0
+    border: float = 0.0
     seed: int = 0
 
     @property
     def is_active(self) -> bool:
         """Whether it changes anything."""
-        return any((self.rotation_degrees, self.translation, self.scaling, self.contrast))
+        return any((self.rotation_degrees, self.translation, self.scaling, self.contrast, self.gamma, self.border))
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
         """Changes a batch.
@@ -48,20 +56,37 @@ class RadiographAugmentation:
         Returns:
             float32 gray levels in [0, 255] of the same shape, not rounded.
         """
-        drawn = self._draw(epoch, indices).to(images.device)  # (B, 6) in [-1, 1]
+        drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()
         if self.rotation_degrees or self.translation or self.scaling:
             grid = functional.affine_grid(self._matrices(drawn, changed), list(changed.shape), align_corners=False)
             changed = functional.grid_sample(changed, grid, align_corners=False)  # outside is black, as beyond the film
+        if self.gamma:
+            power = (self.gamma * drawn[:, 6]).exp()[:, None, None, None]
+            changed = 255 * (changed / 255).clamp(0, 1) ** power
         if self.contrast:
             factor = (1 + self.contrast * drawn[:, 4])[:, None, None, None]
             shift = (self.contrast * 127.5 * drawn[:, 5])[:, None, None, None]
             changed = (changed - 127.5) * factor + 127.5 + shift
+        if self.border:
+            changed = self._framed(changed, (drawn[:, 7:] + 1) / 2)
         return changed.clamp(0, 255)
+
+    def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Images with frames; `drawn` (batch, 6) in [0, 1]: whether, white or black, left, right, top, bottom."""
+        has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
+        level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
+        left, right, top, bottom = (self.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
+        rows = torch.arange(images.shape[-2], device=images.device) / images.shape[-2]
+        columns = torch.arange(images.shape[-1], device=images.device) / images.shape[-1]
+        is_row = (rows >= top[:, None]) & (rows < 1 - bottom[:, None])  # (B, height)
+        is_column = (columns >= left[:, None]) & (columns < 1 - right[:, None])  # (B, width)
+        return torch.where((is_row[:, :, None] & is_column[:, None, :])[:, None], images, level)
 
     def _draw(self, epoch: int, indices: Tensor) -> Tensor:
         rows = [
-            np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, size=6) for index in indices.cpu().tolist()
+            np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, size=_NUM_DRAWN)
+            for index in indices.cpu().tolist()
         ]
         return torch.from_numpy(np.stack(rows)).float()
 

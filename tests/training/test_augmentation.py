@@ -64,8 +64,27 @@ def test_gray_levels_stay_in_their_range():
     assert changed.max() <= 255
 
 
-@pytest.mark.parametrize("field", ["rotation_degrees", "translation", "scaling", "contrast"])
+@pytest.mark.parametrize("field", ["rotation_degrees", "translation", "scaling", "contrast", "gamma"])
 def test_each_part_alone_changes_the_image(field):
     augmentation = RadiographAugmentation(**{field: 0.2})
     changed = augmentation(images(1), epoch=0, indices=torch.tensor([0]))
     assert (changed - images(1).float()).abs().mean() > 0.1
+
+
+def test_three_images_in_ten_get_a_frame_that_is_black_or_white_and_no_wider_than_asked():
+    gray = torch.full((400, 1, 50, 40), 100, dtype=torch.uint8)
+    changed = RadiographAugmentation(border=0.2)(gray, epoch=0, indices=torch.arange(400))
+    assert (changed[..., 10:40, 8:32] == 100).all()
+    levels = {level: (changed == level).flatten(1).any(dim=1) for level in (0, 255)}
+    assert not (levels[0] & levels[255]).any()
+    assert (levels[0] | levels[255]).float().mean() == pytest.approx(0.3, abs=0.07)
+    assert levels[255].float().mean() == pytest.approx(0.09, abs=0.05)
+    assert sorted(changed.unique().tolist()) == [0, 100, 255]
+
+
+def test_gamma_is_a_power_of_the_gray_levels():
+    gray = torch.tensor([0, 51, 102, 204, 255], dtype=torch.uint8).reshape(1, 1, 1, 5)
+    changed = RadiographAugmentation(gamma=0.6)(gray, epoch=3, indices=torch.tensor([4]))[0, 0, 0]
+    power = changed[1].div(255).log() / torch.tensor(0.2).log()
+    assert 1 / 1.83 < power < 1.83
+    torch.testing.assert_close(changed, 255 * (gray[0, 0, 0] / 255) ** power)
