@@ -19,6 +19,7 @@ class RadiographDataset(torch.utils.data.Dataset):
         dataset: A split from `load_chexpert`.
         processor: Gives the size.
         to_targets: Makes the targets of raw labels `(num_labels,)` and their row's position.
+        cache: Whether to keep the gray levels of each radiograph once it was read; for a single process.
     """
 
     def __init__(
@@ -26,12 +27,15 @@ class RadiographDataset(torch.utils.data.Dataset):
         dataset: datasets.Dataset,
         processor: CheXpertImageProcessor,
         to_targets: Callable[[Tensor, int], dict[str, Tensor]],
+        *,
+        cache: bool = False,
     ) -> None:
         self.files = image_files(dataset)
         self.names: list[str] = dataset["path"][:]
         self.labels = torch.from_numpy(np.asarray(dataset["labels"][:], dtype=np.float32))
         self.processor = processor
         self.to_targets = to_targets
+        self.cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,9 +46,19 @@ class RadiographDataset(torch.utils.data.Dataset):
         Raises:
             RadiographError: If the file cannot be read; names the row.
         """
+        gray = None if self.cache is None else self.cache.get(index)
+        if gray is None:
+            gray = self._read(index)
+            if self.cache is not None:
+                self.cache[index] = gray
+        item: dict[str, Tensor | int] = {"pixel_values": gray, "index": index}
+        return item | self.to_targets(self.labels[index], index)
+
+    def _read(self, index: int) -> Tensor:
+        """The gray levels `(1, height, width)` of one radiograph."""
         try:
             image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
         except RadiographError as error:
             raise RadiographError(f"{self.names[index]}: {error}") from error
-        gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": gray, "index": index} | self.to_targets(self.labels[index], index)
+        gray: Tensor = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        return gray[0]

@@ -18,6 +18,9 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
 CHOSEN_SOURCE = "chosen in the recipe of this run"
 
+GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
+"""Percentiles that become black and white, and what the median becomes; see `to_gray_range`."""
+
 _BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size", "drop_rate")
 
 
@@ -83,9 +86,13 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     size = {"height": recipe.image_size, "width": recipe.image_size}
     if recipe.init not in ("imagenet", "random"):
         return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), size=size)
+    gray_range = dict(GRAY_RANGE) if recipe.gray_range else None
     if recipe.num_channels == 3:
-        return CheXpertImageProcessor(size=size)
+        return CheXpertImageProcessor(size=size, gray_range=gray_range)
     defaults = CheXpertImageProcessor
     return CheXpertImageProcessor(
-        size=size, image_mean=[float(np.mean(defaults.image_mean))], image_std=[float(np.mean(defaults.image_std))]
+        size=size,
+        gray_range=gray_range,
+        image_mean=[float(np.mean(defaults.image_mean))],
+        image_std=[float(np.mean(defaults.image_std))],
     )

@@ -5,7 +5,7 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2: DenseNet121 from Image
 policy; U-Ones is the single policy without a second stage or a third class that does best there (table 3).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -66,6 +66,8 @@ class Recipe:
         head_dropout: Dropout behind that layer.
         freeze_backbone: Train the head only; the statistics of BatchNorm stay, too.
         image_size: Height and width of the input in pixels.
+        gray_range: Bring every radiograph to one gray range, so that the scanner and the export do not matter; see
+            `image_processing_chexpert.to_gray_range`. A model that is fine-tuned keeps the setting that it has.
         frontal_only: Leave lateral views out, of training and validation.
         num_patients: A subset of the training patients, always the same one; all if None.
         valid_fraction: Share of the patients held out where the data has no valid.csv.
@@ -73,6 +75,8 @@ class Recipe:
         translation: Largest shift, as a share of the image.
         scaling: Largest change of size, as a share.
         contrast: Largest change of contrast and brightness, as a share.
+        gamma: Largest natural logarithm of the power that gray levels are raised to, either way.
+        border: Widest black or white frame that an image may get, as a share of the side.
         epochs: Passes over the training images.
         batch_size: Images per forward pass, on each device.
         gradient_accumulation_steps: Forward passes per optimizer step.
@@ -94,7 +98,13 @@ class Recipe:
         held_out_fold: Train on all parts but this one and validate on it; such are the further models.
         stored_precision: In which convolutions and head are stored: "fp32", or "fp16", which takes half the space.
         runs: Independent runs with seeds `seed`, `seed + 1`, ...; several make an ensemble of their best checkpoints.
+        distillation: Weight, in [0, 1], of the mean probability of other networks in each label. They see each image
+            as the new one does, augmented alike. 0 for no such networks.
+        distillation_teachers: How many of them are trained first, by the same recipe with the seeds that follow.
+        distillation_models: Model folders or repositories to take for them instead, which judge the same observations.
         workers: Processes that read images.
+        cache: Keep the prepared images in memory, `image_size` squared bytes each, so that each is read once; with
+            `workers` 0.
         seed: Of initialisation, order and augmentation.
     """
 
@@ -117,6 +127,7 @@ class Recipe:
     head_dropout: float = 0.0
     freeze_backbone: bool = False
     image_size: int = 320
+    gray_range: bool = True
     frontal_only: bool = False
     num_patients: int | None = None
     valid_fraction: float = 0.1
@@ -124,6 +135,8 @@ class Recipe:
     translation: float = 0.0
     scaling: float = 0.0
     contrast: float = 0.0
+    gamma: float = 0.0
+    border: float = 0.0
     epochs: float = 3
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
@@ -142,7 +155,11 @@ class Recipe:
     held_out_fold: int | None = None
     stored_precision: StoredPrecision = "fp32"
     runs: int = 1
+    distillation: float = 0.0
+    distillation_teachers: int = 2
+    distillation_models: Sequence[str] = ()
     workers: int = 2
+    cache: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -166,6 +183,7 @@ class Recipe:
             "images_per_checkpoint",
             "keep_checkpoints",
             "runs",
+            "distillation_teachers",
         ):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _expect("seed", self.seed, self.seed >= 0 and self.seed + self.runs <= 2**32, "in [0, 2**32)")
@@ -175,6 +193,9 @@ class Recipe:
             _expect(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("head_dropout", "translation", "scaling", "contrast", "warmup"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _expect("border", self.border, 0 <= self.border < 0.5, "in [0, .5)")
+        _expect("distillation", self.distillation, 0 <= self.distillation <= 1, "in [0, 1]")
+        _expect("cache", self.cache, not self.cache or self.workers == 0, "false, or workers 0")
         for name in (
             "map_loss",
             "map_centring",
@@ -183,10 +204,16 @@ class Recipe:
             "max_grad_norm",
             "workers",
             "rotation_degrees",
+            "gamma",
         ):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "in (0, 1)")
         self._check_folds()
+        if self.distillation and (self.runs > 1 or self.unconditional or self.conditional_epochs):
+            raise RecipeError(
+                "distillation is for one run of one stage, without a label hierarchy; leave out runs, unconditional "
+                "and conditional_epochs."
+            )
         if self.loss == "auc-margin" and (
             UncertaintyPolicy.U_MULTICLASS.value in self.policies.values()
             or self.unconditional
@@ -237,7 +264,11 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All values, as plain types."""
         values = asdict(self)
-        return values | {"observations": list(self.observations), "architecture": dict(self.architecture)}
+        return values | {
+            "observations": list(self.observations),
+            "architecture": dict(self.architecture),
+            "distillation_models": list(self.distillation_models),
+        }
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML, from which `load` makes an equal one."""
@@ -303,6 +334,8 @@ def _check_types(recipe: Recipe) -> None:
         accepted = tuple(wanted) + ((int,) if float in wanted else ())
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in wanted):
             raise RecipeError(f"{name} is {value!r}, expected {plain[wanted[0]]}.")
+    if isinstance(recipe.distillation_models, str):
+        raise RecipeError("distillation_models is expected to be a list of model folders.")
     if isinstance(recipe.observations, str) or not isinstance(recipe.architecture, Mapping):
         raise RecipeError("observations is expected to be a list of names, and architecture a mapping of fields.")
 

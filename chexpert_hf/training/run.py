@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
@@ -26,9 +27,10 @@ from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.inference.gate.fit import MIN_IMAGES
 from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.loading import load_model
-from chexpert_hf.inference.model_files import write_checksums
+from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.inference.registration import measure_map_offsets
 from chexpert_hf.labels import UncertaintyPolicy
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.curve import plot_curve
@@ -81,6 +83,7 @@ def train(
         CheXpertDataError: If the data cannot be loaded.
     """
     _check_reporter(report_to)
+    torch.backends.cudnn.deterministic = True  # on a GPU the same run gives the same bits, too
     try:
         data = load_data(recipe, root)
     except BadFilesError as error:
@@ -95,12 +98,22 @@ def train(
         return _train_several(recipe, output, data, stage, say)
     start = _conditional_stage(recipe, output, stage, say)
     soft_labels = _soft_labels(start, output, data["train"], stage, say)
+    teachers = _teachers(recipe, output, stage, say)
 
     set_seed(recipe.seed)
     model, processor = build_model(start), build_processor(start)
     if recipe.freeze_backbone:
         model.freeze_backbone()
-    trainer = build_trainer(recipe, model, processor, data, output, soft_labels=soft_labels, report_to=report_to)
+    trainer = build_trainer(
+        recipe,
+        model,
+        processor,
+        data,
+        output,
+        soft_labels=soft_labels,
+        teachers=teachers,
+        report_to=report_to,
+    )
     judged = _say_what_is_judged(data, recipe, say)
     _train_or_resume(trainer, resume, say)
 
@@ -195,7 +208,11 @@ def _say_nothing(_line: str) -> None:
 def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Callable[[str], None]) -> Path:
     """Trains a stage of a larger run, or what is left of it; gives its model folder."""
     resume = (folder / RECIPE_FILE).exists()
+    is_complete = resume and (folder / CHECKSUMS_FILE).exists()  # which is written last
     PartialState().wait_for_everyone()  # all have looked before the first one writes
+    if is_complete:
+        _expect_same(recipe, Recipe.load(folder / RECIPE_FILE), folder)
+        return folder
     return train(recipe, root, folder, resume=resume, report_to=report_to, say=say).folder
 
 
@@ -205,6 +222,33 @@ def _train_without(
     """The model folder of a run that holds out a part of the training patients."""
     say(f"For the calibration: training without part {fold + 1} of {recipe.calibration_folds}.")
     return stage(recipe.override(held_out_fold=fold), output / "folds" / f"fold-{fold + 1}")
+
+
+def _teachers(
+    recipe: Recipe, output: Path, stage: Callable[..., Path], say: Callable[[str], None]
+) -> list[CheXpertForImageClassification]:
+    """The networks to distil: those named, or ones trained by the same recipe with the seeds that follow."""
+    if not recipe.distillation:
+        return []
+    if recipe.distillation_models:
+        return [_teacher(name, recipe) for name in recipe.distillation_models]
+    teachers = []
+    for number in range(1, recipe.distillation_teachers + 1):
+        say(f"Teacher {number} of {recipe.distillation_teachers}.")
+        folds = {} if recipe.held_out_fold is not None else {"calibration_folds": 0}
+        teacher = recipe.override(distillation=0.0, seed=recipe.seed + number, **folds)
+        teachers.append(_teacher(str(stage(teacher, output / "teachers" / f"teacher-{number}")), recipe))
+    return teachers
+
+
+def _teacher(name: str, recipe: Recipe) -> CheXpertForImageClassification:
+    model = load_model(name)
+    if model.config.observations != recipe.observations:
+        raise RecipeError(
+            f"distillation_models names {name}, which judges {', '.join(model.config.observations)}; expected the "
+            f"observations of the recipe, in their order: {', '.join(recipe.observations)}."
+        )
+    return model
 
 
 def _conditional_stage(recipe: Recipe, output: Path, stage: Callable[..., Path], say: Callable[[str], None]) -> Recipe:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,8 @@ class CheXpertTrainer(DurableCheckpoints):
         memory_format: Of the batches.
         map_loss_weight: Of `losses.map_loss` beside the model's own loss.
         centring_weight: Of `losses.centring_loss`, likewise.
+        teachers: Networks whose mean probability is mixed into the labels, for the same augmented images.
+        distillation: Weight of that mean, in [0, 1].
         args: Of the Trainer, as `kwargs`.
     """
 
@@ -56,6 +59,8 @@ class CheXpertTrainer(DurableCheckpoints):
         memory_format: Any,
         map_loss_weight: float = 0.0,
         centring_weight: float = 0.0,
+        teachers: Sequence[CheXpertForImageClassification] = (),
+        distillation: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +68,11 @@ class CheXpertTrainer(DurableCheckpoints):
         self.memory_format = memory_format
         self.map_loss_weight = map_loss_weight
         self.centring_weight = centring_weight
+        self.teachers = [
+            teacher.eval().requires_grad_(False).to(self.args.device, memory_format=memory_format)
+            for teacher in teachers
+        ]
+        self.distillation = distillation
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -71,8 +81,22 @@ class CheXpertTrainer(DurableCheckpoints):
             # The state's epoch is exact at the boundaries of epochs, also after resuming.
             gray = self.augmentation(gray, epoch=int(self.state.epoch or 0), indices=indices)
         processor: Any = self.processing_class
-        pixel_values = processor.pixel_values_of(gray)
-        return inputs | {"pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
+        pixel_values = processor.pixel_values_of(gray).contiguous(memory_format=self.memory_format)
+        if self.model.training and self.teachers:
+            inputs["labels"] = self._with_teachers(inputs["labels"], pixel_values)
+        return inputs | {"pixel_values": pixel_values}
+
+    @torch.no_grad()
+    def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
+        """Targets `(batch, num_labels)` with the teachers' mean probability mixed in, where they are in [0, 1].
+
+        Cross-entropy is linear in its targets, so that this is the weighted sum of both losses.
+        """
+        with self.compute_loss_context_manager():
+            logits = [teacher(pixel_values).logits.float() for teacher in self.teachers]
+        probabilities = torch.stack(logits).sigmoid().mean(dim=0)
+        mixed = torch.lerp(targets, probabilities, self.distillation)
+        return torch.where(targets >= 0, mixed, targets)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -167,6 +191,7 @@ def build_trainer(
     output: Path,
     *,
     soft_labels: NDArray[np.float32] | None = None,
+    teachers: Sequence[CheXpertForImageClassification] = (),
     report_to: str = "none",
 ) -> CheXpertTrainer:
     """The Trainer that a recipe describes.
@@ -178,6 +203,7 @@ def build_trainer(
         data: Has `train` and `valid`.
         output: Gets the checkpoints, in a folder `checkpoints`.
         soft_labels: `(num_rows, num_labels)` a teacher's probabilities of uncertain labels, NaN elsewhere.
+        teachers: Networks to distil, of the same observations.
         report_to: "none", "tensorboard" or "trackio".
     """
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -189,18 +215,28 @@ def build_trainer(
     trainer = CheXpertTrainer(
         model=model,
         args=training_arguments(recipe, len(data["train"]), output, report_to),
-        train_dataset=RadiographDataset(data["train"], processor, targets),
-        eval_dataset=RadiographDataset(data["valid"], processor, partial(_evaluation_targets, recipe=recipe)),
+        train_dataset=RadiographDataset(data["train"], processor, targets, cache=recipe.cache),
+        eval_dataset=RadiographDataset(
+            data["valid"], processor, partial(_evaluation_targets, recipe=recipe), cache=recipe.cache
+        ),
         processing_class=processor,
         compute_metrics=partial(compute_metrics, studies=data["valid"]["study"][:], recipe=recipe),
         compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
         callbacks=[EvaluateLastStep, KeepBestCheckpoints(recipe.keep_checkpoints)],
         augmentation=RadiographAugmentation(
-            recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast, recipe.seed
+            recipe.rotation_degrees,
+            recipe.translation,
+            recipe.scaling,
+            recipe.contrast,
+            recipe.gamma,
+            recipe.border,
+            recipe.seed,
         ),
         memory_format=memory_format,
         map_loss_weight=recipe.map_loss,
         centring_weight=recipe.map_centring,
+        teachers=teachers,
+        distillation=recipe.distillation,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -212,7 +248,9 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
     """The recipe in the Trainer's terms."""
     images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * num_devices()
     steps_per_epoch = math.ceil(num_images / images_per_step)
-    interval = max(1, min(recipe.images_per_checkpoint // images_per_step, steps_per_epoch))
+    # A best checkpoint is chosen among at least one an epoch.
+    longest = steps_per_epoch if recipe.checkpoint == "best" else math.ceil(steps_per_epoch * recipe.epochs)
+    interval = max(1, min(recipe.images_per_checkpoint // images_per_step, longest))
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         num_train_epochs=recipe.epochs,

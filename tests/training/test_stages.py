@@ -231,3 +231,36 @@ def test_class_weights_and_the_auc_margin_loss_train(phantoms, tmp_path):
         one, other = (load_file(folder / "model.safetensors")["classifier.weight"] for folder in (plain, output))
         assert one.isfinite().all()
         assert not torch.equal(one, other)
+
+
+def test_a_student_learns_what_its_teachers_say_and_resumes_to_the_same_bits(phantoms, tmp_path):
+    recipe = RECIPE.override(policy="u-ones", distillation=1.0, epochs=1)
+    student = quiet(recipe, phantoms, tmp_path / "student").folder
+    teachers = [student / "teachers" / f"teacher-{number}" for number in (1, 2)]
+    seeds = [Recipe.load(folder / "recipe.yaml").seed for folder in teachers]
+    assert seeds == [1, 2]
+    given = recipe.override(distillation_models=[str(folder) for folder in teachers])
+    assert_equal_to_the_last_bit(quiet(given, phantoms, tmp_path / "given").folder, student)
+    # With weight 1 the labels themselves do not count.
+    unlabelled = tmp_path / phantoms.name
+    shutil.copytree(phantoms, unlabelled)
+    table = pd.read_csv(unlabelled / "train.csv")
+    table[list(NAMES)] = table[list(NAMES)].iloc[::-1].to_numpy()
+    table.to_csv(unlabelled / "train.csv", index=False)
+    assert_equal_to_the_last_bit(quiet(given, unlabelled, tmp_path / "other").folder, student)
+    half = quiet(given.override(distillation=0.5), unlabelled, tmp_path / "half").folder
+    with pytest.raises(AssertionError):
+        assert_equal_to_the_last_bit(half, student)
+
+
+def test_teachers_of_other_observations_are_refused(phantoms, tiny_folder, tmp_path):
+    recipe = RECIPE.override(policy="u-ones", distillation=0.5, distillation_models=[str(tiny_folder)])
+    with pytest.raises(RecipeError, match="expected the observations of the recipe"):
+        quiet(recipe, phantoms, tmp_path / "student")
+
+
+def test_images_that_are_kept_in_memory_give_the_same_model(phantoms, tmp_path):
+    recipe = RECIPE.override(policy="u-ones")
+    read_again = quiet(recipe, phantoms, tmp_path / "read").folder
+    kept = quiet(recipe.override(cache=True), phantoms, tmp_path / "kept").folder
+    assert_equal_to_the_last_bit(kept, read_again)
