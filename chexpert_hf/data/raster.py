@@ -51,6 +51,9 @@ _TRANSPOSITIONS = {
 
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MAX_FIRST_ELEMENT = 256
+"""Bytes: the first element of a data set is a group's length, a character set, an image type or a UID."""
+
 _TIFF_PHOTOMETRIC = 262
 _TIFF_WHITE_IS_ZERO = 0
 
@@ -62,11 +65,13 @@ def format_of(head: bytes) -> str:
         head: At least 132 bytes, or the whole file.
 
     Returns:
-        "JPEG", "PNG", "TIFF" (BigTIFF, too), "BMP" or "WebP".
+        "JPEG", "PNG", "TIFF" (BigTIFF, too), "BMP", "WebP" or "DICOM".
 
     Raises:
         RadiographError: If it is none of these.
     """
+    if head[128:132] == b"DICM":
+        return "DICOM"
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -77,12 +82,22 @@ def format_of(head: bytes) -> str:
         return "BMP"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP"
-    if head[:2] in (b"\x02\0", b"\x08\0"):  # the first element's group, where the 128 bytes of preamble belong
-        raise RadiographError("Expected 'DICM' at byte 128: this may be DICOM without its header; export it again.")
+    if _begins_with_element(head):
+        return "DICOM"
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."
     )
+
+
+def _begins_with_element(head: bytes) -> bool:
+    """Whether a file begins with a DICOM element, without a preamble: of group 2 or 8, explicit or implicit."""
+    if len(head) < 8 or head[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
+        return False
+    if head[4:6].isalpha():
+        return head[4:6].isupper()
+    length = int.from_bytes(head[4:8], "little")
+    return head[:2] == b"\x08\0" and head[3] == 0 and length % 2 == 0 and length <= _MAX_FIRST_ELEMENT
 
 
 def read_raster(

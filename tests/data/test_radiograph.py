@@ -285,7 +285,7 @@ REFUSED_FILES = {
     "text": (f"Patient: {NAME}\n".encode() * 40, "none of these"),
     "gif": (encode(Image.fromarray(FILM), "GIF"), "none of these"),
     "zeros": (bytes(5000), "none of these"),
-    "dicom without header": (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "DICM"),
+    "beginning of a dicom data set": (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "DICOM file holds no pixels"),
     "animated png": (
         encode(Image.fromarray(FILM), "PNG", save_all=True, append_images=[Image.fromarray(255 - FILM)]),
         "several frames",
