@@ -85,8 +85,13 @@ def read_integer(header: Dataset, keyword: str) -> int | None:
 
 def read_text(header: Dataset, keyword: str) -> str:
     """The first value of an element as text in capitals; empty if it is missing or empty."""
+    return read_texts(header, keyword)[0]
+
+
+def read_texts(header: Dataset, keyword: str) -> list[str]:
+    """All values of an element as text in capitals; one empty text if it is missing or empty."""
     element = _raw(header, keyword)
-    return _text(element).split("\\")[0].strip(" \0").upper() if element else ""
+    return [part.strip(" \0").upper() for part in _text(element).split("\\")] if element else [""]
 
 
 def read_items(header: Dataset, keyword: str) -> Sequence[Dataset]:

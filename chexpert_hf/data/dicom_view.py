@@ -7,9 +7,11 @@ from pydicom.datadict import tag_for_keyword
 
 from chexpert_hf.data.dicom import _silence
 from chexpert_hf.data.dicom_file import open_dataset, read_elements
+from chexpert_hf.data.dicom_values import read_text, read_texts
 from chexpert_hf.data.grey_levels import MALFORMED, RadiographError
 
 _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in ("ViewPosition", "PatientOrientation")]
+
 _IS_LATERAL = {"AP": False, "PA": False, "LL": True, "RL": True, "LAT": True, "LATERAL": True}
 """By View Position. Source: DICOM PS3.3, C.8.1.1; the last two are written by some machines."""
 
@@ -31,12 +33,12 @@ def read_is_lateral(stream: BinaryIO) -> bool | None:
 
 
 def _is_lateral(header: Dataset) -> bool | None:
-    view = str(header.get("ViewPosition") or "").strip().upper()
+    view = read_text(header, "ViewPosition")
     if view in _IS_LATERAL:
         return _IS_LATERAL[view]
     # Which way rows and columns go: in a lateral view, and in no other, rows go forwards or backwards and columns down.
-    orientation = header.get("PatientOrientation") or ()
-    rows, columns = (str(way)[:1].upper() for way in orientation) if len(orientation) == 2 else ("", "")
+    orientation = read_texts(header, "PatientOrientation")
+    rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
     if columns != "F" or rows not in ("A", "P", "L", "R"):
         return None
     return rows in ("A", "P")
