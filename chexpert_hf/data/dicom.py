@@ -92,7 +92,7 @@ def _read(file: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str
     stream, syntax = open_dataset(file, notes)
     header = read_elements(stream, syntax, _TAGS)
     vr, length = _read_pixel_element(stream, header)
-    frame = read_frame(header, max_pixels, notes)
+    frame = read_frame(header, max_pixels, length == _UNDEFINED_LENGTH, notes)
     if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
         raise RadiographError(
             f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "

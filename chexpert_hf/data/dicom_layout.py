@@ -55,25 +55,27 @@ class Bits:
     is_signed: bool | None
 
 
-def read_frame(header: Dataset, max_pixels: int, notes: list[str]) -> Frame:
+def read_frame(header: Dataset, max_pixels: int, is_compressed: bool, notes: list[str]) -> Frame:
     """Reads size and kind of the one frame, and checks the size.
 
     Args:
         header: With the elements of group 0028.
         max_pixels: The largest rows x columns.
+        is_compressed: Whether the pixels are; if not, their amount is checked against one frame later on.
         notes: Gets a line for each element that was supplied.
 
     Raises:
         RadiographError: If there are several frames, too many pixels, samples of another kind, or an element is
             missing that does not follow from the others.
     """
-    num_frames = _num_frames(header)
+    num_frames = _num_frames(header, is_compressed, notes)
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
     rows, columns = _required(header, "Rows"), _required(header, "Columns")
     check_size(columns, rows, max_pixels)
     num_samples = read_integer(header, "SamplesPerPixel")
-    photometric = read_text(header, "PhotometricInterpretation") or _photometric(header, num_samples, notes)
+    photometric = read_text(header, "PhotometricInterpretation").replace(" ", "")
+    photometric = photometric or _photometric(header, num_samples, notes)
     if num_samples is None:
         num_samples = 3 if photometric in _COLOURS else 1
         notes.append(f"SamplesPerPixel is missing; {num_samples} was taken, by PhotometricInterpretation.")
@@ -119,12 +121,18 @@ def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | Non
     return Bits(allocated, stored, high, None if sign is None else sign == 1)
 
 
-def _num_frames(header: Dataset) -> int:
+def _num_frames(header: Dataset, is_compressed: bool, notes: list[str]) -> int:
     text = read_text(header, "NumberOfFrames")
     first, separator, last = text.partition(" OF ")
     if separator and first.strip().isdecimal() and last.strip().isdecimal():
         return int(last)
-    return read_integer(header, "NumberOfFrames") or 1
+    try:
+        return read_integer(header, "NumberOfFrames") or 1
+    except RadiographError:
+        if is_compressed:
+            raise
+    notes.append("NumberOfFrames is not readable; 1 was taken, by the amount of pixel data.")
+    return 1
 
 
 def _required(header: Dataset, keyword: str) -> int:

@@ -79,11 +79,12 @@ def _modality(
     slope, intercept = read_number(header, "RescaleSlope"), read_number(header, "RescaleIntercept")
     if slope is None and intercept is None:
         return levels.astype(np.float64)
-    if slope is None or intercept is None:
-        missing = ("RescaleSlope", 1) if slope is None else ("RescaleIntercept", 0)
-        notes.append(f"{missing[0]} is missing; {missing[1]} was taken.")
+    if slope is None or intercept is None:  # ignored by dcmtk and pydicom, too
+        missing, given = ("Slope", "Intercept") if slope is None else ("Intercept", "Slope")
+        notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
+        return levels.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        values = levels.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
+        values = levels.astype(np.float64) * slope + intercept
     if slope == 0 or not np.isfinite(values).all():
         notes.append(f"RescaleSlope or RescaleIntercept is not usable; {_RANGE_USED}.")
         return None
