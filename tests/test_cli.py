@@ -89,7 +89,7 @@ def test_predict_writes_every_radiographs_scores(monkeypatch, capsys, radiograph
     assert "not a medical device" in err
     with scores.open() as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["path", *OBSERVATIONS, "error"]
+    assert list(rows[0]) == ["path", *OBSERVATIONS, "note", "error"]
     assert [row["path"] for row in rows] == [str(radiographs / "a.png"), str(radiographs / "b.jpg")]
     expected = CheXpertClassifier.from_pretrained(tiny_folder).predict(radiographs / "a.png").probabilities
     assert {name: float(rows[0][name]) for name in OBSERVATIONS} == pytest.approx(expected, abs=1e-6)
@@ -154,7 +154,7 @@ def test_predict_scores_studies_to_parquet_and_standard_output(monkeypatch, caps
     arguments = ["predict", phantoms / "valid", "--model", tiny_folder, "--study"]
     assert run(monkeypatch, capsys, *arguments, "-o", output)[0] == 0
     frame = pd.read_parquet(output)
-    assert list(frame) == ["study", "views", *OBSERVATIONS, "error"]
+    assert list(frame) == ["study", "views", *OBSERVATIONS, "note", "error"]
     assert frame["study"].tolist() == sorted(map(str, (phantoms / "valid").glob("patient*/study*")))
     assert frame["views"].sum() == len(list((phantoms / "valid").rglob("*.jpg")))
     code, out, _ = run(monkeypatch, capsys, *arguments)

@@ -37,10 +37,10 @@ def has_colour(source: RadiographSource) -> bool:
     with _open_stream(source) as stream:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
-        if head[128:] == b"DICM":
+        if (file_format := format_of(head)) == "DICOM":
             return False
         try:
-            return _is_colourful(_open(stream, format_of(head)))
+            return _is_colourful(_open(stream, file_format))
         except RadiographError:
             raise
         except MALFORMED:

@@ -7,12 +7,12 @@ header, then the pixels.
 """
 
 import logging
-import os
 import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import encapsulate
-from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
-from pydicom.pixels.utils import as_pixel_options
-from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID
 
 from chexpert_hf.data.codestreams import check_codestream, choose_plugin
-from chexpert_hf.data.grey_levels import MALFORMED, RadiographError, check_size
+from chexpert_hf.data.dicom_file import InflatedStream, open_dataset, read_elements
+from chexpert_hf.data.dicom_layout import Bits, Frame, read_bits, read_frame
+from chexpert_hf.data.grey_levels import MALFORMED, RadiographError
 from chexpert_hf.data.windowing import render
 
 _KEYWORDS = (
@@ -36,36 +36,27 @@ _KEYWORDS = (
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
 )
 _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in _KEYWORDS]
-_FILE_META_GROUP = 2
 _PIXEL_DATA = 0x7FE00010
-_FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
-_GRAYS = ("MONOCHROME1", "MONOCHROME2")
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-
-_MAX_HEADER_READS = 10_000
-"""A radiograph's header takes some hundreds; a file of a million tiny items would keep pydicom busy for a minute."""
-
-_MAX_HEADER_BYTES = 16_000_000
-"""What may be read, not skipped, before the pixels: lookup tables, at most 128 kB each."""
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _QUIET = threading.Lock()
 
 
-def read_dicom(stream: BinaryIO, max_pixels: int) -> NDArray[np.uint8]:
+def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Reads and renders a DICOM file's one frame.
 
     Args:
-        stream: The whole file, seekable, with "DICM" at byte 128.
+        stream: The whole file, seekable; preamble and file meta information may be missing.
         max_pixels: The header's rows x columns is checked against it before decoding.
 
     Returns:
-        `(rows, columns)`, rendered as `windowing.render` says; `(rows, columns, 3)` in RGB for colour images.
+        `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images; and a
+        line for each element that was supplied or ignored.
 
     Raises:
-        RadiographError: If the file is damaged, cut short, too large, or not one frame of at most 16 bits, or if no
-            decoder for its compression is installed.
+        RadiographError: If the file is damaged, cut short, too large, or not one frame of at most 16 bits, if an
+            element is missing or unclear that the image depends on, or if no decoder for its compression is installed.
     """
     try:
         with _silence():
@@ -96,68 +87,26 @@ def _silence() -> Iterator[None]:
             logger.propagate = propagates
 
 
-def _read(stream: BinaryIO, max_pixels: int) -> NDArray[np.uint8]:
-    stream.seek(132)
-    syntax = _read_transfer_syntax(stream)
-    header = _read_header(stream, syntax)
+def _read(file: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    notes: list[str] = []
+    stream, syntax = open_dataset(file, notes)
+    header = read_elements(stream, syntax, _TAGS)
     vr, length = _read_pixel_element(stream, header)
-    _check_image(header, max_pixels)
-    if syntax.is_encapsulated:
-        plugin = choose_plugin(syntax, header.BitsStored)
-        codestream = _read_fragments(stream, length, max_bytes=2 * _num_bytes(header) + 1_000_000)
-        check_codestream(codestream, syntax, header.Columns, header.Rows, header.SamplesPerPixel)
-        pixels = _decode(encapsulate([codestream]), header, syntax, plugin, vr)
-    else:
-        pixels = _decode(_read_native(stream, length, header), header, syntax, "", vr)
-    return pixels.astype(np.uint8, copy=False) if header.SamplesPerPixel == 3 else render(pixels, header)
-
-
-class _MeteredStream:
-    """A stream that ends the patience with a header: pydicom's parser stops at nothing but the end of the file."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.seek, self.tell = stream.seek, stream.tell
-        self._read = stream.read
-        self._num_reads = _MAX_HEADER_READS
-        self._num_bytes = _MAX_HEADER_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        self._num_reads -= 1
-        self._num_bytes -= max(size, 0)
-        if size < 0 or self._num_reads < 0 or self._num_bytes < 0:
-            raise RadiographError(
-                f"Expected a DICOM header of at most {_MAX_HEADER_READS:,} parts and "
-                f"{_MAX_HEADER_BYTES // 1_000_000} MB, got more; export the image again."
-            )
-        return self._read(size)
-
-
-def _read_transfer_syntax(stream: BinaryIO) -> UID:
-    file_meta = read_dataset(
-        cast(BinaryIO, _MeteredStream(stream)),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, *_: tag >> 16 != _FILE_META_GROUP,
-    )
-    syntax = UID(file_meta.get("TransferSyntaxUID") or "")
-    if syntax not in AllTransferSyntaxes:
-        raise RadiographError("Expected a standard DICOM transfer syntax, got none or another; export the image again.")
-    if syntax == DeflatedExplicitVRLittleEndian:
+    frame = read_frame(header, max_pixels, length == _UNDEFINED_LENGTH, notes)
+    if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
         raise RadiographError(
-            f"Expected a DICOM file whose header is readable, got {syntax.name}; convert it to uncompressed."
+            f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "
+            f"{'un' if syntax.is_encapsulated else ''}compressed. Correct it or export the image again."
         )
-    return syntax
-
-
-def _read_header(stream: BinaryIO, syntax: UID) -> Dataset:
-    """The elements of `_KEYWORDS`; the stream then stands at the pixel element, or at its end."""
-    return read_dataset(
-        cast(BinaryIO, _MeteredStream(stream)),
-        syntax.is_implicit_VR,
-        syntax.is_little_endian,
-        stop_when=lambda tag, *_: tag in (_PIXEL_DATA, *_FLOAT_PIXEL_DATA),
-        specific_tags=_TAGS,
-    )
+    if syntax.is_encapsulated:
+        words, bits = _read_compressed(stream, header, frame, syntax, vr, notes)
+    else:
+        bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None, notes)
+        words = _decode(_read_native(stream, length, frame, bits), frame, syntax, "", vr, bits.allocated)
+    if frame.num_samples == 3:
+        return words.astype(np.uint8, copy=False), tuple(notes)
+    pixels = _stored_values(words, bits, notes)
+    return render(pixels, header, frame.photometric, bits.stored, notes), tuple(notes)
 
 
 def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
@@ -175,51 +124,46 @@ def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
     return start[4:6].decode("ascii"), struct.unpack(f"{byte_order}L", stream.read(4))[0]
 
 
-def _check_image(header: Dataset, max_pixels: int) -> None:
-    num_frames = int(header.get("NumberOfFrames") or 1)
-    if num_frames != 1:
-        raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
-    check_size(header.Columns, header.Rows, max_pixels)
-    num_samples, photometric = header.SamplesPerPixel, header.PhotometricInterpretation
-    is_gray = num_samples == 1 and photometric in _GRAYS and header.BitsAllocated in (8, 16)
-    is_colour = num_samples == 3 and photometric in _COLOURS and header.BitsAllocated == 8
-    if not is_gray and not is_colour:
-        raise RadiographError(
-            "Expected DICOM pixels in MONOCHROME1 or 2 of 8 or 16 bits, or in 8-bit RGB or YBR, got another kind; "
-            "export the image as one of these."
-        )
-    if not 0 <= header.BitsStored - 1 <= _high_bit(header) < header.BitsAllocated:
-        raise RadiographError("Expected a DICOM high bit that fits the bits stored, got another; export it again.")
+def _read_compressed(
+    stream: BinaryIO, header: Dataset, frame: Frame, syntax: UID, vr: str, notes: list[str]
+) -> tuple[NDArray[np.unsignedinteger], Bits]:
+    """The decoded words, and where in them a sample lies."""
+    codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
+    plugin = choose_plugin(syntax, codestream)
+    found = check_codestream(codestream, syntax, frame.columns, frame.rows, frame.num_samples)
+    if found is None:
+        (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
+        bits = read_bits(header, frame, 8 * num_segments // frame.num_samples, None, notes)
+    else:
+        measured = 8 if found.precision <= 8 else 16
+        bits = read_bits(header, frame, measured, found.precision, notes)
+        stored = min(bits.stored, found.precision)
+        # A sample that was compressed alone lies at the low end; where the whole word was compressed, it lies in place.
+        high = bits.high if stored <= bits.high < found.precision else stored - 1
+        bits = replace(bits, allocated=measured, high=high, stored=stored)
+    return _decode(encapsulate([codestream]), frame, syntax, plugin, vr, bits.allocated), bits
 
 
-def _high_bit(header: Dataset) -> int:
-    return cast(int, header.get("HighBit", header.BitsStored - 1))
-
-
-def _num_bytes(header: Dataset) -> int:
-    """The decoded image's size in memory."""
-    return cast(int, header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8)
-
-
-def _read_native(stream: BinaryIO, length: int, header: Dataset) -> bytes:
-    start = stream.tell()
-    num_bytes = _num_bytes(header)
-    if header.PhotometricInterpretation == "YBR_FULL_422":  # two pixels share their colour
+def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> bytes:
+    num_bytes = frame.num_values * bits.allocated // 8
+    if frame.photometric == "YBR_FULL_422":  # two pixels share their colour
         num_bytes = num_bytes // 3 * 2
     if not num_bytes <= length < 2 * num_bytes + num_bytes % 2:
         raise RadiographError(
             f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; export the image again."
         )
-    data = stream.read(num_bytes + num_bytes % 2)
-    if stream.seek(0, os.SEEK_END) < start + length:
+    if isinstance(stream, InflatedStream):
+        stream.allow(length)
+    data = stream.read(length)
+    if len(data) < length:
         raise EOFError
-    return data
+    if isinstance(stream, InflatedStream):
+        stream.expect_end()
+    return data[: num_bytes + num_bytes % 2]
 
 
-def _read_fragments(stream: BinaryIO, length: int, max_bytes: int) -> bytes:
+def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
     """Joins the fragments of one frame. Source: DICOM PS3.5, A.4."""
-    if length != _UNDEFINED_LENGTH:
-        raise EOFError
     fragments: list[bytes] = []
     while True:
         *tag, length = struct.unpack("<HHL", stream.read(8))
@@ -231,13 +175,41 @@ def _read_fragments(stream: BinaryIO, length: int, max_bytes: int) -> bytes:
         fragments.append(stream.read(length))  # where it is cut short, the next item's header is missing
 
 
-def _decode(data: bytes, header: Dataset, syntax: UID, plugin: str, vr: str) -> NDArray[np.integer]:
-    options: dict[str, Any] = as_pixel_options(header, pixel_keyword="PixelData", pixel_vr=vr)
-    unused_low_bits = 0
-    if not syntax.is_encapsulated or syntax == RLELossless:  # other compressions do not keep where in the word bits lay
-        unused_low_bits = _high_bit(header) + 1 - header.BitsStored
-        options["bits_stored"] = _high_bit(header) + 1
-    pixels, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
-    if pixels.shape[:2] != (header.Rows, header.Columns):
+def _decode(
+    data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
+) -> NDArray[np.unsignedinteger]:
+    """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
+    options: dict[str, Any] = {
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "samples_per_pixel": frame.num_samples,
+        "photometric_interpretation": frame.photometric,
+        "planar_configuration": frame.planar,
+        "number_of_frames": 1,
+        "bits_allocated": bits_allocated,
+        "bits_stored": bits_allocated,
+        "pixel_representation": 0,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": vr,
+        "apply_j2k_sign_correction": False,
+    }
+    words, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
+    if words.shape[:2] != (frame.rows, frame.columns):
         raise EOFError
-    return pixels >> unused_low_bits if unused_low_bits else pixels
+    return words
+
+
+def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
+    """The samples without what else lies in their words, such as overlays, and with their sign."""
+    width = 8 * words.itemsize
+    is_signed = bits.is_signed
+    if is_signed is None:
+        is_signed = _are_sign_extended(words >> bits.high, (1 << (width - bits.high)) - 1)
+        notes.append(f"PixelRepresentation is missing; the pixels were read as {'' if is_signed else 'un'}signed.")
+    shifted = words << (width - 1 - bits.high)
+    return (shifted.view(f"i{words.itemsize}") if is_signed else shifted) >> (width - bits.stored)
+
+
+def _are_sign_extended(upper: NDArray[np.integer], ones: int) -> bool:
+    """Whether the bits above the samples repeat their highest bit, which only signed samples have a reason for."""
+    return ones > 1 and bool((upper == ones).any()) and bool(((upper == ones) | (upper == 0)).all())

@@ -4,13 +4,13 @@ from typing import BinaryIO, cast
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
-from pydicom.filereader import read_dataset
 
-from chexpert_hf.data.dicom import _MeteredStream, _read_transfer_syntax, _silence
+from chexpert_hf.data.dicom import _silence
+from chexpert_hf.data.dicom_file import open_dataset, read_elements
+from chexpert_hf.data.dicom_values import read_text, read_texts
 from chexpert_hf.data.grey_levels import MALFORMED, RadiographError
 
 _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in ("ViewPosition", "PatientOrientation")]
-_PREAMBLE_BYTES = 132
 
 _IS_LATERAL = {"AP": False, "PA": False, "LL": True, "RL": True, "LAT": True, "LATERAL": True}
 """By View Position. Source: DICOM PS3.3, C.8.1.1; the last two are written by some machines."""
@@ -20,37 +20,25 @@ def read_is_lateral(stream: BinaryIO) -> bool | None:
     """Whether a DICOM file is a lateral view.
 
     Args:
-        stream: The whole file, seekable, with "DICM" at byte 128; `dicom.read_dicom` has read it without an error.
+        stream: The whole file, seekable; `dicom.read_dicom` has read it without an error.
 
     Returns:
         None where the header does not say, or says something else than frontal or lateral.
     """
-    stream.seek(_PREAMBLE_BYTES)
     try:
         with _silence():
-            return _is_lateral(_read_elements(stream))
+            return _is_lateral(read_elements(*open_dataset(stream, []), _TAGS))
     except (RadiographError, *MALFORMED):
         return None  # the reader has refused what it cannot read
 
 
-def _read_elements(stream: BinaryIO) -> Dataset:
-    syntax = _read_transfer_syntax(stream)
-    return read_dataset(
-        cast(BinaryIO, _MeteredStream(stream)),
-        syntax.is_implicit_VR,
-        syntax.is_little_endian,
-        stop_when=lambda tag, *_: tag > max(_TAGS),
-        specific_tags=_TAGS,
-    )
-
-
 def _is_lateral(header: Dataset) -> bool | None:
-    view = str(header.get("ViewPosition") or "").strip().upper()
+    view = read_text(header, "ViewPosition")
     if view in _IS_LATERAL:
         return _IS_LATERAL[view]
     # Which way rows and columns go: in a lateral view, and in no other, rows go forwards or backwards and columns down.
-    orientation = header.get("PatientOrientation") or ()
-    rows, columns = (str(way)[:1].upper() for way in orientation) if len(orientation) == 2 else ("", "")
+    orientation = read_texts(header, "PatientOrientation")
+    rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
     if columns != "F" or rows not in ("A", "P", "L", "R"):
         return None
     return rows in ("A", "P")

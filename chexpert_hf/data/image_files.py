@@ -78,12 +78,13 @@ def _content_fault(file: str, num_bytes: int) -> str | None:
         head = stream.read(HEAD_BYTES)
         stream.seek(max(0, num_bytes - _TAIL_BYTES))
         tail = stream.read(_TAIL_BYTES)
-    if head[128:] == b"DICM":
-        return None
     try:
-        mark = _END_MARKS.get(format_of(head))
+        file_format = format_of(head)
     except RadiographError:
         return "not an image"
+    if file_format == "DICOM":
+        return None
+    mark = _END_MARKS.get(file_format)
     if mark and tail.rstrip(b"\0").endswith(mark):
         return None
     try:

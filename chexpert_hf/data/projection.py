@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographSource, _open_stream
+from chexpert_hf.data.raster import format_of
 
 
 def is_said_lateral(source: RadiographSource) -> bool | None:
@@ -18,7 +19,7 @@ def is_said_lateral(source: RadiographSource) -> bool | None:
     if isinstance(source, (np.ndarray, Image.Image)):
         return None
     with _open_stream(source) as stream:
-        if stream.read(HEAD_BYTES)[128:] != b"DICM":
+        if format_of(stream.read(HEAD_BYTES)) != "DICOM":
             return None
         from chexpert_hf.data.dicom_view import read_is_lateral  # pydicom takes .2 s to import; see `radiograph`
 

@@ -50,7 +50,8 @@ def read_radiograph(
             ignore it.
 
     Returns:
-        An image of mode L; its `info` is `{"original_size": (width, height)}`, the full image's size when upright.
+        An image of mode L. Its `info["original_size"]` is the full image's `(width, height)` when upright. Where parts
+        of a DICOM header had to be supplied or ignored, `info["notes"]` is a tuple of lines that say which.
 
     Raises:
         RadiographError: If there is no such file, it is not one image of a known format, it is damaged, cut short, too
@@ -59,6 +60,7 @@ def read_radiograph(
     """
     if target_size is not None and target_size < 1:
         raise ValueError(f"Expected a target_size of at least 1 pixel, got {target_size}.")
+    notes: tuple[str, ...] = ()
     if isinstance(source, np.ndarray):
         gray = _read_array(source, max_pixels)
         original_size = gray.size
@@ -67,8 +69,8 @@ def read_radiograph(
         original_size = gray.size
     else:
         with _open_stream(source) as stream:
-            gray, original_size = _read_stream(stream, max_pixels, target_size)
-    gray.info = {"original_size": original_size}
+            gray, original_size, notes = _read_stream(stream, max_pixels, target_size)
+    gray.info = {"original_size": original_size, **({"notes": notes} if notes else {})}
     return gray
 
 
@@ -125,7 +127,10 @@ def _read_rest(file: BinaryIO) -> bytes:
     return data
 
 
-def _read_stream(stream: BinaryIO, max_pixels: int, target_size: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _read_stream(
+    stream: BinaryIO, max_pixels: int, target_size: int | None
+) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
+    """The image, the full image's size when upright, and notes."""
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if num_bytes == 0:
@@ -137,12 +142,14 @@ def _read_stream(stream: BinaryIO, max_pixels: int, target_size: int | None) -> 
         )
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
-    if head[128:] != b"DICM":
-        return read_raster(stream, format_of(head), max_pixels, target_size)
+    if (file_format := format_of(head)) != "DICOM":
+        gray, original_size = read_raster(stream, file_format, max_pixels, target_size)
+        return gray, original_size, ()
     from chexpert_hf.data.dicom import read_dicom  # pydicom takes .2 s to import, which other formats need not pay
 
-    gray = Image.fromarray(read_dicom(stream, max_pixels)).convert("L")
-    return gray, gray.size
+    pixels, notes = read_dicom(stream, max_pixels)
+    gray = Image.fromarray(pixels).convert("L")
+    return gray, gray.size, notes
 
 
 def _read_array(array: np.ndarray, max_pixels: int) -> Image.Image:

@@ -23,6 +23,7 @@ from PIL import (
 )
 
 from chexpert_hf.data.grey_levels import MALFORMED, RadiographError, check_size, to_8_bit
+from chexpert_hf.data.image_headers import TIFF_COMPRESSIONS, read_jpeg_header, read_tiff_header
 
 DRAFT_MARGIN = 1.75
 """A JPEG decoder may scale down while both sides keep this many times the target size.
@@ -50,32 +51,53 @@ _TRANSPOSITIONS = {
 
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MAX_FIRST_ELEMENT = 256
+"""Bytes: the first element of a data set is a group's length, a character set, an image type or a UID."""
+
 _TIFF_PHOTOMETRIC = 262
 _TIFF_WHITE_IS_ZERO = 0
 
 
 def format_of(head: bytes) -> str:
-    """Names the format that a file's first 12 or more bytes announce.
+    """Names the format that a file's first bytes announce.
+
+    Args:
+        head: At least 132 bytes, or the whole file.
+
+    Returns:
+        "JPEG", "PNG", "TIFF" (BigTIFF, too), "BMP", "WebP" or "DICOM".
 
     Raises:
-        RadiographError: If it is none of the five.
+        RadiographError: If it is none of these.
     """
+    if head[128:132] == b"DICM":
+        return "DICOM"
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    if head[:4] in (b"II*\0", b"MM\0*"):
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
     if head.startswith(b"BM"):
         return "BMP"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP"
-    if head[:2] in (b"\x02\0", b"\x08\0"):  # the first element's group, where the 128 bytes of preamble belong
-        raise RadiographError("Expected 'DICM' at byte 128: this may be DICOM without its header; export it again.")
+    if _begins_with_element(head):
+        return "DICOM"
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."
     )
+
+
+def _begins_with_element(head: bytes) -> bool:
+    """Whether a file begins with a DICOM element, without a preamble: of group 2 or 8, explicit or implicit."""
+    if len(head) < 8 or head[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
+        return False
+    if head[4:6].isalpha():
+        return head[4:6].isupper()
+    length = int.from_bytes(head[4:8], "little")
+    return head[:2] == b"\x08\0" and head[3] == 0 and length % 2 == 0 and length <= _MAX_FIRST_ELEMENT
 
 
 def read_raster(
@@ -99,7 +121,7 @@ def read_raster(
         if file_format == "PNG":
             _check_png_chunks(stream)
         if file_format == "TIFF":
-            _check_tiff_directory(stream)
+            read_tiff_header(stream)
         image = _open(stream, file_format)
         check_size(*image.size, max_pixels)
         _check_is_whole(image, stream)
@@ -109,11 +131,34 @@ def read_raster(
         gray, sides_swap = _upright_gray(image)
     except RadiographError:
         raise
-    except MALFORMED:
-        raise RadiographError(
-            f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
-        ) from None
+    except MALFORMED as error:
+        raise RadiographError(_why_unreadable(stream, file_format, error)) from None
     return gray, (height, width) if sides_swap else (width, height)
+
+
+def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) -> str:
+    """One line: a compression or layout that Pillow does not decode, or damage."""
+    try:
+        if file_format == "JPEG" and (rare := read_jpeg_header(stream).rare_compression):
+            return _expected_common(f"{rare} in a JPEG file")
+        if file_format == "TIFF":
+            header = read_tiff_header(stream)
+            kind = "BigTIFF" if header.is_big else "TIFF"
+            if header.compression not in TiffImagePlugin.COMPRESSION_INFO:
+                name = TIFF_COMPRESSIONS.get(header.compression, f"unknown ({header.compression})")
+                return _expected_common(f"a {kind} image with {name} compression")
+            if isinstance(error, SyntaxError):  # before anything is decoded
+                return _expected_common(f"a {kind} image of another layout, {header.bits or 'several'} bits per sample")
+    except MALFORMED:
+        pass
+    return f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
+
+
+def _expected_common(found: str) -> str:
+    return (
+        f"Expected an image of 8 or 16 bits in a common compression, got {found}; convert it to a 16-bit PNG, for "
+        "example with the package imagecodecs."
+    )
 
 
 def read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -172,20 +217,6 @@ def _check_png_chunks(stream: BinaryIO) -> None:
             stream.seek(0)
             return
     raise RadiographError(f"Expected at most {_MAX_PNG_CHUNKS:,} parts in a PNG image, got more; save it again.")
-
-
-def _check_tiff_directory(stream: BinaryIO) -> None:
-    """Checks that the first directory ends within the file: Pillow takes the entries that are left of it.
-
-    Source: TIFF Revision 6.0, Adobe 1992, section 2.
-    """
-    byte_order = "<" if stream.read(2) == b"II" else ">"
-    start = struct.unpack(f"{byte_order}HL", stream.read(6))[1]
-    stream.seek(start)
-    num_entries = struct.unpack(f"{byte_order}H", stream.read(2))[0]
-    if start + 2 + 12 * num_entries + 4 > stream.seek(0, os.SEEK_END):
-        raise EOFError
-    stream.seek(0)
 
 
 def _check_is_whole(image: ImageFile.ImageFile, stream: BinaryIO) -> None:

@@ -49,11 +49,13 @@ class Prediction:
         saliency: On request, of each observation a map `(height, width)` of the radiograph's size in [0, 1]: where the
             evidence for it lies, 1 being the strongest evidence for any observation in this radiograph. All zeros where
             nothing speaks for the observation.
+        notes: A line for each part of the file that had to be supplied or ignored, such as a useless window.
     """
 
     probabilities: Mapping[str, float]
     positives: Mapping[str, bool]
     saliency: SaliencyMaps | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def maps(self) -> SaliencyMaps:
@@ -75,10 +77,12 @@ class Prepared:
         gray: For each member of the classifier the gray levels `(1, height, width)` at its size, as its processor gives
             them.
         size: (width, height) of the radiograph.
+        notes: As in `Prediction`.
     """
 
     gray: tuple[Tensor, ...]
     size: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
 
 class CheXpertClassifier:
@@ -276,7 +280,7 @@ class CheXpertClassifier:
             member.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
             for member in self.members
         ]
-        return Prepared(tuple(gray), image.info.get("original_size", image.size))
+        return Prepared(tuple(gray), image.info.get("original_size", image.size), image.info.get("notes", ()))
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -313,7 +317,7 @@ class CheXpertClassifier:
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on where in it a row stands.
             probabilities = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0).cpu().numpy()
             maps = self._maps([maps[row] for _, maps in outputs if maps is not None], one.size) if saliency else None
-            yield self._prediction(probabilities, maps)
+            yield self._prediction(probabilities, maps, one.notes)
 
     def _forward(self, gray: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         return self.runtime(self.processor.pixel_values_of(gray), saliency=saliency)
@@ -332,13 +336,16 @@ class CheXpertClassifier:
             boxes = [(0.0, 0.0, float(size[0]), float(size[1]))]
         return SaliencyMaps(positive_maps(_mean_maps(saliencies)).cpu(), self.observations, size, boxes[0])
 
-    def _prediction(self, probabilities: NDArray[np.float32], maps: SaliencyMaps | None) -> Prediction:
+    def _prediction(
+        self, probabilities: NDArray[np.float32], maps: SaliencyMaps | None, notes: tuple[str, ...]
+    ) -> Prediction:
         scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
         points = self.operating_points
         return Prediction(
             probabilities=scores,
             positives={name: score >= points[name] for name, score in scores.items()},
             saliency=maps,
+            notes=notes,
         )
 
 

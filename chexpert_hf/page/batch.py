@@ -53,7 +53,7 @@ class Row:
         prediction: With maps; None if there are no scores.
         error: Why there are none.
         is_refused: Whether the gate is why.
-        warnings: Of the gate.
+        warnings: Notes on the file, and warnings of the gate.
     """
 
     item: Item
@@ -104,7 +104,7 @@ def score_item(classifier: CheXpertClassifier, item: Item, *, is_gated: bool) ->
         return Row(item, error=str(refusal), is_refused=True, warnings=refusal.verdict.warnings)
     except RadiographError as error:
         return Row(item, error=str(error))
-    return Row(item, prediction, warnings=verdict.warnings if verdict else ())
+    return Row(item, prediction, warnings=(*prediction.notes, *(verdict.warnings if verdict else ())))
 
 
 def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:

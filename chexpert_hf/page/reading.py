@@ -129,17 +129,19 @@ class Study:
         return any(view.verdict is not None for view in self.views.values())
 
     def warnings(self, *, is_study: bool) -> list[str]:
-        """What the gate says of the views that were scored.
+        """Notes on the files of the views that were scored, and what the gate says of them.
 
         Args:
             is_study: Whether to say of which view.
         """
         lines = []
         for number, view in self.views.items():
+            texts = [*view.prediction.notes]
             if view.verdict is not None:
-                reasons = () if view.verdict.is_chest_radiograph else (view.verdict.reason,)
-                place = f"View {number}: " if is_study else ""
-                lines += [f"{place}{text}" for text in (*reasons, *view.verdict.warnings)]
+                texts += [] if view.verdict.is_chest_radiograph else [view.verdict.reason]
+                texts += view.verdict.warnings
+            place = f"View {number}: " if is_study else ""
+            lines += [f"{place}{text}" for text in texts]
         return lines
 
     def missing(self) -> list[str]:
@@ -168,7 +170,10 @@ def score(
     verdict = classifier.judge(data, decoded)
     if is_gated and verdict is not None and not verdict.is_chest_radiograph:
         raise RefusedError(verdict)
-    return classifier.predict(data if decoded is None else decoded, saliency=True), verdict
+    prediction = classifier.predict(data if decoded is None else decoded, saliency=True)
+    if decoded is not None:  # an image of any other origin has no notes of the reader
+        prediction = replace(prediction, notes=decoded.info.get("notes", ()))
+    return prediction, verdict
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:

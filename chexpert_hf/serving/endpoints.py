@@ -59,6 +59,7 @@ class GateVerdict(TypedDict):
 class Answer(TypedDict):
     observations: dict[str, Score]
     gate: GateVerdict | None
+    notes: list[str]
     model: str
     disclaimer: str
 
@@ -68,6 +69,7 @@ class Row(TypedDict):
     member: int | None
     error: str | None
     observations: dict[str, Score] | None
+    notes: list[str]
 
 
 def add_endpoints(classifier: Scorer) -> None:
@@ -87,6 +89,7 @@ def add_endpoints(classifier: Scorer) -> None:
         return Answer(
             observations=_scores(classifier, prediction),
             gate=_gate(verdict),
+            notes=list(prediction.notes),
             model=model_name(classifier),
             disclaimer=DISCLAIMER,
         )
@@ -181,9 +184,10 @@ def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
         for file, member in places:
             result = errors[file, member] if (file, member) in errors else next(results)
             if isinstance(result, RadiographError):
-                yield Row(file=file, member=member, error=str(result), observations=None)
+                yield Row(file=file, member=member, error=str(result), observations=None, notes=[])
             else:
-                yield Row(file=file, member=member, error=None, observations=_scores(classifier, result))
+                scores = _scores(classifier, result)
+                yield Row(file=file, member=member, error=None, observations=scores, notes=list(result.notes))
 
 
 def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | RadiographError:

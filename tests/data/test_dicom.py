@@ -152,6 +152,7 @@ SAME_FILM = {
     "16 bits signed": make_dicom((SIXTEEN.astype(np.int32) - 32768).astype(np.int16)),
     "12 bits signed": make_dicom((TWELVE.astype(np.int16) - 2048), BitsStored=12),
     "implicit": make_dicom(TWELVE, ImplicitVRLittleEndian, BitsStored=12),
+    "deflated": make_dicom(TWELVE, DeflatedExplicitVRLittleEndian, BitsStored=12),
     "big endian": make_dicom(TWELVE, ExplicitVRBigEndian, BitsStored=12),
     "RLE": compressed(TWELVE, RLELossless, BitsStored=12),
     "JPEG 2000": compressed(TWELVE, JPEG2000Lossless, BitsStored=12),
@@ -399,7 +400,7 @@ REFUSED = {
     "two frames": (with_elements(NumberOfFrames=2), "2 frames"),
     "no pixels": (without("PixelData"), "no pixels"),
     "float pixels": (float_pixels(), "floating point"),
-    "no rows": (without("Rows"), "damaged or cut short"),
+    "no rows": (without("Rows"), "DICOM element Rows, it is missing"),
     "zero rows": (with_elements(Rows=0), "80 x 0"),
     "palette": (with_elements(PhotometricInterpretation="PALETTE COLOR"), "got another kind"),
     "unknown colours": (with_elements(PhotometricInterpretation=NAME), "got another kind"),
@@ -410,15 +411,11 @@ REFUSED = {
     "high bit outside": (with_elements(HighBit=16), "high bit"),
     "pixels missing": (with_elements(Rows=61), "9,760 bytes of pixels by the DICOM header, got 9,600"),
     "pixels left over": (with_elements(Rows=30), "4,800 bytes of pixels by the DICOM header, got 9,600"),
-    "deflated": (make_dicom(TWELVE, DeflatedExplicitVRLittleEndian, BitsStored=12), "Deflated Explicit VR"),
     "foreign syntax": (foreign_syntax(), "standard DICOM transfer syntax"),
-    "no syntax": (bytes(128) + b"DICM" + b"\x08\0\x60\0CS\x02\0DX" * 20, "standard DICOM transfer syntax"),
+    "no syntax and no pixels": (bytes(128) + b"DICM" + b"\x08\0\x60\0CS\x02\0DX" * 20, "holds no pixels"),
     "JPEG lossless": (encapsulated(FILM, JPEGLosslessSV1, b"\xff\xd8" * 9), "JPEG Lossless.*no decoder.*convert"),
     "JPEG-LS": (encapsulated(FILM, JPEGLSLossless, b"\xff\xd8" * 9), "JPEG-LS Lossless.*no decoder.*convert"),
     "video": (encapsulated(FILM, MPEG4HP41, b"abcd"), "MPEG-4.*no decoder.*convert"),
-    "window of no width": (with_elements(WindowCenter=9, WindowWidth=0), "window at least 1 wide"),
-    "foreign window": (with_elements(**WINDOW_12, VOILUTFunction=NAME), "SIGMOID, got another"),
-    "no slope": (with_elements(RescaleSlope=0, RescaleIntercept=0), "other than 0"),
     "short table": (with_elements(VOILUTSequence=[lut_item([99, 0, 12], b"\0\0" * 9)]), "complete DICOM lookup table"),
     "JPEG 2000 of another size": (
         encapsulated(TWELVE[:50], JPEG2000Lossless, J2K, BitsStored=12),
@@ -440,9 +437,9 @@ def test_what_is_not_one_readable_radiograph_is_refused(data, reason, caplog, re
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("name", ["test-SR", "rtplan", "waveform_ecg", "rtdose", "emri_small", "image_dfl", "badVR"])
+@pytest.mark.parametrize("name", ["test-SR", "rtplan", "waveform_ecg", "rtdose", "emri_small", "badVR"])
 def test_samples_that_are_no_radiographs_are_refused(name):
-    with pytest.raises(RadiographError, match=r"no pixels|frames|Deflated|damaged") as caught:
+    with pytest.raises(RadiographError, match=r"no pixels|frames|BitsAllocated") as caught:
         read_radiograph(sample(name))
     check_refusal(caught.value)
 
@@ -599,12 +596,12 @@ def test_file_without_its_padding_byte_is_not_read():
 def test_one_thread_at_a_time_has_the_warnings_silenced(monkeypatch):
     inside, most = [], []
 
-    def read_slowly(*_) -> np.ndarray:
+    def read_slowly(*_) -> tuple[np.ndarray, tuple[str, ...]]:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.02)
         inside.pop()
-        return FILM
+        return FILM, ()
 
     monkeypatch.setattr(dicom, "_read", read_slowly)
     threads = [threading.Thread(target=read, args=(SAME_FILM["8 bits"],)) for _ in range(4)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -38,12 +39,19 @@ SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
         (None, ["L", "P"], None),  # a slice
         (None, ["A"], None),
         (None, "", None),
+        (None, "AF", None),  # one value of two characters
     ],
 )
 def test_view_position_says_it_or_else_the_orientation(syntax, view, orientation, expected):
     elements = {"ViewPosition": view, "PatientOrientation": orientation}
     data = make_dicom(FILM, syntax, **{name: value for name, value in elements.items() if value is not None})
     assert is_said_lateral(data) is expected
+
+
+def test_a_file_without_preamble_and_a_deflated_one_say_it_too():
+    data = make_dicom(FILM, DeflatedExplicitVRLittleEndian, ViewPosition="LL")
+    assert is_said_lateral(data) is True
+    assert is_said_lateral(make_dicom(FILM, ViewPosition="LL")[132:]) is True
 
 
 def test_real_chest_is_said_to_be_frontal():

@@ -89,6 +89,8 @@ CONTAINERS = {
     "tiff": encode(Image.fromarray(FILM), "TIFF"),
     "tiff-lzw": encode(Image.fromarray(FILM), "TIFF", compression="tiff_lzw"),
     "tiff-16": encode(sixteen_bit(FILM * 257.0), "TIFF"),
+    "bigtiff": encode(Image.fromarray(FILM), "TIFF", big_tiff=True),
+    "bigtiff-16-deflate": encode(sixteen_bit(FILM * 257.0), "TIFF", compression="tiff_deflate", big_tiff=True),
     "tiff-16-deflate": encode(sixteen_bit(FILM * 257.0), "TIFF", compression="tiff_deflate"),
 }
 LOSSY = {
@@ -254,12 +256,36 @@ def test_nothing_but_pixels_and_the_original_size_comes_out(tmp_path):
         assert NAME.encode() not in encode(image, "PNG")
 
 
+def tiff_with(entry: str, old: int, new: int, **options) -> bytes:
+    """A TIFF image whose compression (tag 259) or bits per sample (258) are changed to what Pillow does not decode."""
+    tag, count = {"compression": 259, "bits": 258}[entry], "Q" if options.get("big_tiff") else "L"
+    before, after = (struct.pack(f"<HH{count}H", tag, 3, 1, number) for number in (old, new))
+    data = encode(Image.fromarray(FILM), "TIFF", **options)
+    assert data.count(before) == 1
+    return data.replace(before, after)
+
+
+def jpeg_with(marker: int, bits: int) -> bytes:
+    """A JPEG image whose frame header declares another process or precision."""
+    data = encode(Image.fromarray(FILM), "JPEG")
+    position = data.index(b"\xff\xc0\x00\x0b\x08")
+    return data[: position + 1] + bytes([marker, 0, 11, bits]) + data[position + 5 :]
+
+
 REFUSED_FILES = {
+    "LERC tiff": (tiff_with("compression", 1, 34887), "TIFF image with LERC compression.*imagecodecs"),
+    "JPEG XL bigtiff": (tiff_with("compression", 1, 50002, big_tiff=True), "BigTIFF image with JPEG XL compression"),
+    "tiff of unknown compression": (tiff_with("compression", 1, 4711), r"with unknown \(4711\) compression"),
+    "tiff of 24 bits": (tiff_with("bits", 8, 24), "another layout, 24 bits per sample"),
+    "12-bit jpeg": (jpeg_with(0xC1, 12), "got 12-bit JPEG.*16-bit PNG.*imagecodecs"),
+    "lossless jpeg": (jpeg_with(0xC3, 8), "got lossless JPEG"),
+    "JPEG-LS": (jpeg_with(0xF7, 8), "got JPEG-LS"),
+    "hierarchical jpeg": (jpeg_with(0xC5, 8), "got hierarchical JPEG"),
     "empty": (b"", "empty"),
     "text": (f"Patient: {NAME}\n".encode() * 40, "none of these"),
     "gif": (encode(Image.fromarray(FILM), "GIF"), "none of these"),
     "zeros": (bytes(5000), "none of these"),
-    "dicom without header": (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "DICM"),
+    "beginning of a dicom data set": (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "DICOM file holds no pixels"),
     "animated png": (
         encode(Image.fromarray(FILM), "PNG", save_all=True, append_images=[Image.fromarray(255 - FILM)]),
         "several frames",

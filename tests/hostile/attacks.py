@@ -82,6 +82,8 @@ def valid_files() -> dict[str, bytes]:
     }
     for name, syntax in (("explicit", ExplicitVRLittleEndian), ("implicit", ImplicitVRLittleEndian)):
         files[f"{name}.dcm"] = dicom(deep, syntax)
+    files["deflated.dcm"] = dicom(deep, DeflatedExplicitVRLittleEndian)
+    files["bare.dcm"] = files["explicit.dcm"][132:]  # without a preamble
     files["big.dcm"] = dicom(deep.byteswap(), ExplicitVRBigEndian)
     dataset = _dataset(deep, ExplicitVRLittleEndian)
     dataset.compress(RLELossless, generate_instance_uid=False)

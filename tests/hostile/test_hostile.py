@@ -37,7 +37,8 @@ def refusal(attack: Attack) -> str:
     except RadiographError as error:
         return str(error)
     assert image.mode == "L"
-    assert set(image.info) == {"original_size"}
+    assert set(image.info) <= {"original_size", "notes"}
+    assert all(is_one_line(note) for note in image.info.get("notes", ()))
     return ""
 
 

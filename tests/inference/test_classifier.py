@@ -7,9 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.data.radiograph import RadiographError
+from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.inference.classifier import ModelFolderError
 from chexpert_hf.labels import OBSERVATIONS
+from tests.data.test_dicom import FILM, make_dicom
 
 from ..conftest import TINY
 
@@ -43,6 +44,15 @@ def test_a_list_gives_a_list_and_a_single_input_a_single_prediction(classifier, 
         assert prediction.probabilities == pytest.approx(single.probabilities, abs=1e-6)
     assert several[4].probabilities != pytest.approx(single.probabilities, abs=1e-6)
     assert classifier.predict([]) == []
+
+
+def test_notes_of_the_reader_are_in_the_prediction(classifier):
+    useless, plain = make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0), make_dicom(FILM)
+    noted, ordinary = classifier.predict([useless, plain])
+    assert noted.notes == read_radiograph(useless).info["notes"]
+    assert "RescaleSlope" in noted.notes[0]
+    assert ordinary.notes == ()
+    assert noted.probabilities == pytest.approx(ordinary.probabilities, abs=1e-6)
 
 
 def test_positives_are_by_each_observations_operating_point(classifier):

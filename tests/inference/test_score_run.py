@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from chexpert_hf.inference.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.inference.folders.score_run import Shard, Watcher, score_to_file
 from chexpert_hf.inference.folders.scoring import FileResult
 from chexpert_hf.inference.folders.studies import study_of, study_rows
+from tests.data.test_dicom import FILM, make_dicom
 
 NUM_FILES = 60
 BAD = (0, 17, 18, 59)
@@ -84,12 +86,26 @@ def test_rows_are_in_order_and_a_bad_file_is_one_with_an_error(classifier, files
     summary = run(classifier, files, tmp_path / "a.csv")
     assert (summary.radiographs, summary.failed, summary.resumed) == (NUM_FILES, len(BAD), 0)
     frame = pd.read_csv(tmp_path / "a.csv")
-    assert list(frame) == ["path", *classifier.observations, "error"]
+    assert list(frame) == ["path", *classifier.observations, "note", "error"]
+    assert frame["note"].isna().all()
     assert frame["path"].tolist() == files
     assert tuple(np.flatnonzero(frame["error"].notna())) == BAD
     assert tuple(np.flatnonzero(frame["Edema"].isna())) == BAD
     expected = classifier.predict(files[1]).probabilities
     assert frame.loc[1, list(expected)].to_dict() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_what_was_supplied_or_ignored_in_a_file_is_in_the_note_column(classifier, tmp_path, name):
+    useless, plain = tmp_path / "useless.dcm", tmp_path / "plain.dcm"
+    useless.write_bytes(make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0))
+    plain.write_bytes(make_dicom(FILM))
+    run(classifier, [str(useless), str(plain)], tmp_path / name)
+    read_table = {"a.csv": pd.read_csv, "a.jsonl": partial(pd.read_json, lines=True), "a.parquet": pd.read_parquet}
+    frame = read_table[name](tmp_path / name)
+    assert frame.loc[0, "note"] == " ".join(classifier.predict(useless).notes)
+    assert frame["note"].isna().tolist() == [False, True]
+    assert frame["error"].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +227,7 @@ def test_a_study_has_the_maximum_over_its_views(classifier, files, tmp_path, suf
     names = [str(Path(path).parent) for path in views["path"]]
     observations = list(classifier.observations)
     maxima, order = maximum_per_study(views[observations].to_numpy(), names)
-    assert list(studies) == ["study", "views", *observations, "error"]
+    assert list(studies) == ["study", "views", *observations, "note", "error"]
     assert studies["study"].tolist() == order
     np.testing.assert_array_equal(studies[observations].to_numpy(), maxima)
     assert studies["views"].tolist() == views["error"].isna().groupby(names, sort=False).sum().tolist()
@@ -231,16 +247,16 @@ def test_a_study_is_named_by_its_folder_and_any_other_file_by_itself():
 def test_studies_whose_views_lie_apart_or_have_all_failed():
     first, second = "p/patient1/study1", "p/patient2/study1"
     views = [
-        [f"{first}/a.png", 0.2, 0.9, None],
-        [f"{second}/a.png", None, None, "why"],
-        ["b.png", 0.5, 0.5, None],
-        [f"{first}/b.png", 0.3, 0.1, None],
-        [f"{second}/b.png", None, None, "that"],
+        [f"{first}/a.png", 0.2, 0.9, "no window", None],
+        [f"{second}/a.png", None, None, None, "why"],
+        ["b.png", 0.5, 0.5, None, None],
+        [f"{first}/b.png", 0.3, 0.1, "slope 0", None],
+        [f"{second}/b.png", None, None, None, "that"],
     ]
     assert list(study_rows(views, 2)) == [
-        [first, 2, 0.3, 0.9, None],
-        [second, 0, None, None, "2 of 2 views failed: a.png (why); b.png (that)"],
-        ["b.png", 1, 0.5, 0.5, None],
+        [first, 2, 0.3, 0.9, "a.png (no window); b.png (slope 0)", None],
+        [second, 0, None, None, None, "2 of 2 views failed: a.png (why); b.png (that)"],
+        ["b.png", 1, 0.5, 0.5, None, None],
     ]
 
 

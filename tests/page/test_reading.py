@@ -10,7 +10,10 @@ from chexpert_hf import CheXpertClassifier, Prediction
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.inference.folders.archives import ArchiveMember
+from chexpert_hf.page.batch import Item, score_item
 from chexpert_hf.page.reading import DISPLAY_SIZE, ExpiredError, RefusedError, Study, bytes_of, encode, read, read_study
+from chexpert_hf.page.result import result_html
+from tests.data.test_dicom import FILM, make_dicom
 from tests.page.conftest import EMPTY, JUDGED, REFUSAL, WARNING, encoded
 
 
@@ -124,6 +127,18 @@ def test_warnings_of_the_gate_are_kept(classifier: CheXpertClassifier, files: di
     verdict = read(classifier, files["warned"]).verdict
     assert verdict is not None
     assert verdict.warnings == (WARNING,)
+
+
+def test_notes_on_a_file_come_before_the_warnings(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    file = tmp_path / "useless.dcm"
+    file.write_bytes(make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0))
+    study, _ = read_study(classifier, [file], is_gated=False)
+    assert study is not None
+    assert "RescaleSlope" in study.warnings(is_study=False)[0]
+    assert study.warnings(is_study=True)[0].startswith("View 1: RescaleSlope")
+    assert "RescaleSlope" in result_html(study, classifier.operating_points, "", is_study=False)
+    row = score_item(classifier, Item("useless.dcm", file), is_gated=False)
+    assert "RescaleSlope" in row.warnings[0]
 
 
 def _study(**probabilities: float) -> Study:

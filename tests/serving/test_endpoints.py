@@ -16,12 +16,14 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.folders.score_run import batch_size_for
 from chexpert_hf.inference.folders.scoring import score_files
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
+from tests.data.test_dicom import FILM, make_dicom
 from tests.serving.conftest import png
 
 README = Path(__file__).parents[2] / "README.md"
@@ -68,6 +70,15 @@ def test_what_the_gate_of_a_model_says_is_in_the_answer(server, monkeypatch):
         "reason": "This does not look like a chest radiograph.",
         "warnings": ["It may be inverted."],
     }
+
+
+def test_what_was_supplied_or_ignored_in_a_file_is_in_the_answers(server):
+    files = (make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0), make_dicom(FILM), b"")
+    paths = [server.upload(data, "film.dcm") for data in files]
+    notes = [*read_radiograph(files[0]).info["notes"]]
+    assert [data_of(server.result("predict", {"path": path}))[0]["notes"] for path in paths[:2]] == [notes, []]
+    (rows,) = data_of(server.result("batch", [{"path": path} for path in paths]))
+    assert [row["notes"] for row in rows] == [notes, [], []]
 
 
 def test_a_model_is_named_without_saying_where_it_lies(classifier, monkeypatch, tmp_path):

@@ -139,7 +139,7 @@ def _head(path: str) -> bytes:
 
 def _is_image(head: bytes) -> bool:
     try:
-        return head[128:] == b"DICM" or bool(format_of(head))
+        return bool(format_of(head))
     except RadiographError:
         return False
 

@@ -180,7 +180,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterator[Sequence[C
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {columns[0]: pa.string(), "views": pa.int32(), "error": pa.string()}
+    types = {columns[0]: pa.string(), "views": pa.int32(), "note": pa.string(), "error": pa.string()}
     schema = pa.schema([(name, types.get(name, pa.float64())) for name in columns])
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, _ROW_GROUP)):

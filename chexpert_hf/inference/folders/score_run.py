@@ -170,24 +170,25 @@ def score_with_overlays(
 
 def view_columns(classifier: CheXpertClassifier) -> list[str]:
     """The columns of a table with a row per radiograph."""
-    return ["path", *classifier.observations, "error"]
+    return ["path", *classifier.observations, "note", "error"]
 
 
 def view_rows(results: Iterable[FileResult], classifier: CheXpertClassifier) -> Iterator[list[Cell]]:
-    """The rows of a table with a row per radiograph: path, probabilities, error."""
+    """The rows of a table with a row per radiograph: path, probabilities, note, error."""
     for result in results:
         path = readable(str(result.path))
         if result.prediction is None:
-            yield [path, *[None] * len(classifier.observations), result.error]
+            yield [path, *[None] * len(classifier.observations), None, result.error]
         else:
-            yield [path, *result.prediction.probabilities.values(), None]
+            note = " ".join(result.prediction.notes) or None
+            yield [path, *result.prediction.probabilities.values(), note, None]
 
 
 def as_studies(
     rows: Iterable[Sequence[Cell]], classifier: CheXpertClassifier
 ) -> tuple[list[str], Iterator[list[Cell]]]:
     """Columns and rows of a table with a row per study, from the rows of radiographs."""
-    columns = [*STUDY_COLUMNS, *classifier.observations, "error"]
+    columns = [*STUDY_COLUMNS, *classifier.observations, "note", "error"]
     return columns, study_rows(rows, len(classifier.observations))
 
 

@@ -31,6 +31,7 @@ class _Study:
     maximum: array = field(default_factory=lambda: array("d"))
     views: int = 0
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, probabilities: Sequence[float]) -> None:
         self.views += 1
@@ -46,19 +47,26 @@ def study_rows(views: Iterable[Sequence[Cell]], num_observations: int) -> Iterat
     """Rows of studies from rows of views.
 
     Args:
-        views: Path, a probability for each observation (None where the view failed), error.
+        views: Path, a probability for each observation (None where the view failed), note, error.
         num_observations: How many.
 
     Yields:
         In the order of the studies' first views: study, number of views that were scored, for each observation the
-        maximum over them (None where there is none), and which views failed and why.
+        maximum over them (None where there is none), the views' notes, and which views failed and why.
     """
     studies: dict[str, _Study] = {}
-    for path, *probabilities, error in views:
+    for path, *probabilities, note, error in views:
         study = studies.setdefault(study_of(str(path)), _Study())
+        if note is not None:
+            study.notes.append(f"{_file_name(path)} ({note})")
         if error is None:
             study.add(cast("list[float]", probabilities))
         else:
-            study.failed.append(f"{re.split(_SEPARATOR, str(path))[-1]} ({error})")
+            study.failed.append(f"{_file_name(path)} ({error})")
     for name, study in studies.items():
-        yield [name, study.views, *(study.maximum or [None] * num_observations), study.error()]
+        note = "; ".join(study.notes) or None
+        yield [name, study.views, *(study.maximum or [None] * num_observations), note, study.error()]
+
+
+def _file_name(path: Cell) -> str:
+    return re.split(_SEPARATOR, str(path))[-1]
