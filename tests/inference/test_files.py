@@ -99,6 +99,8 @@ def test_a_list_is_read_line_by_line_and_what_is_missing_is_left_to_be_reported(
     file.write_bytes(b"\xef\xbb\xbfb/view2.jpg\r\n\n gone .png\nscan\xe9.png\na\n*.png")
     found = find_radiographs([], read_list(file))
     assert found.files == ["b/view2.jpg", " gone .png", os.fsdecode(b"scan\xe9.png"), "a/view1.png", "*.png"]
+    file.write_text("b/view2.jpg\r\na.png\r\n", encoding="utf-16")  # as PowerShell's `>` writes it
+    assert find_radiographs([], read_list(file)).files == ["b/view2.jpg", "a.png"]
     with pytest.raises(InputError, match=r"none\.txt cannot be read: No such file"):
         list(read_list(tmp_path / "none.txt"))
 

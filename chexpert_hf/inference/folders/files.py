@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from chexpert_hf.data.csv_dialect import encoding_of
 from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError
 from chexpert_hf.data.raster import format_of
 from chexpert_hf.errors import InputError
@@ -78,8 +79,10 @@ def read_list(file: Path) -> Iterator[str]:
         InputError: If it cannot be read.
     """
     try:
+        with file.open("rb") as stream:
+            encoding = encoding_of(stream.read(4))
         # Names need not be UTF-8; what is not is kept as the operating system's functions keep it.
-        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        with file.open(encoding=encoding, errors="surrogateescape") as lines:
             for line in lines:
                 if path := line.rstrip("\r\n"):
                     yield path
