@@ -141,7 +141,7 @@ def test_predict_takes_patterns_lists_and_archives(monkeypatch, capsys, radiogra
         monkeypatch, capsys, "predict", "*.png", archive, "--list", tmp_path / "list.txt", "--model", tiny_folder
     )
     assert code == 1
-    assert "Links that lead out of their folder were left out: 1." in err
+    assert "Links that lead out of their folder were skipped: 1." in err
     rows = {row["path"]: row for row in csv.DictReader(out.splitlines())}
     assert list(rows)[:3] == ["a.png", f"{archive}/a.png", f"{archive}/b.jpg"]
     assert list(rows)[-2:] == ["b.jpg", "none.png"]

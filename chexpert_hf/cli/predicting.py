@@ -70,8 +70,8 @@ def predict(
     if target is None and (as_json or part.count > 1):
         raise InputError(f"Expected --output with {'--json' if as_json else 'several shards'}; say where scores go.")
     found = find_radiographs(paths or [], read_list(listed) if listed else [])
-    if found.num_outside:
-        typer.echo(f"Links that lead out of their folder were left out: {found.num_outside:,}.", err=True)
+    for note in found.notes():
+        typer.echo(note, err=True)
     _refuse_overlays_among(paths or [], saliency)
     classifier = load_fast_classifier(model, runtime, precision)
     begin = time.monotonic()

@@ -10,6 +10,7 @@ from PIL import Image
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.folders.archives import ArchiveMember
 from chexpert_hf.inference.folders.files import find_radiographs, read_list
+from tests.dicom_files import dicom_without_pixels
 
 
 def write_image(path):
@@ -115,6 +116,71 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_not_left_out(folder, mon
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert names(find_radiographs([folder]), folder) == ["a/view1.png", "a.png", "b"]
+
+
+IMAGELESS = {
+    "DICOMDIR": "1.2.840.10008.1.3.10",
+    "SR000001": "1.2.840.10008.5.1.4.1.1.88.33",
+    "PR000001.dcm": "1.2.840.10008.5.1.4.1.1.11.1",
+    "KO000001": "1.2.840.10008.5.1.4.1.1.88.59",
+    "report.pdf.dcm": "1.2.840.10008.5.1.4.1.1.104.1",
+    "1.2.840.7": "1.2.840.99.1",
+    "unnamed.dcm": None,
+}
+PIXELS = {"Rows": 2, "Columns": 2, "BitsAllocated": 8, "PixelData": b"1234"}
+
+
+def test_dicom_without_an_image_is_counted_and_not_scored_in_folders_patterns_and_archives(folder, tmp_path):
+    disc = {name: dicom_without_pixels(storage_class) for name, storage_class in IMAGELESS.items()}
+    wanted = {
+        "CR000001": dicom_without_pixels("1.2.840.10008.5.1.4.1.1.1", **PIXELS),
+        "empty.dcm": dicom_without_pixels("1.2.840.10008.5.1.4.1.1.1"),  # a radiograph that lost its pixels
+        "cut.dcm": dicom_without_pixels(None, StudyDescription="x" * 60)[:-50],
+        "lost.dcm": dicom_without_pixels("1.2.840.99.1", Rows=2, Columns=2),
+        "private": dicom_without_pixels("1.2.840.99.1", **PIXELS),
+        "verification.dcm": dicom_without_pixels("1.2.840.10008.1.1", **PIXELS),
+    }
+    (tmp_path / "disc" / "DICOM").mkdir(parents=True)
+    for name, data in (disc | wanted).items():
+        (tmp_path / "disc" / "DICOM" / name).write_bytes(data)
+    for paths in ([tmp_path / "disc"], [f"{tmp_path}/disc/DICOM/*"]):
+        found = find_radiographs(paths)
+        assert names(found, tmp_path / "disc" / "DICOM") == sorted(wanted)
+        assert found.num_imageless == len(disc)
+    with zipfile.ZipFile(tmp_path / "disc.zip", "w") as archive:
+        for name, data in (disc | wanted).items():
+            archive.writestr(f"DISC\\{name}", data)
+    found = find_radiographs([tmp_path / "disc.zip"])
+    assert [file.name for file in found.files] == sorted(f"DISC/{name}" for name in wanted)
+    assert found.notes() == [
+        f"DICOM files without an image (DICOMDIR, reports, presentation states) were skipped: {len(disc)}."
+    ]
+    with pytest.raises(InputError, match=r"No radiographs found in .*reports, presentation states\) were skipped: 1\."):
+        find_radiographs([tmp_path / "disc" / "DICOM" / "DICOMDIR"])
+
+
+def test_what_operating_systems_leave_behind_is_no_radiograph_wherever_it_is(folder, tmp_path):
+    image = (folder / "a.png").read_bytes()
+    left = ["__MACOSX/a.png", "b/._view1.png", "b/.DS_Store", "a/Thumbs.db", "Desktop.ini", "x/__MACOSX/y/a.png"]
+    for name in left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    assert names(find_radiographs([folder, *(folder / name for name in left)]), folder) == IN_FOLDER
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in [*left, *IN_FOLDER]:
+            archive.writestr(f"in\\{name}".replace("/", "\\"), image)
+    assert [file.name for file in find_radiographs([tmp_path / "all.zip"]).files] == [f"in/{n}" for n in IN_FOLDER]
+
+
+def test_archives_in_folders_and_what_cannot_be_opened_are_not_lost_in_silence(folder, monkeypatch):
+    zipfile.ZipFile(folder / "more.zip", "w").close()
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe")
+    for name in ("IM0001", "secret.txt", "1.2.3"):
+        (folder / name).symlink_to(folder / name)  # a circle, which cannot be opened
+    found = find_radiographs([folder])
+    assert names(found, folder) == sorted([*IN_FOLDER, "IM0001", "1.2.3", "pipe.png"], key=lambda name: name.split("/"))
+    assert found.notes() == ["ZIP archives in folders were skipped; name them to score what is in them: 1."]
 
 
 def test_archives_are_searched_as_folders_are_if_they_are_named(folder, tmp_path):
