@@ -22,7 +22,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from chexpert_hf.data.grey_levels import MALFORMED, RadiographError, check_size, to_8_bit
+from chexpert_hf.data.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
+from chexpert_hf.data.unfetched import pointer_of
 
 DRAFT_MARGIN = 1.75
 """A JPEG decoder may scale down while both sides keep this many times the target size.
@@ -59,6 +60,7 @@ def format_of(head: bytes) -> str:
 
     Raises:
         RadiographError: If it is none of the five.
+        NotFetchedError: If it is a pointer to content elsewhere.
     """
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -72,6 +74,8 @@ def format_of(head: bytes) -> str:
         return "WebP"
     if head[:2] in (b"\x02\0", b"\x08\0"):  # the first element's group, where the 128 bytes of preamble belong
         raise RadiographError("Expected 'DICM' at byte 128: this may be DICOM without its header; export it again.")
+    if pointer := pointer_of(head):
+        raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {pointer}")
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."

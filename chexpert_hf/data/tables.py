@@ -19,6 +19,7 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from chexpert_hf.data.csv_dialect import dialect_of
+from chexpert_hf.data.unfetched import why_missing
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 
@@ -84,8 +85,17 @@ def find_dataset_folder(root: str | Path) -> Path:
 
 
 def find_table(folder: Path, split: str) -> Path | None:
-    """Returns the CSV file of a split, None if the folder has none."""
-    return next((folder / name for name in SPLIT_FILES[split] if (folder / name).is_file()), None)
+    """Returns the CSV file of a split, None if the folder has none.
+
+    Raises:
+        CheXpertDataError: If it is a link to a file that is not there.
+    """
+    for file in (folder / name for name in SPLIT_FILES[split]):
+        if file.is_file():
+            return file
+        if file.is_symlink() and not file.exists():
+            raise CheXpertDataError(f"{file} cannot be read. {why_missing(file)}")
+    return None
 
 
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:

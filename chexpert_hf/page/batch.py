@@ -15,8 +15,10 @@ from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile
-from chexpert_hf.inference.folders.files import Found, is_system_file, radiographs_in
+from chexpert_hf.inference.folders.files import radiographs_in
+from chexpert_hf.inference.folders.kinds import is_system_file
 from chexpert_hf.inference.folders.score_table import CsvLines, readable
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
 from chexpert_hf.page.reading import (

@@ -11,7 +11,7 @@ import gradio as gr
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.folders.files import Found
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.page.batch import Row, csv_of, find_items, score_items, write_overlays
 from chexpert_hf.page.batch_html import progress_html, table_html
 from chexpert_hf.page.html import error_html

@@ -23,8 +23,9 @@ from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import Prediction
 from chexpert_hf.inference.folders.archives import ArchiveMember, source_of
-from chexpert_hf.inference.folders.files import Found, archive_members
+from chexpert_hf.inference.folders.files import archive_members
 from chexpert_hf.inference.folders.scoring import read_ahead
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer

@@ -64,6 +64,7 @@ def train(
     *,
     resume: bool = False,
     report_to: str = "none",
+    follow_links: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
     """Trains a model on a CheXpert folder.
@@ -74,6 +75,7 @@ def train(
         output: Becomes the model folder; checkpoints are in `checkpoints` below it.
         resume: Continue from the newest intact checkpoint there, or begin if there is none.
         report_to: "none", "tensorboard" or "trackio".
+        follow_links: Whether radiographs may be links that lead out of the folder.
         say: Takes lines for the user.
 
     Raises:
@@ -81,16 +83,16 @@ def train(
         CheXpertDataError: If the data cannot be loaded.
     """
     _check_reporter(report_to)
+    if not PartialState().is_main_process:
+        say = _say_nothing
     try:
-        data = load_data(recipe, root)
+        data = load_data(recipe, root, follow_links=follow_links, say=say)
     except BadFilesError as error:
         raise _with_list(error, output) from error
     set_seed(recipe.seed)
     build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
     _claim(output, recipe, resume)
-    if not PartialState().is_main_process:
-        say = _say_nothing
-    stage = partial(_stage, root=root, report_to=report_to, say=say)
+    stage = partial(_stage, root=root, report_to=report_to, follow_links=follow_links, say=say)
     if recipe.runs > 1:
         return _train_several(recipe, output, data, stage, say)
     start = _conditional_stage(recipe, output, stage, say)
@@ -192,11 +194,13 @@ def _say_nothing(_line: str) -> None:
     """What all processes but the first say."""
 
 
-def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Callable[[str], None]) -> Path:
+def _stage(
+    recipe: Recipe, folder: Path, *, root: Path, report_to: str, follow_links: bool, say: Callable[[str], None]
+) -> Path:
     """Trains a stage of a larger run, or what is left of it; gives its model folder."""
     resume = (folder / RECIPE_FILE).exists()
     PartialState().wait_for_everyone()  # all have looked before the first one writes
-    return train(recipe, root, folder, resume=resume, report_to=report_to, say=say).folder
+    return train(recipe, root, folder, resume=resume, report_to=report_to, follow_links=follow_links, say=say).folder
 
 
 def _train_without(
@@ -285,10 +289,14 @@ def _train_several(
     return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
 
 
-def load_data(recipe: Recipe, root: Path) -> datasets.DatasetDict:
+def load_data(
+    recipe: Recipe, root: Path, *, follow_links: bool = True, say: Callable[[str], None] | None = None
+) -> datasets.DatasetDict:
     """The training and validation splits that the recipe asks for; who is held out does not depend on its seed."""
     data = load_chexpert(
         root,
+        follow_links=follow_links,
+        say=say,
         frontal_only=recipe.frontal_only,
         observations=recipe.observations,
         num_patients=recipe.num_patients,

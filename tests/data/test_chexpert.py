@@ -16,6 +16,7 @@ from PIL import Image
 from chexpert_hf.data.chexpert import BadFilesError, CheXpertDataError, load_chexpert, observations_of
 from chexpert_hf.data.image_files import find_bad_files
 from chexpert_hf.labels import OBSERVATIONS
+from tests.linked_folders import LAYOUTS, as_datalad
 
 Row = dict[str, str]
 
@@ -506,6 +507,39 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder: Path, tmp_path: 
     (folder / linked).rename(outside)
     (folder / linked).symlink_to(outside)
     with pytest.raises(CheXpertDataError, match=r"train/patient00001/study1/view1_frontal\.jpg \(outside the folder\)"):
+        load_chexpert(folder, follow_links=False)
+
+
+@pytest.mark.parametrize("linked", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001", "train"])
+def test_links_are_followed_and_counted(folder: Path, tmp_path: Path, linked: str) -> None:
+    (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(tmp_path / "elsewhere")
+    lines: list[str] = []
+    train = load_chexpert(folder, say=lines.append)["train"]
+    assert [image.size for image in train["image"][:]] == [(10, 8)] * 4
+    count = {"view1_frontal.jpg": 1, "patient00001": 2, "train": 4}[linked.rpartition("/")[2]]
+    assert lines == [f"Radiographs reached through links: {count} of 5."]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_data_sets_of_the_hub_datalad_and_dvc_load(folder: Path, layout: Callable[[Path], Path]) -> None:
+    expected = load_chexpert(folder)["train"].remove_columns("image").to_pandas()
+    train = load_chexpert(layout(folder))["train"]
+    pd.testing.assert_frame_equal(train.remove_columns("image").to_pandas(), expected)
+    assert train[2]["image"].size == (10, 8)
+
+
+def test_content_that_has_not_been_fetched_is_named_in_words(folder: Path) -> None:
+    as_datalad(folder)
+    radiograph, pointer = (folder / f"train/patient0000{number}/study1/view1_frontal.jpg" for number in (1, 3))
+    radiograph.resolve().unlink()
+    pointer.unlink()
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(BadFilesError, match=r"git-annex link has not been fetched; run 'datalad get'") as refusal:
+        load_chexpert(folder)
+    assert "run 'git lfs pull'" in refusal.value.faults["train/patient00003/study1/view1_frontal.jpg"]
+    (folder / "train.csv").resolve().unlink()
+    with pytest.raises(CheXpertDataError, match=r"train\.csv cannot be read\. The content of this git-annex link"):
         load_chexpert(folder)
 
 
@@ -548,7 +582,7 @@ def test_twenty_bad_files_of_a_thousand_are_all_named(tmp_path: Path) -> None:
         expected[path] = fault
         damage[fault](folder / path)
     with pytest.raises(BadFilesError, match=r"20 of 1,000 files cannot be used: .* and 15 more") as refusal:
-        load_chexpert(folder, valid_fraction=0.1)
+        load_chexpert(folder, valid_fraction=0.1, follow_links=False)
     assert refusal.value.faults == expected
     assert "\n" not in str(refusal.value)
     refusal.value.write_list(tmp_path / "new" / "list.csv")

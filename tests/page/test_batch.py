@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.folders.files import Found
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.page import batch
 from chexpert_hf.page.batch import Item, Row, csv_of, find_items, score_items, write_overlays
