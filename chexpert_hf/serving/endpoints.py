@@ -157,7 +157,7 @@ def is_uploaded(path: str) -> bool:
 
 
 def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
-    """A row for each radiograph, in order; archives are opened.
+    """A row for each file, in order; archives are opened.
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
@@ -165,7 +165,7 @@ def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
     sources: list[tuple[int, int | None, Path | ArchiveMember]] = []
     for number, path in enumerate(paths, start=1):
         if _is_zip(path):
-            members = islice(archive_members(str(path), Found()), MAX_BATCH + 1)
+            members = islice(archive_members(str(path), Found(), others=True), MAX_BATCH + 1)
             sources += [(number, place if member.name else None, member) for place, member in enumerate(members, 1)]
         else:
             sources.append((number, None, path))

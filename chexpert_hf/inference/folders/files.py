@@ -127,12 +127,13 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def archive_members(path: str, found: Found) -> Iterator[ArchiveMember]:
+def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
     """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
 
     Args:
         path: The archive.
         found: Counts what is skipped.
+        others: Whether files that are no images are given too, to be reported.
     """
     try:
         archive = open_archive(path)
@@ -146,7 +147,7 @@ def archive_members(path: str, found: Found) -> Iterator[ArchiveMember]:
         kind = kind_of(name, partial(archive.head, name), partial(_open_member, archive, name))
         found.num_imageless += kind is Kind.IMAGELESS
         # An archive in the archive is taken, to be reported: whoever packed it meant its radiographs.
-        if kind is Kind.RADIOGRAPH or is_archive(name):
+        if kind is Kind.RADIOGRAPH or is_archive(name) or (others and kind is Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
     if not taken:
