@@ -18,6 +18,7 @@ from chexpert_hf import CheXpertClassifier, cli
 from chexpert_hf.cli import predicting
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.labels import OBSERVATIONS
+from tests.linked_folders import LAYOUTS, as_datalad
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -138,15 +139,78 @@ def test_predict_takes_patterns_lists_and_archives(monkeypatch, capsys, radiogra
     (tmp_path / "list.txt").write_text("b.jpg\nnone.png\n")
     archive = tmp_path / "scans.zip"
     code, out, err = run(
-        monkeypatch, capsys, "predict", "*.png", archive, "--list", tmp_path / "list.txt", "--model", tiny_folder
-    )
+        monkeypatch, capsys, "predict", "*.png", archive, "--list", tmp_path / "list.txt", "--model", tiny_folder,
+        "--no-follow-links",
+    )  # fmt: skip
     assert code == 1
-    assert "Links that lead out of their folder were left out: 1." in err
+    assert "Links that lead out of their folder were skipped (--no-follow-links): 1." in err
     rows = {row["path"]: row for row in csv.DictReader(out.splitlines())}
     assert list(rows)[:3] == ["a.png", f"{archive}/a.png", f"{archive}/b.jpg"]
     assert list(rows)[-2:] == ["b.jpg", "none.png"]
     assert rows["a.png"]["Edema"] == rows[f"{archive}/a.png"]["Edema"]
     assert rows["none.png"]["error"].startswith("File not found")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predict_follows_links_and_says_what_it_skips(monkeypatch, capsys, radiographs, tiny_folder, tmp_path, layout):
+    data = tmp_path / "set" / "data"
+    shutil.copytree(radiographs, data)
+    root = layout(data)
+    code, out, err = run(monkeypatch, capsys, "predict", root, "--model", tiny_folder)
+    assert code == 0
+    assert "Links followed (--no-follow-links skips those that lead out of their folder): 2." in err
+    _, expected, _ = run(monkeypatch, capsys, "predict", radiographs, "--model", tiny_folder)
+    assert out == expected.replace(str(radiographs), str(root))
+    (root / "real.png").write_bytes((root / "a.png").read_bytes())
+    code, out, err = run(monkeypatch, capsys, "predict", root, "--model", tiny_folder, "--no-follow-links")
+    assert code == 1  # what was skipped looks like radiographs
+    assert "Links that lead out of their folder were skipped (--no-follow-links): 2." in err
+    assert len(out.splitlines()) == 2
+    code, out, err = run(monkeypatch, capsys, "predict", root / "a.png", "--model", tiny_folder, "--no-follow-links")
+    assert (code, len(out.splitlines())) == (0, 2)  # it is named itself
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_commands_on_data_sets_follow_links_unless_told_not_to(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path, layout
+):
+    data = tmp_path / "set" / "data"
+    shutil.copytree(phantoms, data)
+    root = layout(data)
+    num_valid = len(pd.read_csv(root / "valid.csv"))
+    _, expected, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder, "--json")
+    code, out, err = run(monkeypatch, capsys, "evaluate", root, "--model", tiny_folder, "--json")
+    assert (code, out) == (0, expected)
+    assert f"Radiographs reached through links: {num_valid} of {num_valid}." in err
+    model = ["--model", tiny_folder]
+    for command in (
+        ["evaluate", root, *model],
+        ["calibrate", root, *model, "--output", tmp_path / "calibrated", "--other-people"],
+        ["localize", root, *model, "--output", tmp_path / "maps"],
+        ["gate", root, *model],
+        ["sanity", root, *model],
+        ["train", root, "--output", tmp_path / "new", "--init", "random"],
+    ):
+        code, _, err = run(monkeypatch, capsys, *command, "--no-follow-links")
+        assert code == 2, command
+        assert "files cannot be used: " in err, command
+        assert "(outside the folder)" in err, command
+
+
+def test_train_on_links_is_train_on_files(monkeypatch, capsys, phantoms, tmp_path):
+    data = tmp_path / "set" / "data"
+    shutil.copytree(phantoms, data)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "init: random\narchitecture: {growth_rate: 4, block_config: [2, 2], num_init_features: 8, bn_size: 2}\n"
+        "image_size: 32\nepochs: 1\nbatch_size: 8\nworkers: 0\nobservations: [Edema, Cardiomegaly]\n"
+    )
+    for number, root in enumerate((phantoms, as_datalad(data))):
+        code, _, err = run(monkeypatch, capsys, "train", root, "--output", tmp_path / str(number), "--recipe", recipe)
+        assert code == 0, err
+    assert re.search(r"Radiographs reached through links: (\d+) of \1\.", err)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("0", "1")]
+    assert weights[0] == weights[1]
 
 
 def test_predict_scores_studies_to_parquet_and_standard_output(monkeypatch, capsys, phantoms, tiny_folder, tmp_path):

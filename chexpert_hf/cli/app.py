@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from chexpert_hf.default_model import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
+    import datasets
     from tqdm import tqdm
 
     from chexpert_hf.inference.classifier import CheXpertClassifier
@@ -62,6 +63,12 @@ PrecisionName = Annotated[
         help="fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32.",
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links/--no-follow-links", help="Links to radiographs outside of the folder: follow or refuse them."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -103,6 +110,23 @@ def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) ->
     for reason in dict.fromkeys(member.runtime.reason for member in classifier.members):
         typer.echo(f"Computing with {reason}", err=True)
     return classifier
+
+
+def load_split(
+    data: Path, split: Split, observations: Sequence[str], *, follow_links: bool, **options: Any
+) -> "datasets.Dataset":
+    """Loads one split of a CheXpert folder; `options` are those of `load_chexpert`."""
+    from chexpert_hf.data.chexpert import load_chexpert
+
+    name = split.value
+    return load_chexpert(
+        data, splits=[name], observations=observations, follow_links=follow_links, say=say_on_stderr, **options
+    )[name]
+
+
+def say_on_stderr(line: str) -> None:
+    """A line for the user."""
+    typer.echo(line, err=True)
 
 
 def quiet_transformers() -> None:

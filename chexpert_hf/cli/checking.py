@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexpert_hf.cli.app import DISCLAIMER, AsJson, Models, app, load_classifier, progress_bar
+from chexpert_hf.cli.app import (
+    DISCLAIMER,
+    AsJson,
+    FollowLinks,
+    Models,
+    Split,
+    app,
+    load_classifier,
+    load_split,
+    progress_bar,
+    say_on_stderr,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +38,7 @@ def sanity(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for sanity.json and the plot, sanity.png.")
     ] = None,
+    follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """Do the maps depend on the weights, keep to the body, and name places that matter?
@@ -38,7 +50,7 @@ def sanity(
 
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
-        checks = _check(classifier, paths, limit, seed, bar.update)
+        checks = _check(classifier, paths, limit, seed, follow_links, bar.update)
     if output is not None:
         write_sanity(output, checks)
         typer.echo(f"The results are in {output}: sanity.json, sanity.png.", err=True)
@@ -47,17 +59,24 @@ def sanity(
 
 
 def _check(
-    classifier: "CheXpertClassifier", paths: list[str], limit: int, seed: int, progress: "Callable[[int], None]"
+    classifier: "CheXpertClassifier",
+    paths: list[str],
+    limit: int,
+    seed: int,
+    follow_links: bool,
+    progress: "Callable[[int], None]",
 ) -> "SanityChecks":
-    from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.data.tables import find_table
     from chexpert_hf.inference.folders.files import find_radiographs
     from chexpert_hf.inference.sanity import check_sanity, dataset_sanity, sample_rows
 
     folder = Path(paths[0])
     if len(paths) == 1 and any(find_table(folder, split) for split in ("train", "valid")):
-        data = load_chexpert(folder, splits=["valid"], observations=classifier.observations)["valid"]
+        data = load_split(folder, Split.VALID, classifier.observations, follow_links=follow_links)
         return dataset_sanity(classifier, data, limit, seed=seed, progress=progress)
-    files = find_radiographs(paths).files
+    found = find_radiographs(paths, follow_links=follow_links)
+    for note in found.notes():
+        say_on_stderr(note)
+    files = found.files
     chosen = [files[row] for row in sample_rows(len(files), limit, seed)]
     return check_sanity(classifier, chosen, seed=seed, progress=progress)

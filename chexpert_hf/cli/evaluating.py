@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, Data, Models, Split, app, load_classifier, progress_bar, quiet_transformers
+from chexpert_hf.cli.app import (
+    AsJson,
+    Data,
+    FollowLinks,
+    Models,
+    Split,
+    app,
+    load_classifier,
+    load_split,
+    progress_bar,
+    quiet_transformers,
+)
 from chexpert_hf.errors import InputError
 
 
@@ -52,10 +63,10 @@ def evaluate(
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
+    follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
-    from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.evaluation.report import as_table, write_report
     from chexpert_hf.inference.dataset import evaluate_dataset
     from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
@@ -73,9 +84,7 @@ def evaluate(
             raise InputError(
                 f"{name} judges other observations than {next(iter(classifiers))}; compare like with like."
             )
-    dataset = load_chexpert(data, splits=[split.value], observations=first.observations, valid_fraction=valid_fraction)[
-        split.value
-    ]
+    dataset = load_split(data, split, first.observations, follow_links=follow_links, valid_fraction=valid_fraction)
     if not allow_calibration_patients:
         refuse_calibration_patients(model, dataset["patient"][:])
     warnings = patient_warnings(model, dataset["patient"][:])
@@ -130,12 +139,12 @@ def calibrate(
     other_people: Annotated[
         bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
     ] = False,
+    follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
     from datetime import date
 
-    from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.evaluation.calibration import Method
     from chexpert_hf.evaluation.operating_points import OperatingRule
     from chexpert_hf.hub.folder import refresh_folder
@@ -146,12 +155,8 @@ def calibrate(
     rule = OperatingRule.parse(operating_points) if operating_points else None
     prevalences = _parse_prevalences(prevalence) if prevalence else {}
     quiet_transformers()
-    dataset = load_chexpert(
-        data,
-        splits=[split.value],
-        observations=load_model(model).config.observations,
-        valid_fraction=valid_fraction,
-    )[split.value]
+    observations = load_model(model).config.observations
+    dataset = load_split(data, split, observations, follow_links=follow_links, valid_fraction=valid_fraction)
     origin = Origin(data=data.resolve().name, split=split.value, date=date.today().isoformat())
     with progress_bar(len(dataset), "images") as bar:
         result = calibrate_folder(

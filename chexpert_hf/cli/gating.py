@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, Data, Split, app, progress_bar, quiet_transformers
+from chexpert_hf.cli.app import AsJson, Data, FollowLinks, Split, app, load_split, progress_bar, quiet_transformers
 
 
 @app.command()
@@ -17,10 +17,10 @@ def gate(
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
+    follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """Fit what tells a chest radiograph from any other image, on a model's training radiographs."""
-    from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.errors import ModelFolderError
     from chexpert_hf.inference.gate import GATE_FILE
     from chexpert_hf.inference.gate.fit import MAX_IMAGES
@@ -31,10 +31,10 @@ def gate(
         raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")
     quiet_transformers()
     observations = load_model(model).config.observations
-    dataset = load_chexpert(data, splits=[split.value], observations=observations, valid_fraction=valid_fraction)
-    with progress_bar(min(len(dataset[split.value]), MAX_IMAGES), "images") as bar:
+    dataset = load_split(data, split, observations, follow_links=follow_links, valid_fraction=valid_fraction)
+    with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
         name = f"{data.resolve().name} ({split.value})"
-        fitted = fit_folder_gate(model, dataset[split.value], name, bar.update)
+        fitted = fit_folder_gate(model, dataset, name, bar.update)
     if as_json:
         typer.echo(json.dumps({"file": str(model / GATE_FILE), "n": fitted.num_images, "limit": fitted.limit}))
         return

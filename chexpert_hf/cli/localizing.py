@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, Data, Models, Split, app, load_classifier, progress_bar
+from chexpert_hf.cli.app import (
+    AsJson,
+    Data,
+    FollowLinks,
+    Models,
+    Split,
+    app,
+    load_classifier,
+    load_split,
+    progress_bar,
+)
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +44,10 @@ def localize(
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
+    follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.data.chexpert import load_chexpert
     from chexpert_hf.data.tables import find_dataset_folder
     from chexpert_hf.inference.localization.ground_truth import find_ground_truth
     from chexpert_hf.inference.localization.localization_report import as_dictionary, as_text, write_localization
@@ -51,13 +61,14 @@ def localize(
         raise InputError(f"{output} cannot be a folder for the results: {error.strerror}.") from error
     truth = find_ground_truth(find_dataset_folder(data), annotations)
     classifier = load_classifier(model)
-    dataset = load_chexpert(
+    dataset = load_split(
         data,
-        splits=[split.value],
-        observations=classifier.observations,
+        split,
+        classifier.observations,
+        follow_links=follow_links,
         frontal_only=frontal_only,
         valid_fraction=valid_fraction,
-    )[split.value]
+    )
     rows = rows_with_truth(dataset, truth, classifier.observations)
     warnings = patient_warnings(model, dataset.select(rows)["patient"][:])
     with progress_bar(len(rows), "images") as bar:

@@ -14,12 +14,14 @@ import typer
 from chexpert_hf.cli.app import (
     DISCLAIMER,
     AsJson,
+    FollowLinks,
     Models,
     PrecisionName,
     RuntimeName,
     app,
     load_fast_classifier,
     progress_bar,
+    say_on_stderr,
 )
 from chexpert_hf.errors import InputError
 
@@ -54,12 +56,13 @@ def predict(
     num_shards: Annotated[int | None, typer.Option(min=1, help="Divide the radiographs among so many runs.")] = None,
     shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
     saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
+    follow_links: FollowLinks = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
     runtime: RuntimeName = "auto",
     precision: PrecisionName = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score radiographs: the probability of each observation. Exit code 1 if a file could not be read."""
+    """Score radiographs: the probability of each observation. Exit code 1 if one was skipped or could not be read."""
     from chexpert_hf.inference.folders.files import find_radiographs, read_list
     from chexpert_hf.inference.folders.score_run import score_to_file
 
@@ -69,9 +72,9 @@ def predict(
     target = _output(output, suffix, study, resume, overwrite, saliency)
     if target is None and (as_json or part.count > 1):
         raise InputError(f"Expected --output with {'--json' if as_json else 'several shards'}; say where scores go.")
-    found = find_radiographs(paths or [], read_list(listed) if listed else [])
-    if found.num_outside:
-        typer.echo(f"Links that lead out of their folder were left out: {found.num_outside:,}.", err=True)
+    found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
+    for note in found.notes():
+        say_on_stderr(note)
     _refuse_overlays_among(paths or [], saliency)
     classifier = load_fast_classifier(model, runtime, precision)
     begin = time.monotonic()
@@ -83,6 +86,8 @@ def predict(
                 classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watcher=_Progress(bar)
             )
     _report(summary, target, time.monotonic() - begin, as_json)
+    if summary.failed or found.num_outside:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -230,12 +235,10 @@ def _shown(path: "RadiographFile") -> str:
 
 
 def _report(summary: "ScoreSummary", output: "ScoreOutput | None", seconds: float, as_json: bool) -> None:
-    """The end: a line for people, JSON for programs, and the exit code."""
+    """The end: a line for people, JSON for programs."""
     scored = summary.radiographs - summary.failed
     where = f" Scores in {output.path}." if output else ""
     typer.echo(f"{scored:,} of {summary.radiographs:,} radiographs scored.{where} {DISCLAIMER}", err=True)
     if as_json and output is not None:
         result = {"output": str(output.path), **asdict(summary), "scored": scored, "seconds": round(seconds, 3)}
         typer.echo(json.dumps(result))
-    if summary.failed:
-        raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, Data, app, progress_bar, quiet_transformers
+from chexpert_hf.cli.app import AsJson, Data, FollowLinks, app, progress_bar, quiet_transformers, say_on_stderr
 from chexpert_hf.cli.predicting import demo
 from chexpert_hf.errors import InputError
 
@@ -99,6 +99,7 @@ def train(
     compile_model: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read images. [2]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [0]")] = None,
+    follow_links: FollowLinks = True,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or trackio (installed separately).")] = "none",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="At the end, send the model folder to the Hub, as push does.")
@@ -145,7 +146,7 @@ def train(
     chosen = chosen.override(**{name: value for name, value in flags.items() if value is not None})
     if push_to_hub is not None:
         _expect_that_it_can_be_pushed(push_to_hub, chosen)
-    _train(chosen, data, output, resume=resume, report_to=report_to, as_json=as_json)
+    _train(chosen, data, output, resume=resume, report_to=report_to, follow_links=follow_links, as_json=as_json)
     if push_to_hub is not None:
         _push(output, push_to_hub, private=private)
 
@@ -179,12 +180,14 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
     typer.echo(f"Pushed to {repo_id}, commit {str(done.commit)[:12]}: {done.url}", err=True)
 
 
-def _train(recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_to: str, as_json: bool) -> None:
+def _train(
+    recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_to: str, follow_links: bool, as_json: bool
+) -> None:
     from chexpert_hf.evaluation.report import as_table
     from chexpert_hf.training.run import train as run
 
     quiet_transformers()
-    result = run(recipe, data, output, resume=resume, report_to=report_to, say=lambda line: typer.echo(line, err=True))
+    result = run(recipe, data, output, resume=resume, report_to=report_to, follow_links=follow_links, say=say_on_stderr)
     if as_json:
         typer.echo(json.dumps({"folder": str(result.folder), "chosen": result.chosen, **result.evaluation.to_dict()}))
         return

@@ -8,7 +8,7 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 2.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -57,6 +57,8 @@ def load_chexpert(
     *,
     splits: Sequence[str] = ("train", "valid"),
     check_files: bool = True,
+    follow_links: bool = True,
+    say: Callable[[str], None] | None = None,
     frontal_only: bool = False,
     projections: Collection[str] | None = None,
     sexes: Collection[str] | None = None,
@@ -80,6 +82,8 @@ def load_chexpert(
         root: The folder with `train.csv` (or `train.csv.gz`), or the folder that contains it.
         splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
         check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
+        follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
+        say: Takes a line for the user about how many links were followed, if any were.
         frontal_only: Whether to leave out laterals.
         projections: Values of AP/PA to keep: "AP", "PA", "LL", "RL". Laterals have none and are left out too.
         sexes: Values to keep: "Male", "Female", "Unknown".
@@ -112,7 +116,8 @@ def load_chexpert(
     if num_patients is not None and "train" in tables:
         tables["train"] = _take_patients(tables["train"], num_patients, seed)
     if check_files:
-        _refuse_bad_files(folder, [path for table in tables.values() for path in table["path"]])
+        paths = [path for table in tables.values() for path in table["path"]]
+        _refuse_bad_files(folder, paths, find_bad_files(folder, paths, follow_links=follow_links, say=say))
     return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
 
 
@@ -222,8 +227,7 @@ def _distinct(values: Iterable[object]) -> str:
     return ", ".join(sorted({str(value) for value in values}))
 
 
-def _refuse_bad_files(folder: Path, paths: Sequence[str]) -> None:
-    faults = find_bad_files(folder, paths)
+def _refuse_bad_files(folder: Path, paths: Sequence[str], faults: Mapping[str, str]) -> None:
     if faults:
         line = (
             f"{len(faults):,} of {len(paths):,} files cannot be used: "

@@ -47,6 +47,10 @@ class RadiographError(InputError):
     """
 
 
+class NotFetchedError(RadiographError):
+    """The file stands for content that is not there."""
+
+
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Refuses images without pixels and images too large to decode.
 

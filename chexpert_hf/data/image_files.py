@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
+from chexpert_hf.data.grey_levels import NotFetchedError
 from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError, read_radiograph
 from chexpert_hf.data.raster import format_of
+from chexpert_hf.data.unfetched import why_missing
 
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """What a whole file ends with. Source: ITU T.81, B.1.1.3 (EOI); PNG (Third Edition), 11.2.4 (IEND and its checksum)."""
@@ -24,7 +27,20 @@ _THREADS = 16  # for network shares, where each answer is a round trip; a warm l
 _CHUNK = 4096
 
 
-def find_bad_files(folder: str | Path, paths: Sequence[str]) -> dict[str, str]:
+class _Look(NamedTuple):
+    """What is wrong with a file, and whether it is reached through a link."""
+
+    fault: str | None
+    is_linked: bool = False
+
+
+def find_bad_files(
+    folder: str | Path,
+    paths: Sequence[str],
+    *,
+    follow_links: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, str]:
     """Finds files that cannot be radiographs.
 
     A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
@@ -33,6 +49,8 @@ def find_bad_files(folder: str | Path, paths: Sequence[str]) -> dict[str, str]:
     Args:
         folder: The folder that the paths are relative to.
         paths: Relative paths with "/" between their parts and without "..".
+        follow_links: Whether links may lead out of the folder, as in snapshots of the Hub's cache, datalad and DVC.
+        say: Takes a line about how many links were followed, if any were.
 
     Returns:
         For each bad path, in the order given, what is wrong: "missing", "empty", "not a file", "outside the folder" (a
@@ -40,29 +58,41 @@ def find_bad_files(folder: str | Path, paths: Sequence[str]) -> dict[str, str]:
     """
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(partial(_faults, os.path.realpath(folder)), chunks)
-        return {path: fault for faults in found for path, fault in faults.items()}
+        looks = [
+            look
+            for chunk in threads.map(partial(_look_at, os.path.realpath(folder), follow_links), chunks)
+            for look in chunk
+        ]
+    num_links = sum(look.is_linked and look.fault is None for look in looks)
+    if num_links and say:
+        say(f"Radiographs reached through links: {num_links:,} of {len(paths):,}.")
+    return {path: look.fault for path, look in zip(paths, looks, strict=True) if look.fault}
 
 
-def _faults(root: str, paths: Sequence[str]) -> dict[str, str]:
+def _look_at(root: str, follow_links: bool, paths: Sequence[str]) -> list[_Look]:
     is_link = cache(lambda directory: os.path.islink(os.path.join(root, directory)))
-    faults = {path: _fault(root, path, is_link) for path in paths}
-    return {path: fault for path, fault in faults.items() if fault}
+    return [_look(root, path, is_link, follow_links) for path in paths]
 
 
-def _fault(root: str, path: str, is_link: Callable[[str], bool]) -> str | None:
+def _look(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool) -> _Look:
     file = os.path.join(root, path)
+    is_linked = False
     try:
         status = os.lstat(file)
         # To resolve each path would cost several times the rest; only through a link can one lead outside.
-        if stat.S_ISLNK(status.st_mode) or any(is_link(directory) for directory in _directories(path)):
-            if os.path.commonpath([root, os.path.realpath(file)]) != root:
-                return "outside the folder"
+        is_linked = stat.S_ISLNK(status.st_mode) or any(is_link(directory) for directory in _directories(path))
+        if is_linked:
+            if not follow_links and os.path.commonpath([root, os.path.realpath(file)]) != root:
+                return _Look("outside the folder")
             status = os.stat(file)
     except FileNotFoundError:
-        return "missing"
+        return _Look(why_missing(file) or "missing")
     except OSError as error:
-        return str(error.strerror)
+        return _Look(str(error.strerror))
+    return _Look(_fault(file, status), is_linked)
+
+
+def _fault(file: str, status: os.stat_result) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a file"
     if not status.st_size:
@@ -80,6 +110,8 @@ def _content_fault(file: str, num_bytes: int) -> str | None:
         tail = stream.read(_TAIL_BYTES)
     try:
         file_format = format_of(head)
+    except NotFetchedError as error:
+        return str(error)
     except RadiographError:
         return "not an image"
     if file_format == "DICOM":

@@ -15,8 +15,9 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.data.grey_levels import MALFORMED, RadiographError, check_size, to_8_bit
+from chexpert_hf.data.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
 from chexpert_hf.data.raster import format_of, read_pillow, read_raster
+from chexpert_hf.data.unfetched import why_missing
 
 __all__ = ["MAX_PIXELS", "RadiographError", "RadiographSource", "read_radiograph"]
 
@@ -108,6 +109,8 @@ def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
             raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
         return open(path, "rb")
     except FileNotFoundError:
+        if reason := why_missing(path):
+            raise NotFetchedError(reason) from None
         raise RadiographError("File not found, expected an image file; check the path.") from None
     except PermissionError:
         raise RadiographError("The file may not be read, expected an image file; check its permissions.") from None

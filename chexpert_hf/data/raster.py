@@ -22,8 +22,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from chexpert_hf.data.grey_levels import MALFORMED, RadiographError, check_size, to_8_bit
+from chexpert_hf.data.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
 from chexpert_hf.data.image_headers import TIFF_COMPRESSIONS, read_jpeg_header, read_tiff_header
+from chexpert_hf.data.unfetched import pointer_of
 
 DRAFT_MARGIN = 1.75
 """A JPEG decoder may scale down while both sides keep this many times the target size.
@@ -69,6 +70,7 @@ def format_of(head: bytes) -> str:
 
     Raises:
         RadiographError: If it is none of these.
+        NotFetchedError: If it is a pointer to content elsewhere.
     """
     if head[128:132] == b"DICM":
         return "DICOM"
@@ -84,6 +86,8 @@ def format_of(head: bytes) -> str:
         return "WebP"
     if _begins_with_element(head):
         return "DICOM"
+    if pointer := pointer_of(head):
+        raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {pointer}")
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."

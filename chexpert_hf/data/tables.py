@@ -6,7 +6,8 @@ Nothing here touches an image.
 Source: Irvin et al. 2019, arXiv:1901.07031, section 2, and the `train.csv` and `valid.csv` of the CheXpert release.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from chexpert_hf.data.csv_dialect import dialect_of
+from chexpert_hf.data.unfetched import why_missing
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 
@@ -34,11 +37,18 @@ PROJECTIONS = ("AP", "PA", "LL", "RL")
 ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 MAX_AGE = 120
 
+BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
+"""What pandas, R and Excel write into an empty cell, in lower case."""
+
+_SEX_NAMES = {name.lower(): name for name in SEXES} | {"m": "Male", "f": "Female"}
+_PROJECTION_NAMES = {name.lower(): name for name in PROJECTIONS}
+
 _PATH_PATTERN = (
-    r"^(?:[^/]+/)*(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
-    r"/(?P<file>view(?P<view>\d{1,4})_(?P<side>frontal|lateral)\.(?:jpg|jpeg|png))$"
+    r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
+    r"/(?P<file>view(?P<view>\d{1,4})_(?P<side>frontal|lateral)\.(?i:jpg|jpeg|png))$"
 )
-_ESCAPE_PATTERN = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
+_ABSOLUTE_PATTERN = r"^/|^[A-Za-z]:"
+_PARENT_PATTERN = r"(?:^|/)\.\.(?:/|$)"
 _MAX_LISTED = 5
 
 
@@ -75,12 +85,25 @@ def find_dataset_folder(root: str | Path) -> Path:
 
 
 def find_table(folder: Path, split: str) -> Path | None:
-    """Returns the CSV file of a split, None if the folder has none."""
-    return next((folder / name for name in SPLIT_FILES[split] if (folder / name).is_file()), None)
+    """Returns the CSV file of a split, None if the folder has none.
+
+    Raises:
+        CheXpertDataError: If it is a link to a file that is not there.
+    """
+    for file in (folder / name for name in SPLIT_FILES[split]):
+        if file.is_file():
+            return file
+        if file.is_symlink() and not file.exists():
+            raise CheXpertDataError(f"{file} cannot be read. {why_missing(file)}")
+    return None
 
 
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
     """Reads a table of CheXpert and checks every cell that is used.
+
+    Tables that went through other programs are read too: separated by commas, semicolons or tabs, in UTF-8 or UTF-16,
+    with a decimal comma, with M and F, with "nan" or "NA" in blank cells, with backslashes in paths, and with absolute
+    paths into the folder of the file.
 
     Args:
         file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are left out.
@@ -109,12 +132,12 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
         "study": paths["patient"] + "/" + paths["study"],
         "view": paths["view"].astype(np.int32),
         "is_frontal": paths["side"] == "frontal",
-        "sex": _parse_cells(cells, "Sex", _one_of(SEXES), f"{', '.join(SEXES)} or blank", None, file),
+        "sex": _parse_cells(cells, "Sex", _one_of(_SEX_NAMES), f"{', '.join(SEXES)} or blank", None, file),
         "age": pd.array(
             _parse_cells(cells, "Age", _age, f"whole years, 0 to {MAX_AGE}, or blank", None, file), "Int32"
         ),
         "projection": _parse_cells(
-            cells, "AP/PA", _one_of(PROJECTIONS), f"{', '.join(PROJECTIONS)} or blank", None, file
+            cells, "AP/PA", _one_of(_PROJECTION_NAMES), f"{', '.join(PROJECTIONS)} or blank", None, file
         ),
     }
     for name in observations:
@@ -139,10 +162,12 @@ def _read_cells(file: Path) -> pd.DataFrame:
     as_dictionary = pa.dictionary(pa.int32(), pa.string())
     types = {"Path": pa.string(), **dict.fromkeys((*ACQUISITION_COLUMNS, *OBSERVATIONS), as_dictionary)}
     conversion = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
-    serial = pa_csv.ReadOptions(use_threads=False)  # the parallel reader does not count rows in its messages
     try:
-        table = pa_csv.read_csv(file, read_options=serial, convert_options=conversion)
-    except (pa.ArrowInvalid, OSError) as error:
+        encoding, delimiter = dialect_of(file)
+        # The parallel reader does not count rows in its messages.
+        serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
+        table = pa_csv.read_csv(file, serial, pa_csv.ParseOptions(delimiter=delimiter), conversion)
+    except (pa.ArrowInvalid, OSError, UnicodeError) as error:
         raise CheXpertDataError(f"{file.name} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
     names = [name for name in table.column_names if name in types]
     if len(set(names)) < len(names):
@@ -165,27 +190,45 @@ def _require_columns(cells: pd.DataFrame, required: Sequence[str], file: Path) -
 
 def _parse_paths(cells: pd.Series, file: Path) -> pd.DataFrame:
     """Splits the paths at the split's name, which works for every prefix and for none."""
-    paths = pa.array(cells, pa.string(), from_pandas=True)
-    escapes = cells[pc.match_substring_regex(paths, _ESCAPE_PATTERN).fill_null(False).to_numpy(zero_copy_only=False)]
-    if len(escapes):
-        rows = listed([f"row {row} {path!r:.90}" for row, path in escapes.items()])
-        raise CheXpertDataError(
-            f"{file.name}: {len(escapes):,} paths are absolute or contain '..' and could leave the data set: {rows}. "
-            "Make them relative to the folder of the data set."
-        )
+    texts = pa.array(cells, pa.string(), from_pandas=True)
+    paths = pc.replace_substring(pc.utf8_trim_whitespace(texts), "\\", "/")
     parts = pc.extract_regex(paths, _PATH_PATTERN)
-    malformed = cells.index[parts.is_null().to_numpy(zero_copy_only=False)]
+    is_malformed = parts.is_null().to_numpy(zero_copy_only=False)
+    columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
+    _refuse_escapes(cells, paths, columns["prefix"].where(~is_malformed, ""), file)
+    malformed = cells.index[is_malformed]
     if len(malformed):
         row = malformed[0]
         raise _bad_cell(file, row, "Path", cells.loc[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
-    return pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
+    return columns
+
+
+def _refuse_escapes(cells: pd.Series, paths: pa.StringArray, prefixes: pd.Series, file: Path) -> None:
+    def matches(pattern: str) -> NDArray[np.bool_]:
+        return pc.match_substring_regex(paths, pattern).fill_null(False).to_numpy(zero_copy_only=False)
+
+    is_absolute = matches(_ABSOLUTE_PATTERN)
+    folder = file.parent.resolve()
+    inside = [prefix for prefix in prefixes[is_absolute].unique() if _is_inside(prefix, folder)]
+    escapes = cells[matches(_PARENT_PATTERN) | (is_absolute & ~prefixes.isin(inside).to_numpy())]
+    if len(escapes):
+        rows = listed([f"row {row} {path!r:.90}" for row, path in escapes.items()])
+        raise CheXpertDataError(
+            f"{file.name}, column Path: {len(escapes):,} paths are absolute or contain '..' and lead out of the data "
+            f"set: {rows}. Expected paths relative to the folder of the data set, or absolute ones below {folder}."
+        )
+
+
+def _is_inside(prefix: str, folder: Path) -> bool:
+    # A network path is not looked up for the sake of a table.
+    return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
 
 
 def _check_side(cells: pd.DataFrame, paths: pd.DataFrame, file: Path) -> None:
     if "Frontal/Lateral" not in cells.columns:
         return
     stated = cells["Frontal/Lateral"].astype(object)
-    wrong = cells.index[(stated != paths["side"].str.capitalize()).to_numpy()]
+    wrong = cells.index[(stated.str.strip().str.lower() != paths["side"]).to_numpy()]
     if len(wrong):
         named = paths.loc[wrong[0], "file"]
         raise _bad_cell(
@@ -202,29 +245,38 @@ def _parse_cells(
     values = np.full(len(texts.categories) + 1, blank, dtype=object)  # the code of a blank is -1: the last one
     for code, text in enumerate(texts.categories):
         try:
-            values[code] = parse(text)
-        except ValueError:
+            values[code] = blank if text.strip().lower() in BLANKS else parse(text.strip())
+        except (ValueError, KeyError):
             row = cells.index[(texts.codes == code).to_numpy()][0]
             raise _bad_cell(file, row, column, text, expected) from None
     return values[texts.codes.to_numpy()]
 
 
-def _one_of(known: Sequence[str]) -> Callable[[str], str]:
-    return lambda text: known[known.index(text)]
+def _one_of(known: Mapping[str, str]) -> Callable[[str], str]:
+    return lambda text: known[text.lower()]
 
 
 def _age(text: str) -> int:
-    years = float(text)
+    years = parse_number(text.removesuffix("Y"))  # DICOM's 045Y
     if not years.is_integer() or not 0 <= years <= MAX_AGE:
         raise ValueError(text)
     return int(years)
 
 
 def _label(text: str) -> float:
-    value = float(text)
+    value = parse_number(text)
     if value not in (POSITIVE, NEGATIVE, UNCERTAIN):
         raise ValueError(text)
     return value
+
+
+def parse_number(text: str) -> float:
+    """Parses a number with a decimal point or a decimal comma.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    return float(text.replace(",", "."))
 
 
 def _refuse_repeated_paths(paths: pd.Series, file: Path) -> None:

@@ -15,8 +15,10 @@ from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile
-from chexpert_hf.inference.folders.files import find_radiographs
+from chexpert_hf.inference.folders.files import radiographs_in
+from chexpert_hf.inference.folders.kinds import is_system_file
 from chexpert_hf.inference.folders.score_table import CsvLines, readable
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
 from chexpert_hf.page.reading import (
@@ -63,23 +65,27 @@ class Row:
     warnings: tuple[str, ...] = ()
 
 
-def find_items(uploads: Sequence[tuple[str, Path]]) -> list[Item]:
+def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     """The radiographs in uploads, those in archives one by one.
 
     Args:
-        uploads: Names and paths.
+        uploads: Names and paths; files of the operating system and DICOM files without an image are skipped.
+        found: Counts what is skipped.
 
     Raises:
-        InputError: If there are more than `MAX_FILES`.
+        InputError: If there are more than `MAX_FILES`, or none.
         ExpiredError: If one has been deleted.
     """
     if not all(path.exists() for _, path in uploads):
-        raise ExpiredError(EXPIRED)  # the search below would name its path
+        raise ExpiredError(EXPIRED)
     items = [
         Item(f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name, file)
         for name, path in uploads
-        for file in find_radiographs([path]).files
+        if not is_system_file(name)
+        for file in radiographs_in(str(path), found)
     ]
+    if not items:
+        raise InputError(" ".join(["Expected radiographs, got none.", *found.notes()]))
     if len(items) > MAX_FILES:
         raise InputError(
             f"Expected at most {MAX_FILES:,} radiographs at once, got {len(items):,}; `chexpert-hf predict` takes "

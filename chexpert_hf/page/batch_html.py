@@ -18,12 +18,13 @@ def progress_html(done: int, total: int, what: str) -> str:
     )
 
 
-def table_html(rows: Sequence[Row], operating_points: Mapping[str, float]) -> str:
+def table_html(rows: Sequence[Row], operating_points: Mapping[str, float], notes: Sequence[str] = ()) -> str:
     """A row per radiograph in upload order: its name, its scores or why it has none.
 
     Args:
         rows: What came of each.
         operating_points: Of each observation.
+        notes: Sentences about files that have no row.
     """
     names = clinical_order(operating_points)
     failed = sum(row.prediction is None for row in rows)
@@ -38,7 +39,7 @@ def table_html(rows: Sequence[Row], operating_points: Mapping[str, float]) -> st
         f'<p class="disclaimer">{escape(DISCLAIMER)}</p>'
         f'<p class="batch-summary" role="status"><strong>{len(rows) - failed:,} of {len(rows):,}</strong> radiographs '
         f"scored{failures}. A filled cell is at or above the operating point. Choose a number to open the radiograph, "
-        "a heading to sort.</p>"
+        f"a heading to sort. {escape(' '.join(notes))}</p>"
         '<div class="table-scroll batch-table" tabindex="0" role="region" aria-label="Scores of all radiographs">'
         '<table><thead><tr><th scope="col" data-kind="order" aria-sort="ascending"><button type="button" '
         'data-column="0"><span>No.</span></button></th>'

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -11,6 +11,7 @@ import gradio as gr
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.page.batch import Row, csv_of, find_items, score_items, write_overlays
 from chexpert_hf.page.batch_html import progress_html, table_html
 from chexpert_hf.page.html import error_html
@@ -52,8 +53,9 @@ def build_batch_tab(
     def score_all(uploads: list[Upload], ungated: bool) -> Iterator[Updates]:
         if not uploads:
             return
+        found = Found()
         try:
-            items = find_items([(upload.name, upload.path) for upload in uploads])
+            items = find_items([(upload.name, upload.path) for upload in uploads], found)
         except InputError as error:
             yield {files: None, status: gr.HTML(error_html(str(error)), visible=True)}
             return
@@ -75,10 +77,10 @@ def build_batch_tab(
                 # The field in every update: one that an update leaves out Gradio makes anew from its class for the rest
                 # of the visit, and `upload_field` would be lost on it.
                 yield {files: None, rows: tuple(done), status: gr.HTML(progress_html(len(done), len(items), "Scored"))}
-        yield {files: None, **finished(tuple(done))}
+        yield {files: None, **finished(tuple(done), found.notes())}
 
-    def finished(done: tuple[Row, ...]) -> Updates:
-        html = table_html(done, classifier.operating_points)
+    def finished(done: tuple[Row, ...], notes: Sequence[str] = ()) -> Updates:
+        html = table_html(done, classifier.operating_points, notes)
         return {
             rows: done,
             status: gr.HTML("", visible=False),

@@ -1,7 +1,7 @@
 """What programs call: `/predict`, `/saliency` and `/batch`, typed, without the page.
 
 A file goes in by `POST /gradio_api/upload`, and its path from the answer goes into the call; gradio_client does both.
-An error is one line in the answer, and names of files come into no answer.
+An error is one line in the answer. Names of files come into no answer, but for those in an archive: they name its rows.
 """
 
 import functools
@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,8 +22,10 @@ from PIL import Image
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import Prediction
-from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, source_of
+from chexpert_hf.inference.folders.archives import ArchiveMember, source_of
+from chexpert_hf.inference.folders.files import archive_members
 from chexpert_hf.inference.folders.scoring import read_ahead
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
@@ -67,6 +70,7 @@ class Answer(TypedDict):
 class Row(TypedDict):
     file: int
     member: int | None
+    name: str | None
     error: str | None
     observations: dict[str, Score] | None
     notes: list[str]
@@ -118,6 +122,8 @@ def add_endpoints(classifier: Scorer) -> None:
     def batch(files: list[FileData]) -> list[Row]:
         """Scores many chest radiographs, and those in ZIP archives; a file that cannot be read is a row with an error.
 
+        A row has the number of its file, and for a radiograph in an archive its number among them and its name there.
+
         Args:
             files: JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.
         """
@@ -154,40 +160,32 @@ def is_uploaded(path: str) -> bool:
 
 
 def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
-    """A row for each radiograph, in order; archives are opened.
+    """A row for each file, in order; archives are opened.
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
     """
-    places: list[tuple[int, int | None]] = []
-    sources: list[Path | ArchiveMember] = []
-    errors: dict[tuple[int, int | None], RadiographError] = {}
+    sources: list[tuple[int, int | None, Path | ArchiveMember]] = []
     for number, path in enumerate(paths, start=1):
-        if not _is_zip(path):
-            places.append((number, None))
-            sources.append(path)
-            continue
-        try:
-            names = Archive(str(path)).names()
-        except RadiographError as error:
-            places.append((number, None))
-            errors[number, None] = error
-            continue
-        places += [(number, member) for member in range(1, len(names) + 1)]
-        sources += [ArchiveMember(str(path), name) for name in names]
-        if len(places) > MAX_BATCH:
-            break
-    if len(places) > MAX_BATCH:
-        raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
+        if _is_zip(path):
+            members = islice(archive_members(str(path), Found(), others=True), MAX_BATCH + 1)
+            sources += [(number, place if member.name else None, member) for place, member in enumerate(members, 1)]
+        else:
+            sources.append((number, None, path))
+        if len(sources) > MAX_BATCH:
+            raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
     score = functools.partial(_score, classifier)
-    with closing(read_ahead(score, sources, threads=_ROWS_AT_ONCE, ahead=_ROWS_AT_ONCE)) as results:
-        for file, member in places:
-            result = errors[file, member] if (file, member) in errors else next(results)
-            if isinstance(result, RadiographError):
-                yield Row(file=file, member=member, error=str(result), observations=None, notes=[])
-            else:
-                scores = _scores(classifier, result)
-                yield Row(file=file, member=member, error=None, observations=scores, notes=list(result.notes))
+    files = (file for *_, file in sources)
+    with closing(read_ahead(score, files, threads=_ROWS_AT_ONCE, ahead=_ROWS_AT_ONCE)) as results:
+        for (number, place, file), result in zip(sources, results, strict=True):
+            yield Row(
+                file=number,
+                member=place,
+                name=file.name or None if isinstance(file, ArchiveMember) else None,
+                error=str(result) if isinstance(result, RadiographError) else None,
+                observations=None if isinstance(result, RadiographError) else _scores(classifier, result),
+                notes=[] if isinstance(result, RadiographError) else list(result.notes),
+            )
 
 
 def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | RadiographError:

@@ -66,6 +66,7 @@ def train(
     *,
     resume: bool = False,
     report_to: str = "none",
+    follow_links: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
     """Trains a model on a CheXpert folder.
@@ -76,6 +77,7 @@ def train(
         output: Becomes the model folder; checkpoints are in `checkpoints` below it.
         resume: Continue from the newest intact checkpoint there, or begin if there is none.
         report_to: "none", "tensorboard" or "trackio".
+        follow_links: Whether radiographs may be links that lead out of the folder.
         say: Takes lines for the user.
 
     Raises:
@@ -84,16 +86,16 @@ def train(
     """
     _check_reporter(report_to)
     torch.backends.cudnn.deterministic = True  # on a GPU the same run gives the same bits, too
+    if not PartialState().is_main_process:
+        say = _say_nothing
     try:
-        data = load_data(recipe, root)
+        data = load_data(recipe, root, follow_links=follow_links, say=say)
     except BadFilesError as error:
         raise _with_list(error, output) from error
     set_seed(recipe.seed)
     build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
     _claim(output, recipe, resume)
-    if not PartialState().is_main_process:
-        say = _say_nothing
-    stage = partial(_stage, root=root, report_to=report_to, say=say)
+    stage = partial(_stage, root=root, report_to=report_to, follow_links=follow_links, say=say)
     if recipe.runs > 1:
         return _train_several(recipe, output, data, stage, say)
     start = _conditional_stage(recipe, output, stage, say)
@@ -205,7 +207,9 @@ def _say_nothing(_line: str) -> None:
     """What all processes but the first say."""
 
 
-def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Callable[[str], None]) -> Path:
+def _stage(
+    recipe: Recipe, folder: Path, *, root: Path, report_to: str, follow_links: bool, say: Callable[[str], None]
+) -> Path:
     """Trains a stage of a larger run, or what is left of it; gives its model folder."""
     resume = (folder / RECIPE_FILE).exists()
     is_complete = resume and (folder / CHECKSUMS_FILE).exists()  # which is written last
@@ -213,7 +217,7 @@ def _stage(recipe: Recipe, folder: Path, *, root: Path, report_to: str, say: Cal
     if is_complete:
         _expect_same(recipe, Recipe.load(folder / RECIPE_FILE), folder)
         return folder
-    return train(recipe, root, folder, resume=resume, report_to=report_to, say=say).folder
+    return train(recipe, root, folder, resume=resume, report_to=report_to, follow_links=follow_links, say=say).folder
 
 
 def _train_without(
@@ -329,10 +333,14 @@ def _train_several(
     return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
 
 
-def load_data(recipe: Recipe, root: Path) -> datasets.DatasetDict:
+def load_data(
+    recipe: Recipe, root: Path, *, follow_links: bool = True, say: Callable[[str], None] | None = None
+) -> datasets.DatasetDict:
     """The training and validation splits that the recipe asks for; who is held out does not depend on its seed."""
     data = load_chexpert(
         root,
+        follow_links=follow_links,
+        say=say,
         frontal_only=recipe.frontal_only,
         observations=recipe.observations,
         num_patients=recipe.num_patients,

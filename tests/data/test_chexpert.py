@@ -4,7 +4,7 @@ import csv
 import gzip
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
@@ -16,6 +16,7 @@ from PIL import Image
 from chexpert_hf.data.chexpert import BadFilesError, CheXpertDataError, load_chexpert, observations_of
 from chexpert_hf.data.image_files import find_bad_files
 from chexpert_hf.labels import OBSERVATIONS
+from tests.linked_folders import LAYOUTS, as_datalad
 
 Row = dict[str, str]
 
@@ -297,6 +298,85 @@ def test_an_unknown_choice_is_refused(folder: Path, options: dict[str, object], 
         labels_only(folder, **options)
 
 
+# Tables that went through other programs
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> tuple[Path, list[Row], pd.DataFrame]:
+    """A table as CheXpert has it: its folder, its rows, and what is read."""
+    rows = [
+        radiograph(1, {"Edema": "1.0", "Pneumonia": "-1.0", "Fracture": "0.0"}),
+        radiograph(1, {"Edema": "1.0", "Age": ""}, view=2, side="lateral"),
+        radiograph(2, {"No Finding": "1.0"}, study=3),
+    ]
+    folder = write_table(tmp_path / "data" / "train.csv", rows)
+    return folder, rows, as_frame(folder)
+
+
+def as_frame(folder: Path) -> pd.DataFrame:
+    return labels_only(folder)["train"].remove_columns("image").to_pandas()
+
+
+def rewrite(folder: Path, change: Callable[[str], str], encoding: str = "utf-8") -> None:
+    file = folder / "train.csv"
+    file.write_bytes(change(file.read_text()).encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_encodings_delimiters_and_line_ends_do_not_change_a_table(
+    plain: tuple[Path, list[Row], pd.DataFrame], encoding: str, delimiter: str, line_end: str
+) -> None:
+    folder, _, expected = plain
+    rewrite(folder, lambda text: text.replace(",", delimiter).replace("\n", line_end), encoding)
+    pd.testing.assert_frame_equal(as_frame(folder), expected)
+    (folder / "train.csv.gz").write_bytes(gzip.compress((folder / "train.csv").read_bytes()))
+    (folder / "train.csv").unlink()
+    pd.testing.assert_frame_equal(as_frame(folder), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";").replace(".0", ",0"),
+        lambda text: text.replace(",1.0", ',"1,0"'),
+        lambda text: text.replace("Female", "F").replace("Male", "m").replace("AP,", "ap,"),
+        lambda text: text.replace("Frontal,", " frontal ,").replace("41", "041Y"),
+        lambda text: text.replace("/", "\\").replace("Frontal\\Lateral", "Frontal/Lateral").replace("P\\P", "P/P"),
+        lambda text: text.replace("CheXpert-v1.0-small", "D:").replace("D:/", ".\\"),
+    ],
+    ids=["decimal comma", "quoted decimal comma", "short values", "spaces", "backslashes", "dot and backslash"],
+)
+def test_what_other_programs_write_is_read_as_the_same_table(
+    plain: tuple[Path, list[Row], pd.DataFrame], change: Callable[[str], str]
+) -> None:
+    folder, _, expected = plain
+    before = (folder / "train.csv").read_text()
+    rewrite(folder, change)
+    assert (folder / "train.csv").read_text() != before
+    pd.testing.assert_frame_equal(as_frame(folder), expected)
+
+
+@pytest.mark.parametrize("blank", ["nan", "NaN", "NA", "N/A", "<NA>", "null", "None", "#N/A", " "])
+def test_every_spelling_of_a_blank_cell_is_a_blank(plain: tuple[Path, list[Row], pd.DataFrame], blank: str) -> None:
+    folder, rows, expected = plain
+    write_table(folder / "train.csv", [{name: cell or blank for name, cell in row.items()} for row in rows])
+    pd.testing.assert_frame_equal(as_frame(folder), expected)
+
+
+def test_capital_suffixes_and_absolute_paths_below_the_folder_lead_to_the_files(folder: Path, tmp_path: Path) -> None:
+    for file in [*folder.rglob("*.jpg")]:
+        file.rename(file.with_suffix(".JPG"))
+    (tmp_path / "link").symlink_to(folder)
+    for table in ("train.csv", "valid.csv"):
+        text = (folder / table).read_text().replace(".jpg", ".JPG")
+        (folder / table).write_text(text.replace("CheXpert-v1.0-small", str(tmp_path / "link"), 2))
+    train = load_chexpert(folder)["train"]
+    assert train["path"][0] == "train/patient00001/study1/view1_frontal.JPG"
+    assert [image.size for image in train["image"][:]] == [(10, 8)] * 4
+
+
 # Malformed tables
 
 
@@ -307,14 +387,15 @@ def test_an_unknown_choice_is_refused(folder: Path, options: dict[str, object], 
         ("Frontal/Lateral", "", "Frontal/Lateral is blank, expected 'Frontal'"),
         ("Frontal/Lateral", "Lateral", "Frontal/Lateral is 'Lateral', .* as in the file name view1_frontal.jpg"),
         ("Edema", "3", "Edema is '3', expected 1, 0, -1 or blank"),
-        ("Edema", "nan", "Edema is 'nan', expected 1, 0, -1 or blank"),
-        ("Edema", " ", "Edema is ' ', expected 1, 0, -1 or blank"),
-        ("AP/PA", "ap", "AP/PA is 'ap', expected AP, PA, LL, RL or blank"),
-        ("Sex", "F", "Sex is 'F', expected Male, Female, Unknown or blank"),
+        ("Edema", "1,5", "Edema is '1,5', expected 1, 0, -1 or blank"),
+        ("Edema", "inf", "Edema is 'inf', expected 1, 0, -1 or blank"),
+        ("AP/PA", "APL", "AP/PA is 'APL', expected AP, PA, LL, RL or blank"),
+        ("Sex", "X", "Sex is 'X', expected Male, Female, Unknown or blank"),
         ("Age", "60.5", "Age is '60.5', expected whole years, 0 to 120, or blank"),
         ("Age", "-1", "Age is '-1', expected whole years"),
         ("Path", "", r"Path is blank, expected \[.../\]train/patient00001/study1/view1_frontal.jpg"),
         ("Path", "train/patient1/view1_frontal.jpg", r"Path is 'train/patient1/view1_frontal.jpg', expected"),
+        ("Path", "nan", r"Path is 'nan', expected \[.../\]train"),
     ],
 )
 def test_a_bad_cell_is_named_with_file_row_column_value_and_expectation(
@@ -327,7 +408,8 @@ def test_a_bad_cell_is_named_with_file_row_column_value_and_expectation(
 
 
 @pytest.mark.parametrize(
-    "path", ["/data/", "../", "CheXpert/../../", "C:/data/", "\\\\server\\", "train/patient00002/../"]
+    "path",
+    ["/data/", "../", "CheXpert/../../", "C:/data/", "\\\\server\\", "train/patient00002/../", "..\\", "//server/"],
 )
 def test_paths_that_could_leave_the_root_are_refused_and_listed(tmp_path: Path, path: str) -> None:
     tail = "train/patient00002/study1/view1_frontal.jpg"
@@ -374,7 +456,10 @@ def test_a_path_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     [
         (b"", r"train\.csv cannot be read as CSV: Empty CSV file"),
         (b"\x1f\x8b\x00 no gzip", r"train\.csv (cannot be read as CSV|lacks the columns)"),
-        (b"Path;Sex\nx;y\n", r"train\.csv lacks the columns 'Path', .* and 14 more; of CheXpert's columns it has none"),
+        (
+            b"Path;Sex\nx;y\n",
+            r"train\.csv lacks the columns 'Age', .* and 12 more; of CheXpert's columns it has Path, Sex",
+        ),
         (b"Path,Sex\na,b\nc\n", r"train\.csv cannot be read as CSV: .*Row #3: Expected 2 columns, got 1"),
         (b"Path,Edema,Edema\na,1,0\n", r"train\.csv has the column 'Edema' more than once"),
         (",".join(radiograph(1)).encode() + b"\n", r"train\.csv has a header and no rows"),
@@ -422,6 +507,39 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder: Path, tmp_path: 
     (folder / linked).rename(outside)
     (folder / linked).symlink_to(outside)
     with pytest.raises(CheXpertDataError, match=r"train/patient00001/study1/view1_frontal\.jpg \(outside the folder\)"):
+        load_chexpert(folder, follow_links=False)
+
+
+@pytest.mark.parametrize("linked", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001", "train"])
+def test_links_are_followed_and_counted(folder: Path, tmp_path: Path, linked: str) -> None:
+    (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(tmp_path / "elsewhere")
+    lines: list[str] = []
+    train = load_chexpert(folder, say=lines.append)["train"]
+    assert [image.size for image in train["image"][:]] == [(10, 8)] * 4
+    count = {"view1_frontal.jpg": 1, "patient00001": 2, "train": 4}[linked.rpartition("/")[2]]
+    assert lines == [f"Radiographs reached through links: {count} of 5."]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_data_sets_of_the_hub_datalad_and_dvc_load(folder: Path, layout: Callable[[Path], Path]) -> None:
+    expected = load_chexpert(folder)["train"].remove_columns("image").to_pandas()
+    train = load_chexpert(layout(folder))["train"]
+    pd.testing.assert_frame_equal(train.remove_columns("image").to_pandas(), expected)
+    assert train[2]["image"].size == (10, 8)
+
+
+def test_content_that_has_not_been_fetched_is_named_in_words(folder: Path) -> None:
+    as_datalad(folder)
+    radiograph, pointer = (folder / f"train/patient0000{number}/study1/view1_frontal.jpg" for number in (1, 3))
+    radiograph.resolve().unlink()
+    pointer.unlink()
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(BadFilesError, match=r"git-annex link has not been fetched; run 'datalad get'") as refusal:
+        load_chexpert(folder)
+    assert "run 'git lfs pull'" in refusal.value.faults["train/patient00003/study1/view1_frontal.jpg"]
+    (folder / "train.csv").resolve().unlink()
+    with pytest.raises(CheXpertDataError, match=r"train\.csv cannot be read\. The content of this git-annex link"):
         load_chexpert(folder)
 
 
@@ -464,7 +582,7 @@ def test_twenty_bad_files_of_a_thousand_are_all_named(tmp_path: Path) -> None:
         expected[path] = fault
         damage[fault](folder / path)
     with pytest.raises(BadFilesError, match=r"20 of 1,000 files cannot be used: .* and 15 more") as refusal:
-        load_chexpert(folder, valid_fraction=0.1)
+        load_chexpert(folder, valid_fraction=0.1, follow_links=False)
     assert refusal.value.faults == expected
     assert "\n" not in str(refusal.value)
     refusal.value.write_list(tmp_path / "new" / "list.csv")

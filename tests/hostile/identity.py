@@ -94,7 +94,9 @@ def _endpoints(http: httpx.Client, path: str) -> Iterator[str]:
         except RefusedError as error:
             yield str(error)
             continue
-        yield json.dumps({"rows": answer} if endpoint == "batch" else answer)
+        if endpoint == "batch":  # names in an archive are the sender's own, and name the rows of the answer
+            answer = {"rows": [{**row, "name": None} for row in answer]}
+        yield json.dumps(answer)
         if endpoint == "saliency":
             yield _latin(http.get(answer["url"]).content)  # type: ignore[index]
 

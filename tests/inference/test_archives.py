@@ -35,6 +35,29 @@ def test_a_member_comes_as_its_bytes(tmp_path):
     assert source_of("a.png") == "a.png"
 
 
+def test_names_are_read_as_the_program_that_packed_them_meant_them(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"Scans\\R1\\1.png": b"one", "Scans/R1/2.png": b"two", "Scans\\R2\\": b""})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a\\b.png", b"three")
+        archive.writestr("a/b.png", b"four")
+        archive.writestr("R\xf6ntgen.png", b"five")  # flagged as UTF-8
+        archive.writestr("Ro\u0308ntgen.png", b"six")
+    # macOS leaves the flag out: bit 11, in the member's header and in the directory's.
+    data = path.read_bytes()
+    name = "Ro\u0308ntgen.png".encode()
+    for start in (data.index(name) - 30 + 6, data.rindex(name) - 46 + 8):
+        data = data[:start] + b"\0\0" + data[start + 2 :]
+    path.write_bytes(data)
+    assert {file.name: source_of(file) for file in find_radiographs([path]).files} == {
+        "Scans/R1/1.png": b"one",
+        "Scans/R1/2.png": b"two",
+        "a\\b.png": b"three",  # two members that would be one
+        "a/b.png": b"four",
+        "R\xf6ntgen.png": b"five",
+        "Ro\u0308ntgen.png": b"six",
+    }
+
+
 def test_a_changed_archive_is_opened_anew(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"1.png": b"one"})
     member = ArchiveMember(str(path), "1.png")

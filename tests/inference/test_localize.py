@@ -348,6 +348,16 @@ def test_a_row_that_is_no_box_is_refused(tmp_path, row, message):
         Boxes(write_boxes(tmp_path / "boxes.csv", [row]))
 
 
+def test_boxes_that_went_through_a_spreadsheet_on_windows_are_the_same(tmp_path):
+    file = write_boxes(tmp_path / "boxes.csv", [["valid/patient1/study1/view1_frontal.jpg", "Edema", 1.5, 2, 3, 4]])
+    expected = Boxes(file).mask("valid/patient1/study1/view1_frontal.jpg", "Edema", (8, 8))
+    text = file.read_text().replace(",", ";").replace("1.5", "1,5").replace("/", "\\")
+    file.write_text(text, encoding="utf-16")
+    boxes = Boxes(file)
+    assert boxes.images() == ["valid/patient1/study1/view1_frontal.jpg"]
+    np.testing.assert_array_equal(boxes.mask(boxes.images()[0], "Edema", (8, 8)), expected)
+
+
 def test_a_file_that_is_not_of_boxes_is_refused(tmp_path):
     file = tmp_path / "boxes.csv"
     file.write_text("Path,Observation,x\np,Edema,1\n")

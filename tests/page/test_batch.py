@@ -11,10 +11,12 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
+from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.page import batch
 from chexpert_hf.page.batch import Item, Row, csv_of, find_items, score_items, write_overlays
 from chexpert_hf.page.batch_html import progress_html, table_html
+from tests.dicom_files import dicom_without_pixels
 from tests.page.conftest import JUDGED, REFUSAL, WARNING
 
 
@@ -26,7 +28,8 @@ def items(files: dict[str, Path]) -> list[Item]:
             ("=1+1.png", files["warned"]),
             ("broken.png", files["broken"]),
             ("blank.png", files["blank"]),
-        ]
+        ],
+        Found(),
     )
 
 
@@ -48,10 +51,32 @@ def test_archives_are_opened_and_their_members_named(items: list[Item]) -> None:
 def test_damaged_archive_is_one_row_with_a_reason(classifier: CheXpertClassifier, tmp_path: Path) -> None:
     path = tmp_path / "upload.zip"
     path.write_bytes(b"PK\x03\x04 and nothing else")
-    (row,) = score_items(classifier, find_items([("mine.zip", path)]), is_gated=True)
+    (row,) = score_items(classifier, find_items([("mine.zip", path)], Found()), is_gated=True)
     assert row.item.name == "mine.zip"
     assert row.error is not None
     assert "\n" not in row.error
+
+
+def test_files_of_operating_systems_and_dicom_without_an_image_have_no_row(
+    classifier: CheXpertClassifier, files: dict[str, Path], tmp_path: Path
+) -> None:
+    report = dicom_without_pixels("1.2.840.10008.5.1.4.1.1.88.11")
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.write(files["phantom"], "scans\\a.png")
+        for name in ("__MACOSX/scans/._a.png", "scans/.DS_Store", "scans\\Thumbs.db", "desktop.ini"):
+            archive.writestr(name, files["broken"].read_bytes())
+        archive.writestr("SR0001", report)
+    (tmp_path / "report.dcm").write_bytes(report)
+    found = Found()
+    uploads = [("mac.zip", "mac.zip"), ("report.dcm", "report.dcm"), ("._a.png", "mac.zip"), ("Thumbs.db", "mac.zip")]
+    items = find_items([(name, tmp_path / file) for name, file in uploads], found)
+    assert [item.name for item in items] == ["mac.zip/scans/a.png"]
+    (row,) = score_items(classifier, items, is_gated=True)
+    assert row.error is None
+    html = table_html([row], classifier.operating_points, found.notes())
+    assert "DICOM files without an image (DICOMDIR, reports, presentation states) were skipped: 2." in html
+    with pytest.raises(InputError, match=r"^Expected radiographs, got none\. DICOM files without an image .*: 1\.$"):
+        find_items([("report.dcm", tmp_path / "report.dcm")], Found())
 
 
 def test_too_many_radiographs_are_refused_before_any_is_scored(
@@ -59,7 +84,7 @@ def test_too_many_radiographs_are_refused_before_any_is_scored(
 ) -> None:
     monkeypatch.setattr(batch, "MAX_FILES", 2)
     with pytest.raises(InputError, match="Expected at most 2 radiographs at once, got 3"):
-        find_items([("two.zip", files["two"]), ("a.png", files["phantom"])])
+        find_items([("two.zip", files["two"]), ("a.png", files["phantom"])], Found())
 
 
 def test_rows_are_in_order_and_have_the_scores_of_predict(
@@ -178,6 +203,6 @@ def test_archive_that_expands_too_much_is_refused(classifier: CheXpertClassifier
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\0" * 30_000_000)
     (tmp_path / "bomb.zip").write_bytes(stream.getvalue())
-    (row,) = score_items(classifier, find_items([("bomb.zip", tmp_path / "bomb.zip")]), is_gated=True)
+    (row,) = score_items(classifier, find_items([("bomb.zip", tmp_path / "bomb.zip")], Found()), is_gated=True)
     assert row.error is not None
     assert "at most 200 times its size" in row.error

@@ -24,6 +24,7 @@ from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
 from tests.data.test_dicom import FILM, make_dicom
+from tests.dicom_files import dicom_without_pixels
 from tests.serving.conftest import png
 
 README = Path(__file__).parents[2] / "README.md"
@@ -105,17 +106,20 @@ def test_maps_are_drawn_over_the_radiograph_or_given_alone(server, classifier):
 def test_a_batch_is_a_row_for_each_radiograph_and_for_each_in_an_archive(server, classifier):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("b.png", png(2))
+        archive.writestr("scans\\b.png", png(2))
         archive.writestr("a.txt", "no image")
+        archive.writestr("DICOMDIR", dicom_without_pixels("1.2.840.10008.1.3.10"))
+        for name in ("__MACOSX/scans/._b.png", "scans/.DS_Store", "Thumbs.db", "desktop.ini"):
+            archive.writestr(name, png(2))
     paths = [server.upload(data) for data in (png(1), buffer.getvalue(), b"", b"PK\x03\x04 no archive", png(3))]
     (rows,) = data_of(server.result("batch", [{"path": path} for path in paths]))
-    assert [(row["file"], row["member"], row["error"] is None) for row in rows] == [
-        (1, None, True),
-        (2, 1, False),
-        (2, 2, True),
-        (3, None, False),
-        (4, None, False),
-        (5, None, True),
+    assert [(row["file"], row["member"], row["name"], row["error"] is None) for row in rows] == [
+        (1, None, None, True),
+        (2, 1, "a.txt", False),
+        (2, 2, "scans/b.png", True),
+        (3, None, None, False),
+        (4, None, None, False),
+        (5, None, None, True),
     ]
     for row, data in zip([row for row in rows if row["observations"]], (png(1), png(2), png(3)), strict=True):
         scores = {name: score["probability"] for name, score in row["observations"].items()}

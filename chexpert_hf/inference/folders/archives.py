@@ -6,13 +6,18 @@ before it is inflated: only stored and deflated members are read, whose inflatio
 
 import zipfile
 import zlib
+from collections import Counter
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from threading import Lock
 from typing import NamedTuple, TypeAlias
 
 from chexpert_hf.data.grey_levels import RadiographError
-from chexpert_hf.data.radiograph import HEAD_BYTES, MAX_PIXELS
+from chexpert_hf.data.radiograph import MAX_PIXELS
+
+HEAD_BYTES = 512
+"""How much of a file tells what it is: the format, and of a DICOM file the storage class."""
 
 MAX_MEMBERS = 100_000
 """Largest accepted number of members; Python keeps about 500 bytes of each while the archive is open."""
@@ -27,7 +32,7 @@ _ALWAYS_ACCEPTED_BYTES = 10_000_000
 """An archive that becomes no more than this is harmless whatever its expansion: a black test image, say."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
-_ENCRYPTED = 0x1
+_ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
 _ZIP_MAGIC = b"PK\x03\x04"
 _BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError)
 
@@ -70,18 +75,24 @@ class Archive:
                 f"Expected an archive that becomes at most {MAX_EXPANSION} times its size, this one becomes "
                 f"{total // 1_000_000:,} MB; unpack it."
             )
+        by_stored_name = {member.filename: member for member in members}
+        counts = Counter(map(_name_of, by_stored_name.values()))
+        self._members = {
+            stored if counts[name := _name_of(member)] > 1 else name: member
+            for stored, member in by_stored_name.items()
+        }
 
     def names(self) -> list[str]:
         """The members that are files, each name once, sorted as in folders."""
-        names = {member.filename for member in self._zip.infolist() if not member.is_dir()}
+        names = (name for name in self._members if not name.endswith("/"))
         return sorted(names, key=lambda name: name.split("/"))
 
-    def head(self, name: str) -> bytes:
-        """The first bytes of a member, enough to tell what it is; none if it cannot be read."""
+    def head(self, name: str) -> bytes | None:
+        """The first bytes of a member, enough to tell what it is; None if it cannot be read."""
         try:
             return self._read(name, HEAD_BYTES)
         except RadiographError:
-            return b""
+            return None
 
     def read(self, name: str) -> bytes:
         """A member's bytes.
@@ -96,7 +107,7 @@ class Archive:
 
     def _read(self, name: str, num_bytes: int) -> bytes:
         try:
-            member = self._zip.getinfo(name)
+            member = self._members[name]
             self._refuse(member)
             with self._lock, self._zip.open(member) as stream:
                 return stream.read(num_bytes)
@@ -118,6 +129,17 @@ class Archive:
                 f"Expected a file of at most {MAX_MEMBER_BYTES // 1_000_000} MB, got "
                 f"{member.file_size // 1_000_000:,} MB; export the radiograph alone."
             )
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """A member's name as it was meant: some programs on Windows separate by backslashes, and macOS names in UTF-8
+    without saying so, which `zipfile` then takes for code page 437.
+    """
+    name = member.filename
+    if not member.flag_bits & _UTF8_NAME:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 def open_archive(path: str) -> Archive:

@@ -3,44 +3,32 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
 
-from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError
-from chexpert_hf.data.raster import format_of
+from chexpert_hf.data.csv_dialect import encoding_of
+from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile, is_archive, open_archive
-
-# Only for the choice in folders, where a damaged radiograph should be reported: what a file is, its content tells.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
-
-_FOREIGN_FOLDER = "__MACOSX"  # what macOS packs beside the files: a small one for each, with the same suffix
+from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, RadiographFile, is_archive, open_archive
+from chexpert_hf.inference.folders.kinds import SUFFIXES, Kind, is_system_file, kind_of, kind_of_file
+from chexpert_hf.inference.folders.walk import Found, Walk
 
 
-@dataclass
-class Found:
-    """The radiographs that were found.
-
-    Attributes:
-        files: Each once, where it was given first; sorted within folders and archives.
-        num_outside: Links that lead out of the folder they are in, which are not followed.
-    """
-
-    files: list[RadiographFile] = field(default_factory=list)
-    num_outside: int = 0
-
-
-def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = ()) -> Found:
+def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *, follow_links: bool = True) -> Found:
     """Finds the files among `paths` as they are given, and the radiographs in the folders and archives among them.
 
     In a folder or archive a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an
-    image; names that begin with a dot are left out, and so are archives in folders. Links to files are followed as long
-    as they stay below the folder; links to folders never are, since what is below the folder is found anyway. An
-    archive or folder that cannot be read is among the files itself, to be reported as one.
+    image; names that begin with a dot are left out, and so are archives in folders. Files of the operating system and
+    DICOM files without an image are skipped wherever they are. Links are followed, but never in circles. A link whose
+    target is gone, and an archive or folder that cannot be read, is among the files itself, to be reported as one.
 
     Args:
         paths: Files, folders, ZIP archives, or patterns such as `scans/**/*.png`.
         listed: The same without patterns, as `read_list` gives them; what does not exist is left to be reported.
+        follow_links: Whether to follow links below a folder that lead out of it, as in snapshots of the Hub's cache,
+            datalad and DVC. What is named itself is always followed.
 
     Raises:
         InputError: If one of `paths` does not exist, or there is no file.
@@ -50,23 +38,15 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = ()) ->
     # two radiographs, as they are for every other tool.
     files: dict[RadiographFile, None] = {}
     for path in map(_normal, paths):
-        if os.path.lexists(path):
-            files.update(dict.fromkeys(_expand(path, found)))
-        else:
-            for match in _matches(path, found):
-                files.update(dict.fromkeys(_expand(match, found)))
+        for match in [path] if os.path.lexists(path) else _matches(path, found, follow_links):
+            files.update(dict.fromkeys(radiographs_in(match, found, follow_links=follow_links)))
     for path in listed:
-        files.update(dict.fromkeys(_expand(_normal(path), found)))
+        files.update(dict.fromkeys(radiographs_in(_normal(path), found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
         raise InputError(
             f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
-            f"{', '.join(sorted(SUFFIXES))}, and the content of all other files"
-            + (
-                f"; links that lead out of their folder were left out: {found.num_outside:,}."
-                if found.num_outside
-                else "."
-            )
+            f"{', '.join(sorted(SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
         )
     return found
 
@@ -78,8 +58,10 @@ def read_list(file: Path) -> Iterator[str]:
         InputError: If it cannot be read.
     """
     try:
+        with file.open("rb") as stream:
+            encoding = encoding_of(stream.read(4))
         # Names need not be UTF-8; what is not is kept as the operating system's functions keep it.
-        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        with file.open(encoding=encoding, errors="surrogateescape") as lines:
             for line in lines:
                 if path := line.rstrip("\r\n"):
                     yield path
@@ -91,98 +73,86 @@ def _normal(path: str | Path) -> str:
     return str(Path(path))
 
 
-def _expand(path: str, found: Found) -> Iterator[RadiographFile]:
+def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
+    """The radiographs in a folder or archive, or the file itself.
+
+    Args:
+        path: What is there, or not: then it is left to be reported.
+        found: Counts what is followed and skipped; its files stay as they are.
+        follow_links: As in `find_radiographs`.
+    """
     if os.path.isdir(path):
-        return _walk(path, os.path.realpath(path), found)
+        return Walk(path, found, follow_links=follow_links).files()
     if is_archive(path):
-        return _members(path)
-    return iter([path])
+        return archive_members(path, found)
+    is_imageless = kind_of_file(path) is Kind.IMAGELESS
+    found.num_imageless += is_imageless
+    return iter([] if is_imageless or is_system_file(path) else [path])
 
 
-def _walk(folder: str, root: str, found: Found) -> Iterator[str]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder  # reported when it is read, instead of being left out without a word
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_symlink() and _is_outside(entry.path, root):
-            found.num_outside += 1
-        elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, root, found)
-        elif _is_radiograph(entry):
-            yield entry.path
-
-
-def _is_outside(path: str, root: str) -> bool:
-    target = os.path.realpath(path)
-    return target != root and not target.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def _is_radiograph(entry: os.DirEntry[str]) -> bool:
-    has_suffix = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    if not entry.is_file():
-        # A link whose target is gone is a radiograph that is missing.
-        return has_suffix and entry.is_symlink() and not os.path.exists(entry.path)
-    return has_suffix or _is_image(_head(entry.path))
-
-
-def _head(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError:
-        return b""
-
-
-def _is_image(head: bytes) -> bool:
-    try:
-        return bool(format_of(head))
-    except RadiographError:
-        return False
-
-
-def _matches(pattern: str, found: Found) -> list[str]:
+def _matches(pattern: str, found: Found, follow_links: bool) -> list[str]:
     if not glob.has_magic(pattern):
         raise InputError(f"{pattern} does not exist; expected radiographs, folders of them, or ZIP archives.")
     parts = Path(pattern).parts
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first])
-    # pathlib's search and not glob's, which runs in circles along links to folders above.
-    names = sorted(root.glob(str(PurePosixPath(*parts[first:])))) if root.is_dir() else []
+    names = sorted(set(_glob(root, parts[first:], follow_links))) if root.is_dir() else []
     hidden_wanted = any(part.startswith(".") for part in parts[first:])
     visible = [str(path) for path in names if hidden_wanted or not _is_hidden(path.relative_to(root))]
     if not visible:
         raise InputError(f"{pattern} matches nothing; expected radiographs, folders of them, or ZIP archives.")
-    real_root = os.path.realpath(root)
-    inside = [path for path in visible if not _is_outside(path, real_root)]
-    found.num_outside += len(visible) - len(inside)
-    return inside
+    walk = Walk(str(root), found, follow_links=follow_links)
+    outside = {path for path in visible if walk.leads_outside(path)}
+    if follow_links:
+        found.num_links += sum(path in outside or os.path.islink(path) for path in visible)
+        return visible
+    found.num_outside += len(outside)
+    return [path for path in visible if path not in outside]
+
+
+def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
+    """What the shell would find below a folder, which for `**` includes folders behind links."""
+    if "**" not in parts:
+        yield from root.glob("/".join(parts))
+        return
+    start = parts.index("**")
+    for base in root.glob("/".join(parts[:start])) if start else [root]:
+        # Not by `glob` and `pathlib`: of links to folders, one runs in circles along them and the other passes by them.
+        for folder in Walk(str(base), Found(), follow_links=follow_links).folders():
+            rest = parts[start + 1 :]
+            yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _members(path: str) -> Iterator[RadiographFile]:
+def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
+    """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
+
+    Args:
+        path: The archive.
+        found: Counts what is skipped.
+        others: Whether files that are no images are given too, to be reported.
+    """
     try:
         archive = open_archive(path)
     except RadiographError:
         yield ArchiveMember(path, "")  # reported when it is read
         return
-    names = [name for name in archive.names() if _is_wanted(name)]
     taken = False
-    for name in names:
+    for name in archive.names():
+        if is_system_file(name) or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+            continue
+        kind = kind_of(name, partial(archive.head, name), partial(_open_member, archive, name))
+        found.num_imageless += kind is Kind.IMAGELESS
         # An archive in the archive is taken, to be reported: whoever packed it meant its radiographs.
-        if os.path.splitext(name)[1].lower() in SUFFIXES or is_archive(name) or _is_image(archive.head(name)):
+        if kind is Kind.RADIOGRAPH or is_archive(name) or (others and kind is Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
     if not taken:
         yield ArchiveMember(path, "")
 
 
-def _is_wanted(name: str) -> bool:
-    parts = name.split("/")
-    return parts[0] != _FOREIGN_FOLDER and not any(part.startswith(".") and part not in (".", "..") for part in parts)
+def _open_member(archive: Archive, name: str) -> BinaryIO:
+    return BytesIO(archive.read(name))

@@ -12,7 +12,7 @@ from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.data.tables import SPLIT_FILES, find_table
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.dataset import image_files
-from chexpert_hf.inference.folders.files import SUFFIXES
+from chexpert_hf.inference.folders.files import find_radiographs
 from chexpert_hf.labels import OBSERVATIONS
 
 _FEWEST = 10  # ranges of activations from fewer images are chance
@@ -68,7 +68,7 @@ def _paths(folder: Path) -> list[str]:
         if find_table(folder, split):
             # Without the check of all 223,414 files: of these, a few hundred are read.
             return image_files(load_chexpert(folder, splits=[split], check_files=False, valid_fraction=0)[split])
-    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(map(str, find_radiographs([folder]).files))
 
 
 def _read(path: str, target_size: int) -> Image.Image:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexpert_hf.data.tables import listed
+from chexpert_hf.data.csv_dialect import dialect_of
+from chexpert_hf.data.tables import listed, parse_number
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.chexlocalize import LOCALIZED_OBSERVATIONS, image_id, read_segmentations
 from chexpert_hf.evaluation.localization import Mask, box_mask
@@ -164,7 +165,8 @@ class Boxes:
 
 def _read_boxes(file: Path) -> dict[str, dict[str, list[tuple[float, ...]]]]:
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+        encoding, delimiter = dialect_of(file)
+        table = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
     except (OSError, ValueError) as error:
         raise GroundTruthError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
     missing = [name for name in ("Path", "Observation", *_BOX_COLUMNS) if name not in table.columns]
@@ -175,7 +177,8 @@ def _read_boxes(file: Path) -> dict[str, dict[str, list[tuple[float, ...]]]]:
         )
     boxes: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     for row, cells in enumerate(table.to_dict("records"), start=2):
-        path, observation = "/".join(cells["Path"].split("/")[-4:]), cells["Observation"]
+        path = "/".join(cells["Path"].replace("\\", "/").split("/")[-4:])
+        observation = cells["Observation"]
         observation = NIH_NAMES.get(observation, observation)
         if observation not in OBSERVATIONS:
             raise GroundTruthError(f"{file.name} row {row}: {observation!r:.60} is neither CheXpert's name nor NIH's.")
@@ -186,7 +189,7 @@ def _read_boxes(file: Path) -> dict[str, dict[str, list[tuple[float, ...]]]]:
 
 def _box(cells: Sequence[str], where: str) -> tuple[float, ...]:
     try:
-        x, y, width, height = box = tuple(float(cell) for cell in cells)
+        x, y, width, height = box = tuple(map(parse_number, cells))
     except ValueError:
         x = y = width = height = float("nan")
     if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):

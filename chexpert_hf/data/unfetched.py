@@ -1,0 +1,30 @@
+"""Files whose content has not been fetched: links and pointers of git-annex, Git LFS, DVC and the Hub's cache."""
+
+import os
+
+_POINTERS = {
+    b"version https://git-lfs": "a Git LFS pointer; run 'git lfs pull' in its folder.",
+    b"/annex/objects/": "a git-annex pointer; run 'datalad get' or 'git annex get' in its folder.",
+}
+
+_TARGETS = {
+    "/annex/objects/": "The content of this git-annex link has not been fetched; run 'datalad get' in its folder.",
+    "/.dvc/": "The content of this DVC link is not in the cache; run 'dvc pull' in its folder.",
+    "/files/md5/": "The content of this DVC link is not in the cache; run 'dvc pull' in its folder.",
+    "/blobs/": "The content of this link into the Hub's cache is gone; download the repository again.",
+}
+
+
+def why_missing(path: str | os.PathLike[str]) -> str | None:
+    """Why a path that is there leads to no file, as one sentence; None if it is no link."""
+    try:
+        target = os.readlink(path).replace("\\", "/")
+    except (OSError, ValueError):
+        return None
+    reason = "The target of this link is gone; restore it, or remove the link."
+    return next((text for part, text in _TARGETS.items() if part in target), reason)
+
+
+def pointer_of(head: bytes) -> str | None:
+    """What stands in the place of a file whose content has not been fetched, by its first bytes; else None."""
+    return next((text for start, text in _POINTERS.items() if head.startswith(start)), None)
