@@ -128,7 +128,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        label_weights: Tensor | None = None,
+        loss_weights: Tensor | None = None,
         output_saliency: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -140,7 +140,8 @@ class CheXpertForImageClassification(PreTrainedModel):
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
                 config's policies are applied; also targets in [0, 1], and -100 for what takes no part in the loss.
-            label_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None.
+            loss_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None. Its
+                name must not contain "label": the Trainer takes every argument whose name does for a label column.
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
             num_items_in_batch: Known labels of all the batches of an optimizer step, by which the sum of the losses is
@@ -164,7 +165,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
         logits = self._positive_minus_negative(outputs)
         return CheXpertOutput(
-            loss=None if labels is None else self._loss(outputs, labels, label_weights, num_items_in_batch),
+            loss=None if labels is None else self._loss(outputs, labels, loss_weights, num_items_in_batch),
             logits=unconditional_logits(logits, self.config),
             uncertainty=self._uncertainty(outputs),
             saliency=self._saliency(features, pooled, logits) if output_saliency else None,

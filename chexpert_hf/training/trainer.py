@@ -82,7 +82,7 @@ class CheXpertTrainer(DurableCheckpoints):
         with_maps = inputs | {"output_saliency": bool(self.map_loss_weight)}
         loss, outputs = super().compute_loss(model, with_maps, True, num_items_in_batch)
         if self.map_loss_weight:
-            added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
+            added = map_loss(outputs, inputs["labels"], inputs.get("loss_weights"), num_items_in_batch)
             loss = loss + self.map_loss_weight * added
         if self.centring_weight:
             # A mean of each batch, where the other losses are divided by the labels of the whole optimizer step.
