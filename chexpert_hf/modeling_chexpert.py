@@ -7,6 +7,7 @@ Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); Zhou et al. 2016, arXiv
 Irvin et al. 2019, arXiv:1901.07031 (uncertainty policies, Grad-CAM at the last convolution).
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from .labels import (
     ancestors,
     parse_policies,
 )
+
+logger = logging.getLogger(__name__)
 
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
@@ -100,6 +103,32 @@ class CheXpertForImageClassification(PreTrainedModel):
         self.classifier = _head(densenet.classifier.in_features, config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a head that was saved for other labels is initialised anew, even one of the same size.
+
+        The config of a model with a new head has no operating points, calibration and map offsets.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        stored = _stored_config(model, pretrained_model_name_or_path, kwargs)
+        if stored is not None:
+            not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+            is_new = any(key.startswith("classifier.") for key in not_loaded)
+            if not is_new and stored.head_outputs != model.config.head_outputs:
+                is_new = True
+                info["missing_keys"].update(model._reinitialise_last_layer())
+                logger.warning(
+                    f"The head in {pretrained_model_name_or_path} was trained for other labels "
+                    f"({', '.join(stored.observations)}), so its last layer is newly initialised for "
+                    f"{', '.join(model.config.observations)}. Train it before use."
+                )
+            if is_new:
+                model.config.forget_head()
+        return (model, info) if wants_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As torchvision initialises its DenseNet."""
@@ -110,6 +139,21 @@ class CheXpertForImageClassification(PreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The last layer of the head, whose rows are the model's outputs."""
+        last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        return last
+
+    def _reinitialise_last_layer(self) -> list[str]:
+        """Draws the weights of the head's last layer anew, as `_init_weights` does; returns their names."""
+        last = self.last_layer
+        last.reset_parameters()
+        nn.init.zeros_(last.bias)
+        return [
+            name for name, parameter in self.named_parameters() if parameter is last.weight or parameter is last.bias
+        ]
 
     def freeze_backbone(self) -> None:
         """Stops the training of all but the head; the statistics of the backbone's BatchNorm stay as they are, too."""
@@ -140,6 +184,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
                 config's policies are applied; also targets in [0, 1], and -100 for what takes no part in the loss.
+                Integers `(batch,)` are class indices: that label is positive and all others are negative.
             loss_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None. Its
                 name must not contain "label": the Trainer takes every argument whose name does for a label column.
             output_saliency: Whether to return `saliency`; the config's value if None.
@@ -220,10 +265,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
         """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
-        weight: Tensor = self.classifier.get_parameter(
-            "3.weight" if isinstance(self.classifier, nn.Sequential) else "weight"
-        )
-        weight = self._positive_minus_negative(weight.T).T  # (num_labels, C or hidden)
+        weight = self._positive_minus_negative(self.last_layer.weight.T).T  # (num_labels, C or hidden)
         if isinstance(self.classifier, nn.Sequential):
             first = self.classifier[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
@@ -242,11 +284,15 @@ class CheXpertForImageClassification(PreTrainedModel):
         self, outputs: Tensor, labels: Tensor, weights: Tensor | None, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         logits = self._positive_minus_negative(outputs)
+        if labels.ndim == 1 and not labels.is_floating_point() and self.num_labels > 1:
+            labels = functional.one_hot(labels, self.num_labels)  # (B, num_labels)
+            if num_items_in_batch is not None:
+                num_items_in_batch = num_items_in_batch * self.num_labels
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        targets = resolve_labels(labels, self.config).float()
+        targets = resolve_labels(labels.float(), self.config)  # as integers they would round smoothed labels
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
         columns = self._multiclass_columns
         if columns:
@@ -258,6 +304,19 @@ class CheXpertForImageClassification(PreTrainedModel):
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _stored_config(
+    model: CheXpertForImageClassification, path: Any, from_pretrained_arguments: dict[str, Any]
+) -> CheXpertConfig | None:
+    """The config beside the weights that were loaded; None if there is none."""
+    if path is None:
+        return None
+    try:
+        values, _ = model.config_class.get_config_dict(path, **from_pretrained_arguments)
+    except OSError:
+        return None
+    return model.config_class.from_dict(values) if values.get("model_type") == model.config.model_type else None
 
 
 def _three_class_losses(classes: Tensor, targets: Tensor) -> Tensor:
