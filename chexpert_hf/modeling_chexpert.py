@@ -161,10 +161,16 @@ class CheXpertForImageClassification(PreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CheXpertForImageClassification":
-        """As in torch, but a frozen backbone stays in evaluation mode: its running statistics would drift otherwise."""
+        """As in torch, but what is frozen stays in evaluation mode: a backbone, or single BatchNorms as under LoRA.
+
+        Their running statistics would drift otherwise, and are in no adapter that holds only what was trained.
+        """
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.features.parameters()):
+        if not _is_trained(self.features):
             self.features.eval()
+        for module in self.features.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not _is_trained(module):
+                module.eval()
         return self
 
     @can_return_tuple
@@ -304,6 +310,10 @@ class CheXpertForImageClassification(PreTrainedModel):
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _stored_config(

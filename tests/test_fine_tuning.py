@@ -334,3 +334,31 @@ def test_code_like_run_image_classification_fine_tunes_two_classes(tiny_folder, 
     assert {score["label"] for score in report["scores"][0]} == {"TB", "Normal"}
     classifier = CheXpertClassifier.from_pretrained(tmp_path)
     assert classifier.operating_points == {"TB": 0.5, "Normal": 0.5}
+
+
+@pytest.mark.parametrize(
+    "modules_to_save", [["classifier"], ["classifier", "norm0", "norm", "norm1", "norm2", "norm5"]]
+)
+def test_a_lora_adapter_saved_alone_gives_the_same_logits_again(tiny_folder, tmp_path, modules_to_save):
+    peft = pytest.importorskip("peft")
+
+    def base() -> CheXpertForImageClassification:
+        return AutoModelForImageClassification.from_pretrained(tiny_folder)
+
+    config = peft.LoraConfig(r=2, target_modules=["conv1", "conv2"], modules_to_save=modules_to_save)
+    model = peft.get_peft_model(base(), config)
+    model.train()
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    for _ in range(5):  # images unlike those that the statistics are of
+        model(pixel_values=torch.randn(8, 3, 64, 64) * 4 - 3, labels=torch.ones(8, 14)).loss.backward()
+        optimizer.step()
+    model.eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    pixel_values = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        expected, before = model(pixel_values=pixel_values).logits, base()(pixel_values).logits
+        assert torch.equal(again(pixel_values=pixel_values).logits, expected)
+        assert (expected - before).abs().max() > 0.1
+        merged = again.merge_and_unload()(pixel_values).logits
+        torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
