@@ -9,6 +9,7 @@ Irvin et al. 2019, arXiv:1901.07031 (uncertainty policies, Grad-CAM at the last 
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,8 @@ class CheXpertForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
 
     def __init__(self, config: CheXpertConfig) -> None:
         super().__init__(config)
@@ -236,10 +239,22 @@ class CheXpertForImageClassification(PreTrainedModel):
         features = pixel_values
         after_blocks = []
         for name, module in self.features.named_children():
-            features = module(features)
             if name.startswith("denseblock"):
+                features = self._dense_block(module, features)
                 after_blocks.append(features)
+            else:
+                features = module(features)
         return functional.relu(features, inplace=True), tuple(after_blocks)
+
+    def _dense_block(self, block: Any, features: Tensor) -> Tensor:
+        """The maps after a dense block, whose layers gradient checkpointing computes again in the backward pass."""
+        if not (self.gradient_checkpointing and self.features.training and torch.is_grad_enabled()):
+            return block(features)
+        # With use_reentrant=True, nothing gets a gradient in a layer none of whose inputs needs one (LoRA).
+        maps = [features.requires_grad_()]
+        for layer in block.values():
+            maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
+        return torch.cat(maps, dim=1)
 
     @property
     def _multiclass_columns(self) -> list[int]:
@@ -310,6 +325,19 @@ class CheXpertForImageClassification(PreTrainedModel):
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
+    """A dense layer's function for a checkpoint: computing it again updates copies of its running statistics."""
+    is_recomputed = False
+
+    def compute(*maps: Tensor) -> Tensor:
+        nonlocal is_recomputed
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()} if is_recomputed else {}
+        is_recomputed = True
+        return torch.func.functional_call(layer, buffers, (list(maps),))
+
+    return compute
 
 
 def _is_trained(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Transformers' own ways to fine-tune a saved model: the stock Trainer, and other labels."""
 
+import copy
 import json
 import os
 import subprocess
@@ -336,16 +337,14 @@ def test_code_like_run_image_classification_fine_tunes_two_classes(tiny_folder, 
     assert classifier.operating_points == {"TB": 0.5, "Normal": 0.5}
 
 
-@pytest.mark.parametrize(
-    "modules_to_save", [["classifier"], ["classifier", "norm0", "norm", "norm1", "norm2", "norm5"]]
-)
-def test_a_lora_adapter_saved_alone_gives_the_same_logits_again(tiny_folder, tmp_path, modules_to_save):
+@pytest.mark.parametrize("norms", [[], ["norm0", "norm", "norm1", "norm2", "norm5"]])
+def test_a_lora_adapter_saved_alone_gives_the_same_logits_again(tiny_folder, tmp_path, norms):
     peft = pytest.importorskip("peft")
 
     def base() -> CheXpertForImageClassification:
         return AutoModelForImageClassification.from_pretrained(tiny_folder)
 
-    config = peft.LoraConfig(r=2, target_modules=["conv1", "conv2"], modules_to_save=modules_to_save)
+    config = peft.LoraConfig(r=2, target_modules=["conv1", "conv2"], modules_to_save=["classifier", *norms])
     model = peft.get_peft_model(base(), config)
     model.train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
@@ -362,3 +361,64 @@ def test_a_lora_adapter_saved_alone_gives_the_same_logits_again(tiny_folder, tmp
         assert (expected - before).abs().max() > 0.1
         merged = again.merge_and_unload()(pixel_values).logits
         torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+
+
+def one_training_step(model: CheXpertForImageClassification) -> tuple[dict[str, torch.Tensor], int]:
+    """The gradients of a step, and the bytes of activations that were kept for its backward pass."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    torch.manual_seed(1)
+    pixel_values, labels = torch.randn(4, 3, 64, 64), torch.ones(4, 14)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.train()(pixel_values, labels=labels).loss
+    # What the recomputation keeps is not of interest, and nor are weights.
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    num_bytes = sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, num_bytes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # later releases of transformers call it activation checkpointing
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_keeps_less_and_changes_neither_gradients_nor_statistics(use_reentrant):
+    torch.manual_seed(0)
+    config = CheXpertConfig(**TINY | {"block_config": [4, 6]}, drop_rate=0.2)
+    plain = CheXpertForImageClassification(config)
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    gradients, num_bytes = one_training_step(plain)
+    same_gradients, fewer_bytes = one_training_step(checkpointed)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, atol=0, rtol=0)
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(checkpointed.get_buffer(name), buffer), name
+    if not use_reentrant:  # the hooks do not see what the other kind keeps
+        assert fewer_bytes < 0.6 * num_bytes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_statistics_are_updated_by_each_step_under_gradient_checkpointing(tiny_model):
+    tiny_model.gradient_checkpointing_enable()
+    before = tiny_model.features.denseblock2.denselayer1.norm1.num_batches_tracked.item()
+    for _ in range(3):
+        one_training_step(tiny_model)
+    for name, buffer in tiny_model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert buffer.item() == before + 3, name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_all_of_a_lora_adapter_is_trained_under_gradient_checkpointing(tiny_model, use_reentrant):
+    peft = pytest.importorskip("peft")
+    tiny_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model = peft.get_peft_model(tiny_model, peft.LoraConfig(target_modules=["conv1", "conv2"])).train()
+    model(pixel_values=torch.randn(4, 3, 64, 64), labels=torch.ones(4, 14)).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 2 * 4  # two matrices for each convolution of four layers
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
