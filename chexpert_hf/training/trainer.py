@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,6 +27,7 @@ from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable import DurableCheckpoints
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
+from chexpert_hf.training.normalisation import num_devices, synchronise
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
@@ -63,6 +63,15 @@ class CheXpertTrainer(DurableCheckpoints):
         self.memory_format = memory_format
         self.map_loss_weight = map_loss_weight
         self.centring_weight = centring_weight
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in transformers, but every image is evaluated: `dataloader_drop_last` is for the training."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -182,6 +191,12 @@ def build_trainer(
     """
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
+    if recipe.sync_batch_norm:
+        synchronise(model)
+    if recipe.gradient_checkpointing:
+        # Later releases of transformers call it activation checkpointing, and warn of the earlier name.
+        enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     targets = TrainingTargets(model.config, recipe.seed, soft_labels)
     if recipe.class_weights:
         resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
@@ -211,7 +226,8 @@ def build_trainer(
 def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str = "none") -> TrainingArguments:
     """The recipe in the Trainer's terms."""
     images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * num_devices()
-    steps_per_epoch = math.ceil(num_images / images_per_step)
+    num_left_out = num_images % (recipe.batch_size * num_devices()) if recipe.drop_last else 0
+    steps_per_epoch = math.ceil((num_images - num_left_out) / images_per_step)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, steps_per_epoch))
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
@@ -240,6 +256,7 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         logging_nan_inf_filter=False,
         label_names=["labels"],
         remove_unused_columns=False,
+        dataloader_drop_last=recipe.drop_last,
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=recipe.seed,
@@ -249,12 +266,6 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         trackio_static_space_id=False,
         disable_tqdm=False,
     )
-
-
-def num_devices() -> int:
-    """Over how many devices a step's batch is spread: processes of a launcher, or the GPUs of a single process."""
-    processes = PartialState().num_processes
-    return processes if processes > 1 else max(1, torch.cuda.device_count())
 
 
 def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Recipe) -> dict[str, float]:
