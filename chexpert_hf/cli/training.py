@@ -194,11 +194,15 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
 
 
 def _train(recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_to: str, as_json: bool) -> None:
+    from accelerate import PartialState
+
     from chexpert_hf.evaluation.report import as_table
     from chexpert_hf.training.run import train as run
 
     quiet_transformers()
     result = run(recipe, data, output, resume=resume, report_to=report_to, say=lambda line: typer.echo(line, err=True))
+    if not PartialState().is_main_process:
+        return
     if as_json:
         typer.echo(json.dumps({"folder": str(result.folder), "chosen": result.chosen, **result.evaluation.to_dict()}))
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
@@ -82,6 +83,8 @@ def train(
         CheXpertDataError: If the data cannot be loaded.
     """
     _check_reporter(report_to)
+    # Without `cpu`, each process that torchrun starts on a machine without GPUs takes itself for the only one.
+    PartialState(cpu=not torch.accelerator.is_available())
     try:
         data = load_data(recipe, root)
     except BadFilesError as error:

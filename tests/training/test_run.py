@@ -374,6 +374,26 @@ def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_drop
     assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batch
 
 
+def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
+    RECIPE.override(epochs=1, workers=0).save(tmp_path / "recipe.yaml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [phantoms, "--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "model", "--json"]
+    process = subprocess.run(
+        [*launcher, "-m", "train.train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stdout.splitlines()  # of one process alone
+    assert json.loads(line)["folder"] == str(tmp_path / "model")
+    history = json.loads((tmp_path / "model" / "history.json").read_text())
+    # 40 images in steps of 2 x 8, with a checkpoint every 16 images
+    assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
+    assert process.stderr.count("Training on 40 images") == 1
+
+
 def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):
     recipe = RECIPE.override(gradient_checkpointing=True)
     trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path)
