@@ -8,10 +8,13 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parse_policies
+from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parents_among, parse_policies
 
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
+
+_RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_offsets")
+"""Fields that describe the scores of a trained head, and mean nothing for a new one."""
 
 
 @strict
@@ -20,6 +23,9 @@ class CheXpertConfig(PreTrainedConfig):
 
     The input size and the normalisation are not here: they belong to the image processor and its
     `preprocessor_config.json`.
+
+    Other labels (`id2label` or `num_labels`, in `from_pretrained` or set later) keep the policies and the hierarchy of
+    the observations that stay, and drop everything that describes the head trained for the earlier ones.
 
     Args:
         num_channels: Channels of `pixel_values`: 3 for a grayscale image repeated, 1 for a single one.
@@ -86,6 +92,51 @@ class CheXpertConfig(PreTrainedConfig):
         if names is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(OBSERVATIONS))
         super().__post_init__(**kwargs)
+        self._fill_in()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `num_labels`, `id2label` or `label2id` may ask for other labels than the dictionary's.
+
+        Raises:
+            ValueError: If `num_labels` is not the number of the labels that are named.
+        """
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        labels = _labels_asked_for(kwargs, len(config_dict.get("id2label") or OBSERVATIONS))
+        asked = {} if labels is None else {"id2label": labels}
+        config, unused = super().from_dict(config_dict, **asked, **kwargs, return_unused_kwargs=True)
+        config._fill_in()
+        config.validate()
+        return (config, unused) if wants_unused else config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "id2label" or value is None:
+            super().__setattr__(name, value)
+            return
+        is_loaded = self.id2label is not None and self.__dict__.keys() >= set(_RECORDS_OF_HEAD)
+        before = self.observations if is_loaded else None
+        super().__setattr__(name, {int(index): label for index, label in value.items()})
+        if before is not None and self.observations != before:
+            self._follow_labels()
+
+    def _follow_labels(self) -> None:
+        """Drops what belongs to labels that are gone, and what describes the head that was trained for them."""
+        observations = self.observations
+        self.uncertainty_policies = {
+            name: policy for name, policy in (self.uncertainty_policies or {}).items() if name in observations
+        }
+        self.policies_source = None
+        self.label_parents = parents_among(observations, self.label_parents or {}) or None
+        self.forget_head()
+
+    def forget_head(self) -> None:
+        """Drops what describes the scores of a trained head: its operating points, calibration and map offsets."""
+        for name in _RECORDS_OF_HEAD:
+            setattr(self, name, None)
+        self._fill_in()
+
+    def _fill_in(self) -> None:
+        """Gives every observation an index, a policy and an operating point."""
         self.label2id = {name: index for index, name in enumerate(self.observations)}
         chosen = self.uncertainty_policies or {}
         default = UncertaintyPolicy.U_IGNORE.value
@@ -98,13 +149,18 @@ class CheXpertConfig(PreTrainedConfig):
     @property
     def observations(self) -> tuple[str, ...]:
         """The names of the model's outputs, in the order of `logits`."""
-        return tuple(self.id2label[index] for index in range(len(self.id2label)))
+        return tuple(name for _, name in sorted(self.id2label.items()))
 
     @property
     def multiclass_observations(self) -> tuple[str, ...]:
         """The observations under U-MultiClass, in the order of the model's outputs."""
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
         return tuple(name for name in self.observations if policies[name] == multiclass)
+
+    @property
+    def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The meaning of the head's outputs: the observations, and those of them that have three classes."""
+        return self.observations, self.multiclass_observations
 
     def validate_architecture(self) -> None:
         """Raises ValueError if a number of the architecture makes no network."""
@@ -126,6 +182,8 @@ class CheXpertConfig(PreTrainedConfig):
     def validate_labels(self) -> None:
         """Raises ValueError if policies or operating points do not fit the observations."""
         observations = self.observations
+        if sorted(self.id2label) != list(range(len(observations))):
+            raise ValueError(f"id2label has the indices {sorted(self.id2label)}, expected 0, 1, ... without a gap.")
         if len(set(observations)) < len(observations):
             raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
         parse_policies(self.uncertainty_policies or {}, observations)
@@ -157,6 +215,20 @@ class CheXpertConfig(PreTrainedConfig):
             is_pair = isinstance(offset, (list, tuple)) and len(offset) == 2
             if not is_pair or not all(isinstance(share, (int, float)) and abs(share) < 1 for share in offset):
                 raise ValueError(f"The map offset of {name} is {offset!r}, expected two numbers in (-1, 1).")
+
+
+def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
+    """Takes the labels out of keyword arguments: names by index, or None for the stored ones."""
+    num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
+    if id2label is None and label2id is not None:
+        id2label = {index: name for name, index in label2id.items()}
+    if id2label is None:
+        return None if num_labels in (None, num_stored) else {index: f"LABEL_{index}" for index in range(num_labels)}
+    if num_labels not in (None, len(id2label)):
+        raise ValueError(
+            f"num_labels is {num_labels}, but id2label names {len(id2label)} labels; give one or the other."
+        )
+    return id2label
 
 
 CheXpertConfig.register_for_auto_class()

@@ -162,10 +162,12 @@ def ancestors(name: str, parents: Mapping[str, str] = PARENTS) -> list[str]:
     return found
 
 
-def parents_among(observations: Iterable[str]) -> dict[str, str]:
+def parents_among(observations: Iterable[str], parents: Mapping[str, str] = PARENTS) -> dict[str, str]:
     """The hierarchy within some observations: each child's nearest ancestor that is one of them."""
     observations = tuple(observations)
-    nearest = {name: next((each for each in ancestors(name) if each in observations), None) for name in observations}
+    nearest = {
+        name: next((each for each in ancestors(name, parents) if each in observations), None) for name in observations
+    }
     return {name: parent for name, parent in nearest.items() if parent is not None}
 
 

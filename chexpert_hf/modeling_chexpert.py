@@ -7,7 +7,9 @@ Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); Zhou et al. 2016, arXiv
 Irvin et al. 2019, arXiv:1901.07031 (uncertainty policies, Grad-CAM at the last convolution).
 """
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,8 @@ from .labels import (
     ancestors,
     parse_policies,
 )
+
+logger = logging.getLogger(__name__)
 
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
@@ -80,6 +84,8 @@ class CheXpertForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
 
     def __init__(self, config: CheXpertConfig) -> None:
         super().__init__(config)
@@ -100,6 +106,32 @@ class CheXpertForImageClassification(PreTrainedModel):
         self.classifier = _head(densenet.classifier.in_features, config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a head that was saved for other labels is initialised anew, even one of the same size.
+
+        The config of a model with a new head has no operating points, calibration and map offsets.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        stored = _stored_config(model, pretrained_model_name_or_path, kwargs)
+        if stored is not None:
+            not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+            is_new = any(key.startswith("classifier.") for key in not_loaded)
+            if not is_new and stored.head_outputs != model.config.head_outputs:
+                is_new = True
+                info["missing_keys"].update(model._reinitialise_last_layer())
+                logger.warning(
+                    f"The head in {pretrained_model_name_or_path} was trained for other labels "
+                    f"({', '.join(stored.observations)}), so its last layer is newly initialised for "
+                    f"{', '.join(model.config.observations)}. Train it before use."
+                )
+            if is_new:
+                model.config.forget_head()
+        return (model, info) if wants_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As torchvision initialises its DenseNet."""
@@ -111,16 +143,37 @@ class CheXpertForImageClassification(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The last layer of the head, whose rows are the model's outputs."""
+        last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        return last
+
+    def _reinitialise_last_layer(self) -> list[str]:
+        """Draws the weights of the head's last layer anew, as `_init_weights` does; returns their names."""
+        last = self.last_layer
+        last.reset_parameters()
+        nn.init.zeros_(last.bias)
+        return [
+            name for name, parameter in self.named_parameters() if parameter is last.weight or parameter is last.bias
+        ]
+
     def freeze_backbone(self) -> None:
         """Stops the training of all but the head; the statistics of the backbone's BatchNorm stay as they are, too."""
         self.features.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CheXpertForImageClassification":
-        """As in torch, but a frozen backbone stays in evaluation mode: its running statistics would drift otherwise."""
+        """As in torch, but what is frozen stays in evaluation mode: a backbone, or single BatchNorms as under LoRA.
+
+        Their running statistics would drift otherwise, and are in no adapter that holds only what was trained.
+        """
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.features.parameters()):
+        if not _is_trained(self.features):
             self.features.eval()
+        for module in self.features.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not _is_trained(module):
+                module.eval()
         return self
 
     @can_return_tuple
@@ -128,7 +181,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        label_weights: Tensor | None = None,
+        loss_weights: Tensor | None = None,
         output_saliency: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -140,7 +193,9 @@ class CheXpertForImageClassification(PreTrainedModel):
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
                 config's policies are applied; also targets in [0, 1], and -100 for what takes no part in the loss.
-            label_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None.
+                Integers `(batch,)` are class indices: that label is positive and all others are negative.
+            loss_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None. Its
+                name must not contain "label": the Trainer takes every argument whose name does for a label column.
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
             num_items_in_batch: Known labels of all the batches of an optimizer step, by which the sum of the losses is
@@ -164,7 +219,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
         logits = self._positive_minus_negative(outputs)
         return CheXpertOutput(
-            loss=None if labels is None else self._loss(outputs, labels, label_weights, num_items_in_batch),
+            loss=None if labels is None else self._loss(outputs, labels, loss_weights, num_items_in_batch),
             logits=unconditional_logits(logits, self.config),
             uncertainty=self._uncertainty(outputs),
             saliency=self._saliency(features, pooled, logits) if output_saliency else None,
@@ -184,10 +239,22 @@ class CheXpertForImageClassification(PreTrainedModel):
         features = pixel_values
         after_blocks = []
         for name, module in self.features.named_children():
-            features = module(features)
             if name.startswith("denseblock"):
+                features = self._dense_block(module, features)
                 after_blocks.append(features)
+            else:
+                features = module(features)
         return functional.relu(features, inplace=True), tuple(after_blocks)
+
+    def _dense_block(self, block: Any, features: Tensor) -> Tensor:
+        """The maps after a dense block, whose layers gradient checkpointing computes again in the backward pass."""
+        if not (self.gradient_checkpointing and self.features.training and torch.is_grad_enabled()):
+            return block(features)
+        # With use_reentrant=True, nothing gets a gradient in a layer none of whose inputs needs one (LoRA).
+        maps = [features.requires_grad_()]
+        for layer in block.values():
+            maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
+        return torch.cat(maps, dim=1)
 
     @property
     def _multiclass_columns(self) -> list[int]:
@@ -219,10 +286,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
         """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
-        weight: Tensor = self.classifier.get_parameter(
-            "3.weight" if isinstance(self.classifier, nn.Sequential) else "weight"
-        )
-        weight = self._positive_minus_negative(weight.T).T  # (num_labels, C or hidden)
+        weight = self._positive_minus_negative(self.last_layer.weight.T).T  # (num_labels, C or hidden)
         if isinstance(self.classifier, nn.Sequential):
             first = self.classifier[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
@@ -241,11 +305,15 @@ class CheXpertForImageClassification(PreTrainedModel):
         self, outputs: Tensor, labels: Tensor, weights: Tensor | None, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         logits = self._positive_minus_negative(outputs)
+        if labels.ndim == 1 and not labels.is_floating_point() and self.num_labels > 1:
+            labels = functional.one_hot(labels, self.num_labels)  # (B, num_labels)
+            if num_items_in_batch is not None:
+                num_items_in_batch = num_items_in_batch * self.num_labels
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        targets = resolve_labels(labels, self.config).float()
+        targets = resolve_labels(labels.float(), self.config)  # as integers they would round smoothed labels
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
         columns = self._multiclass_columns
         if columns:
@@ -257,6 +325,36 @@ class CheXpertForImageClassification(PreTrainedModel):
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
+    """A dense layer's function for a checkpoint: computing it again updates copies of its running statistics."""
+    is_recomputed = False
+
+    def compute(*maps: Tensor) -> Tensor:
+        nonlocal is_recomputed
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()} if is_recomputed else {}
+        is_recomputed = True
+        return torch.func.functional_call(layer, buffers, (list(maps),))
+
+    return compute
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _stored_config(
+    model: CheXpertForImageClassification, path: Any, from_pretrained_arguments: dict[str, Any]
+) -> CheXpertConfig | None:
+    """The config beside the weights that were loaded; None if there is none."""
+    if path is None:
+        return None
+    try:
+        values, _ = model.config_class.get_config_dict(path, **from_pretrained_arguments)
+    except OSError:
+        return None
+    return model.config_class.from_dict(values) if values.get("model_type") == model.config.model_type else None
 
 
 def _three_class_losses(classes: Tensor, targets: Tensor) -> Tensor:

@@ -135,12 +135,12 @@ def test_gradients_of_accumulated_batches_equal_those_of_one_large_batch(policie
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_label_weights_multiply_the_losses_of_their_cells():
+def test_loss_weights_multiply_the_losses_of_their_cells():
     model = tiny()
     pixel_values, labels = torch.randn(3, 3, 64, 64), torch.ones(3, 14)
     only = torch.zeros(3, 14)
     only[1, 4] = 42
-    loss = model(pixel_values, labels=labels, label_weights=only).loss
+    loss = model(pixel_values, labels=labels, loss_weights=only).loss
     cell = -math.log(1 / (1 + math.exp(-head_outputs(model, pixel_values)[1][4])))
     assert loss.item() == pytest.approx(cell, rel=1e-5)  # 42 times that cell, over 42 cells
 

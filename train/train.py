@@ -28,7 +28,7 @@
 # ///
 """Training as a script; the options are those of `chexpert-hf train`.
 
-    accelerate launch -m train.train DATA --output DIR ...      in an environment with this package, on several GPUs
+    torchrun --nproc_per_node N -m train.train DATA ...         in several processes, on GPUs or CPUs
     uv run train/train.py DATA --output DIR ...                 in a checkout, without any environment
     uv run --with WHEEL train.py DATA --output DIR ...          anywhere, as `hf jobs uv run` does it
 

@@ -91,6 +91,17 @@ def train(
     ] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step. [16]")] = None,
+    drop_last: Annotated[
+        bool | None, typer.Option("--drop-last/--no-drop-last", help="Skip the last batch if it is smaller.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory, more computation."),
+    ] = None,
+    sync_batch_norm: Annotated[
+        bool | None,
+        typer.Option("--sync-batch-norm/--no-sync-batch-norm", help="BatchNorm over all processes; GPUs only."),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at its highest. [1e-4]")] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, linear or cosine. [constant]")] = None,
     warmup: Annotated[float | None, typer.Option(help="Share of the steps that warm up. [0]")] = None,
@@ -132,6 +143,9 @@ def train(
         "num_patients": num_patients,
         "epochs": epochs,
         "batch_size": batch_size,
+        "drop_last": drop_last,
+        "gradient_checkpointing": gradient_checkpointing,
+        "sync_batch_norm": sync_batch_norm,
         "learning_rate": learning_rate,
         "schedule": schedule,
         "warmup": warmup,
@@ -183,11 +197,15 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
 def _train(
     recipe: "Recipe", data: Path, output: Path, *, resume: bool, report_to: str, follow_links: bool, as_json: bool
 ) -> None:
+    from accelerate import PartialState
+
     from chexpert_hf.evaluation.report import as_table
     from chexpert_hf.training.run import train as run
 
     quiet_transformers()
     result = run(recipe, data, output, resume=resume, report_to=report_to, follow_links=follow_links, say=say_on_stderr)
+    if not PartialState().is_main_process:
+        return
     if as_json:
         typer.echo(json.dumps({"folder": str(result.folder), "chosen": result.chosen, **result.evaluation.to_dict()}))
         return

@@ -7,7 +7,6 @@ apply anything.
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.calibration import CalibrationError, Platt
@@ -31,8 +30,7 @@ def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, 
         CalibrationError: If the model has a label hierarchy.
     """
     refuse_hierarchy(model.config)
-    last = "classifier.3" if isinstance(model.classifier, nn.Sequential) else "classifier"
-    parameters = model.get_parameter(f"{last}.weight"), model.get_parameter(f"{last}.bias")
+    parameters = model.last_layer.weight, model.last_layer.bias
     weight, bias = (parameter.double() for parameter in parameters)
     num_labels, multiclass = model.config.num_labels, model.config.multiclass_observations
     for name, line in lines.items():

@@ -80,6 +80,10 @@ class Recipe:
         epochs: Passes over the training images.
         batch_size: Images per forward pass, on each device.
         gradient_accumulation_steps: Forward passes per optimizer step.
+        drop_last: Skip the last batch of an epoch where it is smaller than the others.
+        gradient_checkpointing: Compute dense layers again in the backward pass instead of keeping their activations.
+        sync_batch_norm: With several processes on GPUs, take BatchNorm's statistics over the batches of all of them;
+            else those of each process's own batch are used, and those of the first process are saved.
         learning_rate: Of Adam, at its highest.
         schedule: "constant", "linear" or "cosine" decay.
         warmup: Share of the steps over which the learning rate rises.
@@ -140,6 +144,9 @@ class Recipe:
     epochs: float = 3
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
+    drop_last: bool = False
+    gradient_checkpointing: bool = False
+    sync_batch_norm: bool = False
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
     warmup: float = 0.0

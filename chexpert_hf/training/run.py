@@ -36,6 +36,7 @@ from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.curve import plot_curve
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.intact import expect_intact
+from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
 from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer
@@ -86,6 +87,8 @@ def train(
     """
     _check_reporter(report_to)
     torch.backends.cudnn.deterministic = True  # on a GPU the same run gives the same bits, too
+    # Without `cpu`, each process that torchrun starts on a machine without GPUs takes itself for the only one.
+    PartialState(cpu=not torch.accelerator.is_available())
     if not PartialState().is_main_process:
         say = _say_nothing
     try:
@@ -93,7 +96,8 @@ def train(
     except BadFilesError as error:
         raise _with_list(error, output) from error
     set_seed(recipe.seed)
-    build_model(recipe)  # before anything is written, so that what cannot be built leaves nothing behind
+    # Before anything is written, so that what cannot be trained leaves nothing behind.
+    expect_statistics(recipe, build_model(recipe), data["train"])
     _claim(output, recipe, resume)
     stage = partial(_stage, root=root, report_to=report_to, follow_links=follow_links, say=say)
     if recipe.runs > 1:

@@ -32,7 +32,7 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """`labels` (num_labels,) in [0, 1], -1 (uncertain class) or -100, and `label_weights` if there are weights.
+        """`labels` (num_labels,) in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights.
 
         Args:
             labels: `(num_labels,)` raw values of the row.
@@ -46,7 +46,7 @@ class TrainingTargets:
         if self.positive_weights is None:
             return {"labels": targets}
         share = targets.clamp(NEGATIVE, POSITIVE)  # a soft label is weighted by how positive it is
-        return {"labels": targets, "label_weights": 1 + share * (torch.from_numpy(self.positive_weights) - 1)}
+        return {"labels": targets, "loss_weights": 1 + share * (torch.from_numpy(self.positive_weights) - 1)}
 
     def _smoothed(self, labels: Tensor, index: int) -> Tensor:
         ranges = self._ranges

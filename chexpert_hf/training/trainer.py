@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable import DurableCheckpoints
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
+from chexpert_hf.training.normalisation import num_devices, synchronise
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
@@ -74,6 +74,15 @@ class CheXpertTrainer(DurableCheckpoints):
         ]
         self.distillation = distillation
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in transformers, but every image is evaluated: `dataloader_drop_last` is for the training."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
@@ -106,7 +115,7 @@ class CheXpertTrainer(DurableCheckpoints):
         with_maps = inputs | {"output_saliency": bool(self.map_loss_weight)}
         loss, outputs = super().compute_loss(model, with_maps, True, num_items_in_batch)
         if self.map_loss_weight:
-            added = map_loss(outputs, inputs["labels"], inputs.get("label_weights"), num_items_in_batch)
+            added = map_loss(outputs, inputs["labels"], inputs.get("loss_weights"), num_items_in_batch)
             loss = loss + self.map_loss_weight * added
         if self.centring_weight:
             # A mean of each batch, where the other losses are divided by the labels of the whole optimizer step.
@@ -208,6 +217,12 @@ def build_trainer(
     """
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
+    if recipe.sync_batch_norm:
+        synchronise(model)
+    if recipe.gradient_checkpointing:
+        # Later releases of transformers call it activation checkpointing, and warn of the earlier name.
+        enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     targets = TrainingTargets(model.config, recipe.seed, soft_labels)
     if recipe.class_weights:
         resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
@@ -247,7 +262,8 @@ def build_trainer(
 def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str = "none") -> TrainingArguments:
     """The recipe in the Trainer's terms."""
     images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * num_devices()
-    steps_per_epoch = math.ceil(num_images / images_per_step)
+    num_left_out = num_images % (recipe.batch_size * num_devices()) if recipe.drop_last else 0
+    steps_per_epoch = math.ceil((num_images - num_left_out) / images_per_step)
     # A best checkpoint is chosen among at least one an epoch.
     longest = steps_per_epoch if recipe.checkpoint == "best" else math.ceil(steps_per_epoch * recipe.epochs)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, longest))
@@ -278,6 +294,7 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         logging_nan_inf_filter=False,
         label_names=["labels"],
         remove_unused_columns=False,
+        dataloader_drop_last=recipe.drop_last,
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=recipe.seed,
@@ -287,12 +304,6 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         trackio_static_space_id=False,
         disable_tqdm=False,
     )
-
-
-def num_devices() -> int:
-    """Over how many devices a step's batch is spread: processes of a launcher, or the GPUs of a single process."""
-    processes = PartialState().num_processes
-    return processes if processes > 1 else max(1, torch.cuda.device_count())
 
 
 def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Recipe) -> dict[str, float]:

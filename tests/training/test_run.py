@@ -360,3 +360,43 @@ def test_the_centring_of_maps_is_part_of_the_loss(phantoms, tmp_path):
         trainer.model.training = True
         added = trainer.compute_loss(trainer.model, dict(batch)).item() - without
         assert added == pytest.approx(before.item() / steps, rel=1e-3)
+
+
+def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_dropped(phantoms, tmp_path):
+    # 40 images in batches of 13, with feature maps of 1 x 1
+    recipe = RECIPE.override(image_size=12, batch_size=13, epochs=1, workers=0)
+    with pytest.raises(RecipeError, match="give a batch of one image"):
+        train(recipe, phantoms, tmp_path / "refused", say=lambda line: None)
+    assert not (tmp_path / "refused").exists()
+    train(recipe.override(drop_last=True), phantoms, tmp_path / "dropped", say=lambda line: None)
+    history = json.loads((tmp_path / "dropped" / "history.json").read_text())
+    assert history[-1]["step"] == 3  # 39 images
+    assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batch
+
+
+def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
+    RECIPE.override(epochs=1, workers=0).save(tmp_path / "recipe.yaml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [phantoms, "--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "model", "--json"]
+    process = subprocess.run(
+        [*launcher, "-m", "train.train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stdout.splitlines()  # of one process alone
+    assert json.loads(line)["folder"] == str(tmp_path / "model")
+    history = json.loads((tmp_path / "model" / "history.json").read_text())
+    # 40 images in steps of 2 x 8, with a checkpoint every 16 images
+    assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
+    assert process.stderr.count("Training on 40 images") == 1
+
+
+def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):
+    recipe = RECIPE.override(gradient_checkpointing=True)
+    trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path)
+    assert trainer.model.gradient_checkpointing
+    train(recipe, phantoms, tmp_path / "model", say=lambda line: None)
+    assert_equal_to_the_last_bit(finished, tmp_path / "model")

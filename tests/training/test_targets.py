@@ -49,7 +49,7 @@ def test_positive_labels_are_weighted_by_the_odds_against_them():
     weights = positive_weights(truth)
     assert weights.tolist() == [3, 1, 0.5, 1]
     given = TrainingTargets(config(), positive_weights=weights)(torch.tensor([1.0, 1, 0, NAN]), 0)
-    assert given["label_weights"].tolist() == [3, 1, 1, 1]
+    assert given["loss_weights"].tolist() == [3, 1, 1, 1]
 
 
 def test_without_weights_none_are_given():
