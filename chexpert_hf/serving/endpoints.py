@@ -68,6 +68,7 @@ class Row(TypedDict):
     member: int | None
     error: str | None
     observations: dict[str, Score] | None
+    gate: GateVerdict | None
 
 
 def add_endpoints(classifier: Scorer) -> None:
@@ -83,10 +84,10 @@ def add_endpoints(classifier: Scorer) -> None:
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM; an agent gives its bytes as a data: URL.
         """
-        prediction, verdict = classifier.examine(uploaded_path(file))
+        prediction = classifier.predict(uploaded_path(file))
         return Answer(
             observations=_scores(classifier, prediction),
-            gate=_gate(verdict),
+            gate=_gate(prediction.gate),
             model=model_name(classifier),
             disclaimer=DISCLAIMER,
         )
@@ -181,9 +182,10 @@ def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
         for file, member in places:
             result = errors[file, member] if (file, member) in errors else next(results)
             if isinstance(result, RadiographError):
-                yield Row(file=file, member=member, error=str(result), observations=None)
+                yield Row(file=file, member=member, error=result.reason, observations=None, gate=None)
             else:
-                yield Row(file=file, member=member, error=None, observations=_scores(classifier, result))
+                scores, verdict = _scores(classifier, result), _gate(result.gate)
+                yield Row(file=file, member=member, error=None, observations=scores, gate=verdict)
 
 
 def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | RadiographError:

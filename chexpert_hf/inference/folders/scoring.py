@@ -128,8 +128,7 @@ def _full_batches(
     count = 0
     for file, image in images:
         count += 1
-        is_bad = isinstance(image, RadiographError)
-        waiting.append(FileResult(file, error=str(image) if is_bad else None))
+        waiting.append(FileResult(file, error=image.reason if isinstance(image, RadiographError) else None))
         yield blank if isinstance(image, RadiographError) else image
     for _ in range(-count % batch_size):
         waiting.append(None)
