@@ -43,8 +43,7 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) ->
             with gr.Tab("A study", id="study"):
                 build_study_tab(classifier, facts)
             with gr.Tab("Many images", id="batch"):
-                has_gate = any(member.gate is not None for member in classifier.members)
-                build_batch_tab(classifier, tabs, single, "single", has_gate=has_gate)
+                build_batch_tab(classifier, tabs, single, "single", has_gate=classifier.has_gate)
             with gr.Tab("The model", id="about"):
                 gr.HTML(about_html(facts, classifier.operating_points), apply_default_css=False)
         add_endpoints(classifier)

@@ -17,6 +17,7 @@ from PIL import Image
 from chexpert_hf import CheXpertClassifier, cli
 from chexpert_hf.cli import predicting
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
+from chexpert_hf.inference.gate import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from tests.linked_folders import LAYOUTS, as_datalad
 
@@ -120,6 +121,54 @@ def test_predict_goes_on_after_a_bad_file_and_exits_with_1(monkeypatch, capsys, 
     assert "3 of 3 radiographs are there already" in err
     assert json.loads(out)["resumed"] == 3
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 1
+
+
+@pytest.fixture
+def gated_folder(tiny_folder):
+    """A model whose gate knows noise of 70 x 80 pixels."""
+    rng = np.random.default_rng(7)
+    noise = [Image.fromarray(rng.integers(0, 256, (80, 70), dtype=np.uint8)) for _ in range(30)]
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder)
+    fit_gate(classifier.model, classifier.processor, noise, data_name="noise", date="2026-01-01").save(tiny_folder)
+    return tiny_folder
+
+
+def test_predict_flags_what_is_no_radiograph_or_refuses_it(monkeypatch, capsys, gated_folder, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    noise = np.random.default_rng(8).integers(0, 256, (80, 70), dtype=np.uint8)
+    Image.fromarray(noise).save(images / "noise.png")
+    Image.new("RGB", (70, 60), (200, 20, 20)).save(images / "red.png")
+    words = "red.png: This does not look like a chest radiograph: it is a colour photograph"
+    command = ["predict", images, "--model", gated_folder, "--positives"]
+    for mode, code, scored in (("flag", 0, 2), ("refuse", 1, 1)):
+        path = tmp_path / f"{mode}.csv"
+        options = [] if mode == "flag" else ["--gate", mode]
+        found, out, err = run(monkeypatch, capsys, *command, *options, "--json", "-o", path)
+        assert found == code
+        assert words in err
+        assert f"{scored} of 2 radiographs scored. 1 does not look like a chest radiograph." in err
+        summary = json.loads(out)
+        assert (summary["gate"], summary["not_radiographs"], summary["failed"]) == (mode, 1, 2 - scored)
+        assert summary["operating_points"] == dict.fromkeys(OBSERVATIONS, 0.5)
+        table = pd.read_csv(path)
+        assert table["gate"][0] in ("pass", "warning")
+        assert table["gate"][1] == {"flag": "flagged", "refuse": "refused"}[mode]
+        assert table["Edema positive"].tolist()[0] == int(table["Edema"][0] >= 0.5)
+        assert table["Edema"].notna().tolist() == [True, mode == "flag"]
+        assert run(monkeypatch, capsys, *command, *options)[1] == path.read_text()  # on standard output, too
+    _, out, err = run(monkeypatch, capsys, *command, "--gate", "off")
+    assert "gate" not in out.splitlines()[0]
+    assert "2 of 2 radiographs scored. Research" in err
+
+
+@pytest.mark.parametrize("mode", ["flag", "refuse"])
+def test_a_gate_that_the_model_has_not_got_is_bad_input(monkeypatch, capsys, radiographs, tiny_folder, tmp_path, mode):
+    command = ["predict", radiographs, "--model", tiny_folder, "-o", tmp_path / "a.csv", "--gate", mode]
+    code, out, err = run(monkeypatch, capsys, *command)
+    assert (code, out) == (2, "")
+    assert f"--gate {mode} needs a model with a gate, {tiny_folder} has none; fit one" in err.splitlines()[-1]
+    assert not (tmp_path / "a.csv").exists()
 
 
 def test_predict_writes_an_overlay_per_observation(monkeypatch, capsys, radiographs, tiny_folder, tmp_path):

@@ -4,8 +4,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,8 @@ from chexpert_hf.cli.app import (
     progress_bar,
     say_on_stderr,
 )
-from chexpert_hf.errors import InputError
+from chexpert_hf.errors import InputError, printable
+from chexpert_hf.inference.folders.score_rows import GateMode, RowFormat
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -57,12 +58,25 @@ def predict(
     shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
     saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
     follow_links: FollowLinks = True,
+    positives: Annotated[
+        bool, typer.Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
+    ] = False,
+    gate: Annotated[
+        GateMode | None,
+        typer.Option(
+            help="Images that are no chest radiographs: flag them, refuse to score them, or do not look for them.",
+            show_default="flag if the model has a gate, else off",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
     runtime: RuntimeName = "auto",
     precision: PrecisionName = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score radiographs: the probability of each observation. Exit code 1 if one was skipped or could not be read."""
+    """Score radiographs: the probability of each observation.
+
+    Exit code 1 if a file has no scores: it was skipped, could not be read, or was refused by the gate.
+    """
     from chexpert_hf.inference.folders.files import find_radiographs, read_list
     from chexpert_hf.inference.folders.score_run import score_to_file
 
@@ -77,15 +91,17 @@ def predict(
         say_on_stderr(note)
     _refuse_overlays_among(paths or [], saliency)
     classifier = load_fast_classifier(model, runtime, precision)
+    rows = RowFormat(classifier.observations, _gate_mode(gate, classifier, model), positives)
     begin = time.monotonic()
     if target is None:
-        summary = _to_standard_output(classifier, found.files, study, saliency, batch_size)
+        summary = _to_standard_output(classifier, rows, found.files, study, saliency, batch_size)
     else:
+        target = replace(target, gate=rows.gate, positives=positives)
         with progress_bar(0, "radiographs") as bar:
             summary = score_to_file(
                 classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watcher=_Progress(bar)
             )
-    _report(summary, target, time.monotonic() - begin, as_json)
+    _report(summary, target, classifier.operating_points, time.monotonic() - begin, as_json)
     if summary.failed or found.num_outside:
         raise typer.Exit(1)
 
@@ -158,6 +174,17 @@ def _output(
     return ScoreOutput(path.with_name(f"{path.stem}{suffix}{path.suffix}"), by_study, existing, overlays)
 
 
+def _gate_mode(wanted: GateMode | None, classifier: "CheXpertClassifier", models: Sequence[str]) -> GateMode:
+    if wanted is None:
+        return GateMode.FLAG if classifier.has_gate else GateMode.OFF
+    if wanted is not GateMode.OFF and not classifier.has_gate:
+        raise InputError(
+            f"--gate {wanted.value} needs a model with a gate, {', '.join(models)} has none; fit one with "
+            "`chexpert-hf gate CHEXPERT --model MODEL`, or use --gate off."
+        )
+    return wanted
+
+
 def _refuse_overlays_among(paths: Sequence[str], overlays: Path | None) -> None:
     for path in paths if overlays else ():
         if overlays and os.path.isdir(path) and overlays.resolve().is_relative_to(Path(path).resolve()):
@@ -166,6 +193,7 @@ def _refuse_overlays_among(paths: Sequence[str], overlays: Path | None) -> None:
 
 def _to_standard_output(
     classifier: "CheXpertClassifier",
+    rows: RowFormat,
     files: "Sequence[RadiographFile]",
     by_study: bool,
     overlays: Path | None,
@@ -175,32 +203,31 @@ def _to_standard_output(
     from chexpert_hf.inference.folders.score_table import CsvLines
     from chexpert_hf.inference.folders.scoring import common_folder
 
-    failed = 0
+    failed = not_radiographs = 0
     with progress_bar(0, "radiographs") as bar:
         progress = _Progress(bar)
         progress.begin(0, len(files))
 
         def counted() -> "Iterator[FileResult]":
-            nonlocal failed
-            size = score_run.batch_size_for(files, batch_size)
-            for result in score_run.score_with_overlays(classifier, files, overlays, common_folder(files), size):
+            nonlocal failed, not_radiographs
+            size, common = score_run.batch_size_for(files, batch_size), common_folder(files)
+            for result in score_run.score_with_overlays(classifier, files, overlays, common, size, rows.gate):
                 failed += result.error is not None
+                not_radiographs += result.is_no_radiograph
                 yield result
                 progress.tick(result)
 
-        columns, rows = score_run.view_columns(classifier), score_run.view_rows(counted(), classifier)
-        if by_study:
-            columns, rows = score_run.as_studies(rows, classifier)
-        lines = CsvLines(columns)
+        views = rows.rows(counted())
+        lines = CsvLines(rows.study_columns() if by_study else rows.columns())
         sys.stdout.write(lines.header().decode())
-        for row in rows:
+        for row in rows.study_rows(views) if by_study else views:
             sys.stdout.write(lines.line(row).decode())
             sys.stdout.flush()
-    return score_run.ScoreSummary(len(files), failed, resumed=0)
+    return score_run.ScoreSummary(len(files), failed, resumed=0, not_radiographs=not_radiographs)
 
 
 class _Progress:
-    """Progress on standard error: a bar where it is a terminal, else a line now and then; and a line for each error."""
+    """Progress on standard error: a bar on a terminal, else a line now and then; a line for each error and flag."""
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
@@ -217,8 +244,9 @@ class _Progress:
     def tick(self, result: "FileResult") -> None:
         self._count += 1
         self._bar.update()
-        if result.error is not None:
-            self._bar.write(f"{_shown(result.path)}: {result.error}", file=sys.stderr)
+        if result.error is not None or result.is_no_radiograph:
+            reason = result.error or (result.gate and result.gate.reason)
+            self._bar.write(f"{printable(result.path)}: {reason}", file=sys.stderr)
         if self._bar.disable and time.monotonic() - self._reported >= REPORT_SECONDS:
             self._report()
 
@@ -229,16 +257,18 @@ class _Progress:
         typer.echo(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left", err=True)
 
 
-def _shown(path: "RadiographFile") -> str:
-    """A path as one line of a terminal."""
-    return "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in str(path))
-
-
-def _report(summary: "ScoreSummary", output: "ScoreOutput | None", seconds: float, as_json: bool) -> None:
+def _report(
+    summary: "ScoreSummary",
+    output: "ScoreOutput | None",
+    operating_points: Mapping[str, float],
+    seconds: float,
+    as_json: bool,
+) -> None:
     """The end: a line for people, JSON for programs."""
-    scored = summary.radiographs - summary.failed
+    scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
+    others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
     where = f" Scores in {output.path}." if output else ""
-    typer.echo(f"{scored:,} of {summary.radiographs:,} radiographs scored.{where} {DISCLAIMER}", err=True)
+    typer.echo(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}", err=True)
     if as_json and output is not None:
         result = {"output": str(output.path), **asdict(summary), "scored": scored, "seconds": round(seconds, 3)}
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({**result, "gate": output.gate.value, "operating_points": operating_points}))

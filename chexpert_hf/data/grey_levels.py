@@ -5,11 +5,13 @@ Nothing here knows a file format; see `radiograph` for images and `dicom` for DI
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.errors import InputError
+from chexpert_hf.errors import InputError, printable
 
 WHITE = 255
 """The brightest grey level of an 8-bit image."""
@@ -42,9 +44,34 @@ _BAND_PIXELS = 1 << 16
 class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
-    The text is one line of at most 200 characters that says what was expected, what came and what to do. It never
-    holds a path, a file name or any of the input's text, so that it can be shown and logged.
+    Attributes:
+        reason: One line of at most 200 characters that says what was expected, what came and what to do. It never
+            holds a path, a file name or any of the input's text, so that it can be shown and logged.
+        name: Which input it was, as `naming` was told; the error's text begins with it. Empty if nobody named it: the
+            readers never do, since a file's name may be a patient's.
     """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.name = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.name else self.reason
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Names the input in a RadiographError that leaves the block, instead of any name that it had.
+
+    Args:
+        name: Such as the file's path; what does not fit into a line of text is escaped.
+    """
+    try:
+        yield
+    except RadiographError as error:
+        error.name = printable(name)
+        raise
 
 
 class NotFetchedError(RadiographError):

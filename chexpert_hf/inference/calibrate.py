@@ -20,7 +20,7 @@ from chexpert_hf.evaluation.patients import (
 )
 from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin, calibrate_model
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.dataset import image_files, read_file
 from chexpert_hf.inference.fold import refuse_hierarchy
 from chexpert_hf.inference.gate import GATE_FILE
 from chexpert_hf.inference.graphs.graph_files import RECORD_FILE
@@ -91,7 +91,7 @@ def dataset_logits(
     From the model itself: a float32 probability near 1 has lost them.
     """
     model, rows = classifier.model, []
-    images = (classifier.read(file) for file in image_files(dataset))
+    images = (read_file(classifier, file) for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
         pixel_values = classifier.processor(batch, return_tensors="pt")["pixel_values"]
         rows.append(model(pixel_values.to(model.device, model.dtype)).logits.double().cpu().numpy())

@@ -1,11 +1,13 @@
 """Where processor, model and operating points meet: radiographs in, scores and maps out."""
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -15,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from chexpert_hf.data.colour import has_colour
+from chexpert_hf.data.grey_levels import RadiographError, naming
 from chexpert_hf.data.projection import is_said_lateral
 from chexpert_hf.data.radiograph import RadiographSource, read_radiograph, repeatable
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.errors import InputError, ModelFolderError, printable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.ensembles import ensemble_members
-from chexpert_hf.inference.gate import GATE_FILE, Gate, Verdict, first_stages
+from chexpert_hf.inference.gate import GATE_FILE, Gate, GateInput, Verdict, first_stages
 from chexpert_hf.inference.gate.features import RESOLUTION, FirstStages, num_stages
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
 from chexpert_hf.inference.loading import load_model
@@ -38,6 +41,17 @@ BATCH_SIZE = 16
 # with offsets are moved on it. It is several times finer than any of them.
 _COMMON_SIZE = (128, 128)
 
+_ORIGIN = "chexpert_hf.origin"
+_ON_ERRORS = ("raise", "return")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the gate must know of a file beside its gray levels; kept in `info[_ORIGIN]` of the image read from it."""
+
+    is_colour: bool
+    is_lateral: bool | None
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -50,12 +64,14 @@ class Prediction:
             evidence for it lies, 1 being the strongest evidence for any observation in this radiograph. All zeros where
             nothing speaks for the observation.
         notes: A line for each part of the file that had to be supplied or ignored, such as a useless window.
+        gate: The verdict of the model's gate: whether it is a chest radiograph; None if the model has no gate.
     """
 
     probabilities: Mapping[str, float]
     positives: Mapping[str, bool]
     saliency: SaliencyMaps | None = None
     notes: tuple[str, ...] = ()
+    gate: Verdict | None = None
 
     @property
     def maps(self) -> SaliencyMaps:
@@ -78,11 +94,13 @@ class Prepared:
             them.
         size: (width, height) of the radiograph.
         notes: As in `Prediction`.
+        gate_input: The input of the model's gate; None if the gate is not to be asked.
     """
 
     gray: tuple[Tensor, ...]
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
+    gate_input: GateInput | None = None
 
 
 class CheXpertClassifier:
@@ -99,6 +117,8 @@ class CheXpertClassifier:
     Raises:
         ModelFolderError: If a member judges other observations, or in another order.
     """
+
+    _names_files = True
 
     def __init__(
         self,
@@ -194,11 +214,30 @@ class CheXpertClassifier:
         points = [member.model.config.operating_points or {} for member in self.members]
         return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
-    @overload
-    def predict(self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ...) -> Prediction: ...
+    @property
+    def has_gate(self) -> bool:
+        """Whether a member has a gate, which tells chest radiographs from other images."""
+        return self._gatekeeper is not None
 
     @overload
-    def predict(self, inputs: Sources, *, saliency: bool = ..., batch_size: int = ...) -> list[Prediction]: ...
+    def predict(
+        self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ..., errors: Literal["raise"] = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, inputs: Sources, *, saliency: bool = ..., batch_size: int = ..., errors: Literal["raise"] = ...
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ..., errors: Literal["return"]
+    ) -> Prediction | RadiographError: ...
+
+    @overload
+    def predict(
+        self, inputs: Sources, *, saliency: bool = ..., batch_size: int = ..., errors: Literal["return"]
+    ) -> list[Prediction | RadiographError]: ...
 
     def predict(
         self,
@@ -206,67 +245,94 @@ class CheXpertClassifier:
         *,
         saliency: bool = False,
         batch_size: int = BATCH_SIZE,
-    ) -> Prediction | list[Prediction]:
-        """Scores one radiograph or several.
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Prediction | RadiographError | Sequence[Prediction | RadiographError]:
+        """Scores one radiograph or several, and asks the model's gate if it has one.
 
         Args:
             inputs: Paths, bytes, file objects, PIL images or arrays; a list of them gives a list.
             saliency: Whether to compute the maps.
             batch_size: Radiographs that go through the network at once.
+            errors: "raise" raises the error of the first input that cannot be read; "return" puts each error in the
+                place of its prediction. An error names a file without its folder, and the place in a list.
 
         Raises:
-            RadiographError: If one cannot be read.
+            RadiographError: If an input cannot be read and `errors` is "raise".
+            InputError: If `errors` is neither.
         """
+        if errors not in _ON_ERRORS:
+            raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
         if not isinstance(inputs, (list, tuple)):
-            return self.predict([inputs], saliency=saliency)[0]
-        images = (self.read(source) for source in inputs)
-        return list(self.predict_images(images, saliency=saliency, batch_size=batch_size))
+            return self._results([inputs], [_name(inputs)], saliency, 1, errors)[0]
+        names = [f"inputs[{place}] {_name(source)}".rstrip() for place, source in enumerate(inputs)]
+        return self._results(inputs, names, saliency, batch_size, errors)
+
+    def _results(
+        self, inputs: Sequence[RadiographSource], names: Sequence[str], saliency: bool, batch_size: int, errors: str
+    ) -> list[Prediction | RadiographError]:
+        results: list[Prediction | RadiographError] = []
+        for result, name in zip(self._each(inputs, saliency, batch_size), names, strict=True):
+            if isinstance(result, RadiographError):
+                result.name = name if self._names_files else ""
+                if errors == "raise":
+                    raise result
+            results.append(result)
+        return results
+
+    def _each(
+        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
+    ) -> Iterator[Prediction | RadiographError]:
+        """The prediction of each input, in order, or its error."""
+        read: deque[RadiographError | None] = deque()
+
+        def prepared() -> Iterator[Prepared]:
+            for source in inputs:
+                try:
+                    one = self.prepare(self.read(source), for_gate=True)
+                except RadiographError as error:
+                    read.append(error)
+                else:
+                    read.append(None)
+                    yield one
+
+        for prediction in self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size):
+            while (error := read.popleft()) is not None:
+                yield error
+            yield prediction
+        yield from filter(None, read)
 
     def read(self, source: RadiographSource) -> Image.Image:
         """Reads a radiograph as the model wants it; a large JPEG is scaled down while it is decoded.
 
         Raises:
-            RadiographError: If it cannot be read.
+            RadiographError: If it cannot be read; it names a file without its folder.
         """
         sides = [member.processor.decoded_side for member in self.members]
-        return read_radiograph(source, target_size=None if None in sides else max(side for side in sides if side))
+        target_size = None if None in sides else max(side for side in sides if side)
+        with naming(_name(source) if self._names_files else ""):
+            source = repeatable(source)
+            image = read_radiograph(source, target_size=target_size)
+            if self.has_gate:
+                image.info[_ORIGIN] = _origin(source)
+        return image
 
-    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict | None:
-        """Whether an image is a chest radiograph that this model should score.
+    def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
+        """Verdicts of the gate, by the first member that has one; None for radiographs without `gate_input`."""
+        inputs = [one.gate_input for one in radiographs if one.gate_input is not None]
+        keeper = self._gatekeeper
+        if keeper is None or keeper.gate is None:
+            return [None] * len(radiographs)
+        judged = iter(keeper.gate.judge_batch(keeper._first_stages, inputs))
+        return [None if one.gate_input is None else next(judged) for one in radiographs]
 
-        Args:
-            source: As for `predict`; a file object is read to its end.
-            decoded: From `read_radiograph(source)`, if there is one already.
-
-        Returns:
-            What the gate of the first member that has one says; None if none has.
-
-        Raises:
-            RadiographError: If it cannot be read.
-        """
-        member = next((member for member in self.members if member.gate is not None), None)
-        if member is None or member.gate is None:
-            return None
-        source = repeatable(source)
-        image = self.read(source) if decoded is None else decoded
-        return member.gate.judge(
-            member._first_stages, image, is_colour=has_colour(source), is_lateral=is_said_lateral(source)
-        )
+    @property
+    def _gatekeeper(self) -> "CheXpertClassifier | None":
+        return next((member for member in self.members if member.gate is not None), None)
 
     @cached_property
     def _first_stages(self) -> FirstStages:
         """What the gate looks at, computed by the runtime where it can and otherwise by PyTorch."""
         return self.runtime.first_stages(RESOLUTION, num_stages(self.model)) or first_stages(self.model)
-
-    def examine(self, source: RadiographSource, *, saliency: bool = False) -> tuple[Prediction, Verdict | None]:
-        """What `predict` and `judge` say of one radiograph, which is read only once.
-
-        Raises:
-            RadiographError: If it cannot be read.
-        """
-        source = repeatable(source)
-        image = self.read(source)
-        return next(self.predict_images([image], saliency=saliency)), self.judge(source, image)
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -274,13 +340,23 @@ class CheXpertClassifier:
         """Scores images from `read` as they come, one batch at a time."""
         yield from self.predict_prepared(map(self.prepare, images), saliency=saliency, batch_size=batch_size)
 
-    def prepare(self, image: Image.Image) -> Prepared:
-        """All that can be done to one radiograph before it goes into a batch; several threads may do it."""
+    def prepare(self, image: Image.Image, *, for_gate: bool = False) -> Prepared:
+        """All that can be done to one radiograph before it goes into a batch; several threads may do it.
+
+        Args:
+            image: From `read`.
+            for_gate: Whether the model's gate is to be asked, if it has one.
+        """
         gray = [
             member.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
             for member in self.members
         ]
-        return Prepared(tuple(gray), image.info.get("original_size", image.size), image.info.get("notes", ()))
+        gate_input = None
+        if for_gate and (keeper := self._gatekeeper) is not None and keeper.gate is not None:
+            origin = _origin(image)
+            gate_input = keeper.gate.prepare(image, is_colour=origin.is_colour, is_lateral=origin.is_lateral)
+        size, notes = image.info.get("original_size", image.size), image.info.get("notes", ())
+        return Prepared(tuple(gray), size, notes, gate_input)
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -288,7 +364,8 @@ class CheXpertClassifier:
         """Scores what `prepare` gives as it comes, one batch at a time."""
         radiographs = iter(radiographs)
         while batch := list(islice(radiographs, batch_size)):
-            yield from self._predict_batch(batch, saliency)
+            for prediction, verdict in zip(self._predict_batch(batch, saliency), self.verdicts(batch), strict=True):
+                yield prediction if verdict is None else replace(prediction, gate=verdict)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Classifiers with these scores for a thread each, which do more together than this one; see `Runtime`.
@@ -347,6 +424,17 @@ class CheXpertClassifier:
             saliency=maps,
             notes=notes,
         )
+
+
+def _name(source: object) -> str:
+    """The name of a file without its folder; empty for what has none."""
+    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
+    return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""
+
+
+def _origin(source: RadiographSource) -> _Origin:
+    known = source.info.get(_ORIGIN) if isinstance(source, Image.Image) else None
+    return known if isinstance(known, _Origin) else _Origin(has_colour(source), is_said_lateral(source))
 
 
 def _mean_maps(maps: list[Tensor]) -> Tensor:

@@ -6,15 +6,28 @@ from contextlib import closing
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from chexpert_hf.data.grey_levels import naming
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prepared
+from chexpert_hf.inference.folders.archives import RadiographFile, source_of
 from chexpert_hf.inference.folders.scoring import read_for
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:
     """The path of each image of a split, without decoding any."""
     return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Image.Image:
+    """Reads a radiograph as the classifier does.
+
+    Raises:
+        RadiographError: If it cannot be read; it names the file with its folder.
+    """
+    with naming(file):
+        return classifier.read(source_of(file))
 
 
 def predict_dataset(
@@ -28,12 +41,12 @@ def predict_dataset(
         progress: Called with the number of images that were added.
 
     Raises:
-        RadiographError: If an image cannot be read.
+        RadiographError: If an image cannot be read; it says which.
     """
     rows = []
 
     def read(file: str) -> Prepared:
-        return classifier.prepare(classifier.read(file))
+        return classifier.prepare(read_file(classifier, file))
 
     with closing(read_for(classifier, read, image_files(dataset))) as prepared:
         for prediction in classifier.predict_prepared(prepared):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.dataset import image_files, read_file
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 MAX_IMAGES = 64
@@ -49,7 +49,9 @@ def measure_map_offsets(classifier: CheXpertClassifier, dataset: datasets.Datase
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_IMAGES)).round().astype(int)]
         found: list[list[float]] = []
         for start in range(0, len(rows), _BATCH_SIZE):
-            prepared = [classifier.prepare(classifier.read(files[row])) for row in rows[start : start + _BATCH_SIZE]]
+            prepared = [
+                classifier.prepare(read_file(classifier, files[row])) for row in rows[start : start + _BATCH_SIZE]
+            ]
             pixel_values = classifier.processor.pixel_values_of(torch.stack([one.gray[0] for one in prepared]))
             columns = torch.full((len(pixel_values),), column, device=device)
             found += offsets_of_peaks(classifier.model, pixel_values.to(device), columns).tolist()

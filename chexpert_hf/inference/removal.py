@@ -11,15 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.evaluation.sanity import RemovalCheck, check_removal, removal_steps
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.folders.archives import RadiographFile, source_of
+from chexpert_hf.inference.dataset import read_file
+from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 PAIRS = 12
@@ -33,18 +32,6 @@ BLUR = 0.1
 
 Pair = tuple[int, int]
 """Row of a radiograph and column of an observation."""
-
-
-def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Image.Image:
-    """Reads a radiograph as the classifier does.
-
-    Raises:
-        RadiographError: If it cannot be read; it says which.
-    """
-    try:
-        return classifier.read(source_of(file))
-    except RadiographError as error:
-        raise RadiographError(f"{file}: {error}") from error
 
 
 def choose_pairs(probabilities: NDArray[np.floating], is_wanted: NDArray[np.bool_]) -> list[Pair]:
@@ -84,7 +71,7 @@ def removal_check(
         progress: Called with the number of pairs that were added.
 
     Raises:
-        RadiographError: If a radiograph cannot be read.
+        RadiographError: If a radiograph cannot be read; it says which.
     """
     rng = np.random.default_rng(seed)
     places = maps.shape[2] * maps.shape[3]

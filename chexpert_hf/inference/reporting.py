@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from chexpert_hf.data.grey_levels import naming
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
@@ -171,7 +172,8 @@ def _thumbnails(
 
 
 def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
-    picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
+    with naming(file):
+        picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
     picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "PNG")

@@ -21,9 +21,9 @@ from chexpert_hf.evaluation.image_regions import frame, outside_body, side_marke
 from chexpert_hf.evaluation.sanity import SanityChecks, check_region, check_weights, mass_inside
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.dataset import image_files, read_file
 from chexpert_hf.inference.folders.archives import RadiographFile
-from chexpert_hf.inference.removal import choose_pairs, read_file, removal_check
+from chexpert_hf.inference.removal import choose_pairs, removal_check
 from chexpert_hf.inference.saliency import map_offsets, resize_maps
 from chexpert_hf.labels import POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification

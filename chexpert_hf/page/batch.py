@@ -105,12 +105,13 @@ def score_item(classifier: CheXpertClassifier, item: Item, *, is_gated: bool) ->
     """Scores one radiograph; what cannot be read is a row with an error."""
     try:
         data = bytes_of(item.file)
-        prediction, verdict = score(classifier, data, is_gated=is_gated, decoded=decode_once(data))
+        prediction = score(classifier, data, is_gated=is_gated, decoded=decode_once(classifier, data))
     except RefusedError as refusal:
         return Row(item, error=str(refusal), is_refused=True, warnings=refusal.verdict.warnings)
     except RadiographError as error:
         return Row(item, error=str(error))
-    return Row(item, prediction, warnings=(*prediction.notes, *(verdict.warnings if verdict else ())))
+    warnings = prediction.gate.warnings if prediction.gate else ()
+    return Row(item, prediction, warnings=(*prediction.notes, *warnings))
 
 
 def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:

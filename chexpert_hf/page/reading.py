@@ -52,16 +52,14 @@ class Reading:
     Attributes:
         file: Where it was uploaded to; it may be gone.
         jpeg: The radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it.
-        prediction: The scores, without maps.
+        prediction: The scores and what the model's gate says, without maps.
         maps: Of each observation `(height, width)` in the size in which it is shown, made when it is asked for.
-        verdict: What the model's gate says; None if it has none.
     """
 
     file: RadiographFile
     jpeg: bytes
     prediction: Prediction
     maps: SaliencyMaps
-    verdict: Verdict | None
 
     def image(self) -> Image.Image:
         """The radiograph as it is shown."""
@@ -126,7 +124,7 @@ class Study:
     @property
     def has_gate(self) -> bool:
         """Whether the model could tell if these are chest radiographs."""
-        return any(view.verdict is not None for view in self.views.values())
+        return any(view.prediction.gate is not None for view in self.views.values())
 
     def warnings(self, *, is_study: bool) -> list[str]:
         """Notes on the files of the views that were scored, and what the gate says of them.
@@ -136,10 +134,7 @@ class Study:
         """
         lines = []
         for number, view in self.views.items():
-            texts = [*view.prediction.notes]
-            if view.verdict is not None:
-                texts += [] if view.verdict.is_chest_radiograph else [view.verdict.reason]
-                texts += view.verdict.warnings
+            texts = [*view.prediction.notes, *(view.prediction.gate.messages if view.prediction.gate else ())]
             place = f"View {number}: " if is_study else ""
             lines += [f"{place}{text}" for text in texts]
         return lines
@@ -154,26 +149,25 @@ class Study:
 
 def score(
     classifier: CheXpertClassifier, data: bytes, *, is_gated: bool, decoded: Image.Image | None = None
-) -> tuple[Prediction, Verdict | None]:
+) -> Prediction:
     """Scores and maps of one radiograph, and what the gate says of it.
 
     Args:
         classifier: The model.
         data: A file's bytes.
-        is_gated: Whether to refuse what the gate refuses, before it is scored.
-        decoded: From `read_radiograph(data)`, if there is reason to have it; decoding again gives the same scores.
+        is_gated: Whether to refuse what the gate refuses.
+        decoded: From `decode_once`, if there is reason to have it; decoding again gives the same scores.
 
     Raises:
         RadiographError: If it cannot be read.
         RefusedError: If the gate refuses it.
     """
-    verdict = classifier.judge(data, decoded)
-    if is_gated and verdict is not None and not verdict.is_chest_radiograph:
-        raise RefusedError(verdict)
     prediction = classifier.predict(data if decoded is None else decoded, saliency=True)
+    if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
+        raise RefusedError(prediction.gate)
     if decoded is not None:  # an image of any other origin has no notes of the reader
         prediction = replace(prediction, notes=decoded.info.get("notes", ()))
-    return prediction, verdict
+    return prediction
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:
@@ -190,15 +184,14 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
         RefusedError: If the gate refuses it.
     """
     data = bytes_of(file)
-    decoded = decode_once(data)
-    prediction, verdict = score(classifier, data, is_gated=is_gated, decoded=decoded)
+    decoded = decode_once(classifier, data)
+    prediction = score(classifier, data, is_gated=is_gated, decoded=decoded)
     shown = shown_image(data, decoded)
     return Reading(
         file=file,
         jpeg=encode(shown),
         prediction=replace(prediction, saliency=None),
         maps=prediction.maps.at_size(shown.size),
-        verdict=verdict,
     )
 
 
@@ -216,20 +209,20 @@ def read_study(
         try:
             views[number] = read(classifier, file, is_gated=is_gated)
         except RefusedError as refusal:
-            reason = " ".join((refusal.verdict.reason, *refusal.verdict.warnings))
+            reason = " ".join(refusal.verdict.messages)
             failures.append(Failure(number, reason, is_refused=True))
         except InputError as error:  # it cannot be read, or the server is stopping
             failures.append(Failure(number, str(error)))
     return (Study(views, tuple(failures)) if views else None), tuple(failures)
 
 
-def decode_once(data: bytes) -> Image.Image | None:
+def decode_once(classifier: CheXpertClassifier, data: bytes) -> Image.Image | None:
     """What the gate, the model and the eye all take; None for a JPEG, which is decoded smaller for the first two.
 
     Raises:
         RadiographError: If it cannot be read.
     """
-    return None if data.startswith(_JPEG_MAGIC) else read_radiograph(data)
+    return None if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 
 def bytes_of(file: RadiographFile) -> bytes:
@@ -251,7 +244,7 @@ def shown_image(data: bytes, decoded: Image.Image | None = None) -> Image.Image:
 
     Args:
         data: A file's bytes.
-        decoded: From `read_radiograph(data)`, if there is one already.
+        decoded: From `decode_once`, if there is one already.
 
     Raises:
         RadiographError: If it cannot be read.

@@ -74,6 +74,7 @@ class Row(TypedDict):
     error: str | None
     observations: dict[str, Score] | None
     notes: list[str]
+    gate: GateVerdict | None
 
 
 def add_endpoints(classifier: Scorer) -> None:
@@ -89,10 +90,10 @@ def add_endpoints(classifier: Scorer) -> None:
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM; an agent gives its bytes as a data: URL.
         """
-        prediction, verdict = classifier.examine(uploaded_path(file))
+        prediction = classifier.predict(uploaded_path(file))
         return Answer(
             observations=_scores(classifier, prediction),
-            gate=_gate(verdict),
+            gate=_gate(prediction.gate),
             notes=list(prediction.notes),
             model=model_name(classifier),
             disclaimer=DISCLAIMER,
@@ -178,14 +179,21 @@ def score_rows(classifier: Scorer, paths: list[Path]) -> Iterator[Row]:
     files = (file for *_, file in sources)
     with closing(read_ahead(score, files, threads=_ROWS_AT_ONCE, ahead=_ROWS_AT_ONCE)) as results:
         for (number, place, file), result in zip(sources, results, strict=True):
-            yield Row(
+            row = Row(
                 file=number,
                 member=place,
                 name=file.name or None if isinstance(file, ArchiveMember) else None,
-                error=str(result) if isinstance(result, RadiographError) else None,
-                observations=None if isinstance(result, RadiographError) else _scores(classifier, result),
-                notes=[] if isinstance(result, RadiographError) else list(result.notes),
+                error=None,
+                observations=None,
+                gate=None,
+                notes=[],
             )
+            if isinstance(result, RadiographError):
+                row["error"] = result.reason
+            else:
+                row["observations"] = _scores(classifier, result)
+                row["gate"], row["notes"] = _gate(result.gate), list(result.notes)
+            yield row
 
 
 def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | RadiographError:

@@ -10,18 +10,19 @@ a pass of its own.
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from chexpert_hf.data.radiograph import RadiographSource, repeatable
+from chexpert_hf.data.radiograph import RadiographError, RadiographSource
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared, Sources
+from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction, Prepared
 from chexpert_hf.inference.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -49,9 +50,7 @@ class Scorer(Protocol):
     @property
     def operating_points(self) -> dict[str, float]: ...
 
-    def predict(self, source: RadiographSource, /, *, saliency: bool) -> Prediction: ...
-
-    def examine(self, source: RadiographSource, /) -> tuple[Prediction, Verdict | None]: ...
+    def predict(self, source: RadiographSource, /, *, saliency: bool = ...) -> Prediction: ...
 
 
 class StoppedError(InputError):
@@ -68,6 +67,8 @@ class SharedClassifier(CheXpertClassifier):
         classifier: What computes; not to be used by others meanwhile.
         batch_size: Radiographs that share a pass at most.
     """
+
+    _names_files = False  # what a visitor calls a file goes into no answer and no log
 
     def __init__(self, classifier: CheXpertClassifier, *, batch_size: int = SHARED) -> None:
         vars(self).update(vars(classifier))  # all that it is, whatever that comes to be
@@ -91,51 +92,21 @@ class SharedClassifier(CheXpertClassifier):
         for network in self._networks:
             network.start()
 
-    @overload
-    def predict(self, inputs: RadiographSource, *, saliency: bool = ..., batch_size: int = ...) -> Prediction: ...
-
-    @overload
-    def predict(self, inputs: Sources, *, saliency: bool = ..., batch_size: int = ...) -> list[Prediction]: ...
-
-    def predict(
-        self, inputs: RadiographSource | Sources, *, saliency: bool = False, batch_size: int = BATCH_SIZE
-    ) -> Prediction | list[Prediction]:
-        """Scores one radiograph or several, as `CheXpertClassifier.predict` does, to the last bit.
+    def _each(
+        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
+    ) -> Iterator[Prediction | RadiographError]:
+        """As of `CheXpertClassifier`, to the last bit; the gate judges while the network computes.
 
         Raises:
-            RadiographError: If one cannot be read.
             StoppedError: If the server is stopping.
         """
-        if isinstance(inputs, (list, tuple)):
-            return [self.predict(one, saliency=saliency) for one in inputs]
-        request = _Request(saliency)
-        self._submit(request, inputs, is_judged=False)
-        return request.future.result()
-
-    def examine(self, source: RadiographSource, *, saliency: bool = False) -> tuple[Prediction, Verdict | None]:
-        """As `CheXpertClassifier.examine`; the gate judges while the network computes.
-
-        Raises:
-            RadiographError: If it cannot be read.
-            StoppedError: If the server is stopping.
-        """
-        request = _Request(saliency)
-        verdict = self._submit(request, source, is_judged=True)
-        return request.future.result(), verdict.result()
-
-    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict | None:
-        """As `CheXpertClassifier.judge`, in the threads that read.
-
-        Raises:
-            RadiographError: If it cannot be read.
-            StoppedError: If the server is stopping.
-        """
-        if all(member.gate is None for member in self.members):
-            return None
-        try:
-            return self._readers.submit(self._classifier.judge, source, decoded).result()
-        except RuntimeError:
-            raise StoppedError(STOPPING) from None
+        for source in inputs:
+            request = _Request(saliency)
+            verdict = self._submit(request, source)
+            try:
+                yield replace(request.future.result(), gate=verdict.result())
+            except RadiographError as error:
+                yield error
 
     def close(self) -> None:
         """Answers all who wait with StoppedError, now; a pass that runs ends first."""
@@ -148,19 +119,18 @@ class SharedClassifier(CheXpertClassifier):
             request.fail(StoppedError(STOPPING))
         self._readers.shutdown(wait=False, cancel_futures=False)
 
-    def _submit(self, request: "_Request", source: RadiographSource, *, is_judged: bool) -> "Future[Verdict | None]":
+    def _submit(self, request: "_Request", source: RadiographSource) -> "Future[Verdict | None]":
         try:
-            return self._readers.submit(self._read_for, request, source, is_judged)
+            return self._readers.submit(self._read_for, request, source)
         except RuntimeError:  # the pool is shut down
             raise StoppedError(STOPPING) from None
 
-    def _read_for(self, request: "_Request", source: RadiographSource, is_judged: bool) -> Verdict | None:
-        """Reads and hands over to the network; what the gate says, if it is asked."""
+    def _read_for(self, request: "_Request", source: RadiographSource) -> Verdict | None:
+        """Reads and hands over to the network; what the gate says."""
         try:
             self._expect_open()  # before work that nobody would get anything of
-            source = repeatable(source)
-            image = self.read(source)
-            request.prepared = [self.prepare(image)]
+            prepared = self.prepare(self.read(source), for_gate=True)
+            request.prepared = [replace(prepared, gate_input=None)]
             with self._changed:
                 self._expect_open()
                 self._waiting.append(request)
@@ -168,7 +138,7 @@ class SharedClassifier(CheXpertClassifier):
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller, who waits
             request.fail(error)
             return None
-        return self._classifier.judge(source, image) if is_judged else None
+        return self._classifier.verdicts([prepared])[0]
 
     def _expect_open(self) -> None:
         if self._is_closed:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.data.grey_levels import naming
+from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.dataset import image_files
 
@@ -56,9 +57,7 @@ class RadiographDataset(torch.utils.data.Dataset):
 
     def _read(self, index: int) -> Tensor:
         """The gray levels `(1, height, width)` of one radiograph."""
-        try:
+        with naming(self.names[index]):
             image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
-        except RadiographError as error:
-            raise RadiographError(f"{self.names[index]}: {error}") from error
         gray: Tensor = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
         return gray[0]

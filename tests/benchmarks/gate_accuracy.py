@@ -151,7 +151,7 @@ def judge_files(classifier, files, *, gray=False):
     for file in files:
         try:
             source = read_radiograph(file, target_size=512) if gray else file
-            verdicts.append((file.name, classifier.judge(source)))
+            verdicts.append((file.name, classifier.predict(source).gate))
         except RadiographError:
             unread += 1
     if unread:
@@ -208,7 +208,7 @@ def main():
     classifier = CheXpertClassifier(model, processor, gate=gate)
     print(f"Fitted on {gate.num_images} radiographs, limit {gate.limit:.2f}; distances are multiples of it.")
 
-    report("valid split", [(file, classifier.judge(file)) for file in valid], rows=False)
+    report("valid split", [(file, classifier.predict(file).gate) for file in valid], rows=False)
     chests = [file for file in bundled(("data_store", "data")) if file.name.startswith("RG1")]
     report("NIH-originals", judge_files(classifier, originals), rows=False)
     report("chest DICOM of pydicom-data", judge_files(classifier, chests), rows=True)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import ModelFolderError
 from chexpert_hf.labels import OBSERVATIONS
 from tests.data.test_dicom import FILM, make_dicom
@@ -79,9 +80,38 @@ def test_there_are_no_maps_unless_asked_for(classifier):
     assert classifier.predict(gray_image()).saliency is None
 
 
-def test_a_bad_input_is_an_error(classifier):
-    with pytest.raises(RadiographError, match=r"[Ee]mpty"):
+def test_a_bad_input_is_an_error_that_names_its_file_or_its_place(classifier, tmp_path):
+    bad, patient = tmp_path / "bad\n.png", tmp_path / "patient"
+    bad.write_text("no image")
+    with pytest.raises(RadiographError, match=r"^inputs\[1\]: Expected an image, the file is empty"):
         classifier.predict([gray_image(), b""])
+    with pytest.raises(RadiographError, match=r"^bad\\x0a\.png: Expected a JPEG") as caught:
+        classifier.predict(bad)
+    assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(RadiographError, match=r"^inputs\[2\] gone\.png: File not found"):
+        classifier.predict([gray_image(), gray_image(), patient / "gone.png", b""])
+    with bad.open("rb") as file, pytest.raises(RadiographError, match=r"^bad\\x0a\.png: Expected a JPEG"):
+        classifier.predict(file)
+    with pytest.raises(RadiographError, match=r"^bad\\x0a\.png: Expected a JPEG"):
+        classifier.read(bad)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_errors_are_returned_in_the_places_of_their_inputs(classifier, tmp_path, batch_size):
+    good = [gray_image(seed=seed) for seed in range(4)]
+    inputs = [b"", good[0], tmp_path / "gone.png", good[1], good[2], b"no image", b"", good[3], b""]
+    results = classifier.predict(inputs, errors="return", batch_size=batch_size)
+    assert len(results) == len(inputs)
+    for place, (source, result) in enumerate(zip(inputs, results, strict=True)):
+        if isinstance(source, Image.Image):
+            assert result.probabilities == pytest.approx(classifier.predict(source).probabilities, abs=1e-6)
+        else:
+            assert isinstance(result, RadiographError)
+            assert str(result).startswith(f"inputs[{place}]")
+    assert isinstance(classifier.predict(b"", errors="return"), RadiographError)
+    assert [type(one) for one in classifier.predict([b"", b""], errors="return")] == [RadiographError] * 2
+    with pytest.raises(InputError, match=r"errors='raise' or errors='return', got 'ignore'"):
+        classifier.predict([], errors="ignore")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

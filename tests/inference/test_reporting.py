@@ -1,10 +1,16 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.inference.dataset import predict_dataset
+from chexpert_hf.data.radiograph import RadiographError
+from chexpert_hf.inference.calibrate import dataset_logits
+from chexpert_hf.inference.dataset import image_files, predict_dataset
+from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.reporting import assess_dataset, subgroup_columns
 
 
@@ -40,3 +46,16 @@ def test_subgroups_are_those_of_the_table(dataset):
         bounds[group][0] <= age <= bounds[group][1]
         for group, age in zip(columns["age"], dataset["age"][:], strict=True)
     )
+
+
+def test_a_file_that_goes_bad_after_the_check_is_named_with_its_folder(tmp_path, tiny_folder):
+    write_phantoms(tmp_path / "phantoms", num_studies=12, seed=2, valid_fraction=0.9)
+    dataset = load_chexpert(tmp_path / "phantoms", splits=["valid"])["valid"]
+    bad = image_files(dataset)[3]
+    Path(bad).write_bytes(b"no image")
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
+    for use in (predict_dataset, dataset_logits):
+        with pytest.raises(RadiographError, match=f"^{re.escape(bad)}: Expected a JPEG"):
+            use(classifier, dataset)
+    with pytest.raises(RadiographError, match=f"^{re.escape(bad)}: Expected a JPEG"):
+        fit_folder_gate(tiny_folder, dataset, "phantoms")

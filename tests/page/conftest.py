@@ -4,7 +4,7 @@ import io
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from chexpert_hf import (
     CheXpertImageProcessor,
 )
 from chexpert_hf.data.phantom import render_phantom
-from chexpert_hf.data.radiograph import RadiographSource, read_radiograph
 from chexpert_hf.demo import build_demo, launch
 from chexpert_hf.inference.gate import Verdict
 from tests.conftest import TINY
@@ -40,11 +39,16 @@ EMPTY = "Edema"
 """Nothing ever speaks for it."""
 
 
-class GatedClassifier(CheXpertClassifier):
+class StubGate:
     """Refuses images of one gray level, warns of a white corner, and takes its time over slow ones."""
 
-    def judge(self, source: RadiographSource, decoded: Image.Image | None = None) -> Verdict:
-        pixels = np.asarray(decoded or read_radiograph(source))
+    def prepare(self, image: Image.Image, **_: object) -> np.ndarray:
+        return np.asarray(image)
+
+    def judge_batch(self, stages: object, inputs: Sequence[np.ndarray]) -> list[Verdict]:
+        return list(map(self._verdict, inputs))
+
+    def _verdict(self, pixels: np.ndarray) -> Verdict:
         if pixels.shape == SLOW:
             time.sleep(SLOW_SECONDS)
         is_blank = bool(pixels.min() == pixels.max())
@@ -68,9 +72,8 @@ def make_model(names: tuple[str, ...] = JUDGED) -> CheXpertForImageClassificatio
 @pytest.fixture(scope="session")
 def classifier() -> CheXpertClassifier:
     """A tiny model that judges 12 of the 14 observations, with a gate."""
-    gated = GatedClassifier(make_model(), CheXpertImageProcessor(size={"height": 64, "width": 64}))
-    gated.gate = "stands for one"  # type: ignore[assignment]
-    return gated
+    processor = CheXpertImageProcessor(size={"height": 64, "width": 64})
+    return CheXpertClassifier(make_model(), processor, gate=StubGate())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

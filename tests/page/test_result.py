@@ -161,7 +161,7 @@ def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, study: 
 
 def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, single: Study) -> None:
     (reading,) = single.views.values()
-    object.__setattr__(reading, "verdict", None)
+    object.__setattr__(reading.prediction, "gate", None)
     html = result_html(single, classifier.operating_points, "", is_study=False)
     assert f'<p class="no-gate">{NO_GATE}</p>' in html
     assert 'role="status"' not in html
@@ -251,7 +251,7 @@ def test_names_are_escaped_in_the_report(single: Study) -> None:
     facts = ModelFacts("<b>model</b>", "w", 1, (8, 8), None)
     points = dict.fromkeys(JUDGED, 0.5)
     (reading,) = single.views.values()
-    object.__setattr__(reading, "verdict", SimpleNamespace(is_chest_radiograph=False, reason=REFUSAL, warnings=()))
+    object.__setattr__(reading.prediction, "gate", SimpleNamespace(messages=(REFUSAL,)))
     html = report_html(single, facts, points, is_study=False)
     assert "<b>" not in html
     assert "it is &lt;blank&gt;" in html

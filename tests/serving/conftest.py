@@ -47,6 +47,19 @@ def png(seed: int = 0, size: tuple[int, int] = (80, 64)) -> bytes:
     return buffer.getvalue()
 
 
+class StubGate:
+    """Verdicts of `judged`, which gets what `prepare` was given."""
+
+    def __init__(self, judged):
+        self.judged = judged
+
+    def prepare(self, image, **_):
+        return image
+
+    def judge_batch(self, stages, inputs):
+        return [self.judged(one) for one in inputs]
+
+
 @pytest.fixture(scope="package")
 def classifier(shared_tiny_model) -> CheXpertClassifier:
     return CheXpertClassifier(shared_tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}))

@@ -25,7 +25,7 @@ from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
 from tests.data.test_dicom import FILM, make_dicom
 from tests.dicom_files import dicom_without_pixels
-from tests.serving.conftest import png
+from tests.serving.conftest import StubGate, png
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -52,7 +52,7 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     def fail(*_, **__):
         raise RuntimeError("PLANTED^NAME")
 
-    monkeypatch.setattr(server.classifier, "examine", fail)
+    monkeypatch.setattr(server.classifier, "predict", fail)
     answer = server.result("predict", {"path": server.upload(png())})
     assert "The server could not answer this" in answer
     log = "".join(capsys.readouterr())
@@ -64,13 +64,14 @@ def test_what_the_gate_of_a_model_says_is_in_the_answer(server, monkeypatch):
     path = server.upload(png())
     assert data_of(server.result("predict", {"path": path}))[0]["gate"] is None  # this model has none
     verdict = Verdict(False, "This does not look like a chest radiograph.", ("It may be inverted.",), 3.0)
-    monkeypatch.setattr(server.classifier._classifier, "judge", lambda source, decoded: verdict)
-    monkeypatch.setattr(server.classifier.members[0], "gate", object())
-    assert data_of(server.result("predict", {"path": path}))[0]["gate"] == {
+    monkeypatch.setattr(server.classifier.members[0], "gate", StubGate(lambda image: verdict))
+    expected = {
         "is_chest_radiograph": False,
         "reason": "This does not look like a chest radiograph.",
         "warnings": ["It may be inverted."],
     }
+    assert data_of(server.result("predict", {"path": path}))[0]["gate"] == expected
+    assert data_of(server.result("batch", [{"path": path}]))[0][0]["gate"] == expected
 
 
 def test_what_was_supplied_or_ignored_in_a_file_is_in_the_answers(server):

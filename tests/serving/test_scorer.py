@@ -9,7 +9,7 @@ import torch
 
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.serving.scorer import SharedClassifier, StoppedError, _Request, rows_are_independent
-from tests.serving.conftest import png
+from tests.serving.conftest import StubGate, png
 
 
 @pytest.fixture
@@ -83,29 +83,44 @@ def test_who_sends_what_cannot_be_read_is_told_and_the_others_are_scored(shared)
 
 
 def test_a_radiograph_is_read_once_for_the_network_and_the_gate(classifier, shared, monkeypatch):
-    reads, read = [], classifier.read
+    reads, read = [], shared.read
     monkeypatch.setattr(shared, "read", lambda source: reads.append(source) or read(source))
-    monkeypatch.setattr(classifier, "judge", lambda source, decoded: (source, decoded.size, threading.get_ident()))
-    prediction, (source, size, thread) = shared.examine(io.BytesIO(png(1)))
+    monkeypatch.setattr(classifier, "gate", StubGate(lambda image: (image.size, threading.get_ident())))
+    file = io.BytesIO(png(1))
+    prediction = shared.predict(file)
+    size, thread = prediction.gate
     assert prediction.probabilities == classifier.predict(png(1)).probabilities
-    assert (source, size) == (png(1), (64, 80))
+    assert size == (64, 80)
     assert thread not in (threading.get_ident(), *(network.ident for network in shared._networks))
-    assert reads == [png(1)]
+    assert reads == [file]
 
 
 def test_a_failing_gate_is_told_to_its_caller_and_to_nobody_else_in_the_pass(classifier, shared, monkeypatch):
     gate = Gated(shared)
     monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
-    monkeypatch.setattr(classifier, "judge", lambda source, decoded: None if source == png(1) else 1 / 0)
+    good = np.asarray(classifier.read(png(1)))
+    judged = StubGate(lambda image: None if (np.asarray(image) == good).all() else 1 / 0)
+    monkeypatch.setattr(classifier, "gate", judged)
     with ThreadPoolExecutor(3) as callers:
-        futures = [callers.submit(shared.examine, png(seed)) for seed in range(3)]
+        futures = [callers.submit(shared.predict, png(seed)) for seed in range(3)]
         wait_until(lambda: gate.sizes and len(shared._waiting) + sum(gate.sizes) == 3)
         gate.opened.set()
-    assert futures[1].result()[0].probabilities
+    assert futures[1].result().probabilities
     for future in (futures[0], futures[2]):
         with pytest.raises(ZeroDivisionError):
             future.result()
+    monkeypatch.undo()
     assert shared.predict(png(4)).probabilities
+
+
+def test_no_error_of_the_server_names_a_file(shared, tmp_path):
+    (tmp_path / "PLANTED^NAME.png").write_text("no image")
+    for source in (tmp_path / "PLANTED^NAME.png", [tmp_path / "PLANTED^NAME.png"]):
+        with pytest.raises(RadiographError, match=r"^Expected a JPEG, PNG"):
+            shared.predict(source)
+    first, second = shared.predict([tmp_path / "none^NAME.png", png(1)], errors="return")
+    assert str(first).startswith("File not found")
+    assert second.probabilities == shared.predict(png(1)).probabilities
 
 
 def test_a_failing_pass_is_told_to_all_in_it_and_the_next_one_works(shared, monkeypatch):
@@ -138,9 +153,8 @@ def test_who_waits_when_the_server_stops_is_told_at_once(shared, monkeypatch):
         shared.close()
         with pytest.raises(StoppedError, match="is stopping"):
             waiting.result(20)
-        for ask in (shared.predict, shared.examine):
-            with pytest.raises(StoppedError, match="is stopping"):
-                ask(png(2))
+        with pytest.raises(StoppedError, match="is stopping"):
+            shared.predict(png(2))
         gate.opened.set()
         assert running.result(20).probabilities
 

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.folders.score_table import Cell, GrowingTable, JsonLines, lines_of, writing
+from chexpert_hf.inference.folders.score_rows import GateMode
+from chexpert_hf.inference.folders.score_table import (
+    GATE,
+    GATE_REASON,
+    Cell,
+    GrowingTable,
+    JsonLines,
+    lines_of,
+    writing,
+)
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -25,7 +34,10 @@ _ROW_GROUP = 10_000
 # On another processor or GPU the same model's probabilities move by less; those of another model by far more.
 _SAME_SCORE = 5e-4
 
-_COMPARED = ("observations", "runtime", "row", "batch_size", "shard")
+_COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
+_DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
+"""Values for records that were written before there were such columns."""
+
 _FINISHED = "finished"
 
 
@@ -46,6 +58,8 @@ class ScoreOutput:
         by_study: Whether a row is a study instead of a radiograph.
         existing: What becomes of an output that is there already.
         overlays: Folder for overlays, if they are wanted.
+        gate: See `RowFormat`.
+        positives: See `RowFormat`.
 
     Raises:
         InputError: If the suffix is another, or there is an output and `existing` is REFUSE.
@@ -55,6 +69,8 @@ class ScoreOutput:
     by_study: bool = False
     existing: Existing = Existing.REFUSE
     overlays: Path | None = None
+    gate: GateMode = GateMode.OFF
+    positives: bool = False
 
     def __post_init__(self) -> None:
         if self.path.suffix.lower() not in SUFFIXES:
@@ -82,8 +98,8 @@ class ScoreOutput:
         """Writes the record of a new run, or compares it with that of the run that is taken up.
 
         Args:
-            record: "observations", "row", "batch_size" and "shard" must be equal, the scores in "test_pattern" nearly;
-                the rest is for the reader.
+            record: "observations", "row", "batch_size", "shard", "gate" and "positives" must be equal, the scores in
+                "test_pattern" nearly, and with "positives" the "operating_points"; the rest is for the reader.
 
         Raises:
             InputError: If the output was begun with another, or its record is not there.
@@ -121,11 +137,17 @@ class ScoreOutput:
     def _compare(self, record: Mapping[str, Any]) -> None:
         begun = self._read_record()
         for key in _COMPARED:
-            if begun.get(key) != record[key]:
+            before = begun.get(key, _DEFAULTS.get(key))
+            if before != record[key]:
                 raise InputError(
-                    f"{self.path} was begun with {key} {begun.get(key)}, this run has {record[key]}; use the same, "
+                    f"{self.path} was begun with {key} {before}, this run has {record[key]}; use the same, "
                     "choose another output, or score again with --overwrite."
                 )
+        if record["positives"] and begun.get("operating_points") != record["operating_points"]:
+            raise InputError(
+                f"{self.path} was started with other operating points than the model has now; choose another output, "
+                "or score again with --overwrite."
+            )
         if not _are_same_scores(begun.get("test_pattern"), record["test_pattern"]):
             raise InputError(
                 f"{self.path} was begun with another model ({begun.get('model')}): this one scores a test pattern "
@@ -181,6 +203,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterator[Sequence[C
     import pyarrow.parquet as pq
 
     types = {columns[0]: pa.string(), "views": pa.int32(), "note": pa.string(), "error": pa.string()}
+    types |= dict.fromkeys((GATE, GATE_REASON), pa.string()) | {f"{name} positive": pa.int8() for name in columns}
     schema = pa.schema([(name, types.get(name, pa.float64())) for name in columns])
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, _ROW_GROUP)):

@@ -15,6 +15,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.inference.folders.score_output import ScoreOutput, read_rows, write_table
+from chexpert_hf.inference.folders.score_rows import GateMode, RowFormat
 from chexpert_hf.inference.folders.score_table import (
     Cell,
     GrowingTable,
@@ -23,7 +24,6 @@ from chexpert_hf.inference.folders.score_table import (
     take_up,
 )
 from chexpert_hf.inference.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
-from chexpert_hf.inference.folders.studies import STUDY_COLUMNS, study_rows
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,15 @@ class ScoreSummary:
 
     Attributes:
         radiographs: How many it was to score.
-        failed: How many of them could not be read.
+        failed: How many of them have no scores: they could not be read, or the gate refused them.
         resumed: How many of them were there already, scored or failed.
+        not_radiographs: How many do not look like chest radiographs, as far as the gate was asked.
     """
 
     radiographs: int
     failed: int
     resumed: int
+    not_radiographs: int = 0
 
 
 class Watcher(Protocol):
@@ -103,27 +105,30 @@ def score_to_file(
     output.begin(record)
     if finished := output.finished():
         return _finished_summary(output, finished, names)
-    columns = view_columns(classifier)
+    rows = RowFormat(classifier.observations, output.gate, output.positives)
+    columns = rows.columns()
     lines = lines_of(output.growing, columns)
     kept = take_up(output.growing, lines, names, batch_size)
     if watcher:
         watcher.begin(kept.rows, len(names))
-    failed = kept.failed
+    failed, not_radiographs = kept.failed, kept.not_radiographs
     remaining = islice(names, kept.rows, None)
     common = common_folder(files) if output.overlays else None
-    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size)
+    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size, output.gate)
     with GrowingTable(output.growing, lines) as table:
         while batch := list(islice(results, batch_size)):
-            table.append(view_rows(batch, classifier))
+            table.append(rows.rows(batch))
             failed += sum(result.error is not None for result in batch)
+            not_radiographs += sum(result.is_no_radiograph for result in batch)
             if watcher:
                 for result in batch:
                     watcher.tick(result)
         table.sync()
-    summary = ScoreSummary(len(names), failed, kept.rows)
+    summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
     if output.is_made_at_the_end:
-        rows: Iterator[Sequence[Cell]] = read_rows(output.growing, columns)
-        write_table(output.path, *as_studies(rows, classifier) if output.by_study else (columns, rows))
+        views: Iterator[Sequence[Cell]] = read_rows(output.growing, columns)
+        by_study = (rows.study_columns(), rows.study_rows(views))
+        write_table(output.path, *by_study if output.by_study else (columns, views))
         output.finish(record, {**asdict(summary), "paths": _digest(names)})
     return summary
 
@@ -139,6 +144,7 @@ def score_with_overlays(
     overlays: Path | None,
     common: Path | None,
     batch_size: int,
+    gate: GateMode,
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
@@ -148,11 +154,12 @@ def score_with_overlays(
         overlays: Folder for them; none are made if None.
         common: The folder that all files are in, whose layout the overlays' folder has.
         batch_size: Radiographs that go through the network at once.
+        gate: As for `score_files`.
 
     Raises:
         InputError: If overlays cannot be written.
     """
-    results = score_files(classifier, files, saliency=overlays is not None, batch_size=batch_size)
+    results = score_files(classifier, files, saliency=overlays is not None, batch_size=batch_size, gate=gate)
     for result in results:
         if overlays is None or common is None or result.prediction is None:
             yield result
@@ -160,36 +167,12 @@ def score_with_overlays(
         try:
             write_overlays(result, overlay_folder(result.path, common, overlays), classifier.observations)
         except RadiographError as error:  # it could be read a moment ago
-            yield FileResult(result.path, error=str(error))
+            yield FileResult(result.path, error=error.reason)
         except OSError as error:
             raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error
         else:
             # They are on disk: nobody needs the maps any more.
-            yield FileResult(result.path, replace(result.prediction, saliency=None))
-
-
-def view_columns(classifier: CheXpertClassifier) -> list[str]:
-    """The columns of a table with a row per radiograph."""
-    return ["path", *classifier.observations, "note", "error"]
-
-
-def view_rows(results: Iterable[FileResult], classifier: CheXpertClassifier) -> Iterator[list[Cell]]:
-    """The rows of a table with a row per radiograph: path, probabilities, note, error."""
-    for result in results:
-        path = readable(str(result.path))
-        if result.prediction is None:
-            yield [path, *[None] * len(classifier.observations), None, result.error]
-        else:
-            note = " ".join(result.prediction.notes) or None
-            yield [path, *result.prediction.probabilities.values(), note, None]
-
-
-def as_studies(
-    rows: Iterable[Sequence[Cell]], classifier: CheXpertClassifier
-) -> tuple[list[str], Iterator[list[Cell]]]:
-    """Columns and rows of a table with a row per study, from the rows of radiographs."""
-    columns = [*STUDY_COLUMNS, *classifier.observations, "note", "error"]
-    return columns, study_rows(rows, len(classifier.observations))
+            yield replace(result, prediction=replace(result.prediction, saliency=None))
 
 
 def _record(
@@ -203,6 +186,9 @@ def _record(
         "row": "study" if output.by_study else "radiograph",
         "batch_size": batch_size,
         "shard": asdict(shard),
+        "gate": output.gate.value,
+        "positives": output.positives,
+        "operating_points": classifier.operating_points,
         "test_pattern": {name: round(value, 7) for name, value in prediction.probabilities.items()},
     }
 
@@ -219,7 +205,8 @@ def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[Radiog
             f"{output.path} is complete, and of other radiographs than these; choose another output, or score again "
             "with --overwrite."
         )
-    return ScoreSummary(finished["radiographs"], finished["failed"], resumed=finished["radiographs"])
+    number, failed = finished["radiographs"], finished["failed"]
+    return ScoreSummary(number, failed, resumed=number, not_radiographs=finished.get("not_radiographs", 0))
 
 
 def _digest(names: Iterable[RadiographFile]) -> str:

@@ -17,6 +17,12 @@ DECIMALS = 6
 
 Cell: TypeAlias = str | int | float | None
 
+GATE, GATE_REASON = "gate", "gate_reason"
+"""Columns of the gate's verdict."""
+
+FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
+"""Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
+
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 """What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
 
@@ -25,6 +31,9 @@ _SYNC_SECONDS = 10  # what a power failure may cost; after a kill nothing is los
 
 class Lines(Protocol):
     """How rows become text, and the text of a row tells whose it is."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
 
     def header(self) -> bytes: ...
 
@@ -102,10 +111,11 @@ def readable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is taken over from an earlier run: rows, and how many of them are errors."""
+    """Rows of an earlier run that are kept, and how many of them are errors and no chest radiographs."""
 
     rows: int = 0
     failed: int = 0
+    not_radiographs: int = 0
 
 
 class GrowingTable:
@@ -175,12 +185,15 @@ def take_up(path: Path, lines: Lines, names: Sequence[object], batch_size: int) 
         if not lines.header().startswith(header):
             raise InputError(f"{path} has other columns than this run would write; choose another output.")
         end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written anew
-        kept, failed = Kept(), 0
+        kept, failed, not_radiographs = Kept(), 0, 0
+        gate = lines.columns.index(GATE) if GATE in lines.columns else None
         for count, row in enumerate(_whole_rows(stream, lines), start=1):
-            failed += _check_row(path, lines, row, count, names)
+            cells = _checked_row(path, lines, row, count, names)
+            failed += cells[-1] is not None
+            not_radiographs += gate is not None and cells[gate] in NOT_RADIOGRAPH
             end += len(row)
             if count % batch_size == 0 or count == len(names):
-                kept, kept_end = Kept(count, failed), end
+                kept, kept_end = Kept(count, failed, not_radiographs), end
         stream.truncate(kept_end)
     return kept
 
@@ -194,10 +207,10 @@ def _whole_rows(stream: BinaryIO, lines: Lines) -> Iterator[bytes]:
             row = b""
 
 
-def _check_row(path: Path, lines: Lines, row: bytes, number: int, names: Sequence[object]) -> bool:
-    """Whether the row is an error."""
+def _checked_row(path: Path, lines: Lines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
+    """The cells of a row, the last of which is its error."""
     try:
-        name, *_, error = lines.cells(row)
+        name, *_ = cells = lines.cells(row)
     except (ValueError, csv.Error) as fault:
         raise InputError(f"{path} row {number} cannot be read; score again with --overwrite.") from fault
     expected = lines.name(readable(str(names[number - 1]))) if number <= len(names) else "no more rows"
@@ -206,7 +219,7 @@ def _check_row(path: Path, lines: Lines, row: bytes, number: int, names: Sequenc
             f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those that it "
             "was begun with. Choose another output, or score again with --overwrite."
         )
-    return error is not None
+    return cells
 
 
 def _csv_cell(cell: Cell) -> str:

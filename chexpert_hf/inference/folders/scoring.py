@@ -23,6 +23,8 @@ from PIL import Image
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile, source_of
+from chexpert_hf.inference.folders.score_rows import GateMode
+from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 
 T = TypeVar("T")
@@ -42,11 +44,17 @@ _BLANK_SIDE = 32
 
 @dataclass(frozen=True)
 class FileResult:
-    """A file's prediction, or why there is none."""
+    """A file's prediction, or the reason why there is none, and the gate's verdict if it was asked."""
 
     path: RadiographFile
     prediction: Prediction | None = None
     error: str | None = None
+    gate: Verdict | None = None
+
+    @property
+    def is_no_radiograph(self) -> bool:
+        """Whether the gate says that it is no chest radiograph."""
+        return self.gate is not None and not self.gate.is_chest_radiograph
 
 
 def score_files(
@@ -56,6 +64,7 @@ def score_files(
     saliency: bool = False,
     batch_size: int = BATCH_SIZE,
     threads: int | None = None,
+    gate: GateMode = GateMode.OFF,
 ) -> Iterator[FileResult]:
     """Reads and scores files, in order.
 
@@ -67,25 +76,32 @@ def score_files(
             images.
         threads: That decode; as many as there are processors, up to `MAX_THREADS`, if None. Where the network computes
             side by side, each of its threads decodes its own files.
+        gate: Whether the model's gate is asked, and whether images that it refuses are scored.
 
     Raises:
         Exception: What a decoding thread raised, if it is not a RadiographError, in its file's place.
     """
     workers = classifier.side_by_side() if batch_size > 1 else [classifier]
     if len(workers) > 1:
-        yield from _score_side_by_side(workers, files, saliency, min(batch_size, ROWS_SIDE_BY_SIDE))
+        yield from _score_side_by_side(workers, files, saliency, min(batch_size, ROWS_SIDE_BY_SIDE), gate)
         return
     waiting: deque[FileResult | None] = deque()
-    read = read_for(classifier, lambda file: _read(classifier, file), files, threads=threads, batch_size=batch_size)
+    read = read_for(
+        classifier, lambda file: _read(classifier, file, gate), files, threads=threads, batch_size=batch_size
+    )
     with closing(read) as images:
         blank = classifier.prepare(Image.new("L", (_BLANK_SIDE, _BLANK_SIDE)))
         batches = _full_batches(images, blank, waiting, batch_size)
         predictions = classifier.predict_prepared(batches, saliency=saliency, batch_size=batch_size)
-        yield from _results(predictions, waiting)
+        yield from _results(predictions, waiting, gate)
 
 
 def _score_side_by_side(
-    workers: Sequence[CheXpertClassifier], files: Iterable[RadiographFile], saliency: bool, batch_size: int
+    workers: Sequence[CheXpertClassifier],
+    files: Iterable[RadiographFile],
+    saliency: bool,
+    batch_size: int,
+    gate: GateMode,
 ) -> Iterator[FileResult]:
     """Each worker reads and scores a batch by itself: on two cores 11 % faster than reading between two batches."""
     blank = workers[0].prepare(Image.new("L", (_BLANK_SIDE, _BLANK_SIDE)))
@@ -97,9 +113,9 @@ def _score_side_by_side(
         worker = free.get()
         try:
             waiting: deque[FileResult | None] = deque()
-            prepared = _full_batches([_read(worker, file) for file in batch], blank, waiting, batch_size)
+            prepared = _full_batches([_read(worker, file, gate) for file in batch], blank, waiting, batch_size)
             predictions = worker.predict_prepared(prepared, saliency=saliency, batch_size=batch_size)
-            return list(_results(predictions, waiting))
+            return list(_results(predictions, waiting, gate))
         finally:
             free.put(worker)
 
@@ -110,12 +126,21 @@ def _score_side_by_side(
             yield from batch
 
 
-def _results(predictions: Iterable[Prediction], waiting: deque[FileResult | None]) -> Iterator[FileResult]:
+def _results(
+    predictions: Iterable[Prediction], waiting: deque[FileResult | None], gate: GateMode
+) -> Iterator[FileResult]:
     """What `_full_batches` left in `waiting`, with its prediction."""
     for prediction in predictions:
         result = waiting.popleft()
         if result is not None:
-            yield result if result.error is not None else FileResult(result.path, prediction)
+            yield result if result.error is not None else _scored(result.path, prediction, gate)
+
+
+def _scored(path: RadiographFile, prediction: Prediction, gate: GateMode) -> FileResult:
+    result = FileResult(path, prediction, gate=prediction.gate)
+    if gate is GateMode.REFUSE and result.gate is not None and result.is_no_radiograph:
+        return FileResult(path, error=result.gate.reason, gate=result.gate)
+    return result
 
 
 def _full_batches(
@@ -128,17 +153,18 @@ def _full_batches(
     count = 0
     for file, image in images:
         count += 1
-        is_bad = isinstance(image, RadiographError)
-        waiting.append(FileResult(file, error=str(image) if is_bad else None))
+        waiting.append(FileResult(file, error=image.reason if isinstance(image, RadiographError) else None))
         yield blank if isinstance(image, RadiographError) else image
     for _ in range(-count % batch_size):
         waiting.append(None)
         yield blank
 
 
-def _read(classifier: CheXpertClassifier, file: RadiographFile) -> tuple[RadiographFile, Prepared | RadiographError]:
+def _read(
+    classifier: CheXpertClassifier, file: RadiographFile, gate: GateMode
+) -> tuple[RadiographFile, Prepared | RadiographError]:
     try:
-        return file, classifier.prepare(classifier.read(source_of(file)))
+        return file, classifier.prepare(classifier.read(source_of(file)), for_gate=gate is not GateMode.OFF)
     except RadiographError as error:
         return file, error
 

@@ -2,6 +2,6 @@
 
 from chexpert_hf.inference.gate.features import first_stages
 from chexpert_hf.inference.gate.fit import fit_gate
-from chexpert_hf.inference.gate.gate import GATE_FILE, Gate, Verdict
+from chexpert_hf.inference.gate.gate import GATE_FILE, Gate, GateInput, Verdict
 
-__all__ = ["GATE_FILE", "Gate", "Verdict", "first_stages", "fit_gate"]
+__all__ = ["GATE_FILE", "Gate", "GateInput", "Verdict", "first_stages", "fit_gate"]

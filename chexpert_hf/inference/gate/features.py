@@ -102,5 +102,8 @@ def _features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -
     parts = [thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS)]
     for maps in stages(gray.float() * scale[:, None, None] + shift[:, None, None]):
         flat = maps.float().cpu().flatten(2)  # (B, channels, places)
-        parts += [flat.mean(dim=2), (flat.std(dim=2) + _LEAST_DEVIATION).log()]
+        mean = flat.mean(dim=2)
+        # Several times faster than `std` on few places; its last bits are others.
+        variance = (flat - mean[..., None]).square().sum(dim=2) / (flat.shape[2] - 1)
+        parts += [mean, (variance.sqrt() + _LEAST_DEVIATION).log()]
     return torch.cat(parts, dim=1).double().numpy()

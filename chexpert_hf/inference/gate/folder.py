@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
+from chexpert_hf.data.grey_levels import naming
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.dataset import image_files
@@ -30,14 +31,16 @@ def fit_folder_gate(
     Raises:
         InputError: If there are too few radiographs.
         ModelFolderError: If the folder holds no model.
-        RadiographError: If a radiograph cannot be read.
+        RadiographError: If a radiograph cannot be read; it says which.
     """
     network = load_model(folder)
     processor = CheXpertImageProcessor.from_pretrained(folder)
 
     def images() -> Iterator[Image.Image]:
         for file in evenly_spaced(image_files(dataset)):
-            yield read_radiograph(file, target_size=processor.decoded_side)
+            with naming(file):
+                image = read_radiograph(file, target_size=processor.decoded_side)
+            yield image
             if progress:
                 progress(1)
 

@@ -6,6 +6,7 @@ warns, unless the model was trained on some.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -97,6 +98,28 @@ class Verdict:
     warnings: tuple[str, ...]
     distance: float
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The reason, if the image is refused, and the warnings."""
+        return (self.reason, *self.warnings) if self.reason else self.warnings
+
+
+@dataclass(frozen=True)
+class GateInput:
+    """One image, prepared for the gate.
+
+    Attributes:
+        gray: The gray levels `(1, RESOLUTION, RESOLUTION)`, uint8.
+        size: (width, height) of the whole image in pixels.
+        is_colour: Whether the image was in colour before it was read.
+        is_lateral: Whether the file says that the view is lateral; None if it does not say.
+    """
+
+    gray: Tensor
+    size: tuple[int, int]
+    is_colour: bool = False
+    is_lateral: bool | None = None
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -146,22 +169,49 @@ class Gate:
             is_lateral: Whether the file says that the view is lateral; `chexpert_hf.data.projection.is_said_lateral`
                 tells. If it is None, the pixels are asked.
         """
-        gray = gray_levels(image)
-        if reason := self._plain_reason(image, gray, is_colour):
-            return Verdict(False, _REFUSED + reason, (), float("inf"))
-        features = self._features(stages, gray)
+        return self.judge_batch(stages, [self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]
+
+    def prepare(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
+        """Prepares an image for `judge_batch`; arguments as for `judge`. Several threads may call it."""
+        size = image.info.get("original_size", image.size)
+        return GateInput(gray_levels(image), size, is_colour, is_lateral)
+
+    def judge_batch(self, stages: FirstStages, inputs: Sequence[GateInput]) -> list[Verdict]:
+        """Judges several images with one call of the network's first stages.
+
+        Args:
+            stages: Of the model that the gate was fitted with; see `first_stages`.
+            inputs: From `prepare`.
+        """
+        if not inputs:
+            return []
+        grays = torch.stack([one.gray for one in inputs])
+        details = detail(grays)
+        reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, details, strict=True)]
+        rest = [place for place, reason in enumerate(reasons) if not reason]
+        rows = iter(gate_features(stages, grays[rest], self.scale, self.shift)) if rest else iter(())
+        return [
+            Verdict(False, _REFUSED + reason, (), float("inf"))
+            if reason
+            else self._verdict(stages, one, next(rows)[None])
+            for one, reason in zip(inputs, reasons, strict=True)
+        ]
+
+    def _verdict(self, stages: FirstStages, one: GateInput, features: Floats) -> Verdict:
+        """The verdict on an image with these features `(1, num_features)`."""
         distance = self._relative(features)
         pose = POSES[int(self.poses(features)[0])]
         warnings: tuple[str, ...] = ()
         if pose is not Pose.UPRIGHT:
-            put_right = self._relative(self._features(stages, pose.undone(gray)))
+            undone = gate_features(stages, pose.undone(one.gray)[None], self.scale, self.shift)
+            put_right = self._relative(undone)
             # Cropping cannot be undone, so it leaves the distance as it is.
             if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
                 warnings = (_WARNINGS[pose],)
                 if distance <= 1 or put_right <= self.strict_limit / self.limit:
                     return Verdict(True, "", warnings, put_right)
         if distance <= 1:
-            return Verdict(True, "", self._view_warnings(gray, is_lateral), distance)
+            return Verdict(True, "", self._view_warnings(one.gray, one.is_lateral), distance)
         reason = (
             f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
             f"({distance:.1f} times the limit)."
@@ -175,23 +225,20 @@ class Gate:
             return (_SAID_LATERAL,)
         return (_LATERAL,) if is_lateral is None and looks_lateral(gray) else ()
 
-    def _plain_reason(self, image: Image.Image, gray: Tensor, is_colour: bool) -> str:
+    def _plain_reason(self, one: GateInput, fine: float) -> str:
         """Why an image is refused without looking at the model's features, as the end of a sentence; empty if not."""
-        width, height = image.info.get("original_size", image.size)
-        if is_colour:
+        width, height = one.size
+        if one.is_colour:
             return "it is a colour photograph or drawing."
         if min(width, height) < LEAST_SIDE:
             return f"it has only {width} x {height} pixels."
         if max(width, height) > LONGEST_PROPORTION * min(width, height):
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
-        if float(gray.float().std()) < _LEAST_CONTRAST:
+        if float(one.gray.float().std()) < _LEAST_CONTRAST:
             return "all of it is of about the same brightness."
-        if detail(gray[None])[0] < self.least_detail:
+        if fine < self.least_detail:
             return "it is smooth everywhere and shows no structure."
         return ""
-
-    def _features(self, stages: FirstStages, gray: Tensor) -> Floats:
-        return gate_features(stages, gray[None], self.scale, self.shift)
 
     def _relative(self, features: Floats) -> float:
         return float(self.distance(features)[0]) / self.limit

@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexpert_hf.evaluation.localization import PRIORS, Indication, indicate, prior_map
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.inference.dataset import image_files
+from chexpert_hf.inference.dataset import image_files, read_file
 from chexpert_hf.inference.saliency import SaliencyMaps
 from chexpert_hf.inference.sanity import redrawn_networks
 
@@ -52,7 +52,7 @@ def scored_images(
 
     def images() -> Iterator[Image.Image]:
         for row in rows:
-            read.append((row, classifier.read(files[row])))
+            read.append((row, read_file(classifier, files[row])))
             yield read[-1][1]
 
     for prediction in classifier.predict_images(images(), saliency=True):
