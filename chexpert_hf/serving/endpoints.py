@@ -31,6 +31,9 @@ from chexpert_hf.serving.words import DISCLAIMER, public_name
 MAX_BATCH = 500
 """Radiographs in one call of `/batch`, those in archives among them."""
 
+OPACITY = 0.5
+"""Default opacity of a map over a radiograph."""
+
 AT_ONCE = 32
 """Calls of `/predict` that are worked on at once: enough to fill the passes through the network."""
 
@@ -91,16 +94,17 @@ def add_endpoints(classifier: Scorer) -> None:
             disclaimer=DISCLAIMER,
         )
 
-    def saliency(file: FileData, observation: str, opacity: float = 0.5, raw: bool = False) -> FileData:
+    def saliency(file: FileData, observation: str, opacity: float = OPACITY, raw: bool = False) -> FileData:
         """Draws where in a chest radiograph an observation's score comes from. Not a medical device.
 
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM; an agent gives its bytes as a data: URL.
             observation: One of the model's observations, such as Edema.
-            opacity: Of the map over the radiograph, from 0 to 1.
+            opacity: Of the map over the radiograph, from 0 to 1; 0.5 if null.
             raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
         """
         path = uploaded_path(file)
+        opacity = OPACITY if opacity is None else opacity  # JSON clients send null for "not given"
         if observation not in classifier.observations:
             raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
         if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:

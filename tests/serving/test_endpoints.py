@@ -141,6 +141,17 @@ def test_many_clients_at_once_get_each_its_own_answer(server, classifier):
     assert answers == [classifier.predict(png(seed)).probabilities for seed in range(64)]
 
 
+def test_null_for_an_optional_argument_means_its_default(server):
+    file = {"path": server.upload(png(4))}
+
+    def picture(*arguments):
+        (answer,) = data_of(server.result("saliency", file, "Edema", *arguments))
+        return server.http.get(answer["url"]).content
+
+    assert picture(None, None) == picture(0.5, False)
+    assert picture(0.9, None) != picture(None, None) != picture(None, True)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "arguments", "reason"),
     [
