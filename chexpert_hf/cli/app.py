@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,12 +67,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def main() -> None:
-    """Runs the command line; bad input is one line on standard error and exit code 2."""
+    """Runs the command line; bad input is one line on standard error and exit code 2. Output is UTF-8 in any locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not where a program has put an object of its own there
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     try:
         app()
     except InputError as error:
         # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
         typer.echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        typer.echo(
+            f"Error: a name holds {error.object[error.start : error.end]!a:.40}, which the locale's encoding for names "
+            f"of files ({sys.getfilesystemencoding()}) cannot express; set the environment variable PYTHONUTF8=1.",
+            err=True,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
