@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexpert_hf import __version__
-from chexpert_hf.default_model import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL
+from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ Models = Annotated[
         "--model",
         "-m",
         default_factory=lambda: [str(DEFAULT_MODEL)],
-        show_default="the one in the box",
-        help="Model folder, or repository id on the Hub; several make an ensemble.",
+        callback=lambda models: [str(resolve_model(model)) for model in models],
+        show_default="nih, the bundled model",
+        help="Model folder, repository id on the Hub, or nih, the bundled model; several make an ensemble.",
     ),
 ]
 RuntimeName = Annotated[
@@ -101,11 +102,15 @@ def options(
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
     """Loads models; figures about a model are made with its own weights, in PyTorch and float32, unless one says."""
     from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.inference.identity import model_warnings
 
     quiet_transformers()
     if list(models) == [str(DEFAULT_MODEL)]:
-        typer.echo(ABOUT_DEFAULT_MODEL, err=True)
-    return CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+        typer.echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
+    classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+    for warning in model_warnings(member.model for member in classifier.members):
+        typer.echo(f"Warning: {warning}", err=True)
+    return classifier
 
 
 def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) -> "CheXpertClassifier":

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from chexpert_hf.cli.app import AsJson, Data, Models, Split, app, load_classifier, progress_bar, quiet_transformers
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 
@@ -143,6 +144,7 @@ def calibrate(
     from chexpert_hf.inference.calibrated_model import Origin
     from chexpert_hf.inference.loading import load_model
 
+    model = Path(resolve_model(model))
     rule = OperatingRule.parse(operating_points) if operating_points else None
     prevalences = _parse_prevalences(prevalence) if prevalence else {}
     quiet_transformers()

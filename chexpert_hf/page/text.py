@@ -14,8 +14,6 @@ NO_GATE = "This model cannot tell whether an image is a chest radiograph: it giv
 
 NO_FIGURES = "No measured figures come with this model."
 
-IN_THE_BOX = "It comes with the software to show that everything works, and is not a clinical model."
-
 PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
 
 DEFINITIONS: dict[str, str] = dict(

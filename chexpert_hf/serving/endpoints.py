@@ -24,9 +24,10 @@ from chexpert_hf.inference.classifier import Prediction
 from chexpert_hf.inference.folders.archives import Archive, ArchiveMember, source_of
 from chexpert_hf.inference.folders.scoring import read_ahead
 from chexpert_hf.inference.gate import Verdict
+from chexpert_hf.inference.identity import model_name
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
-from chexpert_hf.serving.words import DISCLAIMER, public_name
+from chexpert_hf.serving.words import DISCLAIMER
 
 MAX_BATCH = 500
 """Radiographs in one call of `/batch`, those in archives among them."""
@@ -90,7 +91,7 @@ def add_endpoints(classifier: Scorer) -> None:
         return Answer(
             observations=_scores(classifier, prediction),
             gate=_gate(verdict),
-            model=model_name(classifier),
+            model=" + ".join(model_name(member.model) or "unnamed" for member in classifier.members),
             disclaimer=DISCLAIMER,
         )
 
@@ -195,13 +196,6 @@ def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | Radio
         return classifier.predict(source_of(file), saliency=False)
     except RadiographError as error:
         return error
-
-
-def model_name(classifier: Scorer) -> str:
-    """The model, or all members of an ensemble, by the names of their repositories or folders."""
-    return " + ".join(
-        public_name(str(member.model.config.name_or_path or "")) or "unnamed" for member in classifier.members
-    )
 
 
 def _is_zip(path: Path) -> bool:

@@ -96,6 +96,8 @@ class Recipe:
         runs: Independent runs with seeds `seed`, `seed + 1`, ...; several make an ensemble of their best checkpoints.
         workers: Processes that read images.
         seed: Of initialisation, order and augmentation.
+        model_name: What the model is called; the card of a model without a name has that of its folder.
+        warnings: Sentences that are shown with the model, such as that it is not a clinical one.
     """
 
     observations: tuple[str, ...] = OBSERVATIONS
@@ -144,9 +146,12 @@ class Recipe:
     runs: int = 1
     workers: int = 2
     seed: int = 0
+    model_name: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_types(self)
+        object.__setattr__(self, "warnings", tuple(self.warnings))
         try:
             object.__setattr__(self, "observations", check_observations(self.observations))
             parse_policies(self.policy, self.observations)
@@ -237,7 +242,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All values, as plain types."""
         values = asdict(self)
-        return values | {"observations": list(self.observations), "architecture": dict(self.architecture)}
+        lists = {"observations": list(self.observations), "warnings": list(self.warnings)}
+        return values | lists | {"architecture": dict(self.architecture)}
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML, from which `load` makes an equal one."""
@@ -305,6 +311,8 @@ def _check_types(recipe: Recipe) -> None:
             raise RecipeError(f"{name} is {value!r}, expected {plain[wanted[0]]}.")
     if isinstance(recipe.observations, str) or not isinstance(recipe.architecture, Mapping):
         raise RecipeError("observations is expected to be a list of names, and architecture a mapping of fields.")
+    if isinstance(recipe.warnings, str) or not all(isinstance(text, str) for text in recipe.warnings):
+        raise RecipeError(f"warnings is {recipe.warnings!r}, expected a list of sentences.")
 
 
 def _number(name: str, text: str) -> float:

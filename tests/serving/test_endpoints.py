@@ -21,7 +21,7 @@ from chexpert_hf.inference.folders.score_run import batch_size_for
 from chexpert_hf.inference.folders.scoring import score_files
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
-from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
+from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, score_rows, uploaded_path
 from tests.serving.conftest import png
 
 README = Path(__file__).parents[2] / "README.md"
@@ -70,12 +70,18 @@ def test_what_the_gate_of_a_model_says_is_in_the_answer(server, monkeypatch):
     }
 
 
-def test_a_model_is_named_without_saying_where_it_lies(classifier, monkeypatch, tmp_path):
-    (tmp_path / "my-model").mkdir()
-    monkeypatch.setattr(classifier.model.config, "name_or_path", str(tmp_path / "my-model"))
-    assert model_name(classifier) == "my-model"
-    monkeypatch.setattr(classifier.model.config, "name_or_path", "someone/chexpert")
-    assert model_name(classifier) == "someone/chexpert"
+def test_a_model_is_named_by_its_config_or_repository_and_never_by_where_it_lies(server, monkeypatch, tmp_path):
+    file, config = {"path": server.upload(png(1))}, server.classifier.members[0].model.config
+
+    def shown():
+        return data_of(server.result("predict", file))[0]["model"]
+
+    monkeypatch.setattr(config, "name_or_path", str(tmp_path))
+    assert shown() == "unnamed"
+    monkeypatch.setattr(config, "name_or_path", "someone/chexpert")
+    assert shown() == "someone/chexpert"
+    monkeypatch.setattr(config, "model_name", "lungs")
+    assert shown() == "lungs"
 
 
 def test_maps_are_drawn_over_the_radiograph_or_given_alone(server, classifier):
