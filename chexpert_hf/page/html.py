@@ -120,6 +120,11 @@ def error_html(reason: str) -> str:
     return f'<p class="error-line" role="alert">{escape(reason)}</p>'
 
 
+def note_html(text: str) -> str:
+    """A note that screen readers announce; nothing without text."""
+    return f'<div role="status"><ul class="notes"><li>{escape(text)}</li></ul></div>' if text else ""
+
+
 def refusal_html(reasons: Iterable[str], warnings: Iterable[str] = ()) -> str:
     """What the gate said, and a button to score all the same."""
     lines = "".join(f"<p>{escape(reason)}</p>" for reason in (*reasons, *warnings))

@@ -41,6 +41,15 @@ DEFINITIONS: dict[str, str] = dict(
 """What each of CheXpert's observations means, in one line."""
 
 
+def only_first(name: str, num_others: int) -> str:
+    """Why one of several files was scored, and where to give the others."""
+    others = "1 other file was" if num_others == 1 else f"{num_others:,} other files were"
+    return (
+        f"This tab scores one image: {name}. {others} not read; give all of them to “Many images”, or to “A study” if "
+        "they are views of one study."
+    )
+
+
 def describe_map(observation: str, peak: float) -> str:
     """What an observation's map says, in one or two sentences.
 
