@@ -53,6 +53,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def _register_with_transformers() -> None:
     """Lets the Auto classes and pipelines find the installed classes, without remote code.
 

@@ -53,6 +53,8 @@ class CheXpertConfig(PreTrainedConfig):
         map_offsets: How far beside its own place a place of an observation's map looks on average, (down, right) as
             shares of the input's height and width, so that maps can be laid where the evidence is; `saliency` itself
             is as the network computes it. None if that was not measured.
+        model_name: What the model is called; None for no name.
+        warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is outside its range, or an observation is named that the
@@ -82,6 +84,8 @@ class CheXpertConfig(PreTrainedConfig):
     operating_points_source: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     map_offsets: dict[str, Any] | None = None
+    model_name: str | None = None
+    warnings: list[str] | tuple[str, ...] | None = None
     # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
     problem_type: Literal["multi_label_classification"] | None = "multi_label_classification"
 
@@ -206,6 +210,12 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"calibration names {name!r}, which is not among: {', '.join(self.observations)}.")
             if not slope > 0:
                 raise ValueError(f"The calibration's slope of {name} is {slope}, expected a number above 0.")
+
+    def validate_texts(self) -> None:
+        """Raises ValueError if the name or a warning is empty or more than one line of text."""
+        for text in (self.model_name, *(self.warnings or ())):
+            if text is not None and not (text.strip() and text.isprintable()):
+                raise ValueError(f"model_name and each of warnings must be one line of text, got {text!r}.")
 
     def validate_map_offsets(self) -> None:
         """Raises ValueError if the offsets of the maps cannot be those of this model."""

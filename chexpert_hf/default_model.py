@@ -1,11 +1,31 @@
-"""The model that comes with the package, for when none is named: it works, and it is not a clinical one."""
+"""The bundled model: it comes with the package, is used where no model is named, and has a name of its own."""
 
+import logging
 from pathlib import Path
+
+DEFAULT_NAME = "nih"
 
 DEFAULT_MODEL = Path(__file__).with_name("nih_mini")
 """A DenseNet121 trained on 582 radiographs of ChestX-ray14; see `train/model_in_the_box.py`."""
 
-ABOUT_DEFAULT_MODEL = (
-    "No --model: this is the one in the box, trained on 582 radiographs to show that everything works, not for "
-    f"clinical use. Its card: {DEFAULT_MODEL / 'README.md'}"
-)
+_logger = logging.getLogger(__name__)
+
+
+def resolve_model(model: str | Path) -> str | Path:
+    """Translate the name of the bundled model into its folder.
+
+    A folder of that name in the current folder takes precedence, which is logged.
+
+    Args:
+        model: Path of a model folder, id of a repository, or the name of the bundled model.
+
+    Returns:
+        The folder of the bundled model for its name; anything else unchanged.
+    """
+    if str(model) != DEFAULT_NAME:
+        return model
+    if not Path(DEFAULT_NAME).is_dir():
+        return DEFAULT_MODEL
+    folder = Path(DEFAULT_NAME).resolve()
+    _logger.warning("Using the folder %s, not the bundled model of the same name.", folder)
+    return folder

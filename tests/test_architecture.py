@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import chexpert_hf
+from chexpert_hf.default_model import DEFAULT_MODEL
 
 PACKAGE = Path(chexpert_hf.__file__).parent
 
@@ -28,7 +29,8 @@ RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 
 
 def modules() -> list[Path]:
-    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    elsewhere = PACKAGE / "__init__.py", *DEFAULT_MODEL.glob("*.py")  # the bundled model's code is the package's
+    return [path for path in PACKAGE.rglob("*.py") if path not in elsewhere]
 
 
 def group_of(path: Path) -> str:

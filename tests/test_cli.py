@@ -65,6 +65,12 @@ def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     assert heavy == []
 
 
+def test_the_package_lists_its_public_names_before_they_are_imported():
+    code = "import chexpert_hf, sys; print(set(chexpert_hf.__all__) <= set(dir(chexpert_hf)), 'torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["True", "False"]
+
+
 def test_version(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--version") == (0, "chexpert-hf 0.1.0\n", "")
 

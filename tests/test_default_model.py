@@ -1,6 +1,11 @@
 """The model in the box: it is there, complete, small, and does what its card says."""
 
+import ast
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +24,7 @@ from chexpert_hf.hub.check import check_folder
 from chexpert_hf.hub.folder import REFERENCE_PHANTOM
 from chexpert_hf.hub.publish import stage_model
 from chexpert_hf.inference.dataset import predict_dataset
-from chexpert_hf.inference.model_files import CODE_FILES
+from chexpert_hf.inference.model_files import CODE_FILES, differences, missing_files
 from train.model_in_the_box import uncalibrated
 
 
@@ -58,18 +63,88 @@ def test_it_can_be_pushed_with_the_packages_code(tmp_path):
     names = [name for name, _ in stage_model(DEFAULT_MODEL, "me/box", tmp_path)]
     assert set(CODE_FILES) <= set(names)
     assert not any("patients" in name for name in names)
+    assert not any((tmp_path / name).is_symlink() for name in names)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert 'CheXpertClassifier.from_pretrained("me/box")' in card
 
 
-def test_predict_without_a_model_takes_it_and_says_so(monkeypatch, capsys, tmp_path):
+def test_a_copy_is_a_complete_model_folder_that_transformers_loads_without_the_package(tmp_path):
+    copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
+    assert not any(path.is_symlink() for path in copy.iterdir())
+    assert missing_files(copy) == []
+    assert differences(copy) == []
+    code = (
+        "import sys; sys.modules['chexpert_hf'] = None; from transformers import pipeline\n"
+        "scores = pipeline('image-classification', sys.argv[1], trust_remote_code=True)(sys.argv[2], top_k=5)\n"
+        "print({score['label']: score['score'] for score in scores})"
+    )
+    image = Image.fromarray(render_phantom(**REFERENCE_PHANTOM).image)
+    image.save(tmp_path / "phantom.png")
+    command = [sys.executable, "-c", code, str(copy), str(tmp_path / "phantom.png")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    reference = json.loads((DEFAULT_MODEL / "reference.json").read_text())["probabilities"]
+    assert ast.literal_eval(done.stdout) == pytest.approx(reference, abs=1e-5)
+
+
+@pytest.mark.parametrize("command", [["check", "nih"], ["push", "nih", "me/nih", "--dry-run"]])
+def test_commands_take_it_by_its_name(run, command):
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "modeling_chexpert.py" in out or "FAILED" not in out
+
+
+def test_a_space_takes_it_by_its_name_and_shows_its_name_and_warning(run, tmp_path):
+    code, _, err = run("space", "nih", "me/page", "--dry-run", tmp_path / "space")
+    assert code == 0, err
+    model = tmp_path / "space" / "model"
+    assert missing_files(model) == differences(model) == []
+    config = json.loads((model / "config.json").read_text())
+    assert config["model_name"] == "nih"
+    assert "not a clinical model" in config["warnings"][0]
+
+
+def test_the_line_of_its_card_gives_it_and_a_folder_of_that_name_wins_with_a_note(
+    classifier, tiny_folder, tmp_path, monkeypatch, caplog
+):
+    assert 'from_pretrained("nih")' in (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert CheXpertClassifier.from_pretrained("nih").observations == classifier.observations
+    assert caplog.text == ""
+    tiny_folder.rename(tmp_path / "nih")
+    assert len(CheXpertClassifier.from_pretrained("nih").observations) == 14
+    (record,) = caplog.records
+    assert record.getMessage() == f"Using the folder {tmp_path / 'nih'}, not the bundled model of the same name."
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command; gives its exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["chexpert-hf", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("model", [None, "nih", "copy"])
+def test_predict_says_that_it_is_no_clinical_model_and_names_its_card_where_it_is_used(run, tmp_path, model):
     Image.fromarray(render_phantom(**REFERENCE_PHANTOM).image).save(tmp_path / "a.png")
-    monkeypatch.setattr("sys.argv", ["chexpert-hf", "predict", str(tmp_path / "a.png")])
-    with pytest.raises(SystemExit) as end:
-        main()
-    captured = capsys.readouterr()
-    assert end.value.code == 0
-    assert "No --model: this is the one in the box" in captured.err
-    assert captured.out.splitlines()[0].startswith("path,")
-    assert len(captured.out.splitlines()) == 2
+    if model == "copy":
+        model = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
+    code, out, err = run("predict", tmp_path / "a.png", *(("--model", model) if model else ()))
+    assert code == 0
+    assert ("Using the bundled model; its card: " in err) is (model in (None, "nih"))
+    assert "not a clinical model." in err
+    assert out.splitlines()[0].startswith("path,")
+    assert len(out.splitlines()) == 2
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from scipy.special import expit, logit
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
@@ -31,7 +32,7 @@ from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.localization.ground_truth import find_ground_truth
 from chexpert_hf.inference.localization.localize import localize_dataset, rows_with_truth
 from chexpert_hf.inference.localization.pointing import MODEL, UNTRAINED
-from chexpert_hf.inference.model_files import write_checksums
+from chexpert_hf.inference.model_files import CODE_FILES, write_checksums
 from chexpert_hf.training.cross_fitting import fold_of_images
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import RECIPE_FILE, train
@@ -42,9 +43,9 @@ FEW = 5
 SHARED_PATIENTS = range(1280, 3957)
 """Numbers of the patients among whom both kinds of images were drawn; see the card."""
 
-_IN_THE_BOX = (
-    "It comes with the package chexpert-hf, which takes it where no model is named: "
-    "`CheXpertClassifier.from_pretrained()`, `chexpert-hf predict RADIOGRAPHS`, `chexpert-hf demo`."
+_BUNDLED = (
+    f"It comes with the package chexpert-hf, which uses it where no model is named, and calls it `{DEFAULT_NAME}`. In "
+    f"transformers alone, `{DEFAULT_NAME}` stands for the path of a copy of this folder."
 )
 
 _POINTERS = {
@@ -116,7 +117,10 @@ def describe(data: Path, model: Path, others: Sequence[Path]) -> str:
 
 
 def pack(model: Path, output: Path, section: str) -> None:
-    """Copies what the package ships: weights, config, processor, card, figures; the code is the package's own."""
+    """Copies what the package ships, under the name of the bundled model.
+
+    The code is linked: the folder is complete, and the code is in the repository once. Wheels hold it as files.
+    """
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     for name in (
@@ -130,11 +134,13 @@ def pack(model: Path, output: Path, section: str) -> None:
         "training_patients.json",
     ):
         shutil.copy(model / name, output)
+    for name in CODE_FILES:
+        (output / name).symlink_to(f"../{name}")
     card = (model / "README.md").read_text(encoding="utf-8")
     before, limits, after = card.partition("## Limits\n")
-    card = rename_card(f"{before}{section}\n{limits}{after}", output.name)
+    card = rename_card(f"{before}{section}\n{limits}{after}", DEFAULT_NAME)
     heading, ways, rest = card.partition("## How to use\n")
-    card = f"{heading}{ways}\n{_IN_THE_BOX}\n{rest}"
+    card = f"{heading}{ways}\n{_BUNDLED}\n{rest}"
     (output / "README.md").write_text(card, encoding="utf-8")
     write_checksums(output)
 

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chexpert_hf import __version__
-from chexpert_hf.default_model import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL
+from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ Models = Annotated[
         "--model",
         "-m",
         default_factory=lambda: [str(DEFAULT_MODEL)],
-        show_default="the one in the box",
-        help="Model folder, or repository id on the Hub; several make an ensemble.",
+        callback=lambda models: [str(resolve_model(model)) for model in models],
+        show_default="nih, the bundled model",
+        help="Model folder, repository id on the Hub, or nih, the bundled model; several make an ensemble.",
     ),
 ]
 RuntimeName = Annotated[
@@ -73,12 +75,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def main() -> None:
-    """Runs the command line; bad input is one line on standard error and exit code 2."""
+    """Runs the command line; bad input is one line on standard error and exit code 2. Output is UTF-8 in any locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not where a program has put an object of its own there
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     try:
         app()
     except InputError as error:
         # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
         typer.echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        typer.echo(
+            f"Error: a name holds {error.object[error.start : error.end]!a:.40}, which the locale's encoding for names "
+            f"of files ({sys.getfilesystemencoding()}) cannot express; set the environment variable PYTHONUTF8=1.",
+            err=True,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
@@ -97,11 +109,15 @@ def options(
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
     """Loads models; figures about a model are made with its own weights, in PyTorch and float32, unless one says."""
     from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.inference.identity import model_warnings
 
     quiet_transformers()
     if list(models) == [str(DEFAULT_MODEL)]:
-        typer.echo(ABOUT_DEFAULT_MODEL, err=True)
-    return CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+        typer.echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
+    classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+    for warning in model_warnings(member.model for member in classifier.members):
+        typer.echo(f"Warning: {warning}", err=True)
+    return classifier
 
 
 def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) -> "CheXpertClassifier":

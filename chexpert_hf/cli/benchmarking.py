@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 
@@ -34,7 +35,7 @@ def bench(
 
     quiet_transformers()
     with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
-        folder = model or untrained_model(Path(scratch) / "model", image_size)
+        folder = Path(resolve_model(model)) if model else untrained_model(Path(scratch) / "model", image_size)
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no config.json; expected a model folder.")
         paths = radiographs(images, limit, Path(scratch) / "phantoms")

@@ -20,6 +20,7 @@ from chexpert_hf.cli.app import (
     progress_bar,
     quiet_transformers,
 )
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 
@@ -152,6 +153,7 @@ def calibrate(
     from chexpert_hf.inference.calibrated_model import Origin
     from chexpert_hf.inference.loading import load_model
 
+    model = Path(resolve_model(model))
     rule = OperatingRule.parse(operating_points) if operating_points else None
     prevalences = _parse_prevalences(prevalence) if prevalence else {}
     quiet_transformers()

@@ -119,11 +119,13 @@ def demo(
     precision: PrecisionName = "auto",
 ) -> None:
     """Open the page: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
+    from chexpert_hf.serving.addresses import without_proxies
     from chexpert_hf.serving.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
 
-    from chexpert_hf.demo import build_demo, launch
+    with without_proxies():
+        from chexpert_hf.demo import build_demo, launch
     from chexpert_hf.hub.spaces import template_folder
     from chexpert_hf.serving.scorer import SharedClassifier
 

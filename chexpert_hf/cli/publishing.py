@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Private = Annotated[bool, typer.Option("--private", help="If it is made now: for
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="Model folder, or repository id on the Hub.")],
+    model: Annotated[str, typer.Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
     revision: Annotated[str | None, typer.Option(help="Of a repository: branch, tag or commit.")] = None,
     accept: Annotated[
         bool, typer.Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
@@ -34,12 +35,12 @@ def check(
     from chexpert_hf.inference.repositories import model_folder
 
     quiet_transformers()
-    folder = Path(model)
+    folder = Path(resolve_model(model))
     if accept and not (folder / "config.json").is_file():
         raise InputError(f"--accept is for a model folder, which {model} is not.")
     if accept:
         write_checksums(folder)
-    report = check_folder(model_folder(model, revision, files=None))
+    report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
     typer.echo(json.dumps(report.to_dict()) if as_json else report.as_table())
     if not report.is_ok:
         raise typer.Exit(1)
@@ -47,7 +48,7 @@ def check(
 
 @app.command()
 def push(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, or nih, the bundled model.")],
     repo_id: Annotated[str, typer.Argument(help="user/name; made if it is not there.")],
     private: Private = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go; needs no network.")] = False,
@@ -65,6 +66,7 @@ def push(
     from chexpert_hf.hub.publish import Published, push_model, stage_model
     from chexpert_hf.inference.repositories import expect_repo_id
 
+    model = Path(resolve_model(model))
     if not dry_run:
         _say(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
         return
@@ -76,7 +78,10 @@ def push(
 @app.command()
 def space(
     model: Annotated[
-        str, typer.Argument(help="Repository id on the Hub; or a model folder, which goes with the page.")
+        str,
+        typer.Argument(
+            help="Repository id on the Hub; or a model folder, or nih, the bundled model, which goes with the page."
+        ),
     ],
     space_id: Annotated[str, typer.Argument(help="user/name of the Space; made if it is not there.")],
     revision: Annotated[str, typer.Option(help="Of the repository; the Space stays at its present commit.")] = "main",
@@ -88,6 +93,7 @@ def space(
     from chexpert_hf.hub.publish import Published
     from chexpert_hf.hub.spaces import push_space, stage_space
 
+    model = str(resolve_model(model))
     if dry_run is not None:
         files = stage_space(model, space_id, dry_run, revision=revision)
         _say(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")

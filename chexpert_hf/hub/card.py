@@ -154,6 +154,7 @@ def _render(name: str, model: CheXpertForImageClassification, front_matter: Mode
         card_data=front_matter.to_yaml(),
         name=name,
         observations=model.config.observations,
+        warnings=model.config.warnings or (),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         decisions=decision_sections(model.config),
         **values,

@@ -18,6 +18,7 @@ from chexpert_hf.hub.half_precision import half_state_dict
 from chexpert_hf.hub.measured import evaluation_record
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.inference.folders.score_table import readable
 from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
@@ -57,7 +58,7 @@ def save_model_folder(
     _write_model(folder, model, processor, half_state_dict(model) if is_half else None)
     record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
     _write_json(folder / EVALUATION_FILE, record)
-    name, size = folder.resolve().name, processor.longest_side
+    name, size = model.config.model_name or readable(folder.resolve().name), processor.longest_side
     card = render_card(name, model, image_size=size, recipe=recipe, record=record, best_step=best_step)
     card.save(folder / CARD_FILE)
     write_checksums(folder)
@@ -75,7 +76,7 @@ def save_imported_folder(
         origin: Where it comes from, for the card.
     """
     _write_model(folder, model, processor)
-    name, size = folder.resolve().name, processor.output_size[0]
+    name, size = readable(folder.resolve().name), processor.output_size[0]
     render_import_card(name, model, image_size=size, origin=origin).save(folder / CARD_FILE)
     write_checksums(folder)
 
@@ -90,7 +91,7 @@ def refresh_folder(folder: Path) -> None:
     _write_json(folder / REFERENCE_FILE, reference_scores(classifier))
     card = folder / CARD_FILE
     if card.exists():
-        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, folder.resolve().name)
+        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, readable(folder.resolve().name))
         card.write_text(text, encoding="utf-8")
     write_checksums(folder)
 

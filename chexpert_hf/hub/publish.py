@@ -23,12 +23,10 @@ from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import read_records
 from chexpert_hf.inference.model_files import (
     CHECKSUMS_FILE,
-    CODE_FILES,
     OPTIONAL_FILES,
     REQUIRED_FILES,
     matches,
     missing_files,
-    place_of,
     published_files,
     read_checksums,
     verify_checksums,
@@ -82,10 +80,10 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> tuple[tuple[str, i
         ChecksumError: If a file is not as it was when the folder was saved.
     """
     _expect_complete(source)
-    names = {*CODE_FILES, *(name for name in published_files(source) if not _is_stray_graph(source, name))}
+    names = {name for name in published_files(source) if not _is_stray_graph(source, name)}
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place_of(source, name), staging / name)
+        shutil.copyfile(source / name, staging / name)
     card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id)
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) is not fit to be shown: {'; '.join(problems[:3])}.")

@@ -26,7 +26,7 @@ MODEL_FILE = "model.json"
 _DISTRIBUTION = "chexpert-hf"
 _TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg")
 _PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md")
-# Of the package: what was compiled, the Space's own template, and the model in the box.
+# Of the package: what was compiled, the Space's own template, and the bundled model.
 _LEFT_AT_HOME = {"__pycache__", "space", DEFAULT_MODEL.name}
 _OURS = ("README.md", "app.py", "requirements.txt", MODEL_FILE)
 _OUR_FOLDERS = ("chexpert_hf", "examples", "model")

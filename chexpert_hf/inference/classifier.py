@@ -154,8 +154,8 @@ class CheXpertClassifier:
         """Loads a model folder, a repository of the Hub, or an ensemble.
 
         Args:
-            model: Path of a folder, or repository id; several make an ensemble, and so does a folder with
-                `ensemble.json`. If not given, the small model in the box, which is not a clinical one.
+            model: Path of a folder, repository id, or "nih", the bundled model, which is not a clinical one; several
+                make an ensemble, and so does a folder with `ensemble.json`. If not given, the bundled model.
             runtime: "torch", "onnx", "openvino", or "auto" for the fastest that is there; see `open_runtime`. Its
                 `reason` then says what was chosen.
             precision: "fp32", "bf16", "fp16", "int8", or "auto". fp32 gives the same scores everywhere; the others are

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.inference.model_files import NEEDED_FILES
 
@@ -45,6 +46,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
     """The members of an ensemble's folder; of anything else, itself."""
+    model = resolve_model(model)
     path = Path(model) / ENSEMBLE_FILE
     if not path.is_file():
         return [model]

@@ -21,7 +21,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
     Args:
         model: Path of a folder, or id of a repository.
-        name: What messages call it; `model` if None.
+        name: What messages and `config.name_or_path` call it; `model` if None.
 
     Raises:
         HubError: If it is no folder, and no repository that can be had.
@@ -68,6 +68,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"{' ...' if len(keys) > 5 else ''}."
         )
     verify_loaded_files(folder)
+    network.config.name_or_path = name  # not the folder in the cache where a repository lies
     return network
 
 

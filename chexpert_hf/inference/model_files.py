@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.graphs.graph_files import sha256_of
 
@@ -58,15 +57,9 @@ class ChecksumError(InputError):
     """A file of a model folder that is not as it was when the folder was saved."""
 
 
-def place_of(folder: Path, name: str) -> Path:
-    """Where a file of a model folder lies: the model in the box has its code from the package that it comes with."""
-    is_own = name not in CODE_FILES or folder.resolve() != DEFAULT_MODEL.resolve()
-    return folder / name if is_own else DEFAULT_MODEL.parent / name
-
-
 def missing_files(folder: Path) -> list[str]:
     """The files without which a model folder is not complete, and that are not there."""
-    return [name for name in REQUIRED_FILES if not place_of(folder, name).is_file()]
+    return [name for name in REQUIRED_FILES if not (folder / name).is_file()]
 
 
 def published_files(folder: Path) -> list[str]:

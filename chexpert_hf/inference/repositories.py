@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.inference.model_files import CHECKSUMS_FILE, LOADED_FILES, NEEDED_FILES
 
@@ -79,7 +80,7 @@ def model_folder(
     A repository that is in the cache is taken from there where the Hub cannot be reached.
 
     Args:
-        model: Path of a folder, or id of a repository.
+        model: Path of a folder, id of a repository, or name of the bundled model.
         revision: Branch, tag or commit of a repository.
         files: Names or patterns of what is fetched of a repository; everything if None.
 
@@ -87,6 +88,7 @@ def model_folder(
         HubError: If there is no such folder, and the repository cannot be had.
         ModelFolderError: If it cannot be an id of a repository either, or the repository holds no model.
     """
+    model = resolve_model(model)
     if Path(model).is_dir():
         return Path(model)
     try:

@@ -36,7 +36,7 @@ def build_batch_tab(
     """
     plain: dict[str, Any] = {"apply_default_css": False}
     rows = gr.State((), time_to_live=SESSION_SECONDS)
-    files = upload_field("Radiographs and ZIP archives of them", "batch-files", is_multiple=True)
+    files = upload_field("Radiographs and ZIP archives of them", "batch-files")
     gr.HTML(f'<p class="formats">{MAX_FILES:,} radiographs at most. {FORMATS}</p>', **plain)
     is_ungated = gr.Checkbox(
         label="Also score images that do not look like chest radiographs", visible=has_gate, elem_id="batch-ungated"

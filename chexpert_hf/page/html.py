@@ -14,7 +14,7 @@ from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.page.model_facts import Figure, Figures, ModelFacts
 from chexpert_hf.page.reading import encode
-from chexpert_hf.page.text import DEFINITIONS, IN_THE_BOX, NO_FIGURES, PRIVACY
+from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, PRIVACY
 
 _THUMBNAIL_SIZE = 176
 """Longest side in pixels: twice what the page shows, for screens of high density."""
@@ -120,6 +120,11 @@ def error_html(reason: str) -> str:
     return f'<p class="error-line" role="alert">{escape(reason)}</p>'
 
 
+def note_html(text: str) -> str:
+    """A note that screen readers announce; nothing without text."""
+    return f'<div role="status"><ul class="notes"><li>{escape(text)}</li></ul></div>' if text else ""
+
+
 def refusal_html(reasons: Iterable[str], warnings: Iterable[str] = ()) -> str:
     """What the gate said, and a button to score all the same."""
     lines = "".join(f"<p>{escape(reason)}</p>" for reason in (*reasons, *warnings))
@@ -133,10 +138,14 @@ def header_html(facts: ModelFacts, count: int) -> str:
     """The page's title and what it does, in two lines."""
     return (
         '<header class="page-header"><h1>CheXpert scores and maps</h1>'
-        f"<p>The model {escape(facts.name)} judges chest radiographs for {count} "
+        f"<p>{_subject(facts)} judges chest radiographs for {count} "
         f"observation{'s' if count > 1 else ''} at once, and shows where in the image each score comes from. "
-        f"{IN_THE_BOX + ' ' if facts.is_in_the_box else ''}{PRIVACY}</p></header>"
+        f"{escape(' '.join((*facts.warnings, PRIVACY)))}</p></header>"
     )
+
+
+def _subject(facts: ModelFacts) -> str:
+    return "This model" if facts.name is None else f"The model {escape(facts.name)}"
 
 
 def figures_line(figures: Figures | None) -> str:
@@ -164,8 +173,9 @@ def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
     caution = _caution(facts.figures) if facts.figures else ""
     return (
         f'<section class="about"><h2>About the model</h2><p>{escape(figures_line(facts.figures))} {escape(caution)}</p>'
-        f"<p>{escape(facts.name)}: DenseNet, {facts.num_parameters:,} parameters, sees radiographs at {height} x "
-        f"{width} pixels. Weights: {escape(facts.weights)}. Scores and maps come from one pass through it.</p>"
+        f"<p>{_subject(facts)}: DenseNet, {facts.num_parameters:,} parameters, sees radiographs at {height} x "
+        f"{width} pixels. Weights: {escape(facts.weights)}. Scores and maps come from one pass through it. "
+        f"{escape(' '.join(facts.warnings))}</p>"
         '<div class="table-scroll" tabindex="0" role="region" aria-label="Observations">'
         '<table class="about-table"><thead><tr><th scope="col">Observation</th><th scope="col">What it means</th>'
         '<th scope="col">Operating point</th><th scope="col">AUROC</th><th scope="col">Positive / negative</th></tr>'

@@ -13,13 +13,12 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.delong import newcombe_interval
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import sha256_of
-from chexpert_hf.serving.words import public_name
+from chexpert_hf.inference.identity import model_name, model_warnings
 
 EVALUATION_FILE = "evaluation.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -72,20 +71,20 @@ class Figures:
 @dataclass(frozen=True)
 class ModelFacts:
     """Attributes:
-    name: Of the folder or repository.
+    name: From the config, or of the repository; None for a model without a name.
     weights: What tells these weights from others: the revision of the repository, or the start of a SHA-256.
     num_parameters: Of all members.
     input_size: (height, width) in pixels.
     figures: None if the folder has none.
-    is_in_the_box: Whether it is the model that comes with the package.
+    warnings: Sentences that belong to the model, such as that it is not a clinical one.
     """
 
-    name: str
+    name: str | None
     weights: str
     num_parameters: int
     input_size: tuple[int, int]
     figures: Figures | None = None
-    is_in_the_box: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
@@ -95,7 +94,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
     place = str(root) if root else places[0]
     size = classifier.processor.size
     return ModelFacts(
-        name=public_name(place) or ("without a name" if len(places) == 1 else f"of {len(places)} members"),
+        name=model_name(classifier.model) if len(places) == 1 else f"of {len(places)} members",
         weights=", ".join(
             _weights(member.model.config, of) for member, of in zip(classifier.members, places, strict=True)
         ),
@@ -104,7 +103,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         ),
         input_size=(size["height"], size["width"]),
         figures=None if len(places) > 1 and root is None else _figures(_file(classifier.model.config, place)),
-        is_in_the_box=place == str(DEFAULT_MODEL),
+        warnings=model_warnings(member.model for member in classifier.members),
     )
 
 

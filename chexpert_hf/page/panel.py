@@ -16,7 +16,7 @@ from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.page.activations import activations_html
-from chexpert_hf.page.html import data_url, error_html, figures_line, refusal_html
+from chexpert_hf.page.html import data_url, error_html, figures_line, note_html, refusal_html
 from chexpert_hf.page.limits import SESSION_SECONDS
 from chexpert_hf.page.model_facts import ModelFacts
 from chexpert_hf.page.reading import ExpiredError, Study, read_study
@@ -76,20 +76,20 @@ class Panel:
         """What `show` and `refuse` change."""
         return [self.kept, self.message, self.result, self.activations]
 
-    def show(self, files: Sequence[RadiographFile], *, is_gated: bool = True) -> Updates:
-        """Reads and scores files, and shows what came of it."""
+    def show(self, files: Sequence[RadiographFile], *, is_gated: bool = True, note: str = "") -> Updates:
+        """Reads and scores files, and shows what came of it, below a note if there is one."""
         study, failures = read_study(self.classifier, files, is_gated=is_gated)
         if study is None:
             reasons = [f"View {item.view}: {item.reason}" if self.is_study else item.reason for item in failures]
             if any(item.is_refused for item in failures):
-                return self.refuse(refusal_html(reasons), files)
-            return self.refuse(error_html(" ".join(reasons)))
+                return self.refuse(note_html(note) + refusal_html(reasons), files)
+            return self.refuse(note_html(note) + error_html(" ".join(reasons)))
         html = result_html(
             study, self.classifier.operating_points, figures_line(self.facts.figures), is_study=self.is_study
         )
         return {
             self.kept: Kept(tuple(files), study),
-            self.message: gr.HTML("", visible=False),
+            self.message: gr.HTML(note_html(note), visible=bool(note)),
             self.result: gr.HTML(html, visible=True),
             self.activations: gr.HTML("", visible=False),
         }

@@ -58,8 +58,9 @@ def report_html(
         f'<div class="images{" of-study" if is_study else ""}">'
         f"{_images(study, is_study)}{_maps(study, chosen, is_study)}</div>"
         f"{_table(study, operating_points, is_study)}{not_judged_html(operating_points)}"
-        f"<footer><p><strong>Model:</strong> {escape(facts.name)}, weights {escape(facts.weights)}, chexpert-hf "
-        f"{escape(version('chexpert-hf'))}. {escape(figures_line(facts.figures))}</p>"
+        f"<footer><p><strong>Model:</strong> {escape(facts.name or 'without a name')}, weights "
+        f"{escape(facts.weights)}, chexpert-hf {escape(version('chexpert-hf'))}. "
+        f"{escape(' '.join((*facts.warnings, figures_line(facts.figures))))}</p>"
         "<p>A probability from the operating point on is called positive. Maps show where the evidence for an "
         "observation lies, 1 (brightest) being the strongest evidence for any observation in the image; they do not "
         "outline findings. Probabilities are calibrated only where the model's card says so.</p></footer>"

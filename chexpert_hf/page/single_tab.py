@@ -10,7 +10,7 @@ from chexpert_hf.page.html import examples_html
 from chexpert_hf.page.model_facts import ModelFacts
 from chexpert_hf.page.panel import PRIVATE, Panel, Updates
 from chexpert_hf.page.style import BUTTONS_JS, PASTE_JS
-from chexpert_hf.page.text import FORMATS
+from chexpert_hf.page.text import FORMATS, only_first
 from chexpert_hf.page.uploads import Upload, upload_field
 
 
@@ -28,7 +28,7 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
     panel = Panel(classifier, facts, is_study=False)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            files = upload_field("Radiograph", "file", is_multiple=False)
+            files = upload_field("Radiograph", "file")
             gr.HTML(
                 f'<p class="formats">{FORMATS} Ctrl+V pastes an image.</p>',
                 js_on_load=PASTE_JS,
@@ -44,7 +44,8 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
     def show_file(uploads: list[Upload]) -> Updates:
         if not uploads:
             return {files: None}
-        return {files: None, **panel.show([uploads[0].path])}
+        first, *others = uploads
+        return {files: None, **panel.show([first.path], note=only_first(first.name, len(others)) if others else "")}
 
     def show_example(event: gr.SelectData) -> Updates:
         return {files: None, **panel.show([examples[int(event.index)]])}

@@ -14,7 +14,7 @@ from chexpert_hf.page.uploads import Upload, upload_field
 def build_study_tab(classifier: CheXpertClassifier, facts: ModelFacts) -> None:
     """Lays out and connects the tab."""
     panel = Panel(classifier, facts, is_study=True)
-    files = upload_field("Views of one study", "study-files", is_multiple=True)
+    files = upload_field("Views of one study", "study-files")
     gr.HTML(
         f'<p class="formats">Frontal and lateral views of one patient at one time, {MAX_VIEWS} at most, all at once. '
         f"{FORMATS}</p>",

@@ -14,8 +14,6 @@ NO_GATE = "This model cannot tell whether an image is a chest radiograph: it giv
 
 NO_FIGURES = "No measured figures come with this model."
 
-IN_THE_BOX = "It comes with the software to show that everything works, and is not a clinical model."
-
 PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
 
 DEFINITIONS: dict[str, str] = dict(
@@ -41,6 +39,15 @@ DEFINITIONS: dict[str, str] = dict(
     )
 )
 """What each of CheXpert's observations means, in one line."""
+
+
+def only_first(name: str, num_others: int) -> str:
+    """Why one of several files was scored, and where to give the others."""
+    others = "1 other file was" if num_others == 1 else f"{num_others:,} other files were"
+    return (
+        f"This tab scores one image: {name}. {others} not read; give all of them to “Many images”, or to “A study” if "
+        "they are views of one study."
+    )
 
 
 def describe_map(observation: str, peak: float) -> str:

@@ -22,14 +22,14 @@ class Upload:
     name: str
 
 
-def upload_field(label: str, elem_id: str, *, is_multiple: bool) -> gr.File:
+def upload_field(label: str, elem_id: str) -> gr.File:
     """A field whose value reaches handlers as a list of `Upload`.
 
     No file types: Gradio would drop the many DICOM files without a suffix. The reader looks inside.
     """
     field = gr.File(
         label=label,
-        file_count="multiple" if is_multiple else "single",
+        file_count="multiple",  # of a single file, the browser would drop the others silently
         height=140,
         elem_id=elem_id,
         elem_classes="upload-field",
@@ -41,5 +41,5 @@ def upload_field(label: str, elem_id: str, *, is_multiple: bool) -> gr.File:
 
 
 def _uploads(payload: Any) -> list[Upload]:
-    files = getattr(payload, "root", [payload]) if payload is not None else []
+    files = payload.root if payload is not None else []
     return [Upload(Path(file.path), (file.orig_name or Path(file.path).name)[:_MAX_NAME]) for file in files]

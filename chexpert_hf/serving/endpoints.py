@@ -27,12 +27,16 @@ from chexpert_hf.inference.folders.files import archive_members
 from chexpert_hf.inference.folders.scoring import read_ahead
 from chexpert_hf.inference.folders.walk import Found
 from chexpert_hf.inference.gate import Verdict
+from chexpert_hf.inference.identity import model_name
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.serving.scorer import Scorer
-from chexpert_hf.serving.words import DISCLAIMER, public_name
+from chexpert_hf.serving.words import DISCLAIMER
 
 MAX_BATCH = 500
 """Radiographs in one call of `/batch`, those in archives among them."""
+
+OPACITY = 0.5
+"""Default opacity of a map over a radiograph."""
 
 AT_ONCE = 32
 """Calls of `/predict` that are worked on at once: enough to fill the passes through the network."""
@@ -95,20 +99,21 @@ def add_endpoints(classifier: Scorer) -> None:
             observations=_scores(classifier, prediction),
             gate=_gate(prediction.gate),
             notes=list(prediction.notes),
-            model=model_name(classifier),
+            model=" + ".join(model_name(member.model) or "unnamed" for member in classifier.members),
             disclaimer=DISCLAIMER,
         )
 
-    def saliency(file: FileData, observation: str, opacity: float = 0.5, raw: bool = False) -> FileData:
+    def saliency(file: FileData, observation: str, opacity: float = OPACITY, raw: bool = False) -> FileData:
         """Draws where in a chest radiograph an observation's score comes from. Not a medical device.
 
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM; an agent gives its bytes as a data: URL.
             observation: One of the model's observations, such as Edema.
-            opacity: Of the map over the radiograph, from 0 to 1.
+            opacity: Of the map over the radiograph, from 0 to 1; 0.5 if null.
             raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
         """
         path = uploaded_path(file)
+        opacity = OPACITY if opacity is None else opacity  # JSON clients send null for "not given"
         if observation not in classifier.observations:
             raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
         if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
@@ -201,13 +206,6 @@ def _score(classifier: Scorer, file: Path | ArchiveMember) -> Prediction | Radio
         return classifier.predict(source_of(file), saliency=False)
     except RadiographError as error:
         return error
-
-
-def model_name(classifier: Scorer) -> str:
-    """The model, or all members of an ensemble, by the names of their repositories or folders."""
-    return " + ".join(
-        public_name(str(member.model.config.name_or_path or "")) or "unnamed" for member in classifier.members
-    )
 
 
 def _is_zip(path: Path) -> bool:

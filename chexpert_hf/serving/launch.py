@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import gradio as gr
+import httpx
 from starlette.middleware import Middleware
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.serving.addresses import is_loopback, listening_address, without_proxies
 from chexpert_hf.serving.agents import prepare_tools, require_mcp
 from chexpert_hf.serving.endpoints import is_uploaded
 from chexpert_hf.serving.failures import say_errors_in_one_line
@@ -76,7 +77,8 @@ def launch(
 
     Args:
         demo: From `build_demo`.
-        host: Address to listen at. Any other than this machine's own gets a warning where there is no password.
+        host: IPv4 or IPv6 address or host name to listen at. Any that other machines reach gets a warning where there
+            is no password.
         port: The first free one from 7860 on if None.
         auth: (user, password) of those who may open the page; open to all if empty.
         mcp: Also serve the endpoints as tools of the Model Context Protocol.
@@ -91,6 +93,7 @@ def launch(
     Raises:
         InputError: If the port is taken, the address is not this machine's, or MCP is not installed.
     """
+    host = listening_address(host)
     if not is_loopback(host) and not auth:
         print(f"Warning: at {host} the page is open, without a password, to all who can reach it.", file=sys.stderr)
     if mcp:
@@ -135,14 +138,7 @@ def stop(demo: gr.Blocks, state: ShellState, on_stop: Callable[[], None] | None)
     demo.close(verbose=False)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
+@without_proxies()
 def _start(
     demo: gr.Blocks,
     state: ShellState,
@@ -180,9 +176,10 @@ def _start(
             allowed_paths=[],
             **look,
         )
-    except OSError as error:
+    # ValueError and HTTPError: the server started, but did not answer Gradio's request.
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise InputError(f"The page cannot be served at {host}, port {port or 'from 7860 on'}: {error}") from error
-    return str(url)
+    return str(url).replace("[::]", "[::1]")
 
 
 def _keep_files_in(demo: gr.Blocks, folder: Path) -> None:

@@ -56,6 +56,8 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
             policies_source=PAPER_SOURCE if recipe.policy == PAPER_PRESET else CHOSEN_SOURCE,
             blank_labels=recipe.blank_labels,
             label_parents=parents_among(recipe.observations) if recipe.unconditional else None,
+            model_name=recipe.model_name,
+            warnings=list(recipe.warnings) or None,
         )
     except StrictDataclassError as error:
         raise RecipeError(f"The recipe makes no model: {str(error).splitlines()[-1].strip()}") from error

@@ -110,6 +110,8 @@ class Recipe:
         cache: Keep the prepared images in memory, `image_size` squared bytes each, so that each is read once; with
             `workers` 0.
         seed: Of initialisation, order and augmentation.
+        model_name: What the model is called; the card of a model without a name has that of its folder.
+        warnings: Sentences that are shown with the model, such as that it is not a clinical one.
     """
 
     observations: tuple[str, ...] = OBSERVATIONS
@@ -168,9 +170,12 @@ class Recipe:
     workers: int = 2
     cache: bool = False
     seed: int = 0
+    model_name: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_types(self)
+        object.__setattr__(self, "warnings", tuple(self.warnings))
         try:
             object.__setattr__(self, "observations", check_observations(self.observations))
             parse_policies(self.policy, self.observations)
@@ -271,11 +276,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All values, as plain types."""
         values = asdict(self)
-        return values | {
-            "observations": list(self.observations),
-            "architecture": dict(self.architecture),
-            "distillation_models": list(self.distillation_models),
-        }
+        lists = {name: list(getattr(self, name)) for name in ("observations", "warnings", "distillation_models")}
+        return values | lists | {"architecture": dict(self.architecture)}
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML, from which `load` makes an equal one."""
@@ -345,6 +347,8 @@ def _check_types(recipe: Recipe) -> None:
         raise RecipeError("distillation_models is expected to be a list of model folders.")
     if isinstance(recipe.observations, str) or not isinstance(recipe.architecture, Mapping):
         raise RecipeError("observations is expected to be a list of names, and architecture a mapping of fields.")
+    if isinstance(recipe.warnings, str) or not all(isinstance(text, str) for text in recipe.warnings):
+        raise RecipeError(f"warnings is {recipe.warnings!r}, expected a list of sentences.")
 
 
 def _number(name: str, text: str) -> float:

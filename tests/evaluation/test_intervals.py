@@ -219,7 +219,13 @@ def test_with_one_study_per_patient_the_interval_is_scipys():
     intervals = bootstrapped(scores, labels, [str(i) for i in range(150)])
     for interval, figure in zip(intervals, FIGURES.values(), strict=True):
         expected = stats.bootstrap(
-            (scores, labels), figure, paired=True, vectorized=False, method="percentile", n_resamples=4000, rng=1
+            (scores, labels),
+            figure,
+            paired=True,
+            vectorized=False,
+            method="percentile",
+            n_resamples=4000,
+            random_state=1,
         ).confidence_interval
         # Each end is a percentile of 4,000 draws: its Monte-Carlo error is about 1 % of the interval's width.
         tolerance = 0.06 * (expected.high - expected.low)

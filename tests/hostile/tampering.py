@@ -26,7 +26,7 @@ from chexpert_hf import cli
 from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.chexlocalize import read_map
-from chexpert_hf.inference.model_files import missing_files, place_of, write_checksums
+from chexpert_hf.inference.model_files import write_checksums
 from chexpert_hf.training.manifest import read_manifest, seal
 from tests.hostile.plants import (
     CONFIG,
@@ -275,8 +275,6 @@ def _scene(scratch: Path, model: Path) -> Scene:
     write_phantoms(data, num_studies=8, seed=1, valid_fraction=0.5)
     complete = scratch / "complete"
     shutil.copytree(model, complete)
-    for name in missing_files(complete):  # the model in the box has its code from the package
-        shutil.copyfile(place_of(model, name), complete / name)
     write_checksums(complete)
     return Scene(scratch, complete, film, data, scratch / "MARKER")
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from chexpert_hf.hub.card_check import card_problems
 from chexpert_hf.hub.foreign import torchxrayvision_models
 from chexpert_hf.hub.foreign.exports import FormatError, export_format, write_torchxrayvision
 from chexpert_hf.hub.foreign.imports import import_model, read_source
@@ -132,6 +134,49 @@ def test_a_score_is_positive_where_theirs_is_above_a_half(folder, source, radiog
     positives = {name: bent[named.get(name, name)] >= 0.5 for name in prediction.positives}
     assert prediction.positives == positives
     assert set(positives.values()) == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "parallel", "module", "safetensors"])
+def test_operating_points_are_those_in_the_file(source, radiographs, tmp_path, kind):
+    torch.manual_seed(1)
+    own = xrv.models.DenseNet(op_threshs=torch.rand(18) * 0.5).eval()
+    own.load_state_dict({**source.state_dict(), "op_threshs": own.op_threshs})
+    file = tmp_path / ("own.safetensors" if kind == "safetensors" else "own.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "safetensors":
+            save_file(own.state_dict(), file)
+        else:
+            states = {"state_dict": own.state_dict(), "parallel": torch.nn.DataParallel(own).state_dict()}
+            torch.save(states.get(kind, own), file)
+    import_model("torchxrayvision:all", tmp_path / "all", file=file)
+    prediction = (classifier := CheXpertClassifier.from_pretrained(tmp_path / "all")).predict(radiographs[0])
+    with torch.no_grad():
+        bent = dict(zip(TARGETS, own(prepared_by_them(radiographs[0]))[0].tolist(), strict=True))
+    targets = {name: {"Pleural Effusion": "Effusion"}.get(name, name) for name in classifier.observations}
+    assert classifier.operating_points == {
+        name: own.op_threshs[TARGETS.index(target)].item() for name, target in targets.items()
+    }
+    assert prediction.positives == {name: bent[target] >= 0.5 for name, target in targets.items()}
+    card = (tmp_path / "all" / "README.md").read_text(encoding="utf-8")
+    assert "They come from the file of the weights" in card
+    assert card_problems(card) == []
+
+
+def test_an_operating_point_that_the_file_lacks_is_one_half_and_others_are_checked(source, tmp_path):
+    points = torch.full((18,), 0.25)
+    points[TARGETS.index("Edema")] = torch.nan
+    file = tmp_path / "weights.pt"
+    torch.save({**source.state_dict(), "op_threshs": points}, file)
+    config = read_source("torchxrayvision:all", file=file).config
+    assert config.operating_points["Edema"] == 0.5
+    assert config.operating_points["Fracture"] == 0.25
+    assert config.operating_points_source["left_out"] == {"Edema": "op_threshs in the file is NaN"}
+    too_few = torch.full((5,), 0.25)
+    for wrong, expected in ((too_few, r"is \(5,\), expected \(18,\)"), (points - 1, r"Atelectasis: -0.75")):
+        torch.save({**source.state_dict(), "op_threshs": wrong}, file)
+        with pytest.raises(WeightsError, match=expected):
+            read_source("torchxrayvision:all", file=file)
 
 
 def test_outputs_that_were_not_trained_or_that_chexpert_has_no_name_for_are_dropped(source, folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gat
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 9
     assert sum(bool(verdict.warnings) for verdict in verdicts) <= 1
     assert all(verdict.reason == "" and verdict.distance <= 1 for verdict in verdicts if verdict.is_chest_radiograph)
+
+
+def test_a_classifier_can_be_pickled_before_and_after_its_gate_was_asked(gate, shared_tiny_model, phantoms):
+    classifier = CheXpertClassifier(shared_tiny_model, PROCESSOR, gate=gate)
+    before = pickle.dumps(classifier)
+    verdict, scores = classifier.judge(phantoms[0]), classifier.predict(phantoms[0]).probabilities
+    for content in (before, pickle.dumps(classifier)):
+        copy = pickle.loads(content)
+        assert copy.judge(phantoms[0]) == verdict
+        assert copy.predict(phantoms[0]).probabilities == scores
 
 
 def test_textures_are_refused_with_how_far_they_are(gate, shared_tiny_model):

@@ -125,6 +125,11 @@ def test_a_name_that_is_no_text_becomes_one():
     assert readable(os.fsdecode(b"caf\xe9.png")) == "caf\\udce9.png"
 
 
+def test_a_utf_8_name_that_an_ascii_locale_took_apart_is_put_together():
+    assert readable("größe.png".encode().decode("ascii", "surrogateescape")) == "größe.png"
+    assert readable("größe.png") == "größe.png"
+
+
 def test_cut_off_at_any_byte_a_table_goes_on_as_if_nothing_had_been(table, lines):
     whole = table.read_bytes()
     names = [row[0] for row in ROWS]

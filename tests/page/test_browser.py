@@ -460,6 +460,59 @@ def test_csv_has_a_row_for_each_file_in_upload_order_whatever_the_table_is_sorte
     assert shown_scores(page) == rounded(last)
 
 
+def pixels_of(element: Any) -> np.ndarray:
+    """What the browser draws of an element, `(height, width, 3)`."""
+    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("RGB")).astype(int)
+
+
+def is_blue(pixels: np.ndarray) -> np.ndarray:
+    """Where the accent colour of the light or dark theme is drawn, `(height, width)`."""
+    return pixels[..., 2] - pixels[..., 0] > 60
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_checkbox_shows_its_box_and_whether_it_is_checked(page: Any, phantom_png: bytes) -> None:
+    upload(page, "file", ("a.png", phantom_png))
+    wait_for_result(page)
+    box = page.locator(f"{SINGLE} .check input")
+    box.scroll_into_view_if_needed()
+    unchecked = pixels_of(box)
+    assert unchecked.std() > 5  # a frame, not the background alone
+    assert is_blue(unchecked).mean() < 0.1
+    box.check()
+    assert is_blue(pixels_of(box)).mean() > 0.4
+
+
+def test_arrows_of_sorted_columns_point_up_for_ascending_and_down_for_descending(
+    page: Any, phantom_png: bytes, other_png: bytes
+) -> None:
+    open_tab(page, "Many images")
+    upload(page, "batch-files", ("a.png", phantom_png), ("b.png", other_png))
+    page.locator("#batch-table table").wait_for()
+    for name in ("File", "Pneumonia"):
+        button = page.locator("#batch-table thead button", has_text=name)
+        for _ in range(2):
+            button.click()
+            page.mouse.move(0, 0)
+            rows = np.flatnonzero(is_blue(pixels_of(button)).any(axis=1))
+            widths = is_blue(pixels_of(button)).sum(axis=1)[rows[0] : rows[-1] + 1]
+            is_up = bool(widths[: len(widths) // 2].sum() < widths[-(len(widths) // 2) :].sum())
+            order = button.locator("xpath=..").get_attribute("aria-sort")
+            assert is_up is (order == "ascending"), (name, order)
+
+
+def test_of_several_files_one_is_scored_and_the_others_are_mentioned(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes, other_png: bytes
+) -> None:
+    upload(page, "file", ("<i>a.png", phantom_png), ("b.png", other_png), ("c.png", other_png))
+    wait_for_result(page)
+    assert shown_scores(page) == rounded(classifier.predict(phantom_png).probabilities)
+    note = page.locator("#single-message .notes").inner_text()
+    assert note.startswith("This tab scores one image: <i>a.png. 2 other files were not read;")
+    upload(page, "file", ("b.png", other_png))
+    page.locator("#single-message .notes").wait_for(state="hidden")
+
+
 def test_images_that_the_gate_refuses_are_listed_with_scores_on_request(page: Any, blank_png: bytes) -> None:
     open_tab(page, "Many images")
     page.get_by_label("Also score images that do not look like chest radiographs").check()

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
+from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
 from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.page.html import about_html, examples_html, figures_line, header_html
 from chexpert_hf.page.model_facts import Figures, ModelFacts, facts_of
-from chexpert_hf.page.text import DEFINITIONS, IN_THE_BOX, NO_FIGURES, describe_map
+from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, describe_map
 
 EVALUATION = {
     "split": "valid",
@@ -141,8 +143,31 @@ def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> 
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert facts.weights == f"SHA-256 {digest[:12]}"
-    assert facts.name == folder.name
-    assert str(folder.parent) not in header_html(facts, 14) + about_html(facts, {"Edema": 0.5})
+    html = header_html(facts, 14) + about_html(facts, {"Edema": 0.5})
+    assert str(folder.parent) not in html
+
+
+def test_name_and_warnings_are_those_in_the_config_wherever_the_folder_lies(folder: Path, tmp_path: Path) -> None:
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert (facts.name, facts.warnings) == (None, ())
+    assert "<p>This model judges chest radiographs for 14 observations" in header_html(facts, 14)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = config | {"model_name": "lungs <1>", "warnings": ["Trained on drawings.", "Not for patients."]}
+    (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "model")
+    facts = facts_of(CheXpertClassifier.from_pretrained(moved))
+    assert (facts.name, facts.warnings) == ("lungs <1>", ("Trained on drawings.", "Not for patients."))
+    assert "The model lungs &lt;1&gt; judges chest" in header_html(facts, 14)
+    for html in (header_html(facts, 14), about_html(facts, {"Edema": 0.5})):
+        assert "Trained on drawings. Not for patients." in html
+
+
+@pytest.mark.parametrize("change", [{"model_name": "a\nb"}, {"model_name": " "}, {"warnings": ["\x1b[31m"]}])
+def test_name_and_warnings_are_lines_of_text(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="must be one line of text"):
+        CheXpertClassifier.from_pretrained(folder)
 
 
 def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Path, tmp_path: Path) -> None:
@@ -154,7 +179,7 @@ def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Pat
     shutil.copy(folder / "evaluation.json", ensemble)
     facts = facts_of(classifier)
     assert facts.figures is not None
-    assert facts.name == "ensemble"
+    assert facts.name == "of 2 members"
     assert facts.weights.count("SHA-256") == 2
 
 
@@ -170,10 +195,11 @@ def test_names_of_models_are_escaped() -> None:
     assert "1 observation at once" in html
 
 
-def test_page_says_that_the_model_in_the_box_is_no_clinical_one_and_of_no_other(folder: Path) -> None:
-    assert IN_THE_BOX not in header_html(facts_of(CheXpertClassifier.from_pretrained(folder)), 14)
-    facts = facts_of(CheXpertClassifier.from_pretrained())
-    assert IN_THE_BOX in header_html(facts, 5)
+def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path: Path) -> None:
+    copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
+    html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
+    assert "The model nih judges chest radiographs for 5 observations" in html
+    assert "not a clinical model." in html
 
 
 def test_example_is_named_after_its_file_and_small(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from chexpert_hf.inference.folders.score_run import batch_size_for
 from chexpert_hf.inference.folders.scoring import score_files
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
-from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, model_name, score_rows, uploaded_path
+from chexpert_hf.serving.endpoints import MAX_BATCH, add_endpoints, score_rows, uploaded_path
 from tests.data.test_dicom import FILM, make_dicom
 from tests.dicom_files import dicom_without_pixels
 from tests.serving.conftest import StubGate, png
@@ -83,12 +83,18 @@ def test_what_was_supplied_or_ignored_in_a_file_is_in_the_answers(server):
     assert [row["notes"] for row in rows] == [notes, [], []]
 
 
-def test_a_model_is_named_without_saying_where_it_lies(classifier, monkeypatch, tmp_path):
-    (tmp_path / "my-model").mkdir()
-    monkeypatch.setattr(classifier.model.config, "name_or_path", str(tmp_path / "my-model"))
-    assert model_name(classifier) == "my-model"
-    monkeypatch.setattr(classifier.model.config, "name_or_path", "someone/chexpert")
-    assert model_name(classifier) == "someone/chexpert"
+def test_a_model_is_named_by_its_config_or_repository_and_never_by_where_it_lies(server, monkeypatch, tmp_path):
+    file, config = {"path": server.upload(png(1))}, server.classifier.members[0].model.config
+
+    def shown():
+        return data_of(server.result("predict", file))[0]["model"]
+
+    monkeypatch.setattr(config, "name_or_path", str(tmp_path))
+    assert shown() == "unnamed"
+    monkeypatch.setattr(config, "name_or_path", "someone/chexpert")
+    assert shown() == "someone/chexpert"
+    monkeypatch.setattr(config, "model_name", "lungs")
+    assert shown() == "lungs"
 
 
 def test_maps_are_drawn_over_the_radiograph_or_given_alone(server, classifier):
@@ -155,6 +161,17 @@ def test_many_clients_at_once_get_each_its_own_answer(server, classifier):
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(ask, range(64)))
     assert answers == [classifier.predict(png(seed)).probabilities for seed in range(64)]
+
+
+def test_null_for_an_optional_argument_means_its_default(server):
+    file = {"path": server.upload(png(4))}
+
+    def picture(*arguments):
+        (answer,) = data_of(server.result("saliency", file, "Edema", *arguments))
+        return server.http.get(answer["url"]).content
+
+    assert picture(None, None) == picture(0.5, False)
+    assert picture(0.9, None) != picture(None, None) != picture(None, True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import httpx
 import pytest
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.serving.launch import is_loopback, launch, stop
+from chexpert_hf.serving.addresses import is_loopback, listening_address
+from chexpert_hf.serving.launch import launch, stop
 from chexpert_hf.serving.shell import Limits, ShellState
 from tests.serving.conftest import png
 
@@ -155,8 +157,50 @@ def test_files_of_components_that_were_made_before_lie_in_the_private_folder(ser
 
 
 def test_loopback_is_what_stays_on_this_machine():
-    hosts = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.168.1.2", "example.org")
-    assert [is_loopback(host) for host in hosts] == [True, True, True, False, False, False]
+    hosts = ("127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::", "192.168.1.2", "example.org")
+    assert [is_loopback(host) for host in hosts] == [True, True, True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "no such host", "a..b"])
+def test_an_address_of_another_machine_is_one_line_at_once(host):
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=f"Expected an address of this machine for --host, got '{host}'"):
+        listening_address(host)
+    assert time.monotonic() - begin < 5
+
+
+PROXIES = {
+    "http_proxy": "http://127.0.0.1:9",  # nothing answers at the port "discard"
+    "https_proxy": "http://127.0.0.1:9",
+    "all_proxy": "socks5://127.0.0.1:9",  # httpx has no SOCKS unless an extra is installed
+}
+OPEN = """
+import os, sys
+from chexpert_hf.serving.addresses import without_proxies
+with without_proxies():
+    import gradio as gr
+    import httpx
+from chexpert_hf.serving.launch import launch
+for host in sys.argv[1:]:
+    with gr.Blocks(analytics_enabled=False) as demo:
+        gr.Textbox()
+    url = launch(demo, host=host, prevent_thread_lock=True)
+    print(url, httpx.Client(trust_env=False).get(url).status_code)
+    demo.close(verbose=False)
+print([os.environ.get(name) for name in ("no_proxy", "NO_PROXY")])
+"""
+
+
+def test_the_page_starts_at_each_own_address_whatever_the_proxies():
+    hosts = ["127.0.0.1", "localhost", "::1", "[::1]", "::", "0.0.0.0"]
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | PROXIES
+    command = [sys.executable, "-c", OPEN, *hosts]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    *pages, variables = [line for line in done.stdout.splitlines() if not line.startswith("The page is at")]
+    shown = ["127.0.0.1", "localhost", "[::1]", "[::1]", "[::1]", "localhost"]
+    assert [re.sub(r":\d+/", "/", page) for page in pages] == [f"http://{host}/ 200" for host in shown]
+    assert variables == "[None, None]"
 
 
 def test_what_gradio_would_record_is_off(server):

@@ -204,6 +204,7 @@ def side_by_side(classifier, monkeypatch):
     copies = [copy.copy(classifier) for _ in range(2)]
     for one in copies:
         one.members = (one,)
+        vars(one).pop("predict_prepared", None)  # which undoing a patch leaves behind in older versions of pytest
     monkeypatch.setattr(classifier, "side_by_side", lambda: copies)
     return copies
 

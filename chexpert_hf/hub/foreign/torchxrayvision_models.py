@@ -9,6 +9,7 @@ arXiv:2111.00595; Cohen et al. 2020, arXiv:2002.02497.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from urllib.error import URLError
 
@@ -25,6 +26,9 @@ PREFIX = "densenet121-res224-"
 SIDE = 224
 LARGEST = 1024
 """Gray levels are in [-1024, 1024]."""
+
+_THRESHOLDS = "op_threshs"
+"""The buffer with the operating points of the outputs."""
 
 _OF_CHEST_XRAY14 = (
     "Atelectasis",
@@ -200,21 +204,24 @@ def fetched_file(model: PublishedModel) -> Path:
 def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
     """The outputs that were trained and have one of CheXpert's names, with their operating points.
 
+    The operating points are those in the weights (`op_threshs`); the published ones where the weights have none.
+
     Args:
         model: Which one.
         tensors: Its weights.
         source: The file, as the card is to name it.
 
     Raises:
-        WeightsError: If the head is another.
+        WeightsError: If the head is another, or the operating points in the weights are not probabilities.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if name != "op_threshs"}
+    own_points = _own_thresholds(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
     if num_outputs(tensors) != len(TARGETS):
         raise WeightsError(f"The source has {num_outputs(tensors)} outputs, expected torchxrayvision's {len(TARGETS)}.")
     outputs = outputs_named(model.targets)
-    points = {
-        name: model.thresholds[TARGETS[row]] for name, row in zip(outputs.observations, outputs.rows, strict=True)
-    }
+    thresholds = model.thresholds if own_points is None else own_points
+    targets = dict(zip(outputs.observations, (TARGETS[row] for row in outputs.rows), strict=True))
+    points = {name: thresholds[target] for name, target in targets.items() if target in thresholds}
     config = config_for(
         outputs.observations,
         num_channels=1,
@@ -222,8 +229,8 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
         operating_points_source={
             "method": "their op_threshs, as probabilities",
             "wanted": None,
-            "data": "torchxrayvision",
-            "left_out": {},
+            "data": "torchxrayvision" if own_points is None else "the file of the weights",
+            "left_out": {name: "op_threshs in the file is NaN" for name in targets if name not in points},
         },
     )
     left = (
@@ -254,6 +261,19 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
         [f"Dropped, for CheXpert has no such observations: {', '.join(outputs.dropped)}."] if outputs.dropped else []
     )
     return ForeignModel(config, processor(), {**backbone(tensors), **outputs.of(tensors)}, origin, tuple(remarks))
+
+
+def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
+    """The operating points in the weights by output, without those that are NaN; None if the weights have none."""
+    values = tensors.get(_THRESHOLDS)
+    if values is None:
+        return None
+    if values.shape != (len(TARGETS),):
+        raise WeightsError(f"{_THRESHOLDS} in the weights is {tuple(values.shape)}, expected ({len(TARGETS)},).")
+    points = {name: value for name, value in zip(TARGETS, values.tolist(), strict=True) if not isnan(value)}
+    if wrong := [f"{name}: {value:g}" for name, value in points.items() if not 0 <= value <= 1]:
+        raise WeightsError(f"{_THRESHOLDS} in the weights holds {wrong[0]}; expected probabilities in [0, 1].")
+    return points
 
 
 def processor() -> CheXpertImageProcessor:

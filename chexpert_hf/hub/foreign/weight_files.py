@@ -52,7 +52,9 @@ _HARMLESS = (
 )
 # Where checkpoints keep the weights.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
-_PREFIX = re.compile(r"^(?:(?:module|model|timm_model|densenet121|densenet|backbone)\.)+(?=features\.|classifier\.)")
+_PREFIX = re.compile(
+    r"^(?:(?:module|model|timm_model|densenet121|densenet|backbone)\.)+(?=features\.|classifier\.|op_threshs$)"
+)
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")
 _REASON = re.compile(r"WeightsUnpickler error: (.+)")
 # What damaged files have been seen to raise in torch's readers.

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
@@ -60,11 +61,15 @@ def read_list(file: Path) -> Iterator[str]:
     try:
         with file.open("rb") as stream:
             encoding = encoding_of(stream.read(4))
-        # Names need not be UTF-8; what is not is kept as the operating system's functions keep it.
-        with file.open(encoding=encoding, errors="surrogateescape") as lines:
+        if encoding.startswith("utf-16"):
+            with file.open(encoding=encoding) as text:
+                yield from (line.rstrip("\n") for line in text if line != "\n")
+            return
+        # Names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding.
+        with file.open("rb") as lines:
             for line in lines:
-                if path := line.rstrip("\r\n"):
-                    yield path
+                if path := line.removeprefix(BOM_UTF8).rstrip(b"\r\n"):
+                    yield os.fsdecode(path)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}; expected a list of paths, one a line.") from error
 

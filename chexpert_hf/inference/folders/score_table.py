@@ -105,8 +105,12 @@ def lines_of(path: Path, columns: Sequence[str]) -> Lines:
 
 
 def readable(text: str) -> str:
-    """The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\\udc..`."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\\udc..`.
+
+    Where the locale's encoding is ASCII, Python gives every byte of a UTF-8 name as a surrogate; they are put together.
+    """
+    joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return joined.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ not matter for the findings, tell photographs from radiographs less well.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -50,19 +51,19 @@ def detail(gray: Tensor) -> NDArray[np.float64]:
 
 def first_stages(model: CheXpertForImageClassification) -> FirstStages:
     """The first stages of a model in evaluation mode, computed by PyTorch where the model is."""
+    return partial(_compute, model)  # can be pickled, unlike a function inside this one
 
-    def compute(pixel_values: Tensor) -> list[Tensor]:
-        maps = pixel_values.to(model.get_parameter("features.conv0.weight"))
-        found = []
-        for name, module in model.features.named_children():
-            maps = module(maps)
-            if name in STAGES:
-                found.append(maps)
-            if name == STAGES[-1]:
-                break
-        return found
 
-    return compute
+def _compute(model: CheXpertForImageClassification, pixel_values: Tensor) -> list[Tensor]:
+    maps = pixel_values.to(model.get_parameter("features.conv0.weight"))
+    found = []
+    for name, module in model.features.named_children():
+        maps = module(maps)
+        if name in STAGES:
+            found.append(maps)
+        if name == STAGES[-1]:
+            break
+    return found
 
 
 @torch.inference_mode()
