@@ -174,6 +174,11 @@ def test_an_onnx_graph_has_the_names_that_others_look_for_and_a_dynamic_batch(sh
         assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+@pytest.mark.parametrize("name", [name for name in GRAPH_FILES.values() if name.endswith(".onnx")])
+def test_every_onnx_graph_passes_the_checker(name, shared_exported):
+    onnx.checker.check_model(onnx.load(shared_exported / name), full_check=True)
+
+
 def test_the_first_convolution_and_the_head_are_not_quantised(shared_exported):
     graph = onnx.load(shared_exported / "onnx" / "model_quantized.onnx").graph
     makers = {output: node.op_type for node in graph.node for output in node.output}

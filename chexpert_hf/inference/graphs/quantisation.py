@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.inference.graphs.conversion import INPUT, without_origin
+from chexpert_hf.inference.graphs.conversion import INPUT, save_onnx
 from chexpert_hf.inference.graphs.graph_files import RuntimeName
 from chexpert_hf.inference.graphs.optional_libraries import import_nncf, import_onnxruntime, import_openvino
 
@@ -96,10 +96,14 @@ def _halve_onnx(source: Path, target: Path) -> None:
     import_onnxruntime()
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     graph = onnx.load(source)
     halved = convert_float_to_float16(graph, keep_io_types=True, node_block_list=_onnx_head(graph))
-    onnx.save(without_origin(halved), target)
+    # The conversion appends its casts behind the nodes that need them, and declares some of their types wrongly.
+    del halved.graph.value_info[:]
+    OnnxModel(halved).topological_sort()
+    save_onnx(halved, target)
 
 
 def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
@@ -131,7 +135,7 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        onnx.save(without_origin(onnx.load(quantised)), target)
+        save_onnx(onnx.load(quantised), target)
 
 
 def _first_convolution(graph: Any) -> str:
