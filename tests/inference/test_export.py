@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 import chexpert_hf
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor, cli
 from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.graphs import export
 from chexpert_hf.inference.graphs.export import export_model
@@ -179,16 +182,39 @@ def test_every_onnx_graph_passes_the_checker(name, shared_exported):
     onnx.checker.check_model(onnx.load(shared_exported / name), full_check=True)
 
 
-def test_the_first_convolution_and_the_head_are_not_quantised(shared_exported):
+def test_the_first_convolutions_and_the_head_are_not_quantised(shared_exported):
     graph = onnx.load(shared_exported / "onnx" / "model_quantized.onnx").graph
     makers = {output: node.op_type for node in graph.node for output in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     quantised = [makers.get(node.input[0]) == "DequantizeLinear" for node in convolutions]
-    assert quantised == [False] + [True] * (len(convolutions) - 2) + [False]  # the last one makes the maps
+    assert quantised == [False] * 3 + [True] * (len(convolutions) - 4) + [False]  # the last one makes the maps
     assert [makers.get(node.input[0]) for node in graph.node if node.op_type == "Gemm"] != ["DequantizeLinear"]
 
 
 # Where it is written
+
+def test_no_level_of_int8_is_spent_on_what_a_relu_cuts_off(shared_exported):
+    graph = onnx.load(shared_exported / "onnx" / "model_quantized.onnx").graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    assert "DequantizeLinear" not in [makers[node.input[0]] for node in graph.node if node.op_type == "Relu"]
+
+
+@pytest.mark.skipif("CHEXPERT_HF_REAL_DATA" not in os.environ, reason="needs real radiographs")
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_int8_of_the_bundled_model_is_within_half_its_bound_on_radiographs_of_others(runtime, tmp_path, monkeypatch):
+    data = Path(os.environ["CHEXPERT_HF_REAL_DATA"])
+    monkeypatch.setattr(export, "CALIBRATION_IMAGES", 40)
+    model = tmp_path / "model"
+    size = export_model(DEFAULT_MODEL, runtime, "int8", output=model, calibration=data / "NIH-mini").record.input_size
+    files = sorted((data / "NIH" / "valid").rglob("*.jpg"))[::9]
+    images = [read_radiograph(file) for file in files]
+    pixel_values = CheXpertImageProcessor.from_pretrained(model)(images, return_tensors="pt")["pixel_values"]
+    wanted, got = (
+        opened(model, *kind, input_size=size)(pixel_values)[0].sigmoid()
+        for kind in [("torch", "fp32"), (runtime, "int8")]
+    )
+    assert (got - wanted).abs().max() < 0.015
+
 
 
 def test_a_new_folder_becomes_a_complete_copy_and_the_model_folder_stays_as_it_is(plain_folder, shared_exported):
