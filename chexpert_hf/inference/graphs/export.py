@@ -18,6 +18,7 @@ from torch import Tensor
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.graphs.conversion import write_graph
+from chexpert_hf.inference.graphs.equalisation import equalise
 from chexpert_hf.inference.graphs.graph_cache import PACKAGES, SESSIONS
 from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
@@ -210,7 +211,8 @@ def _make(job: _Job, folder: Path, samples: _Samples, say: Callable[[str], None]
     """Writes the graph below a folder, and measures it."""
     say(f"Converting to {job.runtime.value}, {job.precision.value}")
     graph, plain = folder / job.name, folder.parent / "fp32" / GRAPH_FILES[job.runtime, Precision.FP32]
-    write_graph(job.model, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
+    source = job.model if samples.calibration is None else equalise(job.model, samples.calibration)
+    write_graph(source, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
     if job.precision is Precision.FP16:
         halve_graph(job.runtime, plain, graph)
     elif samples.calibration is not None:
