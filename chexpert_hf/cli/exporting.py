@@ -93,12 +93,14 @@ def _export_format(model: str, library: LibraryFormat, output: Path, as_json: bo
 def _summary(exported: "ExportedGraph") -> str:
     record, parity = exported.record, exported.record.parity or {}
     height, width = record.input_size
+    images = "other images of it" if record.calibration else "images"
     num_bytes = sum((exported.folder / file).stat().st_size for file in record.sha256)
     lines = [
         f"Wrote {exported.name} to {exported.folder}: {record.runtime}, {record.precision}, {height} x {width} pixels, "
         f"{num_bytes / 1e6:.1f} MB.",
-        f"Largest differences from PyTorch in fp32 on {parity['num_images']} images: probability "
-        f"{parity['max_abs_probability_difference']:.2g}, logit {parity['max_abs_logit_difference']:.2g}, map "
+        f"Largest differences from PyTorch in fp32 on {parity['num_images']} {images}: probability "
+        f"{parity['max_abs_probability_difference']:.2g} (99 % of them within "
+        f"{parity['p99_abs_probability_difference']:.2g}), logit {parity['max_abs_logit_difference']:.2g}, map "
         f"{parity['max_relative_saliency_difference']:.2g} of its largest value.",
     ]
     if record.calibration:

@@ -61,7 +61,28 @@ def write_graph(
             _write_onnx(program, path)
 
 
-def without_origin(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+def save_onnx(graph: "onnx.ModelProto", path: Path) -> None:
+    """Writes a valid ONNX graph.
+
+    Args:
+        graph: Loses what the exporter noted of its origin.
+        path: Of the `.onnx` file.
+
+    Raises:
+        GraphError: If onnx's checker finds a fault in the graph.
+    """
+    import onnx
+
+    _remove_origin(graph)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise GraphError(f"The ONNX graph is not valid: {line}; expected one that onnx.checker accepts") from error
+    onnx.save(graph, path)
+
+
+def _remove_origin(graph: "onnx.ModelProto") -> None:
     """Removes what the exporter notes of its origin: torch's stack traces name the files of this machine."""
     for node in graph.graph.node:
         node.ClearField("doc_string")
@@ -70,7 +91,6 @@ def without_origin(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     nested = (graph.graph.node, graph.graph.initializer, graph.graph.value_info, graph.graph.input, graph.graph.output)
     for item in (graph, graph.graph, *(item for items in nested for item in items)):
         del item.metadata_props[:]
-    return graph
 
 
 def _trace(model: CheXpertForImageClassification, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -93,17 +113,17 @@ def _write_openvino(program: torch.export.ExportedProgram, path: Path, shape: tu
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401 - torch's exporter needs it, and says so only after a while
     except ImportError as error:
         raise GraphError('Converting to ONNX needs onnx and onnxscript: pip install "chexpert-hf[onnx]"') from error
     exported: Any = torch.onnx.export(
         program, input_names=[INPUT], output_names=list(OUTPUTS), dynamo=True, external_data=False, verbose=False
     )
-    graph = without_origin(exported.model_proto)
+    graph = exported.model_proto
     for value in (*graph.graph.input, *graph.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.save(graph, path)
+    save_onnx(graph, path)
 
 
 @contextmanager

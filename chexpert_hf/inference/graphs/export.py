@@ -18,6 +18,7 @@ from torch import Tensor
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.graphs.conversion import write_graph
+from chexpert_hf.inference.graphs.equalisation import equalise
 from chexpert_hf.inference.graphs.graph_cache import PACKAGES, SESSIONS
 from chexpert_hf.inference.graphs.graph_files import (
     GRAPH_FILES,
@@ -42,12 +43,15 @@ from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 CALIBRATION_IMAGES = 200
-"""That int8 is quantised on. NNCF's default is 300; time grows with it."""
+"""The number of images that int8 is quantised on; half as many more are held out to compare on."""
 
 _REFERENCE_PHANTOMS = 16
-_HELD_OUT = 16
 _REFERENCE_SEED, _CALIBRATION_SEED = 7_000, 8_000
 _WEIGHTS = "model.safetensors"
+
+_ADVICE = {
+    Precision.INT8: " Quantise on radiographs like those to be scored (--calibration FOLDER), or take --precision fp16."
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Pixel values `(num_images, num_channels, height, width)`, and where those to quantise on come from."""
+    """Pixel values `(num_images, num_channels, height, width)` to compare on and to quantise on, and their origin."""
 
     reference: Tensor
     calibration: Tensor | None = None
@@ -190,23 +194,25 @@ def _samples(
         values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
         return values
 
-    reference = reference_phantom(job.source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED)
     if job.precision is not Precision.INT8:
-        return _Samples(pixels(reference))
+        return _Samples(pixels(reference_phantom(job.source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED)))
+    count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
     if calibration is None:
-        say(f"Drawing {CALIBRATION_IMAGES} phantoms to quantise on")
-        return _Samples(pixels(reference), pixels(phantoms(CALIBRATION_IMAGES, seed=_CALIBRATION_SEED)), "phantoms")
-    say(f"Reading radiographs of {calibration} to quantise on")
-    found = radiographs(calibration, CALIBRATION_IMAGES + _HELD_OUT, target_size=processor.longest_side)
-    held_out = min(_HELD_OUT, len(found) // 4)
-    return _Samples(pixels(reference + found[:held_out]), pixels(found[held_out:]), calibration.resolve().name)
+        say(f"Drawing {count} phantoms to quantise on and to compare on")
+        found, origin = phantoms(count, seed=_CALIBRATION_SEED), "phantoms"
+    else:
+        say(f"Reading radiographs of {calibration} to quantise on and to compare on")
+        found, origin = radiographs(calibration, count, target_size=processor.longest_side), calibration.resolve().name
+    held_out = len(found) // 3
+    return _Samples(pixels(found[:held_out]), pixels(found[held_out:]), origin)
 
 
 def _make(job: _Job, folder: Path, samples: _Samples, say: Callable[[str], None]) -> GraphRecord:
     """Writes the graph below a folder, and measures it."""
     say(f"Converting to {job.runtime.value}, {job.precision.value}")
     graph, plain = folder / job.name, folder.parent / "fp32" / GRAPH_FILES[job.runtime, Precision.FP32]
-    write_graph(job.model, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
+    source = job.model if samples.calibration is None else equalise(job.model, samples.calibration)
+    write_graph(source, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
     if job.precision is Precision.FP16:
         halve_graph(job.runtime, plain, graph)
     elif samples.calibration is not None:
@@ -216,7 +222,7 @@ def _make(job: _Job, folder: Path, samples: _Samples, say: Callable[[str], None]
     if excess := parity.excess(job.precision):
         raise InputError(
             f"The {job.runtime.value} graph in {job.precision.value} is too far from the model and was not kept: a "
-            f"{excess}."
+            f"{excess}.{_ADVICE.get(job.precision, '')}"
         )
     return GraphRecord(
         runtime=job.runtime.value,

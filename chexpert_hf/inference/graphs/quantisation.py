@@ -1,8 +1,8 @@
 """Smaller graphs from float32 ones: fp16 weights, or int8 by post-training quantisation on images.
 
 What comes after the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
-and the label hierarchy's quotients of probabilities need it. So does the first convolution, whose few weights meet the
-pixels themselves.
+and the label hierarchy's quotients of probabilities need it. So do the first convolution and the first dense layer:
+every later layer computes with their rounding errors, and they are a twentieth of the arithmetic.
 """
 
 import io
@@ -10,13 +10,14 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.inference.graphs.conversion import INPUT, without_origin
+from chexpert_hf.inference.graphs.conversion import INPUT, save_onnx
 from chexpert_hf.inference.graphs.graph_files import RuntimeName
 from chexpert_hf.inference.graphs.optional_libraries import import_nncf, import_onnxruntime, import_openvino
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import onnx
 
 Images = NDArray[np.float32]
+
+# The first convolution, and the two of the first dense layer.
+_FLOAT_CONVOLUTIONS = 3
 
 # What the exporters make of global average pooling; it comes once, right behind the last feature maps.
 _POOLING = ("ReduceMean", "GlobalAveragePool")
@@ -80,7 +84,7 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
         # Not validated, since names of shape arithmetic are not in NNCF's view of the graph.
-        ignored_scope=nncf.IgnoredScope(names=[_first_convolution(graph), *_openvino_head(graph)], validate=False),
+        ignored_scope=nncf.IgnoredScope(names=[*_openvino_start(graph), *_openvino_head(graph)], validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             # By default a range is the mean over images of their extremes, which cuts off every image's peaks: that
             # moved probabilities of a small trained model by .40 instead of .12.
@@ -96,10 +100,14 @@ def _halve_onnx(source: Path, target: Path) -> None:
     import_onnxruntime()
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     graph = onnx.load(source)
     halved = convert_float_to_float16(graph, keep_io_types=True, node_block_list=_onnx_head(graph))
-    onnx.save(without_origin(halved), target)
+    # The conversion appends its casts behind the nodes that need them, and declares some of their types wrongly.
+    del halved.graph.value_info[:]
+    OnnxModel(halved).topological_sort()
+    save_onnx(halved, target)
 
 
 def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
@@ -115,8 +123,6 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
             image = next(self.images, None)
             return None if image is None else {INPUT: image[None]}
 
-    graph = onnx.load(source)
-    first = next(node.name for node in graph.graph.node if node.op_type == "Conv")
     with tempfile.TemporaryDirectory() as folder:
         quantised = Path(folder) / "quantised.onnx"
         quantize_static(
@@ -124,21 +130,27 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
             quantised,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            # BatchNorm, Relu and Concat in int8 cost accuracy and, in ONNX Runtime, time.
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[first, *_onnx_head(graph)],
+            # A ReLU behind a convolution becomes part of it: half the range of the convolution's output, which is
+            # negative, needs no levels then. BatchNorm, its ReLU and Concat in int8 cost accuracy and time.
+            op_types_to_quantize=["Conv", "Relu"],
+            nodes_to_exclude=_onnx_float_nodes(onnx.load(source)),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        onnx.save(without_origin(onnx.load(quantised)), target)
+        save_onnx(onnx.load(quantised), target)
 
 
-def _first_convolution(graph: Any) -> str:
-    name: str = next(
-        node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"
-    ).get_friendly_name()
-    return name
+def _openvino_start(graph: Any) -> list[str]:
+    """Names of the first convolutions, and of the BatchNorms of the first dense block.
+
+    NNCF would also quantise the input of a BatchNorm; in the first block that is the output of the first convolution.
+    """
+    nodes = graph.get_ordered_ops()
+    convolutions = [node for node in nodes if node.get_type_name() == "Convolution"][:_FLOAT_CONVOLUTIONS]
+    first_block = takewhile(lambda node: node.get_type_name() != "AvgPool", nodes)
+    scales = [node for node in first_block if node.get_type_name() in ("Multiply", "Add")]
+    return [node.get_friendly_name() for node in (*convolutions, *scales)]
 
 
 def _openvino_head(graph: Any) -> list[str]:
@@ -152,6 +164,15 @@ def _openvino_head(graph: Any) -> list[str]:
             names[node.get_friendly_name()] = None
             waiting += [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
     return list(names)
+
+
+def _onnx_float_nodes(graph: "onnx.ModelProto") -> list[str]:
+    """Names of the convolutions and ReLUs that stay in float32."""
+    nodes = graph.graph.node  # in the order of computation
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    kept = [*convolutions[:_FLOAT_CONVOLUTIONS], *_onnx_head(graph)]
+    quantised = {node.output[0] for node in nodes if node.op_type == "Conv" and node.name not in kept}
+    return kept + [node.name for node in nodes if node.op_type == "Relu" and node.input[0] not in quantised]
 
 
 def _onnx_head(graph: "onnx.ModelProto") -> list[str]:

@@ -1,0 +1,70 @@
+"""Cross-layer equalisation: the same function with channels of similar ranges, which int8 rounds more finely.
+
+All channels of an activation share one scale in int8, so a channel of small values gets few levels. Between a
+BatchNorm and the convolution behind its ReLU, each channel can be multiplied by a positive factor on one side and
+divided by it on the other: `relu(s * x) = s * relu(x)`.
+
+Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activations measured on images.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+
+_BATCH = 8
+_SMALLEST = 0.01  # of the largest range; a channel silent on these images may be active on others
+_TINY = 1e-6
+
+
+def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> CheXpertForImageClassification:
+    """Returns a model with the same outputs, up to rounding in float32, whose channels have similar ranges.
+
+    Args:
+        model: In evaluation mode; stays as it is.
+        pixel_values: `(num_images, num_channels, height, width)`, on which the ranges of the channels are measured.
+    """
+    equal = copy.deepcopy(model)
+    pairs = _norms_and_convolutions(equal)
+    peaks = _peaks(equal, [convolution for _, convolution in pairs], pixel_values)
+    with torch.no_grad():
+        for norm, convolution in pairs:
+            weights = _floored(convolution.weight.abs().amax(dim=(0, 2, 3)))  # (in_channels,)
+            factors = (weights / _floored(peaks[convolution])).sqrt()
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+            convolution.weight.div_(factors[:, None, None])
+    return equal
+
+
+def _norms_and_convolutions(model: CheXpertForImageClassification) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
+    """Each convolution but the first, with the BatchNorm that comes before it: norm1 and conv1, norm and conv."""
+    modules = dict(model.features.named_modules())
+    pairs = ((modules.get(name.replace("conv", "norm")), module) for name, module in modules.items() if name != "conv0")
+    return [(norm, conv) for norm, conv in pairs if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)]
+
+
+@torch.no_grad()
+def _peaks(
+    model: CheXpertForImageClassification, convolutions: Iterable[nn.Module], pixel_values: Tensor
+) -> dict[nn.Module, Tensor]:
+    """The largest input of each convolution in each channel, `(in_channels,)`."""
+    peaks: dict[nn.Module, Tensor] = {}
+
+    def measure(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        peak = inputs[0].amax(dim=(0, 2, 3))
+        peaks[convolution] = torch.maximum(peaks.get(convolution, peak), peak)
+
+    hooks = [convolution.register_forward_pre_hook(measure) for convolution in convolutions]
+    for batch in pixel_values.split(_BATCH):
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+    return peaks
+
+
+def _floored(ranges: Tensor) -> Tensor:
+    return ranges.clamp(min=max(ranges.max().item() * _SMALLEST, _TINY))
