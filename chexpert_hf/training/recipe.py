@@ -30,6 +30,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 Checkpoint = Literal["best", "last"]
 PAPER_POLICY = "u-ones"
 _DENSENET121_BLOCKS = 4
+_LISTS = ("observations", "warnings", "distillation_models", "calibration_models")
 
 
 class RecipeError(InputError):
@@ -99,6 +100,7 @@ class Recipe:
         calibration_folds: Parts of the training patients for calibration by cross-validation: for each part a further
             model is trained on the others, and what they say of the parts left out gives the Platt scaling and the
             operating points (Youden's J) of the model that is trained on all; 0 for no calibration.
+        calibration_models: Model folders to take for these further models instead, in the order of the parts.
         held_out_fold: Train on all parts but this one and validate on it; such are the further models.
         stored_precision: In which convolutions and head are stored: "fp32", or "fp16", which takes half the space.
         runs: Independent runs with seeds `seed`, `seed + 1`, ...; several make an ensemble of their best checkpoints.
@@ -161,6 +163,7 @@ class Recipe:
     keep_checkpoints: int = 10
     checkpoint: Checkpoint = "best"
     calibration_folds: int = 0
+    calibration_models: Sequence[str] = ()
     held_out_fold: int | None = None
     stored_precision: StoredPrecision = "fp32"
     runs: int = 1
@@ -253,6 +256,11 @@ class Recipe:
         folds, held_out = self.calibration_folds, self.held_out_fold
         _expect("calibration_folds", folds, folds == 0 or folds >= 2, "0 or at least 2")
         _expect("held_out_fold", held_out, held_out is None or 0 <= held_out < folds, "from 0 to calibration_folds - 1")
+        if self.calibration_models and len(self.calibration_models) != folds:
+            raise RecipeError(
+                f"calibration_models names {len(self.calibration_models)} models, expected one for each of the {folds} "
+                "calibration_folds."
+            )
         if folds and self.checkpoint != "last":
             raise RecipeError(
                 "calibration_folds needs checkpoint 'last': the best one is chosen on the part that it is to judge."
@@ -276,7 +284,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All values, as plain types."""
         values = asdict(self)
-        lists = {name: list(getattr(self, name)) for name in ("observations", "warnings", "distillation_models")}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
         return values | lists | {"architecture": dict(self.architecture)}
 
     def save(self, path: Path) -> None:
@@ -343,8 +351,9 @@ def _check_types(recipe: Recipe) -> None:
         accepted = tuple(wanted) + ((int,) if float in wanted else ())
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in wanted):
             raise RecipeError(f"{name} is {value!r}, expected {plain[wanted[0]]}.")
-    if isinstance(recipe.distillation_models, str):
-        raise RecipeError("distillation_models is expected to be a list of model folders.")
+    for name in ("distillation_models", "calibration_models"):
+        if isinstance(getattr(recipe, name), str):
+            raise RecipeError(f"{name} is {getattr(recipe, name)!r}, expected a list of model folders.")
     if isinstance(recipe.observations, str) or not isinstance(recipe.architecture, Mapping):
         raise RecipeError("observations is expected to be a list of names, and architecture a mapping of fields.")
     if isinstance(recipe.warnings, str) or not all(isinstance(text, str) for text in recipe.warnings):

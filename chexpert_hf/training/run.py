@@ -29,6 +29,7 @@ from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.inference.registration import measure_map_offsets
+from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
@@ -132,8 +133,10 @@ def train(
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
     if recipe.calibration_folds and recipe.held_out_fold is None:
+        given = [model_folder(name) for name in recipe.calibration_models]
         train_without = partial(_train_without, recipe=recipe, output=output, stage=stage, say=say)
-        calibrate_by_folds(final, data["train"], recipe, root.resolve().name, train_without)
+        part = given.__getitem__ if given else train_without
+        calibrate_by_folds(final, data["train"], recipe, root.resolve().name, part)
     if recipe.register_maps:
         measured = measure_map_offsets(CheXpertClassifier(final, processor), data["train"])
         final.config.map_offsets = measured or None

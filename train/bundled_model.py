@@ -1,0 +1,125 @@
+"""Makes the bundled model from a folder of radiographs of ChestX-ray14 in CheXpert's layout, in one command.
+
+    python -m train.bundled_model NIH --work runs/nih --output chexpert_hf/nih
+
+1. A DenseNet121 learns synthetic radiographs (recipe `nih_pretraining`).
+2. From its weights, networks without one third of the patients each learn from the labels and from two teachers
+   (recipe `nih`); one more network learns from the labels of all patients.
+3. That last network is taught by itself and the three others (`FINAL`). What the three say of the patients that they
+   have not seen calibrates it and chooses its operating points.
+
+Every stage is taken up where it was interrupted. The validation split and the radiologists' readings choose nothing.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.default_model import DEFAULT_NAME
+from chexpert_hf.hub.card import rename_card
+from chexpert_hf.inference.model_files import CODE_FILES, write_checksums
+from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.run import RECIPE_FILE, train
+from train.bundled_model_card import Sources, describe
+
+NUM_PHANTOMS = 5300
+PHANTOM_SEED = 2026
+FINAL = {"epochs": 6, "learning_rate": 3e-4, "distillation": 0.8}
+"""How the last stage differs from the recipe `nih`."""
+
+_BUNDLED = (
+    f"It comes with the package chexpert-hf, which uses it where no model is named, and calls it `{DEFAULT_NAME}`. In "
+    f"transformers alone, `{DEFAULT_NAME}` stands for the path of a copy of this folder."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="The folder NIH.")
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the runs.")
+    parser.add_argument("--output", type=Path, required=True, help="Becomes the model folder of the package.")
+    parser.add_argument("--external", type=Path, help="Films of other hospitals, with index.csv; for the card.")
+    parser.add_argument("--rsna", type=Path, help="RSNA's readings and boxes of these images; for the card.")
+    parser.add_argument("--google", type=Path, help="Google's adjudicated readings of these images; for the card.")
+    options = parser.parse_args()
+
+    folds, final = train_all(options.data, options.work)
+    section = describe(final, folds, Sources(options.data, options.external, options.rsna, options.google))
+    pack(final, options.output, section)
+    print(section)
+
+
+def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
+    """Trains all networks, or what is left of them; gives the folders of the cross-fitted ones and of the last one."""
+    phantoms = work / "phantoms"
+    if not (phantoms / "valid.csv").exists():
+        shutil.rmtree(phantoms, ignore_errors=True)
+        write_phantoms(
+            phantoms,
+            num_studies=NUM_PHANTOMS,
+            seed=PHANTOM_SEED,
+            valid_fraction=0.02,
+            workers=os.cpu_count() or 1,
+        )
+    pretrained = _trained(Recipe.load(Path("nih_pretraining")), phantoms, work / "pretrained")
+    recipe = Recipe.load(Path("nih")).override(init=str(pretrained))
+    folds = [
+        _trained(recipe.override(held_out_fold=fold), data, work / f"fold-{fold + 1}")
+        for fold in range(recipe.calibration_folds)
+    ]
+    first = _trained(recipe.override(distillation=0.0, calibration_folds=0, seed=1), data, work / "first")
+    final = recipe.override(
+        **FINAL,
+        init=str(first),
+        distillation_models=[str(first), *map(str, folds)],
+        calibration_models=[str(folder) for folder in folds],
+    )
+    return folds, _trained(final, data, work / "final")
+
+
+def _trained(recipe: Recipe, data: Path, folder: Path) -> Path:
+    return train(recipe, data, folder, resume=(folder / RECIPE_FILE).exists()).folder
+
+
+def pack(model: Path, output: Path, section: str) -> None:
+    """Copies the files that the package ships, under the name of the bundled model.
+
+    The code is linked: the folder is complete, and the code is in the repository once. Wheels hold it as files.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+        "reference.json",
+        "evaluation.json",
+        "gate.safetensors",
+        "training_patients.json",
+    ):
+        shutil.copy(model / name, output)
+    _without_paths(Recipe.load(model / RECIPE_FILE)).save(output / RECIPE_FILE)
+    for name in CODE_FILES:
+        (output / name).symlink_to(f"../{name}")
+    card = (model / "README.md").read_text(encoding="utf-8")
+    before, limits, after = card.partition("## Limits\n")
+    card = rename_card(f"{before}{section}\n{limits}{after}", DEFAULT_NAME)
+    heading, ways, rest = card.partition("## How to use\n")
+    card = f"{heading}{ways}\n{_BUNDLED}\n{rest}"
+    (output / "README.md").write_text(card, encoding="utf-8")
+    write_checksums(output)
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the names of the stages' folders instead of their paths."""
+    return recipe.override(
+        init=Path(recipe.init).name,
+        distillation_models=[Path(name).name for name in recipe.distillation_models],
+        calibration_models=[Path(name).name for name in recipe.calibration_models],
+    )
+
+
+if __name__ == "__main__":
+    main()
