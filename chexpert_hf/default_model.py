@@ -5,8 +5,8 @@ from pathlib import Path
 
 DEFAULT_NAME = "nih"
 
-DEFAULT_MODEL = Path(__file__).with_name("nih_mini")
-"""A DenseNet121 trained on 582 radiographs of ChestX-ray14; see `train/model_in_the_box.py`."""
+DEFAULT_MODEL = Path(__file__).with_name("nih")
+"""A DenseNet121 trained on 1,679 radiographs of ChestX-ray14; see `train/bundled_model.py`."""
 
 _logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The model in the box: it is there, complete, small, and does what its card says."""
+"""The bundled model: it is there, complete, small, and does what its card says."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ from chexpert_hf.hub.folder import REFERENCE_PHANTOM
 from chexpert_hf.hub.publish import stage_model
 from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.model_files import CODE_FILES, differences, missing_files
-from train.model_in_the_box import uncalibrated
+from train.bundled_model_card import uncalibrated
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,8 @@ def test_predict_says_that_it_is_no_clinical_model_and_names_its_card_where_it_i
 
 @pytest.fixture(scope="module")
 def judged(classifier, real_data: Path):
-    """Probabilities and truth, both `(109, 5)`, of the validation split, where each study is one image."""
-    valid = load_chexpert(real_data / "NIH-mini", observations=classifier.observations)["valid"]
+    """Probabilities and truth, both `(305, 11)`, of the validation split, where each study is one image."""
+    valid = load_chexpert(real_data / "NIH", observations=classifier.observations)["valid"]
     return predict_dataset(classifier, valid), evaluation_labels(np.asarray(valid["labels"][:]), "negative")
 
 
