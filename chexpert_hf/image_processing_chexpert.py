@@ -275,7 +275,9 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
     down, across = int(height * _MARGIN), int(width * _MARGIN)
     middle = gray[..., down : height - down, across : width - across]
     counts = np.bincount(middle.cpu().numpy().ravel(), minlength=_WHITE + 1).cumsum()
-    darkest, brightest, typical = (int(np.searchsorted(counts, counts[-1] * share / 100)) for share in (low, high, 50))
+    darkest, brightest, typical = (
+        int(np.searchsorted(counts, max(counts[-1] * share / 100, 1))) for share in (low, high, 50)
+    )
     if brightest <= darkest:
         return gray
     levels = np.clip((np.arange(_WHITE + 1) - darkest) / (brightest - darkest), 0, 1)

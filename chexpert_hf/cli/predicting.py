@@ -24,7 +24,8 @@ from chexpert_hf.cli.app import (
     say_on_stderr,
 )
 from chexpert_hf.errors import InputError, printable
-from chexpert_hf.inference.folders.score_rows import GateMode, RowFormat
+from chexpert_hf.inference.folders.score_rows import RowFormat
+from chexpert_hf.inference.folders.score_table import GateMode
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -13,8 +13,8 @@ from PIL import Image
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference.folders.score_output import Existing, ScoreOutput
-from chexpert_hf.inference.folders.score_rows import GateMode
 from chexpert_hf.inference.folders.score_run import Shard, score_to_file
+from chexpert_hf.inference.folders.score_table import GateMode
 from chexpert_hf.inference.folders.studies import study_rows
 from chexpert_hf.inference.gate import Verdict
 

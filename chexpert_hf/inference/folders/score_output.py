@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.folders.score_rows import GateMode
 from chexpert_hf.inference.folders.score_table import (
     GATE,
     GATE_REASON,
     Cell,
+    GateMode,
     GrowingTable,
     JsonLines,
     lines_of,

@@ -2,23 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from chexpert_hf.inference.folders.score_table import FLAGGED, GATE, GATE_REASON, REFUSED, Cell, readable
+from chexpert_hf.inference.folders.score_table import FLAGGED, GATE, GATE_REASON, REFUSED, Cell, GateMode, readable
 from chexpert_hf.inference.folders.studies import STUDY_COLUMNS, study_rows
 
 if TYPE_CHECKING:
     from chexpert_hf.inference.folders.scoring import FileResult
     from chexpert_hf.inference.gate import Verdict
-
-
-class GateMode(str, Enum):
-    """Treatment of images that do not look like chest radiographs: scored and marked, not scored, or not looked for."""
-
-    FLAG = "flag"
-    REFUSE = "refuse"
-    OFF = "off"
 
 
 @dataclass(frozen=True)

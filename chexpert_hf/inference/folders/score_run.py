@@ -15,9 +15,10 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.inference.folders.score_output import ScoreOutput, read_rows, write_table
-from chexpert_hf.inference.folders.score_rows import GateMode, RowFormat
+from chexpert_hf.inference.folders.score_rows import RowFormat
 from chexpert_hf.inference.folders.score_table import (
     Cell,
+    GateMode,
     GrowingTable,
     lines_of,
     readable,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, TypeAlias
@@ -22,6 +23,15 @@ GATE, GATE_REASON = "gate", "gate_reason"
 
 FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
 """Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
+
+
+class GateMode(str, Enum):
+    """Treatment of images that do not look like chest radiographs: scored and marked, not scored, or not looked for."""
+
+    FLAG = "flag"
+    REFUSE = "refuse"
+    OFF = "off"
+
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 """What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""

@@ -23,7 +23,7 @@ from PIL import Image
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 from chexpert_hf.inference.folders.archives import ArchiveMember, RadiographFile, source_of
-from chexpert_hf.inference.folders.score_rows import GateMode
+from chexpert_hf.inference.folders.score_table import GateMode
 from chexpert_hf.inference.gate import Verdict
 from chexpert_hf.inference.saliency import overlay
 
