@@ -27,7 +27,7 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) ->
 
     Args:
         classifier: The model, or what stands in front of it.
-        examples: Files of synthetic radiographs to try; the page calls them synthetic.
+        examples: Files to try, from `page.examples.find_examples`.
 
     Returns:
         The page; `launch` opens it.

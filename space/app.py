@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chexpert_hf.demo import build_demo, launch
 from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.page.examples import find_examples
 from chexpert_hf.serving.scorer import SharedClassifier
 
 try:
@@ -37,7 +38,8 @@ def main() -> None:
         runtime="torch" if spaces else os.environ.get("CHEXPERT_HF_RUNTIME", "auto"),
         precision=os.environ.get("CHEXPERT_HF_PRECISION", "auto"),
     )
-    examples = sorted((HERE / "examples").glob("*.jpg"))
+    # Under ZeroGPU nothing can be scored before the first request, and so no drawings be chosen.
+    examples = find_examples(HERE / "examples", None if spaces else classifier)
     if spaces:
         classifier.predict = spaces.GPU(classifier.predict)
         launch(build_demo(classifier, examples), host="0.0.0.0")

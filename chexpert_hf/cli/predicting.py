@@ -128,10 +128,11 @@ def demo(
     with without_proxies():
         from chexpert_hf.demo import build_demo, launch
     from chexpert_hf.hub.spaces import template_folder
+    from chexpert_hf.page.examples import find_examples
     from chexpert_hf.serving.scorer import SharedClassifier
 
     classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
-    examples = sorted((template_folder() / "examples").glob("*.jpg"))
+    examples = find_examples(template_folder() / "examples", classifier)
     launch(build_demo(classifier, examples), host=host, port=port, auth=users, mcp=mcp, on_stop=classifier.close)
 
 

@@ -24,7 +24,7 @@ MODEL_FILE = "model.json"
 """Names the repository and the commit whose model the Space serves."""
 
 _DISTRIBUTION = "chexpert-hf"
-_TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg")
+_TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
 _PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md")
 # Of the package: what was compiled, the Space's own template, and the bundled model.
 _LEFT_AT_HOME = {"__pycache__", "space", DEFAULT_MODEL.name}

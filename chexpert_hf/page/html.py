@@ -1,23 +1,16 @@
-"""Parts of the page that are HTML of its own: bars of scores, one-line messages, the table of the model, examples.
+"""Parts of the page that are HTML of its own: bars of scores, one-line messages, the table of the model.
 
-Names come from the model's configuration or the examples' files and are escaped; so is every line that may have come
-from a file.
+Names come from the model's configuration and are escaped; so is every line that may have come from a file.
 """
 
 import base64
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from html import escape
-from pathlib import Path
 
-from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.page.model_facts import Figure, Figures, ModelFacts
-from chexpert_hf.page.reading import encode
 from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, PRIVACY
-
-_THUMBNAIL_SIZE = 176
-"""Longest side in pixels: twice what the page shows, for screens of high density."""
 
 FEW = 5
 """With fewer studies of either class, a figure says little."""
@@ -205,21 +198,6 @@ def _about_row(name: str, point: float, figure: Figure | None) -> str:
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="meaning">{escape(DEFINITIONS.get(name, ""))}</td>'
         f"<td>{point:.3f}</td>{measured}</tr>"
-    )
-
-
-def examples_html(paths: Iterable[Path]) -> str:
-    """Buttons with a small image and the file's name without its suffix; each carries its place in `paths`."""
-    buttons = "".join(_example(index, path) for index, path in enumerate(paths))
-    return f'<p class="examples-title">Or try a synthetic radiograph:</p><div class="examples">{buttons}</div>'
-
-
-def _example(index: int, path: Path) -> str:
-    image = read_radiograph(path)
-    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    return (
-        f'<button type="button" class="example" data-index="{index}">'
-        f'<img src="{data_url(encode(image), "image/jpeg")}" alt=""><span>{escape(path.stem)}</span></button>'
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.page.html import examples_html
+from chexpert_hf.page.examples import examples_html
 from chexpert_hf.page.model_facts import ModelFacts
 from chexpert_hf.page.panel import PRIVATE, Panel, Updates
 from chexpert_hf.page.style import BUTTONS_JS, PASTE_JS
@@ -20,7 +20,7 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
     Args:
         classifier: The model.
         facts: About it.
-        examples: Files of synthetic radiographs to try.
+        examples: Files to try, from `examples.find_examples`.
 
     Returns:
         Its panel, in which rows of the batch open.

@@ -12,6 +12,10 @@ EXPIRED = "This page was left alone for a while and its radiographs have been de
 
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
 
+RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
+
+DRAWINGS_NOTE = "Drawings show no patient; only those are here in which this model finds what was planted."
+
 NO_FIGURES = "No measured figures come with this model."
 
 PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."

@@ -21,7 +21,7 @@ from chexpert_hf.inference.repositories import HubError, model_folder
 from .stand_in import TOKEN, Fault, Hub
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-EXAMPLE = Path(__file__).parents[2] / "space" / "examples" / "normal.jpg"
+EXAMPLE = Path(__file__).parents[2] / "space" / "examples" / "RG1.jpg"
 
 
 @pytest.fixture

@@ -55,7 +55,8 @@ def test_the_space_asks_for_the_gradio_that_is_tested(staged: Path) -> None:
 
 def test_the_package_goes_along_without_its_model_and_without_what_was_compiled(staged: Path) -> None:
     names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
-    assert {"app.py", "requirements.txt", "examples/effusion.jpg", "chexpert_hf/demo.py"} <= names
+    assert {"app.py", "requirements.txt", "examples/RG1.jpg", "examples/README.md", "chexpert_hf/demo.py"} <= names
+    assert any(name.startswith("examples/drawings/") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".safetensors"))]
     home = Path(chexpert_hf.__file__).parent
     source = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
@@ -126,7 +127,7 @@ def test_the_folder_alone_answers_without_the_package_being_installed(
     try:
         url = f"http://127.0.0.1:{port}/"
         wait_for(url, server, log)
-        example = folder / "examples" / "effusion.jpg"
+        example = folder / "examples" / "RG1.jpg"
         answer = Client(url, verbose=False).predict(handle_file(example), api_name="/predict")
     finally:
         server.terminate()

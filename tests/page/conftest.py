@@ -26,7 +26,7 @@ from chexpert_hf.demo import build_demo, launch
 from chexpert_hf.inference.gate import Verdict
 from tests.conftest import TINY
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "space" / "examples").glob("*.jpg"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "space" / "examples").rglob("*.jpg"))
 BROKEN_PNG = b"\x89PNG\r\n\x1a\n and then nothing that a PNG has"
 REFUSAL = "This does not look like a chest radiograph: it is <blank>."
 WARNING = "The radiograph looks inverted: its corner is white."

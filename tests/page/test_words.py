@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
 from chexpert_hf.inference.ensembles import write_ensemble
-from chexpert_hf.page.html import about_html, examples_html, figures_line, header_html
+from chexpert_hf.page.html import about_html, figures_line, header_html
 from chexpert_hf.page.model_facts import Figures, ModelFacts, facts_of
 from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, describe_map
 
@@ -200,11 +199,3 @@ def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path:
     html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
     assert "The model nih judges chest radiographs for 5 observations" in html
     assert "not a clinical model." in html
-
-
-def test_example_is_named_after_its_file_and_small(tmp_path: Path) -> None:
-    path = tmp_path / "a<b.png"
-    Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (2000, 8))).save(path)
-    html = examples_html([path])
-    assert "<span>a&lt;b</span>" in html
-    assert len(html) < 10_000

@@ -1,0 +1,74 @@
+"""Makes the examples of the page: a real radiograph, and drawings in which the model finds what was planted.
+
+    python -m train.page_examples space/examples
+
+The radiograph is RG1 of pydicom-data, a public sample of NEMA, as `read_radiograph` renders it. A drawing shows one
+observation in one of a few made-up patients; it is kept if the model calls the observation positive, and does not do so
+in the same patient without findings.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from chexpert_hf.data.phantom import render_phantom
+from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
+from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.page.examples import DRAWINGS, drawing_of, finds
+from chexpert_hf.page.reading import NO_FINDING
+
+SIZE = 1024
+"""Longest side in pixels of the radiograph."""
+
+SEEDS = range(5)
+"""Of the patients, in the order in which they are tried."""
+
+_QUALITY = 92
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="Folder of the examples; its drawings are replaced.")
+    parser.add_argument("--model", default=DEFAULT_NAME, help="Decides which drawings are shown.")
+    options = parser.parse_args()
+    classifier = CheXpertClassifier.from_pretrained(resolve_model(options.model))
+    (options.output / DRAWINGS).mkdir(parents=True, exist_ok=True)
+    for path in (options.output / DRAWINGS).glob("*.jpg"):
+        path.unlink()
+    (options.output / "RG1.jpg").write_bytes(radiograph())
+    for observation in classifier.observations:
+        image = drawing(classifier, observation)
+        if image is not None:
+            drawing_of(observation, options.output).write_bytes(image)
+        print(f"{observation:<28}{'not found' if image is None else 'found'}")
+
+
+def radiograph() -> bytes:
+    """RG1 at the size of the page."""
+    image = read_radiograph(get_testdata_file("RG1_UNCR.dcm", download=False)).copy()
+    image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return _jpeg(image)
+
+
+def drawing(classifier: CheXpertClassifier, observation: str) -> bytes | None:
+    """A drawing in which the model finds an observation; None if there is none."""
+    for seed in SEEDS:
+        image, normal = (_jpeg(Image.fromarray(render_phantom(seed, planted).image)) for planted in ([observation], []))
+        is_distinct = observation == NO_FINDING or not finds(classifier, observation, normal)
+        if is_distinct and finds(classifier, observation, image):
+            return image
+    return None
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    main()
