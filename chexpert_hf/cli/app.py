@@ -141,7 +141,7 @@ def load_split(
 
 
 def say_on_stderr(line: str) -> None:
-    """A line for the user."""
+    """Print one line on standard error."""
     typer.echo(line, err=True)
 
 

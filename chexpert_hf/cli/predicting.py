@@ -65,7 +65,7 @@ def predict(
     gate: Annotated[
         GateMode | None,
         typer.Option(
-            help="Images that are no chest radiographs: flag them, refuse to score them, or do not look for them.",
+            help="Images that do not look like chest radiographs: flag them, refuse to score them, or do not check.",
             show_default="flag if the model has a gate, else off",
         ),
     ] = None,
@@ -231,7 +231,7 @@ def _to_standard_output(
 
 
 class _Progress:
-    """Progress on standard error: a bar on a terminal, else a line now and then; a line for each error and flag."""
+    """Progress on standard error: a bar on a terminal, else a line at intervals; a line per error and flag."""
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
@@ -268,7 +268,7 @@ def _report(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """The end: a line for people, JSON for programs."""
+    """Print the summary: one line on standard error, with `--json` an object on standard output."""
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
     where = f" Scores in {output.path}." if output else ""

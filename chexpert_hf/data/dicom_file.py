@@ -27,10 +27,10 @@ _MAX_HEADER_READS = 10_000
 """A radiograph's header takes some hundreds; a file of a million tiny items would keep pydicom busy for a minute."""
 
 _MAX_HEADER_BYTES = 16_000_000
-"""What may be read, not skipped, before the pixels: lookup tables, at most 128 kB each."""
+"""Most bytes read, not skipped, before the pixels: a lookup table has at most 128 kB."""
 
 _MAX_INFLATED_HEADER_BYTES = 8_000_000
-"""What may be inflated before the pixels, skipped or not."""
+"""Most bytes inflated before the pixels, skipped or not."""
 
 _MAX_REST_BYTES = 1_000_000
 _INFLATED_AT_ONCE = 1 << 16
@@ -92,7 +92,7 @@ class InflatedStream:
 
 
 class _MeteredStream:
-    """A stream that ends the patience with a header: pydicom's parser stops at nothing but the end of the file."""
+    """A stream that limits the length of a header, since pydicom's parser stops only at the end of the file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell

@@ -11,7 +11,7 @@ _GRAYS = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 _GRAY_OF_SHAPE = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}
-"""What DX images of either presentation shape are. Source: DICOM PS3.3, table C.8-71."""
+"""Photometric interpretation of DX images by PresentationLUTShape. Source: DICOM PS3.3, table C.8-71."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _CHUNK = 4096
 
 
 class _Look(NamedTuple):
-    """What is wrong with a file, and whether it is reached through a link."""
+    """The fault of a file, if any, and whether it is reached through a link."""
 
     fault: str | None
     is_linked: bool = False

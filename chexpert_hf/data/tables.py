@@ -38,7 +38,7 @@ ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 MAX_AGE = 120
 
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
-"""What pandas, R and Excel write into an empty cell, in lower case."""
+"""Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
 _SEX_NAMES = {name.lower(): name for name in SEXES} | {"m": "Male", "f": "Female"}
 _PROJECTION_NAMES = {name.lower(): name for name in PROJECTIONS}

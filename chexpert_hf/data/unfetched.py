@@ -26,5 +26,5 @@ def why_missing(path: str | os.PathLike[str]) -> str | None:
 
 
 def pointer_of(head: bytes) -> str | None:
-    """What stands in the place of a file whose content has not been fetched, by its first bytes; else None."""
+    """A description of the pointer file that begins with these bytes; None for any other file."""
     return next((text for start, text in _POINTERS.items() if head.startswith(start)), None)

@@ -47,7 +47,7 @@ _ON_ERRORS = ("raise", "return")
 
 @dataclass(frozen=True)
 class _Origin:
-    """What the gate must know of a file beside its gray levels; kept in `info[_ORIGIN]` of the image read from it."""
+    """Properties of a file that the gate needs beside the gray levels; kept in the image's `info[_ORIGIN]`."""
 
     is_colour: bool
     is_lateral: bool | None
@@ -341,7 +341,7 @@ class CheXpertClassifier:
         yield from self.predict_prepared(map(self.prepare, images), saliency=saliency, batch_size=batch_size)
 
     def prepare(self, image: Image.Image, *, for_gate: bool = False) -> Prepared:
-        """All that can be done to one radiograph before it goes into a batch; several threads may do it.
+        """Prepare one radiograph for a batch; several threads may do it at once.
 
         Args:
             image: From `read`.

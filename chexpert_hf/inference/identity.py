@@ -1,4 +1,4 @@
-"""What a model is called and warned of: data of its config, never the path of its folder."""
+"""A model's name and warnings, which its config holds and the path of its folder does not change."""
 
 from collections.abc import Iterable
 from pathlib import Path

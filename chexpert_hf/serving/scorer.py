@@ -95,7 +95,7 @@ class SharedClassifier(CheXpertClassifier):
     def _each(
         self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
     ) -> Iterator[Prediction | RadiographError]:
-        """As of `CheXpertClassifier`, to the last bit; the gate judges while the network computes.
+        """Score as `CheXpertClassifier` does, bit for bit; the gate runs while the network computes.
 
         Raises:
             StoppedError: If the server is stopping.
@@ -126,7 +126,7 @@ class SharedClassifier(CheXpertClassifier):
             raise StoppedError(STOPPING) from None
 
     def _read_for(self, request: "_Request", source: RadiographSource) -> Verdict | None:
-        """Reads and hands over to the network; what the gate says."""
+        """Read a radiograph and hand it to the network; returns the gate's verdict."""
         try:
             self._expect_open()  # before work that nobody would get anything of
             prepared = self.prepare(self.read(source), for_gate=True)

@@ -73,7 +73,7 @@ class RadiographAugmentation:
         return changed.clamp(0, 255)
 
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Images with frames; `drawn` (batch, 6) in [0, 1]: whether, white or black, left, right, top, bottom."""
+        """Draws frames; `drawn` (batch, 6) in [0, 1] decides on frame, colour, and width left, right, top, bottom."""
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
         left, right, top, bottom = (self.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)

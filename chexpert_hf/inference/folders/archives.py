@@ -17,7 +17,7 @@ from chexpert_hf.data.grey_levels import RadiographError
 from chexpert_hf.data.radiograph import MAX_PIXELS
 
 HEAD_BYTES = 512
-"""How much of a file tells what it is: the format, and of a DICOM file the storage class."""
+"""Bytes at the start of a file that identify its format and, in a DICOM file, the storage class."""
 
 MAX_MEMBERS = 100_000
 """Largest accepted number of members; Python keeps about 500 bytes of each while the archive is open."""

@@ -116,7 +116,7 @@ def _matches(pattern: str, found: Found, follow_links: bool) -> list[str]:
 
 
 def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
-    """What the shell would find below a folder, which for `**` includes folders behind links."""
+    """The files that match a glob pattern below a folder; `**` includes linked folders, as in the shell."""
     if "**" not in parts:
         yield from root.glob("/".join(parts))
         return

@@ -1,4 +1,4 @@
-"""Which files are radiographs, by their names where that is enough, else by their content."""
+"""Tell radiographs from other files, by name where that is enough, else by content."""
 
 import os
 import stat
@@ -11,17 +11,17 @@ from chexpert_hf.data.grey_levels import NotFetchedError, RadiographError
 from chexpert_hf.data.raster import format_of
 from chexpert_hf.inference.folders.archives import HEAD_BYTES
 
-# Only for the choice in folders, where a damaged radiograph should be reported: what a file is, its content tells.
+# Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 _SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
-"""What macOS and Windows leave in folders and archives, in lower case."""
+"""Names, in lower case, of files that macOS and Windows add to folders and archives."""
 
 
 class Kind(Enum):
-    """What a file in a folder or archive is."""
+    """The kind of a file in a folder or archive."""
 
     RADIOGRAPH = "one to score, or to report if it cannot be read"
     IMAGELESS = "DICOM without an image: DICOMDIR, a structured report, a presentation state"
@@ -29,7 +29,7 @@ class Kind(Enum):
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file is what an operating system puts beside the files of its users, such as `._a.png`."""
+    """Whether the operating system added a file to those of the user, such as `._a.png`."""
     parts = name.lower().replace(os.sep, "/").split("/")
     return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
 
@@ -40,12 +40,12 @@ def has_radiographs_name(name: str) -> bool:
 
 
 def kind_of_file(path: str) -> Kind:
-    """What a file on disk is."""
+    """The kind of a file on disk."""
     return kind_of(path, partial(_head, path), partial(_open, path))
 
 
 def kind_of(name: str, head: Callable[[], bytes | None], whole: Callable[[], BinaryIO]) -> Kind:
-    """What a file is.
+    """The kind of a file.
 
     Args:
         name: Whose suffix decides where the content need not be looked at.
@@ -69,7 +69,7 @@ def _suffix(name: str) -> str:
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Whether a name is one of DICOM files: with their suffix, or without any, as in `IM0001` and `1.2.840.1`."""
+    """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
     suffix = _suffix(name)
     return suffix in _DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
 

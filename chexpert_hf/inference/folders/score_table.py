@@ -26,7 +26,7 @@ FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
 
 
 class GateMode(str, Enum):
-    """Treatment of images that do not look like chest radiographs: scored and marked, not scored, or not looked for."""
+    """Treatment of images that do not look like chest radiographs: scored and flagged, not scored, or not checked."""
 
     FLAG = "flag"
     REFUSE = "refuse"

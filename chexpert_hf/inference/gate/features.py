@@ -104,7 +104,7 @@ def _features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -
     for maps in stages(gray.float() * scale[:, None, None] + shift[:, None, None]):
         flat = maps.float().cpu().flatten(2)  # (B, channels, places)
         mean = flat.mean(dim=2)
-        # Several times faster than `std` on few places; its last bits are others.
+        # Several times faster than `std` on small maps; the last bits differ.
         variance = (flat - mean[..., None]).square().sum(dim=2) / (flat.shape[2] - 1)
         parts += [mean, (variance.sqrt() + _LEAST_DEVIATION).log()]
     return torch.cat(parts, dim=1).double().numpy()
