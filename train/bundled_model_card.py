@@ -85,9 +85,9 @@ class Scored:
         return np.asarray(self.dataset["patient"][:])
 
     @property
-    def paths(self) -> list[str]:
-        """As in the tables."""
-        return list(self.dataset["path"][:])
+    def views(self) -> list[str]:
+        """Patient, study and view of each image."""
+        return [_view(path) for path in self.dataset["path"][:]]
 
 
 def describe(model: Path, folds: Sequence[Path], sources: Sources) -> str:
@@ -134,6 +134,17 @@ _INTRODUCTION = (
     f"is positive / negative images. Fewer than {FEW} of either are not judged. The radiographs are a union of several "
     "public samples of ChestX-ray14, so that prevalences mean nothing."
 )
+
+
+def _view(path: str) -> str:
+    """The last three parts of a path, which name the view whatever folder the data lie in."""
+    return "/".join(path.split("/")[-3:])
+
+
+def _readings(file: Path) -> pd.DataFrame:
+    """The readings by view, one row each; further rows are further boxes."""
+    table = pd.read_csv(file)
+    return table.assign(view=table["Path"].map(_view)).drop_duplicates("view").set_index("view").drop(columns="Path")
 
 
 def _scored(name: str, split: datasets.Dataset, probabilities: Floats, recipe: Recipe) -> Scored:
@@ -200,7 +211,7 @@ def _plain_auroc(scores: Floats, truth: Floats) -> float:
 def _radiologists(sources: Sources, scored: Sequence[Scored], observations: Sequence[str]) -> list[str]:
     rows = []
     if sources.rsna is not None:
-        readings = pd.read_csv(sources.rsna).drop_duplicates("Path").set_index("Path")
+        readings = _readings(sources.rsna)
         for target, is_negative in (
             ("opacity suspicious for pneumonia against the rest", readings["Target"] == 0),
             ("opacity suspicious for pneumonia against normal", readings["Class"] == "Normal"),
@@ -213,7 +224,7 @@ def _radiologists(sources: Sources, scored: Sequence[Scored], observations: Sequ
                 for score in ("Lung Opacity", "Pneumonia")
             ]
     if sources.google is not None:
-        readings = pd.read_csv(sources.google).set_index("Path")
+        readings = _readings(sources.google)
         rows += [
             [f"Google: {name}", name, *(_against(readings[name], one, observations.index(name)) for one in scored)]
             for name in readings.columns
@@ -232,7 +243,7 @@ def _radiologists(sources: Sources, scored: Sequence[Scored], observations: Sequ
 
 
 def _against(truth: "pd.Series[float]", scored: Scored, column: int) -> str:
-    return _auroc(scored.probabilities[:, column], truth.reindex(scored.paths).to_numpy(float), scored.patients)
+    return _auroc(scored.probabilities[:, column], truth.reindex(scored.views).to_numpy(float), scored.patients)
 
 
 def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> list[str]:
