@@ -451,3 +451,74 @@ def test_calibrate_takes_the_prevalence_where_the_model_will_be_used(
     assert code == 2
     assert "The prevalence of Edema is 1.05" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def readings(phantoms, tmp_path):
+    """What others read in all but one of the valid images: Edema, with the class of each and a box where it is."""
+    with (phantoms / "valid.csv").open() as stream:
+        rows = list(csv.DictReader(stream))[1:]
+    lines = ["Path,Class,Target,x,y,width,height", "elsewhere/train/patient99999/study1/view1_frontal.jpg,Ill,1,,,,"]
+    for number, row in enumerate(rows):
+        kind = ("Ill,1,2,2,9,9", "Other,0,,,,", "Normal,0,,,,")[number % 3]
+        lines.append(f"elsewhere/{row['Path'].partition('/')[2]},{kind}")
+    file = tmp_path / "readings.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file, len(rows)
+
+
+def test_evaluate_puts_a_second_reference_standard_beside_the_labels(
+    monkeypatch, capsys, phantoms, tiny_folder, readings, tmp_path
+):
+    file, count = readings
+    arguments = [
+        "evaluate", phantoms, "--model", tiny_folder, "--reference", file, "--reference-name", "Two readers",
+        "--reference-map", "Target=Edema", "--reference-map", "Target=Pneumonia", "--reference-against", "Class=Normal",
+        "--labels-name", "drawn labels", "--replicates", 100,
+    ]  # fmt: skip
+    code, out, err = run(monkeypatch, capsys, *arguments, "--output", tmp_path / "report")
+    assert code == 0, err
+    assert f"Two readers: {count} of the {count + 1} images of this split are in readings.csv; 1 other image" in err
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    second = metrics["second_reference_standard"]
+    assert metrics["reference_standard"] == "drawn labels"
+    assert (second["images"], second["images_only_in_split"], second["images_only_in_reference"]) == (count, 1, 1)
+    kinds = [(item["observation"], item["reference"], item["against"]) for item in second["figures"]]
+    assert kinds == [
+        (name, *standard)
+        for name in ("Edema", "Pneumonia")
+        for standard in (("Two readers", None), ("Two readers", "Class=Normal"), ("drawn labels", None))
+    ]
+    for text in [(tmp_path / "report" / f"report.{kind}").read_text() for kind in ("md", "html")]:
+        assert "Reference standard: drawn labels" in text
+        assert "Second reference standard: Two readers" in text
+        assert "Target, against Class=Normal" in text
+        assert f"On the {count} images of this split that are in readings.csv" in text
+    code, out, _ = run(monkeypatch, capsys, *arguments, "--json")
+    assert json.loads(out)["second_reference_standard"]["figures"] == second["figures"]
+    code, out, _ = run(monkeypatch, capsys, *arguments)
+    assert [line.split("  ")[1] for line in out.splitlines() if "drawn labels" in line] == ["Edema", "Pneumonia"]
+
+
+def test_localize_takes_the_boxes_of_a_reference_standard(
+    monkeypatch, capsys, phantoms, tiny_folder, readings, tmp_path
+):
+    file, count = readings
+    arguments = [
+        "localize", phantoms, "--model", tiny_folder, "--reference", file, "--reference-map", "Target=Edema",
+        "--reference-name", "Readers", "--replicates", 100, "--output", tmp_path,
+    ]  # fmt: skip
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    result = json.loads((tmp_path / "localization.json").read_text())
+    assert result["ground_truth"] == "boxes in readings.csv (Readers)"
+    assert (result["num_images"], list(result["observations"])) == (-(-count // 3), ["Edema"])
+    code, _, err = run(monkeypatch, capsys, *arguments, "--annotations", file)
+    assert (code, "Expected --reference or --annotations, got both" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "localize"])
+def test_options_of_a_reference_need_the_file(monkeypatch, capsys, phantoms, tiny_folder, tmp_path, command):
+    arguments = [command, phantoms, "--model", tiny_folder, "--output", tmp_path / "out"]
+    code, _, err = run(monkeypatch, capsys, *arguments, "--reference-map", "Target=Edema")
+    assert (code, "need --reference" in err) == (2, True)

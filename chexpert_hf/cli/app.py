@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
     from tqdm import tqdm
 
+    from chexpert_hf.data.reference import Reference
     from chexpert_hf.inference.classifier import CheXpertClassifier
 
 DISCLAIMER = "Research software, not a medical device."
@@ -70,6 +71,26 @@ FollowLinks = Annotated[
     typer.Option(
         "--follow-links/--no-follow-links", help="Links to radiographs outside of the folder: follow or refuse them."
     ),
+]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        help="A second reference standard: CSV with Path, and observations or targets; rows with x, y, width, height "
+        "are boxes.",
+    ),
+]
+ReferenceMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference-map",
+        help="Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
+        "'Class:Normal=No Finding' for one value of a column of text.",
+    ),
+]
+ReferenceName = Annotated[
+    str | None,
+    typer.Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -138,6 +159,25 @@ def load_split(
     return load_chexpert(
         data, splits=[name], observations=observations, follow_links=follow_links, say=say_on_stderr, **options
     )[name]
+
+
+def load_reference(
+    file: Path | None,
+    observations: Sequence[str],
+    mapping: Sequence[str] | None,
+    name: str | None,
+    against: Sequence[str] | None = None,
+) -> "Reference | None":
+    """Loads the second reference standard, where one is given."""
+    from chexpert_hf.data.reference import read_reference
+
+    if file is None:
+        if mapping or name or against:
+            raise InputError(
+                "--reference-map, --reference-against and --reference-name need --reference, the CSV file."
+            )
+        return None
+    return read_reference(file, observations, mapping=mapping or (), against=against or (), name=name)
 
 
 def say_on_stderr(line: str) -> None:

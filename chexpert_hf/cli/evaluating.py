@@ -1,10 +1,10 @@
 """What a model is worth, and what follows from it: evaluate, calibrate."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,15 +13,26 @@ from chexpert_hf.cli.app import (
     Data,
     FollowLinks,
     Models,
+    ReferenceFile,
+    ReferenceMap,
+    ReferenceName,
     Split,
     app,
     load_classifier,
+    load_reference,
     load_split,
     progress_bar,
     quiet_transformers,
 )
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
+
+    from chexpert_hf.data.reference import Reference
+    from chexpert_hf.evaluation.metrics import Evaluation
+    from chexpert_hf.inference.classifier import CheXpertClassifier
 
 
 class Aggregation(str, Enum):
@@ -64,12 +75,25 @@ def evaluate(
     valid_fraction: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
     ] = 0.1,
+    reference: ReferenceFile = None,
+    reference_map: ReferenceMap = None,
+    reference_against: Annotated[
+        list[str] | None,
+        typer.Option(help="Also against some of its negatives only, such as those with 'Class=Normal'."),
+    ] = None,
+    reference_name: ReferenceName = None,
+    labels_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."
+        ),
+    ] = None,
     follow_links: FollowLinks = True,
     as_json: AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
-    from chexpert_hf.evaluation.report import as_table, write_report
-    from chexpert_hf.inference.dataset import evaluate_dataset
+    from chexpert_hf.evaluation.report import write_report
+    from chexpert_hf.hub.data_terms import labels_name as known_labels
     from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
 
     if sanity and output is None:
@@ -85,13 +109,17 @@ def evaluate(
             raise InputError(
                 f"{name} judges other observations than {next(iter(classifiers))}; compare like with like."
             )
+    standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
     dataset = load_split(data, split, first.observations, follow_links=follow_links, valid_fraction=valid_fraction)
+    if standard is not None:
+        typer.echo(standard.coverage(dataset["path"][:]), err=True)
+    labels_name = labels_name or known_labels(data.resolve().name, split.value, len(set(dataset["patient"][:])))
     if not allow_calibration_patients:
         refuse_calibration_patients(model, dataset["patient"][:])
     warnings = patient_warnings(model, dataset["patient"][:])
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
-            evaluations = {name: evaluate_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+            results = _short_results(classifiers, dataset, standard, labels_name, aggregation, replicates, bar.update)
         else:
             report = assess_dataset(
                 classifiers,
@@ -102,6 +130,8 @@ def evaluate(
                 num_thumbnails=thumbnails,
                 num_sanity=sanity,
                 warnings=warnings,
+                labels_name=labels_name,
+                reference=standard,
                 progress=bar.update,
             )
     for warning in warnings:
@@ -110,12 +140,54 @@ def evaluate(
         write_report(output, report)
         typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))
         typer.echo(f"The report is in {output}: report.html, report.md, metrics.json, predictions.", err=True)
-    elif as_json:
-        values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
-        typer.echo(json.dumps(next(iter(values.values())) if len(values) == 1 else values))
     else:
-        for name, evaluation in evaluations.items():
-            typer.echo(f"{name}\n{as_table(evaluation)}" if len(evaluations) > 1 else as_table(evaluation))
+        _print_results(*results, as_json)
+
+
+def _short_results(
+    classifiers: "Mapping[str, CheXpertClassifier]",
+    dataset: "datasets.Dataset",
+    standard: "Reference | None",
+    labels_name: str,
+    aggregation: Aggregation,
+    replicates: int,
+    progress: Callable[[int], None],
+) -> "tuple[dict[str, Evaluation], dict[str, Any] | None]":
+    """What is printed without a report: the evaluation of each model, and the figures on the second standard."""
+    from chexpert_hf.hub.measured import evaluate_predictions
+    from chexpert_hf.inference.dataset import predict_dataset
+    from chexpert_hf.inference.reporting import reference_figures
+
+    probabilities = {name: predict_dataset(one, dataset, progress) for name, one in classifiers.items()}
+    evaluations = {
+        name: evaluate_predictions(probabilities[name], dataset, one.model.config) for name, one in classifiers.items()
+    }
+    if standard is None:
+        return evaluations, None
+    return evaluations, reference_figures(
+        classifiers,
+        probabilities,
+        dataset,
+        standard,
+        labels_name=labels_name,
+        aggregation=aggregation.value,
+        replicates=replicates,
+    )
+
+
+def _print_results(evaluations: "Mapping[str, Evaluation]", second: "dict[str, Any] | None", as_json: bool) -> None:
+    from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
+    from chexpert_hf.evaluation.report import as_table, reference_table
+
+    if as_json:
+        values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+        value = next(iter(values.values())) if len(values) == 1 else values
+        typer.echo(json.dumps(value | ({SECOND_STANDARD: second} if second else {})))
+        return
+    for name, evaluation in evaluations.items():
+        typer.echo(f"{name}\n{as_table(evaluation)}" if len(evaluations) > 1 else as_table(evaluation))
+    if second:
+        typer.echo(f"\n{reference_table(second)}")
 
 
 @app.command()

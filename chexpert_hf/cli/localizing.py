@@ -11,9 +11,13 @@ from chexpert_hf.cli.app import (
     Data,
     FollowLinks,
     Models,
+    ReferenceFile,
+    ReferenceMap,
+    ReferenceName,
     Split,
     app,
     load_classifier,
+    load_reference,
     load_split,
     progress_bar,
 )
@@ -35,6 +39,9 @@ def localize(
         Path | None,
         typer.Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none."),
     ] = None,
+    reference: ReferenceFile = None,
+    reference_map: ReferenceMap = None,
+    reference_name: ReferenceName = None,
     threshold: Annotated[str, typer.Option(help="What makes a map a mask: otsu, or a number in (0, 1).")] = "otsu",
     frontal_only: Annotated[bool, typer.Option("--frontal-only", help="No lateral views.")] = False,
     write_maps: Annotated[
@@ -49,18 +56,22 @@ def localize(
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
     from chexpert_hf.data.tables import find_dataset_folder
-    from chexpert_hf.inference.localization.ground_truth import find_ground_truth
+    from chexpert_hf.inference.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.inference.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.inference.localization.localize import localize_dataset, rows_with_truth
     from chexpert_hf.inference.reporting import patient_warnings
 
     number = _parse_threshold(threshold)
+    if reference and annotations:
+        raise InputError("Expected --reference or --annotations, got both; pass the file that has the boxes.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output} cannot be a folder for the results: {error.strerror}.") from error
-    truth = find_ground_truth(find_dataset_folder(data), annotations)
+    given = None if reference else find_ground_truth(find_dataset_folder(data), annotations)
     classifier = load_classifier(model)
+    standard = load_reference(reference, classifier.observations, reference_map, reference_name)
+    truth = Boxes(standard) if standard else given
     dataset = load_split(
         data,
         split,

@@ -11,6 +11,8 @@ from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import FloatArray
 
 OWN_LABELS = "labels of the data set"
+SECOND_STANDARD = "second_reference_standard"
+"""Key of the result of `assess_reference` in metrics.json."""
 
 
 def assess_reference(

@@ -22,6 +22,7 @@ from chexpert_hf.evaluation import plots
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD
 from chexpert_hf.evaluation.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity_report import sanity_figure, sanity_tables
 
@@ -41,6 +42,49 @@ def as_table(evaluation: Evaluation) -> str:
         lines.append(f"Mean AUROC {evaluation.mean_auroc:.3f} over {', '.join(evaluation.mean_over)}")
     lines.append(f"{evaluation.num_studies:,} studies, maximum over the views of each.")
     return "\n".join(lines)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """A table as plain text, its columns aligned."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def reference_table(result: Mapping[str, Any]) -> str:
+    """Figures of `assess_reference` as plain text: AUROC and what it was measured against."""
+    return aligned([row[:7] for row in _reference_cells(result)]) + "\n" + _reference_note(result)
+
+
+def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
+    rows = [
+        ["model", "score", "reference standard", "finding", "positive", "negative", "AUROC", "AUPRC", "sensitivity",
+         "specificity"]
+    ]  # fmt: skip
+    for item in result["figures"]:
+        point = item["operating_point"] or dict.fromkeys(("sensitivity", "specificity"))
+        figures = (item["auprc"], point["sensitivity"], point["specificity"])
+        against = f", against {item['against']}" if item["against"] else ""
+        rows.append(
+            [
+                *(item[name] for name in ("model", "observation", "reference")),
+                f"{item['target']}{against}",
+                f"{item['num_positive']:,}",
+                f"{item['num_negative']:,}",
+                item["undefined"] or as_estimate(item["auroc"]),
+                *map(as_estimate, figures),
+            ]
+        )
+    return rows
+
+
+def _reference_note(result: Mapping[str, Any]) -> str:
+    missing = f" Not judged by the model: {', '.join(result['not_judged'])}." if result["not_judged"] else ""
+    return (
+        f"On the {result['images']:,} images of this split that are in {result['file']} ({result['studies']:,} studies "
+        f"of {result['patients']:,} patients). {result['images_only_in_split']:,} other images of the split are not in "
+        f"the file, and {result['images_only_in_reference']:,} other images of the file are not in the split.{missing}"
+    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +180,8 @@ def _context(data: ReportData) -> dict[str, Any]:
         "data": data.metrics["data"],
         "models": [model | {"subgroups": _subgroups(model)} for model in data.metrics["models"]],
         "comparisons": data.metrics["comparisons"],
+        "reference_standard": data.metrics.get("reference_standard", OWN_LABELS),
+        "second_standard": _second_standard(data.metrics.get(SECOND_STANDARD)),
         "replicates": data.metrics["replicates"],
         "published": {name: value for name, value in published.items() if name in data.observations},
         "published_mean": sum(published.values()) / len(published),
@@ -143,6 +189,13 @@ def _context(data: ReportData) -> dict[str, Any]:
         "min_studies": MIN_STUDIES_PER_CLASS,
         "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
     }
+
+
+def _second_standard(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    header, *rows = _reference_cells(result)
+    return {"name": result["reference"], "header": header, "rows": rows, "note": _reference_note(result)}
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:

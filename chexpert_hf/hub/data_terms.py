@@ -1,10 +1,12 @@
-"""Under which terms known data sets stand and how they are cited, for the cards of models that were trained on them.
+"""Terms of known data sets, how they are cited, and who set their labels, for cards and reports.
 
 Only the name of the data's folder is known where a card is written, so that a card says which data it takes it for.
 Sources: the data sets' own pages and papers, as cited.
 """
 
 from dataclasses import dataclass
+
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 
 _CHEXPERT = """@inproceedings{irvin2019chexpert,
   title     = {CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison},
@@ -80,6 +82,27 @@ _KNOWN = {
         limits=("It was trained on drawings: its scores of real radiographs mean nothing.",),
     ),
 }
+
+
+_TEXT_MINED = "text-mined labels"
+_LABELS = {"chexpert": _TEXT_MINED, "nih": _TEXT_MINED, "chestx-ray": _TEXT_MINED, "chestxray": _TEXT_MINED}
+_RADIOLOGISTS = {("valid", 200), ("test", 500)}
+"""Splits of CheXpert, by their number of patients, whose labels are the majority of radiologists."""
+
+
+def labels_name(data_name: str, split: str, num_patients: int) -> str:
+    """The reference standard that a data set's own labels are, by the name of its folder.
+
+    Args:
+        data_name: Of the folder.
+        split: "train", "valid" or "test".
+        num_patients: Of the split, by which CheXpert's is told from patients held out of `train.csv`.
+    """
+    starts = next((starts for starts in _LABELS if data_name.lower().startswith(starts)), None)
+    if starts is None:
+        return OWN_LABELS
+    is_read = starts == "chexpert" and (split, num_patients) in _RADIOLOGISTS
+    return "majority of radiologists" if is_read else _LABELS[starts]
 
 
 def terms_of(data_name: str) -> DataTerms:

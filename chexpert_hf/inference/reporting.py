@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,12 +12,14 @@ from PIL import Image
 
 from chexpert_hf.data.grey_levels import naming
 from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.data.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import is_chexpert_valid
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
 from chexpert_hf.evaluation.report import ReportData
 from chexpert_hf.evaluation.sanity_report import as_dictionary
 from chexpert_hf.inference.classifier import CheXpertClassifier
@@ -39,6 +42,8 @@ def assess_dataset(
     num_thumbnails: int = 0,
     num_sanity: int = 0,
     warnings: Sequence[str] = (),
+    labels_name: str = OWN_LABELS,
+    reference: Reference | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReportData:
     """Scores a split with each model and works out everything that a report says.
@@ -53,10 +58,12 @@ def assess_dataset(
             model, at its operating points, are shown.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: What a reader must know before anything else.
+        labels_name: Who set the labels of the data set, in words.
+        reference: A second reference standard for images of this split.
         progress: Called with the number of images that were added.
 
     Raises:
-        InputError: If the maps of an ensemble are to be checked.
+        InputError: If the maps of an ensemble are to be checked, or no image is in the reference.
         RadiographError: If an image cannot be read.
     """
     first = next(iter(classifiers.values()))
@@ -64,12 +71,8 @@ def assess_dataset(
     studies, patients = dataset["study"][:], dataset["patient"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
-    chosen_by = {name: _chosen_by(model) for name, model in classifiers.items()}
     metrics = assess(
-        [
-            ModelScores(name, probabilities[name], model.operating_points, chosen_by[name])
-            for name, model in classifiers.items()
-        ],
+        _model_scores(classifiers, probabilities),
         labels,
         studies,
         patients,
@@ -78,6 +81,17 @@ def assess_dataset(
         aggregation=aggregation,
         replicates=replicates,
     )
+    metrics["reference_standard"] = labels_name
+    if reference is not None:
+        metrics[SECOND_STANDARD] = reference_figures(
+            classifiers,
+            probabilities,
+            dataset,
+            reference,
+            labels_name=labels_name,
+            aggregation=aggregation,
+            replicates=replicates,
+        )
     truth, names = per_study(labels, studies, "maximum")
     scores = [StudyScores(name, per_study(probabilities[name], studies, aggregation)[0]) for name in classifiers]
     return ReportData(
@@ -94,6 +108,53 @@ def assess_dataset(
         thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
         sanity=sanity,
     )
+
+
+def reference_figures(
+    classifiers: Mapping[str, CheXpertClassifier],
+    probabilities: Mapping[str, NDArray[np.float64]],
+    dataset: datasets.Dataset,
+    reference: Reference,
+    *,
+    labels_name: str = OWN_LABELS,
+    aggregation: str = "maximum",
+    replicates: int = 1000,
+) -> dict[str, Any]:
+    """The figures of models on a split against a second reference standard; see `assess_reference`.
+
+    Args:
+        classifiers: Name -> model.
+        probabilities: Name -> `(num_views, num_labels)` from `predict_dataset`.
+        dataset: The split, as in `assess_dataset`.
+        reference: The second reference standard.
+        labels_name: Who set the labels of the data set, in words.
+        aggregation: Over the views of a study.
+        replicates: Of the bootstrap.
+
+    Raises:
+        ReferenceFileError: If no image of the split is in the reference.
+    """
+    first = next(iter(classifiers.values()))
+    return assess_reference(
+        _model_scores(classifiers, probabilities),
+        dataset["path"][:],
+        dataset["patient"][:],
+        first.observations,
+        reference,
+        labels=evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels),
+        labels_name=labels_name,
+        aggregation=aggregation,
+        replicates=replicates,
+    )
+
+
+def _model_scores(
+    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, NDArray[np.float64]]
+) -> list[ModelScores]:
+    return [
+        ModelScores(name, probabilities[name], model.operating_points, _chosen_by(model))
+        for name, model in classifiers.items()
+    ]
 
 
 def subgroup_columns(

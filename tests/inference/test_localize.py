@@ -14,6 +14,7 @@ from torch.nn import functional
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor, cli
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.data.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.chexlocalize import TASKS, observation_of, write_segmentations
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
@@ -334,6 +335,21 @@ def test_boxes_go_by_chexperts_or_nihs_names_and_several_are_one(tmp_path):
     assert not boxes.is_complete
 
 
+def test_boxes_of_a_reference_stand_for_the_observations_it_is_mapped_to(tmp_path):
+    path = "train/patient00001/study1/view1_frontal.jpg"
+    file = tmp_path / "rsna.csv"
+    file.write_text(
+        f"Path,Class,Target,x,y,width,height\n{path},Lung Opacity,1,0,0,2,2\n{path},Lung Opacity,1,4,4,1,1\n"
+        f"{path.replace('00001', '00002')},Normal,0,,,,\n"
+    )
+    mapping = ["Target=Lung Opacity,Target=Pneumonia"]
+    boxes = Boxes(read_reference(file, mapping=mapping, against=["Class=Normal"], name="RSNA radiologists"))
+    assert boxes.source == "boxes in rsna.csv (RSNA radiologists)"
+    assert boxes.images() == [path]
+    assert boxes.findings(path) == ("Lung Opacity", "Pneumonia")
+    assert boxes.mask(path, "Pneumonia", (5, 6)).sum() == 5
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -344,7 +360,7 @@ def test_boxes_go_by_chexperts_or_nihs_names_and_several_are_one(tmp_path):
     ],
 )
 def test_a_row_that_is_no_box_is_refused(tmp_path, row, message):
-    with pytest.raises(GroundTruthError, match=message):
+    with pytest.raises(ReferenceFileError, match=message):
         Boxes(write_boxes(tmp_path / "boxes.csv", [row]))
 
 
@@ -361,10 +377,13 @@ def test_boxes_that_went_through_a_spreadsheet_on_windows_are_the_same(tmp_path)
 def test_a_file_that_is_not_of_boxes_is_refused(tmp_path):
     file = tmp_path / "boxes.csv"
     file.write_text("Path,Observation,x\np,Edema,1\n")
-    with pytest.raises(GroundTruthError, match="missing: y, width, height"):
+    with pytest.raises(ReferenceFileError, match="missing: y, width, height"):
         Boxes(file)
-    with pytest.raises(GroundTruthError, match="got no row"):
+    with pytest.raises(ReferenceFileError, match="got no row"):
         Boxes(write_boxes(file, []))
+    file.write_text("Path,Edema\np,1\n")
+    with pytest.raises(GroundTruthError, match=r"boxes\.csv holds no box of a finding"):
+        Boxes(file)
     with pytest.raises(GroundTruthError, match=r"outside of p, which is 6 x 5"):
         Boxes(write_boxes(file, [["p", "Edema", 100, 100, 5, 5]])).mask("p", "Edema", (5, 6))
 

@@ -8,11 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from chexpert_hf.data.csv_dialect import dialect_of
-from chexpert_hf.data.tables import listed, parse_number
+from chexpert_hf.data.reference import Box, Reference, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.chexlocalize import LOCALIZED_OBSERVATIONS, image_id, read_segmentations
 from chexpert_hf.evaluation.localization import Mask, box_mask
@@ -20,17 +18,6 @@ from chexpert_hf.labels import OBSERVATIONS
 
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
-_BOX_COLUMNS = ("x", "y", "width", "height")
-
-NIH_NAMES = {
-    "Effusion": "Pleural Effusion",
-    "Pleural_Thickening": "Pleural Other",
-    "Nodule": "Lung Lesion",
-    "Mass": "Lung Lesion",
-    "Infiltrate": "Lung Opacity",
-    "Infiltration": "Lung Opacity",
-}
-"""Names in NIH's box list (BBox_List_2017.csv) and labels that CheXpert has others for."""
 
 _ASPECT_TOLERANCE = 0.02
 """CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less."""
@@ -135,16 +122,35 @@ class Segmentations:
 class Boxes:
     """Boxes of some findings in some images; what has no box may be there all the same.
 
-    The columns are Path, Observation, x, y, width, height, in pixels of the image as it is stored. Observations go by
-    CheXpert's names or by NIH's. Several boxes of one observation in one image are one ground truth.
+    Several boxes of one observation in one image are one ground truth.
     """
 
     is_complete = False
 
-    def __init__(self, file: Path) -> None:
-        self.source = f"boxes in {file.name}"
-        self._file = file
-        self._boxes = _read_boxes(file)
+    def __init__(self, boxes: Path | Reference) -> None:
+        """Gathers the boxes of each image.
+
+        Args:
+            boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
+                Observation, x, y, width, height.
+
+        Raises:
+            ReferenceFileError: If the file cannot be read.
+            GroundTruthError: If it holds no box of a finding.
+        """
+        reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
+        self._file = reference.file
+        self.source = f"boxes in {reference.file}"
+        if reference.name != reference.file:
+            self.source += f" ({reference.name})"
+        self._boxes: dict[str, dict[str, list[Box]]] = {}
+        for target in reference.targets:
+            for path, found in target.boxes.items():
+                self._boxes.setdefault(path, {}).setdefault(target.observation, []).extend(found)
+        if not self._boxes:
+            raise GroundTruthError(
+                f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
+            )
 
     def findings(self, path: str) -> tuple[str, ...]:
         return tuple(name for name in OBSERVATIONS if name in self._boxes.get(path, {}))
@@ -153,7 +159,7 @@ class Boxes:
         mask = box_mask(self._boxes[path][observation], shape)
         if not mask.any():
             raise GroundTruthError(
-                f"{self._file.name}: the box of {observation} lies outside of {path}, which is {shape[1]} x {shape[0]};"
+                f"{self._file}: the box of {observation} lies outside of {path}, which is {shape[1]} x {shape[0]};"
                 " expected pixels of the image as it is stored."
             )
         return mask
@@ -161,40 +167,6 @@ class Boxes:
     def images(self) -> Sequence[str]:
         """The paths of the images that have boxes."""
         return list(self._boxes)
-
-
-def _read_boxes(file: Path) -> dict[str, dict[str, list[tuple[float, ...]]]]:
-    try:
-        encoding, delimiter = dialect_of(file)
-        table = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
-    except (OSError, ValueError) as error:
-        raise GroundTruthError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
-    missing = [name for name in ("Path", "Observation", *_BOX_COLUMNS) if name not in table.columns]
-    if missing or table.empty:
-        raise GroundTruthError(
-            f"{file.name}: expected rows with the columns Path, Observation, {', '.join(_BOX_COLUMNS)}, "
-            f"{'got no row' if not missing else 'missing: ' + listed(missing)}."
-        )
-    boxes: dict[str, dict[str, list[tuple[float, ...]]]] = {}
-    for row, cells in enumerate(table.to_dict("records"), start=2):
-        path = "/".join(cells["Path"].replace("\\", "/").split("/")[-4:])
-        observation = cells["Observation"]
-        observation = NIH_NAMES.get(observation, observation)
-        if observation not in OBSERVATIONS:
-            raise GroundTruthError(f"{file.name} row {row}: {observation!r:.60} is neither CheXpert's name nor NIH's.")
-        box = _box([cells[name] for name in _BOX_COLUMNS], f"{file.name} row {row}")
-        boxes.setdefault(path, {}).setdefault(observation, []).append(box)
-    return boxes
-
-
-def _box(cells: Sequence[str], where: str) -> tuple[float, ...]:
-    try:
-        x, y, width, height = box = tuple(map(parse_number, cells))
-    except ValueError:
-        x = y = width = height = float("nan")
-    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
-        raise GroundTruthError(f"{where}: {', '.join(cells)!r:.80} is no box; expected x, y, width, height in pixels.")
-    return box
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:

@@ -12,7 +12,7 @@ import numpy as np
 
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.localization import PRIORS, Localization
-from chexpert_hf.evaluation.report import as_estimate
+from chexpert_hf.evaluation.report import aligned, as_estimate
 from chexpert_hf.inference.localization.localize import LocalizationResult, ObservationLocalization, Thresholds
 from chexpert_hf.inference.localization.pointing import BASELINES, MODEL
 
@@ -35,10 +35,7 @@ def as_text(result: LocalizationResult) -> str:
     """Two plain tables, hit rate and mIoU, one line for each observation."""
     blocks = []
     for title, figure in (("Hit rate", _hit_rate), ("mIoU", _miou)):
-        cells = _cells(result, figure)
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        blocks.append(f"{title} (95 % interval)\n" + "\n".join(line.rstrip() for line in lines))
+        blocks.append(f"{title} (95 % interval)\n{aligned(_cells(result, figure))}")
     return "\n\n".join([*blocks, *_remarks(result)])
 
 
