@@ -82,6 +82,10 @@ def evaluate(
         typer.Option(help="Also against some of its negatives only, such as those with 'Class=Normal'."),
     ] = None,
     reference_name: ReferenceName = None,
+    update_card: Annotated[
+        bool,
+        typer.Option("--update-card", help="Also put the figures on --reference into the model folder's card."),
+    ] = False,
     labels_name: Annotated[
         str | None,
         typer.Option(
@@ -92,12 +96,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
+    from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report import write_report
     from chexpert_hf.hub.data_terms import labels_name as known_labels
+    from chexpert_hf.hub.folder import add_reference_figures
     from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
 
     if sanity and output is None:
         raise InputError("--sanity needs --output: the checks are a section of the report.")
+    if update_card and (reference is None or output is None or len(model) > 1 or not Path(model[0]).is_dir()):
+        raise InputError("--update-card needs one local model folder as --model, --reference and --output.")
     classifiers = (
         {"ensemble": load_classifier(model)}
         if ensemble
@@ -138,6 +146,8 @@ def evaluate(
         typer.echo(f"Note: {warning}", err=True)
     if output is not None:
         write_report(output, report)
+        if update_card:
+            add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
         typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))
         typer.echo(f"The report is in {output}: report.html, report.md, metrics.json, predictions.", err=True)
     else:

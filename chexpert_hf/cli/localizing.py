@@ -68,10 +68,9 @@ def localize(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output} cannot be a folder for the results: {error.strerror}.") from error
-    given = None if reference else find_ground_truth(find_dataset_folder(data), annotations)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
-    truth = Boxes(standard) if standard else given
+    truth = Boxes(standard) if standard else find_ground_truth(find_dataset_folder(data), annotations)
     dataset = load_split(
         data,
         split,

@@ -12,12 +12,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
-from chexpert_hf.hub.card_sections import decision_sections, evaluation_section, no_evaluation_section
+from chexpert_hf.hub.card_sections import (
+    decision_sections,
+    evaluation_section,
+    no_evaluation_section,
+    reference_section,
+)
 from chexpert_hf.hub.data_terms import DENSENET_CITATION, LABELS_CITATION, terms_of
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 _TEMPLATE = "model_card.md"
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
 _TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
@@ -229,6 +236,17 @@ def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
     sections = decision_sections(config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
     return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name)
+
+
+def refresh_references(text: str, record: Mapping[str, Any]) -> str:
+    """A card whose section on other reference standards says what the record says, after its evaluation.
+
+    Args:
+        text: The card.
+        record: See `chexpert_hf.hub.card_sections.reference_section`.
+    """
+    section, rest = reference_section(record), _REFERENCES.sub("", text)
+    return _AFTER_EVALUATION.sub(lambda found: f"{section}\n\n{found[0]}", rest, count=1)
 
 
 def rename_card(text: str, name: str) -> str:

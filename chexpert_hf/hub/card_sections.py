@@ -5,6 +5,10 @@ from typing import Any
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
+from chexpert_hf.hub.data_terms import labels_name
+
+SECOND_STANDARDS = "second_reference_standards"
+"""Key of `evaluation.json`."""
 
 
 def evaluation_section(record: Mapping[str, Any], best_step: int) -> str:
@@ -36,11 +40,46 @@ def evaluation_section(record: Mapping[str, Any], best_step: int) -> str:
         "## Evaluation",
         f"On the validation split of {data['name']}: {record['num_studies']:,} studies of "
         f"{data['valid']['patients']:,} patients, scored by the maximum over the views of a study. Uncertain labels "
-        f"are left out. {chosen}{method}",
+        f"are left out. {chosen}{method} Reference standard: "
+        f"{labels_name(data['name'], 'valid', data['valid']['patients'])}.",
         _table(("observation", "positive", "negative", heading), rows),
         mean,
         *_subgroups(record),
+        reference_section(record),
     )
+
+
+def reference_section(record: Mapping[str, Any]) -> str:
+    """Figures against other reference standards than the split's own labels; empty without any.
+
+    Args:
+        record: What `evaluation.json` holds; `second_reference_standards` are results of `assess_reference`, each with
+            the `data` that was scored, in words.
+    """
+    parts = []
+    for result in record.get(SECOND_STANDARDS, ()):
+        rows = [
+            f"| {item['observation']} | {item['reference']} | {item['target']}{_against(item)} | "
+            f"{item['num_positive']} | {item['num_negative']} | {_reference_auroc(item)} |"
+            for item in result["figures"]
+        ]
+        parts += [
+            f"{result['data']}: {result['images']:,} images of {result['patients']:,} patients that "
+            f"{result['reference']} ({result['file']}) judged, beside the data set's own labels of these images.",
+            _table(
+                ("score", "reference standard", "finding", "positive", "negative", "AUROC (95 % interval)"), rows, 3
+            ),
+        ]
+    return _section("## Other reference standards", *parts) if parts else ""
+
+
+def _against(item: Mapping[str, Any]) -> str:
+    return f", against {item['against']}" if item["against"] else ""
+
+
+def _reference_auroc(item: Mapping[str, Any]) -> str:
+    auroc = item["auroc"]
+    return item["undefined"] or _estimate(auroc["value"], auroc["low"], auroc["high"])
 
 
 def no_evaluation_section() -> str:

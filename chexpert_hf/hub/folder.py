@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.evaluation.metrics import Evaluation
-from chexpert_hf.hub.card import ImportedFrom, refresh_card, render_card, render_import_card
+from chexpert_hf.hub.card import ImportedFrom, refresh_card, refresh_references, render_card, render_import_card
+from chexpert_hf.hub.card_sections import SECOND_STANDARDS
 from chexpert_hf.hub.half_precision import half_state_dict
 from chexpert_hf.hub.measured import evaluation_record
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -93,6 +94,31 @@ def refresh_folder(folder: Path) -> None:
     if card.exists():
         text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, readable(folder.resolve().name))
         card.write_text(text, encoding="utf-8")
+    write_checksums(folder)
+
+
+def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
+    """Adds figures against another reference standard to a folder's `evaluation.json` and card, and renews its sums.
+
+    They replace earlier ones against the same standard on the same data.
+
+    Args:
+        folder: The model's.
+        result: Of this one model, from `chexpert_hf.evaluation.reference_standard.assess_reference`.
+        data: What was scored, in words, such as "NIH, valid".
+    """
+    file, card = folder / EVALUATION_FILE, folder / CARD_FILE
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    earlier = [
+        item
+        for item in record.get(SECOND_STANDARDS, ())
+        if (item["reference"], item["data"]) != (result["reference"], data)
+    ]
+    record[SECOND_STANDARDS] = [*earlier, {"data": data, **result}]
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
+    _write_json(file, record)
+    if card.exists():
+        card.write_text(refresh_references(card.read_text(encoding="utf-8"), record), encoding="utf-8")
     write_checksums(folder)
 
 

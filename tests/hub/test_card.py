@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.hub.card import ImportedFrom, public_recipe, refresh_card, rename_card
 from chexpert_hf.hub.card_check import card_problems
-from chexpert_hf.hub.data_terms import terms_of
-from chexpert_hf.hub.folder import save_imported_folder
+from chexpert_hf.hub.data_terms import labels_name, terms_of
+from chexpert_hf.hub.folder import add_reference_figures, save_imported_folder
+from chexpert_hf.inference.model_files import differences
 
 
 @pytest.fixture
@@ -153,3 +154,41 @@ def test_terms_are_complete_sentences(name: str) -> None:
     assert terms.licence.endswith(".")
     assert (terms.license_id == "other") == bool(terms.license_name)
     assert name in terms.licence or name != "our-hospital"
+
+
+def test_figures_against_another_reference_standard_replace_earlier_ones_in_card_and_record(tiny_folder):
+    card = tiny_folder / "README.md"
+    card.write_text("# tiny\n\n## Evaluation\n\nfigures\n\n## Calibration\n\nnone\n\n## Limits\n\nmany\n")
+    figure = {
+        "observation": "Edema", "reference": "two readers", "target": "Target", "against": "Class=Normal",
+        "num_positive": 7, "num_negative": 9, "undefined": None, "auroc": {"value": 0.75, "low": 0.5, "high": 0.9},
+    }  # fmt: skip
+    result = {"reference": "two readers", "file": "r.csv", "images": 16, "patients": 12, "figures": [figure]}
+    for value in (0.65, 0.75):
+        figure["auroc"]["value"] = value
+        add_reference_figures(tiny_folder, result, "data, valid")
+    add_reference_figures(tiny_folder, result | {"figures": []}, "data, train")
+    text = card.read_text()
+    assert text.count("## Other reference standards") == 1
+    assert "| Edema | two readers | Target, against Class=Normal | 7 | 9 | 0.750 (0.500 to 0.900) |" in text
+    assert "0.650" not in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Evaluation", "## Other reference standards", "## Calibration", "## Limits",
+    ]  # fmt: skip
+    record = json.loads((tiny_folder / "evaluation.json").read_text())
+    assert [item["data"] for item in record["second_reference_standards"]] == ["data, valid", "data, train"]
+    assert differences(tiny_folder) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "patients", "expected"),
+    [
+        ("NIH", "valid", 198, "text-mined labels"),
+        ("CheXpert-v1.0-small", "train", 64_534, "text-mined labels"),
+        ("CheXpert-v1.0-small", "valid", 200, "majority of radiologists"),
+        ("CheXpert-v1.0-small", "valid", 6453, "text-mined labels"),  # held out from train.csv
+        ("our-hospital", "valid", 200, "labels of the data set"),
+    ],
+)
+def test_the_reference_standard_of_known_data_is_named(folder: str, split: str, patients: int, expected: str) -> None:
+    assert labels_name(folder, split, patients) == expected
