@@ -13,7 +13,7 @@ from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parents_among, p
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
 
-_RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_offsets")
+_RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_offsets", "map_evaluation")
 """Fields that describe the scores of a trained head, and mean nothing for a new one."""
 
 
@@ -53,6 +53,9 @@ class CheXpertConfig(PreTrainedConfig):
         map_offsets: How far beside its own place a place of an observation's map looks on average, (down, right) as
             shares of the input's height and width, so that maps can be laid where the evidence is; `saliency` itself
             is as the network computes it. None if that was not measured.
+        map_evaluation: How often the maps' maxima lie in findings that were marked (`hit_rate`), how often the best
+            constant point does (`constant_point`), both in [0, 1], the number of findings (`n`), and who marked them
+            (`reference`, a noun phrase). None if that was not measured.
         model_name: What the model is called; None for no name.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
@@ -84,6 +87,7 @@ class CheXpertConfig(PreTrainedConfig):
     operating_points_source: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     map_offsets: dict[str, Any] | None = None
+    map_evaluation: dict[str, Any] | None = None
     model_name: str | None = None
     warnings: list[str] | tuple[str, ...] | None = None
     # One sigmoid per observation: fixed, so that every standard consumer of `logits` is right.
@@ -134,7 +138,7 @@ class CheXpertConfig(PreTrainedConfig):
         self.forget_head()
 
     def forget_head(self) -> None:
-        """Drops what describes the scores of a trained head: its operating points, calibration and map offsets."""
+        """Drops what describes the scores of a trained head: its operating points, calibration and maps."""
         for name in _RECORDS_OF_HEAD:
             setattr(self, name, None)
         self._fill_in()
@@ -216,6 +220,19 @@ class CheXpertConfig(PreTrainedConfig):
         for text in (self.model_name, *(self.warnings or ())):
             if text is not None and not (text.strip() and text.isprintable()):
                 raise ValueError(f"model_name and each of warnings must be one line of text, got {text!r}.")
+
+    def validate_map_evaluation(self) -> None:
+        """Raises ValueError if the evaluation of the maps lacks a value or has an impossible one."""
+        if self.map_evaluation is None:
+            return
+        rates = [self.map_evaluation.get(name) for name in ("hit_rate", "constant_point")]
+        n, reference = self.map_evaluation.get("n"), self.map_evaluation.get("reference")
+        are_rates = all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in rates)
+        if not (are_rates and isinstance(n, int) and n > 0 and isinstance(reference, str) and reference.isprintable()):
+            raise ValueError(
+                "map_evaluation must have hit_rate and constant_point in [0, 1], n of at least 1 and the reference as "
+                f"one line of text, got {self.map_evaluation!r}."
+            )
 
     def validate_map_offsets(self) -> None:
         """Raises ValueError if the offsets of the maps cannot be those of this model."""

@@ -108,6 +108,11 @@ def not_judged_html(observations: Collection[str]) -> str:
     return f'<p class="not-judged">Not judged by this model: {escape(", ".join(names))}.</p>'
 
 
+def maps_note_html(text: str) -> str:
+    """Whether the maps point at findings; nothing without text."""
+    return f'<p class="maps-note">{escape(text)}</p>' if text else ""
+
+
 def error_html(reason: str) -> str:
     """One line, announced by screen readers."""
     return f'<p class="error-line" role="alert">{escape(reason)}</p>'
@@ -168,7 +173,7 @@ def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
         f'<section class="about"><h2>About the model</h2><p>{escape(figures_line(facts.figures))} {escape(caution)}</p>'
         f"<p>{_subject(facts)}: DenseNet, {facts.num_parameters:,} parameters, sees radiographs at {height} x "
         f"{width} pixels. Weights: {escape(facts.weights)}. Scores and maps come from one pass through it. "
-        f"{escape(' '.join(facts.warnings))}</p>"
+        f"{escape(' '.join(facts.warnings))}</p>{maps_note_html(facts.maps_note)}"
         '<div class="table-scroll" tabindex="0" role="region" aria-label="Observations">'
         '<table class="about-table"><thead><tr><th scope="col">Observation</th><th scope="col">What it means</th>'
         '<th scope="col">Operating point</th><th scope="col">AUROC</th><th scope="col">Positive / negative</th></tr>'

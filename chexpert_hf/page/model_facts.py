@@ -19,6 +19,7 @@ from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.inference.ensembles import ENSEMBLE_FILE
 from chexpert_hf.inference.graphs.graph_files import sha256_of
 from chexpert_hf.inference.identity import model_name, model_warnings
+from chexpert_hf.page.text import describe_map_evaluation
 
 EVALUATION_FILE = "evaluation.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -76,6 +77,7 @@ class ModelFacts:
     num_parameters: Of all members.
     input_size: (height, width) in pixels.
     figures: None if the folder has none.
+    maps_note: Whether the maps point at findings, for one model; empty if that was not measured.
     warnings: Sentences that belong to the model, such as that it is not a clinical one.
     """
 
@@ -84,6 +86,7 @@ class ModelFacts:
     num_parameters: int
     input_size: tuple[int, int]
     figures: Figures | None = None
+    maps_note: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -103,6 +106,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         ),
         input_size=(size["height"], size["width"]),
         figures=None if len(places) > 1 and root is None else _figures(_file(classifier.model.config, place)),
+        maps_note=describe_map_evaluation(classifier.model.config.map_evaluation) if len(places) == 1 else "",
         warnings=model_warnings(member.model for member in classifier.members),
     )
 

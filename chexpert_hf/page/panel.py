@@ -85,7 +85,11 @@ class Panel:
                 return self.refuse(note_html(note) + refusal_html(reasons), files)
             return self.refuse(note_html(note) + error_html(" ".join(reasons)))
         html = result_html(
-            study, self.classifier.operating_points, figures_line(self.facts.figures), is_study=self.is_study
+            study,
+            self.classifier.operating_points,
+            figures_line(self.facts.figures),
+            is_study=self.is_study,
+            maps_note=self.facts.maps_note,
         )
         return {
             self.kept: Kept(tuple(files), study),

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from PIL import Image
 
-from chexpert_hf.page.html import Order, data_url, figures_line, not_judged_html, sort_observations
+from chexpert_hf.page.html import Order, data_url, figures_line, maps_note_html, not_judged_html, sort_observations
 from chexpert_hf.page.model_facts import ModelFacts
 from chexpert_hf.page.reading import NO_FINDING, Reading, Study, encode
 from chexpert_hf.page.style import REPORT_CSS
@@ -56,7 +56,7 @@ def report_html(
         f"<header><h1>CheXpert scores and maps</h1><p>Scores of {kind}, {time}</p></header>"
         f'<p class="disclaimer">{escape(DISCLAIMER)}</p>{_notes(study, is_study)}'
         f'<div class="images{" of-study" if is_study else ""}">'
-        f"{_images(study, is_study)}{_maps(study, chosen, is_study)}</div>"
+        f"{_images(study, is_study)}{_maps(study, chosen, is_study)}</div>{maps_note_html(facts.maps_note)}"
         f"{_table(study, operating_points, is_study)}{not_judged_html(operating_points)}"
         f"<footer><p><strong>Model:</strong> {escape(facts.name or 'without a name')}, weights "
         f"{escape(facts.weights)}, chexpert-hf {escape(version('chexpert-hf'))}. "

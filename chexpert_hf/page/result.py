@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from chexpert_hf.inference.saliency import COLORMAP
-from chexpert_hf.page.html import Order, clinical_order, data_url, not_judged_html, scores_html
+from chexpert_hf.page.html import Order, clinical_order, data_url, maps_note_html, not_judged_html, scores_html
 from chexpert_hf.page.reading import Reading, Study
 from chexpert_hf.page.text import DEFINITIONS, NO_GATE, describe_map
 from chexpert_hf.serving.words import DISCLAIMER
@@ -27,7 +27,9 @@ _ACTIONS = (
 )
 
 
-def result_html(study: Study, operating_points: Mapping[str, float], facts_line: str, *, is_study: bool) -> str:
+def result_html(
+    study: Study, operating_points: Mapping[str, float], facts_line: str, *, is_study: bool, maps_note: str = ""
+) -> str:
     """All that is shown of a study.
 
     Args:
@@ -35,6 +37,7 @@ def result_html(study: Study, operating_points: Mapping[str, float], facts_line:
         operating_points: Of each observation.
         facts_line: What the model was trained on and measured on.
         is_study: Whether it was given as a study, whose views are numbered even if there is one.
+        maps_note: Shown under every map: whether the model's maps point at findings.
     """
     chosen = study.most_probable
     views = study.view_of() if is_study else None
@@ -49,7 +52,7 @@ def result_html(study: Study, operating_points: Mapping[str, float], facts_line:
         f"{scores_html(study.probabilities, operating_points, positives, chosen, views)}"
         f"{not_judged_html(operating_points)}{_legend(is_study)}"
         f'<p class="facts">{escape(facts_line)}</p>{_ACTIONS}</div>'
-        f"{_viewer_html(study, chosen, is_study)}</div></section>"
+        f"{_viewer_html(study, chosen, is_study, maps_note)}</div></section>"
     )
 
 
@@ -118,7 +121,7 @@ def _legend(is_study: bool) -> str:
     )
 
 
-def _viewer_html(study: Study, chosen: str, is_study: bool) -> str:
+def _viewer_html(study: Study, chosen: str, is_study: bool, maps_note: str) -> str:
     prefix = "study" if is_study else "single"
     names = list(study.probabilities)
     options = "".join(
@@ -143,6 +146,7 @@ def _viewer_html(study: Study, chosen: str, is_study: bool) -> str:
         f'<div class="panes">{_pane("Radiograph", "original", "")}'
         f'{_pane("Map", "mapped", """<canvas class="heat" role="img" aria-label="Map"></canvas>""")}</div>'
         '<p class="map-text" aria-live="polite"></p>'
+        f"{maps_note_html(maps_note)}"
         f'<div class="gallery-bar"><h2>All maps</h2><label class="check"><input type="checkbox" class="own-scale">'
         "<span>Each map on a scale of its own</span></label></div>"
         f'<div class="gallery">{"".join(_thumbnail(name, names.index(name)) for name in clinical_order(names))}</div>'

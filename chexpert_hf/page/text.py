@@ -4,6 +4,9 @@ Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radio
 term, and the labeler of Irvin et al. 2019, arXiv:1901.07031, section 2, for what CheXpert counts under a name.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from chexpert_hf.labels import OBSERVATIONS
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
@@ -43,6 +46,24 @@ DEFINITIONS: dict[str, str] = dict(
     )
 )
 """What each of CheXpert's observations means, in one line."""
+
+
+def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    """Whether a model's maps point at findings, in one or two sentences; empty if that was not measured.
+
+    Args:
+        evaluation: As in `CheXpertConfig.map_evaluation`.
+    """
+    if not evaluation:
+        return ""
+    hits, constant = (f"{evaluation[name]:.0%}".replace("%", " %") for name in ("hit_rate", "constant_point"))
+    measured = (
+        f"the maximum of the map lay in {hits} of {evaluation['n']:,} marked findings, the best constant point in "
+        f"{constant} (reference: {evaluation['reference']})."
+    )
+    if evaluation["hit_rate"] > evaluation["constant_point"]:
+        return f"When these maps were tested, {measured}"
+    return f"These maps did not point at findings when tested: {measured}"
 
 
 def only_first(name: str, num_others: int) -> str:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from html import unescape
 from html.parser import HTMLParser
@@ -222,6 +223,19 @@ def test_report_says_all_that_it_must(classifier: CheXpertClassifier, single: St
     assert html.count("<figure>") == 5  # the radiograph, the chosen map, the three most probable others
     assert "chexpert-hf 0." in html
     assert f"weights {facts.weights}" in html
+
+
+def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(
+    classifier: CheXpertClassifier, single: Study
+) -> None:
+    note = "These maps did not point at <findings>."
+    points, facts = classifier.operating_points, facts_of(classifier)
+    html = result_html(single, points, "", is_study=False, maps_note=note)
+    expected = '<p class="maps-note">These maps did not point at &lt;findings&gt;.</p>'
+    assert '<p class="map-text" aria-live="polite"></p>' + expected in html
+    assert "</figure></div>" + expected in report_html(single, replace(facts, maps_note=note), points, is_study=False)
+    for silent in (result_html(single, points, "", is_study=False), report_html(single, facts, points, is_study=False)):
+        assert 'class="maps-note"' not in silent
 
 
 def test_report_is_complete_in_itself_and_runs_nothing(classifier: CheXpertClassifier, study: Study) -> None:

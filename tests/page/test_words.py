@@ -3,19 +3,20 @@
 import json
 import shutil
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from chexpert_hf import OBSERVATIONS, CheXpertClassifier
+from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
 from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.page.html import about_html, figures_line, header_html
 from chexpert_hf.page.model_facts import Figures, ModelFacts, facts_of
-from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, describe_map
+from chexpert_hf.page.text import DEFINITIONS, NO_FIGURES, describe_map, describe_map_evaluation
 
 EVALUATION = {
     "split": "valid",
@@ -199,3 +200,34 @@ def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path:
     html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
     assert "The model nih judges chest radiographs for 5 observations" in html
     assert "not a clinical model." in html
+
+
+MAPS = {"hit_rate": 0.06, "constant_point": 0.19, "n": 1036, "reference": "boxes of <radiologists>"}
+MEASURED = (
+    "the maximum of the map lay in 6 % of 1,036 marked findings, the best constant point in 19 % "
+    "(reference: boxes of <radiologists>)."
+)
+
+
+def test_what_is_known_of_the_maps_is_data_of_the_folder_and_belongs_to_its_head(folder: Path) -> None:
+    assert facts_of(CheXpertClassifier.from_pretrained(folder)).maps_note == ""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS}), encoding="utf-8")
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert facts.maps_note == f"These maps did not point at findings when tested: {MEASURED}"
+    assert escape(facts.maps_note) in about_html(facts, {"Edema": 0.5})
+    assert CheXpertConfig.from_pretrained(folder, num_labels=3).map_evaluation is None
+
+
+def test_maps_that_hit_more_than_a_constant_point_are_said_to_by_the_numbers_alone() -> None:
+    assert describe_map_evaluation(MAPS | {"hit_rate": 0.19}).startswith("These maps did not point at findings")
+    better = describe_map_evaluation(MAPS | {"hit_rate": 0.4})
+    assert better == f"When these maps were tested, {MEASURED.replace('6 %', '40 %', 1)}"
+
+
+@pytest.mark.parametrize("change", [{"hit_rate": 1.1}, {"constant_point": None}, {"n": 0}, {"reference": "a\nb"}])
+def test_an_evaluation_of_maps_that_cannot_be_one_is_refused(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS | change}), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="map_evaluation must have hit_rate"):
+        CheXpertClassifier.from_pretrained(folder)
