@@ -81,7 +81,7 @@ def test_the_gate_flags_and_leaves_the_scores_as_they_are(classifier, files, tmp
     assert (flag.failed, flag.not_radiographs) == (1, 3)
     table = pd.read_csv(tmp_path / "flag.csv", dtype=str, keep_default_na=False)
     plain = pd.read_csv(tmp_path / "off.csv", dtype=str, keep_default_na=False)
-    assert list(table) == ["path", *classifier.observations, "gate", "gate_reason", "error"]
+    assert list(table) == ["path", *classifier.observations, "gate", "gate_reason", "note", "error"]
     pd.testing.assert_frame_equal(table[list(plain)], plain)
     expected = ["" if number == 3 else STATES[kind] for number, kind in enumerate(kinds(files))]
     assert table["gate"].tolist() == expected
@@ -112,7 +112,7 @@ def test_calls_are_those_of_the_prediction_in_every_format(classifier, files, tm
     read = {".csv": pd.read_csv, ".jsonl": lambda path: pd.read_json(path, lines=True), ".parquet": pd.read_parquet}
     table = read[suffix](path)
     calls = [f"{name} positive" for name in classifier.observations]
-    assert list(table) == ["path", *classifier.observations, *calls, "error"]
+    assert list(table) == ["path", *classifier.observations, *calls, "note", "error"]
     assert (table["Edema positive"].tolist(), sorted(table["Edema"])) == (
         [int(value == max(table["Edema"])) for value in table["Edema"]],
         pytest.approx(scores, abs=1e-6),
@@ -194,12 +194,13 @@ def test_a_study_tells_which_view_is_no_radiograph(classifier, files, tmp_path):
 def test_a_call_is_positive_if_any_view_is_and_the_gate_says_the_worst():
     study = "p/patient1/study1"
     views = [
-        [f"{study}/a.png", 0.2, 0.9, 0, 1, "pass", None, None],
-        [f"{study}/b.png", 0.3, 0.1, 1, 0, "warning", "turned", None],
-        [f"{study}/c.png", None, None, None, None, None, None, "damaged"],
-        ["gone.png", None, None, None, None, None, None, "why"],
+        [f"{study}/a.png", 0.2, 0.9, 0, 1, "pass", None, "window ignored", None],
+        [f"{study}/b.png", 0.3, 0.1, 1, 0, "warning", "turned", None, None],
+        [f"{study}/c.png", None, None, None, None, None, None, None, "damaged"],
+        ["gone.png", None, None, None, None, None, None, None, "why"],
     ]
+    notes, failures = "a.png (window ignored)", "1 of 3 views failed: c.png (damaged)"
     assert list(study_rows(views, 2, num_positives=2, has_gate=True)) == [
-        [study, 2, 0.3, 0.9, 1, 1, "warning", "b.png: turned", "1 of 3 views failed: c.png (damaged)"],
-        ["gone.png", 0, None, None, None, None, None, None, "1 of 1 views failed: gone.png (why)"],
+        [study, 2, 0.3, 0.9, 1, 1, "warning", "b.png: turned", notes, failures],
+        ["gone.png", 0, None, None, None, None, None, None, None, "1 of 1 views failed: gone.png (why)"],
     ]
