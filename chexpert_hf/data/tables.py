@@ -167,7 +167,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
         # The parallel reader does not count rows in its messages.
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
         table = pa_csv.read_csv(file, serial, pa_csv.ParseOptions(delimiter=delimiter), conversion)
-    except (pa.ArrowInvalid, OSError, UnicodeError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise CheXpertDataError(f"{file.name} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
     names = [name for name in table.column_names if name in types]
     if len(set(names)) < len(names):

@@ -93,7 +93,8 @@ class Recipe:
         precision: "fp32", or "bf16" autocast.
         channels_last: Memory layout, faster on CPUs and GPUs alike.
         compile: Whether to use torch.compile.
-        images_per_checkpoint: Training images between two checkpoints; at least one checkpoint an epoch.
+        images_per_checkpoint: Training images between two checkpoints; at least one checkpoint an epoch where the best
+            one becomes the model.
         keep_checkpoints: How many checkpoints stay on disk: the best by validation AUROC, and the newest.
         checkpoint: Which of them becomes the model: the "best" by validation AUROC, or the "last", which is chosen
             without a look at the validation split.

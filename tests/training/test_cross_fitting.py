@@ -31,6 +31,7 @@ RECIPE = Recipe(
     num_channels=1,
     image_size=32,
     epochs=6,
+    images_per_checkpoint=64,
     learning_rate=1e-2,
     checkpoint="last",
     calibration_folds=3,
