@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -24,8 +23,7 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.ensembles import ensemble_members
-from chexpert_hf.inference.gate import GATE_FILE, Gate, GateInput, Verdict, first_stages
-from chexpert_hf.inference.gate.features import RESOLUTION, FirstStages, num_stages
+from chexpert_hf.inference.gate import GATE_FILE, Gate, GateInput, Verdict
 from chexpert_hf.inference.graphs.sessions import TorchRuntime
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.repositories import model_folder
@@ -201,7 +199,7 @@ class CheXpertClassifier:
             device=device,
             input_size=processor.output_size,
         )
-        return cls(network, processor, runtime=opened, gate=_load_gate(folder, network))
+        return cls(network, processor, runtime=opened, gate=_load_gate(folder))
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -322,17 +320,12 @@ class CheXpertClassifier:
         keeper = self._gatekeeper
         if keeper is None or keeper.gate is None:
             return [None] * len(radiographs)
-        judged = iter(keeper.gate.judge_batch(keeper._first_stages, inputs))
+        judged = iter(keeper.gate.judge_batch(inputs))
         return [None if one.gate_input is None else next(judged) for one in radiographs]
 
     @property
     def _gatekeeper(self) -> "CheXpertClassifier | None":
         return next((member for member in self.members if member.gate is not None), None)
-
-    @cached_property
-    def _first_stages(self) -> FirstStages:
-        """What the gate looks at, computed by the runtime where it can and otherwise by PyTorch."""
-        return self.runtime.first_stages(RESOLUTION, num_stages(self.model)) or first_stages(self.model)
 
     def predict_images(
         self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -450,12 +443,8 @@ def _scaled(box: Box, size: tuple[int, int]) -> Box:
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
-def _load_gate(folder: Path, network: CheXpertForImageClassification) -> Gate | None:
+def _load_gate(folder: Path) -> Gate | None:
     """The gate of a folder; None if it has none."""
     if not (folder / GATE_FILE).is_file():
         return None
-    gate = Gate.load(folder / GATE_FILE)
-    gate.check_fits(network)
-    # It asks the first stages of the network, which take a quarter less so, whatever computes the scores.
-    network.to(memory_format=torch.channels_last)
-    return gate
+    return Gate.load(folder / GATE_FILE)

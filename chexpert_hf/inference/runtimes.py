@@ -4,7 +4,7 @@
 Graphs for OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -65,18 +65,6 @@ class Runtime(Protocol):
 
         Called by a thread each, they do more together than this one, whose threads wait for each other at every layer
         and for whatever else runs; a single call takes longer. Only this one where there is no such thing.
-        """
-
-    def first_stages(self, side: int, count: int) -> "Callable[[Tensor], Sequence[Tensor]] | None":
-        """The beginning of the model for images of another size, as PyTorch would compute it, on one processor.
-
-        Args:
-            side: Of the images in pixels.
-            count: 1 for the maps after the first pooling alone, 2 for those after the first transition, too.
-
-        Returns:
-            From `(batch, num_channels, side, side)` to float32 maps, for any number of threads; None where the model
-            itself does it no slower, or where the graph's weights are not the model's.
         """
 
 

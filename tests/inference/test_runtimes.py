@@ -17,7 +17,6 @@ import torch
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
 from chexpert_hf.inference import runtimes
-from chexpert_hf.inference.gate import first_stages
 from chexpert_hf.inference.graphs import graph_cache
 from chexpert_hf.inference.graphs.cache_folder import cache_folder, keep_newest
 from chexpert_hf.inference.graphs.graph_cache import converted_graph
@@ -225,41 +224,6 @@ def test_side_by_side_openvino_gives_the_bits_that_it_gives_alone(tiny_model, op
         found = list(pool.map(lambda pair: pair[0](pair[1], saliency=True), zip(streams * 12, inputs, strict=False)))
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
-
-
-def test_openvino_computes_the_first_stages_of_the_model_at_another_size(tiny_model, openvino):
-    values = images(5, size=(48, 48))
-    with torch.inference_mode():
-        expected = first_stages(tiny_model.eval())(values)
-    for precision in ("fp32", "auto"):
-        runtime = opened(tiny_model, "openvino", precision)
-        for count in (1, 2):
-            found = runtime.first_stages(48, count)(values)
-            assert [one.shape for one in found] == [one.shape for one in expected[:count]]
-            for one, other in zip(found, expected, strict=False):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    compute = runtime.first_stages(48, 2)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(compute, [values] * 32):
-            torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="made for"):
-        compute(images(1))
-
-
-def test_a_network_of_one_block_has_a_single_first_stage(openvino):
-    model = CheXpertForImageClassification(CheXpertConfig(**{**TINY, "block_config": [2]})).eval()
-    (found,) = opened(model, "openvino", "fp32").first_stages(64, 1)(images(2))
-    with torch.inference_mode():
-        (expected,) = first_stages(model)(images(2))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_first_stages_are_the_models_own_where_the_runtime_has_none_of_these_weights(tiny_model, openvino, onnx):
-    for runtime in (opened(tiny_model, "torch", device="cpu"), opened(tiny_model, "onnx")):
-        assert runtime.first_stages(64, 2) is None
-    other_weights = opened(tiny_model, "openvino", "fp32")
-    other_weights.precision = "int8"
-    assert other_weights.first_stages(64, 2) is None
 
 
 def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx):

@@ -31,7 +31,7 @@ class StubGate:
     def prepare(self, image, **_):
         return np.asarray(image)
 
-    def judge_batch(self, stages, inputs):
+    def judge_batch(self, inputs):
         return [
             Verdict(False, REASON, (), 2.0) if pixels.mean() > 200 else Verdict(True, "", self._warnings(pixels), 0.5)
             for pixels in inputs

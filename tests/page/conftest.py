@@ -45,7 +45,7 @@ class StubGate:
     def prepare(self, image: Image.Image, **_: object) -> np.ndarray:
         return np.asarray(image)
 
-    def judge_batch(self, stages: object, inputs: Sequence[np.ndarray]) -> list[Verdict]:
+    def judge_batch(self, inputs: Sequence[np.ndarray]) -> list[Verdict]:
         return list(map(self._verdict, inputs))
 
     def _verdict(self, pixels: np.ndarray) -> Verdict:

@@ -56,7 +56,7 @@ class StubGate:
     def prepare(self, image, **_):
         return image
 
-    def judge_batch(self, stages, inputs):
+    def judge_batch(self, inputs):
         return [self.judged(one) for one in inputs]
 
 

@@ -1,7 +1,6 @@
 """Is it a chest radiograph? A gate that is fitted on a model's training images and stored in its folder."""
 
-from chexpert_hf.inference.gate.features import first_stages
 from chexpert_hf.inference.gate.fit import fit_gate
 from chexpert_hf.inference.gate.gate import GATE_FILE, Gate, GateInput, Verdict
 
-__all__ = ["GATE_FILE", "Gate", "GateInput", "Verdict", "first_stages", "fit_gate"]
+__all__ = ["GATE_FILE", "Gate", "GateInput", "Verdict", "fit_gate"]

@@ -21,6 +21,8 @@ _IMAGES_PER_DIRECTION = 8
 _SHRINKAGE = 0.1
 _QUANTILE = 0.995
 _STRICT_QUANTILE = 0.95
+_KIND_QUANTILE = 0.997
+_KIND_RIDGE = 3.0  # times the variance of a feature
 _NORMAL_QUANTILE = 2.576  # of .995
 _ENOUGH_FOR_QUANTILE = 200  # images, of which one is above the quantile
 _TINY = 1e-6
@@ -128,6 +130,40 @@ def fit_poses(features: Sequence[Floats]) -> Poses:
         leads[folds == fold] = scores - scores[:, :1]
     weights, biases = _discriminants(features)
     return Poses(weights, biases, np.maximum(np.quantile(leads, _QUANTILE, axis=0), 0))
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """A linear discriminant of one kind of images.
+
+    Attributes:
+        weights: `(num_features,)`.
+        limit: Images with a higher score, the weighted sum of the features, are of the kind.
+    """
+
+    weights: Floats
+    limit: float
+
+    def __call__(self, features: Floats) -> NDArray[np.bool_]:
+        """Whether each image with these features `(batch, num_features)` is of the kind, `(batch,)`."""
+        return features @ self.weights > self.limit
+
+
+def fit_discriminant(usual: Floats, kind: Floats) -> Discriminant:
+    """Fits what tells a kind of images from the usual ones, of which .3 % are taken for that kind.
+
+    The kind may be synthetic, so that its spread is not like that of real images: only its mean is used, and the
+    covariance of the usual images is far shrunk towards a diagonal.
+
+    Args:
+        usual: `(num_usual, num_features)`.
+        kind: `(num_of_the_kind, num_features)`.
+    """
+    centre, spread = usual.mean(axis=0), usual.std(axis=0) + _TINY
+    scaled = (usual - centre) / spread
+    covariance = scaled.T @ scaled / len(scaled) + _KIND_RIDGE * np.eye(len(spread))
+    weights = np.linalg.solve(covariance, (kind.mean(axis=0) - centre) / spread) / spread
+    return Discriminant(weights, float(np.quantile(usual @ weights, _KIND_QUANTILE, method="higher")))
 
 
 def _discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats]:

@@ -1,12 +1,9 @@
-"""What the gate looks at: a thumbnail of the image, and how strongly the model's first filters answer to it.
+"""What the gate looks at: a thumbnail, the directions of its edges and its fine structure. No network is needed.
 
-The first stages of the network cost a few milliseconds at this size. The later ones, which learn to forget what does
-not matter for the findings, tell photographs from radiographs less well.
+Every image is brought to one gray range first, so that neither the scanner nor the export decides.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeAlias
+import math
 
 import numpy as np
 import torch
@@ -15,20 +12,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.image_processing_chexpert import to_gray_range
 
 RESOLUTION = 64
 """Side in pixels at which the gate sees an image, whatever the model's own size is."""
 
-STAGES = ("pool0", "transition1")
+THUMBNAIL_SIDE = 8
 
-FirstStages: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
-"""From pixel values `(batch, num_channels, RESOLUTION, RESOLUTION)` to the maps after each of `STAGES` it has."""
+NUM_STRUCTURES = 160
+"""128 edge strengths and 32 strengths of finer structure."""
 
-_THUMBNAIL = 16
-_BATCH_SIZE = 32
-# So that where nothing varies, neither the thumbnail nor the logarithm is made of rounding.
-_GRAY_LEVELS, _LEAST_DEVIATION = 4.0, 0.01
+NUM_FEATURES = THUMBNAIL_SIDE**2 + NUM_STRUCTURES
+
+_CELL = 16  # pixels; edges and finer structure are averaged over cells of this side
+_EDGE_DIRECTIONS = 8
+_GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
+# So that where nothing varies, neither the thumbnail nor a logarithm is made of rounding.
+_GRAY_LEVELS, _LEAST_EDGE, _LEAST_DETAIL, _LEAST_GRADIENT = 4.0, 1.0, 0.5, 1e-3
 
 
 def gray_levels(image: Image.Image) -> Tensor:
@@ -49,62 +49,56 @@ def detail(gray: Tensor) -> NDArray[np.float64]:
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).numpy()
 
 
-def first_stages(model: CheXpertForImageClassification) -> FirstStages:
-    """The first stages of a model in evaluation mode, computed by PyTorch where the model is."""
-    return partial(_compute, model)  # can be pickled, unlike a function inside this one
-
-
-def _compute(model: CheXpertForImageClassification, pixel_values: Tensor) -> list[Tensor]:
-    maps = pixel_values.to(model.get_parameter("features.conv0.weight"))
-    found = []
-    for name, module in model.features.named_children():
-        maps = module(maps)
-        if name in STAGES:
-            found.append(maps)
-        if name == STAGES[-1]:
-            break
-    return found
-
-
-@torch.inference_mode()
-def gate_features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
+def gate_features(gray: Tensor) -> NDArray[np.float64]:
     """The features of images.
 
     Args:
-        stages: Of the model, from `first_stages` or whatever computes the same.
         gray: `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
-        scale: `(num_channels,)`; `pixel_values` are the gray levels times `scale`, plus `shift`.
-        shift: `(num_channels,)`.
 
     Returns:
-        `(batch, num_features)`: the thumbnail without its brightness and contrast, and of each filter of each stage the
-        mean over the image and the logarithm of the standard deviation.
+        `(batch, NUM_FEATURES)`: the thumbnail without its brightness and contrast, and by cell the logarithms of the
+        edge strength in each direction and of the mean deviation from two blurred copies.
     """
-    return np.concatenate([_features(stages, part, scale, shift) for part in gray.split(_BATCH_SIZE)])
-
-
-def num_stages(model: CheXpertForImageClassification) -> int:
-    """How many of `STAGES` the model has: without a second block there is no transition."""
-    return min(len(model.config.block_config), len(STAGES))
-
-
-def num_features(model: CheXpertForImageClassification) -> int:
-    """How many features an image has with this model."""
-    widths = {"pool0": model.config.num_init_features}
-    if num_stages(model) > 1:
-        block = model.config.num_init_features + model.config.block_config[0] * model.config.growth_rate
-        widths["transition1"] = block // 2
-    return _THUMBNAIL**2 + 2 * sum(widths.values())
-
-
-def _features(stages: FirstStages, gray: Tensor, scale: Tensor, shift: Tensor) -> NDArray[np.float64]:
-    thumbnail = functional.avg_pool2d(gray.float(), RESOLUTION // _THUMBNAIL).flatten(1)
+    levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
+    smooth = _blurred(levels)
+    smoother = _blurred(_blurred(_blurred(smooth)))
+    thumbnail = functional.avg_pool2d(levels, RESOLUTION // THUMBNAIL_SIDE).flatten(1)
     thumbnail = thumbnail - thumbnail.mean(dim=1, keepdim=True)
-    parts = [thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS)]
-    for maps in stages(gray.float() * scale[:, None, None] + shift[:, None, None]):
-        flat = maps.float().cpu().flatten(2)  # (B, channels, places)
-        mean = flat.mean(dim=2)
-        # Several times faster than `std` on few places; its last bits are others.
-        variance = (flat - mean[..., None]).square().sum(dim=2) / (flat.shape[2] - 1)
-        parts += [mean, (variance.sqrt() + _LEAST_DEVIATION).log()]
+    parts = [
+        thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS),
+        (_by_cell(_edges(smooth)) + _LEAST_EDGE).log(),
+        (_by_cell((levels - smooth).abs()) + _LEAST_DETAIL).log(),
+        (_by_cell((smooth - smoother).abs()) + _LEAST_DETAIL).log(),
+    ]
     return torch.cat(parts, dim=1).double().numpy()
+
+
+def thumbnails(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The thumbnails `(batch, THUMBNAIL_SIDE ** 2)` among features `(batch, NUM_FEATURES)`."""
+    return features[:, : THUMBNAIL_SIDE**2]
+
+
+def structures(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """All but the thumbnails, `(batch, NUM_STRUCTURES)`: what tells radiographs from other images.
+
+    The gray levels themselves differ too much between hospitals.
+    """
+    return features[:, THUMBNAIL_SIDE**2 :]
+
+
+def _blurred(levels: Tensor) -> Tensor:
+    return functional.avg_pool2d(functional.pad(levels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+
+def _edges(smooth: Tensor) -> Tensor:
+    """How steeply the gray levels rise in each direction: `(batch, directions, height, width)`."""
+    across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
+    down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
+    steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT
+    angles = (torch.arange(_EDGE_DIRECTIONS) * (2 * math.pi / _EDGE_DIRECTIONS))[:, None, None]
+    share = ((across * angles.cos() + down * angles.sin()) / steepness).clamp(min=0)
+    return share.square() * steepness
+
+
+def _by_cell(maps: Tensor) -> Tensor:
+    return functional.avg_pool2d(maps, _CELL).flatten(1)

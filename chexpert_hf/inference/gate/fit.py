@@ -1,4 +1,4 @@
-"""Fits the gate on a model's training images. No images of anything else are needed."""
+"""Fits the gate on a model's training images and synthetic lateral views. No images of anything else are needed."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -8,12 +8,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.errors import InputError
-from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.gate.distance import distance_limits, fit_distance, fit_poses
-from chexpert_hf.inference.gate.features import detail, first_stages, gate_features, gray_levels
+from chexpert_hf.inference.gate.distance import (
+    Discriminant,
+    Floats,
+    distance_limits,
+    fit_discriminant,
+    fit_distance,
+    fit_poses,
+)
+from chexpert_hf.inference.gate.features import detail, gate_features, gray_levels, structures, thumbnails
 from chexpert_hf.inference.gate.gate import POSES, Gate, Pose
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 Item = TypeVar("Item")
 
@@ -24,11 +30,10 @@ MIN_IMAGES = 20
 _CROPPED_SIDE = 0.56
 # An image may have somewhat less detail than the least detailed training image.
 _LEAST_DETAIL = 0.5
+_NUM_PHANTOMS = 60
 
 
 def fit_gate(
-    model: CheXpertForImageClassification,
-    processor: CheXpertImageProcessor,
     images: Iterable[Image.Image],
     *,
     data_name: str,
@@ -38,8 +43,6 @@ def fit_gate(
     """Fits a gate.
 
     Args:
-        model: The trained model; evaluated here, and left in the mode in which it came.
-        processor: Its image processor, for the scale of the gray levels.
         images: The training images as `read_radiograph` gives them; of more than `MAX_IMAGES`, evenly spaced ones are
             taken. A patient's images should stand together.
         data_name: Of the data, for the record.
@@ -54,24 +57,17 @@ def fit_gate(
         raise InputError(f"Expected at least {MIN_IMAGES} radiographs to fit a gate on, got {len(grays)}; give more.")
     whole = torch.stack([gray for gray, _ in grays])  # (N, 1, RESOLUTION, RESOLUTION)
     middle = torch.stack([gray for _, gray in grays])
-    scale, shift = _scale_of(processor)
-    was_training = model.training
-    model.eval()
-    try:
-        seen = [middle if pose is Pose.CROPPED else pose.applied(whole) for pose in POSES]
-        features = [gate_features(first_stages(model), gray, scale, shift) for gray in seen]
-    finally:
-        model.train(was_training)
+    seen = [middle if pose is Pose.CROPPED else pose.applied(whole) for pose in POSES]
+    features = [gate_features(gray) for gray in seen]
     upright = features[0]
-    limit, strict_limit = distance_limits(upright)
+    limit, strict_limit = distance_limits(structures(upright))
     return Gate(
-        distance=fit_distance(upright),
+        distance=fit_distance(structures(upright)),
         limit=limit,
         strict_limit=strict_limit,
         poses=fit_poses(features),
+        lateral=_lateral(upright),
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
-        scale=scale,
-        shift=shift,
         num_images=len(grays),
         data_name=data_name,
         date=date,
@@ -108,8 +104,8 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop(box) if box[2] > box[0] and box[3] > box[1] else image
 
 
-def _scale_of(processor: CheXpertImageProcessor) -> tuple[Tensor, Tensor]:
-    """What the processor makes of gray levels: times the first, plus the second, `(num_channels,)` each."""
-    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
-    black, white = processor.pixel_values_of(ends)[:, :, 0, 0].float()
-    return (white - black) / 255, black
+def _lateral(frontal: Floats) -> Discriminant:
+    """Tells synthetic lateral views, facing either way, from frontal views with these features."""
+    drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
+    grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
+    return fit_discriminant(thumbnails(frontal), thumbnails(gate_features(torch.cat([grays, grays.flip(-1)]))))

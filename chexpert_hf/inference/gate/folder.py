@@ -13,7 +13,6 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.gate.fit import evenly_spaced, fit_gate
 from chexpert_hf.inference.gate.gate import GATE_FILE, Gate
-from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import renew_checksums
 
 
@@ -33,7 +32,6 @@ def fit_folder_gate(
         ModelFolderError: If the folder holds no model.
         RadiographError: If a radiograph cannot be read; it says which.
     """
-    network = load_model(folder)
     processor = CheXpertImageProcessor.from_pretrained(folder)
 
     def images() -> Iterator[Image.Image]:
@@ -45,8 +43,6 @@ def fit_folder_gate(
                 progress(1)
 
     gate = fit_gate(
-        network,
-        processor,
         images(),
         data_name=data_name,
         date=date.today().isoformat(),

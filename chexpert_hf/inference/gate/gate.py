@@ -1,8 +1,8 @@
 """The gate: says from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
-It is fitted on radiographs alone, and it is one file of the model folder. What it takes for radiographs that are
-inverted or turned, it accepts if they look like radiographs once they are put right, and says so. Of lateral views it
-warns, unless the model was trained on some.
+It is fitted on radiographs alone, and it is one file of the model folder. Radiographs that are inverted or turned are
+accepted with a warning if they look like radiographs once they are put right. Lateral views are accepted with a
+warning, and without one if the model was trained on some.
 """
 
 import os
@@ -19,20 +19,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chexpert_hf.errors import ModelFolderError
-from chexpert_hf.inference.gate.distance import Distance, Floats, Poses
+from chexpert_hf.inference.gate.distance import Discriminant, Distance, Floats, Poses
 from chexpert_hf.inference.gate.features import (
+    NUM_FEATURES,
+    NUM_STRUCTURES,
     RESOLUTION,
-    FirstStages,
+    THUMBNAIL_SIDE,
     detail,
     gate_features,
     gray_levels,
-    num_features,
+    structures,
+    thumbnails,
 )
-from chexpert_hf.inference.gate.lateral import looks_lateral
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 GATE_FILE = "gate.safetensors"
-VERSION = "1"
+VERSION = "2"
 
 LEAST_SIDE = 64
 """Smaller images in pixels cannot be judged: a radiograph of 64 x 64 shows no more than lungs and heart."""
@@ -40,9 +41,11 @@ LEAST_SIDE = 64
 LONGEST_PROPORTION = 2.5
 """Chest radiographs are up to 1.5 times as long as wide, or as wide as long."""
 
-_LATERAL = "This may be a lateral view: its sides are not alike. The model was trained on frontal views only."
+_LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _SAID_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
+# A lateral view is farther from frontal ones than they are from each other; what is farther still is no radiograph.
+_LATERAL_REACH = 2.5
 _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
@@ -131,9 +134,8 @@ class Gate:
         strict_limit: Of the distance of an image that must be put upright first: each further way to pass is one more
             for what is no radiograph.
         poses: Tells how an image lies, in the order of `POSES`.
+        lateral: Tells lateral views from frontal ones by their thumbnails.
         least_detail: Smoother images are refused; see `features.detail`.
-        scale: `(num_channels,)`; the model's pixel values are the gray levels times this,
-        shift: plus this, `(num_channels,)`.
         num_images: That it was fitted on.
         data_name: Of the data that these are from.
         date: Of the fit.
@@ -144,43 +146,33 @@ class Gate:
     limit: float
     strict_limit: float
     poses: Poses
+    lateral: Discriminant
     least_detail: float
-    scale: Tensor
-    shift: Tensor
     num_images: int
     data_name: str
     date: str
     knows_laterals: bool = False
 
-    def judge(
-        self,
-        stages: FirstStages,
-        image: Image.Image,
-        *,
-        is_colour: bool = False,
-        is_lateral: bool | None = None,
-    ) -> Verdict:
+    def judge(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> Verdict:
         """Judges one image.
 
         Args:
-            stages: Of the model that the gate was fitted with; see `first_stages`.
             image: As `read_radiograph` gives it.
             is_colour: Whether it was in colour before that; `chexpert_hf.data.colour.has_colour` tells.
             is_lateral: Whether the file says that the view is lateral; `chexpert_hf.data.projection.is_said_lateral`
                 tells. If it is None, the pixels are asked.
         """
-        return self.judge_batch(stages, [self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]
+        return self.judge_batch([self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]
 
     def prepare(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
         """Prepares an image for `judge_batch`; arguments as for `judge`. Several threads may call it."""
         size = image.info.get("original_size", image.size)
         return GateInput(gray_levels(image), size, is_colour, is_lateral)
 
-    def judge_batch(self, stages: FirstStages, inputs: Sequence[GateInput]) -> list[Verdict]:
-        """Judges several images with one call of the network's first stages.
+    def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
+        """Judges several images.
 
         Args:
-            stages: Of the model that the gate was fitted with; see `first_stages`.
             inputs: From `prepare`.
         """
         if not inputs:
@@ -189,44 +181,43 @@ class Gate:
         details = detail(grays)
         reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, details, strict=True)]
         rest = [place for place, reason in enumerate(reasons) if not reason]
-        rows = iter(gate_features(stages, grays[rest], self.scale, self.shift)) if rest else iter(())
+        rows = iter(gate_features(grays[rest])) if rest else iter(())
         return [
-            Verdict(False, _REFUSED + reason, (), float("inf"))
-            if reason
-            else self._verdict(stages, one, next(rows)[None])
+            Verdict(False, _REFUSED + reason, (), float("inf")) if reason else self._verdict(one, next(rows)[None])
             for one, reason in zip(inputs, reasons, strict=True)
         ]
 
-    def _verdict(self, stages: FirstStages, one: GateInput, features: Floats) -> Verdict:
+    def _verdict(self, one: GateInput, features: Floats) -> Verdict:
         """The verdict on an image with these features `(1, num_features)`."""
         distance = self._relative(features)
         pose = POSES[int(self.poses(features)[0])]
         warnings: tuple[str, ...] = ()
         if pose is not Pose.UPRIGHT:
-            undone = gate_features(stages, pose.undone(one.gray)[None], self.scale, self.shift)
+            undone = gate_features(pose.undone(one.gray)[None])
             put_right = self._relative(undone)
             # Cropping cannot be undone, so it leaves the distance as it is.
             if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
                 warnings = (_WARNINGS[pose],)
                 if distance <= 1 or put_right <= self.strict_limit / self.limit:
                     return Verdict(True, "", warnings, put_right)
-        if distance <= 1:
-            return Verdict(True, "", self._view_warnings(one.gray, one.is_lateral), distance)
+        views = self._view_warnings(features, one.is_lateral)
+        if distance <= (_LATERAL_REACH if views else 1):
+            return Verdict(True, "", views, distance)
         reason = (
             f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
             f"({distance:.1f} times the limit)."
         )
-        return Verdict(False, _REFUSED + reason, warnings, distance)
+        return Verdict(False, _REFUSED + reason, warnings or views, distance)
 
-    def _view_warnings(self, gray: Tensor, is_lateral: bool | None) -> tuple[str, ...]:
+    def _view_warnings(self, features: Floats, is_lateral: bool | None) -> tuple[str, ...]:
         if self.knows_laterals:
             return ()
         if is_lateral:
             return (_SAID_LATERAL,)
-        return (_LATERAL,) if is_lateral is None and looks_lateral(gray) else ()
+        return (_LATERAL,) if is_lateral is None and self.lateral(thumbnails(features))[0] else ()
 
     def _plain_reason(self, one: GateInput, fine: float) -> str:
-        """Why an image is refused without looking at the model's features, as the end of a sentence; empty if not."""
+        """Why an image is refused without looking at its features, as the end of a sentence; empty if not."""
         width, height = one.size
         if one.is_colour:
             return "it is a colour photograph or drawing."
@@ -241,16 +232,7 @@ class Gate:
         return ""
 
     def _relative(self, features: Floats) -> float:
-        return float(self.distance(features)[0]) / self.limit
-
-    def check_fits(self, model: CheXpertForImageClassification) -> None:
-        """Raises ModelFolderError if the gate belongs to a network of another shape."""
-        expected, channels = num_features(model), model.config.num_channels
-        if len(self.distance.centre) != expected or len(self.scale) != channels:
-            raise ModelFolderError(
-                f"{GATE_FILE} is for a network with {len(self.distance.centre)} features and {len(self.scale)} "
-                f"channels, this one has {expected} and {channels}; fit it again with `chexpert-hf gate`."
-            )
+        return float(self.distance(structures(features))[0]) / self.limit
 
     def save(self, folder: Path) -> None:
         """Writes `gate.safetensors` into a model folder, whole or not at all."""
@@ -262,8 +244,7 @@ class Gate:
             "pose_weights": self.poses.weights,
             "pose_biases": self.poses.biases,
             "pose_margins": self.poses.margins,
-            "scale": self.scale.double().numpy(),
-            "shift": self.shift.double().numpy(),
+            "lateral_weights": self.lateral.weights,
         }
         about = {
             "version": VERSION,
@@ -275,6 +256,7 @@ class Gate:
             "strict_limit": repr(self.strict_limit),
             "residual": repr(self.distance.residual),
             "least_detail": repr(self.least_detail),
+            "lateral_limit": repr(self.lateral.limit),
         }
         if self.knows_laterals:  # a file that does not say is of frontal views
             about["laterals"] = "yes"
@@ -315,23 +297,20 @@ class Gate:
 
 def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """Raises ModelFolderError unless all tensors are there, of shapes that belong together, and finite."""
-    size = len(tensors["centre"]) if "centre" in tensors and tensors["centre"].ndim == 1 else 0
     count = len(tensors["variances"]) if "variances" in tensors and tensors["variances"].ndim == 1 else 0
-    channels = len(tensors["scale"]) if "scale" in tensors and tensors["scale"].ndim == 1 else 0
     shapes = {
-        "centre": (size,),
-        "spread": (size,),
-        "directions": (count, size),
+        "centre": (NUM_STRUCTURES,),
+        "spread": (NUM_STRUCTURES,),
+        "directions": (count, NUM_STRUCTURES),
         "variances": (count,),
-        "pose_weights": (size, len(POSES)),
+        "pose_weights": (NUM_FEATURES, len(POSES)),
         "pose_biases": (len(POSES),),
         "pose_margins": (len(POSES),),
-        "scale": (channels,),
-        "shift": (channels,),
+        "lateral_weights": (THUMBNAIL_SIDE**2,),
     }
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes or not size or not count:
-        wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name)) or ["centre"]
+    if found != shapes or not count:
+        wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name)) or ["variances"]
         raise ModelFolderError(
             f"{file} does not hold the tensors of a gate ({wrong[0][:40]!r} is {found.get(wrong[0])}, expected "
             f"{shapes.get(wrong[0])}); fit it again."
@@ -355,9 +334,8 @@ def _gate_from(tensors: dict[str, Tensor], about: dict[str, str]) -> Gate:
         limit=numbers["limit"],
         strict_limit=numbers["strict_limit"],
         poses=Poses(arrays["pose_weights"], arrays["pose_biases"], arrays["pose_margins"]),
+        lateral=Discriminant(arrays["lateral_weights"], float(about["lateral_limit"])),
         least_detail=numbers["least_detail"],
-        scale=tensors["scale"],
-        shift=tensors["shift"],
         num_images=int(about["n"]),
         data_name=about["data"],
         date=about["date"],

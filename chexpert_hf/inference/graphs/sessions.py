@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ _OPENVINO_HINTS: Mapping[Precision, str] = {
 
 MOST_SIDE_BY_SIDE = 8
 """Calls at once: each has tensors of its own."""
-
-_ENDS_OF_STAGES = ("MaxPool", "AvgPool")
-"""A DenseNet's stem ends with the graph's first maximum, its first transition with the first mean over some places."""
 
 _ERRORS_ONLY = 3
 
@@ -94,9 +91,6 @@ class TorchRuntime:
         """This one alone."""
         return [self]
 
-    def first_stages(self, side: int, count: int) -> None:
-        """None: the model itself does it."""
-
 
 class OpenVINORuntime:
     """A graph in OpenVINO, on the CPU; all threads work on one call.
@@ -123,7 +117,6 @@ class OpenVINORuntime:
         # A request holds the tensors of one call.
         self._lock = threading.Lock()
         self._streams: list[OpenVINORuntime] = []
-        self._first_stages: dict[tuple[int, int], Callable[[Tensor], list[Tensor]]] = {}  # shared by the streams
 
     def _compiled(self, hint: str) -> Any:
         # Without OpenVINO's cache of compiled graphs. It saves .07 s where starting takes 5; it is not checked (one
@@ -152,32 +145,6 @@ class OpenVINORuntime:
                 count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), MOST_SIDE_BY_SIDE)
                 self._streams = [self._with(compiled.create_infer_request()) for _ in range(count)]
             return self._streams if len(self._streams) > 1 else [self]
-
-    def first_stages(self, side: int, count: int) -> Callable[[Tensor], list[Tensor]] | None:
-        """See `Runtime`; in the precision of the scores."""
-        if self.precision not in (Precision.FP32.value, Precision.BF16.value):
-            return None
-        if (side, count) not in self._first_stages:
-            self._first_stages[side, count] = self._compiled_start(side, count)
-        return self._first_stages[side, count]
-
-    def _compiled_start(self, side: int, count: int) -> Callable[[Tensor], list[Tensor]]:
-        openvino = import_openvino()
-        graph = self._graph.clone()
-        operations = graph.get_ordered_ops()
-        ends = [next(one for one in operations if one.get_type_name() == kind) for kind in _ENDS_OF_STAGES[:count]]
-        start = openvino.Model([end.output(0) for end in ends], graph.get_parameters())
-        start.reshape([-1, self._shape[0], side, side])
-        compiled = self._core.compile_model(start, "CPU", {**self._options, "INFERENCE_NUM_THREADS": "1"})
-        own = threading.local()
-
-        def compute(pixel_values: Tensor) -> list[Tensor]:
-            if not hasattr(own, "request"):
-                own.request = compiled.create_infer_request()
-            outputs = own.request.infer([_checked(pixel_values, (self._shape[0], side, side)).numpy()])
-            return [torch.from_numpy(outputs[place]) for place in range(count)]
-
-        return compute
 
     def _with(self, request: Any) -> "OpenVINORuntime":
         other = copy.copy(self)
@@ -220,9 +187,6 @@ class ONNXRuntime:
     def side_by_side(self) -> "Sequence[ONNXRuntime]":
         """This one alone."""
         return [self]
-
-    def first_stages(self, side: int, count: int) -> None:
-        """None: the model itself does it."""
 
 
 def _checked(pixel_values: Tensor, shape: tuple[int, ...]) -> Tensor:
