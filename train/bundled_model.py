@@ -12,9 +12,12 @@ Every stage is taken up where it was interrupted. The validation split and the r
 """
 
 import argparse
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.default_model import DEFAULT_NAME
@@ -46,8 +49,9 @@ def main() -> None:
     options = parser.parse_args()
 
     folds, final = train_all(options.data, options.work)
-    section = describe(final, folds, Sources(options.data, options.external, options.rsna, options.google))
-    pack(final, options.output, section)
+    sources = Sources(options.data, options.external, options.rsna, options.google)
+    section, map_evaluation = describe(final, folds, sources)
+    pack(final, options.output, section, map_evaluation)
     print(section)
 
 
@@ -83,7 +87,7 @@ def _trained(recipe: Recipe, data: Path, folder: Path) -> Path:
     return train(recipe, data, folder, resume=(folder / RECIPE_FILE).exists()).folder
 
 
-def pack(model: Path, output: Path, section: str) -> None:
+def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, Any]) -> None:
     """Copies the files that the package ships, under the name of the bundled model.
 
     The code is linked: the folder is complete, and the code is in the repository once. Wheels hold it as files.
@@ -92,7 +96,6 @@ def pack(model: Path, output: Path, section: str) -> None:
     output.mkdir(parents=True)
     for name in (
         "model.safetensors",
-        "config.json",
         "preprocessor_config.json",
         "reference.json",
         "evaluation.json",
@@ -100,6 +103,9 @@ def pack(model: Path, output: Path, section: str) -> None:
         "training_patients.json",
     ):
         shutil.copy(model / name, output)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["map_evaluation"] = dict(map_evaluation)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _without_paths(Recipe.load(model / RECIPE_FILE)).save(output / RECIPE_FILE)
     for name in CODE_FILES:
         (output / name).symlink_to(f"../{name}")

@@ -7,6 +7,7 @@ training patients of the networks that were trained without them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,6 +21,7 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.data.chexpert import load_chexpert
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
+from chexpert_hf.evaluation.localization import PRIORS
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.inference.dataset import image_files, predict_dataset
@@ -90,8 +92,8 @@ class Scored:
         return [_view(path) for path in self.dataset["path"][:]]
 
 
-def describe(model: Path, folds: Sequence[Path], sources: Sources) -> str:
-    """The section as Markdown.
+def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str, dict[str, Any]]:
+    """The section as Markdown, and the record of the maps' hit rate for the model's config.
 
     Args:
         model: The bundled model's folder.
@@ -111,6 +113,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> str:
     train = _scored("training patients, cross-fitted", splits["train"], crossed, recipe)
     pieces = [(classifier, splits["valid"])]
     pieces += [(one, splits["train"].select(np.flatnonzero(part == fold))) for fold, one in enumerate(networks)]
+    boxes, map_evaluation = _boxes(sources, pieces)
     parts = [
         ["## How it was judged", "", _INTRODUCTION],
         _text_mined(valid, train, recipe.observations),
@@ -119,14 +122,14 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> str:
         _calibration(valid, classifier.model.config),
         _other_hospitals(sources.external, classifier),
         _gray_range(classifier, valid),
-        _boxes(sources, pieces),
+        boxes,
         [
             "### Where the radiographs are from",
             "",
             "ChestX-ray14 was provided by the NIH Clinical Center: https://nihcc.app.box.com/v/ChestXray-NIHCC",
         ],
     ]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n", map_evaluation
 
 
 _INTRODUCTION = (
@@ -401,7 +404,9 @@ def _calls(predictions: Sequence[Prediction]) -> Mask:
     return np.array([list(one.positives.values()) for one in predictions])
 
 
-def _boxes(sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]) -> list[str]:
+def _boxes(
+    sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]
+) -> tuple[list[str], dict[str, Any]]:
     """Hit rates on the radiologists' boxes, by models that did not see the patient."""
     truth = find_ground_truth(sources.data)
     hits = dict.fromkeys(_POINTERS, 0)
@@ -423,6 +428,12 @@ def _boxes(sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets
         "",
         *_table(["pointer", "hits", "hit rate"], rows),
     ]
-    if hits[MODEL] <= max(hits[name] for name in _POINTERS if name != MODEL):
+    constant = max(hits[name] for name in PRIORS if name in hits)
+    if hits[MODEL] <= constant:
         lines += ["", "**These maps do not point at findings better than one fixed place does.**"]
-    return lines
+    return lines, {
+        "hit_rate": round(hits[MODEL] / count, 3),
+        "constant_point": round(constant / count, 3),
+        "n": count,
+        "reference": "boxes drawn by radiologists of the NIH",
+    }
