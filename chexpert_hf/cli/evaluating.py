@@ -24,7 +24,7 @@ from chexpert_hf.cli.app import (
     progress_bar,
     quiet_transformers,
 )
-from chexpert_hf.default_model import resolve_model
+from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,8 +104,11 @@ def evaluate(
 
     if sanity and output is None:
         raise InputError("--sanity needs --output: the checks are a section of the report.")
-    if update_card and (reference is None or output is None or len(model) > 1 or not Path(model[0]).is_dir()):
-        raise InputError("--update-card needs one local model folder as --model, --reference and --output.")
+    is_own_folder = len(model) == 1 and Path(model[0]).is_dir() and Path(model[0]) != DEFAULT_MODEL
+    if update_card and (reference is None or output is None or not is_own_folder):
+        raise InputError(
+            "--update-card needs --reference, --output and, as --model, one local folder other than the bundled model."
+        )
     classifiers = (
         {"ensemble": load_classifier(model)}
         if ensemble
