@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -111,6 +112,8 @@ def test_the_line_of_its_card_gives_it_and_a_folder_of_that_name_wins_with_a_not
 ):
     assert 'from_pretrained("nih")' in (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    # Libraries that configure logging switch off the loggers that are there already.
+    monkeypatch.setattr(logging.getLogger("chexpert_hf.default_model"), "disabled", False)
     assert CheXpertClassifier.from_pretrained("nih").observations == classifier.observations
     assert caplog.text == ""
     tiny_folder.rename(tmp_path / "nih")

@@ -104,7 +104,7 @@ def _endpoints(http: httpx.Client, path: str) -> Iterator[str]:
 def _page(http: httpx.Client, attack: Attack) -> Iterator[str]:
     """What a visitor is shown; the list shows a visitor's own names, so the file has another there."""
     visitor, path = Visitor(http), upload(http, attack.data, attack.name)
-    single = visitor.act("file", "upload", as_upload(path, attack.name))
+    single = visitor.act("file", "upload", [as_upload(path, attack.name)])
     yield from single.values()
     if 'data-action="override"' in single.get("single-message", ""):
         single = visitor.act("single-message", "override", None)

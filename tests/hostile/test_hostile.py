@@ -205,7 +205,7 @@ def test_attacks_one_by_one_are_scores_or_one_line_in_the_pages_viewer(page, sen
     visitor = Visitor(page.http)
     for attack, path in chosen_singly(sent):
         with Clock():
-            shown = visitor.act("file", "upload", as_upload(path, attack.name))
+            shown = visitor.act("file", "upload", [as_upload(path, attack.name)])
         lines = lines_of(shown["single-message"])
         assert len(lines) == (0 if shown["single-result"] else 1)
         assert all(map(is_one_line, lines)), (attack.kind, attack.name, lines)
