@@ -106,10 +106,13 @@ def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, A
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config["map_evaluation"] = dict(map_evaluation)
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _without_paths(Recipe.load(model / RECIPE_FILE)).save(output / RECIPE_FILE)
+    recipe = Recipe.load(model / RECIPE_FILE)
+    _without_paths(recipe).save(output / RECIPE_FILE)
     for name in CODE_FILES:
         (output / name).symlink_to(f"../{name}")
     card = (model / "README.md").read_text(encoding="utf-8")
+    for path in (recipe.init, *recipe.distillation_models, *recipe.calibration_models):
+        card = card.replace(path, Path(path).name)
     before, limits, after = card.partition("## Limits\n")
     card = rename_card(f"{before}{section}\n{limits}{after}", DEFAULT_NAME)
     heading, ways, rest = card.partition("## How to use\n")

@@ -115,6 +115,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
     pieces += [(one, splits["train"].select(np.flatnonzero(part == fold))) for fold, one in enumerate(networks)]
     boxes, map_evaluation = _boxes(sources, pieces)
     parts = [
+        ["## How it was made", "", _STAGES],
         ["## How it was judged", "", _INTRODUCTION],
         _text_mined(valid, train, recipe.observations),
         _radiologists(sources, (valid, train), recipe.observations),
@@ -131,6 +132,12 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n", map_evaluation
 
+
+_STAGES = (
+    "Made by `python -m train.bundled_model`: a network that learnt synthetic radiographs, then the labels of all training patients "
+    "(`first`), was taught for six epochs by itself and by three networks without a third of the patients each (`fold-1` to "
+    "`fold-3`). What these three say of the patients that they have not seen calibrates it and chooses its operating points."
+)
 
 _INTRODUCTION = (
     "Each figure is an AUROC with its 95 % interval (DeLong, by patient), of a model that has not seen the patient; n "
