@@ -134,10 +134,10 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
 
 
 _STAGES = (
-    "Made by `python -m train.bundled_model`: a network that learnt synthetic radiographs, then the labels of all training "
-    "patients (`first`), was taught for six epochs by itself and by three networks without a third of the patients each "
-    "(`fold-1` to `fold-3`). What these three say of the patients that they have not seen calibrates it and chooses its "
-    "operating points."
+    "Made by `python -m train.bundled_model`: a network that learnt synthetic radiographs, then the labels of all "
+    "training patients (`first`), was taught for six epochs by itself and by three networks without a third of the "
+    "patients each (`fold-1` to `fold-3`). What these three say of the patients that they have not seen calibrates it "
+    "and chooses its operating points."
 )
 
 _INTRODUCTION = (
