@@ -224,6 +224,8 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     def _resized_shape(self, height: int, width: int, size: Any) -> tuple[int, int]:
         """(height, width) after resizing to `size`, which may name sides, edges or maxima."""
+        if size["height"] and size["width"]:
+            return size["height"], size["width"]
         # On the meta device nothing is computed but the shape.
         empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
         resized_height, resized_width = super().resize(empty, size).shape[-2:]
@@ -275,17 +277,16 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
     down, across = int(height * _MARGIN), int(width * _MARGIN)
     middle = gray[..., down : height - down, across : width - across]
     counts = np.bincount(middle.cpu().numpy().ravel(), minlength=_WHITE + 1).cumsum()
-    darkest, brightest, typical = (
-        int(np.searchsorted(counts, max(counts[-1] * share / 100, 1))) for share in (low, high, 50)
-    )
+    ranks = np.maximum(counts[-1] * np.array([low, high, 50]) / 100, 1)
+    darkest, brightest, typical = np.searchsorted(counts, ranks).tolist()
     if brightest <= darkest:
         return gray
     levels = np.clip((np.arange(_WHITE + 1) - darkest) / (brightest - darkest), 0, 1)
     if median is not None and 0 < levels[typical] < 1:
         exponent = np.log(median) / np.log(levels[typical])
         levels = levels ** np.clip(exponent, *_EXPONENTS)
-    table = torch.from_numpy((levels * _WHITE).round().astype(np.uint8)).to(gray.device)
-    return table[gray.long()]
+    table = (levels * _WHITE).round().astype(np.uint8)
+    return torch.from_numpy(table[gray.cpu().numpy()]).to(gray.device)
 
 
 def resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
