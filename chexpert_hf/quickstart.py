@@ -7,12 +7,13 @@ from pathlib import Path
 import datasets
 
 from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report import as_table
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import evaluate_dataset, image_files
 from chexpert_hf.inference.folders.scoring import FileResult, write_overlays
+from chexpert_hf.inference.reporting import evaluate_dataset
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
 

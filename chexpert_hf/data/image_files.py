@@ -13,6 +13,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
+
 from chexpert_hf.data.grey_levels import NotFetchedError
 from chexpert_hf.data.radiograph import HEAD_BYTES, RadiographError, read_radiograph
 from chexpert_hf.data.raster import format_of
@@ -129,3 +131,8 @@ def _content_fault(file: str, num_bytes: int) -> str | None:
 def _directories(path: str) -> list[str]:
     parts = path.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def image_files(dataset: datasets.Dataset) -> list[str]:
+    """The path of each image of a split, without decoding any."""
+    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.evaluation.calibration import CalibrationError, Method
 from chexpert_hf.evaluation.operating_points import OperatingRule
 from chexpert_hf.evaluation.patients import (
@@ -20,7 +21,7 @@ from chexpert_hf.evaluation.patients import (
 )
 from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin, calibrate_model
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files, read_file
+from chexpert_hf.inference.dataset import read_file
 from chexpert_hf.inference.fold import refuse_hierarchy
 from chexpert_hf.inference.gate import GATE_FILE
 from chexpert_hf.inference.graphs.graph_files import RECORD_FILE

@@ -1,4 +1,4 @@
-"""A model's probabilities for a CheXpert data set, and their evaluation."""
+"""A model's probabilities for the images of a data set."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -9,15 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.data.grey_levels import naming
-from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prepared
 from chexpert_hf.inference.folders.archives import RadiographFile, source_of
 from chexpert_hf.inference.folders.scoring import read_for
-
-
-def image_files(dataset: datasets.Dataset) -> list[str]:
-    """The path of each image of a split, without decoding any."""
-    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Image.Image:
@@ -54,12 +49,3 @@ def predict_dataset(
             if progress:
                 progress(1)
     return np.array(rows)
-
-
-def evaluate_dataset(
-    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
-) -> Evaluation:
-    """Evaluates a model on a split that holds the labels of its observations, in its order."""
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
-    probabilities = predict_dataset(classifier, dataset, progress)
-    return evaluate_probabilities(probabilities, labels, dataset["study"][:], classifier.observations)

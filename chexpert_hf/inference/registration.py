@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files, read_file
+from chexpert_hf.inference.dataset import read_file
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 MAX_IMAGES = 64

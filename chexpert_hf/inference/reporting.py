@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.data.grey_levels import naming
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.data.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import is_chexpert_valid
@@ -23,7 +24,7 @@ from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDAR
 from chexpert_hf.evaluation.report import ReportData
 from chexpert_hf.evaluation.sanity_report import as_dictionary
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files, predict_dataset
+from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.saliency import overlay
 from chexpert_hf.inference.sanity import dataset_sanity
 
@@ -239,3 +240,12 @@ def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> byt
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return stream.getvalue()
+
+
+def evaluate_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluates a model on a split that holds the labels of its observations, in its order."""
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
+    probabilities = predict_dataset(classifier, dataset, progress)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], classifier.observations)

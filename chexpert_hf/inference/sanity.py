@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.image_regions import frame, outside_body, side_marker
 from chexpert_hf.evaluation.sanity import SanityChecks, check_region, check_weights, mass_inside
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.inference.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.inference.dataset import image_files, read_file
+from chexpert_hf.inference.dataset import read_file
 from chexpert_hf.inference.folders.archives import RadiographFile
 from chexpert_hf.inference.removal import choose_pairs, removal_check
 from chexpert_hf.inference.saliency import map_offsets, resize_maps

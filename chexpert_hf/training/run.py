@@ -22,13 +22,14 @@ from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
 from chexpert_hf.hub.half_precision import round_to_half
 from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
 from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import evaluate_dataset, predict_dataset
+from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.inference.gate.fit import MIN_IMAGES
 from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.loading import load_model
 from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.inference.registration import measure_map_offsets
+from chexpert_hf.inference.reporting import evaluate_dataset
 from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification

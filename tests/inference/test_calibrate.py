@@ -18,6 +18,7 @@ from chexpert_hf import (
     CheXpertImageProcessor,
     load_chexpert,
 )
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.evaluation.calibration import Calibration, CalibrationError, Method, Platt, fit_platt
 from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, maximum_per_study
@@ -31,7 +32,6 @@ from chexpert_hf.evaluation.patients import (
 from chexpert_hf.hub.folder import refresh_folder
 from chexpert_hf.inference.calibrate import calibrate_folder, dataset_logits
 from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin
-from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.ensembles import write_ensemble
 from chexpert_hf.inference.fold import fold_calibration
 from chexpert_hf.labels import OBSERVATIONS

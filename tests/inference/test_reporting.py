@@ -6,10 +6,11 @@ import pytest
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.inference.calibrate import dataset_logits
-from chexpert_hf.inference.dataset import image_files, predict_dataset
+from chexpert_hf.inference.dataset import predict_dataset
 from chexpert_hf.inference.gate.folder import fit_folder_gate
 from chexpert_hf.inference.reporting import assess_dataset, subgroup_columns
 

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.cli import app
 from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.data.radiograph import RadiographError
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report import write_report
 from chexpert_hf.evaluation.sanity import Verdict
 from chexpert_hf.inference import removal
-from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.removal import choose_pairs, removal_check, removal_curves
 from chexpert_hf.inference.reporting import assess_dataset
 from chexpert_hf.inference.sanity import check_sanity, estimate_statistics, redrawn_networks, sample_rows

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, get_scheduler
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.hub import keras as twins
-from chexpert_hf.inference.dataset import evaluate_dataset
+from chexpert_hf.inference.reporting import evaluate_dataset
 from chexpert_hf.modeling_chexpert import masked_mean
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data

@@ -8,9 +8,9 @@ import datasets
 from PIL import Image
 
 from chexpert_hf.data.grey_levels import naming
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.radiograph import read_radiograph
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.gate.fit import evenly_spaced, fit_gate
 from chexpert_hf.inference.gate.gate import GATE_FILE, Gate
 from chexpert_hf.inference.model_files import renew_checksums

@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from chexpert_hf.data.chexpert import load_chexpert
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.data.phantom import PROJECTIONS, render_phantom
 from chexpert_hf.data.radiograph import RadiographError, read_radiograph
 from chexpert_hf.data.tables import SPLIT_FILES, find_table
 from chexpert_hf.errors import InputError
-from chexpert_hf.inference.dataset import image_files
 from chexpert_hf.inference.folders.files import find_radiographs
 from chexpert_hf.labels import OBSERVATIONS
 

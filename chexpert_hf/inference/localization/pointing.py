@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from chexpert_hf.data.image_files import image_files
 from chexpert_hf.evaluation.localization import PRIORS, Indication, indicate, prior_map
 from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.inference.dataset import image_files, read_file
+from chexpert_hf.inference.dataset import read_file
 from chexpert_hf.inference.saliency import SaliencyMaps
 from chexpert_hf.inference.sanity import redrawn_networks
 
