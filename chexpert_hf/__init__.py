@@ -21,13 +21,13 @@ _HOMES = {
     "CheXpertConfig": "configuration_chexpert",
     "CheXpertImageProcessor": "image_processing_chexpert",
     "CheXpertForImageClassification": "modeling_chexpert",
-    "CheXpertClassifier": "inference.classifier",
-    "Prediction": "inference.classifier",
+    "CheXpertClassifier": "scoring.classifier",
+    "Prediction": "scoring.classifier",
     "COMPETITION_OBSERVATIONS": "labels",
     "OBSERVATIONS": "labels",
-    "RadiographError": "data.radiograph",
-    "load_chexpert": "data.chexpert",
-    "read_radiograph": "data.radiograph",
+    "RadiographError": "radiographs.radiograph",
+    "load_chexpert": "datasets.chexpert",
+    "read_radiograph": "radiographs.radiograph",
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 Grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. All steps on gray levels are
 whole-number arithmetic of Pillow or of this file, so that every machine gives the same pixel values. This file travels
 with saved models.
-Files are better read with `chexpert_hf.data.radiograph.read_radiograph`, which knows DICOM and 16-bit images.
+Files are better read with `chexpert_hf.radiographs.radiograph.read_radiograph`, which knows DICOM and 16-bit images.
 """
 
 from functools import lru_cache
@@ -367,7 +367,7 @@ def _gray_from_pil(image: Image.Image) -> torch.Tensor:
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"The image has mode {image.mode}, more than 8 bits: {_EXPECTED}. "
-            "chexpert_hf.data.radiograph.read_radiograph reads such files without clipping."
+            "chexpert_hf.radiographs.radiograph.read_radiograph reads such files without clipping."
         )
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))

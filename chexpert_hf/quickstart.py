@@ -6,14 +6,14 @@ from pathlib import Path
 
 import datasets
 
-from chexpert_hf.data.chexpert import load_chexpert
-from chexpert_hf.data.image_files import image_files
-from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.report import as_table
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.folders.scoring import FileResult, write_overlays
-from chexpert_hf.inference.reporting import evaluate_dataset
+from chexpert_hf.evaluation.report.report import as_table
+from chexpert_hf.evaluation.report.reporting import evaluate_dataset
+from chexpert_hf.folders.scoring import FileResult, write_overlays
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
 

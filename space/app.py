@@ -8,10 +8,10 @@ import json
 import os
 from pathlib import Path
 
-from chexpert_hf.demo import build_demo, launch
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.page.examples import find_examples
-from chexpert_hf.serving.scorer import SharedClassifier
+from chexpert_hf.app.demo import build_demo, launch
+from chexpert_hf.app.page.examples import find_examples
+from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 try:
     import spaces

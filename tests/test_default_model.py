@@ -18,15 +18,15 @@ from sklearn.metrics import roc_auc_score
 
 from chexpert_hf import CheXpertClassifier, load_chexpert
 from chexpert_hf.cli import main
-from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
-from chexpert_hf.hub.card_check import card_problems
-from chexpert_hf.hub.check import check_folder
-from chexpert_hf.hub.folder import REFERENCE_PHANTOM
-from chexpert_hf.hub.publish import stage_model
-from chexpert_hf.inference.dataset import predict_dataset
-from chexpert_hf.inference.model_files import CODE_FILES, differences, missing_files
+from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.models.model_files import CODE_FILES, differences, missing_files
+from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.check import check_folder
+from chexpert_hf.publishing.model_folder import REFERENCE_PHANTOM
+from chexpert_hf.publishing.publish import stage_model
 from train.bundled_model_card import uncalibrated
 
 

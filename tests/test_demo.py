@@ -14,9 +14,9 @@ from gradio.blocks import Block
 from gradio.state_holder import SessionState
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.data.radiograph import read_radiograph
-from chexpert_hf.demo import build_demo, launch
+from chexpert_hf.app.demo import build_demo, launch
 from chexpert_hf.errors import InputError
+from chexpert_hf.radiographs.radiograph import read_radiograph
 
 SPACE = Path(__file__).parents[1] / "space"
 EXAMPLES = sorted((SPACE / "examples").rglob("*.jpg"))

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.nn import functional
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.inference.attribution import grad_cam
 from chexpert_hf.labels import OBSERVATIONS, PARENTS
 from chexpert_hf.modeling_chexpert import unconditional_logits
+from chexpert_hf.scoring.attribution import grad_cam
 
 from .conftest import TINY
 

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.default_model import DEFAULT_NAME
-from chexpert_hf.hub.card import rename_card
-from chexpert_hf.inference.model_files import CODE_FILES, write_checksums
+from chexpert_hf.models.model_files import CODE_FILES, write_checksums
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.publishing.card import rename_card
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import RECIPE_FILE, train
 from train.bundled_model_card import Sources, describe

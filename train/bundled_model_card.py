@@ -18,17 +18,17 @@ from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
-from chexpert_hf.data.chexpert import load_chexpert
-from chexpert_hf.data.image_files import image_files
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
-from chexpert_hf.evaluation.localization import PRIORS
+from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
+from chexpert_hf.evaluation.localization.localization import PRIORS
+from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
+from chexpert_hf.evaluation.localization.pointing import MODEL, UNTRAINED
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
-from chexpert_hf.inference.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.inference.dataset import predict_dataset
-from chexpert_hf.inference.localization.ground_truth import find_ground_truth
-from chexpert_hf.inference.localization.localize import localize_dataset, rows_with_truth
-from chexpert_hf.inference.localization.pointing import MODEL, UNTRAINED
+from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.training.cross_fitting import fold_of_images
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import RECIPE_FILE

@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.loading import load_model
+from chexpert_hf.models.loading import load_model
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe
@@ -97,7 +97,7 @@ def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
     # An optional extra, and only for this process.
     import keras
 
-    from chexpert_hf.hub.keras import from_model_folder
+    from chexpert_hf.formats.keras import from_model_folder
     from train.keras_train import EpochBatches, compiled
 
     twin = from_model_folder(start)

@@ -21,11 +21,11 @@ from transformers import set_seed
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patient_hashes
-from chexpert_hf.hub.folder import save_model_folder
-from chexpert_hf.hub.keras import HEAD, CheXpertKeras, from_torch, to_torch
+from chexpert_hf.formats.keras import HEAD, CheXpertKeras, from_torch, to_torch
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.model_files import write_checksums
 from chexpert_hf.labels import IGNORED, UncertaintyPolicy
+from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -33,7 +33,7 @@ from chexpert_hf.training.run import RECIPE_FILE, describe_data, load_data
 from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
-# Not before chexpert_hf.hub.keras, which says in one line what to do where there is no Keras.
+# Not before chexpert_hf.formats.keras, which says in one line what to do where there is no Keras.
 import keras  # isort: skip
 from keras import ops  # isort: skip
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from chexpert_hf.data.phantom import render_phantom
-from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.app.page.examples import DRAWINGS, drawing_of, finds
+from chexpert_hf.app.page.reading import NO_FINDING
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.page.examples import DRAWINGS, drawing_of, finds
-from chexpert_hf.page.reading import NO_FINDING
+from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 SIZE = 1024
 """Longest side in pixels of the radiograph."""

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from chexpert_hf.data.chexpert import load_chexpert
-from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import predict_dataset
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import UncertaintyPolicy
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
 

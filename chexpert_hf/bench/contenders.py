@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.folders.scoring import ROWS_SIDE_BY_SIDE, score_files
+from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, score_files
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 XRV_SIZE = 224
 

@@ -10,10 +10,10 @@ from PIL import Image
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.folders.archives import ArchiveMember
-from chexpert_hf.inference.folders.files import find_radiographs
-from chexpert_hf.inference.graphs.sample_images import phantoms
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.radiographs.archives import ArchiveMember
+from chexpert_hf.radiographs.finding import find_radiographs
+from chexpert_hf.scoring.graphs.sample_images import phantoms
 
 _DISTINCT = 32
 """Phantoms that are drawn; more files are copies of them."""

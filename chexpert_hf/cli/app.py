@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import datasets
     from tqdm import tqdm
 
-    from chexpert_hf.data.reference import Reference
-    from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.datasets.reference import Reference
+    from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 DISCLAIMER = "Research software, not a medical device."
 
@@ -129,8 +129,8 @@ def options(
 
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
     """Loads models; figures about a model are made with its own weights, in PyTorch and float32, unless one says."""
-    from chexpert_hf.inference.classifier import CheXpertClassifier
-    from chexpert_hf.inference.identity import model_warnings
+    from chexpert_hf.models.identity import model_warnings
+    from chexpert_hf.scoring.classifier import CheXpertClassifier
 
     quiet_transformers()
     if list(models) == [str(DEFAULT_MODEL)]:
@@ -153,7 +153,7 @@ def load_split(
     data: Path, split: Split, observations: Sequence[str], *, follow_links: bool, **options: Any
 ) -> "datasets.Dataset":
     """Loads one split of a CheXpert folder; `options` are those of `load_chexpert`."""
-    from chexpert_hf.data.chexpert import load_chexpert
+    from chexpert_hf.datasets.chexpert import load_chexpert
 
     name = split.value
     return load_chexpert(
@@ -169,7 +169,7 @@ def load_reference(
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
     """Loads the second reference standard, where one is given."""
-    from chexpert_hf.data.reference import read_reference
+    from chexpert_hf.datasets.reference import read_reference
 
     if file is None:
         if mapping or name or against:

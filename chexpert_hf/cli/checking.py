@@ -22,8 +22,8 @@ from chexpert_hf.cli.app import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chexpert_hf.evaluation.sanity import SanityChecks
-    from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.evaluation.sanity.sanity import SanityChecks
+    from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 @app.command()
@@ -45,8 +45,8 @@ def sanity(
 
     A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
     """
-    from chexpert_hf.evaluation.sanity_report import as_dictionary, as_text, write_sanity
-    from chexpert_hf.inference.removal import PAIRS
+    from chexpert_hf.evaluation.sanity.removal import PAIRS
+    from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
 
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
@@ -66,9 +66,9 @@ def _check(
     follow_links: bool,
     progress: "Callable[[int], None]",
 ) -> "SanityChecks":
-    from chexpert_hf.data.tables import find_table
-    from chexpert_hf.inference.folders.files import find_radiographs
-    from chexpert_hf.inference.sanity import check_sanity, dataset_sanity, sample_rows
+    from chexpert_hf.datasets.tables import find_table
+    from chexpert_hf.evaluation.sanity.randomisation import check_sanity, dataset_sanity, sample_rows
+    from chexpert_hf.radiographs.finding import find_radiographs
 
     folder = Path(paths[0])
     if len(paths) == 1 and any(find_table(folder, split) for split in ("train", "valid")):

@@ -30,9 +30,9 @@ from chexpert_hf.errors import InputError
 if TYPE_CHECKING:
     import datasets
 
-    from chexpert_hf.data.reference import Reference
+    from chexpert_hf.datasets.reference import Reference
     from chexpert_hf.evaluation.metrics import Evaluation
-    from chexpert_hf.inference.classifier import CheXpertClassifier
+    from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 class Aggregation(str, Enum):
@@ -97,10 +97,10 @@ def evaluate(
 ) -> None:
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
-    from chexpert_hf.evaluation.report import write_report
-    from chexpert_hf.hub.data_terms import labels_name as known_labels
-    from chexpert_hf.hub.folder import add_reference_figures
-    from chexpert_hf.inference.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
+    from chexpert_hf.evaluation.report.report import write_report
+    from chexpert_hf.evaluation.report.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
+    from chexpert_hf.publishing.data_terms import labels_name as known_labels
+    from chexpert_hf.publishing.model_folder import add_reference_figures
 
     if sanity and output is None:
         raise InputError("--sanity needs --output: the checks are a section of the report.")
@@ -167,9 +167,9 @@ def _short_results(
     progress: Callable[[int], None],
 ) -> "tuple[dict[str, Evaluation], dict[str, Any] | None]":
     """What is printed without a report: the evaluation of each model, and the figures on the second standard."""
-    from chexpert_hf.hub.measured import evaluate_predictions
-    from chexpert_hf.inference.dataset import predict_dataset
-    from chexpert_hf.inference.reporting import reference_figures
+    from chexpert_hf.evaluation.report.reporting import reference_figures
+    from chexpert_hf.folders.dataset import predict_dataset
+    from chexpert_hf.publishing.measured import evaluate_predictions
 
     probabilities = {name: predict_dataset(one, dataset, progress) for name, one in classifiers.items()}
     evaluations = {
@@ -190,7 +190,7 @@ def _short_results(
 
 def _print_results(evaluations: "Mapping[str, Evaluation]", second: "dict[str, Any] | None", as_json: bool) -> None:
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
-    from chexpert_hf.evaluation.report import as_table, reference_table
+    from chexpert_hf.evaluation.report.report import as_table, reference_table
 
     if as_json:
         values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
@@ -231,12 +231,12 @@ def calibrate(
     """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
     from datetime import date
 
-    from chexpert_hf.evaluation.calibration import Method
-    from chexpert_hf.evaluation.operating_points import OperatingRule
-    from chexpert_hf.hub.folder import refresh_folder
-    from chexpert_hf.inference.calibrate import calibrate_folder
-    from chexpert_hf.inference.calibrated_model import Origin
-    from chexpert_hf.inference.loading import load_model
+    from chexpert_hf.evaluation.calibration.calibrate import calibrate_folder
+    from chexpert_hf.evaluation.calibration.calibrated_model import Origin
+    from chexpert_hf.evaluation.calibration.calibration import Method
+    from chexpert_hf.evaluation.calibration.operating_points import OperatingRule
+    from chexpert_hf.models.loading import load_model
+    from chexpert_hf.publishing.model_folder import refresh_folder
 
     model = Path(resolve_model(model))
     rule = OperatingRule.parse(operating_points) if operating_points else None

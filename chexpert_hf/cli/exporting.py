@@ -11,7 +11,7 @@ from chexpert_hf.cli.app import AsJson, app, quiet_transformers
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
-    from chexpert_hf.inference.graphs.export import ExportedGraph
+    from chexpert_hf.scoring.graphs.export import ExportedGraph
 
 
 class GraphRuntime(str, Enum):
@@ -65,7 +65,7 @@ def export(
         return
     if runtime is None:
         raise InputError("Expected --runtime or --format, got neither.")
-    from chexpert_hf.inference.graphs.export import export_model
+    from chexpert_hf.scoring.graphs.export import export_model
 
     quiet_transformers()
     exported = export_model(
@@ -80,7 +80,7 @@ def export(
 
 
 def _export_format(model: str, library: LibraryFormat, output: Path, as_json: bool) -> None:
-    from chexpert_hf.hub.foreign.exports import export_format
+    from chexpert_hf.formats.exports import export_format
 
     quiet_transformers()
     remarks = export_format(model, library.value, output)

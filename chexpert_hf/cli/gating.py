@@ -22,10 +22,10 @@ def gate(
 ) -> None:
     """Fit what tells a chest radiograph from any other image, on a model's training radiographs."""
     from chexpert_hf.errors import ModelFolderError
-    from chexpert_hf.inference.gate import GATE_FILE
-    from chexpert_hf.inference.gate.fit import MAX_IMAGES
-    from chexpert_hf.inference.gate.folder import fit_folder_gate
-    from chexpert_hf.inference.loading import load_model
+    from chexpert_hf.gate import GATE_FILE
+    from chexpert_hf.gate.fit import MAX_IMAGES
+    from chexpert_hf.gate.folder import fit_folder_gate
+    from chexpert_hf.models.loading import load_model
 
     if not model.is_dir():
         raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")

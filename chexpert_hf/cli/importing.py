@@ -31,7 +31,7 @@ def import_weights(
     as_json: AsJson = False,
 ) -> None:
     """Make a model folder of weights that others trained. Nothing that a file of theirs holds is run."""
-    from chexpert_hf.hub.foreign.imports import import_model
+    from chexpert_hf.formats.imports import import_model
 
     quiet_transformers()
     names = None if labels is None else [name.strip() for name in labels.split(",")]

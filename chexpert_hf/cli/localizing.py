@@ -24,7 +24,7 @@ from chexpert_hf.cli.app import (
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
-    from chexpert_hf.inference.localization.ground_truth import GroundTruth
+    from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
 
 
 @app.command()
@@ -55,11 +55,11 @@ def localize(
     as_json: AsJson = False,
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.data.tables import find_dataset_folder
-    from chexpert_hf.inference.localization.ground_truth import Boxes, find_ground_truth
-    from chexpert_hf.inference.localization.localization_report import as_dictionary, as_text, write_localization
-    from chexpert_hf.inference.localization.localize import localize_dataset, rows_with_truth
-    from chexpert_hf.inference.reporting import patient_warnings
+    from chexpert_hf.datasets.tables import find_dataset_folder
+    from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
+    from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
+    from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
+    from chexpert_hf.evaluation.report.reporting import patient_warnings
 
     number = _parse_threshold(threshold)
     if reference and annotations:
@@ -112,7 +112,7 @@ def _parse_threshold(text: str) -> float | None:
 
 def _elsewhere(truth: "GroundTruth", paths: list[str]) -> list[str]:
     """A line about images with boxes that are not in this split."""
-    from chexpert_hf.inference.localization.ground_truth import Boxes
+    from chexpert_hf.evaluation.localization.ground_truth import Boxes
 
     others = sorted(set(truth.images()) - set(paths)) if isinstance(truth, Boxes) else []
     if not others:

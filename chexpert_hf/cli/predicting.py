@@ -24,17 +24,17 @@ from chexpert_hf.cli.app import (
     say_on_stderr,
 )
 from chexpert_hf.errors import InputError, printable
-from chexpert_hf.inference.folders.score_rows import RowFormat
-from chexpert_hf.inference.folders.score_table import GateMode
+from chexpert_hf.folders.score_rows import RowFormat
+from chexpert_hf.folders.score_table import GateMode
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from chexpert_hf.inference.classifier import CheXpertClassifier
-    from chexpert_hf.inference.folders.archives import RadiographFile
-    from chexpert_hf.inference.folders.score_output import ScoreOutput
-    from chexpert_hf.inference.folders.score_run import ScoreSummary, Shard
-    from chexpert_hf.inference.folders.scoring import FileResult
+    from chexpert_hf.folders.score_output import ScoreOutput
+    from chexpert_hf.folders.score_run import ScoreSummary, Shard
+    from chexpert_hf.folders.scoring import FileResult
+    from chexpert_hf.radiographs.archives import RadiographFile
+    from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 REPORT_SECONDS = 30
 """How often progress is a line on standard error, where that is no terminal."""
@@ -78,8 +78,8 @@ def predict(
 
     Exit code 1 if a file has no scores: it was skipped, could not be read, or was refused by the gate.
     """
-    from chexpert_hf.inference.folders.files import find_radiographs, read_list
-    from chexpert_hf.inference.folders.score_run import score_to_file
+    from chexpert_hf.folders.score_run import score_to_file
+    from chexpert_hf.radiographs.finding import find_radiographs, read_list
 
     if not paths and listed is None:
         raise InputError("Expected radiographs, folders, ZIP archives, patterns, or a --list of them; got none.")
@@ -120,16 +120,16 @@ def demo(
     precision: PrecisionName = "auto",
 ) -> None:
     """Open the page: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
-    from chexpert_hf.serving.addresses import without_proxies
-    from chexpert_hf.serving.credentials import read_credentials
+    from chexpert_hf.app.server.addresses import without_proxies
+    from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
 
     with without_proxies():
-        from chexpert_hf.demo import build_demo, launch
-    from chexpert_hf.hub.spaces import template_folder
-    from chexpert_hf.page.examples import find_examples
-    from chexpert_hf.serving.scorer import SharedClassifier
+        from chexpert_hf.app.demo import build_demo, launch
+    from chexpert_hf.app.page.examples import find_examples
+    from chexpert_hf.app.server.scorer import SharedClassifier
+    from chexpert_hf.publishing.spaces import template_folder
 
     classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
     examples = find_examples(template_folder() / "examples", classifier)
@@ -138,7 +138,7 @@ def demo(
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
     """The shard that was asked for, or that a launcher gave this process, whose output then needs a name of its own."""
-    from chexpert_hf.inference.folders.score_run import Shard
+    from chexpert_hf.folders.score_run import Shard
 
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -164,7 +164,7 @@ def _take_device(count: int) -> None:
 def _output(
     path: Path | None, suffix: str, by_study: bool, resume: bool, overwrite: bool, overlays: Path | None
 ) -> "ScoreOutput | None":
-    from chexpert_hf.inference.folders.score_output import Existing, ScoreOutput
+    from chexpert_hf.folders.score_output import Existing, ScoreOutput
 
     if resume and overwrite:
         raise InputError("Expected one of --resume and --overwrite, got both.")
@@ -203,9 +203,9 @@ def _to_standard_output(
     overlays: Path | None,
     batch_size: int,
 ) -> "ScoreSummary":
-    from chexpert_hf.inference.folders import score_run
-    from chexpert_hf.inference.folders.score_table import CsvLines
-    from chexpert_hf.inference.folders.scoring import common_folder
+    from chexpert_hf.folders import score_run
+    from chexpert_hf.folders.score_table import CsvLines
+    from chexpert_hf.folders.scoring import common_folder
 
     failed = not_radiographs = 0
     with progress_bar(0, "radiographs") as bar:

@@ -11,7 +11,7 @@ from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
-    from chexpert_hf.hub.publish import Published
+    from chexpert_hf.publishing.publish import Published
 
 Private = Annotated[bool, typer.Option("--private", help="If it is made now: for you alone.")]
 
@@ -30,9 +30,9 @@ def check(
     Recomputes its reference scores in every runtime that is installed, and looks at sums, card, code and config. The
     exit code is 1 if anything FAILED.
     """
-    from chexpert_hf.hub.check import check_folder
-    from chexpert_hf.inference.model_files import write_checksums
-    from chexpert_hf.inference.repositories import model_folder
+    from chexpert_hf.models.model_files import write_checksums
+    from chexpert_hf.models.repositories import model_folder
+    from chexpert_hf.publishing.check import check_folder
 
     quiet_transformers()
     folder = Path(resolve_model(model))
@@ -63,8 +63,8 @@ def push(
     """
     from tempfile import TemporaryDirectory
 
-    from chexpert_hf.hub.publish import Published, push_model, stage_model
-    from chexpert_hf.inference.repositories import expect_repo_id
+    from chexpert_hf.models.repositories import expect_repo_id
+    from chexpert_hf.publishing.publish import Published, push_model, stage_model
 
     model = Path(resolve_model(model))
     if not dry_run:
@@ -90,8 +90,8 @@ def space(
     as_json: AsJson = False,
 ) -> None:
     """Make a Gradio Space of the page around a model, or bring it up to date."""
-    from chexpert_hf.hub.publish import Published
-    from chexpert_hf.hub.spaces import push_space, stage_space
+    from chexpert_hf.publishing.publish import Published
+    from chexpert_hf.publishing.spaces import push_space, stage_space
 
     model = str(resolve_model(model))
     if dry_run is not None:

@@ -26,7 +26,7 @@ def phantom(
     ] = 0.2,
 ) -> None:
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
-    from chexpert_hf.data.phantom import write_phantoms
+    from chexpert_hf.phantoms import write_phantoms
 
     try:
         with progress_bar(studies, "studies") as bar:
@@ -169,7 +169,7 @@ def _expect_that_it_can_be_pushed(repo_id: str, recipe: "Recipe") -> None:
     """Before the training, not after it."""
     from huggingface_hub import HfApi
 
-    from chexpert_hf.inference.repositories import expect_repo_id, expect_token
+    from chexpert_hf.models.repositories import expect_repo_id, expect_token
 
     expect_repo_id(repo_id)
     expect_token(HfApi())
@@ -182,7 +182,7 @@ def _expect_that_it_can_be_pushed(repo_id: str, recipe: "Recipe") -> None:
 def _push(folder: Path, repo_id: str, *, private: bool) -> None:
     from accelerate import PartialState
 
-    from chexpert_hf.hub.publish import push_model
+    from chexpert_hf.publishing.publish import push_model
 
     if not PartialState().is_main_process:
         return
@@ -199,7 +199,7 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
-    from chexpert_hf.evaluation.report import as_table
+    from chexpert_hf.evaluation.report.report import as_table
     from chexpert_hf.training.run import train as run
 
     quiet_transformers()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from chexpert_hf.data.reference import Reference
+from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import FloatArray
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chexpert_hf.data.grey_levels import naming
-from chexpert_hf.data.image_files import image_files
-from chexpert_hf.data.radiograph import read_radiograph
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.radiographs.radiograph import read_radiograph
 
 
 class RadiographDataset(torch.utils.data.Dataset):

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from chexpert_hf.training.intact import numbered_checkpoints, step_of
+from chexpert_hf.training.durable.intact import numbered_checkpoints, step_of
 
 SCORE = "eval_mean_auroc"
 """The entry of the Trainer's log by which checkpoints are ranked."""

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
+from chexpert_hf.evaluation.calibration.calibrated_model import CalibratedModel, Origin, calibrate_model
+from chexpert_hf.evaluation.calibration.operating_points import Criterion, OperatingRule
 from chexpert_hf.evaluation.metrics import evaluation_labels
-from chexpert_hf.evaluation.operating_points import Criterion, OperatingRule
-from chexpert_hf.inference.calibrate import dataset_logits
-from chexpert_hf.inference.calibrated_model import CalibratedModel, Origin, calibrate_model
-from chexpert_hf.inference.classifier import CheXpertClassifier
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 

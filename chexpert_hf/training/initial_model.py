@@ -7,12 +7,12 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
-from chexpert_hf.hub.weights import load_imagenet_backbone
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.loading import load_model
-from chexpert_hf.inference.repositories import model_folder
 from chexpert_hf.labels import PAPER_PRESET, parents_among, parse_policies
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.repositories import model_folder
+from chexpert_hf.models.weights import load_imagenet_backbone
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"

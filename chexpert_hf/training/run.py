@@ -15,31 +15,31 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
 
-from chexpert_hf.data.chexpert import BadFilesError, load_chexpert
+from chexpert_hf.datasets.chexpert import BadFilesError, load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
-from chexpert_hf.hub.folder import EVALUATION_FILE, save_model_folder
-from chexpert_hf.hub.half_precision import round_to_half
-from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import predict_dataset
-from chexpert_hf.inference.ensembles import write_ensemble
-from chexpert_hf.inference.gate.fit import MIN_IMAGES
-from chexpert_hf.inference.gate.folder import fit_folder_gate
-from chexpert_hf.inference.loading import load_model
-from chexpert_hf.inference.model_files import CHECKSUMS_FILE, write_checksums
-from chexpert_hf.inference.registration import measure_map_offsets
-from chexpert_hf.inference.reporting import evaluate_dataset
-from chexpert_hf.inference.repositories import model_folder
+from chexpert_hf.evaluation.report.reporting import evaluate_dataset
+from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.gate.fit import MIN_IMAGES
+from chexpert_hf.gate.folder import fit_folder_gate
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.ensembles import write_ensemble
+from chexpert_hf.models.half_precision import round_to_half
+from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, write_checksums
+from chexpert_hf.models.repositories import model_folder
+from chexpert_hf.publishing.measured import assess_predictions, evaluate_predictions
+from chexpert_hf.publishing.model_folder import EVALUATION_FILE, save_model_folder
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.curve import plot_curve
+from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.intact import expect_intact
 from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.registration import measure_map_offsets
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
 from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.dataset import predict_dataset
+from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import UNCERTAIN
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import RecipeError
 
 

@@ -20,16 +20,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.registration import offsets_of_peaks
 from chexpert_hf.labels import IGNORED, POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
-from chexpert_hf.training.durable import DurableCheckpoints
+from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
 from chexpert_hf.training.normalisation import num_devices, synchronise
 from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
 METRIC = SCORE.removeprefix("eval_")

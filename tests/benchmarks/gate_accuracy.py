@@ -22,15 +22,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from chexpert_hf.data.chexpert import load_chexpert
-from chexpert_hf.data.image_files import image_files
-from chexpert_hf.data.phantom import render_phantom
-from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.gate import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.gate import fit_gate
-from chexpert_hf.inference.loading import load_model
+from chexpert_hf.models.loading import load_model
+from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "tempor", "magna")
 FINDINGS = ([], ["Edema"], ["Pleural Effusion"], ["Cardiomegaly"], ["Support Devices"], ["Consolidation"])

@@ -23,8 +23,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.phantoms import render_phantom
 
 BROKEN = 17
 """The place of the broken file."""

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.page.html import figures_line
-from chexpert_hf.page.model_facts import facts_of
-from chexpert_hf.page.reading import bytes_of, encode, read_study, score, shown_image
-from chexpert_hf.page.result import result_html
+from chexpert_hf.app.page.html import figures_line
+from chexpert_hf.app.page.model_facts import facts_of
+from chexpert_hf.app.page.reading import bytes_of, encode, read_study, score, shown_image
+from chexpert_hf.app.page.result import result_html
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 WARM_UP = 5
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from chexpert_hf.inference.folders.files import find_radiographs
+from chexpert_hf.radiographs.finding import find_radiographs
 from tests.hostile.client import RefusedError, Scores, Server, running_server
 
 NUM_IMAGES = 64
@@ -126,8 +126,8 @@ def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, pre
     """Radiographs per second of `chexpert-hf predict`, without its start."""
     code = (
         "import sys, time\n"
-        "from chexpert_hf.inference.classifier import CheXpertClassifier\n"
-        "from chexpert_hf.inference.folders.scoring import score_files\n"
+        "from chexpert_hf.scoring.classifier import CheXpertClassifier\n"
+        "from chexpert_hf.folders.scoring import score_files\n"
         "model, runtime, precision, times, *files = sys.argv[1:]\n"
         "classifier = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision)\n"
         "list(score_files(classifier, files[:16]))\n"

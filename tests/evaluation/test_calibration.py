@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from chexpert_hf.evaluation.calibration import (
+from chexpert_hf.evaluation.calibration.calibration import (
     CalibrationError,
     Platt,
     fit_calibration,
@@ -11,8 +11,8 @@ from chexpert_hf.evaluation.calibration import (
     fit_platt,
     fit_temperature,
 )
+from chexpert_hf.evaluation.calibration.operating_points import Criterion, OperatingRule, choose_operating_point
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, auroc
-from chexpert_hf.evaluation.operating_points import Criterion, OperatingRule, choose_operating_point
 
 NAN = float("nan")
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from chexpert_hf.evaluation.calibration import fit_platt
-from chexpert_hf.evaluation.calibration_check import METHODS, check_calibration
+from chexpert_hf.evaluation.calibration.calibration import fit_platt
+from chexpert_hf.evaluation.calibration.calibration_check import METHODS, check_calibration
 from chexpert_hf.evaluation.metrics import expected_calibration_error, scaled_brier_score
 
 NAMES = ("Edema", "Fracture")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from chexpert_hf.evaluation.array_pickle import PickleError, load_arrays
-from chexpert_hf.evaluation.chexlocalize import (
+from chexpert_hf.evaluation.localization.array_pickle import PickleError, load_arrays
+from chexpert_hf.evaluation.localization.chexlocalize import (
     LOCALIZED_OBSERVATIONS,
     TASKS,
     CheXlocalizeFileError,

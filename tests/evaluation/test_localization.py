@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from chexpert_hf.evaluation.intervals import PatientBootstrap, wilson_interval
-from chexpert_hf.evaluation.localization import (
+from chexpert_hf.evaluation.localization.localization import (
     PRIORS,
     TUNING_THRESHOLDS,
     MapScore,

@@ -19,7 +19,7 @@ from chexpert_hf.evaluation.metrics import (
     per_study,
     scaled_brier_score,
 )
-from chexpert_hf.evaluation.report import as_table
+from chexpert_hf.evaluation.report.report import as_table
 
 NAN = float("nan")
 

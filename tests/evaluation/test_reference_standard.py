@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chexpert_hf.data.reference import ReferenceFileError, read_reference
+from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.evaluation.assessment import ModelScores
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.reference_standard import assess_reference

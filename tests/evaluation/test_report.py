@@ -10,7 +10,7 @@ from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import per_study
 from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import RADIOLOGISTS, is_chexpert_valid
-from chexpert_hf.evaluation.report import ReportData, as_estimate, write_report
+from chexpert_hf.evaluation.report.report import ReportData, as_estimate, write_report
 
 OBSERVATIONS = ["Edema", "Atelectasis", "Fracture"]
 

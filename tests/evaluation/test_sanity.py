@@ -5,11 +5,9 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from chexpert_hf.data.phantom import film
-from chexpert_hf.data.phantom.rendering import render_phantom
-from chexpert_hf.evaluation.image_regions import frame, outside_body, side_marker
 from chexpert_hf.evaluation.intervals import NAN, Estimate
-from chexpert_hf.evaluation.sanity import (
+from chexpert_hf.evaluation.sanity.image_regions import frame, outside_body, side_marker
+from chexpert_hf.evaluation.sanity.sanity import (
     SanityChecks,
     Verdict,
     area_under,
@@ -20,7 +18,9 @@ from chexpert_hf.evaluation.sanity import (
     mass_inside,
     removal_steps,
 )
-from chexpert_hf.evaluation.sanity_report import as_dictionary, as_text, sanity_tables, write_sanity
+from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, sanity_tables, write_sanity
+from chexpert_hf.phantoms import film
+from chexpert_hf.phantoms.rendering import render_phantom
 
 PATIENTS = [f"patient{number}" for number in range(8)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from chexpert_hf.data.image_files import find_bad_files
+from chexpert_hf.datasets.image_files import find_bad_files
 from tests.hostile.promises import Figure, Settings, judged
 
 ROWS, EVERY = 1_000, 50

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerState
 
-from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training import durable
-from chexpert_hf.training.intact import CheckpointError
+from chexpert_hf.training.durable.intact import CheckpointError
 
 from .checkpoint_damage import DAMAGES
 from .promises import Figure, Settings, judged

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 
-from chexpert_hf.serving.shell import Limits
+from chexpert_hf.app.server.shell import Limits
 from tests.hostile.promises import Settings
 
 Scores = dict[str, float]

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.demo import build_demo
-from chexpert_hf.serving.launch import launch
-from chexpert_hf.serving.scorer import SharedClassifier
-from chexpert_hf.serving.shell import Limits
+from chexpert_hf.app.demo import build_demo
+from chexpert_hf.app.server.launch import launch
+from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.app.server.shell import Limits
 from tests.hostile.attacks import Attack, attacks
 from tests.hostile.client import connect
 

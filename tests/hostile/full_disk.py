@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerState
 
-from chexpert_hf.training import manifest
-from chexpert_hf.training.intact import CheckpointError
+from chexpert_hf.training.durable import manifest
+from chexpert_hf.training.durable.intact import CheckpointError
 from tests.hostile.promises import Figure, Settings, judged
 from tests.hostile.runs import SmallRun, differences
 

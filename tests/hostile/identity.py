@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.hub.publish import stage_model
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.publishing.publish import stage_model
 from tests.hostile.attacks import NAME, NUMBER, Attack, identities
 from tests.hostile.client import JANITOR_SECONDS, RefusedError, Visitor, as_upload, ask, connect, served, upload
 from tests.hostile.load import files_left

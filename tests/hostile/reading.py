@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 
-from chexpert_hf.data.radiograph import RadiographError, read_radiograph
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from tests.hostile.attacks import NAME, NUMBER, Attack, valid_files
 
 MAX_LINE = 200

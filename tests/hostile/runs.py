@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCall
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from chexpert_hf.training.durable import DurableCheckpoints
-from chexpert_hf.training.intact import numbered_checkpoints
+from chexpert_hf.training.durable.intact import numbered_checkpoints
+from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import train
 

@@ -17,12 +17,12 @@ from typing import Any
 import gradio as gr
 import httpx
 
-from chexpert_hf.demo import build_demo
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.inference.folders.scoring import score_files
-from chexpert_hf.page.panel import Kept
-from chexpert_hf.page.uploads import Upload
-from chexpert_hf.serving.scorer import SharedClassifier
+from chexpert_hf.app.demo import build_demo
+from chexpert_hf.app.page.panel import Kept
+from chexpert_hf.app.page.uploads import Upload
+from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.folders.scoring import score_files
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 from tests.hostile.client import Scores, Visitor, as_upload, ask, connect, score, served, upload
 from tests.hostile.promises import Figure, Settings, judged
 

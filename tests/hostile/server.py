@@ -2,12 +2,12 @@
 
 import sys
 
-from chexpert_hf.demo import build_demo
-from chexpert_hf.inference.classifier import CheXpertClassifier
-from chexpert_hf.serving import temporary
-from chexpert_hf.serving.launch import launch
-from chexpert_hf.serving.scorer import SharedClassifier
-from chexpert_hf.serving.shell import Limits
+from chexpert_hf.app.demo import build_demo
+from chexpert_hf.app.server import temporary
+from chexpert_hf.app.server.launch import launch
+from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.app.server.shell import Limits
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def main(model: str, runtime: str, precision: str, waiting: str, keep_seconds: str) -> None:

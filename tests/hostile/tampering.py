@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from chexpert_hf import cli
-from chexpert_hf.data.phantom import render_phantom, write_phantoms
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.chexlocalize import read_map
-from chexpert_hf.inference.model_files import write_checksums
-from chexpert_hf.training.manifest import read_manifest, seal
+from chexpert_hf.evaluation.localization.chexlocalize import read_map
+from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.phantoms import render_phantom, write_phantoms
+from chexpert_hf.training.durable.manifest import read_manifest, seal
 from tests.hostile.plants import (
     CONFIG,
     GATE,

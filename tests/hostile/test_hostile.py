@@ -9,8 +9,8 @@ from html import unescape
 
 import pytest
 
-from chexpert_hf.data.radiograph import RadiographError, read_radiograph
-from chexpert_hf.page.limits import MAX_VIEWS
+from chexpert_hf.app.page.limits import MAX_VIEWS
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from tests.hostile.attacks import NAME, NUMBER, Attack, mutants, valid_files
 from tests.hostile.client import RefusedError, Visitor, as_upload, ask, score, upload, upload_all
 from tests.hostile.reading import MAX_LINE

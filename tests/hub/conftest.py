@@ -12,10 +12,10 @@ from huggingface_hub import HfApi, constants
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patient_hashes
-from chexpert_hf.hub.folder import save_model_folder
-from chexpert_hf.hub.measured import assess_predictions, evaluate_predictions
-from chexpert_hf.inference.graphs.graph_files import GraphRecord, fingerprint, hashes, sha256_of, write_records
-from chexpert_hf.inference.model_files import write_checksums
+from chexpert_hf.models.graph_files import GraphRecord, fingerprint, hashes, sha256_of, write_records
+from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.publishing.measured import assess_predictions, evaluate_predictions
+from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.training.recipe import Recipe
 
 from .stand_in import TOKEN, Hub, running_hub

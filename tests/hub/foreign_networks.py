@@ -9,8 +9,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from chexpert_hf.data.phantom import render_phantom
 from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.phantoms import render_phantom
 
 STANFORD_TASKS = [{"Lung Opacity": "Airspace Opacity"}.get(name, name) for name in OBSERVATIONS]
 

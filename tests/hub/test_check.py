@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.hub import check, check_scores
-from chexpert_hf.hub.check import check_folder
-from chexpert_hf.hub.check_report import FAILED, LEFT_OUT, OK, CheckReport
-from chexpert_hf.inference.graphs.graph_files import RuntimeName
-from chexpert_hf.inference.model_files import write_checksums
+from chexpert_hf.models.graph_files import RuntimeName
+from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.publishing import check, check_scores
+from chexpert_hf.publishing.check import check_folder
+from chexpert_hf.publishing.check_report import FAILED, LEFT_OUT, OK, CheckReport
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor, cli
-from chexpert_hf.hub.foreign.exports import FormatError, export_format, refuse_model, write_timm
-from chexpert_hf.hub.foreign.imports import read_source
-from chexpert_hf.hub.foreign.torchxrayvision_models import processor as torchxrayvision_processor
+from chexpert_hf.formats.exports import FormatError, export_format, refuse_model, write_timm
+from chexpert_hf.formats.imports import read_source
+from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 
 from ..conftest import TINY
 from .foreign_networks import densenet, phantom_image

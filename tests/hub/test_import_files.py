@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import DenseNet
 
-from chexpert_hf.hub.foreign.old_pickles import without_persistent_classes
-from chexpert_hf.hub.foreign.weight_files import read_weight_file
-from chexpert_hf.hub.weights import WeightsError
+from chexpert_hf.formats.old_pickles import without_persistent_classes
+from chexpert_hf.formats.weight_files import read_weight_file
+from chexpert_hf.models.weights import WeightsError
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from chexpert_hf import CheXpertClassifier, cli
-from chexpert_hf.hub.card_check import card_problems
-from chexpert_hf.hub.foreign.imports import import_model, read_source
-from chexpert_hf.hub.foreign.new_folders import FolderError
-from chexpert_hf.hub.weights import WeightsError
+from chexpert_hf.formats.imports import import_model, read_source
+from chexpert_hf.formats.new_folders import FolderError
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
+from chexpert_hf.models.weights import WeightsError
+from chexpert_hf.publishing.card_check import card_problems
 
 from .foreign_networks import STANFORD_TASKS, StanfordModel, densenet, phantom_image, save_stanford, student_network
 
@@ -245,7 +245,7 @@ def test_nothing_half_written_is_left_and_nothing_is_overwritten(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chexpert_hf.hub.foreign.imports.save_imported_folder", full)
+        patch.setattr("chexpert_hf.formats.imports.save_imported_folder", full)
         with pytest.raises(FolderError, match=r"out could not be written \(No space left on device\)"):
             import_model(source, tmp_path / "out", labels=labels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth", "used"]

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from chexpert_hf.hub.card_check import card_problems
-from chexpert_hf.hub.foreign import torchxrayvision_models
-from chexpert_hf.hub.foreign.exports import FormatError, export_format, write_torchxrayvision
-from chexpert_hf.hub.foreign.imports import import_model, read_source
-from chexpert_hf.hub.foreign.torchxrayvision_models import MODELS, PREFIX, TARGETS, processor, published_model
-from chexpert_hf.hub.weights import WeightsError
-from chexpert_hf.inference.classifier import CheXpertClassifier
+from chexpert_hf.formats import torchxrayvision_models
+from chexpert_hf.formats.exports import FormatError, export_format, write_torchxrayvision
+from chexpert_hf.formats.imports import import_model, read_source
+from chexpert_hf.formats.torchxrayvision_models import MODELS, PREFIX, TARGETS, processor, published_model
+from chexpert_hf.models.weights import WeightsError
+from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 from .foreign_networks import phantom_image, with_own_statistics
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
 
-from chexpert_hf.hub.check import check_folder
-from chexpert_hf.hub.check_report import FAILED
-from chexpert_hf.hub.publish import PublishError, push_model, stage_model
-from chexpert_hf.inference.model_files import ChecksumError, write_checksums
-from chexpert_hf.inference.repositories import HubError
+from chexpert_hf.models.model_files import ChecksumError, write_checksums
+from chexpert_hf.models.repositories import HubError
+from chexpert_hf.publishing.check import check_folder
+from chexpert_hf.publishing.check_report import FAILED
+from chexpert_hf.publishing.publish import PublishError, push_model, stage_model
 
 from .stand_in import TOKEN, Fault, Hub
 
@@ -36,7 +36,7 @@ SENT = {
 @pytest.fixture(autouse=True)
 def no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model computes is the subject of `test_check`."""
-    monkeypatch.setattr("chexpert_hf.hub.check.score_checks", lambda folder: iter(()))
+    monkeypatch.setattr("chexpert_hf.publishing.check.score_checks", lambda folder: iter(()))
 
 
 def test_only_what_is_meant_for_others_is_staged(saved_folder: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_wrong_token_and_a_foreign_name_are_refused(saved_folder: Path, hub: H
 def test_without_a_token_or_a_network_nothing_is_tried_twice(
     saved_folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: None)
+    monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: None)
     with pytest.raises(HubError, match="no token for the Hub: log in with `hf auth login`, or set HF_TOKEN"):
         push_model(saved_folder, "me/tiny", api=HfApi(endpoint=hub.url))
     assert hub.requests == []

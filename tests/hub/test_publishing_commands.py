@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from chexpert_hf.cli import main
-from chexpert_hf.hub import check_scores
-from chexpert_hf.hub.publish import Published
-from chexpert_hf.inference.graphs.graph_files import RuntimeName
-from chexpert_hf.inference.repositories import HubError
+from chexpert_hf.models.graph_files import RuntimeName
+from chexpert_hf.models.repositories import HubError
+from chexpert_hf.publishing import check_scores
+from chexpert_hf.publishing.publish import Published
 
 SHA = "0123456789" * 4
 
@@ -60,7 +60,7 @@ def test_accept_is_for_folders(monkeypatch, capsys):
 
 
 def test_a_dry_run_of_push_lists_the_files_without_network_or_token(monkeypatch, capsys, saved_folder: Path):
-    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: None)
+    monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: None)
     code, out, _ = run(monkeypatch, capsys, "push", saved_folder, "me/tiny", "--dry-run")
     assert code == 0
     size = (saved_folder / "model.safetensors").stat().st_size
@@ -70,7 +70,7 @@ def test_a_dry_run_of_push_lists_the_files_without_network_or_token(monkeypatch,
 
 
 def test_a_push_without_a_token_is_one_line(monkeypatch, capsys, saved_folder: Path):
-    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: None)
+    monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: None)
     code, _, err = run(monkeypatch, capsys, "push", saved_folder, "me/tiny")
     assert code == 2
     assert err.strip().splitlines()[-1] == (
@@ -98,7 +98,7 @@ def test_a_dry_run_of_space_writes_the_folder(monkeypatch, capsys, tmp_path: Pat
     ],
 )
 def test_what_cannot_be_pushed_is_said_before_training(monkeypatch, capsys, tmp_path, options, token, message):
-    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: token)
+    monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: token)
     monkeypatch.setattr("chexpert_hf.training.run.train", lambda *arguments, **settings: pytest.fail("it trained"))
     code, _, err = run(monkeypatch, capsys, "train", tmp_path, "--output", tmp_path / "out", *options)
     assert code == 2
@@ -115,10 +115,10 @@ def test_training_pushes_at_its_end_and_says_how_to_repeat_it(monkeypatch, capsy
         return Published(repo_id, "address", SHA, ())
 
     result = SimpleNamespace(folder=tmp_path, evaluation=None, chosen="step 1")
-    monkeypatch.setattr("chexpert_hf.inference.repositories.get_token", lambda: "hf_x")
+    monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: "hf_x")
     monkeypatch.setattr("chexpert_hf.training.run.train", lambda *arguments, **settings: result)
-    monkeypatch.setattr("chexpert_hf.evaluation.report.as_table", lambda evaluation: "a table")
-    monkeypatch.setattr("chexpert_hf.hub.publish.push_model", push)
+    monkeypatch.setattr("chexpert_hf.evaluation.report.report.as_table", lambda evaluation: "a table")
+    monkeypatch.setattr("chexpert_hf.publishing.publish.push_model", push)
     arguments = ["train", tmp_path, "--output", tmp_path / "out", "--push-to-hub", "me/tiny", "--private"]
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert (code, sent) == (0, [(tmp_path / "out", "me/tiny", True)])

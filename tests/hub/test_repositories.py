@@ -10,13 +10,13 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.cli import main
-from chexpert_hf.data.phantom import write_phantoms
 from chexpert_hf.errors import InputError, ModelFolderError
-from chexpert_hf.hub.publish import push_model
-from chexpert_hf.hub.spaces import stage_space
-from chexpert_hf.inference.graphs.export import export_model
-from chexpert_hf.inference.model_files import ChecksumError
-from chexpert_hf.inference.repositories import HubError, model_folder
+from chexpert_hf.models.model_files import ChecksumError
+from chexpert_hf.models.repositories import HubError, model_folder
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.publishing.publish import push_model
+from chexpert_hf.publishing.spaces import stage_space
+from chexpert_hf.scoring.graphs.export import export_model
 
 from .stand_in import TOKEN, Fault, Hub
 
@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_folder_that_was_pushed(saved_folder: Path, push
 def test_the_command_line_sends_a_model_and_checks_it_where_it_went(
     saved_folder: Path, hub: Hub, client: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("chexpert_hf.hub.check.score_checks", lambda folder: iter(()))  # the subject of `test_check`
+    monkeypatch.setattr("chexpert_hf.publishing.check.score_checks", lambda folder: iter(()))
     answers = []
     for words in (["push", str(saved_folder), "me/tiny", "--private", "--json"], ["check", "me/tiny", "--json"]):
         monkeypatch.setattr(sys, "argv", ["chexpert-hf", *words])
@@ -199,7 +199,7 @@ def test_an_export_of_a_repository_starts_from_all_of_its_files(pushed: str, mon
         sources.append(job.source)
         raise InputError("far enough")
 
-    monkeypatch.setattr("chexpert_hf.inference.graphs.export._make", stop)
+    monkeypatch.setattr("chexpert_hf.scoring.graphs.export._make", stop)
     with pytest.raises(InputError, match="far enough"):
         export_model("me/tiny", "onnx", output=tmp_path / "out")
     assert (sources[0] / "README.md").is_file()

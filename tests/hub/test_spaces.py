@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 import chexpert_hf
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.hub.spaces import push_space, requirements, stage_space
-from chexpert_hf.inference.repositories import HubError
+from chexpert_hf.models.repositories import HubError
+from chexpert_hf.publishing.spaces import push_space, requirements, stage_space
 
 from .stand_in import Hub
 
@@ -55,7 +55,7 @@ def test_the_space_asks_for_the_gradio_that_is_tested(staged: Path) -> None:
 
 def test_the_package_goes_along_without_its_model_and_without_what_was_compiled(staged: Path) -> None:
     names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
-    assert {"app.py", "requirements.txt", "examples/RG1.jpg", "examples/README.md", "chexpert_hf/demo.py"} <= names
+    assert {"app.py", "requirements.txt", "examples/RG1.jpg", "examples/README.md", "chexpert_hf/app/demo.py"} <= names
     assert any(name.startswith("examples/drawings/") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".safetensors"))]
     home = Path(chexpert_hf.__file__).parent

@@ -6,7 +6,7 @@ import torchvision
 from torchvision.models import DenseNet121_Weights
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
-from chexpert_hf.hub.weights import WeightsError, imagenet_cache_path, imagenet_state_dict, load_imagenet_backbone
+from chexpert_hf.models.weights import WeightsError, imagenet_cache_path, imagenet_state_dict, load_imagenet_backbone
 
 from ..conftest import TINY
 

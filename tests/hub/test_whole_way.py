@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.hub.publish import push_model
+from chexpert_hf.publishing.publish import push_model
 
 from .stand_in import TOKEN, Hub
 

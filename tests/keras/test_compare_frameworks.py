@@ -3,7 +3,7 @@ import yaml
 
 pytest.importorskip("keras")
 
-from chexpert_hf.data.phantom import write_phantoms
+from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.recipe import Recipe
 from tests.conftest import TINY
 from train import compare_frameworks

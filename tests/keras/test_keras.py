@@ -8,10 +8,10 @@ import keras
 from transformers import AutoModelForImageClassification
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.data.phantom import render_phantom
-from chexpert_hf.hub import keras as twins
-from chexpert_hf.inference.ensembles import write_ensemble
+from chexpert_hf.formats import keras as twins
 from chexpert_hf.labels import parents_among
+from chexpert_hf.models.ensembles import write_ensemble
+from chexpert_hf.phantoms import render_phantom
 from tests.conftest import TINY
 
 FIVE = ("Lung Opacity", "Edema", "Consolidation", "Pneumonia", "Fracture")

@@ -11,10 +11,10 @@ import keras
 from transformers import AutoModelForImageClassification, get_scheduler
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.hub import keras as twins
-from chexpert_hf.inference.reporting import evaluate_dataset
+from chexpert_hf.evaluation.report.reporting import evaluate_dataset
+from chexpert_hf.formats import keras as twins
 from chexpert_hf.modeling_chexpert import masked_mean
+from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data
 from tests.conftest import TINY

@@ -45,7 +45,7 @@ def test_where_keras_is_installed_training_and_help_do_not_import_it():
 
 def test_where_keras_is_missing_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras", None)
-    monkeypatch.delitem(sys.modules, "chexpert_hf.hub.keras", raising=False)
+    monkeypatch.delitem(sys.modules, "chexpert_hf.formats.keras", raising=False)
     with pytest.raises(InputError, match=r'pip install "chexpert-hf\[keras\]"') as caught:
-        importlib.import_module("chexpert_hf.hub.keras")
+        importlib.import_module("chexpert_hf.formats.keras")
     assert "\n" not in str(caught.value)

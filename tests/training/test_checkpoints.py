@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
-from chexpert_hf.training import manifest
 from chexpert_hf.training.checkpoints import best_checkpoints
-from chexpert_hf.training.durable import DurableCheckpoints
-from chexpert_hf.training.intact import CheckpointError, expect_intact, fault_of_checkpoint
+from chexpert_hf.training.durable import manifest
+from chexpert_hf.training.durable.intact import CheckpointError, expect_intact, fault_of_checkpoint
+from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 
 from ..hostile.checkpoint_attacks import before_each_operation, outcome
 from ..hostile.checkpoint_damage import DAMAGES
@@ -223,7 +223,7 @@ def test_the_line_about_a_full_disk_names_the_checkpoint_to_resume_from(stopped,
     def full(*args):
         raise NO_SPACE
 
-    monkeypatch.setattr("chexpert_hf.training.durable.seal", full)
+    monkeypatch.setattr("chexpert_hf.training.durable.trainer_checkpoints.seal", full)
     with pytest.raises(CheckpointError, match=r"; checkpoint-6 is intact: put this right and resume\.$"):
         resume(stopped)
 

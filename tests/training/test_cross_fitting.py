@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from scipy.special import logit
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.data.chexpert import load_chexpert
-from chexpert_hf.data.phantom import render_phantom, write_phantoms
-from chexpert_hf.evaluation.calibration import fit_platt
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
+from chexpert_hf.evaluation.calibration.calibration import fit_platt
 from chexpert_hf.evaluation.metrics import evaluation_labels, maximum_per_study
-from chexpert_hf.hub.folder import REFERENCE_PHANTOM
-from chexpert_hf.inference.calibrate import dataset_logits
-from chexpert_hf.inference.loading import load_model
+from chexpert_hf.models.loading import load_model
+from chexpert_hf.phantoms import render_phantom, write_phantoms
+from chexpert_hf.publishing.model_folder import REFERENCE_PHANTOM
 from chexpert_hf.training.cross_fitting import fold_of_images, hold_out_fold
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.data.chexpert import BadFilesError
-from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.inference.registration import offsets_of_peaks
+from chexpert_hf.datasets.chexpert import BadFilesError
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.training.durable.intact import CheckpointError
 from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.intact import CheckpointError
 from chexpert_hf.training.losses import centring_loss, map_loss
 from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
 
@@ -107,7 +107,7 @@ def test_a_run_leaves_a_complete_model_folder(finished):
 
 
 def test_the_reference_scores_are_those_of_the_saved_model(finished):
-    from chexpert_hf.hub.folder import reference_scores
+    from chexpert_hf.publishing.model_folder import reference_scores
 
     recorded = json.loads((finished / "reference.json").read_text())
     again = reference_scores(CheXpertClassifier.from_pretrained(finished))

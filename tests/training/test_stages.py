@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.data.phantom import write_phantoms
-from chexpert_hf.inference.classifier import ModelFolderError
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.scoring.classifier import ModelFolderError
 from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data, train

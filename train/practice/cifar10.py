@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import wilson_interval
-from chexpert_hf.hub.weights import imagenet_state_dict
+from chexpert_hf.models.weights import imagenet_state_dict
 from train.practice.densenet import CIFAR_BC_100, DenseNet, densenet121
 from train.practice.image_sets import ImageSet, load_image_sets
 from train.practice.pictures import block_maps, confusion_matrix, plot_block_maps, plot_confusion

@@ -1,0 +1,56 @@
+"""The tab for one radiograph."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from chexpert_hf.app.page.examples import examples_html
+from chexpert_hf.app.page.model_facts import ModelFacts
+from chexpert_hf.app.page.panel import PRIVATE, Panel, Updates
+from chexpert_hf.app.page.style import BUTTONS_JS, PASTE_JS
+from chexpert_hf.app.page.text import FORMATS, only_first
+from chexpert_hf.app.page.uploads import Upload, upload_field
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+
+def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples: Sequence[Path]) -> Panel:
+    """Lays out and connects the tab.
+
+    Args:
+        classifier: The model.
+        facts: About it.
+        examples: Files to try, from `examples.find_examples`.
+
+    Returns:
+        Its panel, in which rows of the batch open.
+    """
+    panel = Panel(classifier, facts, is_study=False)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            files = upload_field("Radiograph", "file")
+            gr.HTML(
+                f'<p class="formats">{FORMATS} Ctrl+V pastes an image.</p>',
+                js_on_load=PASTE_JS,
+                apply_default_css=False,
+            )
+        with gr.Column(scale=2, min_width=300, visible=bool(examples)):
+            thumbnails = gr.HTML(
+                examples_html(examples), js_on_load=BUTTONS_JS, apply_default_css=False, elem_id="examples"
+            )
+    panel.lay_out()
+    panel.connect()
+
+    def show_file(uploads: list[Upload]) -> Updates:
+        if not uploads:
+            return {files: None}
+        first, *others = uploads
+        return {files: None, **panel.show([first.path], note=only_first(first.name, len(others)) if others else "")}
+
+    def show_example(event: gr.SelectData) -> Updates:
+        return {files: None, **panel.show([examples[int(event.index)]])}
+
+    outputs = [files, *panel.outputs]
+    files.upload(show_file, [files], outputs, show_progress_on=[files], **PRIVATE)
+    thumbnails.select(show_example, None, outputs, show_progress_on=[files], **PRIVATE)
+    return panel

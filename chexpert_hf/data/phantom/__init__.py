@@ -1,6 +1,0 @@
-"""Synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks of every planted finding."""
-
-from chexpert_hf.data.phantom.folder import PhantomFolder, write_phantoms
-from chexpert_hf.data.phantom.rendering import PROJECTIONS, Phantom, render_phantom
-
-__all__ = ["PROJECTIONS", "Phantom", "PhantomFolder", "render_phantom", "write_phantoms"]

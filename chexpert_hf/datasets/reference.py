@@ -1,0 +1,320 @@
+"""A second reference standard: what other readers say about images of a data set, with boxes, as one CSV file.
+
+Each row is about the image in its column Path. A column is named like an observation or mapped to one; the column
+`Observation` names a finding instead, and says nothing about others. Rows with `x, y, width, height` are boxes, in
+pixels of the image as it is stored.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chexpert_hf.csv_dialect import dialect_of
+from chexpert_hf.datasets.tables import BLANKS, listed, parse_number
+from chexpert_hf.errors import InputError
+from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+
+Box: TypeAlias = tuple[float, ...]
+"""x, y, width, height in pixels of the image as it is stored."""
+
+OTHER_NAMES = {
+    "Effusion": "Pleural Effusion",
+    "Pleural_Thickening": "Pleural Other",
+    "Nodule": "Lung Lesion",
+    "Mass": "Lung Lesion",
+    "Infiltrate": "Lung Opacity",
+    "Infiltration": "Lung Opacity",
+    "Airspace Opacity": "Lung Opacity",
+}
+"""Names of NIH's labels and boxes (BBox_List_2017.csv) and of cheXlocalize for which CheXpert has others."""
+
+_FINDING_COLUMN = "Observation"
+_BOX_COLUMNS = ("x", "y", "width", "height")
+_CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
+"""Of several boxes in one image the highest decides."""
+
+
+class ReferenceFileError(InputError):
+    """A reference standard that cannot be read, or is not about these images."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One finding of a reference standard, and the score that stands for it.
+
+    Attributes:
+        name: The column, with the value that is positive where it holds text, such as "Target" or "Class:Normal".
+        observation: The observation whose score is compared with it.
+        against: The rows that count as negative, such as "Class=Normal"; None if all do that are not positive.
+        labels: Path -> 1, 0, or NaN where it is uncertain or not stated.
+        boxes: Path -> where the finding is, for images that have boxes.
+    """
+
+    name: str
+    observation: str
+    against: str | None
+    labels: Mapping[str, float]
+    boxes: Mapping[str, Sequence[Box]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference standard for some images.
+
+    Attributes:
+        name: Who set it, in words for reports.
+        file: Name of the file.
+        paths: The images, from the split's name on.
+        targets: Its findings.
+        skipped: Observations of the file that the model does not judge.
+    """
+
+    name: str
+    file: str
+    paths: tuple[str, ...]
+    targets: tuple[Target, ...]
+    skipped: tuple[str, ...] = ()
+
+    def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
+        """`(num_paths, num_targets)` in {0, 1}, NaN where unknown."""
+        columns = [[target.labels.get(path, np.nan) for path in paths] for target in self.targets]
+        return np.array(columns, dtype=float).T
+
+    def rows_of(self, paths: Sequence[str]) -> list[int]:
+        """The places of the images of a split that are in the file.
+
+        Args:
+            paths: Of the split's images, from the split's name on.
+
+        Raises:
+            ReferenceFileError: If there is none.
+        """
+        known = set(self.paths)
+        rows = [row for row, path in enumerate(paths) if path in known]
+        if not rows:
+            raise ReferenceFileError(
+                f"{self.file}: none of its {len(self.paths):,} images (such as {self.paths[0]!r:.90}) is among the "
+                f"{len(paths):,} images of this split (such as {paths[0]!r:.90}); choose another --split or file."
+            )
+        return rows
+
+    def coverage(self, paths: Sequence[str]) -> str:
+        """A sentence on how many images of a split are in the file, and the other way round."""
+        shared = len(self.rows_of(paths))
+        line = (
+            f"{self.name}: {shared:,} of the {len(paths):,} images of this split are in {self.file}; "
+            f"{len(self.paths) - shared:,} other images of the file are not in this split."
+        )
+        return line + (f" Not judged by the model: {', '.join(self.skipped)}." if self.skipped else "")
+
+
+def read_reference(
+    file: Path,
+    observations: Sequence[str] = OBSERVATIONS,
+    *,
+    mapping: Sequence[str] = (),
+    against: Sequence[str] = (),
+    name: str | None = None,
+) -> Reference:
+    """Reads a reference standard.
+
+    Args:
+        file: CSV file with the column Path; separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Cells of a
+            target are 1, 0, -1 (uncertain) or blank (not stated), or text.
+        observations: What the model judges.
+        mapping: Which score stands for which column: "Target=Lung Opacity", or "Class:Normal=No Finding" for a column
+            of text, of which one value is positive. Several in one text are separated by commas. Columns that are
+            named like an observation need none.
+        against: Each gives all targets once more with fewer negatives: "Class=Normal" keeps those of that class.
+        name: Who set the standard; the file's name if None.
+
+    Raises:
+        ReferenceFileError: If the file cannot be read, has no target, or a cell, box or choice is wrong.
+    """
+    cells = _read_cells(file)
+    boxes = _read_boxes(cells, file)
+    asked = [_parse_choice(item, observations) for text in mapping for item in text.split(",")]
+    named = [choice for choice in _named_columns(cells, file) if choice.column not in {one.column for one in asked}]
+    chosen = [*asked, *(choice for choice in named if choice.observation in observations)]
+    if not chosen:
+        raise ReferenceFileError(
+            f"{file.name}: no column is named like an observation of the model; say which score stands for which of "
+            f"its columns ({listed([column for column in cells if column not in ('Path', *_BOX_COLUMNS)])}), such as "
+            "--reference-map 'Target=Lung Opacity'."
+        )
+    targets = [_target(choice, cells, boxes, file) for choice in dict.fromkeys(chosen)]
+    for text in against:
+        allowed = _paths_where(text, cells, file)
+        targets += [_restricted(target, text, allowed) for target in targets if target.against is None]
+    skipped = dict.fromkeys(choice.observation for choice in named if choice.observation not in observations)
+    return Reference(name or file.name, file.name, tuple(dict.fromkeys(cells["Path"])), tuple(targets), tuple(skipped))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A column, the text that is positive in it, and the score that stands for it."""
+
+    column: str
+    value: str | None
+    observation: str
+
+    @property
+    def name(self) -> str:
+        return self.column if self.value is None else f"{self.column}:{self.value}"
+
+
+def _read_cells(file: Path) -> pd.DataFrame:
+    """Every cell as text without blanks around it; the index is the row in the file."""
+    try:
+        encoding, delimiter = dialect_of(file)
+        cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
+    except (OSError, ValueError) as error:
+        raise ReferenceFileError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
+    cells.columns = cells.columns.str.strip()
+    if "Path" not in cells or cells.empty:
+        came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
+        raise ReferenceFileError(
+            f"{file.name}: expected rows with the column Path and observations or targets, {came}."
+        )
+    cells = cells.fillna("").apply(lambda column: column.str.strip())  # a short row has NaN
+    cells["Path"] = cells["Path"].str.replace("\\", "/").str.split("/").str[-4:].str.join("/")
+    cells.index = pd.RangeIndex(2, len(cells) + 2)
+    return cells
+
+
+def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
+    """Row -> box."""
+    present = [name for name in _BOX_COLUMNS if name in cells]
+    if not present:
+        return {}
+    if missing := [name for name in _BOX_COLUMNS if name not in cells]:
+        raise ReferenceFileError(
+            f"{file.name}: expected the columns {', '.join(_BOX_COLUMNS)} of boxes, missing: {', '.join(missing)}."
+        )
+    texts = cells[present]
+    return {
+        row: _box(values, f"{file.name} row {row}")
+        for row, *values in texts[~_is_blank(texts).all(axis=1)].itertuples(name=None)
+    }
+
+
+def _box(cells: Sequence[str], where: str) -> Box:
+    try:
+        x, y, width, height = box = tuple(map(parse_number, cells))
+    except ValueError:
+        x = y = width = height = float("nan")
+    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
+        raise ReferenceFileError(
+            f"{where}: {', '.join(cells)!r:.80} is no box; expected x, y, width, height in pixels."
+        )
+    return box
+
+
+def _is_blank(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.apply(lambda column: column.str.lower().isin(BLANKS))
+
+
+def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
+    target, _, observation = (part.strip() for part in text.rpartition("="))
+    column, has_value, value = (part.strip() for part in target.partition(":"))
+    observation = OTHER_NAMES.get(observation, observation)
+    if not column or observation not in observations:
+        raise ReferenceFileError(
+            f"--reference-map: expected 'Target=Lung Opacity', a column and the score that stands for it, one of "
+            f"{', '.join(observations)}; got {text.strip()!r:.90}."
+        )
+    return _Choice(column, value if has_value else None, observation)
+
+
+def _named_columns(cells: pd.DataFrame, file: Path) -> Iterator[_Choice]:
+    for column in cells:
+        observation = OTHER_NAMES.get(column, column)
+        if observation in OBSERVATIONS:
+            yield _Choice(column, None, observation)
+    if _FINDING_COLUMN not in cells:
+        return
+    for row, value in cells[_FINDING_COLUMN].drop_duplicates().items():
+        if value.lower() in BLANKS:
+            continue
+        observation = OTHER_NAMES.get(value, value)
+        if observation not in OBSERVATIONS:
+            raise ReferenceFileError(f"{file.name} row {row}: {value!r:.60} is neither CheXpert's name nor NIH's.")
+        yield _Choice(_FINDING_COLUMN, value, observation)
+
+
+def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file: Path) -> Target:
+    if choice.column not in cells:
+        raise ReferenceFileError(
+            f"{file.name} has no column {choice.column!r} for --reference-map; it has {listed(list(cells))}."
+        )
+    texts = cells[choice.column]
+    texts = texts.mask(texts.str.lower().isin(BLANKS))
+    if choice.value is None and choice.observation in set(texts):
+        choice = replace(choice, value=choice.observation)
+    values = _numbers(texts, choice, file) if choice.value is None else _matches(texts, choice, file)
+    places: dict[str, list[Box]] = {}
+    for row in values.index[values == POSITIVE].intersection(list(boxes)):
+        places.setdefault(cells.loc[row, "Path"], []).append(boxes[row])
+    labels = _per_image(values, cells["Path"], set(boxes), f"{file.name}, column {choice.column}")
+    return Target(choice.name, choice.observation, None, labels, places)
+
+
+def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
+    """1, 0, .5 for uncertain, NaN for blank."""
+    values: dict[str, float] = {}
+    for row, text in texts.dropna().drop_duplicates().items():
+        try:
+            values[text] = _CERTAINTY[parse_number(text)]
+        except (ValueError, KeyError):
+            raise ReferenceFileError(
+                f"{file.name} row {row}: {choice.column} is {text!r:.60}, expected 1, 0, -1 or blank; of a column of "
+                f"text say which is positive: --reference-map '{choice.column}:{text:.60}={choice.observation}'."
+            ) from None
+    return texts.map(values).astype(float)
+
+
+def _matches(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
+    found = texts == choice.value
+    if not found.any():
+        raise ReferenceFileError(
+            f"{file.name}: no cell of {choice.column} is {choice.value!r:.60}; "
+            f"it has {listed(sorted(set(texts.dropna())))}."
+        )
+    # A row that names one finding says nothing about the others.
+    values = found.astype(float).where(texts.notna())
+    return values.where(found) if choice.column == _FINDING_COLUMN else values
+
+
+def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
+    """The labels of the images; several rows of one must agree, unless each is about a box of its own."""
+    grouped = values.groupby(paths, sort=False)
+    highest = grouped.max()
+    for path in highest.index[highest > grouped.min()]:
+        rows = list(values.index[(paths == path) & values.notna()])
+        if not boxed.issuperset(rows):
+            raise ReferenceFileError(
+                f"{where}: rows {listed([str(row) for row in rows])} say different things of {path!r:.90}; expected "
+                "one row for each image, or rows with a box each."
+            )
+    return highest.where(highest != _CERTAINTY[UNCERTAIN]).to_dict()
+
+
+def _paths_where(text: str, cells: pd.DataFrame, file: Path) -> set[str]:
+    column, _, value = (part.strip() for part in text.partition("="))
+    if column not in cells or not (cells[column] == value).any():
+        values = listed(sorted(set(cells[column]) - {""})) if column in cells else f"the columns {listed(list(cells))}"
+        raise ReferenceFileError(
+            f"{file.name}: no row fits --reference-against {text!r:.90}; expected a column and one of its values, such "
+            f"as 'Class=Normal'; it has {values}."
+        )
+    return set(cells["Path"][cells[column] == value])
+
+
+def _restricted(target: Target, against: str, allowed: set[str]) -> Target:
+    labels = {path: value for path, value in target.labels.items() if value == POSITIVE or path in allowed}
+    return replace(target, against=against, labels=labels)

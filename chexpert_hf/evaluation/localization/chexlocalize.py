@@ -1,0 +1,297 @@
+"""The file formats of cheXlocalize: segmentations as JSON with COCO's run lengths, saliency maps as pickles.
+
+What is written here, their scripts read. Pickles are read by `array_pickle`, which runs nothing that is in them.
+
+Source: Saporta et al. 2022, Nature Machine Intelligence 4; README.md, eval.py and utils.py of
+github.com/rajpurkarlab/cheXlocalize; the string form of run lengths: cocodataset/cocoapi, common/maskApi.c.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.localization.array_pickle import load_arrays
+from chexpert_hf.evaluation.localization.localization import Mask
+from chexpert_hf.radiographs.radiograph import MAX_PIXELS
+
+TASKS = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Lesion",
+    "Airspace Opacity",
+    "Edema",
+    "Consolidation",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Support Devices",
+)
+"""The tasks in cheXlocalize's order and names. Source: cheXlocalize, eval_constants.py."""
+
+_OBSERVATION_OF = {"Airspace Opacity": "Lung Opacity"}
+_TASK_OF = {observation: task for task, observation in _OBSERVATION_OF.items()}
+
+
+class CheXlocalizeFileError(InputError):
+    """A file that is not in cheXlocalize's form; the message is one line."""
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask as it stands in the JSON file, compressed.
+
+    Attributes:
+        size: (height, width).
+        counts: COCO's string of run lengths.
+    """
+
+    size: tuple[int, int]
+    counts: str
+
+    @classmethod
+    def encode(cls, mask: Mask) -> "RunLengths":
+        """Compresses a mask `(height, width)`."""
+        # Down the columns; runs of zeros and ones take turns, zeros first, so that a mask may begin with a run of none.
+        pixels = np.asarray(mask, dtype=bool).ravel(order="F")
+        changes = np.flatnonzero(np.diff(pixels, prepend=False))
+        runs = np.diff(changes, prepend=0, append=pixels.size)
+        height, width = mask.shape
+        return cls((height, width), _to_text(runs.tolist()))
+
+    def decode(self) -> Mask:
+        """The mask `(height, width)`.
+
+        Raises:
+            CheXlocalizeFileError: If the runs do not make a mask of this size.
+        """
+        height, width = self.size
+        runs = _from_text(self.counts)
+        if min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise CheXlocalizeFileError(f"Expected run lengths of {height} x {width} pixels, got {sum(runs):,} pixels.")
+        is_inside = np.arange(len(runs)) % 2 == 1
+        return np.repeat(is_inside, runs).reshape((height, width), order="F")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel is inside, without building the mask."""
+        return not any(_from_text(self.counts)[1::2])
+
+
+def observation_of(task: str) -> str:
+    """CheXpert's name of a cheXlocalize task."""
+    return _OBSERVATION_OF.get(task, task)
+
+
+def task_of(observation: str) -> str:
+    """cheXlocalize's name of an observation."""
+    return _TASK_OF.get(observation, observation)
+
+
+LOCALIZED_OBSERVATIONS = tuple(observation_of(task) for task in TASKS)
+"""The observations that cheXlocalize has masks of, in its order."""
+
+
+def image_id(path: str) -> str:
+    """`patient64622_study1_view1_frontal`, from `[.../]patient64622/study1/view1_frontal.jpg`."""
+    *_, patient, study, view = PurePosixPath(path).with_suffix("").parts
+    return f"{patient}_{study}_{view}"
+
+
+def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:
+    """Reads a file such as `gt_segmentations_val.json`.
+
+    Returns:
+        Image id -> observation, by CheXpert's name -> mask; all ten observations of each image.
+
+    Raises:
+        CheXlocalizeFileError: If it cannot be read, an image lacks a task, or an entry is not a mask.
+    """
+    try:
+        images = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheXlocalizeFileError(f"{file} cannot be read as JSON: {str(error).splitlines()[0]:.200}") from None
+    if not isinstance(images, dict) or not images:
+        raise CheXlocalizeFileError(f"{file}: expected an object with an entry for each image id.")
+    return {name: _read_image(entries, f"{file}, {name!r:.80}") for name, entries in images.items()}
+
+
+def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, Mask | RunLengths]]) -> None:
+    """Writes masks in the form that cheXlocalize's `eval.py` reads.
+
+    Args:
+        file: Is replaced.
+        masks: Image id -> observation, by CheXpert's name -> mask; those of cheXlocalize's ten that an image does not
+            name get an empty mask, others are left out.
+
+    Raises:
+        ValueError: If the masks of an image differ in size, or it has none.
+    """
+    images = {name: _write_image(name, by_observation) for name, by_observation in masks.items()}
+    file.write_text(json.dumps(images), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """What a pickle holds of one image and task.
+
+    Attributes:
+        observation: By CheXpert's name.
+        saliency: `(h, w)`, at whatever resolution; their scripts resize it bilinearly to `size`.
+        probability: The model's.
+        is_positive: The ground truth's label.
+        size: (width, height) of the radiograph.
+        image: `(any height, any width)` in [0, 1]: the radiograph, to be looked at.
+    """
+
+    observation: str
+    saliency: NDArray[np.float32]
+    probability: float
+    is_positive: bool
+    size: tuple[int, int]
+    image: NDArray[np.float32]
+
+
+def write_map(folder: Path, image: str, content: MapFile) -> Path:
+    """Writes one pickle, named as cheXlocalize's scripts expect, and returns its path.
+
+    Args:
+        folder: Is there.
+        image: Its id.
+        content: What it holds.
+    """
+    task = task_of(content.observation)
+    values = {
+        "map": torch.from_numpy(np.ascontiguousarray(content.saliency, dtype=np.float32))[None, None],
+        "prob": float(content.probability),
+        "task": task,
+        "gt": int(content.is_positive),
+        # Three channels as in theirs, of which a pickle holds the one that they share.
+        "cxr_img": torch.from_numpy(np.ascontiguousarray(content.image, dtype=np.float32)).expand(3, -1, -1),
+        "cxr_dims": tuple(content.size),
+    }
+    path = folder / f"{image}_{task}_map.pkl"
+    path.write_bytes(pickle.dumps(values, protocol=4))  # their scripts are for Python 3.8
+    return path
+
+
+def read_map(path: Path) -> MapFile:
+    """Reads one pickle, without running anything that is in it.
+
+    Raises:
+        CheXlocalizeFileError: If it holds anything but numbers, texts and arrays, or not what a map file must.
+    """
+    try:
+        return _map_file(load_arrays(path.read_bytes()))
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # ours are ValueErrors
+        raise CheXlocalizeFileError(f"{path}: {str(error).splitlines()[0]:.300}") from None
+
+
+def _read_image(entries: object, where: str) -> dict[str, RunLengths]:
+    if not isinstance(entries, dict):
+        raise CheXlocalizeFileError(f"{where}: expected an object with a mask for each task.")
+    by_observation = {observation_of(task): entry for task, entry in entries.items()}
+    missing = [name for name in LOCALIZED_OBSERVATIONS if name not in by_observation]
+    if missing:
+        raise CheXlocalizeFileError(f"{where} lacks {', '.join(map(task_of, missing))}; expected all ten tasks.")
+    masks = {name: _read_mask(by_observation[name], f"{where}, {task_of(name)}") for name in LOCALIZED_OBSERVATIONS}
+    sizes = {mask.size for mask in masks.values()}
+    if len(sizes) > 1:
+        raise CheXlocalizeFileError(f"{where}: the masks have several sizes, {sorted(sizes)}; expected one.")
+    return masks
+
+
+def _read_mask(entry: object, where: str) -> RunLengths:
+    size = entry.get("size") if isinstance(entry, dict) else None
+    counts = entry.get("counts") if isinstance(entry, dict) else None
+    if not (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(length) is int and length > 0 for length in size)
+        and size[0] * size[1] <= MAX_PIXELS
+        and isinstance(counts, str)
+    ):
+        raise CheXlocalizeFileError(
+            f'{where}: expected {{"size": [height, width], "counts": string}} of at most {MAX_PIXELS:,} pixels, '
+            f"got {entry!r:.80}."
+        )
+    return RunLengths((size[0], size[1]), counts)
+
+
+def _write_image(name: str, by_observation: Mapping[str, Mask | RunLengths]) -> dict[str, dict[str, Any]]:
+    encoded = {
+        observation: mask if isinstance(mask, RunLengths) else RunLengths.encode(mask)
+        for observation, mask in by_observation.items()
+    }
+    sizes = {mask.size for mask in encoded.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"Expected masks of one size for {name}, got sizes {sorted(sizes)}.")
+    empty = RunLengths.encode(np.zeros(sizes.pop(), dtype=bool))
+    masks = {task: encoded.get(observation_of(task), empty) for task in TASKS}
+    return {task: {"size": list(mask.size), "counts": mask.counts} for task, mask in masks.items()}
+
+
+def _to_text(runs: Sequence[int]) -> str:
+    """Six bits a character from "0" on: five of the number, lowest first, and whether more follow.
+
+    From the fourth run on it is the difference from the run before the last that is written.
+    """
+    text = bytearray()
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        is_done = False
+        while not is_done:
+            bits, value = value & 31, value >> 5
+            is_done = value == (-1 if bits & 16 else 0)  # the last five bits carry the sign
+            text.append(48 + bits + (0 if is_done else 32))
+    return text.decode("ascii")
+
+
+def _from_text(text: str) -> list[int]:
+    """The runs; CheXlocalizeFileError if a character is not one of COCO's or the last number has no end."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise CheXlocalizeFileError(f"Run lengths with {character!r} in them; expected COCO's compressed string.")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise CheXlocalizeFileError("The run lengths break off within a number.")
+    return runs
+
+
+def _map_file(values: object) -> MapFile:
+    if not isinstance(values, dict):
+        raise CheXlocalizeFileError(f"expected a dictionary, got {type(values).__name__}.")
+    missing = [key for key in ("map", "prob", "task", "gt", "cxr_img", "cxr_dims") if key not in values]
+    if missing:
+        raise CheXlocalizeFileError(f"the dictionary lacks {', '.join(missing)}.")
+    saliency, image = (np.asarray(values[key], dtype=np.float32) for key in ("map", "cxr_img"))
+    if saliency.ndim < 2 or any(length != 1 for length in saliency.shape[:-2]) or not np.isfinite(saliency).all():
+        raise CheXlocalizeFileError(f"expected a finite map of shape (1, 1, h, w), got {saliency.shape}.")
+    if image.ndim != 3 or not len(image):
+        raise CheXlocalizeFileError(f"expected cxr_img of shape (channels, height, width), got {image.shape}.")
+    width, height = (int(value) for value in values["cxr_dims"])
+    return MapFile(
+        observation=observation_of(str(values["task"])),
+        saliency=saliency.reshape(saliency.shape[-2:]),
+        probability=float(values["prob"]),
+        is_positive=bool(values["gt"]),
+        size=(width, height),
+        image=image[0],
+    )

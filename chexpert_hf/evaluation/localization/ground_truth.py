@@ -1,0 +1,180 @@
+"""Where findings really are in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+
+Masks are read one image at a time. Paths are those of `load_chexpert`: from the split's name on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from chexpert_hf.datasets.reference import Box, Reference, read_reference
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.localization.chexlocalize import LOCALIZED_OBSERVATIONS, image_id, read_segmentations
+from chexpert_hf.evaluation.localization.localization import Mask, box_mask
+from chexpert_hf.labels import OBSERVATIONS
+
+MASKS_FOLDER = "masks"
+BOXES_FILE = "boxes.csv"
+
+_ASPECT_TOLERANCE = 0.02
+"""CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less."""
+
+
+class GroundTruthError(InputError):
+    """A ground truth that is missing, damaged, or not of these images."""
+
+
+class GroundTruth(Protocol):
+    """The findings of images.
+
+    Attributes:
+        source: What it is, in words.
+        is_complete: Whether a finding that has no place in an image is known to be absent from it.
+    """
+
+    source: str
+    is_complete: bool
+
+    def findings(self, path: str) -> tuple[str, ...]:
+        """The observations that have a place in this image."""
+
+    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
+
+
+def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
+    """The ground truth of a data set.
+
+    Args:
+        folder: Of the data set.
+        annotations: A CSV file of boxes, or cheXlocalize's JSON; if None, the folder's own `masks` or `boxes.csv`.
+
+    Raises:
+        GroundTruthError: If there is none, or it is damaged.
+    """
+    if annotations is not None:
+        if not annotations.is_file():
+            raise GroundTruthError(
+                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
+            )
+        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+    if (folder / MASKS_FOLDER).is_dir():
+        return MaskFolder(folder / MASKS_FOLDER)
+    if (folder / BOXES_FILE).is_file():
+        return Boxes(folder / BOXES_FILE)
+    raise GroundTruthError(
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
+        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
+    )
+
+
+class MaskFolder:
+    """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
+
+    is_complete = True
+
+    def __init__(self, folder: Path) -> None:
+        self.source = "masks"
+        self._folder = folder
+
+    def findings(self, path: str) -> tuple[str, ...]:
+        names = {file.stem for file in self._of(path).glob("*.png")}
+        return tuple(name for name in OBSERVATIONS if name in names)
+
+    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        file = self._of(path) / f"{observation}.png"
+        try:
+            with Image.open(file) as image:
+                mask = np.asarray(image.convert("L")) > 0
+        except (OSError, ValueError) as error:
+            raise GroundTruthError(f"{file} cannot be read as a mask: {str(error).splitlines()[0]:.200}") from None
+        if not mask.any():
+            raise GroundTruthError(f"{file} marks no pixel; expected the place of a finding, or no file.")
+        return _fitting(mask, shape, str(file))
+
+    def _of(self, path: str) -> Path:
+        return self._folder / PurePosixPath(path).with_suffix("")
+
+
+class Segmentations:
+    """cheXlocalize's masks, such as `gt_segmentations_val.json`: of images with at least one finding, all ten tasks.
+
+    Images that the file leaves out have none of the ten, as in cheXlocalize's own evaluation of its full set.
+    """
+
+    is_complete = True
+
+    def __init__(self, file: Path) -> None:
+        self.source = f"segmentations in {file.name}"
+        self._masks = read_segmentations(file)
+
+    def findings(self, path: str) -> tuple[str, ...]:
+        masks = self._masks.get(image_id(path), {})
+        return tuple(name for name in LOCALIZED_OBSERVATIONS if name in masks and not masks[name].is_empty)
+
+    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        return _fitting(self._masks[image_id(path)][observation].decode(), shape, f"{image_id(path)}, {observation}")
+
+
+class Boxes:
+    """Boxes of some findings in some images; what has no box may be there all the same.
+
+    Several boxes of one observation in one image are one ground truth.
+    """
+
+    is_complete = False
+
+    def __init__(self, boxes: Path | Reference) -> None:
+        """Gathers the boxes of each image.
+
+        Args:
+            boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
+                Observation, x, y, width, height.
+
+        Raises:
+            ReferenceFileError: If the file cannot be read.
+            GroundTruthError: If it holds no box of a finding.
+        """
+        reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
+        self._file = reference.file
+        self.source = f"boxes in {reference.file}"
+        if reference.name != reference.file:
+            self.source += f" ({reference.name})"
+        self._boxes: dict[str, dict[str, list[Box]]] = {}
+        for target in reference.targets:
+            for path, found in target.boxes.items():
+                self._boxes.setdefault(path, {}).setdefault(target.observation, []).extend(found)
+        if not self._boxes:
+            raise GroundTruthError(
+                f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
+            )
+
+    def findings(self, path: str) -> tuple[str, ...]:
+        return tuple(name for name in OBSERVATIONS if name in self._boxes.get(path, {}))
+
+    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        mask = box_mask(self._boxes[path][observation], shape)
+        if not mask.any():
+            raise GroundTruthError(
+                f"{self._file}: the box of {observation} lies outside of {path}, which is {shape[1]} x {shape[0]};"
+                " expected pixels of the image as it is stored."
+            )
+        return mask
+
+    def images(self) -> Sequence[str]:
+        """The paths of the images that have boxes."""
+        return list(self._boxes)
+
+
+def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
+    """The mask, if it can be of an image of this shape: of its size, or of the size that it was scaled down from."""
+    ratio = (mask.shape[0] / mask.shape[1]) / (shape[0] / shape[1])
+    if mask.shape[0] < shape[0] or abs(ratio - 1) > _ASPECT_TOLERANCE:
+        raise GroundTruthError(
+            f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]}, the image {shape[1]} x {shape[0]}; expected the "
+            "image's size, or a larger one of the same proportions."
+        )
+    return mask

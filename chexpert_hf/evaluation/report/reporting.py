@@ -1,0 +1,251 @@
+"""Models on a split of a CheXpert folder, as a report: scores, subgroups, comparisons, the worst errors as pictures."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.reference import Reference
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels, per_study
+from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
+from chexpert_hf.evaluation.plots import StudyScores
+from chexpert_hf.evaluation.published import is_chexpert_valid
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
+from chexpert_hf.evaluation.report.report import ReportData
+from chexpert_hf.evaluation.sanity.randomisation import dataset_sanity
+from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary
+from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.saliency import overlay
+
+AGE_BANDS = ((0, 39, "0 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
+SUPPORT_DEVICES = "Support Devices"
+_THUMBNAIL_SIDE = 320
+
+
+def assess_dataset(
+    classifiers: Mapping[str, CheXpertClassifier],
+    dataset: datasets.Dataset,
+    *,
+    title: str,
+    aggregation: str = "maximum",
+    replicates: int = 1000,
+    num_thumbnails: int = 0,
+    num_sanity: int = 0,
+    warnings: Sequence[str] = (),
+    labels_name: str = OWN_LABELS,
+    reference: Reference | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ReportData:
+    """Scores a split with each model and works out everything that a report says.
+
+    Args:
+        classifiers: Name -> model; all judge the same observations in the same order.
+        dataset: A split from `load_chexpert` with the labels of these observations.
+        title: Of the data and split.
+        aggregation: "maximum", as in the paper, or "mean" over the views of a study.
+        replicates: Of the bootstrap.
+        num_thumbnails: For each observation, how many of the worst false positives and false negatives of the first
+            model, at its operating points, are shown.
+        num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
+        warnings: What a reader must know before anything else.
+        labels_name: Who set the labels of the data set, in words.
+        reference: A second reference standard for images of this split.
+        progress: Called with the number of images that were added.
+
+    Raises:
+        InputError: If the maps of an ensemble are to be checked, or no image is in the reference.
+        RadiographError: If an image cannot be read.
+    """
+    first = next(iter(classifiers.values()))
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels)
+    studies, patients = dataset["study"][:], dataset["patient"][:]
+    sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
+    probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
+    metrics = assess(
+        _model_scores(classifiers, probabilities),
+        labels,
+        studies,
+        patients,
+        first.observations,
+        subgroups=subgroup_columns(dataset, labels, first.observations),
+        aggregation=aggregation,
+        replicates=replicates,
+    )
+    metrics["reference_standard"] = labels_name
+    if reference is not None:
+        metrics[SECOND_STANDARD] = reference_figures(
+            classifiers,
+            probabilities,
+            dataset,
+            reference,
+            labels_name=labels_name,
+            aggregation=aggregation,
+            replicates=replicates,
+        )
+    truth, names = per_study(labels, studies, "maximum")
+    scores = [StudyScores(name, per_study(probabilities[name], studies, aggregation)[0]) for name in classifiers]
+    return ReportData(
+        metrics=metrics
+        | ({"sanity": {name: as_dictionary(checks) for name, checks in sanity.items()}} if sanity else {}),
+        title=title,
+        observations=first.observations,
+        truth=truth,
+        scores=scores,
+        studies=names,
+        views=(dataset["path"][:], probabilities),
+        warnings=warnings,
+        is_chexpert_valid=is_chexpert_valid(patients, len(dataset)),
+        thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
+        sanity=sanity,
+    )
+
+
+def reference_figures(
+    classifiers: Mapping[str, CheXpertClassifier],
+    probabilities: Mapping[str, NDArray[np.float64]],
+    dataset: datasets.Dataset,
+    reference: Reference,
+    *,
+    labels_name: str = OWN_LABELS,
+    aggregation: str = "maximum",
+    replicates: int = 1000,
+) -> dict[str, Any]:
+    """The figures of models on a split against a second reference standard; see `assess_reference`.
+
+    Args:
+        classifiers: Name -> model.
+        probabilities: Name -> `(num_views, num_labels)` from `predict_dataset`.
+        dataset: The split, as in `assess_dataset`.
+        reference: The second reference standard.
+        labels_name: Who set the labels of the data set, in words.
+        aggregation: Over the views of a study.
+        replicates: Of the bootstrap.
+
+    Raises:
+        ReferenceFileError: If no image of the split is in the reference.
+    """
+    first = next(iter(classifiers.values()))
+    return assess_reference(
+        _model_scores(classifiers, probabilities),
+        dataset["path"][:],
+        dataset["patient"][:],
+        first.observations,
+        reference,
+        labels=evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels),
+        labels_name=labels_name,
+        aggregation=aggregation,
+        replicates=replicates,
+    )
+
+
+def _model_scores(
+    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, NDArray[np.float64]]
+) -> list[ModelScores]:
+    return [
+        ModelScores(name, probabilities[name], model.operating_points, _chosen_by(model))
+        for name, model in classifiers.items()
+    ]
+
+
+def subgroup_columns(
+    dataset: datasets.Dataset, labels: NDArray[np.floating], observations: Sequence[str]
+) -> dict[str, list[str | None]]:
+    """The groups of each view by the table's own columns; None where it does not say."""
+    columns: dict[str, list[str | None]] = {
+        "sex": dataset["sex"][:],
+        "age": [_age_band(age) for age in dataset["age"][:]],
+        "projection": dataset["projection"][:],
+        "view": ["frontal" if is_frontal else "lateral" for is_frontal in dataset["is_frontal"][:]],
+    }
+    if SUPPORT_DEVICES in observations:
+        devices = labels[:, list(observations).index(SUPPORT_DEVICES)]
+        columns["support devices"] = [{1.0: "present", 0.0: "absent"}.get(float(value)) for value in devices]
+    return columns
+
+
+def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
+    """What is wrong with figures on these patients, for each model whose folder says whom it has seen.
+
+    Raises:
+        PatientsFileError: If a folder's file is damaged.
+    """
+    return [
+        f"{Path(model).name}: {line}"
+        for model in models
+        if Path(model).is_dir()
+        for line in seen_patients(Path(model), patients)
+    ]
+
+
+def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
+    """Raises InputError if a model was calibrated on some of these patients."""
+    for model in models:
+        file = Path(model) / CALIBRATION_PATIENTS_FILE
+        shared = overlapping_patients(file, patients) if file.is_file() else set()
+        if shared:
+            raise InputError(
+                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
+                "them are optimistic; evaluate on others, or say --allow-calibration-patients."
+            )
+
+
+def _age_band(age: int | None) -> str | None:
+    return next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
+
+
+def _chosen_by(classifier: CheXpertClassifier) -> dict[str, str]:
+    source = classifier.model.config.operating_points_source
+    if source is None:
+        return {}
+    rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
+    return {name: rule for name in classifier.observations if name not in source["left_out"]}
+
+
+def _thumbnails(
+    classifier: CheXpertClassifier,
+    dataset: datasets.Dataset,
+    labels: NDArray[np.floating],
+    probabilities: NDArray[np.floating],
+    count: int,
+) -> list[tuple[str, bytes]]:
+    """Caption and PNG of the views furthest on the wrong side of the operating point, with the observation's map."""
+    files, paths = image_files(dataset), dataset["path"][:]
+    pictures = []
+    for column, name in enumerate(classifier.observations):
+        is_called = probabilities[:, column] >= classifier.operating_points[name]
+        for truth, kind, sign in ((0, "false positive", -1), (1, "false negative", 1)):
+            wrong = np.flatnonzero((labels[:, column] == truth) & (is_called != bool(truth)))
+            worst = wrong[np.argsort(sign * probabilities[wrong, column], kind="stable")][:count]
+            for row in worst:
+                caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
+                pictures.append((caption, _picture(classifier, files[row], name)))
+    return pictures
+
+
+def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
+    with naming(file):
+        picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def evaluate_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluates a model on a split that holds the labels of its observations, in its order."""
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
+    probabilities = predict_dataset(classifier, dataset, progress)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], classifier.observations)

@@ -1,0 +1,51 @@
+"""A model's probabilities for the images of a data set."""
+
+from collections.abc import Callable
+from contextlib import closing
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.folders.scoring import read_for
+from chexpert_hf.radiographs.archives import RadiographFile, source_of
+from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.scoring.classifier import CheXpertClassifier, Prepared
+
+
+def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Image.Image:
+    """Reads a radiograph as the classifier does.
+
+    Raises:
+        RadiographError: If it cannot be read; it names the file with its folder.
+    """
+    with naming(file):
+        return classifier.read(source_of(file))
+
+
+def predict_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> NDArray[np.float64]:
+    """Probabilities `(num_views, num_labels)` of the images of a split from `load_chexpert`.
+
+    Args:
+        classifier: The model.
+        dataset: The split.
+        progress: Called with the number of images that were added.
+
+    Raises:
+        RadiographError: If an image cannot be read; it says which.
+    """
+    rows = []
+
+    def read(file: str) -> Prepared:
+        return classifier.prepare(read_file(classifier, file))
+
+    with closing(read_for(classifier, read, image_files(dataset))) as prepared:
+        for prediction in classifier.predict_prepared(prepared):
+            rows.append(list(prediction.probabilities.values()))
+            if progress:
+                progress(1)
+    return np.array(rows)

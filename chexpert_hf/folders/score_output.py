@@ -1,0 +1,213 @@
+"""Where the scores of a run go, and the record of what the run was begun with, by which it can be taken up again.
+
+Beside the output stands `<output>.run.json`, the record. A table that cannot grow (Parquet, or one row per study) is
+made at the end of `<output>.views.jsonl`, which grows as radiographs are scored.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.folders.score_table import (
+    GATE,
+    GATE_REASON,
+    Cell,
+    GateMode,
+    GrowingTable,
+    JsonLines,
+    lines_of,
+    writing,
+)
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+_ROW_GROUP = 10_000
+
+# On another processor or GPU the same model's probabilities move by less; those of another model by far more.
+_SAME_SCORE = 5e-4
+
+_COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
+_DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
+"""Values for records that were written before there were such columns."""
+
+_FINISHED = "finished"
+
+
+class Existing(Enum):
+    """What becomes of an output that is there already."""
+
+    REFUSE = "refuse"
+    RESUME = "resume"
+    OVERWRITE = "overwrite"
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """Where scores go and what a row is.
+
+    Attributes:
+        path: CSV, JSON Lines or Parquet by its suffix.
+        by_study: Whether a row is a study instead of a radiograph.
+        existing: What becomes of an output that is there already.
+        overlays: Folder for overlays, if they are wanted.
+        gate: See `RowFormat`.
+        positives: See `RowFormat`.
+
+    Raises:
+        InputError: If the suffix is another, or there is an output and `existing` is REFUSE.
+    """
+
+    path: Path
+    by_study: bool = False
+    existing: Existing = Existing.REFUSE
+    overlays: Path | None = None
+    gate: GateMode = GateMode.OFF
+    positives: bool = False
+
+    def __post_init__(self) -> None:
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{self.path} ends in {self.path.suffix or 'nothing'}, expected {', '.join(SUFFIXES)}.")
+        there = [path for path in (self.path, self.growing) if path.exists()]
+        if there and self.existing is Existing.REFUSE:
+            raise InputError(f"{there[0]} exists already; --resume goes on with it, --overwrite scores again.")
+
+    @property
+    def is_made_at_the_end(self) -> bool:
+        """Whether the output cannot grow."""
+        return self.by_study or self.path.suffix.lower() == ".parquet"
+
+    @property
+    def growing(self) -> Path:
+        """The file that rows are appended to."""
+        return self.path.with_name(f"{self.path.name}.views.jsonl") if self.is_made_at_the_end else self.path
+
+    @property
+    def record(self) -> Path:
+        """The file that says what the run was begun with."""
+        return self.path.with_name(f"{self.path.name}.run.json")
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Writes the record of a new run, or compares it with that of the run that is taken up.
+
+        Args:
+            record: "observations", "row", "batch_size", "shard", "gate" and "positives" must be equal, the scores in
+                "test_pattern" nearly, and with "positives" the "operating_points"; the rest is for the reader.
+
+        Raises:
+            InputError: If the output was begun with another, or its record is not there.
+        """
+        if self.existing is Existing.OVERWRITE:
+            with writing(self.path):
+                for path in (self.path, self.growing, self.record):
+                    path.unlink(missing_ok=True)
+        if any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
+            self._compare(record)
+        else:
+            self._save(record)
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """What `finish` was given, if a table that is made at the end is complete."""
+        if not (self.is_made_at_the_end and self.path.exists()):
+            return None
+        finished = self._read_record().get(_FINISHED)
+        if finished is not None:
+            self.growing.unlink(missing_ok=True)  # killed between the last two steps
+        return finished
+
+    def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
+        """Records that the table that is made at the end is complete, and removes what it was made of."""
+        self._save({**record, _FINISHED: finished})
+        self.growing.unlink(missing_ok=True)
+
+    def _save(self, record: Mapping[str, Any]) -> None:
+        partial = self.record.with_name(f"{self.record.name}.partial")
+        with writing(self.record):
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, self.record)
+
+    def _compare(self, record: Mapping[str, Any]) -> None:
+        begun = self._read_record()
+        for key in _COMPARED:
+            before = begun.get(key, _DEFAULTS.get(key))
+            if before != record[key]:
+                raise InputError(
+                    f"{self.path} was begun with {key} {before}, this run has {record[key]}; use the same, "
+                    "choose another output, or score again with --overwrite."
+                )
+        if record["positives"] and begun.get("operating_points") != record["operating_points"]:
+            raise InputError(
+                f"{self.path} was started with other operating points than the model has now; choose another output, "
+                "or score again with --overwrite."
+            )
+        if not _are_same_scores(begun.get("test_pattern"), record["test_pattern"]):
+            raise InputError(
+                f"{self.path} was begun with another model ({begun.get('model')}): this one scores a test pattern "
+                "otherwise. Use the same, choose another output, or score again with --overwrite."
+            )
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{self.path} cannot be resumed: {self.record.name} beside it, which says what it was begun with, is "
+                "missing or damaged. Choose another output, or score again with --overwrite."
+            )
+        return record
+
+
+def _are_same_scores(begun: object, now: object) -> bool:
+    if not isinstance(begun, dict) or not isinstance(now, dict) or list(begun) != list(now):
+        return False
+    return bool(np.allclose(list(begun.values()), list(now.values()), rtol=0, atol=_SAME_SCORE, equal_nan=True))
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Writes a whole table in the format of its suffix; it appears under its name when it is complete.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path):
+        if path.suffix.lower() == ".parquet":
+            _write_parquet(partial, columns, iter(rows))
+        else:
+            partial.unlink(missing_ok=True)
+            with GrowingTable(partial, lines_of(path, columns)) as table:
+                table.append(rows)
+                table.sync()
+        os.replace(partial, path)
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:
+    """The rows of a JSON Lines file."""
+    lines = JsonLines(columns)
+    with path.open("rb") as stream:
+        yield from map(lines.cells, stream)
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {columns[0]: pa.string(), "views": pa.int32(), "note": pa.string(), "error": pa.string()}
+    types |= dict.fromkeys((GATE, GATE_REASON), pa.string()) | {f"{name} positive": pa.int8() for name in columns}
+    schema = pa.schema([(name, types.get(name, pa.float64())) for name in columns])
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            table: dict[str, list[Any]] = {
+                name: list(cells) for name, cells in zip(columns, zip(*group, strict=True), strict=True)
+            }
+            writer.write_table(pa.table(table, schema))

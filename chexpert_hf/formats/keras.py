@@ -1,0 +1,303 @@
+"""The Keras 3 twin of a model folder: the same network with logits and maps in TensorFlow, JAX or PyTorch, and back.
+
+`KERAS_BACKEND` in the environment says which, before Keras is first imported. What differs from PyTorch in training:
+Keras takes the variance of a batch into BatchNorm's running variance as it is, PyTorch that times n / (n - 1), n being
+the values of a channel in the batch; and Keras does not count batches, so that `num_batches_tracked` is 0 afterwards.
+
+Source of the calls: Keras 3.15, https://keras.io/api/.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.errors import InputError
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import ancestors
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.ensembles import ENSEMBLE_FILE
+from chexpert_hf.publishing.model_folder import refresh_folder
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+try:
+    import keras
+    from keras import layers, ops
+except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names none that Keras knows
+    raise InputError(
+        f'Keras cannot be imported ({error}): pip install "chexpert-hf[keras]", and set KERAS_BACKEND to tensorflow, '
+        "jax or torch, whichever is installed."
+    ) from error
+
+
+class KerasError(InputError):
+    """A model that has no Keras twin, or weights that do not fit one, with the reason and what to do."""
+
+
+# torch.nn.BatchNorm2d's values, by which the networks were trained; Keras counts momentum the other way round.
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 1 - 0.1
+
+# Of each kind of layer: Keras's name of a weight, PyTorch's, and PyTorch's axes in the order of Keras.
+_WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
+    "Conv2D": [("kernel", "weight", (2, 3, 1, 0))],
+    "BatchNormalization": [
+        ("gamma", "weight", (0,)),
+        ("beta", "bias", (0,)),
+        ("moving_mean", "running_mean", (0,)),
+        ("moving_variance", "running_var", (0,)),
+    ],
+    "Dense": [("kernel", "weight", (1, 0)), ("bias", "bias", (0,))],
+}
+_UNMAPPED = "num_batches_tracked"
+HEAD = "head"
+_CHANNELS = {"data_format": "channels_last"}
+
+
+class CheXpertKeras(keras.Model):
+    """The twin: `pixel_values` (batch, num_channels, height, width) in, as our processor makes them, of any size.
+
+    Its outputs are `logits` (batch, num_labels) and `saliency` (batch, num_labels, h, w), as those of
+    `CheXpertForImageClassification`. Layers have PyTorch's names with "-" for ".".
+
+    Args:
+        config: Of the model; its architecture and head are built.
+        processor: The image processor that belongs to it.
+    """
+
+    def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
+        pixel_values = keras.Input((config.num_channels, None, None), name="pixel_values")
+        features = _features(layers.Permute((2, 3, 1))(pixel_values), config)  # (B, h, w, C)
+        head = Head(config, name=HEAD)
+        outputs = {"logits": head(features), "saliency": head(features, output_saliency=True)}
+        super().__init__(inputs=pixel_values, outputs=outputs, name="chexpert")
+        self.config, self.processor = config, processor
+
+
+class Head(layers.Layer):
+    """Global average pooling and the classifier: one logit for each observation, or the map of each.
+
+    Args:
+        config: Says which head it is.
+        name: Of the layer.
+    """
+
+    def __init__(self, config: CheXpertConfig, name: str) -> None:
+        super().__init__(name=name)
+        num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
+        self.hidden = self.dropout = None
+        if config.head_hidden_size is None:
+            self.last = layers.Dense(num_outputs, name="classifier")
+        else:
+            self.hidden = layers.Dense(config.head_hidden_size, name="classifier-0")
+            self.dropout = layers.Dropout(config.head_dropout)
+            self.last = layers.Dense(num_outputs, name="classifier-3")
+        self.to_logits = _positive_minus_negative(config)  # (num_outputs, num_labels)
+        self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Makes the weights for features of this shape."""
+        num_features: int | None = shape[-1]
+        if self.hidden is not None:
+            self.hidden.build((None, num_features))
+            num_features = self.hidden.units
+        self.last.build((None, num_features))
+
+    def call(self, features: Any, output_saliency: bool = False, training: bool | None = None) -> Any:
+        """Logits `(batch, num_labels)` of features `(batch, h, w, channels)`, or maps `(batch, num_labels, h, w)`."""
+        pooled = inputs = ops.mean(features, axis=(1, 2))  # (B, C)
+        if self.hidden is not None:
+            inputs = ops.relu(self.hidden(pooled))
+            if self.dropout is not None and not output_saliency:
+                inputs = self.dropout(inputs, training=training)
+        outputs = self.last(inputs)  # (B, num_outputs)
+        logits = outputs if self.to_logits is None else ops.matmul(outputs, self.to_logits)
+        if not output_saliency:
+            return logits if self.paths is None else _unconditional(logits, self.paths)
+        return self._saliency(features, pooled, logits)
+
+    def _saliency(self, features: Any, pooled: Any, logits: Any) -> Any:
+        """The features weighted by the gradient of each logit; see `CheXpertForImageClassification`."""
+        weight = self.last.kernel if self.to_logits is None else ops.matmul(self.last.kernel, self.to_logits)
+        if self.hidden is None:
+            maps = ops.einsum("bhwc,cl->blhw", features, weight)
+        else:
+            is_active = ops.cast(self.hidden(pooled) > 0, features.dtype)  # (B, hidden): the ReLU's derivative
+            gradients = ops.einsum("bn,nl,cn->blc", is_active, weight, self.hidden.kernel)
+            maps = ops.einsum("blc,bhwc->blhw", gradients, features)
+        if self.paths is None:
+            return maps
+        product = ops.sigmoid(_unconditional(logits, self.paths))
+        share = ops.multiply((1 - ops.sigmoid(logits))[:, None, :] / (1 - product)[:, :, None], self.paths)
+        return ops.einsum("bli,bihw->blhw", share, maps)
+
+
+def from_model_folder(folder: str | Path) -> CheXpertKeras:
+    """The Keras twin of a model folder, with its weights.
+
+    Raises:
+        ModelFolderError: If the folder cannot be loaded.
+        KerasError: If it holds an ensemble, which has one twin for each member.
+    """
+    if (Path(folder) / ENSEMBLE_FILE).is_file():
+        raise KerasError(f"{folder} is an ensemble, expected one model; take a folder of its 'members'.")
+    classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
+    return from_torch(classifier.model, classifier.processor)
+
+
+def from_torch(model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> CheXpertKeras:
+    """The Keras twin of a model, with its weights."""
+    twin = CheXpertKeras(model.config, processor)
+    load_state_dict(twin, model.state_dict())
+    return twin
+
+
+def to_torch(twin: CheXpertKeras) -> CheXpertForImageClassification:
+    """The PyTorch model with the twin's weights, in evaluation mode."""
+    model = CheXpertForImageClassification(twin.config)
+    counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(_UNMAPPED)}
+    model.load_state_dict(state_dict(twin) | counters)
+    return model.eval()
+
+
+def write_back(twin: CheXpertKeras, folder: str | Path) -> None:
+    """Writes a model folder that `AutoModelForImageClassification` and `CheXpertClassifier` load.
+
+    Weights, configuration, image processor, their code, and reference scores. A card that is there stays, and gets its
+    sections on calibration and operating points anew.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    to_torch(twin).save_pretrained(folder)
+    # transformers writes the weights for the owner alone, which hides them from other users of a container.
+    (folder / "model.safetensors").chmod(0o644)
+    twin.processor.save_pretrained(folder)
+    refresh_folder(folder)
+
+
+def state_dict(twin: keras.Model) -> dict[str, Tensor]:
+    """The twin's weights under PyTorch's names and in its shapes."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(_numpy(variable).transpose(np.argsort(axes))))
+        for name, variable, axes in _pairs(twin)
+    }
+
+
+def load_state_dict(twin: keras.Model, weights: Mapping[str, Tensor]) -> None:
+    """Copies PyTorch's weights into the twin, every one and to every variable.
+
+    Raises:
+        KerasError: If one is missing, is left over, or has another shape.
+    """
+    pairs = list(_pairs(twin))
+    expected, given = {name for name, _, _ in pairs}, {name for name in weights if not name.endswith(_UNMAPPED)}
+    if expected != given:
+        name = min(expected ^ given)
+        raise KerasError(
+            f"The weights do not fit the network: {name} is {'missing' if name in expected else 'left over'}."
+        )
+    for name, variable, axes in pairs:
+        values = weights[name].detach().float().cpu().numpy().transpose(axes)
+        if values.shape != tuple(variable.shape):
+            raise KerasError(f"The weights do not fit: {name} gives {values.shape}, expected {tuple(variable.shape)}.")
+        variable.assign(values)
+
+
+def _pairs(twin: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """For each weight PyTorch's name, Keras's variable, and PyTorch's axes in the order of Keras.
+
+    Raises:
+        KerasError: If a variable of the twin has no counterpart.
+    """
+    found = set()
+    head = twin.get_layer(HEAD)
+    for layer in (*twin.layers, head.hidden, head.last):
+        for attribute, name, axes in _WEIGHTS.get(type(layer).__name__, ()):
+            variable = getattr(layer, attribute)
+            found.add(id(variable))
+            yield f"{layer.name.replace('-', '.')}.{name}", variable, axes
+    unmapped = [variable.path for variable in twin.weights if id(variable) not in found and "seed" not in variable.path]
+    if unmapped:
+        raise KerasError(f"{unmapped[0]} has no counterpart in PyTorch; expected the twin as it was built.")
+
+
+def _numpy(variable: Any) -> NDArray[np.float32]:
+    return np.asarray(ops.convert_to_numpy(variable), dtype=np.float32)
+
+
+def _features(images: Any, config: CheXpertConfig) -> Any:
+    """The last feature maps `(batch, h, w, channels)`, after the ReLU, of images `(batch, height, width, channels)`.
+
+    PyTorch pads a convolution or pooling of stride 2 on both sides, Keras's "same" mostly on one: so padding stands
+    here as layers of its own. What maximum pooling sees is not negative: zeros are as good as PyTorch's -inf.
+    """
+    features = layers.ZeroPadding2D(3, **_CHANNELS)(images)
+    features = _convolution("features.conv0", config.num_init_features, 7, strides=2)(features)
+    features = _norm_relu("features.norm0", features)
+    features = layers.ZeroPadding2D(1, **_CHANNELS)(features)
+    features = layers.MaxPooling2D(3, strides=2, **_CHANNELS)(features)
+    for number, num_layers in enumerate(config.block_config, start=1):
+        for layer in range(1, num_layers + 1):
+            new = _dense_layer(f"features.denseblock{number}.denselayer{layer}", features, config)
+            features = layers.Concatenate()([features, new])
+        if number < len(config.block_config):
+            name = f"features.transition{number}"
+            channels = features.shape[-1] // 2
+            features = _convolution(f"{name}.conv", channels, 1)(_norm_relu(f"{name}.norm", features))
+            features = layers.AveragePooling2D(2, **_CHANNELS)(features)
+    return _norm_relu("features.norm5", features)
+
+
+def _dense_layer(name: str, features: Any, config: CheXpertConfig) -> Any:
+    width = config.bn_size * config.growth_rate
+    new = _convolution(f"{name}.conv1", width, 1)(_norm_relu(f"{name}.norm1", features))
+    new = _convolution(f"{name}.conv2", config.growth_rate, 3, padding="same")(_norm_relu(f"{name}.norm2", new))
+    return layers.Dropout(config.drop_rate)(new) if config.drop_rate else new
+
+
+def _convolution(name: str, channels: int, size: int, **options: Any) -> Any:
+    # PyTorch's module names hold dots, which Keras's PyTorch backend cannot have in names.
+    initial = keras.initializers.HeNormal()
+    return layers.Conv2D(
+        channels, size, use_bias=False, kernel_initializer=initial, name=name.replace(".", "-"), **options, **_CHANNELS
+    )
+
+
+def _norm_relu(name: str, features: Any) -> Any:
+    norm = layers.BatchNormalization(
+        momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name.replace(".", "-")
+    )
+    return ops.relu(norm(features))
+
+
+def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
+    """`(num_outputs, num_labels)`: makes logits of the head's outputs, z1 - z0 under U-MultiClass; None if they are."""
+    columns = [config.observations.index(name) for name in config.multiclass_observations]
+    if not columns:
+        return None
+    matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
+    for place, column in enumerate(columns):
+        matrix[config.num_labels + place, column] = -1
+    return matrix
+
+
+def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
+    """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
+    paths = np.eye(config.num_labels, dtype=np.float32)
+    for row, name in enumerate(config.observations):
+        for ancestor in ancestors(name, config.label_parents or {}):
+            paths[row, config.observations.index(ancestor)] = 1
+    return paths
+
+
+def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
+    """Logits of the products of probabilities up to the roots; see `chexpert_hf.modeling_chexpert`."""
+    log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)
+    highest = -float(np.finfo(np.float32).eps)
+    product = log_p - ops.log(-ops.expm1(ops.minimum(log_p, highest)))
+    return ops.where(paths.sum(axis=1) == 1, logits, product)

@@ -1,0 +1,6 @@
+"""Is it a chest radiograph? A gate that is fitted on a model's training images and stored in its folder."""
+
+from chexpert_hf.gate.fit import fit_gate
+from chexpert_hf.gate.gate import GATE_FILE, Gate, GateInput, Verdict
+
+__all__ = ["GATE_FILE", "Gate", "GateInput", "Verdict", "fit_gate"]

@@ -1,0 +1,1 @@
+"""Model folders: files, checksums, loading, repositories."""

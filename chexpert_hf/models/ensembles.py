@@ -1,0 +1,57 @@
+"""Folders of several models: copies of the members, and a file that names them."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from chexpert_hf.default_model import resolve_model
+from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.models.model_files import NEEDED_FILES
+
+ENSEMBLE_FILE = "ensemble.json"
+
+_ENSEMBLE_CARD = """# {name}
+
+An ensemble of {count} models, in `members`: the mean of their probabilities.
+
+**Research software, not a medical device.**
+
+    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
+
+What the members were trained on and how, the cards in `run-1`, `run-2`, ... say; `evaluation.json` has the figures of
+the ensemble on the split on which its members were chosen, so they are optimistic.
+"""
+
+
+def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
+    """Makes a folder an ensemble: copies of the members, in `members`, and `ensemble.json` that names them.
+
+    Args:
+        folder: Of the ensemble.
+        members: Model folders or checkpoints; weights, configuration and code are copied, nothing else.
+    """
+    names = []
+    for number, member in enumerate(members, start=1):
+        copy = folder / "members" / f"{number:02d}"
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
+            shutil.copy(file, copy)
+        names.append(copy.relative_to(folder).as_posix())
+    (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
+    (folder / "README.md").write_text(
+        _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name), encoding="utf-8"
+    )
+
+
+def ensemble_members(model: str | Path) -> list[str | Path]:
+    """The members of an ensemble's folder; of anything else, itself."""
+    model = resolve_model(model)
+    path = Path(model) / ENSEMBLE_FILE
+    if not path.is_file():
+        return [model]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["members"]
+        return [path.parent / name for name in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

@@ -1,0 +1,83 @@
+"""Loads the network of a model folder or repository, or says in one line why that is none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.model_files import verify_loaded_files
+from chexpert_hf.models.repositories import model_folder
+
+
+def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
+    """Loads the network of a model folder or repository, from safetensors only.
+
+    Args:
+        model: Path of a folder, or id of a repository.
+        name: What messages and `config.name_or_path` call it; `model` if None.
+
+    Raises:
+        HubError: If it is no folder, and no repository that can be had.
+        ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
+        ChecksumError: If a file is not as it was when the folder was saved.
+    """
+    folder, name = model_folder(model), name or str(model)
+    try:
+        config, _ = CheXpertConfig.get_config_dict(folder)
+        if not config:
+            raise ModelFolderError(f"{name} holds no config.json; expected a model folder.")
+        if config.get("model_type") != CheXpertConfig.model_type:
+            raise ModelFolderError(
+                f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
+            )
+        loaded: tuple[CheXpertForImageClassification, dict[str, Any]]
+        with _without_report():
+            loaded = CheXpertForImageClassification.from_pretrained(
+                folder,
+                use_safetensors=True,
+                # Loaded as far as they fit, so that what does not is known by name; it is refused below.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except StrictDataclassError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelFolderError(f"The config.json of {name!r} makes no model: {reason}") from error
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"The weights of {name!r} are damaged ({error}); copy or download them again."
+        ) from error
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFolderError(
+            f"No model could be loaded from {name!r}: {reason} Expected a folder with config.json and "
+            "model.safetensors, or the id of a repository that can be reached."
+        ) from error
+    network, info = loaded
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if wrong:
+        kind, keys = next(iter(wrong.items()))
+        raise ModelFolderError(
+            f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
+            f"{' ...' if len(keys) > 5 else ''}."
+        )
+    verify_loaded_files(folder)
+    network.config.name_or_path = name  # not the folder in the cache where a repository lies
+    return network
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from logging a table of the keys that do not fit, which are refused in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

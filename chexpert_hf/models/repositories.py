@@ -1,0 +1,177 @@
+"""Repositories of the Hub: fetching a model from one, and what can go wrong there, as one line that says what to do.
+
+Source of the cases: `huggingface_hub.utils.hf_raise_for_status` and `huggingface_hub.errors`, 2.4.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    IncompleteSnapshotError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from chexpert_hf.default_model import resolve_model
+from chexpert_hf.errors import InputError, ModelFolderError
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, LOADED_FILES, NEEDED_FILES
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_CHANGED = "somebody changed it at the same moment; repeat the command"
+_STORAGE = (
+    "the account's storage is used up or blocked; make room, or ask for more in its settings under Billing, then "
+    "repeat the command"
+)
+_HIDDEN = f"or this token may not see it; {_LOG_IN} if it is private"
+_STATUS = {
+    401: f"the token is not valid; {_LOG_IN} to another",
+    402: "the account's quota is used up; raise it in its settings under Billing, then repeat the command",
+    404: f"there is no such repository, {_HIDDEN}",
+    409: _CHANGED,
+    412: _CHANGED,
+    413: _STORAGE,
+}
+_NO_RIGHT = {
+    True: f"the token has no right to do that; it needs write access there, so {_LOG_IN} to one that has",
+    False: f"the token has no right to read it; {_LOG_IN} to one that has",
+}
+_IS_ON_STORAGE = re.compile(r"\bstorage\b|\bquota\b", re.IGNORECASE)
+_RETRY_AFTER = re.compile(r"Retry after (\d+) seconds")
+
+
+class HubError(InputError):
+    """What the Hub refused or could not do, with what to do."""
+
+
+def expect_repo_id(repo_id: str) -> None:
+    """Raises HubError unless this is an id of the form user/name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.") from error
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.")
+
+
+def expect_token(api: HfApi) -> None:
+    """Raises HubError if nobody is logged in."""
+    if not (api.token or get_token()):
+        raise HubError(f"There is no token for the Hub: {_LOG_IN}.")
+
+
+def model_folder(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE),
+) -> Path:
+    """Where a model lies: a folder is that itself, a repository is brought into the cache, all of one commit.
+
+    A repository that is in the cache is taken from there where the Hub cannot be reached.
+
+    Args:
+        model: Path of a folder, id of a repository, or name of the bundled model.
+        revision: Branch, tag or commit of a repository.
+        files: Names or patterns of what is fetched of a repository; everything if None.
+
+    Raises:
+        HubError: If there is no such folder, and the repository cannot be had.
+        ModelFolderError: If it cannot be an id of a repository either, or the repository holds no model.
+    """
+    model = resolve_model(model)
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        expect_repo_id(str(model))
+    except HubError as error:
+        raise ModelFolderError(
+            f"{str(model)!r} is neither a model folder nor the id of a repository. Expected a folder with config.json, "
+            "or user/name."
+        ) from error
+    with hub_errors(str(model), is_upload=False):
+        try:
+            wanted = None if files is None else list(files)
+            folder = Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
+        except IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
+            folder = Path(error.snapshot_path)
+            if files is None or not all((folder / name).is_file() for name in NEEDED_FILES):
+                raise
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(f"The repository {model} holds no config.json; expected one with a model.")
+    return folder
+
+
+@contextmanager
+def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
+    """Turns what the Hub's client raises into HubError.
+
+    Args:
+        subject: The repository that it is about.
+        is_upload: Whether something is sent there; else it is fetched.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    # hf_xet raises RuntimeError, the client ValueError where the store refuses a file.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise HubError(f"{subject}: {_reason(subject, error, is_upload)}.") from error
+
+
+def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
+    """What went wrong, and what to do; without a full stop at its end."""
+    cause = _of_the_hub(error)
+    if isinstance(cause, HfHubHTTPError):
+        return _refusal(subject, cause, is_upload)
+    if isinstance(cause, OfflineModeIsEnabled):
+        cached = "" if is_upload else ", and this is not whole in the cache; unset it"
+        return f"the Hub cannot be reached, since HF_HUB_OFFLINE is set{cached}"
+    if cause is not None:
+        kept = "what was sent is kept there, so " if is_upload else "look whether the name is right, and "
+        return f"no answer from the Hub ({_line(cause)}); {kept}repeat the command"
+    if is_upload and _IS_ON_STORAGE.search(str(error)):
+        return f"{_STORAGE} ({_line(error)})"
+    return f"the {'upload' if is_upload else 'download'} did not succeed ({_line(error)}); repeat the command"
+
+
+def _refusal(subject: str, error: HfHubHTTPError, is_upload: bool) -> str:
+    status, said = error.response.status_code, error.server_message or ""
+    quoted = f" (HTTP {status}{f', {_line(said)}' if said else ''})"
+    if isinstance(error, GatedRepoError):
+        page = f"{constants.ENDPOINT}/{subject}"
+        return f"the repository is gated; ask for access at {page}, {_LOG_IN}, and repeat the command"
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such branch, tag or commit; without a revision, what is there now is taken"
+    if isinstance(error, RepositoryNotFoundError):
+        return _STATUS[404] if is_upload else f"there is no such folder, and no such repository, {_HIDDEN}"
+    if isinstance(error, EntryNotFoundError):
+        return f"a file is missing there; repeat the command{quoted}"
+    if status == 403:
+        return (_STORAGE if is_upload and _IS_ON_STORAGE.search(said) else _NO_RIGHT[is_upload]) + quoted
+    if status == 429:
+        wait = _RETRY_AFTER.search(str(error))
+        return f"too many requests; repeat the command {f'in {wait[1]} seconds' if wait else 'later'}{quoted}"
+    return _STATUS.get(status, "the Hub has a problem of its own; repeat the command later") + quoted
+
+
+def _of_the_hub(error: BaseException | None) -> HTTPError | OfflineModeIsEnabled | None:
+    """The error itself or the first of its causes that says what the Hub answered, or that it did not."""
+    while error is not None and not isinstance(error, (HTTPError, OfflineModeIsEnabled)):
+        error = error.__cause__
+    return error
+
+
+def _line(error: object) -> str:
+    """The first line of what was said, not too long."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:120]

@@ -1,0 +1,102 @@
+"""What a model's predictions for a split are worth, as `evaluation.json` and the card hold it.
+
+Kept is what a calibration does not change: it moves the probabilities of an observation, but not their order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.report.reporting import subgroup_columns
+
+REPLICATES = 1000
+
+
+def evaluate_predictions(
+    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
+) -> Evaluation:
+    """AUROC per study of predictions `(num_views, num_labels)` for a split; see `assess_predictions`."""
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
+
+
+def assess_predictions(
+    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = REPLICATES
+) -> dict[str, Any]:
+    """Figures with 95 % intervals and by subgroups, of predictions that are there already.
+
+    Args:
+        probabilities: `(num_views, num_labels)` of the split's rows.
+        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
+        config: The model's: observations, blank labels, operating points.
+        replicates: Of the bootstrap of patients.
+
+    Returns:
+        Of `chexpert_hf.evaluation.assessment.assess` the model's entry, with `replicates`.
+    """
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    result = assess(
+        [ModelScores("model", np.asarray(probabilities, dtype=float), config.operating_points or {})],
+        labels,
+        dataset["study"][:],
+        dataset["patient"][:],
+        config.observations,
+        subgroups=subgroup_columns(dataset, labels, config.observations),
+        replicates=replicates,
+    )
+    return {**result["models"][0], "replicates": replicates}
+
+
+def evaluation_record(
+    evaluation: Evaluation,
+    data: Mapping[str, Any],
+    *,
+    was_chosen_on_it: bool,
+    assessment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `evaluation.json` holds: counts, AUROC and its intervals, subgroups.
+
+    Args:
+        evaluation: On the validation split.
+        data: See `chexpert_hf.publishing.card.render_card`.
+        was_chosen_on_it: Whether the checkpoint was chosen on this same split.
+        assessment: From `assess_predictions`; without it there are no intervals and no subgroups.
+    """
+    record = {
+        "split": "valid",
+        "data": dict(data),
+        "was_chosen_on_it": was_chosen_on_it and bool(evaluation.mean_over),
+        **evaluation.to_dict(),
+    }
+    if assessment is None:
+        return record
+    intervals = {entry["observation"]: _bounds(entry["auroc"]) for entry in assessment["observations"]}
+    low, high = _bounds(assessment["mean_auroc"])
+    return record | {
+        "intervals": f"95 %, by DeLong; that of the mean by {assessment['replicates']:,} resamples of patients",
+        "mean_auroc_low": low,
+        "mean_auroc_high": high,
+        "observations": [
+            {**entry, "auroc_low": intervals[entry["observation"]][0], "auroc_high": intervals[entry["observation"]][1]}
+            for entry in record["observations"]
+        ],
+        "subgroups": [_subgroup(entry) for entry in assessment["subgroups"]],
+        "gaps": assessment["gaps"],
+    }
+
+
+def _subgroup(entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = _bounds(entry["auroc"])
+    value = None if entry["auroc"] is None else entry["auroc"]["value"]
+    counts = {name: entry[name] for name in ("column", "group", "observation", "num_positive", "num_negative")}
+    return {**counts, "auroc": value, "auroc_low": low, "auroc_high": high}
+
+
+def _bounds(estimate: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
+    return (None, None) if estimate is None else (estimate["low"], estimate["high"])

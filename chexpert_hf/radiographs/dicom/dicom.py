@@ -1,0 +1,215 @@
+"""Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
+
+pydicom parses and its plugins decode. What is here decides in which order things are looked at, so that nothing is
+inflated, allocated or decoded on the word of a header alone: the transfer syntax, then the few elements that describe
+pixels (no other element is ever turned into a value), then sizes against each other, then the compressed image's own
+header, then the pixels.
+"""
+
+import logging
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
+
+from chexpert_hf.radiographs.dicom.codestreams import check_codestream, choose_plugin
+from chexpert_hf.radiographs.dicom.dicom_file import InflatedStream, open_dataset, read_elements
+from chexpert_hf.radiographs.dicom.dicom_layout import Bits, Frame, read_bits, read_frame
+from chexpert_hf.radiographs.dicom.windowing import render
+from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError
+
+_KEYWORDS = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleIntercept", "RescaleSlope", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
+)
+_TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in _KEYWORDS]
+_PIXEL_DATA = 0x7FE00010
+
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+_QUIET = threading.Lock()
+
+
+def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Reads and renders a DICOM file's one frame.
+
+    Args:
+        stream: The whole file, seekable; preamble and file meta information may be missing.
+        max_pixels: The header's rows x columns is checked against it before decoding.
+
+    Returns:
+        `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images; and a
+        line for each element that was supplied or ignored.
+
+    Raises:
+        RadiographError: If the file is damaged, cut short, too large, or not one frame of at most 16 bits, if an
+            element is missing or unclear that the image depends on, or if no decoder for its compression is installed.
+    """
+    try:
+        with _silence():
+            return _read(stream, max_pixels)
+    except RadiographError:
+        raise
+    except MALFORMED:
+        raise RadiographError(
+            "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
+        ) from None
+    except BaseException as error:
+        # The RLE decoder is written in Rust; where damaged data lead it out of bounds it panics, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RadiographError("The RLE data in the DICOM file are damaged; copy or export it again.") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what pydicom warns of and logs to itself, since it quotes values. One thread at a time: both are global."""
+    logger = logging.getLogger("pydicom")
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        propagates, logger.propagate = logger.propagate, False
+        try:
+            yield
+        finally:
+            logger.propagate = propagates
+
+
+def _read(file: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    notes: list[str] = []
+    stream, syntax = open_dataset(file, notes)
+    header = read_elements(stream, syntax, _TAGS)
+    vr, length = _read_pixel_element(stream, header)
+    frame = read_frame(header, max_pixels, length == _UNDEFINED_LENGTH, notes)
+    if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
+        raise RadiographError(
+            f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "
+            f"{'un' if syntax.is_encapsulated else ''}compressed. Correct it or export the image again."
+        )
+    if syntax.is_encapsulated:
+        words, bits = _read_compressed(stream, header, frame, syntax, vr, notes)
+    else:
+        bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None, notes)
+        words = _decode(_read_native(stream, length, frame, bits), frame, syntax, "", vr, bits.allocated)
+    if frame.num_samples == 3:
+        return words.astype(np.uint8, copy=False), tuple(notes)
+    pixels = _stored_values(words, bits, notes)
+    return render(pixels, header, frame.photometric, bits.stored, notes), tuple(notes)
+
+
+def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
+    """Value representation and length of the pixel element, at whose value the stream then stands."""
+    start = stream.read(8)
+    if len(start) < 8:
+        raise RadiographError("Expected an image, the DICOM file holds no pixels or is cut short; choose another file.")
+    is_implicit, is_little = header.original_encoding  # as found, which may differ from the transfer syntax
+    byte_order = "<" if is_little else ">"
+    group, element = struct.unpack_from(f"{byte_order}HH", start)
+    if (group << 16) + element != _PIXEL_DATA:
+        raise RadiographError("Expected whole-number DICOM pixels, got floating point ones; choose another file.")
+    if is_implicit:
+        return "OW", struct.unpack_from(f"{byte_order}L", start, 4)[0]
+    return start[4:6].decode("ascii"), struct.unpack(f"{byte_order}L", stream.read(4))[0]
+
+
+def _read_compressed(
+    stream: BinaryIO, header: Dataset, frame: Frame, syntax: UID, vr: str, notes: list[str]
+) -> tuple[NDArray[np.unsignedinteger], Bits]:
+    """The decoded words, and where in them a sample lies."""
+    codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
+    plugin = choose_plugin(syntax, codestream)
+    found = check_codestream(codestream, syntax, frame.columns, frame.rows, frame.num_samples)
+    if found is None:
+        (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
+        bits = read_bits(header, frame, 8 * num_segments // frame.num_samples, None, notes)
+    else:
+        measured = 8 if found.precision <= 8 else 16
+        bits = read_bits(header, frame, measured, found.precision, notes)
+        stored = min(bits.stored, found.precision)
+        # A sample that was compressed alone lies at the low end; where the whole word was compressed, it lies in place.
+        high = bits.high if stored <= bits.high < found.precision else stored - 1
+        bits = replace(bits, allocated=measured, high=high, stored=stored)
+    return _decode(encapsulate([codestream]), frame, syntax, plugin, vr, bits.allocated), bits
+
+
+def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> bytes:
+    num_bytes = frame.num_values * bits.allocated // 8
+    if frame.photometric == "YBR_FULL_422":  # two pixels share their colour
+        num_bytes = num_bytes // 3 * 2
+    if not num_bytes <= length < 2 * num_bytes + num_bytes % 2:
+        raise RadiographError(
+            f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; export the image again."
+        )
+    if isinstance(stream, InflatedStream):
+        stream.allow(length)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    if isinstance(stream, InflatedStream):
+        stream.expect_end()
+    return data[: num_bytes + num_bytes % 2]
+
+
+def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
+    """Joins the fragments of one frame. Source: DICOM PS3.5, A.4."""
+    fragments: list[bytes] = []
+    while True:
+        *tag, length = struct.unpack("<HHL", stream.read(8))
+        if tuple(tag) == _SEQUENCE_END:
+            return b"".join(fragments[1:])  # the first holds offsets of frames
+        max_bytes -= 8 + length
+        if tuple(tag) != _ITEM or max_bytes < 0:
+            raise EOFError
+        fragments.append(stream.read(length))  # where it is cut short, the next item's header is missing
+
+
+def _decode(
+    data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
+) -> NDArray[np.unsignedinteger]:
+    """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
+    options: dict[str, Any] = {
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "samples_per_pixel": frame.num_samples,
+        "photometric_interpretation": frame.photometric,
+        "planar_configuration": frame.planar,
+        "number_of_frames": 1,
+        "bits_allocated": bits_allocated,
+        "bits_stored": bits_allocated,
+        "pixel_representation": 0,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": vr,
+        "apply_j2k_sign_correction": False,
+    }
+    words, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
+    if words.shape[:2] != (frame.rows, frame.columns):
+        raise EOFError
+    return words
+
+
+def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
+    """The samples without what else lies in their words, such as overlays, and with their sign."""
+    width = 8 * words.itemsize
+    is_signed = bits.is_signed
+    if is_signed is None:
+        is_signed = _are_sign_extended(words >> bits.high, (1 << (width - bits.high)) - 1)
+        notes.append(f"PixelRepresentation is missing; the pixels were read as {'' if is_signed else 'un'}signed.")
+    shifted = words << (width - 1 - bits.high)
+    return (shifted.view(f"i{words.itemsize}") if is_signed else shifted) >> (width - bits.stored)
+
+
+def _are_sign_extended(upper: NDArray[np.integer], ones: int) -> bool:
+    """Whether the bits above the samples repeat their highest bit, which only signed samples have a reason for."""
+    return ones > 1 and bool((upper == ones).any()) and bool(((upper == ones) | (upper == 0)).all())

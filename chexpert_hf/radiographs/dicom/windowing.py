@@ -1,0 +1,205 @@
+"""From the stored values of a gray DICOM image to what a viewer shows, in 8 bits.
+
+The pipeline of DICOM PS3.4 section N.2: modality transformation (rescale or table), values of interest (table or
+window), inversion. Each step maps one value at a time, so all of it is done once per possible value (at most 65,536),
+not per pixel. The steps are written out because pydicom 3.0.2 wraps indices into tables of 8-bit entries at 256.
+"""
+
+import math
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexpert_hf.radiographs.dicom.dicom_values import (
+    read_bytes,
+    read_integer,
+    read_items,
+    read_number,
+    read_numbers,
+    read_text,
+)
+from chexpert_hf.radiographs.grey_levels import WHITE, RadiographError, bit_depth, look_up
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_RANGE_USED = "the range of the pixels was used instead"
+
+
+def render(
+    pixels: NDArray[np.integer], header: "Dataset", photometric: str, bits_stored: int, notes: list[str]
+) -> NDArray[np.uint8]:
+    """Renders stored values as a viewer would, bright where a radiograph on film is bright.
+
+    A VOI table goes before a window, and the first usable of several before the others. Without either, images of up to
+    8 bits stored keep their full range, as the same image in a PNG would; of deeper ones, whose range is rarely used
+    up, the smallest value becomes black and the largest white, padding not counted. The same holds for a window or
+    rescaling that shows nothing. MONOCHROME1 and the presentation shape INVERSE both say that small values are bright;
+    DX images have both, so together they invert once.
+
+    Args:
+        pixels: `(rows, columns)`, stored values of at most 16 bits; signed values in a signed type.
+        header: Group 0028 and Presentation LUT Shape.
+        photometric: MONOCHROME1 or MONOCHROME2.
+        bits_stored: Of a stored value.
+        notes: Gets a line for each element that was not usable.
+
+    Returns:
+        `(rows, columns)`.
+
+    Raises:
+        RadiographError: If a window, rescale or table value is unclear.
+
+    Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
+    """
+    lowest, highest = int(pixels.min()), int(pixels.max())
+    start, levels = lowest, np.arange(lowest, highest + 1)
+    if bits_stored <= 8:
+        start = -(1 << (bits_stored - 1)) if pixels.dtype.kind == "i" else 0
+        levels = np.arange(start, start + (1 << bits_stored))
+    values = _modality(levels, header, pixels.dtype, notes)
+    shown = None
+    if values is not None:
+        shown = _through_voi_table(values, header, pixels.dtype, notes)
+        if shown is None:
+            shown = _window(values, values[lowest - start : highest - start + 1], header, notes)
+    if shown is None:
+        values = levels.astype(np.float64) if values is None else values
+        low, high = (start, int(levels[-1])) if bits_stored <= 8 else _used_range(pixels, header)
+        possible = values[low - start : high - start + 1]
+        black, white = float(possible.min()), float(possible.max())
+        shown = np.clip((values - black) / ((white - black) or 1.0), 0.0, 1.0)  # or 1: a constant image is black
+    grey = np.rint(shown * WHITE).astype(np.uint8)
+    is_inverted = photometric == "MONOCHROME1" or read_text(header, "PresentationLUTShape") == "INVERSE"
+    return look_up(pixels, WHITE - grey if is_inverted else grey, start)
+
+
+def _modality(
+    levels: NDArray[np.integer], header: "Dataset", dtype: np.dtype, notes: list[str]
+) -> NDArray[np.float64] | None:
+    """The values that a window or VOI table is applied to; None if the rescaling is not usable."""
+    if (item := _table_item(header, "ModalityLUTSequence", notes)) is not None:
+        first, table, _ = _read_table(item, dtype)
+        return _through_table(levels.astype(np.float64), first, table)
+    slope, intercept = read_number(header, "RescaleSlope"), read_number(header, "RescaleIntercept")
+    if slope is None and intercept is None:
+        return levels.astype(np.float64)
+    if slope is None or intercept is None:  # ignored by dcmtk and pydicom, too
+        missing, given = ("Slope", "Intercept") if slope is None else ("Intercept", "Slope")
+        notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
+        return levels.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = levels.astype(np.float64) * slope + intercept
+    if slope == 0 or not np.isfinite(values).all():
+        notes.append(f"RescaleSlope or RescaleIntercept is not usable; {_RANGE_USED}.")
+        return None
+    return values
+
+
+def _window(
+    values: NDArray[np.float64], used: NDArray[np.float64], header: "Dataset", notes: list[str]
+) -> NDArray[np.float64] | None:
+    """The first usable window, in 0..1; None if there is none.
+
+    Args:
+        values: What it is applied to.
+        used: Those from the smallest pixel to the largest.
+        header: With the windows.
+        notes: Gets a line if the first window was not used.
+
+    Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    """
+    centers, widths = read_numbers(header, "WindowCenter"), read_numbers(header, "WindowWidth")
+    if not centers and not widths:
+        return None
+    function = read_text(header, "VOILUTFunction") or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        notes.append(f"VOILUTFunction is none of LINEAR, LINEAR_EXACT and SIGMOID; {_RANGE_USED}.")
+        return None
+    for number, (center, width) in enumerate(zip_longest(centers, widths), start=1):
+        if center is not None and width is not None and _is_usable(center, width, function):
+            if number > 1:
+                notes.append(f"Window {number} of WindowCenter and WindowWidth was used, the first that is usable.")
+            if function != "SIGMOID" and (used.max() <= center - width / 2 or used.min() >= center + width / 2):
+                notes.append("All pixels lie outside of the window; the image is all black or all white.")
+            return _through_window(values, center, width, function)
+    notes.append(f"WindowCenter and WindowWidth are not usable; {_RANGE_USED}.")
+    return None
+
+
+def _is_usable(center: float, width: float, function: str) -> bool:
+    is_finite = math.isfinite(center) and math.isfinite(width)
+    return is_finite and width > 0 and (function != "LINEAR" or width >= 1)
+
+
+def _through_window(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))  # exp(710) overflows
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1.0
+    if width == 0:  # one value wide: a threshold
+        return (values > center).astype(np.float64)
+    return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def _used_range(pixels: NDArray[np.integer], header: "Dataset") -> tuple[int, int]:
+    """The smallest and largest stored value that is not padding. Source: DICOM PS3.3, C.7.5.1.1.2."""
+    keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    padding, limit = (read_integer(header, keyword) for keyword in keywords)
+    if padding is not None:
+        ends = [_signed(end, pixels.dtype) for end in (padding, limit) if end is not None]
+        inside = pixels[(pixels < min(ends)) | (pixels > max(ends))]
+        pixels = inside if inside.size else pixels
+    return int(pixels.min()), int(pixels.max())
+
+
+def _table_item(header: "Dataset", keyword: str, notes: list[str]) -> "Dataset | None":
+    """The first table of a sequence; None if there is none."""
+    items = read_items(header, keyword)
+    if items and all(read_bytes(items[0], part)[0] for part in ("LUTDescriptor", "LUTData")):
+        return items[0]
+    if items:
+        notes.append(f"{keyword} holds no table; it was ignored.")
+    return None
+
+
+def _through_voi_table(
+    values: NDArray[np.float64], header: "Dataset", dtype: np.dtype, notes: list[str]
+) -> NDArray[np.float64] | None:
+    item = _table_item(header, "VOILUTSequence", notes)
+    if item is None:
+        return None
+    first, table, bits = _read_table(item, dtype)
+    return _through_table(values, first, table) / ((1 << bits) - 1)
+
+
+def _read_table(item: "Dataset", dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int]:
+    """First mapped value, entries, and bits per entry of a modality or VOI table.
+
+    Entries of 8 bits may lie two in a word or one in a word, so their number decides.
+
+    Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1.
+    """
+    descriptor = [int(value or 0) for value in read_numbers(item, "LUTDescriptor")]
+    num_entries, first, bits = descriptor if len(descriptor) == 3 else (0, 0, 0)
+    num_entries = num_entries % (1 << 16) or 1 << 16  # 65,536 is written as 0
+    data, byte_order = read_bytes(item, "LUTData")
+    is_word = len(data) >= 2 * num_entries
+    table = np.frombuffer(data[: (1 + is_word) * num_entries], dtype=f"{byte_order}u2" if is_word else np.uint8)
+    if len(table) < num_entries or not 8 <= bits <= 16:
+        raise RadiographError(
+            "Expected a complete DICOM lookup table of 8 to 16 bits by LUTDescriptor, got another; export it again."
+        )
+    return _signed(first, dtype), table, max(bits, bit_depth(int(table.max())))
+
+
+def _through_table(values: NDArray[np.float64], first: int, table: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
+    index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
+    return table[index].astype(np.float64)
+
+
+def _signed(value: int, dtype: np.dtype) -> int:
+    """Attributes of type "US or SS" are often written as US although the pixels are signed."""
+    return value - (1 << 16) if dtype.kind == "i" and value >= 1 << 15 else value

@@ -1,0 +1,114 @@
+"""Tell radiographs from other files, by name where that is enough, else by content."""
+
+import os
+import stat
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import BinaryIO
+
+from chexpert_hf.radiographs.archives import HEAD_BYTES
+from chexpert_hf.radiographs.grey_levels import NotFetchedError, RadiographError
+from chexpert_hf.radiographs.raster import format_of
+
+# Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+
+_SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+"""Names, in lower case, of files that macOS and Windows add to folders and archives."""
+
+
+class Kind(Enum):
+    """The kind of a file in a folder or archive."""
+
+    RADIOGRAPH = "one to score, or to report if it cannot be read"
+    IMAGELESS = "DICOM without an image: DICOMDIR, a structured report, a presentation state"
+    OTHER = "anything else"
+
+
+def is_system_file(name: str) -> bool:
+    """Whether the operating system added a file to those of the user, such as `._a.png`."""
+    parts = name.lower().replace(os.sep, "/").split("/")
+    return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
+
+
+def has_radiographs_name(name: str) -> bool:
+    """Whether a file's name is that of a radiograph: with a suffix of images, or without any, as `IM0001`."""
+    return _suffix(name) in SUFFIXES or _may_be_dicom(name)
+
+
+def kind_of_file(path: str) -> Kind:
+    """The kind of a file on disk."""
+    return kind_of(path, partial(_head, path), partial(_open, path))
+
+
+def kind_of(name: str, head: Callable[[], bytes | None], whole: Callable[[], BinaryIO]) -> Kind:
+    """The kind of a file.
+
+    Args:
+        name: Whose suffix decides where the content need not be looked at.
+        head: Gives its first bytes, None if it cannot be read.
+        whole: Opens it.
+    """
+    has_suffix = _suffix(name) in SUFFIXES
+    if has_suffix and not _may_be_dicom(name):
+        return Kind.RADIOGRAPH
+    start = head()
+    if start is None:
+        return Kind.RADIOGRAPH if has_radiographs_name(name) else Kind.OTHER
+    file_format = _format(name, start)
+    if file_format == "DICOM":
+        return Kind.RADIOGRAPH if _has_an_image(start, whole) else Kind.IMAGELESS
+    return Kind.RADIOGRAPH if has_suffix or file_format else Kind.OTHER
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _may_be_dicom(name: str) -> bool:
+    """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
+    suffix = _suffix(name)
+    return suffix in _DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
+
+
+def _head(path: str) -> bytes | None:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
+            return b""
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return None
+
+
+def _open(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
+def _format(name: str, head: bytes) -> str:
+    """The format of an image, nothing if it is none."""
+    try:
+        return format_of(head)
+    except NotFetchedError:
+        return "unknown" if has_radiographs_name(name) else ""  # reported when it is read
+    except RadiographError:
+        return ""
+
+
+def _has_an_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
+    from chexpert_hf.radiographs.dicom.dicom_kind import (  # pydicom takes .2 s to import
+        describes_an_image,
+        names_an_image,
+    )
+
+    is_image = names_an_image(head)
+    if is_image is not None:
+        return is_image
+    try:
+        with whole() as stream:
+            return describes_an_image(stream)
+    except (OSError, RadiographError):
+        return True  # reported when it is read

@@ -1,0 +1,198 @@
+"""Smaller graphs from float32 ones: fp16 weights, or int8 by post-training quantisation on images.
+
+What comes after the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
+and the label hierarchy's quotients of probabilities need it. So do the first convolution and the first dense layer:
+every later layer computes with their rounding errors, and they are a twentieth of the arithmetic.
+"""
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexpert_hf.models.graph_files import RuntimeName
+from chexpert_hf.scoring.graphs.conversion import INPUT, save_onnx
+from chexpert_hf.scoring.graphs.optional_libraries import import_nncf, import_onnxruntime, import_openvino
+
+if TYPE_CHECKING:
+    import onnx
+
+Images = NDArray[np.float32]
+
+# The first convolution, and the two of the first dense layer.
+_FLOAT_CONVOLUTIONS = 3
+
+# What the exporters make of global average pooling; it comes once, right behind the last feature maps.
+_POOLING = ("ReduceMean", "GlobalAveragePool")
+
+
+def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
+    """Writes a graph with fp16 weights.
+
+    Args:
+        runtime: ONNX or OPENVINO.
+        source: The float32 graph.
+        target: The graph to write; its folder is made.
+
+    Raises:
+        GraphError: If a library that this takes is not installed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _quietly():
+        (_halve_openvino if runtime is RuntimeName.OPENVINO else _halve_onnx)(source, target)
+
+
+def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Images) -> None:
+    """Writes a graph that computes its convolutions in int8.
+
+    Args:
+        runtime: ONNX or OPENVINO.
+        source: The float32 graph.
+        target: The graph to write; its folder is made.
+        images: `(num_images, num_channels, height, width)`, on which the ranges of the activations are found.
+
+    Raises:
+        GraphError: If a library that this takes is not installed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _quietly():
+        (_quantise_openvino if runtime is RuntimeName.OPENVINO else _quantise_onnx)(source, target, images)
+
+
+def _halve_openvino(source: Path, target: Path) -> None:
+    openvino = import_openvino()
+    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=True)
+
+
+def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
+    openvino, nncf = import_openvino(), import_nncf()
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    nncf.set_log_level(logging.ERROR)
+    graph = openvino.Core().read_model(source)
+    quantised = nncf.quantize(
+        graph,
+        nncf.Dataset(images, lambda image: image[None]),
+        # Asymmetric activations: after a ReLU there is nothing below 0, after a BatchNorm there is.
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        # Not validated, since names of shape arithmetic are not in NNCF's view of the graph.
+        ignored_scope=nncf.IgnoredScope(names=[*_openvino_start(graph), *_openvino_head(graph)], validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            # By default a range is the mean over images of their extremes, which cuts off every image's peaks: that
+            # moved probabilities of a small trained model by .40 instead of .12.
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            # It halves the weights of the first quantised layer, for processors without VNNI.
+            overflow_fix=nncf.OverflowFix.DISABLE,
+        ),
+    )
+    openvino.save_model(quantised, target, compress_to_fp16=False)
+
+
+def _halve_onnx(source: Path, target: Path) -> None:
+    import_onnxruntime()
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    graph = onnx.load(source)
+    halved = convert_float_to_float16(graph, keep_io_types=True, node_block_list=_onnx_head(graph))
+    # The conversion appends its casts behind the nodes that need them, and declares some of their types wrongly.
+    del halved.graph.value_info[:]
+    OnnxModel(halved).topological_sort()
+    save_onnx(halved, target)
+
+
+def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
+    import_onnxruntime()
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = iter(images)
+
+        def get_next(self) -> dict[str, Images] | None:
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image[None]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        quantised = Path(folder) / "quantised.onnx"
+        quantize_static(
+            source,
+            quantised,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            # A ReLU behind a convolution becomes part of it: half the range of the convolution's output, which is
+            # negative, needs no levels then. BatchNorm, its ReLU and Concat in int8 cost accuracy and time.
+            op_types_to_quantize=["Conv", "Relu"],
+            nodes_to_exclude=_onnx_float_nodes(onnx.load(source)),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        save_onnx(onnx.load(quantised), target)
+
+
+def _openvino_start(graph: Any) -> list[str]:
+    """Names of the first convolutions, and of the BatchNorms of the first dense block.
+
+    NNCF would also quantise the input of a BatchNorm; in the first block that is the output of the first convolution.
+    """
+    nodes = graph.get_ordered_ops()
+    convolutions = [node for node in nodes if node.get_type_name() == "Convolution"][:_FLOAT_CONVOLUTIONS]
+    first_block = takewhile(lambda node: node.get_type_name() != "AvgPool", nodes)
+    scales = [node for node in first_block if node.get_type_name() in ("Multiply", "Add")]
+    return [node.get_friendly_name() for node in (*convolutions, *scales)]
+
+
+def _openvino_head(graph: Any) -> list[str]:
+    """Names of the operations behind the last feature maps."""
+    pooling = [node for node in graph.get_ordered_ops() if node.get_type_name() in _POOLING][-1]
+    waiting = [port.get_node() for port in pooling.input_value(0).get_target_inputs()]
+    names: dict[str, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() != "Result" and node.get_friendly_name() not in names:
+            names[node.get_friendly_name()] = None
+            waiting += [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
+    return list(names)
+
+
+def _onnx_float_nodes(graph: "onnx.ModelProto") -> list[str]:
+    """Names of the convolutions and ReLUs that stay in float32."""
+    nodes = graph.graph.node  # in the order of computation
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    kept = [*convolutions[:_FLOAT_CONVOLUTIONS], *_onnx_head(graph)]
+    quantised = {node.output[0] for node in nodes if node.op_type == "Conv" and node.name not in kept}
+    return kept + [node.name for node in nodes if node.op_type == "Relu" and node.input[0] not in quantised]
+
+
+def _onnx_head(graph: "onnx.ModelProto") -> list[str]:
+    """Names of the nodes behind the last feature maps."""
+    pooling = [node for node in graph.graph.node if node.op_type in _POOLING][-1]
+    behind, names = {pooling.input[0]}, []
+    for node in graph.graph.node:  # in the order of computation
+        if behind.intersection(node.input):
+            behind.update(node.output)
+            names.append(node.name)
+    return names
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without NNCF's progress bars on standard output, and ONNX Runtime's advice on the root logger."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

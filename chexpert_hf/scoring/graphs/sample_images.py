@@ -1,0 +1,78 @@
+"""Images to quantise on and to compare on: radiographs of a folder, or phantoms where there are none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.tables import SPLIT_FILES, find_table
+from chexpert_hf.errors import InputError
+from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.phantoms import PROJECTIONS, render_phantom
+from chexpert_hf.radiographs.finding import find_radiographs
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+
+_FEWEST = 10  # ranges of activations from fewer images are chance
+
+
+def phantoms(count: int, *, seed: int) -> list[Image.Image]:
+    """Phantoms of all projections and observations in turn; `seed` and the `count - 1` after it are the patients."""
+    drawn = [
+        render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
+        for number in range(count)
+    ]
+    return [Image.fromarray(phantom.image) for phantom in drawn]
+
+
+def reference_phantom(folder: Path) -> list[Image.Image]:
+    """The phantom that a model folder's `reference.json` gives scores for; none if there is no such file.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = folder / "reference.json"
+    if not path.exists():
+        return []
+    try:
+        phantom = render_phantom(**json.loads(path.read_text(encoding="utf-8"))["phantom"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; expected the values of a phantom under 'phantom'.") from error
+    return [Image.fromarray(phantom.image)]
+
+
+def radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
+    """A random sample of the radiographs of a folder, the same each time; all of them if there are fewer.
+
+    Args:
+        folder: A CheXpert folder, whose train split is taken if there is one, or any folder with radiographs below it.
+        count: How many.
+        target_size: The side in pixels that they will be resized to.
+
+    Raises:
+        InputError: If there are too few, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected a CheXpert folder or one with radiographs.")
+    paths = _paths(folder)
+    if len(paths) < _FEWEST:
+        raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_FEWEST}.")
+    chosen = np.random.default_rng(0).permutation(len(paths))[:count]
+    return [_read(paths[place], target_size) for place in chosen]
+
+
+def _paths(folder: Path) -> list[str]:
+    for split in SPLIT_FILES:
+        if find_table(folder, split):
+            # Without the check of all 223,414 files: of these, a few hundred are read.
+            return image_files(load_chexpert(folder, splits=[split], check_files=False, valid_fraction=0)[split])
+    return sorted(map(str, find_radiographs([folder]).files))
+
+
+def _read(path: str, target_size: int) -> Image.Image:
+    try:
+        return read_radiograph(path, target_size=target_size)
+    except RadiographError as error:
+        raise InputError(f"{path}: {error}") from error

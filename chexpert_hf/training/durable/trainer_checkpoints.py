@@ -1,0 +1,220 @@
+"""A Hugging Face Trainer whose checkpoints survive what stops a run: kills, full disks, crashes, damaged files.
+
+The stock Trainer (transformers 5.23) writes a checkpoint file by file into its final place, takes the one with the
+highest number to resume from, and loads what is damaged or half there, some of it without a word. Here a checkpoint is
+written beside, brought to the disk, sealed with the sums of its files, and then renamed; to resume, the newest one
+that agrees with its sums is taken. Nothing in this module knows about radiographs.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
+
+from chexpert_hf.training.durable.intact import (
+    WRITE_ERRORS,
+    CheckpointError,
+    cannot_write,
+    expect_intact,
+    fault_of_checkpoint,
+    numbered_checkpoints,
+    reading,
+    step_of,
+)
+from chexpert_hf.training.durable.manifest import read_manifest, seal, sync_folder
+
+UNFINISHED = "_unfinished"
+"""The folder beside the checkpoints in which the next one is written; names with "_" are not pushed."""
+
+SET_ASIDE = "_damaged-"
+"""What is put before the name of a damaged checkpoint, so that nothing takes it for a checkpoint any more."""
+
+logger = logging.get_logger(__name__)
+
+
+class DurableCheckpoints(Trainer):
+    """A Trainer, alone or before another one in a class's bases: `class Mine(DurableCheckpoints, Seq2SeqTrainer)`.
+
+    - A checkpoint is there as a whole or not at all. It holds a manifest with the SHA-256 of each file, the step, and
+      torch's version and number of threads. `training_args.bin`, a pickle that nothing reads, is left out.
+    - `train(resume_from_checkpoint=True)` takes the newest checkpoint that is as it was written, says which and why
+      others were passed over, and begins at step 0 if there has been none; a path is verified, too.
+    - A run that has finished is not trained on; the stock Trainer takes one more step if the last is inside an epoch.
+    - What cannot be written, or not be read, is a CheckpointError: one line, which names the newest intact checkpoint.
+
+    With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin`, with the token
+    in it: leave it off, and push the finished folder.
+    """
+
+    _is_saving = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
+        """See `Trainer.train`.
+
+        Raises:
+            CheckpointError: If the checkpoint to resume from is damaged, or all are, or one cannot be written.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
+        else:
+            if resume_from_checkpoint:
+                expect_intact(Path(resume_from_checkpoint))
+            self._clean(Path(self._get_output_dir(trial)), [])
+        return super().train(resume_from_checkpoint or None, trial, **kwargs)
+
+    def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
+        """The checkpoint to resume from; None if none was written yet.
+
+        Newer ones, which are damaged, get another name: the run will write them again, and must not take them for its
+        own meanwhile.
+
+        Args:
+            say: Takes lines for the user.
+            trial: See `Trainer.train`.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none of them is intact.
+        """
+        folder = Path(self._get_output_dir(trial))
+        damaged: dict[Path, str] = {}
+        newest = None
+        for checkpoint in reversed(numbered_checkpoints(folder)):
+            fault = fault_of_checkpoint(checkpoint)
+            if fault is None:
+                newest = checkpoint
+                break
+            damaged[checkpoint] = fault
+        if damaged and newest is None:
+            faults = "; ".join(f"{path.name}: {fault}" for path, fault in damaged.items())
+            raise CheckpointError(f"No checkpoint in {folder} is intact ({faults}). Delete them to begin anew.")
+        self._clean(folder, list(damaged))
+        for path, fault in damaged.items():
+            say(f"Passed over {path.name}, now called {SET_ASIDE}{path.name}: {fault}.")
+        if newest is None:
+            say("No checkpoint yet: beginning at step 0.")
+            return None
+        say(f"Resuming from {newest}.")
+        manifest = read_manifest(newest) or {}
+        before, now = (manifest["torch"], manifest["torch_threads"]), (torch.__version__, torch.get_num_threads())
+        if before != now:
+            say(
+                f"It was written by torch {before[0]} with {before[1]} threads, this is torch {now[0]} with {now[1]}: "
+                "the last bits may differ from those of a run that was not interrupted."
+            )
+        return str(newest)
+
+    def _clean(self, folder: Path, damaged: list[Path]) -> None:
+        """Removes what a killed save left behind, and renames what is damaged."""
+        self.accelerator.wait_for_everyone()  # all have looked before anything changes
+        if self.args.should_save:
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            for path in damaged:
+                shutil.rmtree(folder / f"{SET_ASIDE}{path.name}", ignore_errors=True)
+                path.rename(folder / f"{SET_ASIDE}{path.name}")
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    # Saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self._correct_best(folder)
+            self.accelerator.wait_for_everyone()  # each process writes files of its own
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
+                self._publish(checkpoint)
+        except WRITE_ERRORS as error:
+            line = cannot_write(checkpoint, folder / UNFINISHED, error)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            raise CheckpointError(line) from error
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _correct_best(self, folder: Path) -> None:
+        """Records the place where the best checkpoint will be, not where it is being written."""
+        step = self.state.best_global_step
+        best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if step and (step == self.state.global_step or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+
+    def _publish(self, checkpoint: Path) -> None:
+        """Seals what was written, and moves it to its place, whatever is there."""
+        unfinished = checkpoint.parent / UNFINISHED
+        written = unfinished / checkpoint.name
+        threads = torch.get_num_threads()
+        seal(written, {"step": step_of(checkpoint), "torch": torch.__version__, "torch_threads": threads})
+        if checkpoint.exists():
+            checkpoint.rename(unfinished / "replaced")
+        written.rename(checkpoint)
+        sync_folder(checkpoint.parent)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(checkpoint.parent / f"{SET_ASIDE}{checkpoint.name}", ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        token, self.args.hub_token = self.args.hub_token, None  # it would be in the pickle, in clear text
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_saving:  # the upload goes on in the background, where it would miss the renaming
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    # Loading: all through safetensors and torch.load(weights_only=True), which runs nothing.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        ignored = getattr(self.model, "_keys_to_ignore_on_save", None) or ()
+        derived = {*ignored, *getattr(self.model, "all_tied_weights_keys", ())}
+        wrong = [*sorted(set(load_result.missing_keys) - derived), *load_result.unexpected_keys]
+        if wrong:
+            raise CheckpointError(f"The checkpoint does not fit the model: {len(wrong)} keys differ, {wrong[0]} first.")
+        super()._issue_warnings_after_load(load_result)

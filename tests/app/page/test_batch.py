@@ -1,0 +1,208 @@
+"""Many radiographs: found, scored, as a table, as CSV, as overlays."""
+
+import csv
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chexpert_hf import CheXpertClassifier
+from chexpert_hf.app.page import batch
+from chexpert_hf.app.page.batch import Item, Row, csv_of, find_items, score_items, write_overlays
+from chexpert_hf.app.page.batch_html import progress_html, table_html
+from chexpert_hf.errors import InputError
+from chexpert_hf.radiographs.walk import Found
+from chexpert_hf.scoring.saliency import overlay
+from tests.app.page.conftest import JUDGED, REFUSAL, WARNING
+from tests.dicom_files import dicom_without_pixels
+
+
+@pytest.fixture
+def items(files: dict[str, Path]) -> list[Item]:
+    return find_items(
+        [
+            ("two.zip", files["two"]),
+            ("=1+1.png", files["warned"]),
+            ("broken.png", files["broken"]),
+            ("blank.png", files["blank"]),
+        ],
+        Found(),
+    )
+
+
+@pytest.fixture
+def rows(classifier: CheXpertClassifier, items: list[Item]) -> list[Row]:
+    return list(score_items(classifier, items, is_gated=True))
+
+
+def test_archives_are_opened_and_their_members_named(items: list[Item]) -> None:
+    assert [item.name for item in items] == [
+        "two.zip/a.png",
+        "two.zip/b/<b>.png",
+        "=1+1.png",
+        "broken.png",
+        "blank.png",
+    ]
+
+
+def test_damaged_archive_is_one_row_with_a_reason(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "upload.zip"
+    path.write_bytes(b"PK\x03\x04 and nothing else")
+    (row,) = score_items(classifier, find_items([("mine.zip", path)], Found()), is_gated=True)
+    assert row.item.name == "mine.zip"
+    assert row.error is not None
+    assert "\n" not in row.error
+
+
+def test_files_of_operating_systems_and_dicom_without_an_image_have_no_row(
+    classifier: CheXpertClassifier, files: dict[str, Path], tmp_path: Path
+) -> None:
+    report = dicom_without_pixels("1.2.840.10008.5.1.4.1.1.88.11")
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.write(files["phantom"], "scans\\a.png")
+        for name in ("__MACOSX/scans/._a.png", "scans/.DS_Store", "scans\\Thumbs.db", "desktop.ini"):
+            archive.writestr(name, files["broken"].read_bytes())
+        archive.writestr("SR0001", report)
+    (tmp_path / "report.dcm").write_bytes(report)
+    found = Found()
+    uploads = [("mac.zip", "mac.zip"), ("report.dcm", "report.dcm"), ("._a.png", "mac.zip"), ("Thumbs.db", "mac.zip")]
+    items = find_items([(name, tmp_path / file) for name, file in uploads], found)
+    assert [item.name for item in items] == ["mac.zip/scans/a.png"]
+    (row,) = score_items(classifier, items, is_gated=True)
+    assert row.error is None
+    html = table_html([row], classifier.operating_points, found.notes())
+    assert "DICOM files without an image (DICOMDIR, reports, presentation states) were skipped: 2." in html
+    with pytest.raises(InputError, match=r"^Expected radiographs, got none\. DICOM files without an image .*: 1\.$"):
+        find_items([("report.dcm", tmp_path / "report.dcm")], Found())
+
+
+def test_too_many_radiographs_are_refused_before_any_is_scored(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
+) -> None:
+    monkeypatch.setattr(batch, "MAX_FILES", 2)
+    with pytest.raises(InputError, match="Expected at most 2 radiographs at once, got 3"):
+        find_items([("two.zip", files["two"]), ("a.png", files["phantom"])], Found())
+
+
+def test_rows_are_in_order_and_have_the_scores_of_predict(
+    classifier: CheXpertClassifier, rows: list[Row], files: dict[str, Path]
+) -> None:
+    for row, name in zip(rows, ("phantom", "other", "warned"), strict=False):
+        assert row.prediction is not None
+        assert row.prediction.probabilities == classifier.predict(files[name].read_bytes()).probabilities
+    assert rows[2].warnings == (WARNING,)
+    assert rows[3].error is not None
+    assert rows[3].error.startswith("The PNG image is damaged")
+    assert (rows[4].error, rows[4].is_refused, rows[4].prediction) == (REFUSAL, True, None)
+
+
+def test_refused_images_are_scored_if_asked_to(classifier: CheXpertClassifier, items: list[Item]) -> None:
+    assert list(score_items(classifier, items, is_gated=False))[4].prediction is not None
+
+
+def test_rows_that_nobody_waits_for_are_not_scored(
+    classifier: CheXpertClassifier, files: dict[str, Path], forward_passes: list[int]
+) -> None:
+    running = score_items(classifier, [Item("a", files["phantom"])] * 60, is_gated=True)
+    next(running)
+    running.close()  # type: ignore[attr-defined]
+    assert len(forward_passes) < 40
+
+
+def test_row_keeps_no_image(rows: list[Row]) -> None:
+    maps = rows[0].prediction.maps  # type: ignore[union-attr]
+    assert maps.positive.numel() <= len(JUDGED) * 16 * 16
+
+
+def test_csv_has_every_row_and_no_formula(rows: list[Row]) -> None:
+    table = list(csv.DictReader(io.StringIO(csv_of(rows, JUDGED).decode())))
+    assert [row["file"] for row in table] == [
+        "two.zip/a.png",
+        "two.zip/b/<b>.png",
+        "./=1+1.png",
+        "broken.png",
+        "blank.png",
+    ]
+    for row, expected in zip(table, rows, strict=True):
+        assert row["error"] == (expected.error or "")
+        for name in JUDGED:
+            value = f"{expected.prediction.probabilities[name]:.6f}" if expected.prediction else ""
+            assert row[name] == value
+    assert table[2]["warnings"] == WARNING
+
+
+def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[Row]) -> None:
+    html = table_html(rows, classifier.operating_points)
+    assert "<b>" not in html.replace("<body>", "")
+    assert "two.zip/b/&lt;b&gt;.png" in html
+    assert [f'data-row="{number}"' in html for number in range(5)] == [True, True, True, False, True]
+    assert "<strong>3 of 5</strong> radiographs scored, 2 without scores" in html
+    assert "it is &lt;blank&gt;" in html
+
+
+def test_cells_at_or_above_the_operating_point_are_marked(classifier: CheXpertClassifier, rows: list[Row]) -> None:
+    row = rows[0]
+    assert row.prediction is not None
+    html = table_html([row], classifier.operating_points)
+    assert html.count('class="is-above"') == sum(row.prediction.positives.values()) > 0
+
+
+def test_overlays_are_those_of_predict_and_say_what_is_missing(
+    classifier: CheXpertClassifier, rows: list[Row], files: dict[str, Path], tmp_path: Path
+) -> None:
+    files["warned"].unlink()
+    assert list(write_overlays(tmp_path / "o.zip", rows)) == [1, 2, 3, 4, 5]
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        names = archive.namelist()
+        folders = {name.split("/")[0] for name in names if "/" in name}
+        assert folders == {"0001_a", "0002__b_"}
+        prediction = rows[0].prediction
+        assert prediction is not None
+        above = [name for name, positive in prediction.positives.items() if positive and name != "No Finding"]
+        assert {name for name in names if name.startswith("0001")} >= {
+            f"0001_a/{name.replace(' ', '_')}.jpg" for name in above
+        }
+        drawn = Image.open(io.BytesIO(archive.read(f"0001_a/{above[0].replace(' ', '_')}.jpg")))
+        expected = overlay(Image.open(files["phantom"]), prediction.maps[above[0]], 0.5)
+        assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(expected)).mean() < 3
+        readme = archive.read("README.txt").decode()
+    assert "0003: " in readme  # deleted meanwhile
+    assert "0004: The PNG image is damaged" in readme
+    assert "not for diagnosis" in readme
+
+
+def test_archive_of_overlays_is_bounded(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_OVERLAYS_BYTES", 1)
+    list(write_overlays(tmp_path / "o.zip", rows))
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"0001_a", "README.txt"}
+        assert "0002: the archive has reached its largest size" in archive.read("README.txt").decode()
+
+
+def test_names_in_archives_of_overlays_stay_below_them(
+    classifier: CheXpertClassifier, files: dict[str, Path], tmp_path: Path
+) -> None:
+    item = Item("..\\..\\/../é ü/..evil.png", files["phantom"])
+    list(write_overlays(tmp_path / "o.zip", list(score_items(classifier, [item], is_gated=True))))
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        assert all(".." not in Path(name).parts and not name.startswith("/") for name in archive.namelist())
+
+
+def test_progress_says_how_far_it_is() -> None:
+    html = progress_html(3, 12, "Scored")
+    assert 'aria-valuenow="3"' in html
+    assert "width: 25.0%" in html
+    assert "Scored: 3 of 12" in html
+
+
+def test_archive_that_expands_too_much_is_refused(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\0" * 30_000_000)
+    (tmp_path / "bomb.zip").write_bytes(stream.getvalue())
+    (row,) = score_items(classifier, find_items([("bomb.zip", tmp_path / "bomb.zip")], Found()), is_gated=True)
+    assert row.error is not None
+    assert "at most 200 times its size" in row.error

@@ -1,0 +1,167 @@
+"""What is kept of radiographs, and that it is what `predict` says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from chexpert_hf import CheXpertClassifier, Prediction
+from chexpert_hf.app.page.batch import Item, score_item
+from chexpert_hf.app.page.reading import (
+    DISPLAY_SIZE,
+    ExpiredError,
+    RefusedError,
+    Study,
+    bytes_of,
+    encode,
+    read,
+    read_study,
+)
+from chexpert_hf.app.page.result import result_html
+from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.radiographs.archives import ArchiveMember
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from tests.app.page.conftest import EMPTY, JUDGED, REFUSAL, WARNING, encoded
+from tests.radiographs.test_dicom import FILM, make_dicom
+
+
+def _radiographs() -> dict[str, bytes]:
+    gray = render_phantom(1, ["Pleural Effusion"]).image
+    large = np.asarray(Image.fromarray(gray).resize((1700, 2100)))
+    return {
+        "small PNG": encoded(gray),
+        "large JPEG, which is scaled while it is decoded": encoded(large, "JPEG"),
+        "16-bit PNG": encoded(gray.astype(np.uint16) * 200 + 1000),
+    }
+
+
+@pytest.mark.parametrize("kind", _radiographs())
+def test_scores_and_maps_are_exactly_those_of_predict(
+    classifier: CheXpertClassifier, kind: str, tmp_path: Path
+) -> None:
+    data = _radiographs()[kind]
+    (tmp_path / "upload").write_bytes(data)
+    reading = read(classifier, tmp_path / "upload")
+    expected = classifier.predict(data, saliency=True)
+    assert reading.prediction.probabilities == expected.probabilities
+    assert reading.prediction.positives == expected.positives
+    np.testing.assert_array_equal(reading.maps.positive, expected.maps.positive)
+
+
+def test_large_radiograph_is_shown_smaller_with_maps_to_match(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
+    reading = read(classifier, tmp_path / "upload")
+    assert reading.image().size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
+    assert reading.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
+    assert reading.overlay(JUDGED[0], 0.5).size == reading.image().size
+
+
+def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    shown = np.asarray(read(classifier, files["phantom"]).image(), dtype=float)
+    original = np.asarray(read_radiograph(files["phantom"]), dtype=float)
+    assert shown.shape == original.shape
+    assert np.abs(shown - original).mean() < 2  # JPEG of quality 90
+
+
+def test_nothing_but_pixels_of_the_file_is_kept(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Patient", "DOE^JANE")
+    exif = Image.Exif()
+    exif[0x010E] = "DOE^JANE"
+    Image.fromarray(render_phantom(1, []).image).save(tmp_path / "a.png", pnginfo=text, exif=exif)
+    assert b"DOE^JANE" in (tmp_path / "a.png").read_bytes()
+    reading = read(classifier, tmp_path / "a.png")
+    assert b"DOE" not in reading.jpeg
+    assert b"Exif" not in reading.jpeg
+
+
+def test_encoding_drops_what_pillow_would_take_over() -> None:
+    image = Image.new("L", (8, 8))
+    image.info = {"comment": b"DOE^JANE", "icc_profile": b"DOE^JANE"}
+    assert b"DOE" not in encode(image)
+
+
+def test_refused_image_has_no_scores_unless_asked_to(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    with pytest.raises(RefusedError, match="does not look like") as refusal:
+        read(classifier, files["blank"])
+    assert refusal.value.verdict.reason == REFUSAL
+    reading = read(classifier, files["blank"], is_gated=False)
+    assert reading.prediction.gate is not None
+    assert reading.prediction.gate.reason == REFUSAL
+
+
+def test_upload_that_has_been_deleted_is_named_as_such(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    with pytest.raises(ExpiredError, match="have been deleted"):
+        read(classifier, tmp_path / "gone.png")
+    with pytest.raises(ExpiredError, match="have been deleted"):
+        bytes_of(ArchiveMember(str(tmp_path / "gone.zip"), "a.png"))
+
+
+def test_member_of_an_archive_is_read_like_a_file(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    assert bytes_of(ArchiveMember(str(files["two"]), "a.png")) == files["phantom"].read_bytes()
+
+
+# Studies
+
+
+def test_study_is_the_maximum_over_its_views_and_says_which(
+    classifier: CheXpertClassifier, files: dict[str, Path]
+) -> None:
+    names = ("phantom", "broken", "other")
+    study, failures = read_study(classifier, [files[name] for name in names])
+    assert study is not None
+    assert list(study.views) == [1, 3]
+    assert [(failure.view, failure.is_refused) for failure in failures] == [(2, False)]
+    first, third = (classifier.predict(files[name].read_bytes()) for name in ("phantom", "other"))
+    for name in JUDGED:
+        scores = first.probabilities[name], third.probabilities[name]
+        assert study.probabilities[name] == max(scores)
+        assert study.view_of()[name] == (1 if scores[0] >= scores[1] else 3)
+        assert study.positives[name] == (first.positives[name] or third.positives[name])
+    assert len(set(study.view_of().values())) == 2  # else this test shows little
+
+
+def test_study_without_a_readable_view_is_none_with_all_reasons(
+    classifier: CheXpertClassifier, files: dict[str, Path]
+) -> None:
+    study, failures = read_study(classifier, [files["broken"], files["blank"]])
+    assert study is None
+    assert [failure.is_refused for failure in failures] == [False, True]
+    assert failures[1].reason == REFUSAL
+
+
+def test_warnings_of_the_gate_are_kept(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    verdict = read(classifier, files["warned"]).prediction.gate
+    assert verdict is not None
+    assert verdict.warnings == (WARNING,)
+
+
+def test_notes_on_a_file_come_before_the_warnings(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+    file = tmp_path / "useless.dcm"
+    file.write_bytes(make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0))
+    study, _ = read_study(classifier, [file], is_gated=False)
+    assert study is not None
+    assert "RescaleSlope" in study.warnings(is_study=False)[0]
+    assert study.warnings(is_study=True)[0].startswith("View 1: RescaleSlope")
+    assert "RescaleSlope" in result_html(study, classifier.operating_points, "", is_study=False)
+    row = score_item(classifier, Item("useless.dcm", file), is_gated=False)
+    assert "RescaleSlope" in row.warnings[0]
+
+
+def _study(**probabilities: float) -> Study:
+    class Stub:
+        prediction = Prediction({name.replace("_", " "): value for name, value in probabilities.items()}, {})
+
+    return Study({1: Stub()})  # type: ignore[dict-item]
+
+
+def test_no_finding_is_not_the_first_map() -> None:
+    assert _study(No_Finding=0.9, Edema=0.2, Fracture=0.3).most_probable == "Fracture"
+    assert _study(No_Finding=0.9).most_probable == "No Finding"
+
+
+def test_unreadable_file_is_one_line(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    with pytest.raises(RadiographError, match="PNG image is damaged") as error:
+        read(classifier, files["broken"])
+    assert "\n" not in str(error.value)

@@ -1,0 +1,233 @@
+"""The words of the page: definitions, what a map says, what the model is."""
+
+import json
+import shutil
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
+from chexpert_hf.app.page.html import about_html, figures_line, header_html
+from chexpert_hf.app.page.model_facts import Figures, ModelFacts, facts_of
+from chexpert_hf.app.page.text import DEFINITIONS, NO_FIGURES, describe_map, describe_map_evaluation
+from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
+from chexpert_hf.models.ensembles import write_ensemble
+
+EVALUATION = {
+    "split": "valid",
+    "data": {"name": "phantoms <1>", "train": {"images": 4800, "studies": 4800, "patients": 4000}},
+    "observations": [
+        {"observation": "Edema", "num_positive": 20, "num_negative": 80, "auroc": 0.9},
+        {"observation": "Fracture", "num_positive": 2, "num_negative": 98, "auroc": 0.6},
+        {"observation": "Pneumonia", "num_positive": 0, "num_negative": 100, "auroc": None},
+    ],
+    "num_studies": 100,
+    "mean_over": ["Edema"],
+    "mean_auroc": 0.9,
+}
+
+
+def test_every_observation_has_a_definition_of_its_own() -> None:
+    assert tuple(DEFINITIONS) == OBSERVATIONS
+    assert len(set(DEFINITIONS.values())) == len(OBSERVATIONS)
+    assert all(text.endswith(".") and "\n" not in text for text in DEFINITIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("observation", "word"),
+    [
+        ("No Finding", "None"),
+        ("Enlarged Cardiomediastinum", "mediastinum"),
+        ("Cardiomegaly", "heart is enlarged"),
+        ("Lung Opacity", "whiter"),
+        ("Lung Lesion", "nodule"),
+        ("Edema", "too much fluid"),
+        ("Consolidation", "air spaces filled"),
+        ("Pneumonia", "infection"),
+        ("Atelectasis", "lost volume"),
+        ("Pneumothorax", "air between"),
+        ("Pleural Effusion", "fluid between"),
+        ("Pleural Other", "pleura other than"),
+        ("Fracture", "bone"),
+        ("Support Devices", "tube"),
+    ],
+)
+def test_definition_belongs_to_its_observation(observation: str, word: str) -> None:
+    assert word.lower() in DEFINITIONS[observation].lower()
+
+
+def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:
+    assert describe_map("Edema", 0.0) == "The map is empty: no place in this radiograph speaks for Edema."
+
+
+@pytest.mark.parametrize(("peak", "share"), [(1e-6, "under 1 %"), (0.01, "1 %"), (0.345, "34 %"), (0.999, "99 %")])
+def test_map_says_how_strong_its_evidence_is(peak: float, share: str) -> None:
+    assert f"reaches {share} of" in describe_map("Edema", peak)
+
+
+# What the model folder says
+
+
+@pytest.fixture
+def folder(tiny_folder: Path) -> Path:
+    (tiny_folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    return tiny_folder
+
+
+def test_figures_are_those_of_the_model_folder(folder: Path) -> None:
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert facts.figures is not None
+    assert facts.figures.observations["Edema"].auroc == newcombe_interval(0.9, 20, 80)
+    assert "Pneumonia" not in facts.figures.observations  # one class only: nothing was measured
+    assert figures_line(facts.figures) == (
+        "Trained on phantoms <1> (4,800 images). Mean AUROC 0.900 over Edema, on 100 studies of its valid split."
+    )
+
+
+def test_intervals_and_the_choice_of_the_checkpoint_are_those_of_the_model_folder(folder: Path) -> None:
+    edema = {**EVALUATION["observations"][0], "auroc_low": 0.81, "auroc_high": 0.95}
+    record = {**EVALUATION, "observations": [edema], "intervals": "95 %: DeLong", "was_chosen_on_it": False}
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    assert "<td>0.900 (0.81 to 0.95)</td>" in html
+    assert "Intervals: 95 %: DeLong. No checkpoint was chosen on this split;" in html
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))  # does not say
+    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    assert (
+        "from the numbers of studies. The checkpoint was chosen on this split, so the figures are optimistic;" in html
+    )
+
+
+def test_interval_from_counts_is_that_of_perfect_separation_and_narrows_with_studies() -> None:
+    scores, labels = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.0, 0.0, 1.0, 1.0])
+    assert newcombe_interval(1.0, 2, 2) == delong_interval(scores, labels)
+    few, many = newcombe_interval(0.8, 10, 10), newcombe_interval(0.8, 1000, 1000)
+    assert few.low < many.low < 0.8 < many.high < few.high
+    # Hanley & McNeil's standard error for .8 with 1,000 of each is .0099.
+    assert many.high - many.low == pytest.approx(2 * 1.96 * 0.0099, rel=0.03)
+
+
+def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: Path) -> None:
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    html = about_html(facts, {"Edema": 0.25, "Fracture": 0.5, "Pneumonia": 0.5, "Hernia": 0.5})
+    edema, fracture, pneumonia, hernia = (
+        html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
+        for name in ("Edema", "Fracture", "Pneumonia", "Hernia")
+    )
+    low, high = newcombe_interval(0.9, 20, 80).low, newcombe_interval(0.9, 20, 80).high
+    assert f"<td>0.900 ({low:.2f} to {high:.2f})</td><td>20 / 80</td>" in edema
+    assert DEFINITIONS["Edema"] in edema
+    assert "too few to tell" in fracture
+    assert "too few" not in edema
+    assert "not measured" in pneumonia
+    assert '<td class="meaning"></td>' in hernia
+    assert "phantoms &lt;1&gt;" in html
+    assert "Not judged by this model: No Finding, " in html
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"data": 3}', '{"split": "valid", "data": {"name": "a"}}'])
+def test_folder_without_usable_figures_is_said_to_have_none(tiny_folder: Path, content: str | None) -> None:
+    if content is not None:
+        (tiny_folder / "evaluation.json").write_text(content)
+    facts = facts_of(CheXpertClassifier.from_pretrained(tiny_folder))
+    assert facts.figures is None
+    assert figures_line(facts.figures) == NO_FIGURES
+
+
+def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> None:
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert facts.weights == f"SHA-256 {digest[:12]}"
+    html = header_html(facts, 14) + about_html(facts, {"Edema": 0.5})
+    assert str(folder.parent) not in html
+
+
+def test_name_and_warnings_are_those_in_the_config_wherever_the_folder_lies(folder: Path, tmp_path: Path) -> None:
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert (facts.name, facts.warnings) == (None, ())
+    assert "<p>This model judges chest radiographs for 14 observations" in header_html(facts, 14)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = config | {"model_name": "lungs <1>", "warnings": ["Trained on drawings.", "Not for patients."]}
+    (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "model")
+    facts = facts_of(CheXpertClassifier.from_pretrained(moved))
+    assert (facts.name, facts.warnings) == ("lungs <1>", ("Trained on drawings.", "Not for patients."))
+    assert "The model lungs &lt;1&gt; judges chest" in header_html(facts, 14)
+    for html in (header_html(facts, 14), about_html(facts, {"Edema": 0.5})):
+        assert "Trained on drawings. Not for patients." in html
+
+
+@pytest.mark.parametrize("change", [{"model_name": "a\nb"}, {"model_name": " "}, {"warnings": ["\x1b[31m"]}])
+def test_name_and_warnings_are_lines_of_text(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="must be one line of text"):
+        CheXpertClassifier.from_pretrained(folder)
+
+
+def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Path, tmp_path: Path) -> None:
+    ensemble = tmp_path / "ensemble"
+    ensemble.mkdir()
+    write_ensemble(ensemble, [folder, folder])
+    classifier = CheXpertClassifier.from_pretrained(ensemble)
+    assert facts_of(classifier).figures is None  # those of a member are not the ensemble's
+    shutil.copy(folder / "evaluation.json", ensemble)
+    facts = facts_of(classifier)
+    assert facts.figures is not None
+    assert facts.name == "of 2 members"
+    assert facts.weights.count("SHA-256") == 2
+
+
+def test_split_that_judges_nothing_gives_no_mean() -> None:
+    figures = Figures("d", "valid", None, 3, float("nan"), (), {}, "95 %", True)
+    assert figures_line(figures) == "Trained on d. Its valid split could judge no observation well enough for a figure."
+
+
+def test_names_of_models_are_escaped() -> None:
+    facts = ModelFacts("<b>x</b>", "<i>", 1, (8, 8), None)
+    html = header_html(facts, 1) + about_html(facts, {"<u>": 0.5})
+    assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
+    assert "1 observation at once" in html
+
+
+def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path: Path) -> None:
+    copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
+    html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
+    assert "The model nih judges chest radiographs for 5 observations" in html
+    assert "not a clinical model." in html
+
+
+MAPS = {"hit_rate": 0.06, "constant_point": 0.19, "n": 1036, "reference": "boxes of <radiologists>"}
+MEASURED = (
+    "the maximum of the map lay in 6 % of 1,036 marked findings, the best constant point in 19 % "
+    "(reference: boxes of <radiologists>)."
+)
+
+
+def test_what_is_known_of_the_maps_is_data_of_the_folder_and_belongs_to_its_head(folder: Path) -> None:
+    assert facts_of(CheXpertClassifier.from_pretrained(folder)).maps_note == ""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS}), encoding="utf-8")
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert facts.maps_note == f"These maps did not point at findings when tested: {MEASURED}"
+    assert escape(facts.maps_note) in about_html(facts, {"Edema": 0.5})
+    assert CheXpertConfig.from_pretrained(folder, num_labels=3).map_evaluation is None
+
+
+def test_maps_that_hit_more_than_a_constant_point_are_said_to_by_the_numbers_alone() -> None:
+    assert describe_map_evaluation(MAPS | {"hit_rate": 0.19}).startswith("These maps did not point at findings")
+    better = describe_map_evaluation(MAPS | {"hit_rate": 0.4})
+    assert better == f"When these maps were tested, {MEASURED.replace('6 %', '40 %', 1)}"
+
+
+@pytest.mark.parametrize("change", [{"hit_rate": 1.1}, {"constant_point": None}, {"n": 0}, {"reference": "a\nb"}])
+def test_an_evaluation_of_maps_that_cannot_be_one_is_refused(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS | change}), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="map_evaluation must have hit_rate"):
+        CheXpertClassifier.from_pretrained(folder)

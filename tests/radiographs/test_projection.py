@@ -1,0 +1,83 @@
+"""What a DICOM file says of its view."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from chexpert_hf.radiographs.projection import is_said_lateral
+from tests.radiographs.test_dicom import FILM, NAME, make_dicom, sample
+
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize(
+    ("view", "orientation", "expected"),
+    [
+        ("LL", None, True),
+        ("RL", None, True),
+        ("LATERAL", None, True),
+        ("lat ", None, True),
+        ("PA", None, False),
+        ("AP", None, False),
+        ("PA", ["A", "F"], False),  # the view position is the plainer word
+        ("LLO", None, None),  # oblique
+        ("RLD", None, None),  # the patient lies on the side, the view may be a frontal one
+        (None, None, None),
+        (None, ["A", "F"], True),
+        ("", ["P", "FL"], True),
+        (None, ["L", "F"], False),
+        (None, ["L", "P"], None),  # a slice
+        (None, ["A"], None),
+        (None, "", None),
+        (None, "AF", None),  # one value of two characters
+    ],
+)
+def test_view_position_says_it_or_else_the_orientation(syntax, view, orientation, expected):
+    elements = {"ViewPosition": view, "PatientOrientation": orientation}
+    data = make_dicom(FILM, syntax, **{name: value for name, value in elements.items() if value is not None})
+    assert is_said_lateral(data) is expected
+
+
+def test_a_file_without_preamble_and_a_deflated_one_say_it_too():
+    data = make_dicom(FILM, DeflatedExplicitVRLittleEndian, ViewPosition="LL")
+    assert is_said_lateral(data) is True
+    assert is_said_lateral(make_dicom(FILM, ViewPosition="LL")[132:]) is True
+
+
+def test_real_chest_is_said_to_be_frontal():
+    assert is_said_lateral(sample("RG1_UNCR")) is False
+
+
+def test_what_is_no_dicom_says_nothing(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(FILM).save(file, "PNG")
+    (tmp_path / "view1_lateral.png").write_bytes(file.getvalue())
+    for source in (file.getvalue(), tmp_path / "view1_lateral.png", FILM, Image.fromarray(FILM)):
+        assert is_said_lateral(source) is None
+
+
+def test_headers_that_cannot_be_read_say_nothing_and_nothing_of_them_is_logged(recwarn, caplog):
+    data, named = make_dicom(FILM, ViewPosition="LL"), make_dicom(FILM, ViewPosition=NAME)
+    caplog.clear()
+    rng = np.random.default_rng(0)
+    with caplog.at_level(logging.DEBUG):
+        for length in range(132, data.index(b"LL") + 2, 7):
+            assert is_said_lateral(data[:length]) is None
+        assert is_said_lateral(named) is None
+        for _ in range(200):
+            spoilt = bytearray(data)
+            for place in rng.integers(132, len(data) - FILM.size, 3):
+                spoilt[place] = rng.integers(256)
+            assert is_said_lateral(bytes(spoilt)) in (True, False, None)
+    assert not recwarn.list
+    assert not caplog.records

@@ -1,0 +1,99 @@
+"""The sums of a model folder's files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chexpert_hf import CheXpertClassifier
+from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.model_files import (
+    CHECKSUMS_FILE,
+    ChecksumError,
+    differences,
+    published_files,
+    read_checksums,
+    renew_checksums,
+    verify_checksums,
+    write_checksums,
+)
+
+
+def test_a_folder_is_as_it_was_until_a_file_changes(tiny_folder: Path) -> None:
+    assert differences(tiny_folder) == []
+    write_checksums(tiny_folder)
+    assert differences(tiny_folder) == []
+    verify_checksums(tiny_folder)
+    (tiny_folder / "labels.py").write_text("changed")
+    assert differences(tiny_folder) == ["labels.py is not as it was saved"]
+    assert differences(tiny_folder, ["config.json"]) == []
+    with pytest.raises(
+        ChecksumError, match=r"labels\.py is not as it was saved \(checksums\.json\)\. Copy or download"
+    ):
+        verify_checksums(tiny_folder)
+
+
+def test_a_changed_bit_is_noticed_where_the_model_is_loaded(tiny_folder: Path) -> None:
+    write_checksums(tiny_folder)
+    CheXpertClassifier.from_pretrained(tiny_folder)
+    weights = tiny_folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    for load in (load_model, CheXpertClassifier.from_pretrained):
+        with pytest.raises(ChecksumError, match=r"model\.safetensors is not as it was saved"):
+            load(tiny_folder)
+    (tiny_folder / CHECKSUMS_FILE).unlink()
+    load_model(tiny_folder)  # nobody can tell
+
+
+def test_the_file_of_sums_has_one_form_only(tiny_folder: Path) -> None:
+    write_checksums(tiny_folder)
+    path = tiny_folder / CHECKSUMS_FILE
+    content = path.read_text()
+    for changed in (content + " ", content.replace("{", "{ ", 1), content[:-3], "", "[]", "\udcff"):
+        path.write_text(changed, errors="surrogateescape")
+        with pytest.raises(ChecksumError, match=r"checksums\.json is damaged"):
+            read_checksums(tiny_folder)
+
+
+def test_renewing_a_file_leaves_the_others_as_they_were(tiny_folder: Path) -> None:
+    renew_checksums(tiny_folder, ["config.json"])
+    assert not (tiny_folder / CHECKSUMS_FILE).exists()
+    write_checksums(tiny_folder)
+    (tiny_folder / "labels.py").write_text("damaged")
+    (tiny_folder / "gate.safetensors").write_bytes(b"new")
+    renew_checksums(tiny_folder, ["gate.safetensors"])
+    assert differences(tiny_folder) == ["labels.py is not as it was saved"]
+    (tiny_folder / "gate.safetensors").unlink()
+    assert "gate.safetensors is missing" in differences(tiny_folder)
+    renew_checksums(tiny_folder, ["gate.safetensors"])
+    assert differences(tiny_folder) == ["labels.py is not as it was saved"]
+
+
+def test_what_is_meant_for_others_is_listed_by_name(tiny_folder: Path) -> None:
+    for name in (
+        "training_patients.json",
+        "optimizer.pt",
+        "notes.txt",
+        "history.json",
+        "onnx/model.onnx",
+        "onnx/a.pkl",
+    ):
+        (tiny_folder / name).parent.mkdir(exist_ok=True)
+        (tiny_folder / name).write_bytes(b"x")
+    (tiny_folder / "deep" / "onnx").mkdir(parents=True)
+    (tiny_folder / "deep" / "onnx" / "model.onnx").write_bytes(b"x")
+    write_checksums(tiny_folder)
+    assert set(published_files(tiny_folder)) - {"onnx/model.onnx"} == {
+        "config.json",
+        "configuration_chexpert.py",
+        "image_processing_chexpert.py",
+        "labels.py",
+        "model.safetensors",
+        "modeling_chexpert.py",
+        "preprocessor_config.json",
+    }
+    sums = json.loads((tiny_folder / CHECKSUMS_FILE).read_text())["sha256"]
+    assert {"training_patients.json", "history.json", "onnx/model.onnx"} < sums.keys()
+    assert not {"optimizer.pt", "notes.txt", "onnx/a.pkl"} & sums.keys()
