@@ -11,7 +11,7 @@ PACKAGE = Path(chexpert_hf.__file__).parent
 
 # From top to bottom; the README draws the same.
 GROUPS = [
-    ["errors", "default_model", "csv_dialect"],
+    ["errors", "files", "default_model", "csv_dialect"],
     ["labels", "configuration_chexpert", "image_processing_chexpert", "modeling_chexpert"],
     ["radiographs"],
     ["datasets"],

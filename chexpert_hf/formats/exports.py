@@ -11,8 +11,8 @@ from transformers.image_utils import PILImageResampling
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.export_cards import timm_card, torchxrayvision_card
-from chexpert_hf.formats.new_folders import new_folder, refuse_used
 from chexpert_hf.formats.timm_models import ARCHITECTURE
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -51,7 +51,7 @@ def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
         FolderError: If `output` is not new or empty, or cannot be written.
         ModelFolderError: If the model cannot be loaded.
     """
-    refuse_used(output)
+    require_empty(output)
     classifier = CheXpertClassifier.from_pretrained(model, device="cpu")
     if len(classifier.members) > 1:
         raise FormatError(f"{target} cannot express an ensemble; export its members one by one.")

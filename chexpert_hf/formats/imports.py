@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_torchvision
 from chexpert_hf.formats.foreign_model import ForeignModel
-from chexpert_hf.formats.new_folders import new_folder, refuse_used
 from chexpert_hf.formats.timm_models import from_timm
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import read_weight_file
@@ -54,7 +54,7 @@ def import_model(
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
         FolderError: If `output` is not new or empty, or cannot be written.
     """
-    refuse_used(output)
+    require_empty(output)
     foreign = read_source(source, file=file, labels=labels)
     model = foreign.build()
     with new_folder(output) as folder:

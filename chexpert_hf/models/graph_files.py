@@ -6,7 +6,6 @@ The file names are those that optimum-intel and transformers.js look for.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -17,11 +16,10 @@ from typing import Any
 import torch
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import sha256_of, write_json
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 RECORD_FILE = "export.json"
-
-_CHUNK = 1 << 20
 
 # What decides, beside the weights, which function of the pixels a model is.
 _ARCHITECTURE = (
@@ -161,27 +159,12 @@ def read_records(folder: Path) -> dict[str, GraphRecord]:
 
 def write_records(folder: Path, records: Mapping[str, GraphRecord]) -> None:
     """Writes `export.json`, whole or not at all."""
-    text = json.dumps({"graphs": {name: asdict(record) for name, record in sorted(records.items())}}, indent=2)
-    partial = folder / f".{RECORD_FILE}.{os.getpid()}"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / RECORD_FILE)
+    write_json(folder / RECORD_FILE, {"graphs": {name: asdict(record) for name, record in sorted(records.items())}})
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of files of a folder; None for one that cannot be read."""
     return {name: sha256_of(folder / name) for name in names}
-
-
-def sha256_of(path: Path) -> str | None:
-    """SHA-256 of a file; None if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError:
-        return None
-    return digest.hexdigest()
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.models.graph_files import sha256_of
+from chexpert_hf.files import sha256_of
 
 CHECKSUMS_FILE = "checksums.json"
 

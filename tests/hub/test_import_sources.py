@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from chexpert_hf import CheXpertClassifier, cli
+from chexpert_hf.files import FolderError
 from chexpert_hf.formats.imports import import_model, read_source
-from chexpert_hf.formats.new_folders import FolderError
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexpert_hf.models.weights import WeightsError
 from chexpert_hf.publishing.card_check import card_problems

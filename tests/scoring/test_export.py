@@ -16,7 +16,8 @@ import chexpert_hf
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor, cli
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
-from chexpert_hf.models.graph_files import GRAPH_FILES, hashes, read_records, sha256_of, write_records
+from chexpert_hf.files import sha256_of
+from chexpert_hf.models.graph_files import GRAPH_FILES, hashes, read_records, write_records
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.graphs import export

@@ -16,8 +16,8 @@ from transformers.utils import cached_file
 from chexpert_hf.app.page.text import describe_map_evaluation
 from chexpert_hf.evaluation.delong import newcombe_interval
 from chexpert_hf.evaluation.intervals import Estimate
+from chexpert_hf.files import sha256_of
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
-from chexpert_hf.models.graph_files import sha256_of
 from chexpert_hf.models.identity import model_name, model_warnings
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import sha256_of
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import (
@@ -28,7 +29,6 @@ from chexpert_hf.models.graph_files import (
     fingerprint,
     hashes,
     read_records,
-    sha256_of,
     versions_of,
     write_records,
 )

@@ -1,0 +1,113 @@
+"""Files and folders that are written whole or not at all, checksums, and errors as one line."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chexpert_hf.errors import InputError
+
+_CHUNK = 1 << 20
+_READABLE = 0o644  # some libraries write for the owner alone, which hides a file from other users of a container
+
+
+class FolderError(InputError):
+    """A folder that cannot be written to, with what to do."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which replaces it when the context ends and is removed after an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.chmod(_READABLE)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by a text in UTF-8, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file by a value as indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: If the value holds NaN or an infinity.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def require_empty(folder: Path, advice: str = "choose a new or empty folder") -> None:
+    """Checks that a folder is new or empty.
+
+    Args:
+        folder: The folder.
+        advice: What to do otherwise, for the message.
+
+    Raises:
+        FolderError: If it is a file or holds anything.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FolderError(f"{folder} is not empty; {advice}.")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder of the same name, which becomes `folder` when the context ends and is removed after an error.
+
+    Args:
+        folder: Must be new or empty.
+
+    Raises:
+        FolderError: If it is not, or cannot be written.
+    """
+    require_empty(folder)
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".chexpert-hf-", dir=folder.parent))
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be made ({error.strerror}); choose another place.") from error
+    try:
+        partial = beside / folder.name
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise FolderError(f"{folder} could not be written ({error.strerror}); nothing of it was left.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_readable(path: Path) -> None:
+    """Lets other users read a file that a library wrote for its owner alone."""
+    path.chmod(_READABLE)
+
+
+def sha256_of(path: Path) -> str | None:
+    """The SHA-256 of a file in hexadecimal digits; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's message, or the name of its class; at most `limit` characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:limit]
