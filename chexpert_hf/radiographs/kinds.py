@@ -60,7 +60,9 @@ def kind_of(name: str, head: Callable[[], bytes | None], whole: Callable[[], Bin
         return Kind.RADIOGRAPH if has_radiographs_name(name) else Kind.OTHER
     file_format = _format(name, start)
     if file_format == "DICOM":
-        return Kind.RADIOGRAPH if _has_an_image(start, whole) else Kind.IMAGELESS
+        from chexpert_hf.radiographs.dicom.dicom import holds_image  # pydicom takes .2 s to import
+
+        return Kind.RADIOGRAPH if holds_image(start, whole) else Kind.IMAGELESS
     return Kind.RADIOGRAPH if has_suffix or file_format else Kind.OTHER
 
 
@@ -96,19 +98,3 @@ def _format(name: str, head: bytes) -> str:
         return "unknown" if has_radiographs_name(name) else ""  # reported when it is read
     except RadiographError:
         return ""
-
-
-def _has_an_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
-    from chexpert_hf.radiographs.dicom.dicom_kind import (  # pydicom takes .2 s to import
-        describes_an_image,
-        names_an_image,
-    )
-
-    is_image = names_an_image(head)
-    if is_image is not None:
-        return is_image
-    try:
-        with whole() as stream:
-            return describes_an_image(stream)
-    except (OSError, RadiographError):
-        return True  # reported when it is read

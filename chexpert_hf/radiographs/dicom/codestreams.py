@@ -1,4 +1,4 @@
-"""What the compressed image inside a DICOM file says about its own size, and who may decode it.
+"""Size and decoder of the compressed image inside a DICOM file.
 
 A DICOM header can claim 100 x 100 pixels around a JPEG 2000 image of 60,000 x 60,000, which the decoder would believe.
 """
@@ -16,18 +16,9 @@ from chexpert_hf.radiographs.image_headers import FrameHeader, read_jpeg_header
 _MAX_TILES = 4096
 """OpenJPEG allocates some 6 kB per tile before it reads any; images of 4,000 x 4,000 in tiles of 64 x 64 have 3,906."""
 
-_J2K_START = b"\xff\x4f\xff\x51"
-
 
 def check_codestream(codestream: bytes, syntax: UID, width: int, height: int, num_samples: int) -> FrameHeader | None:
-    """Compares the compressed image's own header with what the DICOM header says.
-
-    Args:
-        codestream: The image as it was compressed, without DICOM's fragments.
-        syntax: The transfer syntax.
-        width: The DICOM header's columns.
-        height: Its rows.
-        num_samples: Its samples per pixel.
+    """Compares the compressed image's own header with the DICOM header's width, height and samples per pixel.
 
     Returns:
         The compressed image's header; None for RLE, which has none.
@@ -36,8 +27,6 @@ def check_codestream(codestream: bytes, syntax: UID, width: int, height: int, nu
         RadiographError: If they differ, or the samples have more than 16 bits.
         EOFError: If the image has no header where one belongs.
         struct.error: If the image has no complete header.
-
-    Source: ISO/IEC 15444-1 annex A.5.1 (SIZ).
     """
     if syntax == RLELossless:  # has no size of its own, and its decoder writes no further than the DICOM header's
         return None
@@ -54,7 +43,8 @@ def check_codestream(codestream: bytes, syntax: UID, width: int, height: int, nu
 
 
 def _read_j2k_header(codestream: bytes) -> FrameHeader:
-    if not codestream.startswith(_J2K_START):
+    """Source: ISO/IEC 15444-1 annex A.5.1 (SIZ)."""
+    if not codestream.startswith(b"\xff\x4f\xff\x51"):
         raise RadiographError(
             "Expected bare JPEG 2000 data in the DICOM file, got something else, such as a JP2 file; convert it."
         )
@@ -75,14 +65,9 @@ def choose_plugin(syntax: UID, codestream: bytes) -> str:
     One plugin, always the same: pydicom itself tries one after the other, so that what else is installed could change
     pixels, and a decoder that forgives damage could follow one that found it.
 
-    Args:
-        syntax: The transfer syntax.
-        codestream: The compressed image, whose header may name a compression that Pillow does not decode.
-
     Raises:
         RadiographError: If none is installed.
-        EOFError: If the image has no header where one belongs.
-        struct.error: If the image has no complete header.
+        EOFError, struct.error: As in `check_codestream`.
     """
     is_ours = syntax in JPEG2000TransferSyntaxes or syntax == RLELossless  # the plugins that this package requires
     preferred = ("pylibjpeg", "pillow", "gdcm") if is_ours else ("pillow", "pylibjpeg", "pyjpegls", "gdcm")
@@ -94,9 +79,8 @@ def choose_plugin(syntax: UID, codestream: bytes) -> str:
     if available and not is_ours and (rare := read_jpeg_header(io.BytesIO(codestream)).rare_compression):
         available.discard("pillow")
         name = rare
-    for plugin in preferred:
-        if plugin in available:
-            return plugin
+    if plugin := next((plugin for plugin in preferred if plugin in available), None):
+        return plugin
     package = "pyjpegls or pylibjpeg-libjpeg" if syntax in JPEGLSTransferSyntaxes else "pylibjpeg-libjpeg"
     raise RadiographError(
         f"The DICOM file is compressed as {name}, for which no decoder is installed; "

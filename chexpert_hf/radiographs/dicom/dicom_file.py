@@ -20,28 +20,17 @@ from pydicom.uid import (
 from chexpert_hf.radiographs.grey_levels import RadiographError
 
 _PREAMBLE_BYTES = 132
-_FILE_META_GROUP = 2
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # floating point, double, whole numbers
 
-_MAX_HEADER_READS = 10_000
-"""A radiograph's header takes some hundreds; a file of a million tiny items would keep pydicom busy for a minute."""
-
-_MAX_HEADER_BYTES = 16_000_000
-"""Most bytes read, not skipped, before the pixels: a lookup table has at most 128 kB."""
-
-_MAX_INFLATED_HEADER_BYTES = 8_000_000
-"""Most bytes inflated before the pixels, skipped or not."""
-
+_MAX_HEADER_READS = 10_000  # a radiograph's header takes hundreds; pydicom would read a million tiny items for a minute
+_MAX_HEADER_BYTES = 16_000_000  # read, not skipped; a lookup table has at most 128 kB
+_MAX_INFLATED_HEADER_BYTES = 8_000_000  # skipped or not
 _MAX_REST_BYTES = 1_000_000
 _INFLATED_AT_ONCE = 1 << 16
 
 
 class InflatedStream:
-    """The data set of a deflated file, inflated as far as it is read, up to a limit.
-
-    Args:
-        stream: The file, standing where the deflated data begin.
-    """
+    """The data set of a deflated file, inflated as far as it is read, up to a limit."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -63,20 +52,18 @@ class InflatedStream:
         self._position += len(data)
         return data
 
-    def allow(self, num_bytes: int) -> None:
-        """Moves the limit to so many bytes from here."""
-        self._limit = self._position + num_bytes
-
-    def expect_end(self) -> None:
-        """Checks that the deflated data are whole; what follows after a further 1 MB is not looked at.
+    def read_last(self, size: int) -> bytes:
+        """Reads the last element, whatever the limit; what follows after a further 1 MB is not looked at.
 
         Raises:
-            EOFError: If they are cut short.
+            EOFError: If the deflated data are cut short.
         """
-        self.allow(_MAX_REST_BYTES + 1)
+        self._limit = self._position + size + _MAX_REST_BYTES + 1
+        data = self.read(size)
         self._inflate_to(self._position + _MAX_REST_BYTES)
         if not self._inflater.eof and len(self._data) < self._position + _MAX_REST_BYTES:
             raise EOFError
+        return data
 
     def _inflate_to(self, end: int) -> None:
         if end > self._limit:
@@ -97,8 +84,7 @@ class _MeteredStream:
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell
         self._read = stream.read
-        self._num_reads = _MAX_HEADER_READS
-        self._num_bytes = _MAX_HEADER_BYTES
+        self._num_reads, self._num_bytes = _MAX_HEADER_READS, _MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
         self._num_reads -= 1
@@ -109,6 +95,19 @@ class _MeteredStream:
                 f"{_MAX_HEADER_BYTES // 1_000_000} MB, got more; export the image again."
             )
         return self._read(size)
+
+
+def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
+    """Reads the file meta information up to the element `last`; preamble and information may be missing."""
+    stream.seek(0)
+    has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
+    stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
+    return read_dataset(
+        cast(BinaryIO, _MeteredStream(stream)),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, *_: not 0x00020000 <= tag <= last,
+    )
 
 
 def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
@@ -124,24 +123,14 @@ def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
     Raises:
         RadiographError: If the transfer syntax is not a standard one.
     """
-    stream.seek(0)
-    has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
-    stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
-    file_meta = read_dataset(
-        cast(BinaryIO, _MeteredStream(stream)),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, *_: tag >> 16 != _FILE_META_GROUP,
-    )
-    syntax = UID(file_meta.get("TransferSyntaxUID") or "")
+    syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:
         syntax = _likely_syntax(stream)
         notes.append(f"TransferSyntaxUID is missing; the file was read as {syntax.name}.")
     if syntax not in AllTransferSyntaxes:
         raise RadiographError("Expected a standard DICOM transfer syntax, got another; export the image again.")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return cast(BinaryIO, InflatedStream(stream)), syntax
-    return stream, syntax
+    is_deflated = syntax == DeflatedExplicitVRLittleEndian
+    return cast(BinaryIO, InflatedStream(stream)) if is_deflated else stream, syntax
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:
@@ -165,7 +154,7 @@ def _likely_syntax(stream: BinaryIO) -> UID:
     stream.seek(-len(head), os.SEEK_CUR)
     if len(head) < 8:
         raise EOFError
-    (group,) = struct.unpack("<H", head[:2])
     if not head[4:6].isalpha():
         return ImplicitVRLittleEndian
+    (group,) = struct.unpack("<H", head[:2])
     return ExplicitVRLittleEndian if group < 1 << 8 else ExplicitVRBigEndian
