@@ -72,7 +72,7 @@ def load_chexpert(
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
     None for laterals), `is_frontal`, and `labels`: `(num_observations,)` float32, 1, 0, -1 or NaN where the report
-    does not mention the observation. `observations_of` names the places of `labels`.
+    does not mention the observation. `observations_of` names the columns of `labels`.
 
     A folder without `valid.csv` has patients of `train.csv` held out as its valid split. They are left out of train
     whether or not `splits` asks for valid, so that loading the splits one by one does not leak; the filters do not
@@ -110,19 +110,23 @@ def load_chexpert(
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     folder = find_dataset_folder(root)
     tables = _read_splits(folder, splits, names, valid_fraction, seed)
-    _refuse_shared_patients(tables)
     wanted = {"is_frontal": {True} if frontal_only else None, "projection": projections, "sex": sexes}
     tables = {split: _filter(table, split, wanted) for split, table in tables.items()}
     if num_patients is not None and "train" in tables:
         tables["train"] = _take_patients(tables["train"], num_patients, seed)
-    if check_files:
-        paths = [path for table in tables.values() for path in table["path"]]
-        _refuse_bad_files(folder, paths, find_bad_files(folder, paths, follow_links=follow_links, say=say))
+    paths = [path for table in tables.values() for path in table["path"]]
+    if check_files and (faults := find_bad_files(folder, paths, follow_links=follow_links, say=say)):
+        line = (
+            f"{len(faults):,} of {len(paths):,} files cannot be used: "
+            f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
+            f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
+        )
+        raise BadFilesError(line, faults)
     return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
 
 
 def observations_of(dataset: Dataset) -> tuple[str, ...]:
-    """Names the places of `labels` in a dataset of `load_chexpert`.
+    """Names the columns of `labels` in a dataset of `load_chexpert`.
 
     They are a line of `dataset.info.description`, which survives filter, select, map, shuffle, concatenation of like
     datasets, and save_to_disk. An export to Parquet or CSV drops it.
@@ -152,38 +156,38 @@ def _read_splits(
     folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float, seed: int
 ) -> dict[str, pd.DataFrame]:
     has_valid = find_table(folder, "valid") is not None
-    sources = ["train" if split == "valid" and not has_valid else split for split in splits]
-    tables = {source: _read_split(folder, source, observations) for source in dict.fromkeys(sources)}
+    tables = {}
+    for source in dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits):
+        file = find_table(folder, source)
+        if file is None:
+            raise CheXpertDataError(
+                f"No table of the {source} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[source])}. "
+                "Add it, or leave the split out."
+            )
+        tables[source] = read_table(file, observations, has_acquisition=source != "test")
     if "train" in tables and not has_valid:
-        tables["train"], tables["valid"] = _hold_out(tables["train"], valid_fraction, seed)
+        patients = _shuffled(tables["train"]["patient"], seed)
+        count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
+        is_held_out = tables["train"]["patient"].isin(patients[:count])
+        tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
     for split in splits:
         if tables[split].empty:
             raise CheXpertDataError(
                 f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
                 "train.csv leaves it none. Add a valid.csv, or choose another fraction."
             )
+    for one, other in combinations(dict.fromkeys(splits), 2):
+        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
+        if shared:
+            raise CheXpertDataError(
+                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
+                f"{other} would be too good. Take their rows out of one of the tables."
+            )
     return {split: tables[split] for split in splits}
 
 
-def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
-    file = find_table(folder, split)
-    if file is None:
-        raise CheXpertDataError(
-            f"No table of the {split} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[split])}. "
-            "Add it, or leave the split out."
-        )
-    return read_table(file, observations, has_acquisition=split != "test")
-
-
-def _hold_out(table: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    patients = _shuffled(table["patient"].unique(), seed)
-    count = max(1, round(fraction * len(patients))) if fraction else 0
-    is_held_out = table["patient"].isin(patients[:count])
-    return table[~is_held_out], table[is_held_out]
-
-
 def _take_patients(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    patients = _shuffled(table["patient"].unique(), seed)
+    patients = _shuffled(table["patient"], seed)
     if not 1 <= count <= len(patients):
         raise CheXpertDataError(
             f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filters leave, "
@@ -192,58 +196,35 @@ def _take_patients(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     return table[table["patient"].isin(patients[:count])]
 
 
-def _shuffled(patients: Iterable[str], seed: int) -> list[str]:
+def _shuffled(patients: pd.Series, seed: int) -> list[str]:
     # The order of two patients depends on nothing but their names and the seed: subsets nest, and neither the order of
     # the rows nor other patients' coming and going changes it.
-    return sorted(patients, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode()).digest())
-
-
-def _refuse_shared_patients(tables: dict[str, pd.DataFrame]) -> None:
-    for one, other in combinations(tables, 2):
-        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
-        if shared:
-            raise CheXpertDataError(
-                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
-                f"{other} would be too good. Take their rows out of one of the tables."
-            )
+    return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode()).digest())
 
 
 def _filter(table: pd.DataFrame, split: str, wanted: Mapping[str, Collection[object] | None]) -> pd.DataFrame:
+    def distinct(values: Iterable[object]) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
     for column, values in wanted.items():
         if values is None:
             continue
         kept = table[table[column].isin(list(values))]
         if kept.empty:
-            came = _distinct(table[column].dropna()) or "nothing stated"
+            came = distinct(table[column].dropna()) or "nothing stated"
             raise CheXpertDataError(
-                f"The filter by {column} leaves nothing of {split}: it keeps {_distinct(values)}, but the "
+                f"The filter by {column} leaves nothing of {split}: it keeps {distinct(values)}, but the "
                 f"{len(table):,} radiographs that reached it have {came}. Widen it, or leave the split out."
             )
         table = kept
     return table
 
 
-def _distinct(values: Iterable[object]) -> str:
-    return ", ".join(sorted({str(value) for value in values}))
-
-
-def _refuse_bad_files(folder: Path, paths: Sequence[str], faults: Mapping[str, str]) -> None:
-    if faults:
-        line = (
-            f"{len(faults):,} of {len(paths):,} files cannot be used: "
-            f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-            f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
-        )
-        raise BadFilesError(line, faults)
-
-
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
     features = Features(
         {
             "image": Image(),
-            "path": Value("string"),
-            "patient": Value("string"),
-            "study": Value("string"),
+            **dict.fromkeys(("path", "patient", "study"), Value("string")),
             "view": Value("int32"),
             "sex": Value("string"),
             "age": Value("int32"),
@@ -252,26 +233,24 @@ def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Seq
             "labels": List(Value("float32"), length=len(observations)),
         }
     )
-    plain = [name for name in features if name not in ("image", "labels")]
-    schema = pa.schema([pa.field("file", pa.string()), *(features.arrow_schema.field(name) for name in plain)])
-    files = f"{folder}{os.sep}" + table["path"]
-    arrow = pa.Table.from_pandas(table[plain].assign(file=files), schema, preserve_index=False).combine_chunks()
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
-    parts = [pa.nulls(len(table), pa.binary()), arrow["file"].combine_chunks()]
-    arrow = arrow.append_column("image", pa.StructArray.from_arrays(parts, names=["bytes", "path"]))
-    values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
-    arrow = arrow.append_column("labels", pa.FixedSizeListArray.from_arrays(values, len(observations)))
+    files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
+    labels = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
+    nested = {
+        "image": pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"]),
+        "labels": pa.FixedSizeListArray.from_arrays(labels, len(observations)),
+    }
+    types = {field.name: field.type for field in features.arrow_schema}
+    arrow = pa.table(
+        {
+            name: nested[name] if name in nested else pa.array(table[name], types[name], from_pandas=True)
+            for name in features
+        }
+    )
     info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
-    arrow = arrow.select(list(features))
-    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=_fingerprint(arrow, info.description))
-
-
-def _fingerprint(table: pa.Table, description: str) -> str:
-    """Names the content, for the caches of datasets; it would pickle the whole table for that, 160 MB for CheXpert."""
-    digest = hashlib.blake2b(description.encode(), digest_size=8)
-    for column in table.columns:
-        for chunk in column.chunks:
-            for buffer in chunk.buffers():
-                if buffer is not None:
-                    digest.update(buffer)
-    return digest.hexdigest()
+    # Names the content, for the caches of datasets, which would pickle the whole table for that.
+    digest = hashlib.blake2b(info.description.encode(), digest_size=8)
+    for column in arrow.columns:
+        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
+            digest.update(buffer)
+    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=digest.hexdigest())
