@@ -9,9 +9,10 @@ import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from threading import Lock
-from typing import NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from chexpert_hf.radiographs.grey_levels import RadiographError
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
@@ -19,17 +20,13 @@ from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 HEAD_BYTES = 512
 """Bytes at the start of a file that identify its format and, in a DICOM file, the storage class."""
 
-MAX_MEMBERS = 100_000
-"""Largest accepted number of members; Python keeps about 500 bytes of each while the archive is open."""
-
-MAX_MEMBER_BYTES = 4 * MAX_PIXELS
-"""Largest accepted member, inflated: twice a 16-bit image of the largest size that is read."""
+MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
+MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
 
 MAX_EXPANSION = 200
 """How many times its size an archive may become. Radiographs become 1 to 10 times, deflate's limit is 1,032 times."""
 
-_ALWAYS_ACCEPTED_BYTES = 10_000_000
-"""An archive that becomes no more than this is harmless whatever its expansion: a black test image, say."""
+_ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmless: a black test image, say
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
@@ -64,35 +61,31 @@ class Archive:
         except _BROKEN:
             raise RadiographError("Expected a ZIP archive, this one is damaged or none; pack it again.") from None
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
-        members = self._zip.infolist()
-        if len(members) > MAX_MEMBERS:
+        members = {member.filename: member for member in self._zip.infolist()}
+        if len(self._zip.infolist()) > MAX_MEMBERS:
             raise RadiographError(
-                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(members):,}; split it."
+                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(self._zip.infolist()):,}; split it."
             )
-        total = sum(member.file_size for member in members)
+        total = sum(member.file_size for member in self._zip.infolist())
         if total > max(MAX_EXPANSION * Path(path).stat().st_size, _ALWAYS_ACCEPTED_BYTES):
             raise RadiographError(
                 f"Expected an archive that becomes at most {MAX_EXPANSION} times its size, this one becomes "
                 f"{total // 1_000_000:,} MB; unpack it."
             )
-        by_stored_name = {member.filename: member for member in members}
-        counts = Counter(map(_name_of, by_stored_name.values()))
+        counts = Counter(map(_name_of, members.values()))
         self._members = {
-            stored if counts[name := _name_of(member)] > 1 else name: member
-            for stored, member in by_stored_name.items()
+            stored if counts[name := _name_of(member)] > 1 else name: member for stored, member in members.items()
         }
 
     def names(self) -> list[str]:
         """The members that are files, each name once, sorted as in folders."""
-        names = (name for name in self._members if not name.endswith("/"))
-        return sorted(names, key=lambda name: name.split("/"))
+        return sorted((name for name in self._members if not name.endswith("/")), key=lambda name: name.split("/"))
 
     def head(self, name: str) -> bytes | None:
         """The first bytes of a member, enough to tell what it is; None if it cannot be read."""
-        try:
+        with suppress(RadiographError):
             return self._read(name, HEAD_BYTES)
-        except RadiographError:
-            return None
+        return None
 
     def read(self, name: str) -> bytes:
         """A member's bytes.
@@ -105,10 +98,25 @@ class Archive:
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
         return data
 
+    def open(self, name: str) -> BinaryIO:
+        """A member's bytes as a file; errors as in `read`."""
+        return BytesIO(self.read(name))
+
     def _read(self, name: str, num_bytes: int) -> bytes:
         try:
             member = self._members[name]
-            self._refuse(member)
+            path = PureWindowsPath(member.filename)  # which knows both separators and drives
+            if path.anchor or ".." in path.parts:
+                raise RadiographError("Expected a name below the archive, this one leads out of it; pack it again.")
+            if member.flag_bits & _ENCRYPTED:
+                raise RadiographError("Expected a file without password; unpack the archive.")
+            if member.compress_type not in _METHODS:
+                raise RadiographError("Expected a stored or deflated file, got another compression; pack it again.")
+            if member.file_size > MAX_MEMBER_BYTES:
+                raise RadiographError(
+                    f"Expected a file of at most {MAX_MEMBER_BYTES // 1_000_000} MB, got "
+                    f"{member.file_size // 1_000_000:,} MB; export the radiograph alone."
+                )
             with self._lock, self._zip.open(member) as stream:
                 return stream.read(num_bytes)
         except RadiographError:
@@ -116,25 +124,9 @@ class Archive:
         except _BROKEN:
             raise RadiographError("The archive is damaged here, expected a whole file; pack it again.") from None
 
-    def _refuse(self, member: zipfile.ZipInfo) -> None:
-        name = PureWindowsPath(member.filename)  # which knows both separators and drives
-        if name.anchor or ".." in name.parts:
-            raise RadiographError("Expected a name below the archive, this one leads out of it; pack it again.")
-        if member.flag_bits & _ENCRYPTED:
-            raise RadiographError("Expected a file without password; unpack the archive.")
-        if member.compress_type not in _METHODS:
-            raise RadiographError("Expected a stored or deflated file, got another compression; pack it again.")
-        if member.file_size > MAX_MEMBER_BYTES:
-            raise RadiographError(
-                f"Expected a file of at most {MAX_MEMBER_BYTES // 1_000_000} MB, got "
-                f"{member.file_size // 1_000_000:,} MB; export the radiograph alone."
-            )
-
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """A member's name as it was meant: some programs on Windows separate by backslashes, and macOS names in UTF-8
-    without saying so, which `zipfile` then takes for code page 437.
-    """
+    """The name as it was meant: backslashes come from Windows, and macOS stores UTF-8 unsaid, read as code page 437."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -152,20 +144,14 @@ def open_archive(path: str) -> Archive:
         status = Path(path).stat()
     except (OSError, ValueError):
         raise RadiographError("File not found, expected a ZIP archive; check the path.") from None
-    return _open(_Version(path, status.st_mtime_ns, status.st_size))
-
-
-class _Version(NamedTuple):
-    path: str
-    modified: int
-    num_bytes: int
+    return _open((path, status.st_mtime_ns, status.st_size))
 
 
 # Reading the directory for each member would take the square of their number; two, since the threads that read ahead
 # are in the next archive already.
 @lru_cache(maxsize=2)
-def _open(version: _Version) -> Archive:
-    return Archive(version.path)
+def _open(version: tuple[str, int, int]) -> Archive:
+    return Archive(version[0])
 
 
 def is_archive(path: str | Path) -> bool:

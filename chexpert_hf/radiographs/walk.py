@@ -11,22 +11,13 @@ from chexpert_hf.radiographs.kinds import Kind, has_radiographs_name, is_system_
 
 @dataclass
 class Found:
-    """The radiographs that were found, and what was followed and skipped on the way.
+    """The radiographs that were found, and counts of what was followed and skipped on the way."""
 
-    Attributes:
-        files: Each once, where it was given first; sorted within folders and archives.
-        num_links: Links that were followed.
-        num_outside: Links that lead out of the folder they are in, which were not followed, though they may be
-            radiographs.
-        num_imageless: DICOM files without an image: DICOMDIR, structured reports, presentation states.
-        num_archives: ZIP archives in folders.
-    """
-
-    files: list[RadiographFile] = field(default_factory=list)
-    num_links: int = 0
-    num_outside: int = 0
-    num_imageless: int = 0
-    num_archives: int = 0
+    files: list[RadiographFile] = field(default_factory=list)  # each once, sorted within folders and archives
+    num_links: int = 0  # followed
+    num_outside: int = 0  # links out of their folder that were not followed, though they may be radiographs
+    num_imageless: int = 0  # DICOM files without an image: DICOMDIR, structured reports, presentation states
+    num_archives: int = 0  # ZIP archives in folders
 
     def notes(self) -> list[str]:
         """A line for each kind of file that was followed or skipped."""
@@ -52,8 +43,7 @@ class Walk:
     """
 
     def __init__(self, root: str, found: Found, *, follow_links: bool) -> None:
-        self._root = root
-        self._real_root = os.path.realpath(root)
+        self._root, self._real_root = root, os.path.realpath(root)
         self._found, self._follow_links = found, follow_links
         # A link to a folder above the root leads in a circle, too.
         self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
@@ -68,7 +58,8 @@ class Walk:
 
     def leads_outside(self, path: str) -> bool:
         """Whether a path leads out of the root, through whatever links."""
-        return not _is_below(os.path.realpath(path), self._real_root)
+        real = os.path.realpath(path)
+        return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
     def _files(self, folder: str, real: str) -> Iterator[str]:
         try:
@@ -77,29 +68,21 @@ class Walk:
             yield folder  # reported when it is read, instead of being left out without a word
             return
         for entry in entries:
-            if entry.is_symlink():
-                yield from self._behind(entry.path)
-            elif entry.is_dir():
-                if inside := self._enter(os.path.join(real, entry.name)):
-                    yield from self._files(entry.path, inside)
+            is_link = entry.is_symlink()
+            is_outside = is_link and self.leads_outside(entry.path)
+            is_skipped = is_outside and not self._follow_links
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                self._found.num_outside += is_skipped
+                target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                is_way = not is_link or (is_outside and self._follow_links)
+                if is_way and self._enter(target):
+                    self._found.num_links += is_link
+                    yield from self._files(entry.path, target)
+            elif is_skipped:
+                self._found.num_outside += has_radiographs_name(entry.path)
             elif self._is_radiograph(entry.path):
+                self._found.num_links += is_link
                 yield entry.path
-
-    def _behind(self, link: str) -> Iterator[str]:
-        is_outside = self.leads_outside(link)
-        if os.path.isdir(link):
-            if not is_outside:
-                return
-            if not self._follow_links:
-                self._found.num_outside += 1
-            elif inside := self._enter(os.path.realpath(link)):
-                self._found.num_links += 1
-                yield from self._files(link, inside)
-        elif is_outside and not self._follow_links:
-            self._found.num_outside += has_radiographs_name(link)
-        elif self._is_radiograph(link):
-            self._found.num_links += 1
-            yield link
 
     def _folders(self, folder: str, real: str) -> Iterator[str]:
         yield folder
@@ -108,18 +91,17 @@ class Walk:
         except OSError:
             return
         for entry in entries:
-            is_way = not entry.is_symlink() or (self._follow_links and self.leads_outside(entry.path))
-            if is_way and os.path.isdir(entry.path):
-                target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-                if inside := self._enter(target):
-                    yield from self._folders(entry.path, inside)
+            is_link = entry.is_symlink()
+            is_way = not is_link or (self._follow_links and self.leads_outside(entry.path))
+            target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+            if is_way and os.path.isdir(entry.path) and self._enter(target):
+                yield from self._folders(entry.path, target)
 
-    def _enter(self, real: str) -> str | None:
-        """The folder itself, without links, or None if it has been entered already."""
-        if real in self._entered:
-            return None
+    def _enter(self, real: str) -> bool:
+        """Whether a folder, named without links, has not been entered before; from now on it has."""
+        is_new = real not in self._entered
         self._entered.add(real)
-        return real
+        return is_new
 
     def _is_radiograph(self, path: str) -> bool:
         if is_archive(path):
@@ -134,7 +116,3 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         wanted = [entry for entry in entries if not entry.name.startswith(".") and not is_system_file(entry.name)]
     return sorted(wanted, key=lambda entry: entry.name)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
