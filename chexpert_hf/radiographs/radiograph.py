@@ -14,14 +14,18 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.radiographs.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
+from chexpert_hf.radiographs.grey_levels import (
+    MALFORMED,
+    MAX_PIXELS,
+    NotFetchedError,
+    RadiographError,
+    check_size,
+    to_8_bit,
+)
 from chexpert_hf.radiographs.raster import format_of, read_pillow, read_raster
 from chexpert_hf.radiographs.unfetched import why_missing
 
 __all__ = ["MAX_PIXELS", "Radiograph", "RadiographError", "RadiographSource", "open_radiograph", "read_radiograph"]
-
-MAX_PIXELS = 50_000_000
-"""Largest accepted image; a digital radiograph of 43 x 43 cm at .1 mm has 18.5 million pixels."""
 
 MAX_FILE_BYTES = 500_000_000
 """Largest accepted file: five times a 16-bit image of `MAX_PIXELS`."""
@@ -51,21 +55,17 @@ class Radiograph:
 RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Radiograph
 
 
-def read_radiograph(
-    source: RadiographSource, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None
-) -> Image.Image:
+def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
     """Reads one radiograph to an 8-bit grayscale image; arguments and errors as in `open_radiograph`.
 
     Returns:
         An image of mode L. Its `info["original_size"]` is the full image's `(width, height)` when upright. Where parts
         of a DICOM header had to be supplied or ignored, `info["notes"]` is a tuple of lines that say which.
     """
-    return open_radiograph(source, max_pixels=max_pixels, target_size=target_size).image
+    return open_radiograph(source, target_size=target_size).image
 
 
-def open_radiograph(
-    source: RadiographSource, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None
-) -> Radiograph:
+def open_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Radiograph:
     """Reads one radiograph with all that is known of it.
 
     JPEG, PNG, TIFF, BMP, WebP and DICOM are told apart by content. Colour becomes luma, transparent parts black, the
@@ -76,7 +76,6 @@ def open_radiograph(
         source: A path, a file's bytes, a binary file object (read from where it stands to its end), a Pillow image in
             mode 1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in
             uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
-        max_pixels: Larger images are refused before they are decoded.
         target_size: The side in pixels that the image will be resized to, if known. A JPEG decoder then scales down by
             2, 4 or 8 while it decodes, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
 
@@ -90,13 +89,13 @@ def open_radiograph(
     if isinstance(source, Radiograph):
         return source
     if isinstance(source, np.ndarray):
-        source = _image_of(source, max_pixels)
+        source = _image_of(source)
     if isinstance(source, Image.Image):
-        gray, is_colour = read_pillow(source, max_pixels)
+        gray, is_colour = read_pillow(source)
         radiograph = Radiograph(gray, gray.size, is_colour)
     else:
         with _open_stream(source) as stream:
-            radiograph = _read_stream(stream, max_pixels, target_size)
+            radiograph = _read_stream(stream, target_size)
     radiograph.image.info = {"original_size": radiograph.original_size}
     if radiograph.notes:
         radiograph.image.info["notes"] = radiograph.notes
@@ -139,7 +138,7 @@ def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
         raise RadiographError("The file cannot be opened, expected the path of an image file; check it.") from None
 
 
-def _read_stream(stream: BinaryIO, max_pixels: int, target_size: int | None) -> Radiograph:
+def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if num_bytes == 0:
@@ -152,15 +151,15 @@ def _read_stream(stream: BinaryIO, max_pixels: int, target_size: int | None) -> 
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if (file_format := format_of(head)) != "DICOM":
-        return Radiograph(*read_raster(stream, file_format, max_pixels, target_size))
+        return Radiograph(*read_raster(stream, file_format, target_size))
     from chexpert_hf.radiographs.dicom.dicom import read_dicom  # pydicom takes .2 s to import
 
-    pixels, is_lateral, notes = read_dicom(stream, max_pixels)
+    pixels, is_lateral, notes = read_dicom(stream)
     gray = Image.fromarray(pixels).convert("L")
     return Radiograph(gray, gray.size, is_lateral=is_lateral, notes=notes)
 
 
-def _image_of(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _image_of(array: np.ndarray) -> Image.Image:
     bits = array.dtype.itemsize * 8
     if array.dtype.kind != "u" or bits not in (8, 16):
         raise RadiographError(
@@ -174,5 +173,5 @@ def _image_of(array: np.ndarray, max_pixels: int) -> Image.Image:
             "Expected an array (height, width), or (height, width, 3 or 4) in uint8, "
             f"got {str(array.shape)[:40]} in uint{bits}; pass one image, channels last."
         )
-    check_size(array.shape[1], array.shape[0], max_pixels)
+    check_size(array.shape[1], array.shape[0])
     return Image.fromarray(to_8_bit(array) if bits == 16 else array)

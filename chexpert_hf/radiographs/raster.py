@@ -126,14 +126,13 @@ def _begins_with_element(head: bytes) -> bool:
 
 
 def read_raster(
-    stream: BinaryIO, file_format: str, max_pixels: int, target_size: int | None
+    stream: BinaryIO, file_format: str, target_size: int | None
 ) -> tuple[Image.Image, tuple[int, int], bool]:
     """Decodes one image file.
 
     Args:
         stream: The whole file, seekable.
         file_format: As `format_of` named it.
-        max_pixels: The size in the header is checked against it before decoding.
         target_size: As in `radiograph.open_radiograph`.
 
     Returns:
@@ -148,7 +147,7 @@ def read_raster(
         if file_format == "TIFF":
             read_tiff_tags(stream)
         image = _OPENERS[file_format](stream)
-        check_size(*image.size, max_pixels)
+        check_size(*image.size)
         _check_is_whole(image, stream)
         (width, height), is_gray = image.size, image.mode == "L"
         if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -190,13 +189,13 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
     )
 
 
-def read_pillow(image: Image.Image, max_pixels: int) -> tuple[Image.Image, bool]:
+def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
     """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour.
 
     Raises:
         RadiographError: If it cannot be decoded, is too large, or has no clear grey levels.
     """
-    check_size(*image.size, max_pixels)
+    check_size(*image.size)
     try:
         gray, _ = _upright_gray(image)
     except RadiographError:

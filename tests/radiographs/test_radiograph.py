@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
+from chexpert_hf.radiographs import grey_levels
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 
 NAME = "Doe^Jane"
@@ -400,12 +401,14 @@ def test_target_size_must_be_positive():
         read_radiograph(FILM, target_size=0)
 
 
-def test_size_limit_is_that_of_the_full_image():
+def test_size_limit_is_that_of_the_full_image(monkeypatch):
     data = encode(Image.new("L", (400, 300)), "JPEG")
-    assert read_radiograph(data, max_pixels=120_000).size == (400, 300)
+    monkeypatch.setattr(grey_levels, "MAX_PIXELS", 120_000)
+    assert read_radiograph(data).size == (400, 300)
+    monkeypatch.setattr(grey_levels, "MAX_PIXELS", 119_999)
     for source in (data, Image.new("L", (400, 300)), np.zeros((300, 400), np.uint8)):
         with pytest.raises(RadiographError, match="at most 119,999 pixels, the header declares 400 x 300"):
-            read_radiograph(source, max_pixels=119_999, target_size=10)
+            read_radiograph(source, target_size=10)
 
 
 ZEROS = bytes(30_000_000)

@@ -24,12 +24,13 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from chexpert_hf.radiographs.dicom.codestreams import check_codestream, choose_plugin
+from chexpert_hf.radiographs.dicom.codestreams import inspect_codestream
 from chexpert_hf.radiographs.dicom.dicom_file import InflatedStream, open_dataset, read_elements, read_meta
 from chexpert_hf.radiographs.dicom.dicom_layout import Bits, Frame, read_bits, read_frame
 from chexpert_hf.radiographs.dicom.dicom_values import read_text, read_texts
 from chexpert_hf.radiographs.dicom.windowing import render
 from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError
+from chexpert_hf.radiographs.image_headers import FrameHeader
 
 _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
@@ -48,12 +49,11 @@ _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _QUIET = threading.Lock()
 
 
-def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
+def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
     """Reads and renders a DICOM file's one frame.
 
     Args:
         stream: The whole file, seekable; preamble and file meta information may be missing.
-        max_pixels: The header's rows x columns is checked against it before decoding.
 
     Returns:
         `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images;
@@ -67,7 +67,7 @@ def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], bo
     notes: list[str] = []
     try:
         with _silence():
-            pixels, header = _read(stream, max_pixels, notes)
+            pixels, header = _read(stream, notes)
             return pixels, _is_lateral(header), tuple(notes)
     except RadiographError:
         raise
@@ -122,11 +122,11 @@ def _silence() -> Iterator[None]:
             logger.propagate = propagates
 
 
-def _read(file: BinaryIO, max_pixels: int, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]:
+def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]:
     stream, syntax = open_dataset(file, notes)
     header = read_elements(stream, syntax, _TAGS)
     vr, length = _read_pixel_element(stream, header)
-    frame = read_frame(header, max_pixels, length == _UNDEFINED_LENGTH, notes)
+    frame = read_frame(header, length == _UNDEFINED_LENGTH, notes)
     if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
         raise RadiographError(
             f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "
@@ -134,8 +134,8 @@ def _read(file: BinaryIO, max_pixels: int, notes: list[str]) -> tuple[NDArray[np
         )
     if syntax.is_encapsulated:
         codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
-        plugin = choose_plugin(syntax, codestream)
-        bits = _compressed_bits(codestream, header, frame, syntax, notes)
+        plugin, found = inspect_codestream(codestream, syntax, frame)
+        bits = _compressed_bits(codestream, found, header, frame, notes)
         data = encapsulate([codestream])
     else:
         plugin = ""
@@ -174,8 +174,9 @@ def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
     return start[4:6].decode("ascii"), struct.unpack(f"{byte_order}L", stream.read(4))[0]
 
 
-def _compressed_bits(codestream: bytes, header: Dataset, frame: Frame, syntax: UID, notes: list[str]) -> Bits:
-    found = check_codestream(codestream, syntax, frame.columns, frame.rows, frame.num_samples)
+def _compressed_bits(
+    codestream: bytes, found: FrameHeader | None, header: Dataset, frame: Frame, notes: list[str]
+) -> Bits:
     if found is None:
         (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
         return read_bits(header, frame, 8 * num_segments // frame.num_samples, None, notes)

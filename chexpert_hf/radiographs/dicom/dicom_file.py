@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from typing import BinaryIO, cast
 
 from pydicom import Dataset
@@ -26,56 +27,35 @@ _MAX_HEADER_READS = 10_000  # a radiograph's header takes hundreds; pydicom woul
 _MAX_HEADER_BYTES = 16_000_000  # read, not skipped; a lookup table has at most 128 kB
 _MAX_INFLATED_HEADER_BYTES = 8_000_000  # skipped or not
 _MAX_REST_BYTES = 1_000_000
-_INFLATED_AT_ONCE = 1 << 16
 
 
-class InflatedStream:
-    """The data set of a deflated file, inflated as far as it is read, up to a limit."""
+class InflatedStream(BytesIO):
+    """The data set of a deflated file: 8 MB for the header, and the last element as far as its length says."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._data = bytearray()
-        self._position = 0
-        self._limit = _MAX_INFLATED_HEADER_BYTES
+        super().__init__(self._inflater.decompress(stream.read(), _MAX_INFLATED_HEADER_BYTES))
 
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        self._inflate_to(self._position + max(size, 0))
-        data = bytes(memoryview(self._data)[self._position : self._position + max(size, 0)])
-        self._position += len(data)
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size and len(data) < size and self._inflater.unconsumed_tail:
+            raise RadiographError(
+                f"Expected at most {_MAX_INFLATED_HEADER_BYTES:,} bytes in the deflated DICOM data before the pixels, "
+                "got more; convert the file to uncompressed."
+            )
         return data
 
     def read_last(self, size: int) -> bytes:
-        """Reads the last element, whatever the limit; what follows after a further 1 MB is not looked at.
+        """Reads the pixels; what follows after a further 1 MB is not looked at.
 
         Raises:
             EOFError: If the deflated data are cut short.
         """
-        self._limit = self._position + size + _MAX_REST_BYTES + 1
-        data = self.read(size)
-        self._inflate_to(self._position + _MAX_REST_BYTES)
-        if not self._inflater.eof and len(self._data) < self._position + _MAX_REST_BYTES:
+        data = super().read(size)
+        rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
+        if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
             raise EOFError
-        return data
-
-    def _inflate_to(self, end: int) -> None:
-        if end > self._limit:
-            raise RadiographError(
-                f"Expected at most {self._limit:,} bytes in the deflated DICOM data up to the image's end, got more; "
-                "convert the file to uncompressed."
-            )
-        while len(self._data) < end and not self._inflater.eof:
-            deflated = self._inflater.unconsumed_tail or self._stream.read(_INFLATED_AT_ONCE)
-            if not deflated:
-                return
-            self._data += self._inflater.decompress(deflated, min(end - len(self._data), 1 << 20))
+        return data + rest[: size - len(data)]
 
 
 class _MeteredStream:
@@ -129,8 +109,7 @@ def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
         notes.append(f"TransferSyntaxUID is missing; the file was read as {syntax.name}.")
     if syntax not in AllTransferSyntaxes:
         raise RadiographError("Expected a standard DICOM transfer syntax, got another; export the image again.")
-    is_deflated = syntax == DeflatedExplicitVRLittleEndian
-    return cast(BinaryIO, InflatedStream(stream)) if is_deflated else stream, syntax
+    return InflatedStream(stream) if syntax == DeflatedExplicitVRLittleEndian else stream, syntax
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:

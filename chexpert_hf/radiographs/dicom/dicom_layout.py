@@ -40,12 +40,11 @@ class Bits:
     is_signed: bool | None  # in two's complement; None if the file does not say
 
 
-def read_frame(header: Dataset, max_pixels: int, is_compressed: bool, notes: list[str]) -> Frame:
+def read_frame(header: Dataset, is_compressed: bool, notes: list[str]) -> Frame:
     """Reads size and kind of the one frame, and checks the size.
 
     Args:
         header: With the elements of group 0028.
-        max_pixels: The largest rows x columns.
         is_compressed: Whether the pixels are; if not, their amount is checked against one frame later on.
         notes: Gets a line for each element that was supplied.
 
@@ -57,7 +56,7 @@ def read_frame(header: Dataset, max_pixels: int, is_compressed: bool, notes: lis
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
     rows, columns = (_required(header, keyword) for keyword in ("Rows", "Columns"))
-    check_size(columns, rows, max_pixels)
+    check_size(columns, rows)
     num_samples = read_integer(header, "SamplesPerPixel")
     photometric = read_text(header, "PhotometricInterpretation").replace(" ", "")
     if not photometric:
