@@ -49,23 +49,32 @@ class Walk:
         self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
 
     def files(self) -> Iterator[str]:
-        """The radiographs, sorted by the parts of their paths."""
-        return self._files(self._root, self._real_root)
+        """The radiographs, sorted by the parts of their paths; a folder that cannot be read, to be reported."""
+        for path, is_folder in self._below(self._root, self._real_root):
+            if is_folder:
+                continue
+            if self._is_radiograph(path):
+                self._found.num_links += os.path.islink(path)
+                yield path
+            elif os.path.isdir(path):
+                yield path
 
     def folders(self) -> Iterator[str]:
         """The root and the folders below it."""
-        return self._folders(self._root, self._real_root)
+        return (path for path, is_folder in self._below(self._root, self._real_root) if is_folder)
 
     def leads_outside(self, path: str) -> bool:
         """Whether a path leads out of the root, through whatever links."""
         real = os.path.realpath(path)
         return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
-    def _files(self, folder: str, real: str) -> Iterator[str]:
+    def _below(self, folder: str, real: str) -> Iterator[tuple[str, bool]]:
+        """A folder and what is below it, each with whether it is a folder to search."""
+        yield folder, True
         try:
             entries = _entries(folder)
         except OSError:
-            yield folder  # reported when it is read, instead of being left out without a word
+            yield folder, False
             return
         for entry in entries:
             is_link = entry.is_symlink()
@@ -74,34 +83,15 @@ class Walk:
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 self._found.num_outside += is_skipped
                 target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
-                is_way = not is_link or (is_outside and self._follow_links)
-                if is_way and self._enter(target):
+                is_inner_link = is_link and not is_outside
+                if not is_skipped and not is_inner_link and target not in self._entered:
+                    self._entered.add(target)
                     self._found.num_links += is_link
-                    yield from self._files(entry.path, target)
+                    yield from self._below(entry.path, target)
             elif is_skipped:
                 self._found.num_outside += has_radiographs_name(entry.path)
-            elif self._is_radiograph(entry.path):
-                self._found.num_links += is_link
-                yield entry.path
-
-    def _folders(self, folder: str, real: str) -> Iterator[str]:
-        yield folder
-        try:
-            entries = _entries(folder)
-        except OSError:
-            return
-        for entry in entries:
-            is_link = entry.is_symlink()
-            is_way = not is_link or (self._follow_links and self.leads_outside(entry.path))
-            target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
-            if is_way and os.path.isdir(entry.path) and self._enter(target):
-                yield from self._folders(entry.path, target)
-
-    def _enter(self, real: str) -> bool:
-        """Whether a folder, named without links, has not been entered before; from now on it has."""
-        is_new = real not in self._entered
-        self._entered.add(real)
-        return is_new
+            else:
+                yield entry.path, False
 
     def _is_radiograph(self, path: str) -> bool:
         if is_archive(path):
