@@ -17,15 +17,10 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from chexpert_hf.radiographs.grey_levels import RadiographError
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
-HEAD_BYTES = 512
-"""Bytes at the start of a file that identify its format and, in a DICOM file, the storage class."""
-
+HEAD_BYTES = 512  # identify a file's format and, in a DICOM file, the storage class
 MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
 MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
-
-MAX_EXPANSION = 200
-"""How many times its size an archive may become. Radiographs become 1 to 10 times, deflate's limit is 1,032 times."""
-
+MAX_EXPANSION = 200  # times an archive's size; radiographs become 1 to 10 times, deflate's limit is 1,032 times
 _ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmless: a black test image, say
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
@@ -49,11 +44,7 @@ RadiographFile: TypeAlias = str | Path | ArchiveMember
 
 
 class Archive:
-    """An open archive.
-
-    Raises:
-        RadiographError: If it is no ZIP archive, has too many members, or would become too large.
-    """
+    """An open archive; RadiographError if it is none, has too many members, or would become too large."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -61,20 +52,21 @@ class Archive:
         except _BROKEN:
             raise RadiographError("Expected a ZIP archive, this one is damaged or none; pack it again.") from None
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
-        members = {member.filename: member for member in self._zip.infolist()}
-        if len(self._zip.infolist()) > MAX_MEMBERS:
+        members = self._zip.infolist()
+        if len(members) > MAX_MEMBERS:
             raise RadiographError(
-                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(self._zip.infolist()):,}; split it."
+                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(members):,}; split it."
             )
-        total = sum(member.file_size for member in self._zip.infolist())
+        total = sum(member.file_size for member in members)
         if total > max(MAX_EXPANSION * Path(path).stat().st_size, _ALWAYS_ACCEPTED_BYTES):
             raise RadiographError(
                 f"Expected an archive that becomes at most {MAX_EXPANSION} times its size, this one becomes "
                 f"{total // 1_000_000:,} MB; unpack it."
             )
-        counts = Counter(map(_name_of, members.values()))
+        members = list({member.filename: member for member in members}.values())
+        counts = Counter(map(_name_of, members))
         self._members = {
-            stored if counts[name := _name_of(member)] > 1 else name: member for stored, member in members.items()
+            member.filename if counts[name := _name_of(member)] > 1 else name: member for member in members
         }
 
     def names(self) -> list[str]:
@@ -135,11 +127,7 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Opens an archive, or takes it from the two that were open last and have not changed since.
-
-    Raises:
-        RadiographError: As `Archive`, or if it is not there.
-    """
+    """Opens an archive, or takes it from the two that were open last and have not changed since."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.errors import InputError, printable
 
-WHITE = 255
-"""The brightest grey level of an 8-bit image."""
+WHITE = 255  # the brightest grey level of an 8-bit image
 
 # What Pillow, pydicom and their codecs raise on malformed files; warnings under `-W error`.
 MALFORMED = (
@@ -28,20 +27,21 @@ _BAND_PIXELS = 1 << 16
 class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
-    Attributes:
-        reason: One line of at most 200 characters that says what was expected, what came and what to do. It never
-            holds a path, a file name or any of the input's text, so that it can be shown and logged.
-        name: The input as `naming` was told, which the error's text begins with; empty if unnamed, since a file's name
-            may be a patient's.
+    `reason` is one line of at most 200 characters that says what was expected, what came and what to do. It never holds
+    a path, a file name or any of the input's text, so that it can be shown and logged.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.name = ""
+        self.name = ""  # given by `naming`, since a file's name may be a patient's
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
+
+
+class NotFetchedError(RadiographError):
+    """The file stands for content that is not there."""
 
 
 @contextmanager
@@ -54,16 +54,8 @@ def naming(name: object) -> Iterator[None]:
         raise
 
 
-class NotFetchedError(RadiographError):
-    """The file stands for content that is not there."""
-
-
 def check_size(width: int, height: int) -> None:
-    """Refuses images without pixels and images too large to decode, by the size in their header.
-
-    Raises:
-        RadiographError: If a side is 0 or the product is above `MAX_PIXELS`.
-    """
+    """Refuses images without pixels and images above `MAX_PIXELS`, by the size in their header."""
     if width < 1 or height < 1:
         raise RadiographError(f"Expected an image with pixels, got {width} x {height}; export the image again.")
     if width * height > MAX_PIXELS:
@@ -83,8 +75,8 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
     The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common in 16-bit
     containers: scaled by 65535, a 12-bit radiograph would come out nearly black. So white is `2**bits - 1` for the
     smallest common bit depth that holds the maximum. An 8-bit image times 257 gives that image back, and an 8-bit image
-    stored as it is in 16 bits stays as it is. The price: a 16-bit image of which no pixel reaches 32768 comes out
-    brighter than its author meant, by less than a factor of four.
+    stored as it is in 16 bits stays as it is. A 16-bit image of which no pixel reaches 32768 comes out brighter than
+    its author meant, by less than a factor of four.
     """
     full_scale = (1 << bit_depth(int(pixels.max()))) - 1
     levels = np.arange(full_scale + 1, dtype=np.int64)
@@ -93,10 +85,7 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
 
 
 def look_up(pixels: NDArray[np.integer], table: NDArray[np.uint8], lowest: int = 0) -> NDArray[np.uint8]:
-    """Replaces each pixel by the table's entry `pixel - lowest`.
-
-    In bands of rows, since numpy indexes through 8 bytes a pixel.
-    """
+    """Replaces each pixel by the table's entry `pixel - lowest`; in bands, since numpy indexes through 8 bytes each."""
     grey = np.empty(pixels.shape, dtype=np.uint8)
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):

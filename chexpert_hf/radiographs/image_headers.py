@@ -39,8 +39,7 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
     """Reads the frame header of JPEG or JPEG-LS data, from the stream's beginning.
 
     Raises:
-        EOFError: If there is no frame header where one belongs.
-        struct.error: If the data end before the frame header.
+        EOFError, struct.error: If there is no complete frame header where one belongs.
 
     Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC 14495-1 annex C.2.2.
     """
@@ -64,8 +63,7 @@ def read_tiff_tags(stream: BinaryIO) -> tuple[dict[int, int | None], bool]:
         Values by tag, None where the value is no single whole number; and whether it is a BigTIFF file.
 
     Raises:
-        EOFError: If the directory does not end within the file; Pillow would take the entries that are left of it.
-        struct.error: If the file ends before the directory.
+        EOFError, struct.error: If the directory does not end within the file; Pillow would take what is left of it.
 
     Source: TIFF Revision 6.0, Adobe 1992, section 2; the BigTIFF design, AWare Systems 2004.
     """

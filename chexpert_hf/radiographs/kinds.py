@@ -14,8 +14,8 @@ from chexpert_hf.radiographs.raster import format_of
 # Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
+# In lower case; macOS and Windows add these to folders and archives.
 _SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
-"""Names, in lower case, of files that macOS and Windows add to folders and archives."""
 
 
 class Kind(Enum):
@@ -35,11 +35,6 @@ def is_system_file(name: str) -> bool:
 def has_radiographs_name(name: str) -> bool:
     """Whether a file's name is that of a radiograph: with a suffix of images, or without any, as `IM0001`."""
     return _suffix(name) in SUFFIXES or _may_be_dicom(name)
-
-
-def kind_of_file(path: str) -> Kind:
-    """The kind of a file on disk."""
-    return kind_of(path, _head, lambda path: open(path, "rb"))
 
 
 def kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> Kind:
@@ -77,6 +72,11 @@ def _may_be_dicom(name: str) -> bool:
     """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
     suffix = _suffix(name)
     return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+
+
+def kind_of_file(path: str) -> Kind:
+    """The kind of a file on disk."""
+    return kind_of(path, _head, lambda path: open(path, "rb"))
 
 
 def _head(path: str) -> bytes | None:

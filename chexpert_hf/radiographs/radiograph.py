@@ -1,8 +1,7 @@
 """Reads a radiograph from whatever it comes in, once and without trusting it.
 
-The first bytes of a file decide its format, never its name. The size in the header is checked before anything is
-decoded, and what is cut short or damaged is refused. Only pixels and a few properties come out: no EXIF, no text, no
-patient's name.
+The first bytes of a file decide its format, never its name. Sizes are checked before anything is decoded, and what is
+cut short or damaged is refused. Only pixels and a few properties come out: no EXIF, no text, no patient's name.
 """
 
 import io
@@ -27,29 +26,19 @@ from chexpert_hf.radiographs.unfetched import why_missing
 
 __all__ = ["MAX_PIXELS", "Radiograph", "RadiographError", "RadiographSource", "open_radiograph", "read_radiograph"]
 
-MAX_FILE_BYTES = 500_000_000
-"""Largest accepted file: five times a 16-bit image of `MAX_PIXELS`."""
-
 HEAD_BYTES = 132
+_MAX_FILE_BYTES = 500_000_000  # five times a 16-bit image of `MAX_PIXELS`
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A radiograph and what its file says of it.
+    """A radiograph and what its file says of it."""
 
-    Attributes:
-        image: Mode L, upright; possibly scaled down while it was decoded.
-        original_size: The full image's `(width, height)` when upright.
-        is_colour: Whether the image was in colour; False for DICOM, which is not looked at.
-        is_lateral: Whether the DICOM header names a lateral view; None where nothing is said.
-        notes: A line for each part of a DICOM header that was supplied or ignored.
-    """
-
-    image: Image.Image
-    original_size: tuple[int, int]
-    is_colour: bool = False
-    is_lateral: bool | None = None
-    notes: tuple[str, ...] = ()
+    image: Image.Image  # mode L, upright; possibly scaled down while it was decoded
+    original_size: tuple[int, int]  # the full image's (width, height) when upright
+    is_colour: bool = False  # DICOM is not looked at
+    is_lateral: bool | None = None  # by the DICOM header; None where nothing is said
+    notes: tuple[str, ...] = ()  # a line for each part of a DICOM header that was supplied or ignored
 
 
 RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Radiograph
@@ -59,8 +48,7 @@ def read_radiograph(source: RadiographSource, *, target_size: int | None = None)
     """Reads one radiograph to an 8-bit grayscale image; arguments and errors as in `open_radiograph`.
 
     Returns:
-        An image of mode L. Its `info["original_size"]` is the full image's `(width, height)` when upright. Where parts
-        of a DICOM header had to be supplied or ignored, `info["notes"]` is a tuple of lines that say which.
+        An image of mode L with `original_size`, and `notes` if there are any, in its `info`; see `Radiograph`.
     """
     return open_radiograph(source, target_size=target_size).image
 
@@ -113,7 +101,7 @@ def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
             f"got {type(source).__name__[:40]}; open the file or convert it to one of these."
         )
     try:
-        data = source.read(MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream that stands in the middle
+        data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream that stands in the middle
     except MALFORMED:
         raise RadiographError("The file object cannot be read, expected an open one; open it in mode 'rb'.") from None
     if not isinstance(data, bytes):
@@ -123,19 +111,17 @@ def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
 
 def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
-            raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
-        return open(path, "rb")
+        if stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
+            return open(path, "rb")
     except FileNotFoundError:
         if reason := why_missing(path):
             raise NotFetchedError(reason) from None
         raise RadiographError("File not found, expected an image file; check the path.") from None
     except PermissionError:
         raise RadiographError("The file may not be read, expected an image file; check its permissions.") from None
-    except RadiographError:
-        raise
     except (OSError, ValueError):  # name too long, a NUL in it, a circle of links
         raise RadiographError("The file cannot be opened, expected the path of an image file; check it.") from None
+    raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
 
 
 def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
@@ -143,9 +129,9 @@ def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
     stream.seek(0)
     if num_bytes == 0:
         raise RadiographError("Expected an image, the file is empty (0 bytes); copy or export it again.")
-    if num_bytes > MAX_FILE_BYTES:
+    if num_bytes > _MAX_FILE_BYTES:
         raise RadiographError(
-            f"Expected a file of at most {MAX_FILE_BYTES // 1_000_000} MB, got {num_bytes // 1_000_000} MB; "
+            f"Expected a file of at most {_MAX_FILE_BYTES // 1_000_000} MB, got {num_bytes // 1_000_000} MB; "
             "export the radiograph alone."
         )
     head = stream.read(HEAD_BYTES)
