@@ -21,12 +21,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def dialect_of(file: Path) -> tuple[str, str]:
-    """Encoding and delimiter of a CSV file, possibly gzipped; the delimiter is the most frequent one in the header.
-
-    Raises:
-        OSError: If the file cannot be read.
-        pa.ArrowInvalid: If it is named `.gz` and is damaged.
-    """
+    """Encoding and delimiter of a CSV file, possibly gzipped; the delimiter is the header's most frequent one."""
     with pa.input_stream(str(file)) as stream:
         head = stream.read(_HEAD_BYTES)
     encoding = encoding_of(head)

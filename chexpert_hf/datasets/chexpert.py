@@ -32,11 +32,7 @@ _LABELS_LINE = "CheXpert observations in the order of `labels`: "
 
 
 class BadFilesError(CheXpertDataError):
-    """Radiographs of the tables that cannot be read.
-
-    Attributes:
-        faults: What is wrong with each, by its path as in `find_bad_files`.
-    """
+    """Radiographs of the tables that cannot be read; `faults` says what is wrong with each path."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)

@@ -35,16 +35,11 @@ def find_bad_files(
     follow_links: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
-    """Finds files that cannot be radiographs.
+    """Finds files that cannot be radiographs, among paths below a folder with "/" between their parts and no "..".
 
     A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
-    file, which has no end mark. Files of other formats are decoded.
-
-    Args:
-        folder: The folder that the paths are relative to.
-        paths: Relative paths with "/" between their parts and without "..".
-        follow_links: Whether links may lead out of the folder, as in snapshots of the Hub's cache, datalad and DVC.
-        say: Takes a line about how many links were followed, if any were.
+    file, which has no end mark. Files of other formats are decoded. Links may lead out of the folder if `follow_links`
+    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` takes a line about how many there are.
 
     Returns:
         For each bad path, in the order given, what is wrong: "missing", "empty", "not a file", "outside the folder" (a

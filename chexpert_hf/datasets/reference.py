@@ -46,40 +46,24 @@ class ReferenceFileError(InputError):
 
 @dataclass(frozen=True)
 class Target:
-    """One finding of a reference standard, and the score that stands for it.
+    """One finding of a reference standard, and the score that stands for it."""
 
-    Attributes:
-        name: The column, with the value that is positive where it holds text, such as "Target" or "Class:Normal".
-        observation: The observation whose score is compared with it.
-        against: The rows that count as negative, such as "Class=Normal"; None if all do that are not positive.
-        labels: Path -> 1, 0, or NaN where it is uncertain or not stated.
-        boxes: Path -> where the finding is, for images that have boxes.
-    """
-
-    name: str
-    observation: str
-    against: str | None
-    labels: Mapping[str, float]
-    boxes: Mapping[str, Sequence[Box]]
+    name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
+    observation: str  # whose score is compared with it
+    against: str | None  # the rows that count as negative, such as "Class=Normal"; None if all that are not positive
+    labels: Mapping[str, float]  # path -> 1, 0, or NaN where it is uncertain or not stated
+    boxes: Mapping[str, Sequence[Box]]  # path -> where the finding is, for images that have boxes
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference standard for some images.
+    """A reference standard for some images."""
 
-    Attributes:
-        name: Who set it, for reports.
-        file: Name of the file.
-        paths: The images, from the split's name on.
-        targets: Its findings.
-        skipped: Observations of the file that the model does not judge.
-    """
-
-    name: str
-    file: str
-    paths: tuple[str, ...]
-    targets: tuple[Target, ...]
-    skipped: tuple[str, ...] = ()
+    name: str  # who set it, for reports
+    file: str  # name of the file
+    paths: tuple[str, ...]  # the images, from the split's name on
+    targets: tuple[Target, ...]  # its findings
+    skipped: tuple[str, ...] = ()  # observations of the file that the model does not judge
 
     def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
         """`(num_paths, num_targets)` in {0, 1}, NaN where unknown."""
@@ -87,11 +71,7 @@ class Reference:
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """The indices of those paths of a split, from the split's name on, that are in the file.
-
-        Raises:
-            ReferenceFileError: If there is none.
-        """
+        """The indices of those paths of a split that are in the file; ReferenceFileError if there is none."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:

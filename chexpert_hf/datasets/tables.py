@@ -57,11 +57,7 @@ class CheXpertDataError(InputError):
 
 
 def find_dataset_folder(root: str | Path) -> Path:
-    """Finds the absolute folder that holds the tables: `root` or one of the folders directly in it.
-
-    Raises:
-        CheXpertDataError: If no folder or more than one holds a table.
-    """
+    """The absolute folder that holds the tables: `root` or the only folder in it that does."""
 
     def holds_a_table(folder: Path) -> bool:
         return any(find_table(folder, split) for split in SPLIT_FILES)
@@ -86,11 +82,7 @@ def find_dataset_folder(root: str | Path) -> Path:
 
 
 def find_table(folder: Path, split: str) -> Path | None:
-    """The CSV file of a split; None if the folder has none.
-
-    Raises:
-        CheXpertDataError: If it is a link to a file that is not there.
-    """
+    """The CSV file of a split; None if the folder has none. A link to a file that is not there is an error."""
     for file in (folder / name for name in SPLIT_FILES[split]):
         if file.is_file():
             return file
@@ -116,10 +108,6 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
         One row per radiograph in the file's order: `path` (from the split's name on), `patient`, `study`, `view`,
         `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
         -1 and NaN where blank. The index is the row number in the file, the header being row 1.
-
-    Raises:
-        CheXpertDataError: If a column is missing, a cell has a value that CheXpert does not define, a path leads out of
-            the data set or occurs twice, or there are no rows.
     """
     cells = _read_cells(file)
     required = ("Path", *(_ACQUISITION_COLUMNS if has_acquisition else ()), *observations)
@@ -161,11 +149,7 @@ def listed(items: Sequence[str]) -> str:
 
 
 def parse_number(text: str) -> float:
-    """Parses a number with a decimal point or a decimal comma.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Parses a number with a decimal point or a decimal comma."""
     return float(text.replace(",", "."))
 
 

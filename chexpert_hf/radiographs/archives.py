@@ -1,7 +1,7 @@
 """Radiographs in ZIP archives, read in memory one at a time, without trusting the archive.
 
-Nothing is written to disk, so no member's name can lead anywhere, and what a member may become in memory is bounded
-before it is inflated: only stored and deflated members are read, whose inflation can be stopped at any byte.
+Nothing is written to disk, so no member's name can lead anywhere. Only stored and deflated members are read, whose
+inflation can be stopped at any byte, and their size is bounded before.
 """
 
 import zipfile
@@ -80,11 +80,7 @@ class Archive:
         return None
 
     def read(self, name: str) -> bytes:
-        """A member's bytes.
-
-        Raises:
-            RadiographError: If it is damaged, encrypted, too large, an archive itself, or not there.
-        """
+        """A member's bytes; RadiographError if it is damaged, encrypted, too large, an archive itself, or not there."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(_ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
@@ -148,11 +144,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def source_of(file: RadiographFile) -> str | Path | bytes:
-    """What `read_radiograph` reads: the path, or the bytes of an archive's member.
-
-    Raises:
-        RadiographError: If an archive or its member cannot be read.
-    """
+    """The path, or the bytes of an archive's member; RadiographError if the archive or member cannot be read."""
     if not isinstance(file, ArchiveMember):
         return file
     archive = open_archive(file.archive)

@@ -50,11 +50,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
 
 
 def read_list(file: Path) -> list[str]:
-    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
+    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -72,12 +68,9 @@ def _normal(path: str | Path) -> str:
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
-    """The radiographs in a folder or archive, or the file itself, even if it does not exist: that is reported later.
+    """The radiographs in a folder or archive, or the file itself, which may be missing: that is reported later.
 
-    Args:
-        path: A folder, archive or file.
-        found: Counts what is followed and skipped; its files stay as they are.
-        follow_links: As in `find_radiographs`.
+    What is followed and skipped is counted in `found`, whose files stay as they are.
     """
     if os.path.isdir(path):
         return Walk(path, found, follow_links=follow_links).files()
@@ -125,10 +118,7 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
     """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
 
-    Args:
-        path: The archive.
-        found: Counts what is skipped.
-        others: Whether files that are no images are given too, to be reported.
+    What is skipped is counted in `found`. With `others`, files that are no images are given too, to be reported.
     """
     try:
         archive = open_archive(path)

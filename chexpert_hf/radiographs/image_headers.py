@@ -38,10 +38,8 @@ class FrameHeader(NamedTuple):
 def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
     """Reads the frame header of JPEG or JPEG-LS data, from the stream's beginning.
 
-    Raises:
-        EOFError, struct.error: If there is no complete frame header where one belongs.
-
-    Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC 14495-1 annex C.2.2.
+    Raises EOFError or struct.error if there is no complete one. Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC
+    14495-1 annex C.2.2.
     """
     position = 2
     while True:
@@ -57,15 +55,10 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
 
 
 def read_tiff_tags(stream: BinaryIO) -> tuple[dict[int, int | None], bool]:
-    """Reads the first directory of a TIFF or BigTIFF file; the stream is rewound.
+    """Reads the first directory of a TIFF or BigTIFF file: values by tag, and whether it is BigTIFF; then rewinds.
 
-    Returns:
-        Values by tag, None where the value is no single whole number; and whether it is a BigTIFF file.
-
-    Raises:
-        EOFError, struct.error: If the directory does not end within the file; Pillow would take what is left of it.
-
-    Source: TIFF Revision 6.0, Adobe 1992, section 2; the BigTIFF design, AWare Systems 2004.
+    A value is None where it is no single whole number. Raises EOFError or struct.error if the directory does not end
+    within the file; Pillow would take what is left of it. Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)

@@ -38,13 +38,7 @@ def has_radiographs_name(name: str) -> bool:
 
 
 def kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> Kind:
-    """The kind of a file.
-
-    Args:
-        name: Whose suffix decides where the content need not be looked at.
-        head: Gives the first bytes of that name, None if they cannot be read.
-        whole: Opens that name.
-    """
+    """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
     has_suffix = _suffix(name) in SUFFIXES
     if has_suffix and not _may_be_dicom(name):
         return Kind.RADIOGRAPH

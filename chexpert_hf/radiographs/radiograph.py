@@ -64,13 +64,12 @@ def open_radiograph(source: RadiographSource, *, target_size: int | None = None)
         source: A path, a file's bytes, a binary file object (read from where it stands to its end), a Pillow image in
             mode 1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in
             uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
-        target_size: The side in pixels that the image will be resized to, if known. A JPEG decoder then scales down by
-            2, 4 or 8 while it decodes, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
+        target_size: The side in pixels that the image will be resized to, if known. A JPEG is then scaled down by 2, 4
+            or 8 while it is decoded, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
 
     Raises:
-        RadiographError: If there is no such file, it is not one image of a known format, it is damaged, cut short, too
-            large, has several frames, or its grey levels are ambiguous (floating point, 16-bit colour).
-        ValueError: If `target_size` is not positive.
+        RadiographError: If it is missing, damaged, cut short, too large, not one image of a known format, or its grey
+            levels are ambiguous (floating point, 16-bit colour).
     """
     if target_size is not None and target_size < 1:
         raise ValueError(f"Expected a target_size of at least 1 pixel, got {target_size}.")

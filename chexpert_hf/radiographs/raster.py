@@ -1,6 +1,6 @@
 """Decodes JPEG, PNG, TIFF, BMP and WebP files, and Pillow images, to 8-bit grayscale.
 
-Pillow decodes. This module chooses the format by content, refuses before decoding what is too large, and after it what
+Pillow decodes. This module chooses the format by content and refuses what is too large before it is decoded, and what
 Pillow would let pass: parts that are missing, several frames, colours whose lower 8 bits it would drop.
 """
 
@@ -87,13 +87,7 @@ _OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
 
 
 def format_of(head: bytes) -> str:
-    """Names the format that a file's first bytes announce.
-
-    Args:
-        head: At least 132 bytes, or the whole file.
-
-    Returns:
-        "JPEG", "PNG", "TIFF" (BigTIFF, too), "BMP", "WebP" or "DICOM".
+    """The format that a file's first 132 bytes announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
 
     Raises:
         RadiographError: If it is none of these.
@@ -128,18 +122,10 @@ def _begins_with_element(head: bytes) -> bool:
 def read_raster(
     stream: BinaryIO, file_format: str, target_size: int | None
 ) -> tuple[Image.Image, tuple[int, int], bool]:
-    """Decodes one image file.
-
-    Args:
-        stream: The whole file, seekable.
-        file_format: As `format_of` named it.
-        target_size: As in `radiograph.open_radiograph`.
+    """Decodes one image file of the format that `format_of` named.
 
     Returns:
         The upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
-
-    Raises:
-        RadiographError: If the file is damaged, cut short, too large, or not one image with clear grey levels.
     """
     try:
         if file_format == "PNG":
@@ -190,11 +176,7 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
 
 
 def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour.
-
-    Raises:
-        RadiographError: If it cannot be decoded, is too large, or has no clear grey levels.
-    """
+    """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour."""
     check_size(*image.size)
     try:
         gray, _ = _upright_gray(image)
@@ -208,10 +190,7 @@ def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:
-    """Checks lengths, checksums and the end mark, since Pillow reads past a wrong checksum and a missing end.
-
-    Source: PNG (Third Edition), W3C 2025, section 5.
-    """
+    """Checks lengths, checksums and the end mark, which Pillow does not. Source: PNG (Third Edition), section 5."""
     num_texts = 0
     stream.seek(8)
     for _ in range(_MAX_PNG_CHUNKS):

@@ -31,15 +31,10 @@ class Found:
 
 
 class Walk:
-    """A search below one folder, which enters no folder twice.
+    """A search below one folder, which enters no folder twice and counts in `found` what it follows and skips.
 
-    Links to files are followed. Links to folders are followed if they lead out of the root: what is below it is found
-    anyway.
-
-    Args:
-        root: The folder.
-        found: Counts what is followed and skipped; its files stay as they are.
-        follow_links: Whether to follow links that lead out of the root.
+    Links to files are followed. Links to folders are followed if they lead out of the root (what is below it is found
+    anyway) and `follow_links` is set.
     """
 
     def __init__(self, root: str, found: Found, *, follow_links: bool) -> None:

@@ -26,8 +26,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
     Raises:
         RadiographError: If no decoder is installed, the image's header differs from the DICOM header, or the samples
-            have more than 16 bits.
-        EOFError, struct.error: If the image has no complete header where one belongs.
+            have more than 16 bits; EOFError or struct.error if the image has no complete header.
     """
     is_j2k, is_rle = syntax in JPEG2000TransferSyntaxes, syntax == RLELossless
     is_ours = is_j2k or is_rle  # the plugins that this package requires

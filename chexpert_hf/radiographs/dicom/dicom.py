@@ -1,8 +1,8 @@
 """Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
 
-pydicom parses and its plugins decode. The order of checks ensures that nothing is inflated, allocated or decoded on the
-word of a header alone: the transfer syntax, the few elements that describe pixels and view (no other element is turned
-into a value), sizes against each other, the compressed image's own header, the pixels.
+pydicom parses and its plugins decode. Nothing is inflated, allocated or decoded on the word of a header alone: first
+the transfer syntax is checked, then the few elements that describe pixels and view (no other becomes a value), sizes
+against each other, and the compressed image's own header.
 """
 
 import logging
@@ -50,19 +50,12 @@ _QUIET = threading.Lock()
 
 
 def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
-    """Reads and renders a DICOM file's one frame.
-
-    Args:
-        stream: The whole file, seekable; preamble and file meta information may be missing.
+    """Reads and renders a DICOM file's one frame; preamble and file meta information may be missing.
 
     Returns:
         `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images;
         whether it is a lateral view, None if the header does not say; and a line for each element that was supplied or
         ignored.
-
-    Raises:
-        RadiographError: If the file is damaged, cut short, too large, or not one frame of at most 16 bits, if an
-            element is missing or unclear that the image depends on, or if no decoder for its compression is installed.
     """
     notes: list[str] = []
     try:
@@ -85,10 +78,7 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[
 def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
     """Whether a DICOM file holds an image or is too damaged to tell; reports, directories and the like hold none.
 
-    Args:
-        head: The first 512 bytes or more, which name the storage class.
-        whole: Opens the file, where the class is private, unknown or not named.
-
+    The storage class in `head`, at least 512 bytes, decides; the `whole` file where the class is private or not named.
     Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
     try:

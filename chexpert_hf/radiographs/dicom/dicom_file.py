@@ -46,11 +46,7 @@ class InflatedStream(BytesIO):
         return data
 
     def read_last(self, size: int) -> bytes:
-        """Reads the pixels; what follows after a further 1 MB is not looked at.
-
-        Raises:
-            EOFError: If the deflated data are cut short.
-        """
+        """Reads the pixels and checks that the deflated data are whole; only 1 MB after the pixels is looked at."""
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
         if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
@@ -93,15 +89,8 @@ def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
 def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
     """Reads the file meta information.
 
-    Args:
-        stream: The whole file, seekable, with or without preamble and file meta information.
-        notes: Gets a line if the transfer syntax is missing and was found from the data set's first bytes.
-
-    Returns:
-        A stream that stands at the data set, inflated if it was deflated, and the transfer syntax.
-
-    Raises:
-        RadiographError: If the transfer syntax is not a standard one.
+    Returns a stream that stands at the data set, inflated if it was deflated, and the transfer syntax. If that is
+    missing, it is found from the data set's first bytes, and `notes` gets a line.
     """
     syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:
@@ -113,11 +102,7 @@ def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:
-    """Reads elements before the pixels; the stream then stands at the pixel element, or at its end.
-
-    Raises:
-        RadiographError: If the header has too many parts.
-    """
+    """Reads elements before the pixels; the stream then stands at the pixel element, or at its end."""
     return read_dataset(
         cast(BinaryIO, _MeteredStream(stream)),
         syntax.is_implicit_VR,

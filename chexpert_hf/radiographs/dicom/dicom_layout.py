@@ -43,14 +43,8 @@ class Bits:
 def read_frame(header: Dataset, is_compressed: bool, notes: list[str]) -> Frame:
     """Reads size and kind of the one frame, and checks the size.
 
-    Args:
-        header: With the elements of group 0028.
-        is_compressed: Whether the pixels are; if not, their amount is checked against one frame later on.
-        notes: Gets a line for each element that was supplied.
-
-    Raises:
-        RadiographError: If there are several frames, too many pixels, samples of another kind, or an element is
-            missing that does not follow from the others.
+    The number of compressed frames must be readable; of others, the amount of data is checked later. `notes` gets a
+    line for each element that was supplied.
     """
     num_frames = _num_frames(header, is_compressed, notes)
     if num_frames != 1:
@@ -85,9 +79,6 @@ def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | Non
         measured: Bits of a sample's word by the amount of data.
         precision: Bits of a sample by the compressed image's own header, if it has one.
         notes: Gets a line for each element that was supplied.
-
-    Raises:
-        RadiographError: If they contradict each other or are of another kind.
     """
     keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, sign = (read_integer(header, keyword) for keyword in keywords)

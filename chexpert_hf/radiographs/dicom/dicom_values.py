@@ -1,7 +1,7 @@
 """Values of DICOM elements, whatever value representation and multiplicity they were written with.
 
 pydicom converts a value by the representation in the file and leaves text that is not a number as `str`. Here an
-element's bytes are parsed instead: what is unambiguous is read, and the rest is refused by name.
+element's bytes are parsed instead: what is unambiguous is read, and the rest is a RadiographError that names it.
 """
 
 import math
@@ -32,11 +32,8 @@ _MAX_SHOWN = 24
 def read_numbers(header: Dataset, keyword: str) -> list[float | None]:
     """All values of an element as numbers; None for each blank one, empty if the element is missing or empty.
 
-    A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are accepted.
-    NaN and infinity are possible.
-
-    Raises:
-        RadiographError: If a value is not a number, or an ambiguous one such as "2,048".
+    A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are accepted,
+    but no ambiguous number such as "2,048". NaN and infinity are possible.
     """
     element = _raw(header, keyword)
     if element is None:
@@ -56,11 +53,7 @@ def read_numbers(header: Dataset, keyword: str) -> list[float | None]:
 
 
 def read_number(header: Dataset, keyword: str) -> float | None:
-    """The one number of an element; None if it is missing or empty. Several equal ones are one.
-
-    Raises:
-        RadiographError: If it is not one number.
-    """
+    """The one number of an element; None if it is missing or empty. Several equal ones are one."""
     values = {value for value in read_numbers(header, keyword) if value is not None}
     if len(values) > 1:
         raise RadiographError(f"Expected one number in the DICOM element {keyword}, got {len(values)}; correct it.")
@@ -68,11 +61,7 @@ def read_number(header: Dataset, keyword: str) -> float | None:
 
 
 def read_integer(header: Dataset, keyword: str) -> int | None:
-    """The one whole number of an element; None if it is missing or empty.
-
-    Raises:
-        RadiographError: If it is not one whole number.
-    """
+    """The one whole number of an element; None if it is missing or empty."""
     value = read_number(header, keyword)
     if value is not None and (not math.isfinite(value) or value != int(value)):
         raise RadiographError(f"Expected a whole number in the DICOM element {keyword}, got {value:.6g}; correct it.")
@@ -91,11 +80,7 @@ def read_texts(header: Dataset, keyword: str) -> list[str]:
 
 
 def read_items(header: Dataset, keyword: str) -> Sequence[Dataset]:
-    """The items of a sequence; empty if it is missing or empty.
-
-    Raises:
-        RadiographError: If the element is no sequence.
-    """
+    """The items of a sequence; empty if it is missing or empty."""
     try:
         items = header.get(keyword)
     except MALFORMED:

@@ -28,7 +28,7 @@ _RANGE_USED = "the range of the pixels was used instead"
 def render(
     pixels: NDArray[np.integer], header: Dataset, photometric: str, bits_stored: int, notes: list[str]
 ) -> NDArray[np.uint8]:
-    """Renders stored values as a viewer would, bright where a radiograph on film is bright.
+    """Renders stored values `(rows, columns)` as a viewer would, bright where a radiograph on film is bright.
 
     A VOI table goes before a window, and the first usable of several before the others. Without either, images of up to
     8 bits stored keep their full range, as the same image in a PNG would; of deeper ones, whose range is rarely used
@@ -36,15 +36,7 @@ def render(
     rescaling that shows nothing. MONOCHROME1 and the presentation shape INVERSE both say that small values are bright;
     DX images have both, so together they invert once.
 
-    Args:
-        pixels: `(rows, columns)`, stored values of at most 16 bits; signed values in a signed type.
-        header: Group 0028 and Presentation LUT Shape.
-        photometric: MONOCHROME1 or MONOCHROME2.
-        bits_stored: Bits of a stored value.
-        notes: Gets a line for each element that was not usable.
-
-    Raises:
-        RadiographError: If a window, rescale or table value is unclear.
+    `notes` gets a line for each element that was not usable.
 
     Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
     """
@@ -143,9 +135,7 @@ def _table(
 ) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
     """First mapped value, entries, and bits per entry of a modality or VOI table; None if there is none.
 
-    Entries of 8 bits may lie two in a word or one in a word, so their number decides.
-
-    Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1.
+    Entries of 8 bits may lie two in a word or one in a word, so their number decides. Source: DICOM PS3.3, C.11.1.1.
     """
     items = read_items(header, keyword)
     if not items:
