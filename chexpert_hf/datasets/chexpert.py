@@ -29,6 +29,10 @@ from chexpert_hf.datasets.tables import (
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 
 _LABELS_LINE = "CheXpert observations in the order of `labels`: "
+_COLUMNS = {
+    **{"path": "string", "patient": "string", "study": "string", "view": "int32", "sex": "string", "age": "int32"},
+    **{"projection": "string", "is_frontal": "bool"},
+}
 
 
 class BadFilesError(CheXpertDataError):
@@ -161,32 +165,15 @@ def _shuffled(patients: pd.Series) -> list[str]:
 
 
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
-    features = Features(
-        {
-            "image": Image(),
-            **dict.fromkeys(("path", "patient", "study"), Value("string")),
-            "view": Value("int32"),
-            "sex": Value("string"),
-            "age": Value("int32"),
-            "projection": Value("string"),
-            "is_frontal": Value("bool"),
-            "labels": List(Value("float32"), length=len(observations)),
-        }
-    )
+    labels_type = List(Value("float32"), length=len(observations))
+    columns = {name: Value(dtype) for name, dtype in _COLUMNS.items()}
+    features = Features({"image": Image(), **columns, "labels": labels_type})
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
     files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
-    labels = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
-    nested = {
-        "image": pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"]),
-        "labels": pa.FixedSizeListArray.from_arrays(labels, len(observations)),
-    }
-    types = {field.name: field.type for field in features.arrow_schema}
-    arrow = pa.table(
-        {
-            name: nested[name] if name in nested else pa.array(table[name], types[name], from_pandas=True)
-            for name in features
-        }
-    )
+    images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"])
+    values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
+    plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}
+    arrow = pa.table({"image": images, **plain, "labels": pa.FixedSizeListArray.from_arrays(values, len(observations))})
     info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
     # Names the content, for the caches of datasets, which would pickle the whole table for that.
     digest = hashlib.blake2b(info.description.encode(), digest_size=8)

@@ -30,18 +30,13 @@ SPLIT_FILES: dict[str, tuple[str, ...]] = {
 }
 """The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
 
-SEXES = ("Male", "Female", "Unknown")
-PROJECTIONS = ("AP", "PA", "LL", "RL")
-"""Values of `AP/PA`: LL and RL stand in 17 of the 191,027 frontal rows of `train.csv`; laterals leave it blank."""
-
-MAX_AGE = 120
-
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 """Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
-_SEX_NAMES = {name.lower(): name for name in SEXES} | {"m": "Male", "f": "Female"}
-_PROJECTION_NAMES = {name.lower(): name for name in PROJECTIONS}
+_SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
+_PROJECTIONS = ("AP", "PA", "LL", "RL")  # LL and RL stand in 17 frontal rows of `train.csv`; laterals leave it blank
+_MAX_AGE = 120
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
@@ -230,7 +225,7 @@ def _parse_cells(cells: pd.DataFrame, column: str, file: Path) -> NDArray[np.obj
 
 def _age(text: str) -> int:
     years = parse_number(text.removesuffix("Y"))  # DICOM's 045Y
-    if not years.is_integer() or not 0 <= years <= MAX_AGE:
+    if not years.is_integer() or not 0 <= years <= _MAX_AGE:
         raise ValueError(text)
     return int(years)
 
@@ -243,9 +238,9 @@ def _label(text: str) -> float:
 
 
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "Sex": (lambda text: _SEX_NAMES[text.lower()], ", ".join(SEXES)),
-    "Age": (_age, f"whole years, 0 to {MAX_AGE},"),
-    "AP/PA": (lambda text: _PROJECTION_NAMES[text.lower()], ", ".join(PROJECTIONS)),
+    "Sex": (lambda text: _SEX_NAMES[text.lower()], "Male, Female, Unknown"),
+    "Age": (_age, f"whole years, 0 to {_MAX_AGE},"),
+    "AP/PA": (lambda text: _PROJECTIONS[_PROJECTIONS.index(text.upper())], ", ".join(_PROJECTIONS)),
 }
 """Parser and expected values by column; all other columns are observations."""
 

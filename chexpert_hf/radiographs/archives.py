@@ -5,7 +5,6 @@ inflation can be stopped at any byte, and their size is bounded before.
 """
 
 import zipfile
-import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
@@ -14,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 from threading import Lock
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from chexpert_hf.radiographs.grey_levels import RadiographError
+from chexpert_hf.radiographs.grey_levels import RadiographError, refusing
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
 HEAD_BYTES = 512  # identify a file's format and, in a DICOM file, the storage class
@@ -26,7 +25,6 @@ _ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmle
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
 _ZIP_MAGIC = b"PK\x03\x04"
-_BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError)
 
 
 class ArchiveMember(NamedTuple):
@@ -47,10 +45,8 @@ class Archive:
     """An open archive; RadiographError if it is none, has too many members, or would become too large."""
 
     def __init__(self, path: str) -> None:
-        try:
+        with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):
             self._zip = zipfile.ZipFile(path)
-        except _BROKEN:
-            raise RadiographError("Expected a ZIP archive, this one is damaged or none; pack it again.") from None
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
         members = self._zip.infolist()
         if len(members) > MAX_MEMBERS:
@@ -91,7 +87,7 @@ class Archive:
         return BytesIO(self.read(name))
 
     def _read(self, name: str, num_bytes: int) -> bytes:
-        try:
+        with refusing("The archive is damaged here, expected a whole file; pack it again."):
             member = self._members[name]
             path = PureWindowsPath(member.filename)  # which knows both separators and drives
             if path.anchor or ".." in path.parts:
@@ -107,10 +103,6 @@ class Archive:
                 )
             with self._lock, self._zip.open(member) as stream:
                 return stream.read(num_bytes)
-        except RadiographError:
-            raise
-        except _BROKEN:
-            raise RadiographError("The archive is damaged here, expected a whole file; pack it again.") from None
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:

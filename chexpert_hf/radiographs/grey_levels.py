@@ -1,6 +1,7 @@
 """The error, the size limit and the way from 16 to 8 bits that the radiograph readers share."""
 
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ WHITE = 255  # the brightest grey level of an 8-bit image
 # What Pillow, pydicom and their codecs raise on malformed files; warnings under `-W error`.
 MALFORMED = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError),
-    *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zlib.error),
+    *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zipfile.BadZipFile),
+    zlib.error,
 )
 
 MAX_PIXELS = 50_000_000
@@ -52,6 +54,17 @@ def naming(name: object) -> Iterator[None]:
     except RadiographError as error:
         error.name = printable(name)
         raise
+
+
+@contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """Gives this reason, instead of what a decoder raises on malformed files."""
+    try:
+        yield
+    except RadiographError:
+        raise
+    except MALFORMED:
+        raise RadiographError(reason) from None
 
 
 def check_size(width: int, height: int) -> None:

@@ -14,20 +14,18 @@ import numpy as np
 from PIL import Image
 
 from chexpert_hf.radiographs.grey_levels import (
-    MALFORMED,
     MAX_PIXELS,
     NotFetchedError,
     RadiographError,
     check_size,
+    refusing,
     to_8_bit,
 )
 from chexpert_hf.radiographs.raster import format_of, read_pillow, read_raster
 from chexpert_hf.radiographs.unfetched import why_missing
 
-__all__ = ["MAX_PIXELS", "Radiograph", "RadiographError", "RadiographSource", "open_radiograph", "read_radiograph"]
-
 HEAD_BYTES = 132
-_MAX_FILE_BYTES = 500_000_000  # five times a 16-bit image of `MAX_PIXELS`
+_MAX_FILE_BYTES = 10 * MAX_PIXELS  # five times the largest image of 16 bits
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,8 @@ def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
             "Expected a path, bytes, a binary file object, a Pillow image or a numpy array, "
             f"got {type(source).__name__[:40]}; open the file or convert it to one of these."
         )
-    try:
+    with refusing("The file object cannot be read, expected an open one; open it in mode 'rb'."):
         data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream that stands in the middle
-    except MALFORMED:
-        raise RadiographError("The file object cannot be read, expected an open one; open it in mode 'rb'.") from None
     if not isinstance(data, bytes):
         raise RadiographError("Expected a binary file object, this one does not give bytes; open it in mode 'rb'.")
     return io.BytesIO(data)

@@ -24,7 +24,14 @@ from PIL import (
 )
 from PIL.Image import Resampling, Transpose
 
-from chexpert_hf.radiographs.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
+from chexpert_hf.radiographs.grey_levels import (
+    MALFORMED,
+    NotFetchedError,
+    RadiographError,
+    check_size,
+    refusing,
+    to_8_bit,
+)
 from chexpert_hf.radiographs.image_headers import (
     TIFF_BITS,
     TIFF_COMPRESSION,
@@ -178,14 +185,8 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
 def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
     """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour."""
     check_size(*image.size)
-    try:
+    with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)
-    except RadiographError:
-        raise
-    except MALFORMED:
-        raise RadiographError(
-            "The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."
-        ) from None
     return gray, _is_colourful(image)
 
 

@@ -51,9 +51,9 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
         )
     if found is None:  # RLE has no size of its own, and its decoder writes no further than the DICOM header's
         return plugin, None
-    if found[:3] != (frame.columns, frame.rows, frame.num_samples):
+    if found[:3] != (frame.columns, frame.rows, frame.samples_per_pixel):
         raise RadiographError(
-            f"The DICOM header declares {frame.columns} x {frame.rows} pixels of {frame.num_samples} samples, the "
+            f"The DICOM header declares {frame.columns} x {frame.rows} pixels of {frame.samples_per_pixel} samples, the "
             f"compressed image {found.width} x {found.height} of {found.num_samples}; export it again."
         )
     if not 1 <= found.precision <= 16:

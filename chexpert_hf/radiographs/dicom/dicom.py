@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any, BinaryIO, cast
 
@@ -132,9 +132,11 @@ def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]
         bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None, notes)
         data = _read_native(stream, length, frame, bits)
     words = _decode(data, frame, syntax, plugin, vr, bits.allocated)
-    if frame.num_samples == 3:
+    if frame.samples_per_pixel == 3:
         return words.astype(np.uint8, copy=False), header
-    return render(_stored_values(words, bits, notes), header, frame.photometric, bits.stored, notes), header
+    return render(
+        _stored_values(words, bits, notes), header, frame.photometric_interpretation, bits.stored, notes
+    ), header
 
 
 def _is_lateral(header: Dataset) -> bool | None:
@@ -169,7 +171,7 @@ def _compressed_bits(
 ) -> Bits:
     if found is None:
         (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
-        return read_bits(header, frame, 8 * num_segments // frame.num_samples, None, notes)
+        return read_bits(header, frame, 8 * num_segments // frame.samples_per_pixel, None, notes)
     measured = 8 if found.precision <= 8 else 16
     bits = read_bits(header, frame, measured, found.precision, notes)
     stored = min(bits.stored, found.precision)
@@ -180,7 +182,7 @@ def _compressed_bits(
 
 def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> bytes:
     num_bytes = frame.num_values * bits.allocated // 8
-    if frame.photometric == "YBR_FULL_422":  # two pixels share their colour
+    if frame.photometric_interpretation == "YBR_FULL_422":  # two pixels share their colour
         num_bytes = num_bytes // 3 * 2
     if not num_bytes <= length < 2 * num_bytes + num_bytes % 2:
         raise RadiographError(
@@ -210,11 +212,7 @@ def _decode(
 ) -> NDArray[np.unsignedinteger]:
     """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
     options: dict[str, Any] = {
-        "rows": frame.rows,
-        "columns": frame.columns,
-        "samples_per_pixel": frame.num_samples,
-        "photometric_interpretation": frame.photometric,
-        "planar_configuration": frame.planar,
+        **asdict(frame),
         "number_of_frames": 1,
         "bits_allocated": bits_allocated,
         "bits_stored": bits_allocated,

@@ -16,18 +16,18 @@ _GRAY_OF_SHAPE = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}
 
 @dataclass(frozen=True)
 class Frame:
-    """Size and kind of a file's one frame."""
+    """Size and kind of a file's one frame; names as pydicom's decoders take them."""
 
     columns: int
     rows: int
-    num_samples: int  # per pixel: 1, or 3 for colour
-    photometric: str  # Photometric Interpretation
-    planar: int  # Planar Configuration
+    samples_per_pixel: int  # 1, or 3 for colour
+    photometric_interpretation: str
+    planar_configuration: int
 
     @property
     def num_values(self) -> int:
         """Samples in the whole frame."""
-        return self.rows * self.columns * self.num_samples
+        return self.rows * self.columns * self.samples_per_pixel
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | Non
     if high is None:
         high = stored - 1
         notes.append(f"HighBit is missing; {high} was taken, by BitsStored.")
-    if allocated not in ((8,) if frame.num_samples == 3 else (8, 16)):
+    if allocated not in ((8,) if frame.samples_per_pixel == 3 else (8, 16)):
         raise _another_kind("BitsAllocated")
     if not 0 <= stored - 1 <= high < allocated:
         raise RadiographError(
