@@ -29,11 +29,7 @@ _CHUNK = 4096
 
 
 def find_bad_files(
-    folder: str | Path,
-    paths: Sequence[str],
-    *,
-    follow_links: bool = False,
-    say: Callable[[str], None] | None = None,
+    folder: str | Path, paths: Sequence[str], *, follow_links: bool = False, say: Callable[[str], None] | None = None
 ) -> dict[str, str]:
     """Finds files that cannot be radiographs, among paths below a folder with "/" between their parts and no "..".
 

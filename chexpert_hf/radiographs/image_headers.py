@@ -4,6 +4,8 @@ import os
 import struct
 from typing import BinaryIO, NamedTuple
 
+from PIL import TiffImagePlugin
+
 _JPEG_COMMON = (0xC0, 0xC1, 0xC2)
 _JPEG_RARE = {
     **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
@@ -13,11 +15,11 @@ _JPEG_RARE = {
 }
 """Compressions that ordinary decoders lack, by the marker of the frame header."""
 
-TIFF_BITS, TIFF_COMPRESSION = 258, 259
+_TIFF_BITS, _TIFF_COMPRESSION = 258, 259
 _TIFF_SHORT, _TIFF_LONG = 3, 4
 _BIG_TIFF = 43
 
-TIFF_COMPRESSIONS = {
+_TIFF_COMPRESSIONS = {
     **{32908: "PixarFilm", 32909: "PixarLog", 34661: "JBIG", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR"},
     **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
     **dict.fromkeys((50002, 52546), "JPEG XL"),
@@ -54,11 +56,11 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
         position += 1 if marker == 0xFF else 2 + length  # 0xFF: a fill byte
 
 
-def read_tiff_tags(stream: BinaryIO) -> tuple[dict[int, int | None], bool]:
-    """Reads the first directory of a TIFF or BigTIFF file: values by tag, and whether it is BigTIFF; then rewinds.
+def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
+    """Kind ("TIFF" or "BigTIFF"), bits per sample if stated, and the compression's name if Pillow does not know it.
 
-    A value is None where it is no single whole number. Raises EOFError or struct.error if the directory does not end
-    within the file; Pillow would take what is left of it. Source: TIFF Revision 6.0, section 2; the BigTIFF design.
+    Raises EOFError or struct.error if the first directory does not end within the file, which Pillow would let pass.
+    Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -81,4 +83,7 @@ def read_tiff_tags(stream: BinaryIO) -> tuple[dict[int, int | None], bool]:
         is_number = kind in (_TIFF_SHORT, _TIFF_LONG) and number == 1
         tags[tag] = struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'L'}", value)[0] if is_number else None
     stream.seek(0)
-    return tags, is_big
+    compression = tags.get(_TIFF_COMPRESSION) or 1
+    rare = _TIFF_COMPRESSIONS.get(compression, f"unknown ({compression})")
+    is_rare = compression not in TiffImagePlugin.COMPRESSION_INFO
+    return "BigTIFF" if is_big else "TIFF", tags.get(_TIFF_BITS), rare if is_rare else None

@@ -12,45 +12,18 @@ from collections.abc import Callable
 from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    Image,
-    ImageChops,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin, Image, ImageChops, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import Resampling, Transpose
 
-from chexpert_hf.radiographs.grey_levels import (
-    MALFORMED,
-    NotFetchedError,
-    RadiographError,
-    check_size,
-    refusing,
-    to_8_bit,
-)
-from chexpert_hf.radiographs.image_headers import (
-    TIFF_BITS,
-    TIFF_COMPRESSION,
-    TIFF_COMPRESSIONS,
-    read_jpeg_header,
-    read_tiff_tags,
-)
-from chexpert_hf.radiographs.unfetched import pointer_of
+from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError, check_size, refusing, to_8_bit
+from chexpert_hf.radiographs.image_headers import read_jpeg_header, read_tiff_header
+from chexpert_hf.radiographs.unfetched import refuse_pointer
 
+# A JPEG decoder may scale down while both sides keep this many times the target size: .2 grey levels on average.
 DRAFT_MARGIN = 1.75
-"""A JPEG decoder may scale down while both sides keep this many times the target size; a fifth of a grey level's
-difference on average."""
 
-COLOURFUL_SHARE = 0.1
-"""From this share of colourful pixels on, an image is in colour. A side mark may be, and film is tinted but faintly."""
-
-COLOURFUL_SPREAD = 32
-"""A pixel is colourful if its red, green and blue differ by more than this, of 255."""
-
+_COLOURFUL_SHARE = 0.1  # of pixels, from which on an image is in colour; a side mark may be, and film is tinted faintly
+_COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which it is colourful
 _COLOUR_SIDE = 64
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -84,7 +57,7 @@ _MAGIC = {
 
 # The format's own class instead of Image.open: no other format can take the file, and no warning about its size is
 # given before `check_size` has refused it.
-_OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+_OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
     "JPEG": JpegImagePlugin.jpeg_factory,
     "PNG": PngImagePlugin.PngImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
@@ -108,8 +81,7 @@ def format_of(head: bytes) -> str:
         return "WebP"
     if _begins_with_element(head):
         return "DICOM"
-    if pointer := pointer_of(head):
-        raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {pointer}")
+    refuse_pointer(head)
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."
@@ -138,7 +110,7 @@ def read_raster(
         if file_format == "PNG":
             _check_png_chunks(stream)
         if file_format == "TIFF":
-            read_tiff_tags(stream)
+            read_tiff_header(stream)
         image = _OPENERS[file_format](stream)
         check_size(*image.size)
         _check_is_whole(image, stream)
@@ -165,13 +137,11 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
         if file_format == "JPEG" and (rare := read_jpeg_header(stream).rare_compression):
             found = f"{rare} in a JPEG file"
         if file_format == "TIFF":
-            tags, is_big = read_tiff_tags(stream)
-            compression = tags.get(TIFF_COMPRESSION) or 1
-            kind = f"a {'BigTIFF' if is_big else 'TIFF'} image"
-            if compression not in TiffImagePlugin.COMPRESSION_INFO:
-                found = f"{kind} with {TIFF_COMPRESSIONS.get(compression, f'unknown ({compression})')} compression"
+            kind, bits, rare = read_tiff_header(stream)
+            if rare:
+                found = f"a {kind} image with {rare} compression"
             elif isinstance(error, SyntaxError):  # before anything is decoded
-                found = f"{kind} of another layout, {tags.get(TIFF_BITS) or 'several'} bits per sample"
+                found = f"a {kind} image of another layout, {bits or 'several'} bits per sample"
     except MALFORMED:
         pass
     if found is None:
@@ -213,13 +183,12 @@ def _check_png_chunks(stream: BinaryIO) -> None:
     raise RadiographError(f"Expected at most {_MAX_PNG_CHUNKS:,} parts in a PNG image, got more; save it again.")
 
 
-def _check_is_whole(image: ImageFile.ImageFile, stream: BinaryIO) -> None:
+def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
     """Refuses further frames, and ends of file that Pillow does not miss."""
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with further pictures behind it
         raise RadiographError("Expected one radiograph per file, got several frames or pages; export one of them.")
-    tile = image.tile[0] if image.tile else None
-    if isinstance(image, BmpImagePlugin.BmpImageFile) and tile and tile.codec_name == "raw":
-        _, bytes_per_row, _ = cast("tuple[str, int, int]", tile.args)
+    for tile in image.tile if isinstance(image, BmpImagePlugin.BmpImageFile) else ():
+        bytes_per_row = cast("tuple[str, int, int]", tile.args)[1] if tile.codec_name == "raw" else 0
         if tile.offset + bytes_per_row * image.height > stream.seek(0, os.SEEK_END):
             raise EOFError
 
@@ -269,4 +238,4 @@ def _is_colourful(image: Image.Image) -> bool:
     except MALFORMED:
         return False
     spread = np.ptp(np.array([np.asarray(band, dtype=int) for band in small]), axis=0)  # (_COLOUR_SIDE, _COLOUR_SIDE)
-    return float((spread > COLOURFUL_SPREAD).mean()) > COLOURFUL_SHARE
+    return float((spread > _COLOURFUL_SPREAD).mean()) > _COLOURFUL_SHARE

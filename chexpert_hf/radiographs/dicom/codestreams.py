@@ -51,10 +51,11 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
         )
     if found is None:  # RLE has no size of its own, and its decoder writes no further than the DICOM header's
         return plugin, None
-    if found[:3] != (frame.columns, frame.rows, frame.samples_per_pixel):
+    width, height, num_samples = frame.columns, frame.rows, frame.samples_per_pixel
+    if found[:3] != (width, height, num_samples):
         raise RadiographError(
-            f"The DICOM header declares {frame.columns} x {frame.rows} pixels of {frame.samples_per_pixel} samples, the "
-            f"compressed image {found.width} x {found.height} of {found.num_samples}; export it again."
+            f"The DICOM header declares {width} x {height} pixels of {num_samples} samples, the compressed image "
+            f"{found.width} x {found.height} of {found.num_samples}; export it again."
         )
     if not 1 <= found.precision <= 16:
         raise RadiographError(f"Expected a compressed image of 1 to 16 bits, got {found.precision}; export it again.")
