@@ -102,9 +102,7 @@ def load_chexpert(
     for split, table in tables.items() if frontal_only else ():
         tables[split] = table[table["is_frontal"]]
         if tables[split].empty:
-            raise CheXpertDataError(
-                f"All {len(table):,} radiographs of {split} are laterals, expected frontal ones; leave the split out."
-            )
+            raise CheXpertDataError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
     if num_patients is not None and "train" in tables:
         patients = _shuffled(tables["train"]["patient"])
         if not 1 <= num_patients <= len(patients):

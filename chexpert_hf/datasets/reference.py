@@ -154,9 +154,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
     cells.columns = cells.columns.str.strip()
     if "Path" not in cells or cells.empty:
         came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
-        raise ReferenceFileError(
-            f"{file.name}: expected rows with the column Path and observations or targets, {came}."
-        )
+        raise ReferenceFileError(f"{file.name}: expected rows with the column Path and labels, {came}.")
     cells = cells.fillna("").apply(lambda column: column.str.strip())  # a short row has NaN
     cells["Path"] = cells["Path"].str.replace("\\", "/").str.split("/").str[-4:].str.join("/")
     cells.index = pd.RangeIndex(2, len(cells) + 2)
@@ -216,7 +214,7 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
     column, value = choice.column, choice.value
     if column not in cells:
         raise ReferenceFileError(
-            f"{file.name} has no column {column!r} for --reference-map; it has {listed(list(cells))}."
+            f"{file.name} has no column {column!r} for --reference-map; it has {listed([*cells])}."
         )
     texts = cells[column]
     texts = texts.mask(texts.str.lower().isin(BLANKS))
@@ -224,11 +222,10 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
         value = choice.observation
     if value is None:
         values = _numbers(texts, choice, file)
-    elif not (found := texts == value).any():
-        raise ReferenceFileError(
-            f"{file.name}: no cell of {column} is {value!r:.60}; it has {listed(sorted(set(texts.dropna())))}."
-        )
+    elif value not in (known := set(texts.dropna())):
+        raise ReferenceFileError(f"{file.name}: no cell of {column} is {value!r:.60}; it has {listed(sorted(known))}.")
     else:  # a row that names one finding says nothing about the others
+        found = texts == value
         values = found.astype(float).where(found if column == _FINDING_COLUMN else texts.notna())
     places: dict[str, list[Box]] = {}
     for row in values.index[values == POSITIVE].intersection(list(boxes)):

@@ -70,9 +70,8 @@ def find_dataset_folder(root: str | Path) -> Path:
             "Pass the folder that holds train.csv."
         )
     if len(found) > 1:
-        raise CheXpertDataError(
-            f"{str(root)!r} holds several data sets ({listed([folder.name for folder in found])}); pass one of them."
-        )
+        names = listed([folder.name for folder in found])
+        raise CheXpertDataError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
     return found[0].resolve()
 
 

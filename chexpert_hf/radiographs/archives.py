@@ -49,10 +49,9 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
         members = self._zip.infolist()
-        if len(members) > MAX_MEMBERS:
-            raise RadiographError(
-                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(members):,}; split it."
-            )
+        count = len(members)
+        if count > MAX_MEMBERS:
+            raise RadiographError(f"Expected at most {MAX_MEMBERS:,} files in an archive, got {count:,}; split it.")
         total = sum(member.file_size for member in members)
         if total > max(MAX_EXPANSION * Path(path).stat().st_size, _ALWAYS_ACCEPTED_BYTES):
             raise RadiographError(

@@ -72,9 +72,7 @@ def check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise RadiographError(f"Expected an image with pixels, got {width} x {height}; export the image again.")
     if width * height > MAX_PIXELS:
-        raise RadiographError(
-            f"Expected at most {MAX_PIXELS:,} pixels, the header declares {width} x {height}; scale the image down."
-        )
+        raise RadiographError(f"Expected at most {MAX_PIXELS:,} pixels, got {width} x {height}; scale the image down.")
 
 
 def bit_depth(maximum: int) -> int:

@@ -143,9 +143,7 @@ def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
 def _image_of(array: np.ndarray) -> Image.Image:
     bits = array.dtype.itemsize * 8
     if array.dtype.kind != "u" or bits not in (8, 16):
-        raise RadiographError(
-            f"Expected an array of uint8 or uint16, got {array.dtype.name[:20]}, whose scale is ambiguous; convert it."
-        )
+        raise RadiographError(f"Expected uint8 or uint16, got {array.dtype.name[:20]}, of ambiguous scale; convert it.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and bits == 8

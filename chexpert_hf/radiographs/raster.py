@@ -214,9 +214,7 @@ def _gray_16_bit(image: Image.Image) -> Image.Image:
 
 def _gray_8_bit(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES_8_BIT:
-        raise RadiographError(
-            f"Expected 8-bit gray or colour or 16-bit gray, got mode {image.mode[:8]}; save as 8- or 16-bit gray."
-        )
+        raise RadiographError(f"Expected 8-bit gray or colour or 16-bit gray, got mode {image.mode[:8]}; convert it.")
     if any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):  # Pillow would drop the lower 8 bits
         raise RadiographError("Expected 8-bit colour or 16-bit gray, got 16-bit colour; save the image as grayscale.")
     image.load()  # a PNG's transparency is known only now

@@ -264,7 +264,7 @@ def test_laterals_can_be_left_out(folder: Path) -> None:
 
 def test_a_split_without_frontal_radiographs_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "train.csv", [radiograph(1, side="lateral"), radiograph(2, side="lateral")])
-    with pytest.raises(CheXpertDataError, match="All 2 radiographs of train are laterals, expected frontal ones"):
+    with pytest.raises(CheXpertDataError, match="All 2 radiographs of train are laterals"):
         labels_only(tmp_path, frontal_only=True)
 
 

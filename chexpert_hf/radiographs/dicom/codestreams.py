@@ -65,9 +65,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 def _read_j2k_header(codestream: bytes) -> FrameHeader:
     """Source: ISO/IEC 15444-1 annex A.5.1 (SIZ)."""
     if not codestream.startswith(b"\xff\x4f\xff\x51"):
-        raise RadiographError(
-            "Expected bare JPEG 2000 data in the DICOM file, got something else, such as a JP2 file; convert it."
-        )
+        raise RadiographError("Expected bare JPEG 2000 data in the DICOM file, got others, such as JP2; convert it.")
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, num_samples, depth = struct.unpack_from(
         ">8LHB", codestream, 8
     )

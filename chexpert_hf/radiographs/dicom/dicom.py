@@ -185,9 +185,7 @@ def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> byt
     if frame.photometric_interpretation == "YBR_FULL_422":  # two pixels share their colour
         num_bytes = num_bytes // 3 * 2
     if not num_bytes <= length < 2 * num_bytes + num_bytes % 2:
-        raise RadiographError(
-            f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; export the image again."
-        )
+        raise RadiographError(f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; re-export.")
     data = stream.read_last(length) if isinstance(stream, InflatedStream) else stream.read(length)
     if len(data) < length:
         raise EOFError

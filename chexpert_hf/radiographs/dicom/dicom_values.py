@@ -35,13 +35,10 @@ def read_numbers(header: Dataset, keyword: str) -> list[float | None]:
     A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are accepted,
     but no ambiguous number such as "2,048". NaN and infinity are possible.
     """
-    element = _raw(header, keyword)
-    if element is None:
-        return []
-    data = bytes(element.value or b"")
-    # As written, or as the dictionary says where none was written; the first of alternatives.
-    known = element.VR if element.VR in (*_BINARY, *_TEXT) else dictionary_VR(keyword)
-    code = _BINARY.get(known.split(" ")[0])
+    data, order, written = read_bytes(header, keyword)
+    # Otherwise as the dictionary says: the first of alternatives.
+    representation = written if written in (*_BINARY, *_TEXT) else dictionary_VR(keyword).split(" ")[0]
+    code = _BINARY.get(representation)
     if code is None:
         text = data.decode("ascii", "replace")
         parts = _SEPARATORS.split(text) if text.strip(" \0") else []
@@ -49,7 +46,7 @@ def read_numbers(header: Dataset, keyword: str) -> list[float | None]:
     count, left = divmod(len(data), struct.calcsize(f"={code}"))
     if left:
         raise RadiographError(f"Expected whole numbers in the DICOM element {keyword}, got {len(data)} bytes; fix it.")
-    return list(struct.unpack(f"{'<' if element.is_little_endian else '>'}{count}{code}", data))
+    return list(struct.unpack(f"{order}{count}{code}", data))
 
 
 def read_number(header: Dataset, keyword: str) -> float | None:
@@ -90,20 +87,15 @@ def read_items(header: Dataset, keyword: str) -> Sequence[Dataset]:
     return items or []
 
 
-def read_bytes(header: Dataset, keyword: str) -> tuple[bytes, str]:
-    """The bytes of an element as they are in the file, empty if it is missing, and their order: "<" or ">"."""
-    element = _raw(header, keyword)
-    return (bytes(element.value or b""), "<" if element.is_little_endian else ">") if element else (b"", "<")
-
-
-def _raw(header: Dataset, keyword: str) -> RawDataElement | None:
+def read_bytes(header: Dataset, keyword: str) -> tuple[bytes, str, str | None]:
+    """The bytes of an element, empty if it is missing; their order, "<" or ">"; and the representation, if written."""
     tag = tag_for_keyword(keyword)
     if tag is None or tag not in header:
-        return None
+        return b"", "<", None
     element = header.get_item(tag, keep_deferred=True)  # which here means: without turning empty ones into values
     if not isinstance(element, RawDataElement):
         raise RadiographError(f"Expected a value in the DICOM element {keyword}, got a sequence; correct it.")
-    return element
+    return bytes(element.value or b""), "<" if element.is_little_endian else ">", element.VR
 
 
 def _parse(text: str, keyword: str) -> float | None:
@@ -119,9 +111,7 @@ def _parse(text: str, keyword: str) -> float | None:
         if re.match(r"[+-]?[\d.,]", text):  # letters are masked: they could be a name
             masked = re.sub(r"[^0-9.,+\- ]", "?", text)
             shown = f"'{masked[:_MAX_SHOWN]}{'...' if len(masked) > _MAX_SHOWN else ''}'"
-        raise RadiographError(
-            f"Expected a number in the DICOM element {keyword}, got {shown}; correct it or export it again."
-        ) from None
+        raise RadiographError(f"Expected a number in the DICOM element {keyword}, got {shown}; correct it.") from None
 
 
 def _with_decimal_point(number: str) -> str:

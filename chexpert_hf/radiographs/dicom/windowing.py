@@ -140,7 +140,7 @@ def _table(
     items = read_items(header, keyword)
     if not items:
         return None
-    data, byte_order = read_bytes(items[0], "LUTData")
+    data, byte_order, _ = read_bytes(items[0], "LUTData")
     if not data or not read_bytes(items[0], "LUTDescriptor")[0]:
         notes.append(f"{keyword} holds no table; it was ignored.")
         return None
@@ -150,9 +150,7 @@ def _table(
     is_word = len(data) >= 2 * num_entries
     table = np.frombuffer(data[: (1 + is_word) * num_entries], dtype=f"{byte_order}u2" if is_word else np.uint8)
     if len(table) < num_entries or not 8 <= bits <= 16:
-        raise RadiographError(
-            "Expected a complete DICOM lookup table of 8 to 16 bits by LUTDescriptor, got another; export it again."
-        )
+        raise RadiographError("Expected a complete DICOM lookup table of 8 to 16 bits by LUTDescriptor; export again.")
     return _signed(first, dtype), table, max(bits, bit_depth(int(table.max())))
 
 
