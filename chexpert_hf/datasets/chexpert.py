@@ -29,10 +29,8 @@ from chexpert_hf.datasets.tables import (
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 
 _LABELS_LINE = "CheXpert observations in the order of `labels`: "
-_COLUMNS = {
-    **{"path": "string", "patient": "string", "study": "string", "view": "int32", "sex": "string", "age": "int32"},
-    **{"projection": "string", "is_frontal": "bool"},
-}
+_COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
+_TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
 
 class BadFilesError(CheXpertDataError):
@@ -164,7 +162,7 @@ def _shuffled(patients: pd.Series) -> list[str]:
 
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
     labels_type = List(Value("float32"), length=len(observations))
-    columns = {name: Value(dtype) for name, dtype in _COLUMNS.items()}
+    columns = {name: Value(_TYPES.get(name, "string")) for name in _COLUMNS}
     features = Features({"image": Image(), **columns, "labels": labels_type})
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
     files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())

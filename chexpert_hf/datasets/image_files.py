@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -50,9 +51,8 @@ def find_bad_files(
 
     with ThreadPoolExecutor(_THREADS) as threads:
         chunks = threads.map(faults, [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)])
-        bad = {
-            path: fault for path, fault in zip(paths, (one for chunk in chunks for one in chunk), strict=True) if fault
-        }
+        found = zip(paths, chain.from_iterable(chunks), strict=True)
+        bad = {path: fault for path, fault in found if fault}
     num_links = len([path for path in links if path not in bad])
     if num_links and say:
         say(f"Radiographs reached through links: {num_links:,} of {len(paths):,}.")
