@@ -170,12 +170,11 @@ def _read_cells(file: Path) -> pd.DataFrame:
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     """Splits the paths at the split's name, which works for every prefix and for none."""
     stated = cells["Path"]
-    texts = pa.array(stated, pa.string(), from_pandas=True)
-    paths = pc.replace_substring(pc.utf8_trim_whitespace(texts), "\\", "/")
-    parts = pc.extract_regex(paths, _PATH_PATTERN)
-    is_malformed = parts.is_null().to_numpy(zero_copy_only=False)
+    paths = stated.str.strip().str.replace("\\", "/")
+    parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
     columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
-    _refuse_escapes(stated, paths, columns["prefix"].where(~is_malformed, ""), file)
+    is_malformed = columns["split"].isna()
+    _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
     if is_malformed.any():
         row = cells.index[is_malformed][0]
         raise _bad_cell(file, row, "Path", stated[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
@@ -188,16 +187,13 @@ def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     return columns
 
 
-def _refuse_escapes(cells: pd.Series, paths: pa.StringArray, prefixes: pd.Series, file: Path) -> None:
-    def matches(pattern: str) -> NDArray[np.bool_]:
-        return pc.match_substring_regex(paths, pattern).fill_null(False).to_numpy(zero_copy_only=False)
-
+def _refuse_escapes(stated: pd.Series, paths: pd.Series, prefixes: pd.Series, file: Path) -> None:
     def is_inside(prefix: str) -> bool:  # a network path is not looked up for the sake of a table
         return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
 
-    is_absolute, folder = matches(_ABSOLUTE_PATTERN), file.parent.resolve()
+    is_absolute, folder = paths.str.contains(_ABSOLUTE_PATTERN, na=False), file.parent.resolve()
     inside = [prefix for prefix in prefixes[is_absolute].unique() if is_inside(prefix)]
-    escapes = cells[matches(_PARENT_PATTERN) | (is_absolute & ~prefixes.isin(inside).to_numpy())]
+    escapes = stated[paths.str.contains(_PARENT_PATTERN, na=False) | (is_absolute & ~prefixes.isin(inside))]
     if len(escapes):
         rows = listed([f"row {row} {path!r:.90}" for row, path in escapes.items()])
         raise CheXpertDataError(
