@@ -21,7 +21,7 @@ from chexpert_hf.radiographs.raster import format_of
 from chexpert_hf.radiographs.unfetched import why_missing
 
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-"""What a whole file ends with. Source: ITU T.81, B.1.1.3 (EOI); PNG (Third Edition), 11.2.4 (IEND and its checksum)."""
+"""Ends of complete files. Source: ITU T.81, B.1.1.3 (EOI); PNG (Third Edition), 11.2.4 (IEND and its checksum)."""
 
 _TAIL_BYTES = 64  # some writers pad with zeros to an even or a round length
 
@@ -60,7 +60,7 @@ def find_bad_files(
 
 
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
-    """What is wrong with a file; adds its path to `links` if it is reached through one."""
+    """The fault of a file, if any; adds its path to `links` if it is reached through one."""
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)

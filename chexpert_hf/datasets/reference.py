@@ -37,7 +37,7 @@ OTHER_NAMES = {
 _FINDING_COLUMN = "Observation"
 _BOX_COLUMNS = ("x", "y", "width", "height")
 _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
-"""Of several boxes in one image the highest decides."""
+"""The highest of several boxes in one image decides."""
 
 
 class ReferenceFileError(InputError):
@@ -113,7 +113,7 @@ def read_reference(
     Args:
         file: CSV file with the column Path; separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Cells of a
             target are 1, 0, -1 (uncertain) or blank (not stated), or text.
-        observations: What the model judges.
+        observations: The observations that the model scores.
         mapping: Which score stands for which column: "Target=Lung Opacity", or "Class:Normal=No Finding" for a column
             of text, of which one value is positive. Several in one text are separated by commas. Columns that are
             named like an observation need none.

@@ -93,7 +93,7 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
     paths into the folder of the file.
 
     Args:
-        file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are left out.
+        file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are skipped.
         observations: The observations to read; the others may be missing from the file.
         has_acquisition: Whether the columns of sex, age, view and projection must be there. CheXpert's test set comes
             without them: what is missing is then None.

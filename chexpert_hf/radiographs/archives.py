@@ -38,7 +38,7 @@ class ArchiveMember(NamedTuple):
 
 
 RadiographFile: TypeAlias = str | Path | ArchiveMember
-"""What `str` names, and `source_of` makes something that can be read."""
+"""A file or member that `str` names and `source_of` opens."""
 
 
 class Archive:

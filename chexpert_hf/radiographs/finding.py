@@ -18,7 +18,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     """Finds the files among `paths` as they are given, and the radiographs in the folders and archives among them.
 
     In a folder or archive a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an
-    image; names that begin with a dot are left out, and so are archives in folders. Files of the operating system and
+    image; names that begin with a dot are skipped, and so are archives in folders. Files of the operating system and
     DICOM files without an image are skipped wherever they are. Links are followed, but never in circles. A link whose
     target is gone, and an archive or folder that cannot be read, is among the files itself, to be reported as one.
 

@@ -40,7 +40,7 @@ _TRANSPOSITIONS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation (CIPA DC-008, tag 0x0112)."""
+"""Transpositions to upright by EXIF orientation (CIPA DC-008, tag 0x0112)."""
 
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

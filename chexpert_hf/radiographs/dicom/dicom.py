@@ -134,9 +134,8 @@ def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]
     words = _decode(data, frame, syntax, plugin, vr, bits.allocated)
     if frame.samples_per_pixel == 3:
         return words.astype(np.uint8, copy=False), header
-    return render(
-        _stored_values(words, bits, notes), header, frame.photometric_interpretation, bits.stored, notes
-    ), header
+    pixels = _stored_values(words, bits, notes)
+    return render(pixels, header, frame.photometric_interpretation, bits.stored, notes), header
 
 
 def _is_lateral(header: Dataset) -> bool | None:

@@ -1,4 +1,4 @@
-"""How a DICOM file's pixels are laid out: size, samples, bits and sign, with missing elements taken from the rest."""
+"""The layout of a DICOM file's pixels: size, samples, bits and sign, with missing elements taken from the rest."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Bits:
-    """How a sample lies in its word."""
+    """Position of a sample in its word."""
 
     allocated: int  # bits of the word, 8 or 16
     stored: int  # bits of the sample
@@ -71,7 +71,7 @@ def read_frame(header: Dataset, is_compressed: bool, notes: list[str]) -> Frame:
 
 
 def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | None, notes: list[str]) -> Bits:
-    """Reads how a sample lies in its word.
+    """Reads the position of a sample in its word.
 
     Args:
         header: With the elements of group 0028.
