@@ -377,7 +377,7 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def _gray_range(classifier: CheXpertClassifier, valid: Scored) -> list[str]:
-    images = [classifier.read(file) for file in image_files(valid.dataset)]
+    images = [classifier.read(file).image for file in image_files(valid.dataset)]
     before = classifier.predict(images)
     rows = []
     for name, change in CHANGES.items():

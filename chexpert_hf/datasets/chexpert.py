@@ -8,7 +8,7 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 2.
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, N
 
 from chexpert_hf.datasets.image_files import find_bad_files
 from chexpert_hf.datasets.tables import (
-    PROJECTIONS,
-    SEXES,
     SPLIT_FILES,
     CheXpertDataError,
     find_dataset_folder,
@@ -30,17 +28,13 @@ from chexpert_hf.datasets.tables import (
 )
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 
-__all__ = ["BadFilesError", "CheXpertDataError", "load_chexpert", "observations_of"]
-
 _LABELS_LINE = "CheXpert observations in the order of `labels`: "
+_COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
+_TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
 
 class BadFilesError(CheXpertDataError):
-    """Radiographs of the tables that cannot be read.
-
-    Attributes:
-        faults: What is wrong with each, by its path as in `find_bad_files`.
-    """
+    """Radiographs of the tables that cannot be read; `faults` says what is wrong with each path."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -60,23 +54,20 @@ def load_chexpert(
     follow_links: bool = True,
     say: Callable[[str], None] | None = None,
     frontal_only: bool = False,
-    projections: Collection[str] | None = None,
-    sexes: Collection[str] | None = None,
     observations: Sequence[str] | None = None,
     num_patients: int | None = None,
     valid_fraction: float = 0.1,
-    seed: int = 0,
 ) -> DatasetDict:
     """Loads a data set in CheXpert's layout.
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
     None for laterals), `is_frontal`, and `labels`: `(num_observations,)` float32, 1, 0, -1 or NaN where the report
-    does not mention the observation. `observations_of` names the places of `labels`.
+    does not mention the observation. `info.description` names the columns of `labels`.
 
     A folder without `valid.csv` has patients of `train.csv` held out as its valid split. They are left out of train
-    whether or not `splits` asks for valid, so that loading the splits one by one does not leak; the filters do not
-    change who they are, `valid_fraction` and `seed` do. With `valid_fraction=0`, train is all of `train.csv`.
+    whether or not `splits` asks for valid, so that loading the splits one by one does not leak; only `valid_fraction`
+    changes who they are. With `valid_fraction=0`, train is all of `train.csv`.
 
     Args:
         root: The folder with `train.csv` (or `train.csv.gz`), or the folder that contains it.
@@ -85,13 +76,10 @@ def load_chexpert(
         follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
         say: Takes a line for the user about how many links were followed, if any were.
         frontal_only: Whether to leave out laterals.
-        projections: Values of AP/PA to keep: "AP", "PA", "LL", "RL". Laterals have none and are left out too.
-        sexes: Values to keep: "Male", "Female", "Unknown".
         observations: What `labels` holds, in this order; all 14 in the order of the CSV by default.
-        num_patients: Take this many of the patients of train that the filters leave; the other splits stay whole. A
-            smaller subset is part of a larger one of the same `seed`.
+        num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
+            smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
-        seed: Chooses the held-out patients and the subset.
 
     Returns:
         The splits in the order asked for, rows in the order of the files.
@@ -99,179 +87,93 @@ def load_chexpert(
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
         CheXpertDataError: If a table is missing or has a value that CheXpert does not define, two splits share a
-            patient, or a filter leaves nothing.
+            patient, or `frontal_only` leaves nothing.
         ValueError: If an argument is not one of those named here.
     """
     names = check_observations(OBSERVATIONS if observations is None else observations)
-    _check_known("splits", splits, tuple(SPLIT_FILES))
-    _check_known("projections", projections, PROJECTIONS)
-    _check_known("sexes", sexes, SEXES)
+    if unknown := [split for split in splits if split not in SPLIT_FILES]:
+        raise ValueError(f"Expected splits from {', '.join(SPLIT_FILES)}, got {unknown[0]!r}.")
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     folder = find_dataset_folder(root)
-    tables = _read_splits(folder, splits, names, valid_fraction, seed)
-    _refuse_shared_patients(tables)
-    wanted = {"is_frontal": {True} if frontal_only else None, "projection": projections, "sex": sexes}
-    tables = {split: _filter(table, split, wanted) for split, table in tables.items()}
-    if num_patients is not None and "train" in tables:
-        tables["train"] = _take_patients(tables["train"], num_patients, seed)
-    if check_files:
-        paths = [path for table in tables.values() for path in table["path"]]
-        _refuse_bad_files(folder, paths, find_bad_files(folder, paths, follow_links=follow_links, say=say))
-    return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
-
-
-def observations_of(dataset: Dataset) -> tuple[str, ...]:
-    """Names the places of `labels` in a dataset of `load_chexpert`.
-
-    They are a line of `dataset.info.description`, which survives filter, select, map, shuffle, concatenation of like
-    datasets, and save_to_disk. An export to Parquet or CSV drops it.
-
-    Raises:
-        ValueError: If the dataset does not say, or holds several orders.
-    """
-    lines = [line for line in dataset.info.description.splitlines() if line.startswith(_LABELS_LINE)]
-    if len(lines) != 1:
-        raise ValueError(
-            f"Expected one line {_LABELS_LINE.strip()!r} in the dataset's info.description, found {len(lines)}; load "
-            "the data with load_chexpert, and join only datasets of the same observations."
-        )
-    return check_observations(lines[0].removeprefix(_LABELS_LINE).split(", "))
-
-
-def _check_known(argument: str, values: Collection[str] | None, known: Sequence[str]) -> None:
-    if values is None:
-        return
-    unknown = [value for value in values if value not in known]
-    if unknown or not values:
-        came = f"{unknown[0]!r}" if unknown else "none"
-        raise ValueError(f"Expected {argument} from {', '.join(known)}, got {came}.")
-
-
-def _read_splits(
-    folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float, seed: int
-) -> dict[str, pd.DataFrame]:
-    has_valid = find_table(folder, "valid") is not None
-    sources = ["train" if split == "valid" and not has_valid else split for split in splits]
-    tables = {source: _read_split(folder, source, observations) for source in dict.fromkeys(sources)}
-    if "train" in tables and not has_valid:
-        tables["train"], tables["valid"] = _hold_out(tables["train"], valid_fraction, seed)
-    for split in splits:
+    tables = _read_splits(folder, splits, names, valid_fraction)
+    for split, table in tables.items() if frontal_only else ():
+        tables[split] = table[table["is_frontal"]]
         if tables[split].empty:
+            raise CheXpertDataError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
+    if num_patients is not None and "train" in tables:
+        patients = _shuffled(tables["train"]["patient"])
+        if not 1 <= num_patients <= len(patients):
             raise CheXpertDataError(
-                f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
-                "train.csv leaves it none. Add a valid.csv, or choose another fraction."
+                f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filter leaves, "
+                f"got {num_patients}."
             )
-    return {split: tables[split] for split in splits}
-
-
-def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
-    file = find_table(folder, split)
-    if file is None:
-        raise CheXpertDataError(
-            f"No table of the {split} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[split])}. "
-            "Add it, or leave the split out."
-        )
-    return read_table(file, observations, has_acquisition=split != "test")
-
-
-def _hold_out(table: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    patients = _shuffled(table["patient"].unique(), seed)
-    count = max(1, round(fraction * len(patients))) if fraction else 0
-    is_held_out = table["patient"].isin(patients[:count])
-    return table[~is_held_out], table[is_held_out]
-
-
-def _take_patients(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    patients = _shuffled(table["patient"].unique(), seed)
-    if not 1 <= count <= len(patients):
-        raise CheXpertDataError(
-            f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filters leave, "
-            f"got {count}."
-        )
-    return table[table["patient"].isin(patients[:count])]
-
-
-def _shuffled(patients: Iterable[str], seed: int) -> list[str]:
-    # The order of two patients depends on nothing but their names and the seed: subsets nest, and neither the order of
-    # the rows nor other patients' coming and going changes it.
-    return sorted(patients, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode()).digest())
-
-
-def _refuse_shared_patients(tables: dict[str, pd.DataFrame]) -> None:
-    for one, other in combinations(tables, 2):
-        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
-        if shared:
-            raise CheXpertDataError(
-                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
-                f"{other} would be too good. Take their rows out of one of the tables."
-            )
-
-
-def _filter(table: pd.DataFrame, split: str, wanted: Mapping[str, Collection[object] | None]) -> pd.DataFrame:
-    for column, values in wanted.items():
-        if values is None:
-            continue
-        kept = table[table[column].isin(list(values))]
-        if kept.empty:
-            came = _distinct(table[column].dropna()) or "nothing stated"
-            raise CheXpertDataError(
-                f"The filter by {column} leaves nothing of {split}: it keeps {_distinct(values)}, but the "
-                f"{len(table):,} radiographs that reached it have {came}. Widen it, or leave the split out."
-            )
-        table = kept
-    return table
-
-
-def _distinct(values: Iterable[object]) -> str:
-    return ", ".join(sorted({str(value) for value in values}))
-
-
-def _refuse_bad_files(folder: Path, paths: Sequence[str], faults: Mapping[str, str]) -> None:
-    if faults:
+        tables["train"] = tables["train"][tables["train"]["patient"].isin(patients[:num_patients])]
+    paths = [path for table in tables.values() for path in table["path"]]
+    if check_files and (faults := find_bad_files(folder, paths, follow_links=follow_links, say=say)):
         line = (
             f"{len(faults):,} of {len(paths):,} files cannot be used: "
             f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
             f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
         )
         raise BadFilesError(line, faults)
+    return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
+
+
+def _read_splits(
+    folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float
+) -> dict[str, pd.DataFrame]:
+    has_valid = find_table(folder, "valid") is not None
+    tables = {}
+    for source in dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits):
+        file = find_table(folder, source)
+        if file is None:
+            raise CheXpertDataError(
+                f"No table of the {source} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[source])}. "
+                "Add it, or leave the split out."
+            )
+        tables[source] = read_table(file, observations, has_acquisition=source != "test")
+    if "train" in tables and not has_valid:
+        patients = _shuffled(tables["train"]["patient"])
+        count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
+        is_held_out = tables["train"]["patient"].isin(patients[:count])
+        tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
+    for split in splits:
+        if tables[split].empty:
+            raise CheXpertDataError(
+                f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
+                "train.csv leaves it none. Add a valid.csv, or choose another fraction."
+            )
+    for one, other in combinations(dict.fromkeys(splits), 2):
+        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
+        if shared:
+            raise CheXpertDataError(
+                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
+                f"{other} would be too good. Take their rows out of one of the tables."
+            )
+    return {split: tables[split] for split in splits}
+
+
+def _shuffled(patients: pd.Series) -> list[str]:
+    # The order of two patients depends on nothing but their names: subsets nest, and neither the order of the rows nor
+    # other patients' coming and going changes it.
+    return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 
 
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
-    features = Features(
-        {
-            "image": Image(),
-            "path": Value("string"),
-            "patient": Value("string"),
-            "study": Value("string"),
-            "view": Value("int32"),
-            "sex": Value("string"),
-            "age": Value("int32"),
-            "projection": Value("string"),
-            "is_frontal": Value("bool"),
-            "labels": List(Value("float32"), length=len(observations)),
-        }
-    )
-    plain = [name for name in features if name not in ("image", "labels")]
-    schema = pa.schema([pa.field("file", pa.string()), *(features.arrow_schema.field(name) for name in plain)])
-    files = f"{folder}{os.sep}" + table["path"]
-    arrow = pa.Table.from_pandas(table[plain].assign(file=files), schema, preserve_index=False).combine_chunks()
+    labels_type = List(Value("float32"), length=len(observations))
+    columns = {name: Value(_TYPES.get(name, "string")) for name in _COLUMNS}
+    features = Features({"image": Image(), **columns, "labels": labels_type})
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
-    parts = [pa.nulls(len(table), pa.binary()), arrow["file"].combine_chunks()]
-    arrow = arrow.append_column("image", pa.StructArray.from_arrays(parts, names=["bytes", "path"]))
+    files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"])
     values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
-    arrow = arrow.append_column("labels", pa.FixedSizeListArray.from_arrays(values, len(observations)))
+    plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}
+    arrow = pa.table({"image": images, **plain, "labels": pa.FixedSizeListArray.from_arrays(values, len(observations))})
     info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
-    arrow = arrow.select(list(features))
-    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=_fingerprint(arrow, info.description))
-
-
-def _fingerprint(table: pa.Table, description: str) -> str:
-    """Names the content, for the caches of datasets; it would pickle the whole table for that, 160 MB for CheXpert."""
-    digest = hashlib.blake2b(description.encode(), digest_size=8)
-    for column in table.columns:
-        for chunk in column.chunks:
-            for buffer in chunk.buffers():
-                if buffer is not None:
-                    digest.update(buffer)
-    return digest.hexdigest()
+    # Names the content, for the caches of datasets, which would pickle the whole table for that.
+    digest = hashlib.blake2b(info.description.encode(), digest_size=8)
+    for column in arrow.columns:
+        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
+            digest.update(buffer)
+    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=digest.hexdigest())

@@ -1,4 +1,4 @@
-"""A second reference standard: what other readers say about images of a data set, with boxes, as one CSV file.
+"""A second reference standard: other readers' labels for images of a data set, with boxes, as one CSV file.
 
 Each row is about the image in its column Path. A column is named like an observation or mapped to one; the column
 `Observation` names a finding instead, and says nothing about others. Rows with `x, y, width, height` are boxes, in
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.datasets.tables import BLANKS, listed, parse_number
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 
 Box: TypeAlias = tuple[float, ...]
@@ -36,7 +37,7 @@ OTHER_NAMES = {
 _FINDING_COLUMN = "Observation"
 _BOX_COLUMNS = ("x", "y", "width", "height")
 _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
-"""Of several boxes in one image the highest decides."""
+"""The highest of several boxes in one image decides."""
 
 
 class ReferenceFileError(InputError):
@@ -45,40 +46,24 @@ class ReferenceFileError(InputError):
 
 @dataclass(frozen=True)
 class Target:
-    """One finding of a reference standard, and the score that stands for it.
+    """One finding of a reference standard, and the score that stands for it."""
 
-    Attributes:
-        name: The column, with the value that is positive where it holds text, such as "Target" or "Class:Normal".
-        observation: The observation whose score is compared with it.
-        against: The rows that count as negative, such as "Class=Normal"; None if all do that are not positive.
-        labels: Path -> 1, 0, or NaN where it is uncertain or not stated.
-        boxes: Path -> where the finding is, for images that have boxes.
-    """
-
-    name: str
-    observation: str
-    against: str | None
-    labels: Mapping[str, float]
-    boxes: Mapping[str, Sequence[Box]]
+    name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
+    observation: str  # whose score is compared with it
+    against: str | None  # the rows that count as negative, such as "Class=Normal"; None if all that are not positive
+    labels: Mapping[str, float]  # path -> 1, 0, or NaN where it is uncertain or not stated
+    boxes: Mapping[str, Sequence[Box]]  # path -> where the finding is, for images that have boxes
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference standard for some images.
+    """A reference standard for some images."""
 
-    Attributes:
-        name: Who set it, in words for reports.
-        file: Name of the file.
-        paths: The images, from the split's name on.
-        targets: Its findings.
-        skipped: Observations of the file that the model does not judge.
-    """
-
-    name: str
-    file: str
-    paths: tuple[str, ...]
-    targets: tuple[Target, ...]
-    skipped: tuple[str, ...] = ()
+    name: str  # who set it, for reports
+    file: str  # name of the file
+    paths: tuple[str, ...]  # the images, from the split's name on
+    targets: tuple[Target, ...]  # its findings
+    skipped: tuple[str, ...] = ()  # observations of the file that the model does not judge
 
     def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
         """`(num_paths, num_targets)` in {0, 1}, NaN where unknown."""
@@ -86,14 +71,7 @@ class Reference:
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """The places of the images of a split that are in the file.
-
-        Args:
-            paths: Of the split's images, from the split's name on.
-
-        Raises:
-            ReferenceFileError: If there is none.
-        """
+        """The indices of those paths of a split that are in the file; ReferenceFileError if there is none."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -113,6 +91,15 @@ class Reference:
         return line + (f" Not judged by the model: {', '.join(self.skipped)}." if self.skipped else "")
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A column, the text that is positive in it, and the score that stands for it."""
+
+    column: str
+    value: str | None
+    observation: str
+
+
 def read_reference(
     file: Path,
     observations: Sequence[str] = OBSERVATIONS,
@@ -126,7 +113,7 @@ def read_reference(
     Args:
         file: CSV file with the column Path; separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Cells of a
             target are 1, 0, -1 (uncertain) or blank (not stated), or text.
-        observations: What the model judges.
+        observations: The observations that the model scores.
         mapping: Which score stands for which column: "Target=Lung Opacity", or "Class:Normal=No Finding" for a column
             of text, of which one value is positive. Several in one text are separated by commas. Columns that are
             named like an observation need none.
@@ -150,22 +137,11 @@ def read_reference(
     targets = [_target(choice, cells, boxes, file) for choice in dict.fromkeys(chosen)]
     for text in against:
         allowed = _paths_where(text, cells, file)
-        targets += [_restricted(target, text, allowed) for target in targets if target.against is None]
+        for target in [target for target in targets if target.against is None]:
+            kept = {path: value for path, value in target.labels.items() if value == POSITIVE or path in allowed}
+            targets.append(replace(target, against=text, labels=kept))
     skipped = dict.fromkeys(choice.observation for choice in named if choice.observation not in observations)
     return Reference(name or file.name, file.name, tuple(dict.fromkeys(cells["Path"])), tuple(targets), tuple(skipped))
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A column, the text that is positive in it, and the score that stands for it."""
-
-    column: str
-    value: str | None
-    observation: str
-
-    @property
-    def name(self) -> str:
-        return self.column if self.value is None else f"{self.column}:{self.value}"
 
 
 def _read_cells(file: Path) -> pd.DataFrame:
@@ -174,13 +150,11 @@ def _read_cells(file: Path) -> pd.DataFrame:
         encoding, delimiter = dialect_of(file)
         cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
     except (OSError, ValueError) as error:
-        raise ReferenceFileError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
+        raise ReferenceFileError(f"{file} cannot be read as CSV: {first_line(error)}") from None
     cells.columns = cells.columns.str.strip()
     if "Path" not in cells or cells.empty:
         came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
-        raise ReferenceFileError(
-            f"{file.name}: expected rows with the column Path and observations or targets, {came}."
-        )
+        raise ReferenceFileError(f"{file.name}: expected rows with the column Path and labels, {came}.")
     cells = cells.fillna("").apply(lambda column: column.str.strip())  # a short row has NaN
     cells["Path"] = cells["Path"].str.replace("\\", "/").str.split("/").str[-4:].str.join("/")
     cells.index = pd.RangeIndex(2, len(cells) + 2)
@@ -189,34 +163,26 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
     """Row -> box."""
-    present = [name for name in _BOX_COLUMNS if name in cells]
-    if not present:
+    missing = [name for name in _BOX_COLUMNS if name not in cells]
+    if len(missing) == len(_BOX_COLUMNS):
         return {}
-    if missing := [name for name in _BOX_COLUMNS if name not in cells]:
+    if missing:
         raise ReferenceFileError(
             f"{file.name}: expected the columns {', '.join(_BOX_COLUMNS)} of boxes, missing: {', '.join(missing)}."
         )
-    texts = cells[present]
-    return {
-        row: _box(values, f"{file.name} row {row}")
-        for row, *values in texts[~_is_blank(texts).all(axis=1)].itertuples(name=None)
-    }
-
-
-def _box(cells: Sequence[str], where: str) -> Box:
-    try:
-        x, y, width, height = box = tuple(map(parse_number, cells))
-    except ValueError:
-        x = y = width = height = float("nan")
-    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
-        raise ReferenceFileError(
-            f"{where}: {', '.join(cells)!r:.80} is no box; expected x, y, width, height in pixels."
-        )
-    return box
-
-
-def _is_blank(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.apply(lambda column: column.str.lower().isin(BLANKS))
+    boxes = {}
+    for row, *texts in cells[[*_BOX_COLUMNS]].itertuples(name=None):
+        if all(text.lower() in BLANKS for text in texts):
+            continue
+        try:
+            boxes[row] = tuple(map(parse_number, texts))
+        except ValueError:
+            boxes[row] = (np.nan,)
+        if not (np.isfinite(boxes[row]).all() and min(boxes[row][2:]) > 0):
+            raise ReferenceFileError(
+                f"{file.name} row {row}: {', '.join(texts)!r:.80} is no box; expected x, y, width, height in pixels."
+            )
+    return boxes
 
 
 def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
@@ -236,11 +202,8 @@ def _named_columns(cells: pd.DataFrame, file: Path) -> Iterator[_Choice]:
         observation = OTHER_NAMES.get(column, column)
         if observation in OBSERVATIONS:
             yield _Choice(column, None, observation)
-    if _FINDING_COLUMN not in cells:
-        return
-    for row, value in cells[_FINDING_COLUMN].drop_duplicates().items():
-        if value.lower() in BLANKS:
-            continue
+    findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str)).drop_duplicates()
+    for row, value in findings[~findings.str.lower().isin(BLANKS)].items():
         observation = OTHER_NAMES.get(value, value)
         if observation not in OBSERVATIONS:
             raise ReferenceFileError(f"{file.name} row {row}: {value!r:.60} is neither CheXpert's name nor NIH's.")
@@ -248,20 +211,27 @@ def _named_columns(cells: pd.DataFrame, file: Path) -> Iterator[_Choice]:
 
 
 def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file: Path) -> Target:
-    if choice.column not in cells:
+    column, value = choice.column, choice.value
+    if column not in cells:
         raise ReferenceFileError(
-            f"{file.name} has no column {choice.column!r} for --reference-map; it has {listed(list(cells))}."
+            f"{file.name} has no column {column!r} for --reference-map; it has {listed([*cells])}."
         )
-    texts = cells[choice.column]
+    texts = cells[column]
     texts = texts.mask(texts.str.lower().isin(BLANKS))
-    if choice.value is None and choice.observation in set(texts):
-        choice = replace(choice, value=choice.observation)
-    values = _numbers(texts, choice, file) if choice.value is None else _matches(texts, choice, file)
+    if value is None and choice.observation in set(texts):
+        value = choice.observation
+    if value is None:
+        values = _numbers(texts, choice, file)
+    elif value not in (known := set(texts.dropna())):
+        raise ReferenceFileError(f"{file.name}: no cell of {column} is {value!r:.60}; it has {listed(sorted(known))}.")
+    else:  # a row that names one finding says nothing about the others
+        found = texts == value
+        values = found.astype(float).where(found if column == _FINDING_COLUMN else texts.notna())
     places: dict[str, list[Box]] = {}
     for row in values.index[values == POSITIVE].intersection(list(boxes)):
         places.setdefault(cells.loc[row, "Path"], []).append(boxes[row])
-    labels = _per_image(values, cells["Path"], set(boxes), f"{file.name}, column {choice.column}")
-    return Target(choice.name, choice.observation, None, labels, places)
+    labels = _per_image(values, cells["Path"], set(boxes), f"{file.name}, column {column}")
+    return Target(column if value is None else f"{column}:{value}", choice.observation, None, labels, places)
 
 
 def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
@@ -276,18 +246,6 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
                 f"text say which is positive: --reference-map '{choice.column}:{text:.60}={choice.observation}'."
             ) from None
     return texts.map(values).astype(float)
-
-
-def _matches(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
-    found = texts == choice.value
-    if not found.any():
-        raise ReferenceFileError(
-            f"{file.name}: no cell of {choice.column} is {choice.value!r:.60}; "
-            f"it has {listed(sorted(set(texts.dropna())))}."
-        )
-    # A row that names one finding says nothing about the others.
-    values = found.astype(float).where(texts.notna())
-    return values.where(found) if choice.column == _FINDING_COLUMN else values
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
@@ -313,8 +271,3 @@ def _paths_where(text: str, cells: pd.DataFrame, file: Path) -> set[str]:
             f"as 'Class=Normal'; it has {values}."
         )
     return set(cells["Path"][cells[column] == value])
-
-
-def _restricted(target: Target, against: str, allowed: set[str]) -> Target:
-    labels = {path: value for path, value in target.labels.items() if value == POSITIVE or path in allowed}
-    return replace(target, against=against, labels=labels)

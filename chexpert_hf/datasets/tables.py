@@ -1,13 +1,12 @@
 """CheXpert's CSV files: where they are, and one of them as a checked pandas table.
 
 Every cell that is used is checked here, so nothing after this module meets a value that CheXpert does not define.
-Nothing here touches an image.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 2, and the `train.csv` and `valid.csv` of the CheXpert release.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.radiographs.unfetched import why_missing
 
@@ -30,18 +30,13 @@ SPLIT_FILES: dict[str, tuple[str, ...]] = {
 }
 """The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
 
-SEXES = ("Male", "Female", "Unknown")
-PROJECTIONS = ("AP", "PA", "LL", "RL")
-"""Values of `AP/PA`: LL and RL stand in 17 of the 191,027 frontal rows of `train.csv`; laterals leave it blank."""
-
-ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
-MAX_AGE = 120
-
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 """Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
-_SEX_NAMES = {name.lower(): name for name in SEXES} | {"m": "Male", "f": "Female"}
-_PROJECTION_NAMES = {name.lower(): name for name in PROJECTIONS}
+_ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+_SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
+_PROJECTIONS = ("AP", "PA", "LL", "RL")  # LL and RL stand in 17 frontal rows of `train.csv`; laterals leave it blank
+_MAX_AGE = 120
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
@@ -57,20 +52,17 @@ class CheXpertDataError(InputError):
 
 
 def find_dataset_folder(root: str | Path) -> Path:
-    """Finds the folder that holds the tables: `root` or one of the folders directly in it.
+    """The absolute folder that holds the tables: `root` or the only folder in it that does."""
 
-    Returns:
-        The absolute folder, links resolved.
+    def holds_a_table(folder: Path) -> bool:
+        return any(find_table(folder, split) for split in SPLIT_FILES)
 
-    Raises:
-        CheXpertDataError: If no folder or more than one holds a table.
-    """
     root = Path(root).resolve()
     if not root.is_dir():
         raise CheXpertDataError(f"Expected the folder of a CheXpert data set, but {str(root)!r} is not a folder.")
-    if _holds_a_table(root):
+    if holds_a_table(root):
         return root
-    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and _holds_a_table(folder))
+    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and holds_a_table(folder))
     if not found:
         names = ", ".join(name for names in SPLIT_FILES.values() for name in names)
         raise CheXpertDataError(
@@ -78,18 +70,13 @@ def find_dataset_folder(root: str | Path) -> Path:
             "Pass the folder that holds train.csv."
         )
     if len(found) > 1:
-        raise CheXpertDataError(
-            f"{str(root)!r} holds several data sets ({listed([folder.name for folder in found])}); pass one of them."
-        )
+        names = listed([folder.name for folder in found])
+        raise CheXpertDataError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
     return found[0].resolve()
 
 
 def find_table(folder: Path, split: str) -> Path | None:
-    """Returns the CSV file of a split, None if the folder has none.
-
-    Raises:
-        CheXpertDataError: If it is a link to a file that is not there.
-    """
+    """The CSV file of a split; None if the folder has none. A link to a file that is not there is an error."""
     for file in (folder / name for name in SPLIT_FILES[split]):
         if file.is_file():
             return file
@@ -106,44 +93,46 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
     paths into the folder of the file.
 
     Args:
-        file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are left out.
+        file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are skipped.
         observations: The observations to read; the others may be missing from the file.
-        has_acquisition: Whether the columns of sex, age, view and projection must be there, as in `train.csv` and
-            `valid.csv`. CheXpert's test set comes without them: what is missing is then None.
+        has_acquisition: Whether the columns of sex, age, view and projection must be there. CheXpert's test set comes
+            without them: what is missing is then None.
 
     Returns:
         One row per radiograph in the file's order: `path` (from the split's name on), `patient`, `study`, `view`,
         `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
         -1 and NaN where blank. The index is the row number in the file, the header being row 1.
-
-    Raises:
-        CheXpertDataError: If a column is missing, a cell has a value that CheXpert does not define, a path leads out of
-            the data set or occurs twice, or there are no rows.
     """
     cells = _read_cells(file)
-    _require_columns(cells, ("Path", *(ACQUISITION_COLUMNS if has_acquisition else ()), *observations), file)
+    required = ("Path", *(_ACQUISITION_COLUMNS if has_acquisition else ()), *observations)
+    if missing := [name for name in required if name not in cells.columns]:
+        raise CheXpertDataError(
+            f"{file.name} lacks the column{'s' * (len(missing) > 1)} {listed([repr(name) for name in missing])}; of "
+            f"CheXpert's columns it has {', '.join(cells.columns) or 'none'}. Add what is missing; observations= names "
+            "the observations to read."
+        )
     if cells.empty:
         raise CheXpertDataError(f"{file.name} has a header and no rows; expected one row per radiograph.")
-    paths = _parse_paths(cells["Path"], file)
-    _check_side(cells, paths, file)
+    paths = _parse_paths(cells, file)
     columns: dict[str, Any] = {
         "path": paths["split"] + "/" + paths["patient"] + "/" + paths["study"] + "/" + paths["file"],
         "patient": paths["patient"],
         "study": paths["patient"] + "/" + paths["study"],
         "view": paths["view"].astype(np.int32),
         "is_frontal": paths["side"] == "frontal",
-        "sex": _parse_cells(cells, "Sex", _one_of(_SEX_NAMES), f"{', '.join(SEXES)} or blank", None, file),
-        "age": pd.array(
-            _parse_cells(cells, "Age", _age, f"whole years, 0 to {MAX_AGE}, or blank", None, file), "Int32"
-        ),
-        "projection": _parse_cells(
-            cells, "AP/PA", _one_of(_PROJECTION_NAMES), f"{', '.join(PROJECTIONS)} or blank", None, file
-        ),
+        "sex": _parse_cells(cells, "Sex", file),
+        "age": pd.array(_parse_cells(cells, "Age", file), "Int32"),
+        "projection": _parse_cells(cells, "AP/PA", file),
+        **{name: _parse_cells(cells, name, file).astype(np.float32) for name in observations},
     }
-    for name in observations:
-        columns[name] = _parse_cells(cells, name, _label, "1, 0, -1 or blank", np.nan, file).astype(np.float32)
     table = pd.DataFrame(columns, index=cells.index)
-    _refuse_repeated_paths(table["path"], file)
+    repeated = table["path"][table["path"].duplicated()]
+    if len(repeated):
+        row, path = next(iter(repeated.items()))
+        raise CheXpertDataError(
+            f"{file.name} row {row}: Path is {path!r}, as in row {table.index[table['path'] == path][0]} already; "
+            f"expected each radiograph once ({len(repeated):,} rows repeat an earlier one)."
+        )
     return table
 
 
@@ -153,14 +142,15 @@ def listed(items: Sequence[str]) -> str:
     return ", ".join(items[:_MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _holds_a_table(folder: Path) -> bool:
-    return any(find_table(folder, split) for split in SPLIT_FILES)
+def parse_number(text: str) -> float:
+    """Parses a number with a decimal point or a decimal comma."""
+    return float(text.replace(",", "."))
 
 
 def _read_cells(file: Path) -> pd.DataFrame:
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     as_dictionary = pa.dictionary(pa.int32(), pa.string())
-    types = {"Path": pa.string(), **dict.fromkeys((*ACQUISITION_COLUMNS, *OBSERVATIONS), as_dictionary)}
+    types = {"Path": pa.string(), **dict.fromkeys((*_ACQUISITION_COLUMNS, *OBSERVATIONS), as_dictionary)}
     conversion = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     try:
         encoding, delimiter = dialect_of(file)
@@ -168,49 +158,42 @@ def _read_cells(file: Path) -> pd.DataFrame:
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
         table = pa_csv.read_csv(file, serial, pa_csv.ParseOptions(delimiter=delimiter), conversion)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise CheXpertDataError(f"{file.name} cannot be read as CSV: {str(error).splitlines()[0]:.200}") from None
+        raise CheXpertDataError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
     names = [name for name in table.column_names if name in types]
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
+    if repeated := next((name for name in names if names.count(name) > 1), None):
         raise CheXpertDataError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
     cells = table.select(names).to_pandas()
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
     return cells
 
 
-def _require_columns(cells: pd.DataFrame, required: Sequence[str], file: Path) -> None:
-    missing = [name for name in required if name not in cells.columns]
-    if missing:
-        raise CheXpertDataError(
-            f"{file.name} lacks the column{'s' * (len(missing) > 1)} {listed([repr(name) for name in missing])}; of "
-            f"CheXpert's columns it has {', '.join(cells.columns) or 'none'}. Add what is missing; observations= names "
-            "the observations to read."
-        )
-
-
-def _parse_paths(cells: pd.Series, file: Path) -> pd.DataFrame:
+def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     """Splits the paths at the split's name, which works for every prefix and for none."""
-    texts = pa.array(cells, pa.string(), from_pandas=True)
-    paths = pc.replace_substring(pc.utf8_trim_whitespace(texts), "\\", "/")
-    parts = pc.extract_regex(paths, _PATH_PATTERN)
-    is_malformed = parts.is_null().to_numpy(zero_copy_only=False)
+    stated = cells["Path"]
+    paths = stated.str.strip().str.replace("\\", "/")
+    parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
     columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
-    _refuse_escapes(cells, paths, columns["prefix"].where(~is_malformed, ""), file)
-    malformed = cells.index[is_malformed]
-    if len(malformed):
-        row = malformed[0]
-        raise _bad_cell(file, row, "Path", cells.loc[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
+    is_malformed = columns["split"].isna()
+    _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
+    if is_malformed.any():
+        row = cells.index[is_malformed][0]
+        raise _bad_cell(file, row, "Path", stated[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
+    if "Frontal/Lateral" in cells.columns:
+        views = cells["Frontal/Lateral"].astype(object)
+        wrong = cells.index[(views.str.strip().str.lower() != columns["side"]).to_numpy()]
+        if len(wrong):
+            expected = f"'Frontal' or 'Lateral', as in the file name {columns.loc[wrong[0], 'file']}"
+            raise _bad_cell(file, wrong[0], "Frontal/Lateral", views[wrong[0]], expected)
     return columns
 
 
-def _refuse_escapes(cells: pd.Series, paths: pa.StringArray, prefixes: pd.Series, file: Path) -> None:
-    def matches(pattern: str) -> NDArray[np.bool_]:
-        return pc.match_substring_regex(paths, pattern).fill_null(False).to_numpy(zero_copy_only=False)
+def _refuse_escapes(stated: pd.Series, paths: pd.Series, prefixes: pd.Series, file: Path) -> None:
+    def is_inside(prefix: str) -> bool:  # a network path is not looked up for the sake of a table
+        return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
 
-    is_absolute = matches(_ABSOLUTE_PATTERN)
-    folder = file.parent.resolve()
-    inside = [prefix for prefix in prefixes[is_absolute].unique() if _is_inside(prefix, folder)]
-    escapes = cells[matches(_PARENT_PATTERN) | (is_absolute & ~prefixes.isin(inside).to_numpy())]
+    is_absolute, folder = paths.str.contains(_ABSOLUTE_PATTERN, na=False), file.parent.resolve()
+    inside = [prefix for prefix in prefixes[is_absolute].unique() if is_inside(prefix)]
+    escapes = stated[paths.str.contains(_PARENT_PATTERN, na=False) | (is_absolute & ~prefixes.isin(inside))]
     if len(escapes):
         rows = listed([f"row {row} {path!r:.90}" for row, path in escapes.items()])
         raise CheXpertDataError(
@@ -219,26 +202,9 @@ def _refuse_escapes(cells: pd.Series, paths: pa.StringArray, prefixes: pd.Series
         )
 
 
-def _is_inside(prefix: str, folder: Path) -> bool:
-    # A network path is not looked up for the sake of a table.
-    return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
-
-
-def _check_side(cells: pd.DataFrame, paths: pd.DataFrame, file: Path) -> None:
-    if "Frontal/Lateral" not in cells.columns:
-        return
-    stated = cells["Frontal/Lateral"].astype(object)
-    wrong = cells.index[(stated.str.strip().str.lower() != paths["side"]).to_numpy()]
-    if len(wrong):
-        named = paths.loc[wrong[0], "file"]
-        raise _bad_cell(
-            file, wrong[0], "Frontal/Lateral", stated[wrong[0]], f"'Frontal' or 'Lateral', as in the file name {named}"
-        )
-
-
-def _parse_cells(
-    cells: pd.DataFrame, column: str, parse: Callable[[str], Any], expected: str, blank: Any, file: Path
-) -> NDArray[np.object_]:
+def _parse_cells(cells: pd.DataFrame, column: str, file: Path) -> NDArray[np.object_]:
+    parse, expected = _PARSERS.get(column, (_label, "1, 0, -1"))
+    blank = None if column in _PARSERS else np.nan
     if column not in cells.columns:
         return np.full(len(cells), blank, dtype=object)
     texts = cells[column].cat
@@ -248,17 +214,13 @@ def _parse_cells(
             values[code] = blank if text.strip().lower() in BLANKS else parse(text.strip())
         except (ValueError, KeyError):
             row = cells.index[(texts.codes == code).to_numpy()][0]
-            raise _bad_cell(file, row, column, text, expected) from None
+            raise _bad_cell(file, row, column, text, f"{expected} or blank") from None
     return values[texts.codes.to_numpy()]
-
-
-def _one_of(known: Mapping[str, str]) -> Callable[[str], str]:
-    return lambda text: known[text.lower()]
 
 
 def _age(text: str) -> int:
     years = parse_number(text.removesuffix("Y"))  # DICOM's 045Y
-    if not years.is_integer() or not 0 <= years <= MAX_AGE:
+    if not years.is_integer() or not 0 <= years <= _MAX_AGE:
         raise ValueError(text)
     return int(years)
 
@@ -270,24 +232,12 @@ def _label(text: str) -> float:
     return value
 
 
-def parse_number(text: str) -> float:
-    """Parses a number with a decimal point or a decimal comma.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    return float(text.replace(",", "."))
-
-
-def _refuse_repeated_paths(paths: pd.Series, file: Path) -> None:
-    repeated = paths[paths.duplicated()]
-    if len(repeated):
-        row, path = next(iter(repeated.items()))
-        first = paths.index[paths == path][0]
-        raise CheXpertDataError(
-            f"{file.name} row {row}: Path is {path!r}, as in row {first} already; expected each radiograph once "
-            f"({len(repeated):,} rows repeat an earlier one)."
-        )
+_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "Sex": (lambda text: _SEX_NAMES[text.lower()], "Male, Female, Unknown"),
+    "Age": (_age, f"whole years, 0 to {_MAX_AGE},"),
+    "AP/PA": (lambda text: _PROJECTIONS[_PROJECTIONS.index(text.upper())], ", ".join(_PROJECTIONS)),
+}
+"""Parser and expected values by column; all other columns are observations."""
 
 
 def _bad_cell(file: Path, row: int, column: str, value: Any, expected: str) -> CheXpertDataError:

@@ -6,16 +6,16 @@ from contextlib import closing
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.folders.scoring import read_for
 from chexpert_hf.radiographs.archives import RadiographFile, source_of
 from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prepared
 
 
-def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Image.Image:
+def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
     """Reads a radiograph as the classifier does.
 
     Raises:

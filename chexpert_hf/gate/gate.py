@@ -158,8 +158,8 @@ class Gate:
 
         Args:
             image: As `read_radiograph` gives it.
-            is_colour: Whether it was in colour before that; `chexpert_hf.radiographs.colour.has_colour` tells.
-            is_lateral: Whether the file says that the view is lateral; `radiographs.projection.is_said_lateral` tells.
+            is_colour: Whether it was in colour before that; `Radiograph.is_colour` tells.
+            is_lateral: Whether the file says that the view is lateral; `Radiograph.is_lateral` tells.
                 If it is None, the pixels are asked.
         """
         return self.judge_batch([self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]

@@ -1,1 +1,1 @@
-"""From files to images and tables: radiographs, CheXpert folders, and phantoms that need no data at all."""
+"""Radiographs: any file or array to an 8-bit grayscale image, and finding files in folders and archives."""

@@ -1,40 +1,30 @@
 """Radiographs in ZIP archives, read in memory one at a time, without trusting the archive.
 
-Nothing is written to disk, so no member's name can lead anywhere, and what a member may become in memory is bounded
-before it is inflated: only stored and deflated members are read, whose inflation can be stopped at any byte.
+Nothing is written to disk, so no member's name can lead anywhere. Only stored and deflated members are read, whose
+inflation can be stopped at any byte, and their size is bounded before.
 """
 
 import zipfile
-import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from threading import Lock
-from typing import NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
-from chexpert_hf.radiographs.grey_levels import RadiographError
+from chexpert_hf.radiographs.grey_levels import RadiographError, refusing
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
-HEAD_BYTES = 512
-"""Bytes at the start of a file that identify its format and, in a DICOM file, the storage class."""
-
-MAX_MEMBERS = 100_000
-"""Largest accepted number of members; Python keeps about 500 bytes of each while the archive is open."""
-
-MAX_MEMBER_BYTES = 4 * MAX_PIXELS
-"""Largest accepted member, inflated: twice a 16-bit image of the largest size that is read."""
-
-MAX_EXPANSION = 200
-"""How many times its size an archive may become. Radiographs become 1 to 10 times, deflate's limit is 1,032 times."""
-
-_ALWAYS_ACCEPTED_BYTES = 10_000_000
-"""An archive that becomes no more than this is harmless whatever its expansion: a black test image, say."""
+HEAD_BYTES = 512  # identify a file's format and, in a DICOM file, the storage class
+MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
+MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
+MAX_EXPANSION = 200  # times an archive's size; radiographs become 1 to 10 times, deflate's limit is 1,032 times
+_ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmless: a black test image, say
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
 _ZIP_MAGIC = b"PK\x03\x04"
-_BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError)
 
 
 class ArchiveMember(NamedTuple):
@@ -48,93 +38,74 @@ class ArchiveMember(NamedTuple):
 
 
 RadiographFile: TypeAlias = str | Path | ArchiveMember
-"""What `str` names, and `source_of` makes something that can be read."""
+"""A file or member that `str` names and `source_of` opens."""
 
 
 class Archive:
-    """An open archive.
-
-    Raises:
-        RadiographError: If it is no ZIP archive, has too many members, or would become too large.
-    """
+    """An open archive; RadiographError if it is none, has too many members, or would become too large."""
 
     def __init__(self, path: str) -> None:
-        try:
+        with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):
             self._zip = zipfile.ZipFile(path)
-        except _BROKEN:
-            raise RadiographError("Expected a ZIP archive, this one is damaged or none; pack it again.") from None
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
         members = self._zip.infolist()
-        if len(members) > MAX_MEMBERS:
-            raise RadiographError(
-                f"Expected at most {MAX_MEMBERS:,} files in an archive, got {len(members):,}; split it."
-            )
+        count = len(members)
+        if count > MAX_MEMBERS:
+            raise RadiographError(f"Expected at most {MAX_MEMBERS:,} files in an archive, got {count:,}; split it.")
         total = sum(member.file_size for member in members)
         if total > max(MAX_EXPANSION * Path(path).stat().st_size, _ALWAYS_ACCEPTED_BYTES):
             raise RadiographError(
                 f"Expected an archive that becomes at most {MAX_EXPANSION} times its size, this one becomes "
                 f"{total // 1_000_000:,} MB; unpack it."
             )
-        by_stored_name = {member.filename: member for member in members}
-        counts = Counter(map(_name_of, by_stored_name.values()))
+        members = list({member.filename: member for member in members}.values())
+        counts = Counter(map(_name_of, members))
         self._members = {
-            stored if counts[name := _name_of(member)] > 1 else name: member
-            for stored, member in by_stored_name.items()
+            member.filename if counts[name := _name_of(member)] > 1 else name: member for member in members
         }
 
     def names(self) -> list[str]:
         """The members that are files, each name once, sorted as in folders."""
-        names = (name for name in self._members if not name.endswith("/"))
-        return sorted(names, key=lambda name: name.split("/"))
+        return sorted((name for name in self._members if not name.endswith("/")), key=lambda name: name.split("/"))
 
     def head(self, name: str) -> bytes | None:
         """The first bytes of a member, enough to tell what it is; None if it cannot be read."""
-        try:
+        with suppress(RadiographError):
             return self._read(name, HEAD_BYTES)
-        except RadiographError:
-            return None
+        return None
 
     def read(self, name: str) -> bytes:
-        """A member's bytes.
-
-        Raises:
-            RadiographError: If it is damaged, encrypted, too large, an archive itself, or not there.
-        """
+        """A member's bytes; RadiographError if it is damaged, encrypted, too large, an archive itself, or not there."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(_ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
         return data
 
+    def open(self, name: str) -> BinaryIO:
+        """A member's bytes as a file; errors as in `read`."""
+        return BytesIO(self.read(name))
+
     def _read(self, name: str, num_bytes: int) -> bytes:
-        try:
+        with refusing("The archive is damaged here, expected a whole file; pack it again."):
             member = self._members[name]
-            self._refuse(member)
+            path = PureWindowsPath(member.filename)  # which knows both separators and drives
+            if path.anchor or ".." in path.parts:
+                raise RadiographError("Expected a name below the archive, this one leads out of it; pack it again.")
+            if member.flag_bits & _ENCRYPTED:
+                raise RadiographError("Expected a file without password; unpack the archive.")
+            if member.compress_type not in _METHODS:
+                raise RadiographError("Expected a stored or deflated file, got another compression; pack it again.")
+            if member.file_size > MAX_MEMBER_BYTES:
+                raise RadiographError(
+                    f"Expected a file of at most {MAX_MEMBER_BYTES // 1_000_000} MB, got "
+                    f"{member.file_size // 1_000_000:,} MB; export the radiograph alone."
+                )
             with self._lock, self._zip.open(member) as stream:
                 return stream.read(num_bytes)
-        except RadiographError:
-            raise
-        except _BROKEN:
-            raise RadiographError("The archive is damaged here, expected a whole file; pack it again.") from None
-
-    def _refuse(self, member: zipfile.ZipInfo) -> None:
-        name = PureWindowsPath(member.filename)  # which knows both separators and drives
-        if name.anchor or ".." in name.parts:
-            raise RadiographError("Expected a name below the archive, this one leads out of it; pack it again.")
-        if member.flag_bits & _ENCRYPTED:
-            raise RadiographError("Expected a file without password; unpack the archive.")
-        if member.compress_type not in _METHODS:
-            raise RadiographError("Expected a stored or deflated file, got another compression; pack it again.")
-        if member.file_size > MAX_MEMBER_BYTES:
-            raise RadiographError(
-                f"Expected a file of at most {MAX_MEMBER_BYTES // 1_000_000} MB, got "
-                f"{member.file_size // 1_000_000:,} MB; export the radiograph alone."
-            )
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """A member's name as it was meant: some programs on Windows separate by backslashes, and macOS names in UTF-8
-    without saying so, which `zipfile` then takes for code page 437.
-    """
+    """The name as it was meant: backslashes come from Windows, and macOS stores UTF-8 unsaid, read as code page 437."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -143,29 +114,19 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Opens an archive, or takes it from the two that were open last and have not changed since.
-
-    Raises:
-        RadiographError: As `Archive`, or if it is not there.
-    """
+    """Opens an archive, or takes it from the two that were open last and have not changed since."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
         raise RadiographError("File not found, expected a ZIP archive; check the path.") from None
-    return _open(_Version(path, status.st_mtime_ns, status.st_size))
-
-
-class _Version(NamedTuple):
-    path: str
-    modified: int
-    num_bytes: int
+    return _open((path, status.st_mtime_ns, status.st_size))
 
 
 # Reading the directory for each member would take the square of their number; two, since the threads that read ahead
 # are in the next archive already.
 @lru_cache(maxsize=2)
-def _open(version: _Version) -> Archive:
-    return Archive(version.path)
+def _open(version: tuple[str, int, int]) -> Archive:
+    return Archive(version[0])
 
 
 def is_archive(path: str | Path) -> bool:
@@ -174,11 +135,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def source_of(file: RadiographFile) -> str | Path | bytes:
-    """What `read_radiograph` reads: the path, or the bytes of an archive's member.
-
-    Raises:
-        RadiographError: If an archive or its member cannot be read.
-    """
+    """The path, or the bytes of an archive's member; RadiographError if the archive or member cannot be read."""
     if not isinstance(file, ArchiveMember):
         return file
     archive = open_archive(file.archive)

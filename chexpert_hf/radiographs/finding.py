@@ -4,14 +4,11 @@ import glob
 import os
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from chexpert_hf.csv_dialect import encoding_of
 from chexpert_hf.errors import InputError
-from chexpert_hf.radiographs.archives import Archive, ArchiveMember, RadiographFile, is_archive, open_archive
+from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, is_archive, open_archive
 from chexpert_hf.radiographs.kinds import SUFFIXES, Kind, is_system_file, kind_of, kind_of_file
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.radiographs.walk import Found, Walk
@@ -21,7 +18,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     """Finds the files among `paths` as they are given, and the radiographs in the folders and archives among them.
 
     In a folder or archive a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an
-    image; names that begin with a dot are left out, and so are archives in folders. Files of the operating system and
+    image; names that begin with a dot are skipped, and so are archives in folders. Files of the operating system and
     DICOM files without an image are skipped wherever they are. Links are followed, but never in circles. A link whose
     target is gone, and an archive or folder that cannot be read, is among the files itself, to be reported as one.
 
@@ -41,8 +38,8 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     for path in map(_normal, paths):
         for match in [path] if os.path.lexists(path) else _matches(path, found, follow_links):
             files.update(dict.fromkeys(radiographs_in(match, found, follow_links=follow_links)))
-    for path in listed:
-        files.update(dict.fromkeys(radiographs_in(_normal(path), found, follow_links=follow_links)))
+    for path in map(_normal, listed):
+        files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
         raise InputError(
@@ -52,26 +49,18 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     return found
 
 
-def read_list(file: Path) -> Iterator[str]:
-    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
+def read_list(file: Path) -> list[str]:
+    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`."""
     try:
-        with file.open("rb") as stream:
-            encoding = encoding_of(stream.read(4))
-        if encoding.startswith("utf-16"):
-            with file.open(encoding=encoding) as text:
-                yield from (line.rstrip("\n") for line in text if line != "\n")
-            return
-        # Names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding.
-        with file.open("rb") as lines:
-            for line in lines:
-                if path := line.removeprefix(BOM_UTF8).rstrip(b"\r\n"):
-                    yield os.fsdecode(path)
+        data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}; expected a list of paths, one a line.") from error
+    encoding = encoding_of(data[:4])
+    if encoding.startswith("utf-16"):
+        names = data.decode(encoding).split("\n")
+    else:  # names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding
+        names = os.fsdecode(data.removeprefix(BOM_UTF8)).split("\n")
+    return [name.rstrip("\r") for name in names if name.rstrip("\r")]
 
 
 def _normal(path: str | Path) -> str:
@@ -79,12 +68,9 @@ def _normal(path: str | Path) -> str:
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
-    """The radiographs in a folder or archive, or the file itself.
+    """The radiographs in a folder or archive, or the file itself, which may be missing: that is reported later.
 
-    Args:
-        path: What is there, or not: then it is left to be reported.
-        found: Counts what is followed and skipped; its files stay as they are.
-        follow_links: As in `find_radiographs`.
+    What is followed and skipped is counted in `found`, whose files stay as they are.
     """
     if os.path.isdir(path):
         return Walk(path, found, follow_links=follow_links).files()
@@ -102,17 +88,18 @@ def _matches(pattern: str, found: Found, follow_links: bool) -> list[str]:
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first])
     names = sorted(set(_glob(root, parts[first:], follow_links))) if root.is_dir() else []
-    hidden_wanted = any(part.startswith(".") for part in parts[first:])
-    visible = [str(path) for path in names if hidden_wanted or not _is_hidden(path.relative_to(root))]
-    if not visible:
+    if not any(part.startswith(".") for part in parts[first:]):
+        names = [path for path in names if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    if not names:
         raise InputError(f"{pattern} matches nothing; expected radiographs, folders of them, or ZIP archives.")
+    matches = list(map(str, names))
     walk = Walk(str(root), found, follow_links=follow_links)
-    outside = {path for path in visible if walk.leads_outside(path)}
+    outside = {path for path in matches if walk.leads_outside(path)}
     if follow_links:
-        found.num_links += sum(path in outside or os.path.islink(path) for path in visible)
-        return visible
+        found.num_links += sum(path in outside or os.path.islink(path) for path in matches)
+        return matches
     found.num_outside += len(outside)
-    return [path for path in visible if path not in outside]
+    return [path for path in matches if path not in outside]
 
 
 def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
@@ -128,17 +115,10 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
             yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
     """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
 
-    Args:
-        path: The archive.
-        found: Counts what is skipped.
-        others: Whether files that are no images are given too, to be reported.
+    What is skipped is counted in `found`. With `others`, files that are no images are given too, to be reported.
     """
     try:
         archive = open_archive(path)
@@ -149,7 +129,7 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
     for name in archive.names():
         if is_system_file(name) or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             continue
-        kind = kind_of(name, partial(archive.head, name), partial(_open_member, archive, name))
+        kind = kind_of(name, archive.head, archive.open)
         found.num_imageless += kind is Kind.IMAGELESS
         # An archive in the archive is taken, to be reported: whoever packed it meant its radiographs.
         if kind is Kind.RADIOGRAPH or is_archive(name) or (others and kind is Kind.OTHER):
@@ -157,7 +137,3 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
             yield ArchiveMember(path, name)
     if not taken:
         yield ArchiveMember(path, "")
-
-
-def _open_member(archive: Archive, name: str) -> BinaryIO:
-    return BytesIO(archive.read(name))

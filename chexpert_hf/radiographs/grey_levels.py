@@ -1,9 +1,7 @@
-"""What the two radiograph readers share: their one error, the size limit's check, and the way from 16 to 8 bits.
-
-Nothing here knows a file format; see `radiograph` for images and `dicom` for DICOM.
-"""
+"""The error, the size limit and the way from 16 to 8 bits that the radiograph readers share."""
 
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,30 +11,17 @@ from numpy.typing import NDArray
 
 from chexpert_hf.errors import InputError, printable
 
-WHITE = 255
-"""The brightest grey level of an 8-bit image."""
+WHITE = 255  # the brightest grey level of an 8-bit image
 
-BIT_DEPTHS = (8, 10, 12, 14, 15, 16)
-"""Bits per pixel that digital radiography stores; the smallest that holds an image's maximum is taken for its scale."""
-
+# What Pillow, pydicom and their codecs raise on malformed files; warnings under `-W error`.
 MALFORMED = (
-    ArithmeticError,  # decimal.InvalidOperation of a DICOM number, zero in a header as divisor
-    AssertionError,  # Pillow's and pydicom's own checks
-    AttributeError,  # an element or tag that the decoder expects is missing
-    BufferError,
-    EOFError,
-    LookupError,  # IndexError, KeyError: unknown codes in headers
-    MemoryError,  # a decoder's own table, from a length in the file
-    OSError,  # Pillow: truncated or broken data
-    RuntimeError,  # codecs; RecursionError of nested sequences; NotImplementedError of rare layouts
-    SyntaxError,  # Pillow: broken headers
-    TypeError,  # a list where one number belongs
-    ValueError,  # most others; UnicodeError too
-    Warning,  # under `-W error` a decoder's warning arrives as an exception
-    struct.error,
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zipfile.BadZipFile),
     zlib.error,
 )
-"""What Pillow, pydicom and their codecs raise on malformed files, as found by running mutated files through them."""
+
+MAX_PIXELS = 50_000_000
+"""Largest accepted image; a digital radiograph of 43 x 43 cm at .1 mm has 18.5 million pixels."""
 
 _BAND_PIXELS = 1 << 16
 
@@ -44,29 +29,26 @@ _BAND_PIXELS = 1 << 16
 class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
-    Attributes:
-        reason: One line of at most 200 characters that says what was expected, what came and what to do. It never
-            holds a path, a file name or any of the input's text, so that it can be shown and logged.
-        name: Which input it was, as `naming` was told; the error's text begins with it. Empty if nobody named it: the
-            readers never do, since a file's name may be a patient's.
+    `reason` is one line of at most 200 characters that says what was expected, what came and what to do. It never holds
+    a path, a file name or any of the input's text, so that it can be shown and logged.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.name = ""
+        self.name = ""  # given by `naming`, since a file's name may be a patient's
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
+class NotFetchedError(RadiographError):
+    """The file stands for content that is not there."""
+
+
 @contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Names the input in a RadiographError that leaves the block, instead of any name that it had.
-
-    Args:
-        name: Such as the file's path; what does not fit into a line of text is escaped.
-    """
+    """Names the input, such as a file's path, in a RadiographError that leaves the block."""
     try:
         yield
     except RadiographError as error:
@@ -74,49 +56,38 @@ def naming(name: object) -> Iterator[None]:
         raise
 
 
-class NotFetchedError(RadiographError):
-    """The file stands for content that is not there."""
+@contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """Gives this reason, instead of what a decoder raises on malformed files."""
+    try:
+        yield
+    except RadiographError:
+        raise
+    except MALFORMED:
+        raise RadiographError(reason) from None
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuses images without pixels and images too large to decode.
-
-    Args:
-        width: In pixels, as the header declares it.
-        height: In pixels.
-        max_pixels: The largest `width * height` that is accepted.
-
-    Raises:
-        RadiographError: If a side is 0 or the product is above `max_pixels`.
-    """
+def check_size(width: int, height: int) -> None:
+    """Refuses images without pixels and images above `MAX_PIXELS`, by the size in their header."""
     if width < 1 or height < 1:
         raise RadiographError(f"Expected an image with pixels, got {width} x {height}; export the image again.")
-    if width * height > max_pixels:
-        raise RadiographError(
-            f"Expected at most {max_pixels:,} pixels, the header declares {width} x {height}; "
-            "scale the image down or raise max_pixels."
-        )
+    if width * height > MAX_PIXELS:
+        raise RadiographError(f"Expected at most {MAX_PIXELS:,} pixels, got {width} x {height}; scale the image down.")
 
 
 def bit_depth(maximum: int) -> int:
-    """The smallest of `BIT_DEPTHS` that holds `maximum`, which is in 0..65535."""
-    return next(bits for bits in BIT_DEPTHS if maximum < 1 << bits)
+    """The smallest number of bits in use in digital radiography that holds `maximum`, which is in 0..65535."""
+    return next(bits for bits in (8, 10, 12, 14, 15, 16) if maximum < 1 << bits)
 
 
 def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
-    """Scales 16-bit grey levels to 8 bits without clipping.
+    """Scales 16-bit grey levels `(height, width)` to 8 bits without clipping.
 
     The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common in 16-bit
     containers: scaled by 65535, a 12-bit radiograph would come out nearly black. So white is `2**bits - 1` for the
     smallest common bit depth that holds the maximum. An 8-bit image times 257 gives that image back, and an 8-bit image
-    stored as it is in 16 bits stays as it is. The price: a 16-bit image of which no pixel reaches 32768 comes out
-    brighter than its author meant, by less than a factor of four.
-
-    Args:
-        pixels: `(height, width)`, in 0..65535, not empty.
-
-    Returns:
-        `(height, width)`, in 0..255.
+    stored as it is in 16 bits stays as it is. A 16-bit image of which no pixel reaches 32768 comes out brighter than
+    its author meant, by less than a factor of four.
     """
     full_scale = (1 << bit_depth(int(pixels.max()))) - 1
     levels = np.arange(full_scale + 1, dtype=np.int64)
@@ -125,16 +96,7 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
 
 
 def look_up(pixels: NDArray[np.integer], table: NDArray[np.uint8], lowest: int = 0) -> NDArray[np.uint8]:
-    """Replaces each pixel by its table entry, in bands of rows, since numpy indexes through 8 bytes a pixel.
-
-    Args:
-        pixels: `(height, width)`, integers.
-        table: `(num_levels,)`; entry `i` belongs to the pixel value `lowest + i`.
-        lowest: The pixel value of the first entry.
-
-    Returns:
-        `(height, width)`.
-    """
+    """Replaces each pixel by the table's entry `pixel - lowest`; in bands, since numpy indexes through 8 bytes each."""
     grey = np.empty(pixels.shape, dtype=np.uint8)
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):

@@ -2,119 +2,67 @@
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-_JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF0 to SOF15, and JPEG-LS
+from PIL import TiffImagePlugin
+
 _JPEG_COMMON = (0xC0, 0xC1, 0xC2)
-_JPEG_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
-_JPEG_ARITHMETIC = (0xC9, 0xCA, 0xCD, 0xCE)
-_JPEG_LS = 0xF7
-_FILL = 0xFF
+_JPEG_RARE = {
+    **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
+    **dict.fromkeys((0xC9, 0xCA, 0xCD, 0xCE), "JPEG with arithmetic coding"),
+    **dict.fromkeys((0xC5, 0xC6), "hierarchical JPEG"),
+    0xF7: "JPEG-LS",
+}
+"""Compressions that ordinary decoders lack, by the marker of the frame header."""
 
 _TIFF_BITS, _TIFF_COMPRESSION = 258, 259
 _TIFF_SHORT, _TIFF_LONG = 3, 4
 _BIG_TIFF = 43
 
-TIFF_COMPRESSIONS = {
-    32908: "PixarFilm",
-    32909: "PixarLog",
-    33003: "JPEG 2000",
-    33004: "JPEG 2000",
-    33005: "JPEG 2000",
-    34661: "JBIG",
-    34712: "JPEG 2000",
-    34887: "LERC",
-    34933: "PNG",
-    34934: "JPEG XR",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
+_TIFF_COMPRESSIONS = {
+    **{32908: "PixarFilm", 32909: "PixarLog", 34661: "JBIG", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR"},
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
 }
 """Names of compressions that Pillow does not know. Source: tag 259 in libtiff's tiff.h and tifffile's list."""
 
 
-@dataclass(frozen=True)
-class FrameHeader:
-    """Description of a compressed image in its own header.
-
-    Attributes:
-        width: In pixels.
-        height: In pixels.
-        num_samples: Per pixel.
-        precision: Bits per sample.
-        rare_compression: Name of the compression where ordinary JPEG decoders do not have it.
-    """
+class FrameHeader(NamedTuple):
+    """Description of a compressed image in its own header."""
 
     width: int
     height: int
-    num_samples: int
-    precision: int
-    rare_compression: str | None = None
+    num_samples: int  # per pixel
+    precision: int  # bits per sample
+    rare_compression: str | None = None  # its name, where ordinary JPEG decoders do not have it
 
 
 def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
-    """Reads the frame header of JPEG or JPEG-LS data.
+    """Reads the frame header of JPEG or JPEG-LS data, from the stream's beginning.
 
-    Args:
-        stream: Seekable, with the data from its beginning.
-
-    Raises:
-        EOFError: If there is no frame header where one belongs.
-        struct.error: If the data end before the frame header.
-
-    Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC 14495-1 annex C.2.2.
+    Raises EOFError or struct.error if there is no complete one. Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC
+    14495-1 annex C.2.2.
     """
     position = 2
     while True:
         stream.seek(position)
         prefix, marker, length = struct.unpack(">BBH", stream.read(4))
-        if prefix != _FILL:
+        if prefix != 0xFF:
             raise EOFError
-        if marker in _JPEG_FRAME_HEADERS:
+        if marker in _JPEG_COMMON or marker in _JPEG_RARE:
             precision, height, width, num_samples = struct.unpack(">BHHB", stream.read(6))
-            return FrameHeader(width, height, num_samples, precision, _rare_jpeg(marker, precision))
-        position += 1 if marker == _FILL else 2 + length
+            rare = _JPEG_RARE.get(marker, None if precision == 8 else f"{precision}-bit JPEG")
+            return FrameHeader(width, height, num_samples, precision, rare)
+        position += 1 if marker == 0xFF else 2 + length  # 0xFF: a fill byte
 
 
-def _rare_jpeg(marker: int, precision: int) -> str | None:
-    if marker == _JPEG_LS:
-        return "JPEG-LS"
-    if marker in _JPEG_LOSSLESS:
-        return "lossless JPEG"
-    if marker in _JPEG_ARITHMETIC:
-        return "JPEG with arithmetic coding"
-    if marker not in _JPEG_COMMON:
-        return "hierarchical JPEG"
-    return None if precision == 8 else f"{precision}-bit JPEG"
+def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
+    """Kind ("TIFF" or "BigTIFF"), bits per sample if stated, and the compression's name if Pillow does not know it.
 
-
-@dataclass(frozen=True)
-class TiffHeader:
-    """Description of the first image of a TIFF or BigTIFF file.
-
-    Attributes:
-        bits: Per sample; None if not stated.
-        compression: The code in tag 259; 1 is none.
-        is_big: Whether it is a BigTIFF file, with addresses of 64 bits.
+    Raises EOFError or struct.error if the first directory does not end within the file, which Pillow would let pass.
+    Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """
-
-    bits: int | None
-    compression: int
-    is_big: bool
-
-
-def read_tiff_header(stream: BinaryIO) -> TiffHeader:
-    """Reads the first directory of a TIFF or BigTIFF file.
-
-    Args:
-        stream: The whole file, seekable; it is rewound.
-
-    Raises:
-        EOFError: If the directory does not end within the file; Pillow would take the entries that are left of it.
-        struct.error: If the file ends before the directory.
-
-    Source: TIFF Revision 6.0, Adobe 1992, section 2; the BigTIFF design, AWare Systems 2004.
-    """
+    num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     order = "<" if stream.read(2) == b"II" else ">"
     is_big = struct.unpack(f"{order}H", stream.read(2))[0] == _BIG_TIFF
@@ -122,23 +70,20 @@ def read_tiff_header(stream: BinaryIO) -> TiffHeader:
         stream.seek(8)
     count, address, entry = ("Q", "Q", 20) if is_big else ("H", "L", 12)
     start = struct.unpack(f"{order}{address}", stream.read(8 if is_big else 4))[0]
-    if start > stream.seek(0, os.SEEK_END):
+    if start > num_bytes:
         raise EOFError
     stream.seek(start)
     num_entries = struct.unpack(f"{order}{count}", stream.read(8 if is_big else 2))[0]
-    first = stream.tell()
-    if first + entry * num_entries + struct.calcsize(f"<{address}") > stream.seek(0, os.SEEK_END):
+    if stream.tell() + entry * num_entries + struct.calcsize(f"<{address}") > num_bytes:
         raise EOFError
-    stream.seek(first)
-    tags = dict(_tiff_entry(stream.read(entry), order) for _ in range(min(num_entries, 1 << 16)))
+    tags: dict[int, int | None] = {}
+    for _ in range(min(num_entries, 1 << 16)):
+        tag, kind, number = struct.unpack(f"{order}HH{address}", stream.read(entry - struct.calcsize(f"<{address}")))
+        value = stream.read(struct.calcsize(f"<{address}"))
+        is_number = kind in (_TIFF_SHORT, _TIFF_LONG) and number == 1
+        tags[tag] = struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'L'}", value)[0] if is_number else None
     stream.seek(0)
-    return TiffHeader(tags.get(_TIFF_BITS), tags.get(_TIFF_COMPRESSION) or 1, is_big)
-
-
-def _tiff_entry(entry: bytes, order: str) -> tuple[int, int | None]:
-    """Tag and value; None where the value is no single whole number."""
-    tag, kind = struct.unpack(f"{order}HH", entry[:4])
-    count, value = (entry[4:8], entry[8:]) if len(entry) == 12 else (entry[4:12], entry[12:])
-    if kind not in (_TIFF_SHORT, _TIFF_LONG) or int.from_bytes(count, "little" if order == "<" else "big") != 1:
-        return tag, None
-    return tag, struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'L'}", value)[0]
+    compression = tags.get(_TIFF_COMPRESSION) or 1
+    rare = _TIFF_COMPRESSIONS.get(compression, f"unknown ({compression})")
+    is_rare = compression not in TiffImagePlugin.COMPRESSION_INFO
+    return "BigTIFF" if is_big else "TIFF", tags.get(_TIFF_BITS), rare if is_rare else None

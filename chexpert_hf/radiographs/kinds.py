@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, auto
 from functools import partial
 from typing import BinaryIO
 
@@ -14,18 +14,16 @@ from chexpert_hf.radiographs.raster import format_of
 # Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
-_DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-
+# In lower case; macOS and Windows add these to folders and archives.
 _SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
-"""Names, in lower case, of files that macOS and Windows add to folders and archives."""
 
 
 class Kind(Enum):
     """The kind of a file in a folder or archive."""
 
-    RADIOGRAPH = "one to score, or to report if it cannot be read"
-    IMAGELESS = "DICOM without an image: DICOMDIR, a structured report, a presentation state"
-    OTHER = "anything else"
+    RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
+    IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
+    OTHER = auto()
 
 
 def is_system_file(name: str) -> bool:
@@ -39,29 +37,25 @@ def has_radiographs_name(name: str) -> bool:
     return _suffix(name) in SUFFIXES or _may_be_dicom(name)
 
 
-def kind_of_file(path: str) -> Kind:
-    """The kind of a file on disk."""
-    return kind_of(path, partial(_head, path), partial(_open, path))
-
-
-def kind_of(name: str, head: Callable[[], bytes | None], whole: Callable[[], BinaryIO]) -> Kind:
-    """The kind of a file.
-
-    Args:
-        name: Whose suffix decides where the content need not be looked at.
-        head: Gives its first bytes, None if it cannot be read.
-        whole: Opens it.
-    """
+def kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> Kind:
+    """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
     has_suffix = _suffix(name) in SUFFIXES
     if has_suffix and not _may_be_dicom(name):
         return Kind.RADIOGRAPH
-    start = head()
+    kind_by_name = Kind.RADIOGRAPH if has_radiographs_name(name) else Kind.OTHER  # reported when it is read
+    start = head(name)
     if start is None:
-        return Kind.RADIOGRAPH if has_radiographs_name(name) else Kind.OTHER
-    file_format = _format(name, start)
-    if file_format == "DICOM":
-        return Kind.RADIOGRAPH if _has_an_image(start, whole) else Kind.IMAGELESS
-    return Kind.RADIOGRAPH if has_suffix or file_format else Kind.OTHER
+        return kind_by_name
+    try:
+        if format_of(start) != "DICOM":
+            return Kind.RADIOGRAPH
+    except NotFetchedError:
+        return kind_by_name
+    except RadiographError:
+        return Kind.RADIOGRAPH if has_suffix else Kind.OTHER
+    from chexpert_hf.radiographs.dicom.dicom import holds_image  # pydicom takes .2 s to import
+
+    return Kind.RADIOGRAPH if holds_image(start, partial(whole, name)) else Kind.IMAGELESS
 
 
 def _suffix(name: str) -> str:
@@ -71,7 +65,12 @@ def _suffix(name: str) -> str:
 def _may_be_dicom(name: str) -> bool:
     """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
     suffix = _suffix(name)
-    return suffix in _DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
+    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+
+
+def kind_of_file(path: str) -> Kind:
+    """The kind of a file on disk."""
+    return kind_of(path, _head, lambda path: open(path, "rb"))
 
 
 def _head(path: str) -> bytes | None:
@@ -82,33 +81,3 @@ def _head(path: str) -> bytes | None:
             return file.read(HEAD_BYTES)
     except OSError:
         return None
-
-
-def _open(path: str) -> BinaryIO:
-    return open(path, "rb")
-
-
-def _format(name: str, head: bytes) -> str:
-    """The format of an image, nothing if it is none."""
-    try:
-        return format_of(head)
-    except NotFetchedError:
-        return "unknown" if has_radiographs_name(name) else ""  # reported when it is read
-    except RadiographError:
-        return ""
-
-
-def _has_an_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
-    from chexpert_hf.radiographs.dicom.dicom_kind import (  # pydicom takes .2 s to import
-        describes_an_image,
-        names_an_image,
-    )
-
-    is_image = names_an_image(head)
-    if is_image is not None:
-        return is_image
-    try:
-        with whole() as stream:
-            return describes_an_image(stream)
-    except (OSError, RadiographError):
-        return True  # reported when it is read

@@ -1,168 +1,149 @@
-"""Reads a radiograph from whatever it comes in, to one 8-bit grayscale image, without trusting it.
+"""Reads a radiograph from whatever it comes in, once and without trusting it.
 
-What a file is, is decided by its first bytes and never by its name. The size in the header is checked before anything
-is decoded, what is cut short or damaged is refused, and nothing but pixels and the original size comes out: no EXIF, no
-text, no patient's name.
+The first bytes of a file decide its format, never its name. Sizes are checked before anything is decoded, and what is
+cut short or damaged is refused. Only pixels and a few properties come out: no EXIF, no text, no patient's name.
 """
 
 import io
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.radiographs.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
+from chexpert_hf.radiographs.grey_levels import (
+    MAX_PIXELS,
+    NotFetchedError,
+    RadiographError,
+    check_size,
+    refusing,
+    to_8_bit,
+)
 from chexpert_hf.radiographs.raster import format_of, read_pillow, read_raster
 from chexpert_hf.radiographs.unfetched import why_missing
 
-__all__ = ["MAX_PIXELS", "RadiographError", "RadiographSource", "read_radiograph"]
-
-RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
-
-MAX_PIXELS = 50_000_000
-"""Largest accepted image; a digital radiograph of 43 x 43 cm at .1 mm has 18.5 million pixels."""
-
-MAX_FILE_BYTES = 500_000_000
-"""Largest accepted file: five times a 16-bit image of `MAX_PIXELS`."""
-
 HEAD_BYTES = 132
+_MAX_FILE_BYTES = 10 * MAX_PIXELS  # five times the largest image of 16 bits
 
 
-def read_radiograph(
-    source: RadiographSource, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None
-) -> Image.Image:
-    """Reads one radiograph to an 8-bit grayscale image.
+@dataclass(frozen=True)
+class Radiograph:
+    """A radiograph and what its file says of it."""
+
+    image: Image.Image  # mode L, upright; possibly scaled down while it was decoded
+    original_size: tuple[int, int]  # the full image's (width, height) when upright
+    is_colour: bool = False  # DICOM is not looked at
+    is_lateral: bool | None = None  # by the DICOM header; None where nothing is said
+    notes: tuple[str, ...] = ()  # a line for each part of a DICOM header that was supplied or ignored
+
+
+RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Radiograph
+
+
+def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
+    """Reads one radiograph to an 8-bit grayscale image; arguments and errors as in `open_radiograph`.
+
+    Returns:
+        An image of mode L with `original_size`, and `notes` if there are any, in its `info`; see `Radiograph`.
+    """
+    return open_radiograph(source, target_size=target_size).image
+
+
+def open_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Radiograph:
+    """Reads one radiograph with all that is known of it.
 
     JPEG, PNG, TIFF, BMP, WebP and DICOM are told apart by content. Colour becomes luma, transparent parts black, the
     EXIF orientation is applied, 16 bits become 8 as `grey_levels.to_8_bit` says, and DICOM is rendered as
-    `dicom.read_dicom` says. The same source with the same `target_size` always gives the same pixels.
+    `windowing.render` says. The same source with the same `target_size` always gives the same pixels.
 
     Args:
         source: A path, a file's bytes, a binary file object (read from where it stands to its end), a Pillow image in
             mode 1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in
-            uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8.
-        max_pixels: Larger images are refused before they are decoded.
-        target_size: The side in pixels that the image will be resized to, if known. A JPEG decoder then scales down by
-            2, 4 or 8 while it decodes, as long as both sides keep `raster.DRAFT_MARGIN` times this size. Other formats
-            ignore it.
-
-    Returns:
-        An image of mode L. Its `info["original_size"]` is the full image's `(width, height)` when upright. Where parts
-        of a DICOM header had to be supplied or ignored, `info["notes"]` is a tuple of lines that say which.
+            uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
+        target_size: The side in pixels that the image will be resized to, if known. A JPEG is then scaled down by 2, 4
+            or 8 while it is decoded, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
 
     Raises:
-        RadiographError: If there is no such file, it is not one image of a known format, it is damaged, cut short, too
-            large, has several frames, or its grey levels are ambiguous (floating point, 16-bit colour).
-        ValueError: If `target_size` is not positive.
+        RadiographError: If it is missing, damaged, cut short, too large, not one image of a known format, or its grey
+            levels are ambiguous (floating point, 16-bit colour).
     """
     if target_size is not None and target_size < 1:
         raise ValueError(f"Expected a target_size of at least 1 pixel, got {target_size}.")
-    notes: tuple[str, ...] = ()
+    if isinstance(source, Radiograph):
+        return source
     if isinstance(source, np.ndarray):
-        gray = _read_array(source, max_pixels)
-        original_size = gray.size
-    elif isinstance(source, Image.Image):
-        gray = read_pillow(source, max_pixels)
-        original_size = gray.size
+        source = _image_of(source)
+    if isinstance(source, Image.Image):
+        gray, is_colour = read_pillow(source)
+        radiograph = Radiograph(gray, gray.size, is_colour)
     else:
         with _open_stream(source) as stream:
-            gray, original_size, notes = _read_stream(stream, max_pixels, target_size)
-    gray.info = {"original_size": original_size, **({"notes": notes} if notes else {})}
-    return gray
+            radiograph = _read_stream(stream, target_size)
+    radiograph.image.info = {"original_size": radiograph.original_size}
+    if radiograph.notes:
+        radiograph.image.info["notes"] = radiograph.notes
+    return radiograph
 
 
-def repeatable(source: RadiographSource) -> RadiographSource:
-    """What can be read more than once: the rest of a file object as bytes, anything else as it is.
-
-    Raises:
-        RadiographError: If the file object cannot be read.
-    """
-    if isinstance(source, (str, bytes, os.PathLike, Image.Image, np.ndarray)) or not hasattr(source, "read"):
-        return source
-    return _read_rest(source)
-
-
-@contextmanager
-def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
     if isinstance(source, (str, os.PathLike)):
-        with _open_path(source) as stream:
-            yield stream
-    elif isinstance(source, bytes):
-        yield io.BytesIO(source)
-    elif hasattr(source, "read"):
-        # Pillow rewinds whatever it is given, so the rest of a stream that stands in the middle is copied.
-        yield io.BytesIO(_read_rest(source))
-    else:
+        return _open_path(source)
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not hasattr(source, "read"):
         raise RadiographError(
             "Expected a path, bytes, a binary file object, a Pillow image or a numpy array, "
             f"got {type(source).__name__[:40]}; open the file or convert it to one of these."
         )
+    with refusing("The file object cannot be read, expected an open one; open it in mode 'rb'."):
+        data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream that stands in the middle
+    if not isinstance(data, bytes):
+        raise RadiographError("Expected a binary file object, this one does not give bytes; open it in mode 'rb'.")
+    return io.BytesIO(data)
 
 
 def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
-            raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
-        return open(path, "rb")
+        if stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
+            return open(path, "rb")
     except FileNotFoundError:
         if reason := why_missing(path):
             raise NotFetchedError(reason) from None
         raise RadiographError("File not found, expected an image file; check the path.") from None
     except PermissionError:
         raise RadiographError("The file may not be read, expected an image file; check its permissions.") from None
-    except RadiographError:
-        raise
     except (OSError, ValueError):  # name too long, a NUL in it, a circle of links
         raise RadiographError("The file cannot be opened, expected the path of an image file; check it.") from None
+    raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
 
 
-def _read_rest(file: BinaryIO) -> bytes:
-    try:
-        data = file.read(MAX_FILE_BYTES + 1)
-    except MALFORMED:
-        raise RadiographError("The file object cannot be read, expected an open one; open it in mode 'rb'.") from None
-    if not isinstance(data, bytes):
-        raise RadiographError("Expected a binary file object, this one does not give bytes; open it in mode 'rb'.")
-    return data
-
-
-def _read_stream(
-    stream: BinaryIO, max_pixels: int, target_size: int | None
-) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
-    """The image, the full image's size when upright, and notes."""
+def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if num_bytes == 0:
         raise RadiographError("Expected an image, the file is empty (0 bytes); copy or export it again.")
-    if num_bytes > MAX_FILE_BYTES:
+    if num_bytes > _MAX_FILE_BYTES:
         raise RadiographError(
-            f"Expected a file of at most {MAX_FILE_BYTES // 1_000_000} MB, got {num_bytes // 1_000_000} MB; "
+            f"Expected a file of at most {_MAX_FILE_BYTES // 1_000_000} MB, got {num_bytes // 1_000_000} MB; "
             "export the radiograph alone."
         )
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if (file_format := format_of(head)) != "DICOM":
-        gray, original_size = read_raster(stream, file_format, max_pixels, target_size)
-        return gray, original_size, ()
-    from chexpert_hf.radiographs.dicom.dicom import (
-        read_dicom,  # pydicom takes .2 s to import, which other formats need not pay
-    )
+        return Radiograph(*read_raster(stream, file_format, target_size))
+    from chexpert_hf.radiographs.dicom.dicom import read_dicom  # pydicom takes .2 s to import
 
-    pixels, notes = read_dicom(stream, max_pixels)
+    pixels, is_lateral, notes = read_dicom(stream)
     gray = Image.fromarray(pixels).convert("L")
-    return gray, gray.size, notes
+    return Radiograph(gray, gray.size, is_lateral=is_lateral, notes=notes)
 
 
-def _read_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _image_of(array: np.ndarray) -> Image.Image:
     bits = array.dtype.itemsize * 8
     if array.dtype.kind != "u" or bits not in (8, 16):
-        raise RadiographError(
-            f"Expected an array of uint8 or uint16, got {array.dtype.name[:20]}, whose scale is ambiguous; convert it."
-        )
+        raise RadiographError(f"Expected uint8 or uint16, got {array.dtype.name[:20]}, of ambiguous scale; convert it.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and bits == 8
@@ -171,5 +152,5 @@ def _read_array(array: np.ndarray, max_pixels: int) -> Image.Image:
             "Expected an array (height, width), or (height, width, 3 or 4) in uint8, "
             f"got {str(array.shape)[:40]} in uint{bits}; pass one image, channels last."
         )
-    check_size(array.shape[1], array.shape[0], max_pixels)
-    return Image.fromarray(to_8_bit(array)) if bits == 16 else read_pillow(Image.fromarray(array), max_pixels)
+    check_size(array.shape[1], array.shape[0])
+    return Image.fromarray(to_8_bit(array) if bits == 16 else array)

@@ -1,6 +1,6 @@
 """Decodes JPEG, PNG, TIFF, BMP and WebP files, and Pillow images, to 8-bit grayscale.
 
-Pillow decodes; what is here chooses the format by content, refuses before decoding what is too large, and after it what
+Pillow decodes. This module chooses the format by content and refuses what is too large before it is decoded, and what
 Pillow would let pass: parts that are missing, several frames, colours whose lower 8 bits it would drop.
 """
 
@@ -8,65 +8,66 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    Image,
-    ImageChops,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin, Image, ImageChops, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.Image import Resampling, Transpose
 
-from chexpert_hf.radiographs.grey_levels import MALFORMED, NotFetchedError, RadiographError, check_size, to_8_bit
-from chexpert_hf.radiographs.image_headers import TIFF_COMPRESSIONS, read_jpeg_header, read_tiff_header
-from chexpert_hf.radiographs.unfetched import pointer_of
+from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError, check_size, refusing, to_8_bit
+from chexpert_hf.radiographs.image_headers import read_jpeg_header, read_tiff_header
+from chexpert_hf.radiographs.unfetched import refuse_pointer
 
+# A JPEG decoder may scale down while both sides keep this many times the target size: .2 grey levels on average.
 DRAFT_MARGIN = 1.75
-"""A JPEG decoder may scale down while both sides keep this many times the target size.
 
-Measured on 12 radiographs of ChestX-ray14, enlarged to 2320 x 2828 and then resized to 320 x 320: against full decoding
-.20 grey levels on average, single pixels up to 13. A margin of 2 gives .10 and 3, and takes half as long again for
-reading and resizing together; a margin of 1 gives .66 on average.
-"""
+_COLOURFUL_SHARE = 0.1  # of pixels, from which on an image is in colour; a side mark may be, and film is tinted faintly
+_COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which it is colourful
+_COLOUR_SIDE = 64
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 _MAX_PNG_CHUNKS = 1 << 16
-_MAX_PNG_TEXTS = 16
-"""Pillow inflates each compressed text of a PNG to up to 1 MB before it looks at the image."""
+_MAX_PNG_TEXTS = 16  # Pillow inflates each compressed one to up to 1 MB before it looks at the image
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation (CIPA DC-008, tag 0x0112)."""
+"""Transpositions to upright by EXIF orientation (CIPA DC-008, tag 0x0112)."""
 
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_MAX_FIRST_ELEMENT = 256
-"""Bytes: the first element of a data set is a group's length, a character set, an image type or a UID."""
+_MAX_FIRST_ELEMENT = 256  # bytes: a data set begins with a group's length, a character set, an image type or a UID
 
-_TIFF_PHOTOMETRIC = 262
-_TIFF_WHITE_IS_ZERO = 0
+_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+    b"BM": "BMP",
+}
+
+# The format's own class instead of Image.open: no other format can take the file, and no warning about its size is
+# given before `check_size` has refused it.
+_OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+}
 
 
 def format_of(head: bytes) -> str:
-    """Names the format that a file's first bytes announce.
-
-    Args:
-        head: At least 132 bytes, or the whole file.
-
-    Returns:
-        "JPEG", "PNG", "TIFF" (BigTIFF, too), "BMP", "WebP" or "DICOM".
+    """The format that a file's first 132 bytes announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
 
     Raises:
         RadiographError: If it is none of these.
@@ -74,20 +75,13 @@ def format_of(head: bytes) -> str:
     """
     if head[128:132] == b"DICM":
         return "DICOM"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if head.startswith(b"BM"):
-        return "BMP"
+    if found := next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None):
+        return found
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP"
     if _begins_with_element(head):
         return "DICOM"
-    if pointer := pointer_of(head):
-        raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {pointer}")
+    refuse_pointer(head)
     raise RadiographError(
         "Expected a JPEG, PNG, TIFF, BMP, WebP or DICOM file, the content is none of these; "
         "export the radiograph in one of them."
@@ -105,103 +99,69 @@ def _begins_with_element(head: bytes) -> bool:
 
 
 def read_raster(
-    stream: BinaryIO, file_format: str, max_pixels: int, target_size: int | None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Decodes one image file.
-
-    Args:
-        stream: The whole file, seekable.
-        file_format: As `format_of` named it.
-        max_pixels: The size in the header is checked against it before decoding.
-        target_size: As in `radiograph.read_radiograph`.
+    stream: BinaryIO, file_format: str, target_size: int | None
+) -> tuple[Image.Image, tuple[int, int], bool]:
+    """Decodes one image file of the format that `format_of` named.
 
     Returns:
-        The upright image in mode L, and the full image's `(width, height)` when upright.
-
-    Raises:
-        RadiographError: If the file is damaged, cut short, too large, or not one image with clear grey levels.
+        The upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
     """
     try:
         if file_format == "PNG":
             _check_png_chunks(stream)
         if file_format == "TIFF":
             read_tiff_header(stream)
-        image = _open(stream, file_format)
-        check_size(*image.size, max_pixels)
+        image = _OPENERS[file_format](stream)
+        check_size(*image.size)
         _check_is_whole(image, stream)
-        width, height = image.size
+        (width, height), is_gray = image.size, image.mode == "L"
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            _draft(image, target_size)
+            side = None if target_size is None else math.ceil(DRAFT_MARGIN * target_size)
+            image.draft("L", None if side is None else (side, side))
         gray, sides_swap = _upright_gray(image)
     except RadiographError:
         raise
     except MALFORMED as error:
         raise RadiographError(_why_unreadable(stream, file_format, error)) from None
-    return gray, (height, width) if sides_swap else (width, height)
+    if file_format == "JPEG" and not is_gray:  # of which only the luma was decoded
+        stream.seek(0)
+        image = _OPENERS[file_format](stream)
+        image.draft("RGB", (_COLOUR_SIDE, _COLOUR_SIDE))
+    return gray, (height, width) if sides_swap else (width, height), _is_colourful(image)
 
 
 def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) -> str:
     """One line: a compression or layout that Pillow does not decode, or damage."""
+    found = None
     try:
         if file_format == "JPEG" and (rare := read_jpeg_header(stream).rare_compression):
-            return _expected_common(f"{rare} in a JPEG file")
+            found = f"{rare} in a JPEG file"
         if file_format == "TIFF":
-            header = read_tiff_header(stream)
-            kind = "BigTIFF" if header.is_big else "TIFF"
-            if header.compression not in TiffImagePlugin.COMPRESSION_INFO:
-                name = TIFF_COMPRESSIONS.get(header.compression, f"unknown ({header.compression})")
-                return _expected_common(f"a {kind} image with {name} compression")
-            if isinstance(error, SyntaxError):  # before anything is decoded
-                return _expected_common(f"a {kind} image of another layout, {header.bits or 'several'} bits per sample")
+            kind, bits, rare = read_tiff_header(stream)
+            if rare:
+                found = f"a {kind} image with {rare} compression"
+            elif isinstance(error, SyntaxError):  # before anything is decoded
+                found = f"a {kind} image of another layout, {bits or 'several'} bits per sample"
     except MALFORMED:
         pass
-    return f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
-
-
-def _expected_common(found: str) -> str:
+    if found is None:
+        return f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
     return (
         f"Expected an image of 8 or 16 bits in a common compression, got {found}; convert it to a 16-bit PNG, for "
         "example with the package imagecodecs."
     )
 
 
-def read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Converts a Pillow image, decoded or only opened, to an upright one in mode L.
-
-    Raises:
-        RadiographError: If it cannot be decoded, is too large, or has no clear grey levels.
-    """
-    check_size(*image.size, max_pixels)
-    try:
+def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour."""
+    check_size(*image.size)
+    with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)
-    except RadiographError:
-        raise
-    except MALFORMED:
-        raise RadiographError(
-            "The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."
-        ) from None
-    return gray
-
-
-def _open(stream: BinaryIO, file_format: str) -> ImageFile.ImageFile:
-    # The format's own class instead of Image.open: no other format can take the file, and no warning about its size is
-    # given before `check_size` has refused it.
-    if file_format == "JPEG":
-        return JpegImagePlugin.jpeg_factory(stream, "")
-    classes: dict[str, type[ImageFile.ImageFile]] = {
-        "PNG": PngImagePlugin.PngImageFile,
-        "TIFF": TiffImagePlugin.TiffImageFile,
-        "BMP": BmpImagePlugin.BmpImageFile,
-        "WebP": WebPImagePlugin.WebPImageFile,
-    }
-    return classes[file_format](stream)
+    return gray, _is_colourful(image)
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:
-    """Checks lengths, checksums and the end mark, since Pillow reads past a wrong checksum and a missing end.
-
-    Source: PNG (Third Edition), W3C 2025, section 5.
-    """
+    """Checks lengths, checksums and the end mark, which Pillow does not. Source: PNG (Third Edition), section 5."""
     num_texts = 0
     stream.seek(8)
     for _ in range(_MAX_PNG_CHUNKS):
@@ -223,20 +183,14 @@ def _check_png_chunks(stream: BinaryIO) -> None:
     raise RadiographError(f"Expected at most {_MAX_PNG_CHUNKS:,} parts in a PNG image, got more; save it again.")
 
 
-def _check_is_whole(image: ImageFile.ImageFile, stream: BinaryIO) -> None:
+def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
     """Refuses further frames, and ends of file that Pillow does not miss."""
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with further pictures behind it
         raise RadiographError("Expected one radiograph per file, got several frames or pages; export one of them.")
-    tile = image.tile[0] if image.tile else None
-    if isinstance(image, BmpImagePlugin.BmpImageFile) and tile and tile.codec_name == "raw":
-        _, bytes_per_row, _ = cast("tuple[str, int, int]", tile.args)
+    for tile in image.tile if isinstance(image, BmpImagePlugin.BmpImageFile) else ():
+        bytes_per_row = cast("tuple[str, int, int]", tile.args)[1] if tile.codec_name == "raw" else 0
         if tile.offset + bytes_per_row * image.height > stream.seek(0, os.SEEK_END):
             raise EOFError
-
-
-def _draft(image: JpegImagePlugin.JpegImageFile, target_size: int | None) -> None:
-    side = None if target_size is None else math.ceil(DRAFT_MARGIN * target_size)
-    image.draft("L", None if side is None else (side, side))
 
 
 def _upright_gray(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -254,16 +208,13 @@ def _gray_16_bit(image: Image.Image) -> Image.Image:
         raise RadiographError("Expected grey levels in 0..65535, got levels outside; save the image as 16-bit gray.")
     gray = Image.fromarray(to_8_bit(levels))
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO:
-        return ImageChops.invert(gray)  # Pillow does so up to 8 bits and leaves 16 bits as they are
-    return gray
+    # Pillow inverts up to 8 bits and leaves 16 bits as they are.
+    return ImageChops.invert(gray) if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO else gray
 
 
 def _gray_8_bit(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES_8_BIT:
-        raise RadiographError(
-            f"Expected 8-bit gray or colour or 16-bit gray, got mode {image.mode[:8]}; save as 8- or 16-bit gray."
-        )
+        raise RadiographError(f"Expected 8-bit gray or colour or 16-bit gray, got mode {image.mode[:8]}; convert it.")
     if any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):  # Pillow would drop the lower 8 bits
         raise RadiographError("Expected 8-bit colour or 16-bit gray, got 16-bit colour; save the image as grayscale.")
     image.load()  # a PNG's transparency is known only now
@@ -272,3 +223,17 @@ def _gray_8_bit(image: Image.Image) -> Image.Image:
     if image.mode not in ("LA", "RGBA"):
         image = image.convert("RGBA")
     return ImageChops.multiply(image.convert("L"), image.getchannel("A"))  # over black
+
+
+def _is_colourful(image: Image.Image) -> bool:
+    if image.mode not in _COLOUR_MODES:
+        return False
+    try:
+        source = image if "R" in image.getbands() else image.convert("RGB")
+        # Band by band, for a quarter of the memory.
+        side = (_COLOUR_SIDE, _COLOUR_SIDE)
+        small = [source.getchannel(band).resize(side, Resampling.BOX, reducing_gap=1.0) for band in "RGB"]
+    except MALFORMED:
+        return False
+    spread = np.ptp(np.array([np.asarray(band, dtype=int) for band in small]), axis=0)  # (_COLOUR_SIDE, _COLOUR_SIDE)
+    return float((spread > _COLOURFUL_SPREAD).mean()) > _COLOURFUL_SHARE

@@ -2,6 +2,8 @@
 
 import os
 
+from chexpert_hf.radiographs.grey_levels import NotFetchedError
+
 _POINTERS = {
     b"version https://git-lfs": "a Git LFS pointer; run 'git lfs pull' in its folder.",
     b"/annex/objects/": "a git-annex pointer; run 'datalad get' or 'git annex get' in its folder.",
@@ -25,6 +27,8 @@ def why_missing(path: str | os.PathLike[str]) -> str | None:
     return next((text for part, text in _TARGETS.items() if part in target), reason)
 
 
-def pointer_of(head: bytes) -> str | None:
-    """A description of the pointer file that begins with these bytes; None for any other file."""
-    return next((text for start, text in _POINTERS.items() if head.startswith(start)), None)
+def refuse_pointer(head: bytes) -> None:
+    """NotFetchedError if these are the first bytes of a pointer to content elsewhere."""
+    for start, text in _POINTERS.items():
+        if head.startswith(start):
+            raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {text}")

@@ -11,22 +11,13 @@ from chexpert_hf.radiographs.kinds import Kind, has_radiographs_name, is_system_
 
 @dataclass
 class Found:
-    """The radiographs that were found, and what was followed and skipped on the way.
+    """The radiographs that were found, and counts of what was followed and skipped on the way."""
 
-    Attributes:
-        files: Each once, where it was given first; sorted within folders and archives.
-        num_links: Links that were followed.
-        num_outside: Links that lead out of the folder they are in, which were not followed, though they may be
-            radiographs.
-        num_imageless: DICOM files without an image: DICOMDIR, structured reports, presentation states.
-        num_archives: ZIP archives in folders.
-    """
-
-    files: list[RadiographFile] = field(default_factory=list)
-    num_links: int = 0
-    num_outside: int = 0
-    num_imageless: int = 0
-    num_archives: int = 0
+    files: list[RadiographFile] = field(default_factory=list)  # each once, sorted within folders and archives
+    num_links: int = 0  # followed
+    num_outside: int = 0  # links out of their folder that were not followed, though they may be radiographs
+    num_imageless: int = 0  # DICOM files without an image: DICOMDIR, structured reports, presentation states
+    num_archives: int = 0  # ZIP archives in folders
 
     def notes(self) -> list[str]:
         """A line for each kind of file that was followed or skipped."""
@@ -40,86 +31,62 @@ class Found:
 
 
 class Walk:
-    """A search below one folder, which enters no folder twice.
+    """A search below one folder, which enters no folder twice and counts in `found` what it follows and skips.
 
-    Links to files are followed. Links to folders are followed if they lead out of the root: what is below it is found
-    anyway.
-
-    Args:
-        root: The folder.
-        found: Counts what is followed and skipped; its files stay as they are.
-        follow_links: Whether to follow links that lead out of the root.
+    Links to files are followed. Links to folders are followed if they lead out of the root (what is below it is found
+    anyway) and `follow_links` is set.
     """
 
     def __init__(self, root: str, found: Found, *, follow_links: bool) -> None:
-        self._root = root
-        self._real_root = os.path.realpath(root)
+        self._root, self._real_root = root, os.path.realpath(root)
         self._found, self._follow_links = found, follow_links
         # A link to a folder above the root leads in a circle, too.
         self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
 
     def files(self) -> Iterator[str]:
-        """The radiographs, sorted by the parts of their paths."""
-        return self._files(self._root, self._real_root)
+        """The radiographs, sorted by the parts of their paths; a folder that cannot be read, to be reported."""
+        for path, is_folder in self._below(self._root, self._real_root):
+            if is_folder:
+                continue
+            if self._is_radiograph(path):
+                self._found.num_links += os.path.islink(path)
+                yield path
+            elif os.path.isdir(path):
+                yield path
 
     def folders(self) -> Iterator[str]:
         """The root and the folders below it."""
-        return self._folders(self._root, self._real_root)
+        return (path for path, is_folder in self._below(self._root, self._real_root) if is_folder)
 
     def leads_outside(self, path: str) -> bool:
         """Whether a path leads out of the root, through whatever links."""
-        return not _is_below(os.path.realpath(path), self._real_root)
+        real = os.path.realpath(path)
+        return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
-    def _files(self, folder: str, real: str) -> Iterator[str]:
+    def _below(self, folder: str, real: str) -> Iterator[tuple[str, bool]]:
+        """A folder and what is below it, each with whether it is a folder to search."""
+        yield folder, True
         try:
             entries = _entries(folder)
         except OSError:
-            yield folder  # reported when it is read, instead of being left out without a word
+            yield folder, False
             return
         for entry in entries:
-            if entry.is_symlink():
-                yield from self._behind(entry.path)
-            elif entry.is_dir():
-                if inside := self._enter(os.path.join(real, entry.name)):
-                    yield from self._files(entry.path, inside)
-            elif self._is_radiograph(entry.path):
-                yield entry.path
-
-    def _behind(self, link: str) -> Iterator[str]:
-        is_outside = self.leads_outside(link)
-        if os.path.isdir(link):
-            if not is_outside:
-                return
-            if not self._follow_links:
-                self._found.num_outside += 1
-            elif inside := self._enter(os.path.realpath(link)):
-                self._found.num_links += 1
-                yield from self._files(link, inside)
-        elif is_outside and not self._follow_links:
-            self._found.num_outside += has_radiographs_name(link)
-        elif self._is_radiograph(link):
-            self._found.num_links += 1
-            yield link
-
-    def _folders(self, folder: str, real: str) -> Iterator[str]:
-        yield folder
-        try:
-            entries = _entries(folder)
-        except OSError:
-            return
-        for entry in entries:
-            is_way = not entry.is_symlink() or (self._follow_links and self.leads_outside(entry.path))
-            if is_way and os.path.isdir(entry.path):
-                target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-                if inside := self._enter(target):
-                    yield from self._folders(entry.path, inside)
-
-    def _enter(self, real: str) -> str | None:
-        """The folder itself, without links, or None if it has been entered already."""
-        if real in self._entered:
-            return None
-        self._entered.add(real)
-        return real
+            is_link = entry.is_symlink()
+            is_outside = is_link and self.leads_outside(entry.path)
+            is_skipped = is_outside and not self._follow_links
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                self._found.num_outside += is_skipped
+                target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                is_inner_link = is_link and not is_outside
+                if not is_skipped and not is_inner_link and target not in self._entered:
+                    self._entered.add(target)
+                    self._found.num_links += is_link
+                    yield from self._below(entry.path, target)
+            elif is_skipped:
+                self._found.num_outside += has_radiographs_name(entry.path)
+            else:
+                yield entry.path, False
 
     def _is_radiograph(self, path: str) -> bool:
         if is_archive(path):
@@ -134,7 +101,3 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         wanted = [entry for entry in entries if not entry.name.startswith(".") and not is_system_file(entry.name)]
     return sorted(wanted, key=lambda entry: entry.name)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -23,10 +23,8 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.ensembles import ensemble_members
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.repositories import model_folder
-from chexpert_hf.radiographs.colour import has_colour
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
-from chexpert_hf.radiographs.projection import is_said_lateral
-from chexpert_hf.radiographs.radiograph import RadiographSource, read_radiograph, repeatable
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
 from chexpert_hf.scoring.graphs.sessions import TorchRuntime
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.scoring.saliency import Box, SaliencyMaps, map_offsets, positive_maps, resize_maps
@@ -39,16 +37,7 @@ BATCH_SIZE = 16
 # with offsets are moved on it. It is several times finer than any of them.
 _COMMON_SIZE = (128, 128)
 
-_ORIGIN = "chexpert_hf.origin"
 _ON_ERRORS = ("raise", "return")
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Properties of a file that the gate needs beside the gray levels; kept in the image's `info[_ORIGIN]`."""
-
-    is_colour: bool
-    is_lateral: bool | None
 
 
 @dataclass(frozen=True)
@@ -299,7 +288,7 @@ class CheXpertClassifier:
             yield prediction
         yield from filter(None, read)
 
-    def read(self, source: RadiographSource) -> Image.Image:
+    def read(self, source: RadiographSource) -> Radiograph:
         """Reads a radiograph as the model wants it; a large JPEG is scaled down while it is decoded.
 
         Raises:
@@ -308,11 +297,7 @@ class CheXpertClassifier:
         sides = [member.processor.decoded_side for member in self.members]
         target_size = None if None in sides else max(side for side in sides if side)
         with naming(_name(source) if self._names_files else ""):
-            source = repeatable(source)
-            image = read_radiograph(source, target_size=target_size)
-            if self.has_gate:
-                image.info[_ORIGIN] = _origin(source)
-        return image
+            return open_radiograph(source, target_size=target_size)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
         """Verdicts of the gate, by the first member that has one; None for radiographs without `gate_input`."""
@@ -328,28 +313,28 @@ class CheXpertClassifier:
         return next((member for member in self.members if member.gate is not None), None)
 
     def predict_images(
-        self, images: Iterable[Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
+        self, images: Iterable[Radiograph | Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Scores images from `read` as they come, one batch at a time."""
+        """Scores radiographs from `read` as they come, one batch at a time."""
         yield from self.predict_prepared(map(self.prepare, images), saliency=saliency, batch_size=batch_size)
 
-    def prepare(self, image: Image.Image, *, for_gate: bool = False) -> Prepared:
+    def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
         """Prepare one radiograph for a batch; several threads may do it at once.
 
         Args:
-            image: From `read`.
+            radiograph: From `read`, or an image.
             for_gate: Whether the model's gate is to be asked, if it has one.
         """
+        radiograph = open_radiograph(radiograph)
+        image = radiograph.image
         gray = [
             member.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
             for member in self.members
         ]
         gate_input = None
         if for_gate and (keeper := self._gatekeeper) is not None and keeper.gate is not None:
-            origin = _origin(image)
-            gate_input = keeper.gate.prepare(image, is_colour=origin.is_colour, is_lateral=origin.is_lateral)
-        size, notes = image.info.get("original_size", image.size), image.info.get("notes", ())
-        return Prepared(tuple(gray), size, notes, gate_input)
+            gate_input = keeper.gate.prepare(image, is_colour=radiograph.is_colour, is_lateral=radiograph.is_lateral)
+        return Prepared(tuple(gray), radiograph.original_size, radiograph.notes, gate_input)
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
@@ -423,11 +408,6 @@ def _name(source: object) -> str:
     """The name of a file without its folder; empty for what has none."""
     path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""
-
-
-def _origin(source: RadiographSource) -> _Origin:
-    known = source.info.get(_ORIGIN) if isinstance(source, Image.Image) else None
-    return known if isinstance(known, _Origin) else _Origin(has_colour(source), is_said_lateral(source))
 
 
 def _mean_maps(maps: list[Tensor]) -> Tensor:

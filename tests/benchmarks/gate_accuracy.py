@@ -204,7 +204,7 @@ def main():
 
     print("\nwarnings on the valid split, transformed")
     for name, transform in TRANSFORMS.items():
-        verdicts = [gate.judge(transform(classifier.read(file))) for file in valid]
+        verdicts = [gate.judge(transform(classifier.read(file).image)) for file in valid]
         count = {text: sum(text in verdict.warnings for verdict in verdicts) for v in verdicts for text in v.warnings}
         accepted = sum(verdict.is_chest_radiograph for verdict in verdicts)
         print(f"  {name:16s} {accepted} of {len(verdicts)} accepted; {count or 'no warnings'}")

@@ -185,7 +185,7 @@ def test_probabilities_of_a_phantom_are_the_classifiers(tmp_path):
 def test_real_radiographs_are_scored_alike(real_data, tmp_path):
     classifier = CheXpertClassifier.from_pretrained(folder_of(tmp_path / "model"))
     files = sorted((real_data / "NIH-originals").rglob("*.png"))
-    images = [classifier.read(file) for file in files]
+    images = [classifier.read(file).image for file in files]
     pixel_values = classifier.processor(images, return_tensors="pt")["pixel_values"]
     ours = outputs(twins.from_model_folder(tmp_path / "model"), pixel_values)
     theirs = classifier.model(pixel_values, output_saliency=True)

@@ -32,7 +32,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from chexpert_hf.radiographs.dicom import dicom
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 
 NAME = "Doe^Jane"
@@ -591,25 +590,6 @@ def test_file_without_its_padding_byte_is_not_read():
     assert read(data).shape == (59, 79)
     with pytest.raises(RadiographError, match="damaged or cut short"):
         read_radiograph(data[:-1])
-
-
-def test_one_thread_at_a_time_has_the_warnings_silenced(monkeypatch):
-    inside, most = [], []
-
-    def read_slowly(*_) -> tuple[np.ndarray, tuple[str, ...]]:
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.02)
-        inside.pop()
-        return FILM, ()
-
-    monkeypatch.setattr(dicom, "_read", read_slowly)
-    threads = [threading.Thread(target=read, args=(SAME_FILM["8 bits"],)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1, 1]
 
 
 def test_threads_read_the_same_and_leave_warnings_and_logging_alone():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
+from chexpert_hf.radiographs import grey_levels
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 
 NAME = "Doe^Jane"
@@ -316,15 +317,15 @@ def test_what_is_not_one_radiograph_is_refused(data, reason, tmp_path):
 
 
 REFUSED_ARRAYS = {
-    "bool": (np.zeros((4, 4), bool), "bool, whose scale"),
-    "float": (np.zeros((4, 4), np.float32), "float32, whose scale"),
-    "int64": (np.zeros((4, 4), int), "int64, whose scale"),
+    "bool": (np.zeros((4, 4), bool), "bool, of ambiguous scale"),
+    "float": (np.zeros((4, 4), np.float32), "float32, of ambiguous scale"),
+    "int64": (np.zeros((4, 4), int), "int64, of ambiguous scale"),
     "channels first": (np.zeros((4, 64, 64), np.uint8), "channels last"),
     "16-bit colour": (np.zeros((64, 64, 3), np.uint16), r"\(64, 64, 3\) in uint16"),
     "batch": (np.zeros((2, 64, 64, 3), np.uint8), "pass one image"),
     "one row only": (np.zeros(64, np.uint8), "pass one image"),
     "no rows": (np.zeros((0, 64), np.uint8), "64 x 0"),
-    "text": (np.array([NAME]), "whose scale"),
+    "text": (np.array([NAME]), "of ambiguous scale"),
 }
 
 
@@ -400,12 +401,14 @@ def test_target_size_must_be_positive():
         read_radiograph(FILM, target_size=0)
 
 
-def test_size_limit_is_that_of_the_full_image():
+def test_size_limit_is_that_of_the_full_image(monkeypatch):
     data = encode(Image.new("L", (400, 300)), "JPEG")
-    assert read_radiograph(data, max_pixels=120_000).size == (400, 300)
+    monkeypatch.setattr(grey_levels, "MAX_PIXELS", 120_000)
+    assert read_radiograph(data).size == (400, 300)
+    monkeypatch.setattr(grey_levels, "MAX_PIXELS", 119_999)
     for source in (data, Image.new("L", (400, 300)), np.zeros((300, 400), np.uint8)):
-        with pytest.raises(RadiographError, match="at most 119,999 pixels, the header declares 400 x 300"):
-            read_radiograph(source, max_pixels=119_999, target_size=10)
+        with pytest.raises(RadiographError, match="at most 119,999 pixels, got 400 x 300"):
+            read_radiograph(source, target_size=10)
 
 
 ZEROS = bytes(30_000_000)

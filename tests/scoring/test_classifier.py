@@ -67,7 +67,7 @@ def test_positives_are_by_each_observations_operating_point(classifier):
 def test_maps_have_the_radiographs_size_also_when_its_jpeg_was_scaled_down(classifier, tmp_path):
     large = gray_image(40, 30).resize((1600, 1200), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
-    assert classifier.read(tmp_path / "large.jpg").width < 1600
+    assert classifier.read(tmp_path / "large.jpg").image.width < 1600
     prediction = classifier.predict(tmp_path / "large.jpg", saliency=True)
     maps = np.stack(list(prediction.saliency.values()))
     assert maps.shape == (14, 1200, 1600)

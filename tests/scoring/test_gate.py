@@ -22,8 +22,7 @@ from chexpert_hf.gate import fit as fitting
 from chexpert_hf.gate.distance import distance_limits, fit_distance
 from chexpert_hf.gate.folder import fit_folder_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
-from chexpert_hf.radiographs.colour import has_colour
-from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.radiographs.radiograph import open_radiograph, read_radiograph
 from tests.radiographs.test_dicom import make_dicom
 
 PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
@@ -135,15 +134,15 @@ def test_a_prediction_carries_the_verdict_from_the_same_reading(tiny_folder, gat
     assert len(opened) == 1
 
 
-def test_an_image_from_read_is_judged_like_its_file(tiny_folder, gate, phantoms):
+def test_a_radiograph_from_read_is_judged_like_its_file(tiny_folder, gate, phantoms):
     gate.save(tiny_folder)
     classifier = CheXpertClassifier.from_pretrained(tiny_folder)
     red, dicom = io.BytesIO(), make_dicom(np.asarray(phantoms[60]), ViewPosition="LL")
     Image.merge("RGB", [phantoms[60], Image.new("L", (160, 160)), Image.new("L", (160, 160))]).save(red, "PNG")
     for data, text in ((red.getvalue(), "colour photograph"), (dicom, "as the DICOM file says")):
-        image = classifier.read(data)
-        assert image.mode == "L"
-        verdict = classifier.predict(image).gate
+        radiograph = classifier.read(data)
+        assert radiograph.image.mode == "L"
+        verdict = classifier.predict(radiograph).gate
         assert verdict == classifier.predict(data).gate
         assert text in " ".join(verdict.messages)
 
@@ -322,12 +321,12 @@ def test_colour_is_seen_in_files_arrays_and_images_and_gray_is_not_taken_for_it(
     marked = gray.convert("RGB")
     marked.paste((255, 0, 0), (0, 0, 20, 20))
     for image, expected in ((gray, False), (gray.convert("RGB"), False), (marked, False), (red, True)):
-        assert has_colour(image) is expected
-        assert has_colour(np.asarray(image)) is expected
+        assert open_radiograph(image).is_colour is expected
+        assert open_radiograph(np.asarray(image)).is_colour is expected
         for name in ("JPEG", "PNG"):
             file = io.BytesIO()
             image.save(file, name)
-            assert has_colour(file.getvalue()) is expected
+            assert open_radiograph(file.getvalue()).is_colour is expected
 
 
 def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, phantoms):

@@ -172,7 +172,7 @@ def test_a_map_that_names_the_patch_beats_random_order_and_its_opposite_does_not
     classifier = SimpleNamespace(
         model=OnePatch(),
         processor=lambda images, return_tensors: {"pixel_values": picture},
-        read=lambda file: file,
+        read=lambda file: SimpleNamespace(image=file),
         observations=["Edema"],
     )
     maps = -np.arange(16.0).reshape(1, 1, 4, 4)

@@ -200,7 +200,7 @@ def test_an_ensembles_probabilities_and_maps_are_the_means_of_its_members(phanto
         assert prediction.probabilities[name] == pytest.approx(mean, abs=1e-6)
     raw = [
         member.model(
-            member.processor(member.read(image), return_tensors="pt")["pixel_values"].to(member.model.device),
+            member.processor(member.read(image).image, return_tensors="pt")["pixel_values"].to(member.model.device),
             output_saliency=True,
         ).saliency
         for member in together.members

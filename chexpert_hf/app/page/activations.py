@@ -30,7 +30,7 @@ def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> st
         RadiographError: If it cannot be read.
         ExpiredError: If it has been deleted.
     """
-    image = classifier.read(bytes_of(file))
+    image = classifier.read(bytes_of(file)).image
     pixel_values = classifier.processor(image, return_tensors="pt")["pixel_values"].to(classifier.model.device)
     stages = feature_activations(classifier.model, pixel_values.to(classifier.model.dtype))
     rows = "".join(_stage_html(stage, image.width / image.height) for stage in stages)

@@ -16,7 +16,7 @@ from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.errors import InputError
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
-from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
 
@@ -148,7 +148,7 @@ class Study:
 
 
 def score(
-    classifier: CheXpertClassifier, data: bytes, *, is_gated: bool, decoded: Image.Image | None = None
+    classifier: CheXpertClassifier, data: bytes, *, is_gated: bool, decoded: Radiograph | None = None
 ) -> Prediction:
     """Scores and maps of one radiograph, and what the gate says of it.
 
@@ -165,8 +165,6 @@ def score(
     prediction = classifier.predict(data if decoded is None else decoded, saliency=True)
     if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
         raise RefusedError(prediction.gate)
-    if decoded is not None:  # an image of any other origin has no notes of the reader
-        prediction = replace(prediction, notes=decoded.info.get("notes", ()))
     return prediction
 
 
@@ -216,7 +214,7 @@ def read_study(
     return (Study(views, tuple(failures)) if views else None), tuple(failures)
 
 
-def decode_once(classifier: CheXpertClassifier, data: bytes) -> Image.Image | None:
+def decode_once(classifier: CheXpertClassifier, data: bytes) -> Radiograph | None:
     """What the gate, the model and the eye all take; None for a JPEG, which is decoded smaller for the first two.
 
     Raises:
@@ -239,7 +237,7 @@ def bytes_of(file: RadiographFile) -> bytes:
     return source if isinstance(source, bytes) else path.read_bytes()
 
 
-def shown_image(data: bytes, decoded: Image.Image | None = None) -> Image.Image:
+def shown_image(data: bytes, decoded: Radiograph | None = None) -> Image.Image:
     """A radiograph in the size in which it is shown, mode L.
 
     Args:
@@ -249,7 +247,7 @@ def shown_image(data: bytes, decoded: Image.Image | None = None) -> Image.Image:
     Raises:
         RadiographError: If it cannot be read.
     """
-    shown = read_radiograph(data, target_size=DISPLAY_SIZE) if decoded is None else decoded.copy()
+    shown = read_radiograph(data, target_size=DISPLAY_SIZE) if decoded is None else decoded.image.copy()
     shown.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
     return shown
 

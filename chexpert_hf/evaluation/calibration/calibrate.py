@@ -92,7 +92,7 @@ def dataset_logits(
     From the model itself: a float32 probability near 1 has lost them.
     """
     model, rows = classifier.model, []
-    images = (read_file(classifier, file) for file in image_files(dataset))
+    images = (read_file(classifier, file).image for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
         pixel_values = classifier.processor(batch, return_tensors="pt")["pixel_values"]
         rows.append(model(pixel_values.to(model.device, model.dtype)).logits.double().cpu().numpy())

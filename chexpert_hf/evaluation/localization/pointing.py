@@ -13,6 +13,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.localization.localization import PRIORS, Indication, indicate, prior_map
 from chexpert_hf.evaluation.sanity.randomisation import redrawn_networks
 from chexpert_hf.folders.dataset import read_file
+from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps
 
@@ -49,9 +50,9 @@ def scored_images(
         RadiographError: If an image cannot be read.
     """
     files = image_files(dataset)
-    read: list[tuple[int, Image.Image]] = []
+    read: list[tuple[int, Radiograph]] = []
 
-    def images() -> Iterator[Image.Image]:
+    def images() -> Iterator[Radiograph]:
         for row in rows:
             read.append((row, read_file(classifier, files[row])))
             yield read[-1][1]
@@ -59,7 +60,8 @@ def scored_images(
     for prediction in classifier.predict_images(images(), saliency=True):
         if prediction.saliency is None:
             raise ValueError("Expected predictions with maps, got one without.")
-        yield ScoredImage(*read.pop(0), prediction, prediction.saliency)
+        row, radiograph = read.pop(0)
+        yield ScoredImage(row, radiograph.image, prediction, prediction.saliency)
 
 
 def untrained_like(classifier: CheXpertClassifier, seed: int) -> CheXpertClassifier:

@@ -176,7 +176,7 @@ def _look(
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
     batches = []
     for start in range(0, len(files), BATCH_SIZE):
-        images = [read_file(classifier, file) for file in files[start : start + BATCH_SIZE]]
+        images = [read_file(classifier, file).image for file in files[start : start + BATCH_SIZE]]
         pixel_values = classifier.processor(images, return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(classifier.model.device, classifier.model.dtype)
         if start == 0:

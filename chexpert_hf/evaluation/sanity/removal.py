@@ -79,7 +79,7 @@ def removal_check(
     deletion, insertion, random = np.empty((3, len(pairs), steps + 1))
     for number, (row, column) in enumerate(pairs):
         order = np.argsort(-maps[row, column].ravel(), kind="stable")
-        pixel_values = classifier.processor([read_file(classifier, files[row])], return_tensors="pt")
+        pixel_values = classifier.processor([read_file(classifier, files[row]).image], return_tensors="pt")
         deletion[number], insertion[number], random[number] = removal_curves(
             classifier.model,
             pixel_values["pixel_values"],

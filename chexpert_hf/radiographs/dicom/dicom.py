@@ -1,18 +1,19 @@
 """Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
 
-pydicom parses and its plugins decode. What is here decides in which order things are looked at, so that nothing is
-inflated, allocated or decoded on the word of a header alone: the transfer syntax, then the few elements that describe
-pixels (no other element is ever turned into a value), then sizes against each other, then the compressed image's own
-header, then the pixels.
+pydicom parses and its plugins decode. Nothing is inflated, allocated or decoded on the word of a header alone: first
+the transfer syntax is checked, then the few elements that describe pixels and view (no other becomes a value), sizes
+against each other, and the compressed image's own header.
 """
 
 import logging
+import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from io import BytesIO
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -23,44 +24,44 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from chexpert_hf.radiographs.dicom.codestreams import check_codestream, choose_plugin
-from chexpert_hf.radiographs.dicom.dicom_file import InflatedStream, open_dataset, read_elements
+from chexpert_hf.radiographs.dicom.codestreams import inspect_codestream
+from chexpert_hf.radiographs.dicom.dicom_file import InflatedStream, open_dataset, read_elements, read_meta
 from chexpert_hf.radiographs.dicom.dicom_layout import Bits, Frame, read_bits, read_frame
+from chexpert_hf.radiographs.dicom.dicom_values import read_text, read_texts
 from chexpert_hf.radiographs.dicom.windowing import render
 from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError
+from chexpert_hf.radiographs.image_headers import FrameHeader
 
 _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("RescaleIntercept", "RescaleSlope", "ModalityLUTSequence"),
+    *("RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "ViewPosition", "PatientOrientation"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
 )
 _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in _KEYWORDS]
-_PIXEL_DATA = 0x7FE00010
+_STORAGE_CLASS, _ROWS, _PIXEL_DATA = 0x00020002, 0x00280010, 0x7FE00010
+
+_IS_LATERAL = {"AP": False, "PA": False, "LL": True, "RL": True, "LAT": True, "LATERAL": True}
+"""By View Position. Source: DICOM PS3.3, C.8.1.1; the last two are written by some machines."""
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _QUIET = threading.Lock()
 
 
-def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Reads and renders a DICOM file's one frame.
-
-    Args:
-        stream: The whole file, seekable; preamble and file meta information may be missing.
-        max_pixels: The header's rows x columns is checked against it before decoding.
+def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
+    """Reads and renders a DICOM file's one frame; preamble and file meta information may be missing.
 
     Returns:
-        `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images; and a
-        line for each element that was supplied or ignored.
-
-    Raises:
-        RadiographError: If the file is damaged, cut short, too large, or not one frame of at most 16 bits, if an
-            element is missing or unclear that the image depends on, or if no decoder for its compression is installed.
+        `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images;
+        whether it is a lateral view, None if the header does not say; and a line for each element that was supplied or
+        ignored.
     """
+    notes: list[str] = []
     try:
         with _silence():
-            return _read(stream, max_pixels)
+            pixels, header = _read(stream, notes)
+            return pixels, _is_lateral(header), tuple(notes)
     except RadiographError:
         raise
     except MALFORMED:
@@ -74,9 +75,33 @@ def read_dicom(stream: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tu
         raise RadiographError("The RLE data in the DICOM file are damaged; copy or export it again.") from None
 
 
+def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
+    """Whether a DICOM file holds an image or is too damaged to tell; reports, directories and the like hold none.
+
+    The storage class in `head`, at least 512 bytes, decides; the `whole` file where the class is private or not named.
+    Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
+    """
+    try:
+        with _silence():
+            storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
+        if "Storage" in storage_class:
+            return "Image" in storage_class
+    except MALFORMED:
+        pass
+    try:
+        with whole() as stream, _silence():
+            num_bytes = stream.seek(0, os.SEEK_END)
+            data, syntax = open_dataset(stream, [])
+            header = read_elements(data, syntax, [_ROWS])
+            is_cut = data is stream and data.tell() > num_bytes
+            return is_cut or bool(data.read(1)) or _ROWS in header
+    except MALFORMED:
+        return True
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps what pydicom warns of and logs to itself, since it quotes values. One thread at a time: both are global."""
+    """Hides pydicom's warnings and logs, which quote values. One thread at a time, since both are global."""
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,26 +112,42 @@ def _silence() -> Iterator[None]:
             logger.propagate = propagates
 
 
-def _read(file: BinaryIO, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    notes: list[str] = []
+def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]:
     stream, syntax = open_dataset(file, notes)
     header = read_elements(stream, syntax, _TAGS)
     vr, length = _read_pixel_element(stream, header)
-    frame = read_frame(header, max_pixels, length == _UNDEFINED_LENGTH, notes)
+    frame = read_frame(header, length == _UNDEFINED_LENGTH, notes)
     if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
         raise RadiographError(
             f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "
             f"{'un' if syntax.is_encapsulated else ''}compressed. Correct it or export the image again."
         )
     if syntax.is_encapsulated:
-        words, bits = _read_compressed(stream, header, frame, syntax, vr, notes)
+        codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
+        plugin, found = inspect_codestream(codestream, syntax, frame)
+        bits = _compressed_bits(codestream, found, header, frame, notes)
+        data = encapsulate([codestream])
     else:
+        plugin = ""
         bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None, notes)
-        words = _decode(_read_native(stream, length, frame, bits), frame, syntax, "", vr, bits.allocated)
-    if frame.num_samples == 3:
-        return words.astype(np.uint8, copy=False), tuple(notes)
+        data = _read_native(stream, length, frame, bits)
+    words = _decode(data, frame, syntax, plugin, vr, bits.allocated)
+    if frame.samples_per_pixel == 3:
+        return words.astype(np.uint8, copy=False), header
     pixels = _stored_values(words, bits, notes)
-    return render(pixels, header, frame.photometric, bits.stored, notes), tuple(notes)
+    return render(pixels, header, frame.photometric_interpretation, bits.stored, notes), header
+
+
+def _is_lateral(header: Dataset) -> bool | None:
+    try:
+        view, orientation = read_text(header, "ViewPosition"), read_texts(header, "PatientOrientation")
+    except MALFORMED:
+        return None
+    if view in _IS_LATERAL:
+        return _IS_LATERAL[view]
+    # Only in a lateral view, rows go forwards or backwards and columns towards the feet.
+    rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
+    return rows in ("A", "P") if columns == "F" and rows in ("A", "P", "L", "R") else None
 
 
 def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
@@ -124,41 +165,29 @@ def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
     return start[4:6].decode("ascii"), struct.unpack(f"{byte_order}L", stream.read(4))[0]
 
 
-def _read_compressed(
-    stream: BinaryIO, header: Dataset, frame: Frame, syntax: UID, vr: str, notes: list[str]
-) -> tuple[NDArray[np.unsignedinteger], Bits]:
-    """The decoded words, and where in them a sample lies."""
-    codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
-    plugin = choose_plugin(syntax, codestream)
-    found = check_codestream(codestream, syntax, frame.columns, frame.rows, frame.num_samples)
+def _compressed_bits(
+    codestream: bytes, found: FrameHeader | None, header: Dataset, frame: Frame, notes: list[str]
+) -> Bits:
     if found is None:
         (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
-        bits = read_bits(header, frame, 8 * num_segments // frame.num_samples, None, notes)
-    else:
-        measured = 8 if found.precision <= 8 else 16
-        bits = read_bits(header, frame, measured, found.precision, notes)
-        stored = min(bits.stored, found.precision)
-        # A sample that was compressed alone lies at the low end; where the whole word was compressed, it lies in place.
-        high = bits.high if stored <= bits.high < found.precision else stored - 1
-        bits = replace(bits, allocated=measured, high=high, stored=stored)
-    return _decode(encapsulate([codestream]), frame, syntax, plugin, vr, bits.allocated), bits
+        return read_bits(header, frame, 8 * num_segments // frame.samples_per_pixel, None, notes)
+    measured = 8 if found.precision <= 8 else 16
+    bits = read_bits(header, frame, measured, found.precision, notes)
+    stored = min(bits.stored, found.precision)
+    # A sample that was compressed alone lies at the low end; where the whole word was compressed, it lies in place.
+    high = bits.high if stored <= bits.high < found.precision else stored - 1
+    return replace(bits, allocated=measured, high=high, stored=stored)
 
 
 def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> bytes:
     num_bytes = frame.num_values * bits.allocated // 8
-    if frame.photometric == "YBR_FULL_422":  # two pixels share their colour
+    if frame.photometric_interpretation == "YBR_FULL_422":  # two pixels share their colour
         num_bytes = num_bytes // 3 * 2
     if not num_bytes <= length < 2 * num_bytes + num_bytes % 2:
-        raise RadiographError(
-            f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; export the image again."
-        )
-    if isinstance(stream, InflatedStream):
-        stream.allow(length)
-    data = stream.read(length)
+        raise RadiographError(f"Expected {num_bytes:,} bytes of pixels by the DICOM header, got {length:,}; re-export.")
+    data = stream.read_last(length) if isinstance(stream, InflatedStream) else stream.read(length)
     if len(data) < length:
         raise EOFError
-    if isinstance(stream, InflatedStream):
-        stream.expect_end()
     return data[: num_bytes + num_bytes % 2]
 
 
@@ -180,11 +209,7 @@ def _decode(
 ) -> NDArray[np.unsignedinteger]:
     """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
     options: dict[str, Any] = {
-        "rows": frame.rows,
-        "columns": frame.columns,
-        "samples_per_pixel": frame.num_samples,
-        "photometric_interpretation": frame.photometric,
-        "planar_configuration": frame.planar,
+        **asdict(frame),
         "number_of_frames": 1,
         "bits_allocated": bits_allocated,
         "bits_stored": bits_allocated,
@@ -201,15 +226,11 @@ def _decode(
 
 def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
     """The samples without what else lies in their words, such as overlays, and with their sign."""
-    width = 8 * words.itemsize
-    is_signed = bits.is_signed
+    width, is_signed = 8 * words.itemsize, bits.is_signed
     if is_signed is None:
-        is_signed = _are_sign_extended(words >> bits.high, (1 << (width - bits.high)) - 1)
+        # Only signed samples have a reason to repeat their highest bit in the bits above.
+        upper, ones = words >> bits.high, (1 << (width - bits.high)) - 1
+        is_signed = ones > 1 and bool((upper == ones).any()) and bool(((upper == ones) | (upper == 0)).all())
         notes.append(f"PixelRepresentation is missing; the pixels were read as {'' if is_signed else 'un'}signed.")
     shifted = words << (width - 1 - bits.high)
     return (shifted.view(f"i{words.itemsize}") if is_signed else shifted) >> (width - bits.stored)
-
-
-def _are_sign_extended(upper: NDArray[np.integer], ones: int) -> bool:
-    """Whether the bits above the samples repeat their highest bit, which only signed samples have a reason for."""
-    return ones > 1 and bool((upper == ones).any()) and bool(((upper == ones) | (upper == 0)).all())

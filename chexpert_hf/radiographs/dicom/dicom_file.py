@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from typing import BinaryIO, cast
 
 from pydicom import Dataset
@@ -20,75 +21,37 @@ from pydicom.uid import (
 from chexpert_hf.radiographs.grey_levels import RadiographError
 
 _PREAMBLE_BYTES = 132
-_FILE_META_GROUP = 2
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # floating point, double, whole numbers
 
-_MAX_HEADER_READS = 10_000
-"""A radiograph's header takes some hundreds; a file of a million tiny items would keep pydicom busy for a minute."""
-
-_MAX_HEADER_BYTES = 16_000_000
-"""Most bytes read, not skipped, before the pixels: a lookup table has at most 128 kB."""
-
-_MAX_INFLATED_HEADER_BYTES = 8_000_000
-"""Most bytes inflated before the pixels, skipped or not."""
-
+_MAX_HEADER_READS = 10_000  # a radiograph's header takes hundreds; pydicom would read a million tiny items for a minute
+_MAX_HEADER_BYTES = 16_000_000  # read, not skipped; a lookup table has at most 128 kB
+_MAX_INFLATED_HEADER_BYTES = 8_000_000  # skipped or not
 _MAX_REST_BYTES = 1_000_000
-_INFLATED_AT_ONCE = 1 << 16
 
 
-class InflatedStream:
-    """The data set of a deflated file, inflated as far as it is read, up to a limit.
-
-    Args:
-        stream: The file, standing where the deflated data begin.
-    """
+class InflatedStream(BytesIO):
+    """The data set of a deflated file: 8 MB for the header, and the last element as far as its length says."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._data = bytearray()
-        self._position = 0
-        self._limit = _MAX_INFLATED_HEADER_BYTES
+        super().__init__(self._inflater.decompress(stream.read(), _MAX_INFLATED_HEADER_BYTES))
 
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        self._inflate_to(self._position + max(size, 0))
-        data = bytes(memoryview(self._data)[self._position : self._position + max(size, 0)])
-        self._position += len(data)
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size and len(data) < size and self._inflater.unconsumed_tail:
+            raise RadiographError(
+                f"Expected at most {_MAX_INFLATED_HEADER_BYTES:,} bytes in the deflated DICOM data before the pixels, "
+                "got more; convert the file to uncompressed."
+            )
         return data
 
-    def allow(self, num_bytes: int) -> None:
-        """Moves the limit to so many bytes from here."""
-        self._limit = self._position + num_bytes
-
-    def expect_end(self) -> None:
-        """Checks that the deflated data are whole; what follows after a further 1 MB is not looked at.
-
-        Raises:
-            EOFError: If they are cut short.
-        """
-        self.allow(_MAX_REST_BYTES + 1)
-        self._inflate_to(self._position + _MAX_REST_BYTES)
-        if not self._inflater.eof and len(self._data) < self._position + _MAX_REST_BYTES:
+    def read_last(self, size: int) -> bytes:
+        """Reads the pixels and checks that the deflated data are whole; only 1 MB after the pixels is looked at."""
+        data = super().read(size)
+        rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
+        if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
             raise EOFError
-
-    def _inflate_to(self, end: int) -> None:
-        if end > self._limit:
-            raise RadiographError(
-                f"Expected at most {self._limit:,} bytes in the deflated DICOM data up to the image's end, got more; "
-                "convert the file to uncompressed."
-            )
-        while len(self._data) < end and not self._inflater.eof:
-            deflated = self._inflater.unconsumed_tail or self._stream.read(_INFLATED_AT_ONCE)
-            if not deflated:
-                return
-            self._data += self._inflater.decompress(deflated, min(end - len(self._data), 1 << 20))
+        return data + rest[: size - len(data)]
 
 
 class _MeteredStream:
@@ -97,8 +60,7 @@ class _MeteredStream:
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell
         self._read = stream.read
-        self._num_reads = _MAX_HEADER_READS
-        self._num_bytes = _MAX_HEADER_BYTES
+        self._num_reads, self._num_bytes = _MAX_HEADER_READS, _MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
         self._num_reads -= 1
@@ -111,45 +73,36 @@ class _MeteredStream:
         return self._read(size)
 
 
-def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
-    """Reads the file meta information.
-
-    Args:
-        stream: The whole file, seekable, with or without preamble and file meta information.
-        notes: Gets a line if the transfer syntax is missing and was found from the data set's first bytes.
-
-    Returns:
-        A stream that stands at the data set, inflated if it was deflated, and the transfer syntax.
-
-    Raises:
-        RadiographError: If the transfer syntax is not a standard one.
-    """
+def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
+    """Reads the file meta information up to the element `last`; preamble and information may be missing."""
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
     stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
-    file_meta = read_dataset(
+    return read_dataset(
         cast(BinaryIO, _MeteredStream(stream)),
         is_implicit_VR=False,
         is_little_endian=True,
-        stop_when=lambda tag, *_: tag >> 16 != _FILE_META_GROUP,
+        stop_when=lambda tag, *_: not 0x00020000 <= tag <= last,
     )
-    syntax = UID(file_meta.get("TransferSyntaxUID") or "")
+
+
+def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
+    """Reads the file meta information.
+
+    Returns a stream that stands at the data set, inflated if it was deflated, and the transfer syntax. If that is
+    missing, it is found from the data set's first bytes, and `notes` gets a line.
+    """
+    syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:
         syntax = _likely_syntax(stream)
         notes.append(f"TransferSyntaxUID is missing; the file was read as {syntax.name}.")
     if syntax not in AllTransferSyntaxes:
         raise RadiographError("Expected a standard DICOM transfer syntax, got another; export the image again.")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return cast(BinaryIO, InflatedStream(stream)), syntax
-    return stream, syntax
+    return InflatedStream(stream) if syntax == DeflatedExplicitVRLittleEndian else stream, syntax
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:
-    """Reads elements before the pixels; the stream then stands at the pixel element, or at its end.
-
-    Raises:
-        RadiographError: If the header has too many parts.
-    """
+    """Reads elements before the pixels; the stream then stands at the pixel element, or at its end."""
     return read_dataset(
         cast(BinaryIO, _MeteredStream(stream)),
         syntax.is_implicit_VR,
@@ -165,7 +118,7 @@ def _likely_syntax(stream: BinaryIO) -> UID:
     stream.seek(-len(head), os.SEEK_CUR)
     if len(head) < 8:
         raise EOFError
-    (group,) = struct.unpack("<H", head[:2])
     if not head[4:6].isalpha():
         return ImplicitVRLittleEndian
+    (group,) = struct.unpack("<H", head[:2])
     return ExplicitVRLittleEndian if group < 1 << 8 else ExplicitVRBigEndian

@@ -1,4 +1,4 @@
-"""How a DICOM file's pixels are laid out: size, samples, bits and sign, with missing elements taken from the rest."""
+"""The layout of a DICOM file's pixels: size, samples, bits and sign, with missing elements taken from the rest."""
 
 from dataclasses import dataclass
 
@@ -16,66 +16,52 @@ _GRAY_OF_SHAPE = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}
 
 @dataclass(frozen=True)
 class Frame:
-    """Size and kind of a file's one frame.
-
-    Attributes:
-        columns: Width in pixels.
-        rows: Height in pixels.
-        num_samples: Per pixel: 1, or 3 for colour.
-        photometric: Photometric Interpretation.
-        planar: Planar Configuration.
-    """
+    """Size and kind of a file's one frame; names as pydicom's decoders take them."""
 
     columns: int
     rows: int
-    num_samples: int
-    photometric: str
-    planar: int
+    samples_per_pixel: int  # 1, or 3 for colour
+    photometric_interpretation: str
+    planar_configuration: int
 
     @property
     def num_values(self) -> int:
         """Samples in the whole frame."""
-        return self.rows * self.columns * self.num_samples
+        return self.rows * self.columns * self.samples_per_pixel
 
 
 @dataclass(frozen=True)
 class Bits:
-    """How a sample lies in its word.
+    """Position of a sample in its word."""
 
-    Attributes:
-        allocated: Bits of the word, 8 or 16.
-        stored: Bits of the sample.
-        high: The sample's highest bit in the word, from 0.
-        is_signed: Whether samples are in two's complement; None if the file does not say.
-    """
-
-    allocated: int
-    stored: int
-    high: int
-    is_signed: bool | None
+    allocated: int  # bits of the word, 8 or 16
+    stored: int  # bits of the sample
+    high: int  # the sample's highest bit in the word, from 0
+    is_signed: bool | None  # in two's complement; None if the file does not say
 
 
-def read_frame(header: Dataset, max_pixels: int, is_compressed: bool, notes: list[str]) -> Frame:
+def read_frame(header: Dataset, is_compressed: bool, notes: list[str]) -> Frame:
     """Reads size and kind of the one frame, and checks the size.
 
-    Args:
-        header: With the elements of group 0028.
-        max_pixels: The largest rows x columns.
-        is_compressed: Whether the pixels are; if not, their amount is checked against one frame later on.
-        notes: Gets a line for each element that was supplied.
-
-    Raises:
-        RadiographError: If there are several frames, too many pixels, samples of another kind, or an element is
-            missing that does not follow from the others.
+    The number of compressed frames must be readable; of others, the amount of data is checked later. `notes` gets a
+    line for each element that was supplied.
     """
     num_frames = _num_frames(header, is_compressed, notes)
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
-    rows, columns = _required(header, "Rows"), _required(header, "Columns")
-    check_size(columns, rows, max_pixels)
+    rows, columns = (_required(header, keyword) for keyword in ("Rows", "Columns"))
+    check_size(columns, rows)
     num_samples = read_integer(header, "SamplesPerPixel")
     photometric = read_text(header, "PhotometricInterpretation").replace(" ", "")
-    photometric = photometric or _photometric(header, num_samples, notes)
+    if not photometric:
+        shape = read_text(header, "PresentationLUTShape")
+        if num_samples not in (None, 1) or shape not in _GRAY_OF_SHAPE:
+            raise RadiographError(
+                "Expected the DICOM element PhotometricInterpretation, it is missing, so that nothing says whether "
+                "small values are dark or bright; add it or export the image again."
+            )
+        photometric = _GRAY_OF_SHAPE[shape]
+        notes.append(f"PhotometricInterpretation is missing; {photometric} was taken, by PresentationLUTShape.")
     if num_samples is None:
         num_samples = 3 if photometric in _COLOURS else 1
         notes.append(f"SamplesPerPixel is missing; {num_samples} was taken, by PhotometricInterpretation.")
@@ -85,7 +71,7 @@ def read_frame(header: Dataset, max_pixels: int, is_compressed: bool, notes: lis
 
 
 def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | None, notes: list[str]) -> Bits:
-    """Reads how a sample lies in its word.
+    """Reads the position of a sample in its word.
 
     Args:
         header: With the elements of group 0028.
@@ -93,38 +79,34 @@ def read_bits(header: Dataset, frame: Frame, measured: int, precision: int | Non
         measured: Bits of a sample's word by the amount of data.
         precision: Bits of a sample by the compressed image's own header, if it has one.
         notes: Gets a line for each element that was supplied.
-
-    Raises:
-        RadiographError: If they contradict each other or are of another kind.
     """
-    allocated = read_integer(header, "BitsAllocated")
+    keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    allocated, stored, high, sign = (read_integer(header, keyword) for keyword in keywords)
     if allocated is None:
         allocated = measured
         notes.append(f"BitsAllocated is missing; {allocated} was taken, by the amount of pixel data.")
-    high, stored = read_integer(header, "HighBit"), read_integer(header, "BitsStored")
     if stored is None:
-        stored, reason = _bits_stored(allocated, high, precision)
+        stored, reason = (precision, "the compressed image's header") if precision else (allocated, "BitsAllocated")
+        stored, reason = (stored, reason) if high is None else (high + 1, "HighBit")
         notes.append(f"BitsStored is missing; {stored} was taken, by {reason}.")
     if high is None:
         high = stored - 1
         notes.append(f"HighBit is missing; {high} was taken, by BitsStored.")
-    if allocated not in ((8,) if frame.num_samples == 3 else (8, 16)):
+    if allocated not in ((8,) if frame.samples_per_pixel == 3 else (8, 16)):
         raise _another_kind("BitsAllocated")
     if not 0 <= stored - 1 <= high < allocated:
         raise RadiographError(
             f"Expected a DICOM high bit that fits the bits stored, got BitsStored {stored}, HighBit {high} and "
             f"BitsAllocated {allocated}; correct them or export it again."
         )
-    sign = read_integer(header, "PixelRepresentation")
     if sign not in (None, 0, 1):
         raise RadiographError(f"Expected 0 or 1 in the DICOM element PixelRepresentation, got {sign}; correct it.")
     return Bits(allocated, stored, high, None if sign is None else sign == 1)
 
 
 def _num_frames(header: Dataset, is_compressed: bool, notes: list[str]) -> int:
-    text = read_text(header, "NumberOfFrames")
-    first, separator, last = text.partition(" OF ")
-    if separator and first.strip().isdecimal() and last.strip().isdecimal():
+    first, _, last = (part.strip() for part in read_text(header, "NumberOfFrames").partition(" OF "))
+    if first.isdecimal() and last.isdecimal():
         return int(last)
     try:
         return read_integer(header, "NumberOfFrames") or 1
@@ -140,23 +122,6 @@ def _required(header: Dataset, keyword: str) -> int:
     if value is None:
         raise RadiographError(f"Expected the DICOM element {keyword}, it is missing; export the image again.")
     return value
-
-
-def _photometric(header: Dataset, num_samples: int | None, notes: list[str]) -> str:
-    shape = read_text(header, "PresentationLUTShape")
-    if num_samples not in (None, 1) or shape not in _GRAY_OF_SHAPE:
-        raise RadiographError(
-            "Expected the DICOM element PhotometricInterpretation, it is missing, so that nothing says whether small "
-            "values are dark or bright; add it or export the image again."
-        )
-    notes.append(f"PhotometricInterpretation is missing; {_GRAY_OF_SHAPE[shape]} was taken, by PresentationLUTShape.")
-    return _GRAY_OF_SHAPE[shape]
-
-
-def _bits_stored(allocated: int, high: int | None, precision: int | None) -> tuple[int, str]:
-    if high is not None:
-        return high + 1, "HighBit"
-    return (allocated, "BitsAllocated") if precision is None else (precision, "the compressed image's header")
 
 
 def _another_kind(keywords: str) -> RadiographError:

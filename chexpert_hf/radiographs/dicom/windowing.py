@@ -7,10 +7,10 @@ not per pixel. The steps are written out because pydicom 3.0.2 wraps indices int
 
 import math
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from chexpert_hf.radiographs.dicom.dicom_values import (
     read_bytes,
@@ -22,16 +22,13 @@ from chexpert_hf.radiographs.dicom.dicom_values import (
 )
 from chexpert_hf.radiographs.grey_levels import WHITE, RadiographError, bit_depth, look_up
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
 _RANGE_USED = "the range of the pixels was used instead"
 
 
 def render(
-    pixels: NDArray[np.integer], header: "Dataset", photometric: str, bits_stored: int, notes: list[str]
+    pixels: NDArray[np.integer], header: Dataset, photometric: str, bits_stored: int, notes: list[str]
 ) -> NDArray[np.uint8]:
-    """Renders stored values as a viewer would, bright where a radiograph on film is bright.
+    """Renders stored values `(rows, columns)` as a viewer would, bright where a radiograph on film is bright.
 
     A VOI table goes before a window, and the first usable of several before the others. Without either, images of up to
     8 bits stored keep their full range, as the same image in a PNG would; of deeper ones, whose range is rarely used
@@ -39,18 +36,7 @@ def render(
     rescaling that shows nothing. MONOCHROME1 and the presentation shape INVERSE both say that small values are bright;
     DX images have both, so together they invert once.
 
-    Args:
-        pixels: `(rows, columns)`, stored values of at most 16 bits; signed values in a signed type.
-        header: Group 0028 and Presentation LUT Shape.
-        photometric: MONOCHROME1 or MONOCHROME2.
-        bits_stored: Of a stored value.
-        notes: Gets a line for each element that was not usable.
-
-    Returns:
-        `(rows, columns)`.
-
-    Raises:
-        RadiographError: If a window, rescale or table value is unclear.
+    `notes` gets a line for each element that was not usable.
 
     Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
     """
@@ -62,8 +48,10 @@ def render(
     values = _modality(levels, header, pixels.dtype, notes)
     shown = None
     if values is not None:
-        shown = _through_voi_table(values, header, pixels.dtype, notes)
-        if shown is None:
+        if (voi := _table(header, "VOILUTSequence", pixels.dtype, notes)) is not None:
+            first, table, bits = voi
+            shown = _through_table(values, first, table) / ((1 << bits) - 1)
+        else:
             shown = _window(values, values[lowest - start : highest - start + 1], header, notes)
     if shown is None:
         values = levels.astype(np.float64) if values is None else values
@@ -77,21 +65,20 @@ def render(
 
 
 def _modality(
-    levels: NDArray[np.integer], header: "Dataset", dtype: np.dtype, notes: list[str]
+    levels: NDArray[np.integer], header: Dataset, dtype: np.dtype, notes: list[str]
 ) -> NDArray[np.float64] | None:
     """The values that a window or VOI table is applied to; None if the rescaling is not usable."""
-    if (item := _table_item(header, "ModalityLUTSequence", notes)) is not None:
-        first, table, _ = _read_table(item, dtype)
-        return _through_table(levels.astype(np.float64), first, table)
+    values = levels.astype(np.float64)
+    if (modality := _table(header, "ModalityLUTSequence", dtype, notes)) is not None:
+        return _through_table(values, *modality[:2])
     slope, intercept = read_number(header, "RescaleSlope"), read_number(header, "RescaleIntercept")
-    if slope is None and intercept is None:
-        return levels.astype(np.float64)
-    if slope is None or intercept is None:  # ignored by dcmtk and pydicom, too
-        missing, given = ("Slope", "Intercept") if slope is None else ("Intercept", "Slope")
-        notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
-        return levels.astype(np.float64)
+    if slope is None or intercept is None:  # one alone is ignored by dcmtk and pydicom, too
+        if (slope, intercept) != (None, None):
+            missing, given = ("Slope", "Intercept") if slope is None else ("Intercept", "Slope")
+            notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
+        return values
     with np.errstate(over="ignore", invalid="ignore"):
-        values = levels.astype(np.float64) * slope + intercept
+        values = values * slope + intercept
     if slope == 0 or not np.isfinite(values).all():
         notes.append(f"RescaleSlope or RescaleIntercept is not usable; {_RANGE_USED}.")
         return None
@@ -99,17 +86,11 @@ def _modality(
 
 
 def _window(
-    values: NDArray[np.float64], used: NDArray[np.float64], header: "Dataset", notes: list[str]
+    values: NDArray[np.float64], used: NDArray[np.float64], header: Dataset, notes: list[str]
 ) -> NDArray[np.float64] | None:
-    """The first usable window, in 0..1; None if there is none.
+    """The first usable window applied to `values`, in 0..1; None if there is none.
 
-    Args:
-        values: What it is applied to.
-        used: Those from the smallest pixel to the largest.
-        header: With the windows.
-        notes: Gets a line if the first window was not used.
-
-    Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `used` are the values from the smallest pixel to the largest. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = read_numbers(header, "WindowCenter"), read_numbers(header, "WindowWidth")
     if not centers and not widths:
@@ -119,32 +100,26 @@ def _window(
         notes.append(f"VOILUTFunction is none of LINEAR, LINEAR_EXACT and SIGMOID; {_RANGE_USED}.")
         return None
     for number, (center, width) in enumerate(zip_longest(centers, widths), start=1):
-        if center is not None and width is not None and _is_usable(center, width, function):
-            if number > 1:
-                notes.append(f"Window {number} of WindowCenter and WindowWidth was used, the first that is usable.")
-            if function != "SIGMOID" and (used.max() <= center - width / 2 or used.min() >= center + width / 2):
-                notes.append("All pixels lie outside of the window; the image is all black or all white.")
-            return _through_window(values, center, width, function)
+        if center is None or width is None or not (math.isfinite(center) and math.isfinite(width)):
+            continue
+        if width <= 0 or (function == "LINEAR" and width < 1):
+            continue
+        if number > 1:
+            notes.append(f"Window {number} of WindowCenter and WindowWidth was used, the first that is usable.")
+        if function == "SIGMOID":
+            return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))  # exp(710) overflows
+        if used.max() <= center - width / 2 or used.min() >= center + width / 2:
+            notes.append("All pixels lie outside of the window; the image is all black or all white.")
+        if function == "LINEAR":
+            center, width = center - 0.5, width - 1.0
+        if width == 0:  # one value wide: a threshold
+            return (values > center).astype(np.float64)
+        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
     notes.append(f"WindowCenter and WindowWidth are not usable; {_RANGE_USED}.")
     return None
 
 
-def _is_usable(center: float, width: float, function: str) -> bool:
-    is_finite = math.isfinite(center) and math.isfinite(width)
-    return is_finite and width > 0 and (function != "LINEAR" or width >= 1)
-
-
-def _through_window(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))  # exp(710) overflows
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1.0
-    if width == 0:  # one value wide: a threshold
-        return (values > center).astype(np.float64)
-    return np.clip((values - center) / width + 0.5, 0.0, 1.0)
-
-
-def _used_range(pixels: NDArray[np.integer], header: "Dataset") -> tuple[int, int]:
+def _used_range(pixels: NDArray[np.integer], header: Dataset) -> tuple[int, int]:
     """The smallest and largest stored value that is not padding. Source: DICOM PS3.3, C.7.5.1.1.2."""
     keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
     padding, limit = (read_integer(header, keyword) for keyword in keywords)
@@ -155,43 +130,27 @@ def _used_range(pixels: NDArray[np.integer], header: "Dataset") -> tuple[int, in
     return int(pixels.min()), int(pixels.max())
 
 
-def _table_item(header: "Dataset", keyword: str, notes: list[str]) -> "Dataset | None":
-    """The first table of a sequence; None if there is none."""
-    items = read_items(header, keyword)
-    if items and all(read_bytes(items[0], part)[0] for part in ("LUTDescriptor", "LUTData")):
-        return items[0]
-    if items:
-        notes.append(f"{keyword} holds no table; it was ignored.")
-    return None
+def _table(
+    header: Dataset, keyword: str, dtype: np.dtype, notes: list[str]
+) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
+    """First mapped value, entries, and bits per entry of a modality or VOI table; None if there is none.
 
-
-def _through_voi_table(
-    values: NDArray[np.float64], header: "Dataset", dtype: np.dtype, notes: list[str]
-) -> NDArray[np.float64] | None:
-    item = _table_item(header, "VOILUTSequence", notes)
-    if item is None:
-        return None
-    first, table, bits = _read_table(item, dtype)
-    return _through_table(values, first, table) / ((1 << bits) - 1)
-
-
-def _read_table(item: "Dataset", dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int]:
-    """First mapped value, entries, and bits per entry of a modality or VOI table.
-
-    Entries of 8 bits may lie two in a word or one in a word, so their number decides.
-
-    Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1.
+    Entries of 8 bits may lie two in a word or one in a word, so their number decides. Source: DICOM PS3.3, C.11.1.1.
     """
-    descriptor = [int(value or 0) for value in read_numbers(item, "LUTDescriptor")]
+    items = read_items(header, keyword)
+    if not items:
+        return None
+    data, byte_order, _ = read_bytes(items[0], "LUTData")
+    if not data or not read_bytes(items[0], "LUTDescriptor")[0]:
+        notes.append(f"{keyword} holds no table; it was ignored.")
+        return None
+    descriptor = [int(value or 0) for value in read_numbers(items[0], "LUTDescriptor")]
     num_entries, first, bits = descriptor if len(descriptor) == 3 else (0, 0, 0)
     num_entries = num_entries % (1 << 16) or 1 << 16  # 65,536 is written as 0
-    data, byte_order = read_bytes(item, "LUTData")
     is_word = len(data) >= 2 * num_entries
     table = np.frombuffer(data[: (1 + is_word) * num_entries], dtype=f"{byte_order}u2" if is_word else np.uint8)
     if len(table) < num_entries or not 8 <= bits <= 16:
-        raise RadiographError(
-            "Expected a complete DICOM lookup table of 8 to 16 bits by LUTDescriptor, got another; export it again."
-        )
+        raise RadiographError("Expected a complete DICOM lookup table of 8 to 16 bits by LUTDescriptor; export again.")
     return _signed(first, dtype), table, max(bits, bit_depth(int(table.max())))
 
 

@@ -98,7 +98,7 @@ def test_a_radiograph_is_read_once_for_the_network_and_the_gate(classifier, shar
 def test_a_failing_gate_is_told_to_its_caller_and_to_nobody_else_in_the_pass(classifier, shared, monkeypatch):
     gate = Gated(shared)
     monkeypatch.setattr(shared._classifier, "predict_prepared", gate)
-    good = np.asarray(classifier.read(png(1)))
+    good = np.asarray(classifier.read(png(1)).image)
     judged = StubGate(lambda image: None if (np.asarray(image) == good).all() else 1 / 0)
     monkeypatch.setattr(classifier, "gate", judged)
     with ThreadPoolExecutor(3) as callers:
