@@ -23,8 +23,7 @@ from chexpert_hf.formats.weight_files import WeightFile
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, UncertaintyPolicy, check_observations
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card import ImportedFrom
-from chexpert_hf.publishing.data_terms import LABELS_CITATION
+from chexpert_hf.publishing.data_terms import LABELS_CITATION, ImportedFrom
 
 IMAGENET_SIDE = 224
 _STANFORD_SIDE = 320

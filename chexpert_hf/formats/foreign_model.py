@@ -12,7 +12,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card import ImportedFrom
+from chexpert_hf.publishing.data_terms import ImportedFrom
 
 _OTHER_NAMES = {
     "Airspace Opacity": "Lung Opacity",  # cheXlocalize, and Stanford's code

@@ -23,7 +23,7 @@ from chexpert_hf.formats.foreign_model import (
 from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card import ImportedFrom
+from chexpert_hf.publishing.data_terms import ImportedFrom
 
 ARCHITECTURE = "densenet121"
 _NUM_IMAGENET_CLASSES = 1000

@@ -19,8 +19,7 @@ from torch import Tensor
 from chexpert_hf.formats.foreign_model import ForeignModel, backbone, config_for, num_outputs, outputs_named
 from chexpert_hf.image_processing_chexpert import SCIKIT_IMAGE, CheXpertImageProcessor
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card import ImportedFrom
-from chexpert_hf.publishing.data_terms import LABELS_CITATION
+from chexpert_hf.publishing.data_terms import LABELS_CITATION, ImportedFrom
 
 PREFIX = "densenet121-res224-"
 SIDE = 224
