@@ -10,32 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chexpert_hf.formats.foreign_model import (
-    ForeignModel,
-    backbone,
-    config_for,
-    num_channels,
-    num_outputs,
-    outputs_named,
-    untrained_head,
-)
+from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
 from chexpert_hf.formats.weight_files import WeightFile
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, UncertaintyPolicy, check_observations
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.data_terms import LABELS_CITATION, ImportedFrom
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
 
 IMAGENET_SIDE = 224
 _STANFORD_SIDE = 320
+_NUM_FEATURES = 1024  # of DenseNet121's last layer
 _STUDENT_OUTPUTS = ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")
 _STUDENT_DROPOUT = 0.5
 _UNTRAINED = "The head is new: until it is trained, every score is .5 and every map is empty. It judges nothing."
-_IMAGENET_CITATION = """@article{russakovsky2015imagenet,
-  title   = {ImageNet Large Scale Visual Recognition Challenge},
-  author  = {Russakovsky, Olga and Deng, Jia and Su, Hao and others},
-  journal = {International Journal of Computer Vision},
-  year    = {2015}
-}"""
 
 
 def square(side: int) -> CheXpertImageProcessor:
@@ -51,14 +38,7 @@ def untrained(
     source: str,
     licence: str,
 ) -> ForeignModel:
-    """A backbone trained on ImageNet with a new head.
-
-    Args:
-        tensors: The weights; their head is left behind.
-        processor: As the weights want it.
-        labels: The observations of the new head; all 14 if None.
-        source: For the card.
-        licence: For the card.
+    """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None.
 
     Raises:
         WeightsError: If a label is none of CheXpert's.
@@ -73,11 +53,11 @@ def untrained(
         conversion="the head for ImageNet's classes was replaced by one of zeros, which is to be trained",
         licence=licence,
         limits=(_UNTRAINED,),
-        citations=(_IMAGENET_CITATION, LABELS_CITATION),
+        citations=("russakovsky2015imagenet", CHEXPERT_CITATION),
     )
-    config = config_for(observations, num_channels=num_channels(tensors))
-    state_dict = {**backbone(tensors), **untrained_head(observations, tensors)}
-    return ForeignModel(config, processor, state_dict, origin, (_UNTRAINED,))
+    size = len(observations)
+    head = {"classifier.weight": torch.zeros(size, _NUM_FEATURES), "classifier.bias": torch.zeros(size)}
+    return Outputs(observations, tuple(range(size))).model(tensors, head, processor, origin, _UNTRAINED)
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> ForeignModel:
@@ -102,54 +82,45 @@ def from_stanford(file: WeightFile, labels: Sequence[str] | None, source: str) -
     Args:
         file: The checkpoint.
         labels: The names of its observations, where it does not say them.
-        source: The file, as the card is to name it.
+        source: Name of the file, for the card.
 
     Raises:
-        WeightsError: If it is of another kind, or does not say what its outputs are.
+        WeightsError: If it is another network, or does not name its outputs.
     """
-    tensors = file.tensors
-    total, names = num_outputs(tensors), _task_names(file.beside.get("task_sequence"))
-    if names is None and labels is None:
-        raise WeightsError(f"{source} does not say what its {total} outputs are; name the observations with --labels.")
-    names = list(labels or ()) if names is None else names
-    if total not in (len(names), 3 * len(names)):
-        raise WeightsError(
-            f"{source} has {total} outputs, expected {len(names)} or {3 * len(names)} for its observations."
-        )
-    outputs, is_multiclass = outputs_named(names, labels), total == 3 * len(names)
-    head = {name: tensors[name] for name in ("classifier.weight", "classifier.bias") if name in tensors}
+    tensors, total = file.tensors, num_outputs(file.tensors)
+    names = _task_names(file.beside.get("task_sequence"))
+    outputs = outputs_named(names, total, source, labels=labels, classes=(1, 3))
+    is_multiclass = outputs.classes == 3
+    layer = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
     if is_multiclass:
-        head = {name: _our_class_order(tensor, outputs.rows) for name, tensor in head.items()}
+        head = {name: _our_class_order(tensor, outputs.rows) for name, tensor in layer.items()}
     else:
-        head = outputs.of(tensors)
+        head = outputs.layer_of(layer)
     policy = UncertaintyPolicy.U_MULTICLASS if is_multiclass else UncertaintyPolicy.U_IGNORE
-    config = config_for(outputs.observations, uncertainty_policies=dict.fromkeys(outputs.observations, policy.value))
     order = "; three classes per observation, brought into another order" if is_multiclass else ""
     origin = ImportedFrom(
         source=f"one of the 30 checkpoints of the authors of the CheXpert paper (the file {source}), "
         "https://stanfordmlgroup.github.io/competitions/chexpert/",
         data="CheXpert",
         conversion=f"three equal channels, ImageNet's statistics, 320 pixels without keeping the aspect ratio{order}",
-        licence=(
-            "The file names no licence. CheXpert's research use agreement (Stanford University School of Medicine) "
-            "forbids commercial and clinical use; who uses the weights should have accepted it."
-        ),
+        licence="The file names no licence. CheXpert's research use agreement (Stanford University School of Medicine) "
+        "forbids commercial and clinical use; who uses the weights should have accepted it.",
         license_name="chexpert-research-use-agreement",
         limits=(
             "The checkpoint does not say how gray levels were normalised; ImageNet's statistics are assumed.",
             "The paper's figures are of an ensemble of 30 checkpoints, and this is one of them.",
         ),
-        citations=(LABELS_CITATION,),
+        citations=(CHEXPERT_CITATION,),
     )
-    return ForeignModel(config, square(_STANFORD_SIDE), {**backbone(tensors), **head}, origin)
+    policies = dict.fromkeys(outputs.observations, policy.value)
+    return outputs.model(tensors, head, square(_STANFORD_SIDE), origin, uncertainty_policies=policies)
 
 
 def _task_names(tasks: Any) -> list[str] | None:
     """Names in the order of the outputs, from a list or a mapping of names to places."""
     if isinstance(tasks, Mapping) and all(isinstance(place, int) for place in tasks.values()):
-        if sorted(tasks.values()) != list(range(len(tasks))):
-            return None
-        return [str(name) for name in sorted(tasks, key=lambda name: int(tasks[name]))]
+        is_complete = sorted(tasks.values()) == list(range(len(tasks)))
+        return [str(name) for name in sorted(tasks, key=lambda name: int(tasks[name]))] if is_complete else None
     if isinstance(tasks, (list, tuple)) and tasks and all(isinstance(name, str) for name in tasks):
         return list(tasks)
     return None
@@ -162,23 +133,12 @@ def _our_class_order(tensor: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def from_student(file: WeightFile, labels: Sequence[str] | None, source: str) -> ForeignModel:
-    """The original student project's network: five outputs behind a hidden layer.
-
-    Args:
-        file: Its weights.
-        labels: The names of the outputs, where they are not the project's.
-        source: The file, as the card is to name it.
-
-    Raises:
-        WeightsError: If it is another network.
-    """
+    """The original student project's network: five outputs behind a hidden layer; see `from_stanford`."""
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
-    names = _STUDENT_OUTPUTS if labels is None else labels
-    if total != len(names):
-        raise WeightsError(f"{source} has {total} outputs, expected {len(names)}: {', '.join(names)}.")
-    outputs = outputs_named(names, labels)
-    config = config_for(outputs.observations, head_hidden_size=hidden, head_dropout=_STUDENT_DROPOUT)
+    outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)
+    is_of_the_competition = set(outputs.observations) == set(COMPETITION_OBSERVATIONS)
+    few = f"It knows only {len(COMPETITION_OBSERVATIONS)} of CheXpert's 14 observations."
     origin = ImportedFrom(
         source=f"the original student project's network (the file {source})",
         data="CheXpert, which the file does not say itself",
@@ -186,11 +146,10 @@ def from_student(file: WeightFile, labels: Sequence[str] | None, source: str) ->
         "sigmoid at its end is taken by whoever reads the logits",
         licence="The file names no licence; ask its authors. CheXpert's research use agreement holds as well.",
         license_name="unknown-and-chexpert-research-use-agreement",
-        limits=(f"It knows only {len(COMPETITION_OBSERVATIONS)} of CheXpert's 14 observations.",)
-        if set(outputs.observations) == set(COMPETITION_OBSERVATIONS)
-        else (),
-        citations=(LABELS_CITATION,),
+        limits=(few,) if is_of_the_competition else (),
+        citations=(CHEXPERT_CITATION,),
     )
-    others = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
-    state_dict = {**backbone(tensors), **others, **outputs.of(tensors, "classifier.3")}
-    return ForeignModel(config, square(IMAGENET_SIDE), state_dict, origin)
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+    head |= outputs.layer_of(tensors, "classifier.3")
+    fields = {"head_hidden_size": hidden, "head_dropout": _STUDENT_DROPOUT}
+    return outputs.model(tensors, head, square(IMAGENET_SIDE), origin, **fields)

@@ -1,4 +1,4 @@
-"""A model folder from what others trained."""
+"""A model folder from weights that others trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,7 @@ _JFHEALTHCARE = (
 
 @dataclass(frozen=True)
 class ImportedFolder:
-    """What an import wrote.
-
-    Attributes:
-        folder: The model folder.
-        observations: What it judges.
-        operating_points: Of each.
-        remarks: Sentences for the user.
-    """
+    """A written model folder, and sentences for the user."""
 
     folder: Path
     observations: tuple[str, ...]
@@ -45,7 +38,7 @@ def import_model(
 
     Args:
         source: One of `SOURCES`.
-        output: Must be new or empty; it is there as a whole or not at all.
+        output: Must be new or empty; it is written whole or not at all.
         file: The weights, where `source` does not name them: instead of a download.
         labels: The names of the outputs in their order, where the source does not say them (empty: to be dropped); of a
             new head its observations.
@@ -63,7 +56,7 @@ def import_model(
 
 
 def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] | None = None) -> ForeignModel:
-    """What `import_model` writes, before it is written.
+    """The model of a source; see `import_model`.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or is another network.
@@ -80,14 +73,10 @@ def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] 
         raise WeightsError(_JFHEALTHCARE)
     if kind not in ("stanford", "student", "timm"):
         raise WeightsError(f"Unknown source {source!r}; expected one of: {SOURCES}.")
-    path = _only_path(source, rest, file)
+    if bool(rest) == bool(file):
+        raise WeightsError(f"Expected {kind}:FILE, or --file FILE, and not both.")
+    path = file or Path(rest)
     if kind == "timm":
         return from_timm(path, labels)
     read = from_stanford if kind == "stanford" else from_student
     return read(read_weight_file(path), labels, path.name)
-
-
-def _only_path(source: str, rest: str, file: Path | None) -> Path:
-    if bool(rest) == bool(file):
-        raise WeightsError(f"Expected {source.partition(':')[0]}:FILE, or --file FILE, and not both.")
-    return file or Path(rest)

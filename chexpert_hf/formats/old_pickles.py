@@ -2,8 +2,8 @@
 
 In such a file each class is a persistent object of its own, ('module', class, source file, source code), which
 `weights_only` refuses whatever the class. Here the file's instructions are read, and none of them is followed: where a
-class is named in this way, the persistent object becomes a call of `CLASS_OF`, for which the caller's allow-list has to
-have a function. Nothing else changes, so that `weights_only` still decides about everything that the file names.
+class is named in this way, the persistent object becomes a call of `CLASS_OF`, for which the caller's allow-list needs
+a function. Nothing else changes, so `weights_only` still decides about everything that the file names.
 
 Source: torch 1.5, `serialization._legacy_save`.
 """
@@ -13,10 +13,9 @@ import pickle
 import pickletools
 
 CLASS_OF = "chexpert_hf.class_of"
-"""What the rewritten pickle calls with the four values, and that is to return the second."""
+"""The function that the rewritten pickle calls with the four values; it has to return the second."""
 
-# Before the object in the file: a magic number, the version of the format, and facts on the machine.
-_PICKLES_IN_FRONT = 3
+_PICKLES_IN_FRONT = 3  # a magic number, the version of the format, and facts on the machine
 _NUM_VALUES = 4
 _CALL = b"c" + CLASS_OF.replace(".", "\n").encode() + b"\n"
 
@@ -31,15 +30,15 @@ def without_persistent_classes(content: bytes) -> bytes:
     for _ in range(_PICKLES_IN_FRONT):
         for _ in pickletools.genops(stream):
             pass
-    start = stream.tell()
-    operations = [(code.name, place or 0) for code, _, place in pickletools.genops(stream)]
-    pieces, done, mark, num_values = [content[:start]], start, start, 0
-    for name, place in operations:
-        if name == "MARK":
+    done = mark = stream.tell()
+    pieces, num_values = [content[:done]], 0
+    for code, _, position in list(pickletools.genops(stream)):
+        place = position or 0
+        if code.name == "MARK":
             mark, num_values = place, 0
-        elif name == "BINPERSID" and num_values == _NUM_VALUES:
+        elif code.name == "BINPERSID" and num_values == _NUM_VALUES:
             pieces += [content[done:mark], _CALL, content[mark:place], pickle.REDUCE]
             done = place + 1
-        elif name != "TUPLE" and not name.endswith("PUT"):
+        elif code.name != "TUPLE" and not code.name.endswith("PUT"):
             num_values += 1
     return b"".join([*pieces, content[done:]])

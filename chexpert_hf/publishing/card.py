@@ -12,14 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import (
-    DENSENET_CITATION,
-    LABELS_CITATION,
-    ImportedFrom,
-    Terms,
-    labels_name,
-    terms_of,
-)
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom, Terms, labels_name, terms_of
 
 _TEMPLATE = "model_card.md"
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -69,7 +62,7 @@ def render_card(
         model,
         terms,
         limits=[f"Never positive in training, so that their scores mean nothing: {', '.join(never)}."] if never else [],
-        citations=(*terms.citations, LABELS_CITATION),
+        citations=(*terms.citations, CHEXPERT_CITATION),
         eval_results=_eval_results(record),
         image_size=image_size,
         origin=None,
@@ -109,23 +102,34 @@ def _render(
         tags=_TAGS,
         eval_results=eval_results,
     )
-    text = _template().render(
+    text = _card_template().render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
         limits=[*(limits or ()), *terms.limits, *_LIMITS],
-        citations="\n\n".join(dict.fromkeys((*citations, DENSENET_CITATION))),
+        citations=_bibtex(*citations, "huang2017densely"),
         **values,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
 
 
-def _template() -> jinja2.Template:
+def _bibtex(*citations: str) -> str:
+    """BibTeX entries, each once, of keys of `citations.bib` or of entries themselves."""
+    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
+    return "\n\n".join(dict.fromkeys(known.get(citation, citation) for citation in citations))
+
+
+def _card_template() -> jinja2.Template:
     """The card's template: beside this module once installed, at the top of the project in a checkout."""
     installed = Path(__file__).with_name(_TEMPLATE)
-    path = installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE
+    return read_template(installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE)
+
+
+def read_template(path: Path) -> jinja2.Template:
+    """A template of a card, which refuses missing values."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -136,7 +140,7 @@ def _template() -> jinja2.Template:
 
 def _section(name: str, **values: Any) -> str:
     """A block of the template on its own, which ends in an empty line; empty if it says nothing."""
-    template = _template()
+    template = _card_template()
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 

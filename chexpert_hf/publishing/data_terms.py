@@ -7,31 +7,8 @@ from dataclasses import dataclass
 
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 
-_CHEXPERT = """@inproceedings{irvin2019chexpert,
-  title     = {CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison},
-  author    = {Irvin, Jeremy and Rajpurkar, Pranav and Ko, Michael and others},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  year      = {2019}
-}"""
-
-DENSENET_CITATION = """@inproceedings{huang2017densely,
-  title     = {Densely Connected Convolutional Networks},
-  author    = {Huang, Gao and Liu, Zhuang and van der Maaten, Laurens and Weinberger, Kilian Q.},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  year      = {2017}
-}"""
-
-LABELS_CITATION = _CHEXPERT
-"""Source of the observations and of the policies for uncertain labels."""
-
-_NIH = """@inproceedings{wang2017chestxray8,
-  title     = {ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and
-               Localization of Common Thorax Diseases},
-  author    = {Wang, Xiaosong and Peng, Yifan and Lu, Le and Lu, Zhiyong and Bagheri, Mohammadhadi and
-               Summers, Ronald M.},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  year      = {2017}
-}"""
+CHEXPERT_CITATION = "irvin2019chexpert"
+"""Source of the observations and of the policies for uncertain labels, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +20,7 @@ class Terms:
         license_id: In the Hub's vocabulary, such as "apache-2.0", or "other".
         license_name: For `license_id` "other": a short name with hyphens.
         limits: Sentences on known shortcomings.
-        citations: BibTeX entries.
+        citations: Keys of `citations.bib`, or BibTeX entries.
     """
 
     licence: str
@@ -76,7 +53,7 @@ _KNOWN = {
         "uses the weights should have accepted it.",
         license_name="chexpert-research-use-agreement",
         limits=("All radiographs are of one hospital, Stanford Hospital, 2002 to 2017.",),
-        citations=(_CHEXPERT,),
+        citations=(CHEXPERT_CITATION,),
     ),
     ("nih", "chestx-ray", "chestxray"): Terms(
         licence="The weights were trained on ChestX-ray14 of the NIH Clinical Center, by the folder's name. It may be "
@@ -87,7 +64,7 @@ _KNOWN = {
             "Its labels were mined from reports with an accuracy that its authors estimate at above 90 %, and "
             "findings that a report does not mention count as absent.",
         ),
-        citations=(_NIH,),
+        citations=("wang2017chestxray8",),
     ),
     ("phantom",): Terms(
         licence="The weights were trained on synthetic radiographs that chexpert-hf draws, by the folder's name; they "

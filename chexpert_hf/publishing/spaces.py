@@ -25,7 +25,7 @@ MODEL_FILE = "model.json"
 
 _DISTRIBUTION = "chexpert-hf"
 _TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
-_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md")
+_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib")
 # Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
 _NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
 _OURS = ("README.md", "app.py", "requirements.txt", MODEL_FILE)
