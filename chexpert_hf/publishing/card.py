@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom, Terms, labels_name, terms_of
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, DENSENET_CITATION, Terms, labels_name
 
 _TEMPLATE = "model_card.md"
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -22,29 +22,24 @@ _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
 _TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
-_INITIAL_WEIGHTS = {"imagenet": "torchvision's DenseNet121, trained on ImageNet", "random": "random"}
-_LIMITS = (
-    "Performance on other hospitals, scanners, ages and views than those of the data above is unknown.",
-    "Labels mined from reports carry the reports' errors.",
-    "Radiographs show the hospital, the machine and the view, which a network may have learned instead of the finding.",
-    "A map shows what the score is computed from, which is not where a finding ends, and may be nowhere near one.",
-)
 
 
 def render_card(
     name: str,
     model: CheXpertForImageClassification,
+    terms: Terms,
     *,
     image_size: int,
-    recipe: Mapping[str, Any],
-    record: Mapping[str, Any],
-    best_step: int,
+    recipe: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    best_step: int | None = None,
 ) -> ModelCard:
-    """The card of a model that was trained here.
+    """The card of a model that was trained here, or of an imported one, which has no recipe, record and step.
 
     Args:
         name: Name of the model.
         model: Gives observations, policies and operating points.
+        terms: Of the training data, or `ImportedFrom`.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
         record: See `measured.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the
@@ -54,45 +49,7 @@ def render_card(
     Raises:
         jinja2.UndefinedError: If a value is missing.
     """
-    data, shown = record["data"], public_recipe(recipe)
-    never = [name for name, count in data["train"].get("positives", {}).items() if not count]
-    terms = terms_of(data["name"])
-    return _render(
-        name,
-        model,
-        terms,
-        limits=[f"Never positive in training, so that their scores mean nothing: {', '.join(never)}."] if never else [],
-        citations=(*terms.citations, CHEXPERT_CITATION),
-        eval_results=_eval_results(record),
-        image_size=image_size,
-        origin=None,
-        data=data,
-        recipe=shown,
-        recipe_text=yaml.safe_dump(shown, sort_keys=False).strip(),
-        initial_weights=_INITIAL_WEIGHTS.get(shown["init"], f"those of the model {shown['init']}"),
-        record=record,
-        reference_standard=labels_name(data["name"], "valid", data["valid"]["patients"]),
-        best_step=best_step,
-    )
-
-
-def render_import_card(
-    name: str, model: CheXpertForImageClassification, *, image_size: int, origin: ImportedFrom
-) -> ModelCard:
-    """The card of a model that others trained, whose figures this package has not measured; see `render_card`."""
-    return _render(name, model, origin, citations=origin.citations, image_size=image_size, origin=origin)
-
-
-def _render(
-    name: str,
-    model: CheXpertForImageClassification,
-    terms: Terms,
-    *,
-    citations: tuple[str, ...],
-    limits: list[str] | None = None,
-    eval_results: list[EvalResult] | None = None,
-    **values: Any,
-) -> ModelCard:
+    is_ours, data = record is not None, (record or {}).get("data", {})
     front_matter = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -100,22 +57,28 @@ def _render(
         license=terms.license_id,
         license_name=terms.license_name if terms.license_id == "other" else None,
         tags=_TAGS,
-        eval_results=eval_results,
+        eval_results=_eval_results(record) if record else None,
     )
+    citations = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
     text = _card_template().render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
-        limits=[*(limits or ()), *terms.limits, *_LIMITS],
-        citations=_bibtex(*citations, "huang2017densely"),
-        **values,
+        citations=_bibtex(citations),
+        image_size=image_size,
+        is_ours=is_ours,
+        recipe=public_recipe(recipe or {}),
+        record=record,
+        data=data,
+        reference_standard=labels_name(data["name"], "valid", data["valid"]["patients"]) if is_ours else None,
+        best_step=best_step,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
 
 
-def _bibtex(*citations: str) -> str:
+def _bibtex(citations: tuple[str, ...]) -> str:
     """BibTeX entries, each once, of keys of `citations.bib` or of entries themselves."""
     entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
@@ -134,31 +97,20 @@ def read_template(path: Path) -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["thousands"] = "{:,}".format
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False).strip()
     environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS}
     return environment.from_string(path.read_text(encoding="utf-8"))
-
-
-def _section(name: str, **values: Any) -> str:
-    """A block of the template on its own, which ends in an empty line; empty if it says nothing."""
-    template = _card_template()
-    text = "".join(template.blocks[name](template.new_context(values))).strip()
-    return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 
 
 def _estimate(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without paths of this machine: models and files are named without their folders."""
-    return {
-        field: Path(value).name if field in ("init", "teacher") and value is not None and _is_local(value) else value
-        for field, value in recipe.items()
-    }
-
-
-def _is_local(value: str) -> bool:
-    return value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+def _section(name: str, **values: Any) -> str:
+    """A block of the template on its own, which ends in an empty line; empty if it has no content."""
+    template = _card_template()
+    text = "".join(template.blocks[name](template.new_context(values))).strip()
+    return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 
 
 def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
@@ -183,6 +135,18 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without paths of this machine: models and files are named without their folders."""
+    return {
+        field: Path(value).name if field in ("init", "teacher") and value is not None and _is_local(value) else value
+        for field, value in recipe.items()
+    }
+
+
+def _is_local(value: str) -> bool:
+    return value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+
+
 def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
     """A card under a new name, with its sections on calibration and operating points as the config has them.
 
@@ -202,9 +166,7 @@ def refresh_references(text: str, record: Mapping[str, Any]) -> str:
 def rename_card(text: str, name: str) -> str:
     """A card under another name: in its title, its model-index, and where it shows how to load the model.
 
-    Args:
-        text: The card.
-        name: Name of a folder, or id of a repository, whose last part becomes the title.
+    The last part of a repository's id becomes the title.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)

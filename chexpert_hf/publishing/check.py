@@ -41,14 +41,7 @@ _OWN_FOLDERS = ("checkpoints", "members", "teacher", "conditional", "folds", "lo
 
 @dataclass(frozen=True)
 class CheckLine:
-    """The result of one check.
-
-    Attributes:
-        subject: The checked part of the folder.
-        result: "ok", "FAILED", or "left out" for a runtime that does not support this model, which is no fault of the
-            folder.
-        text: The finding.
-    """
+    """The result of one check: "ok", "FAILED", or "left out" for a runtime that does not support this model."""
 
     subject: str
     result: str
@@ -123,7 +116,14 @@ def _line(subject: str, check: Callable[[Path], str], folder: Path) -> CheckLine
 def _check_files(folder: Path) -> str:
     if missing := missing_files(folder):
         raise _FailedCheckError(f"{', '.join(missing)} missing")
-    known, unknown = summed_files(folder), _unknown_files(folder)
+    known = summed_files(folder)
+    unknown = [
+        path.as_posix()
+        for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        if path.as_posix() not in (*known, CHECKSUMS_FILE)
+        and path.parts[0] not in _OWN_FOLDERS
+        and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
+    ]
     for suffixes, problem in (
         (_PICKLE_SUFFIXES, "may run code when read, and belongs to no model folder"),
         ((".py", ".so"), "code that belongs to no model folder"),
@@ -134,38 +134,19 @@ def _check_files(folder: Path) -> str:
     return f"{len(known)} files, no pickle{beside}"
 
 
-def _unknown_files(folder: Path) -> list[str]:
-    """Paths of files that no model folder has, without a run's own folders and hidden files."""
-    known = {*summed_files(folder), CHECKSUMS_FILE}
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [
-        path.as_posix()
-        for path in paths
-        if path.as_posix() not in known
-        and path.parts[0] not in _OWN_FOLDERS
-        and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
-    ]
-
-
 def _check_sums(folder: Path) -> str:
     sums = read_checksums(folder)
     if sums is None:
-        raise _FailedCheckError(
-            f"there is no {CHECKSUMS_FILE}: nobody can tell whether a file was changed; --accept writes it"
-        )
+        raise _FailedCheckError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
     if found := differences(folder):
         raise _FailedCheckError("; ".join(found))
     return f"{len(sums)} files are as they were saved"
 
 
 def _check_code(folder: Path) -> str:
-    home = Path(chexpert_hf.__file__).parent
-    version = f"chexpert-hf {chexpert_hf.__version__}"
-    if different := [name for name in CODE_FILES if _text(folder / name) != _text(home / name)]:
-        return (
-            f"{', '.join(different)} of another version than {version}; others who load the folder as remote code run "
-            "that version"
-        )
+    home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
+    if different := ", ".join(name for name in CODE_FILES if _text(folder / name) != _text(home / name)):
+        return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
     return f"the four files are those of {version}"
 
 
@@ -195,9 +176,8 @@ def _check_model(folder: Path) -> str:
         raise _FailedCheckError(f"{wrong[0]} holds values that are not finite")
     size = sum(parameter.numel() for parameter in classifier.model.parameters())
     gate = "with a gate" if (folder / "gate.safetensors").is_file() else "without a gate"
-    return (
-        f"config, processor and weights load: {len(classifier.observations)} observations, {size:,} parameters, {gate}"
-    )
+    num_observations = len(classifier.observations)
+    return f"config, processor and weights load: {num_observations} observations, {size:,} parameters, {gate}"
 
 
 def _check_scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
@@ -242,8 +222,8 @@ def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
         raise _FailedCheckError(f"{REFERENCE_FILE} is missing or damaged") from error
     if image_sum(image) != content.get("image_sha256", image_sum(image)):
         raise _FailedCheckError(
-            f"chexpert-hf {chexpert_hf.__version__} draws the phantom of {REFERENCE_FILE} differently from the "
-            "version that saved it, so its scores say nothing here"
+            f"chexpert-hf {chexpert_hf.__version__} draws the phantom of {REFERENCE_FILE} differently from the version "
+            "that saved it, so its scores say nothing here"
         )
     return image, expected
 

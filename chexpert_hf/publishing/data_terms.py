@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 
+DENSENET_CITATION = "huang2017densely"
 CHEXPERT_CITATION = "irvin2019chexpert"
 """Source of the observations and of the policies for uncertain labels, too."""
 
@@ -32,12 +33,9 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedFrom(Terms):
-    """The source of a model that others trained; phrases without a full stop.
+    """The source of a model that others trained: which weights, their training data, and changes made by the import.
 
-    Attributes:
-        source: Which weights, by whom, with an address.
-        data: The training data.
-        conversion: Changes made by the import: processor, labels, dropped outputs.
+    These three are phrases without a full stop.
     """
 
     source: str
@@ -82,10 +80,7 @@ _RADIOLOGISTS = {("valid", 200), ("test", 500)}
 def labels_name(data_name: str, split: str, num_patients: int) -> str:
     """The reference standard of a data set's own labels, by the name of its folder.
 
-    Args:
-        data_name: Name of the folder.
-        split: "train", "valid" or "test".
-        num_patients: Distinguishes CheXpert's own splits from patients held out of `train.csv`.
+    The number of patients distinguishes CheXpert's own splits from patients held out of `train.csv`.
     """
     folder = data_name.lower()
     if folder.startswith("chexpert") and (split, num_patients) in _RADIOLOGISTS:

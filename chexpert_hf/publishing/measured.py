@@ -27,16 +27,13 @@ def evaluate_predictions(
 def assess_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Metrics of predictions with 95 % intervals and by subgroups.
+    """Metrics of predictions with 95 % intervals and by subgroups: the model's entry of `assess`, with `replicates`.
 
     Args:
         probabilities: `(num_views, num_labels)` of the split's rows.
         dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        config: The model's: observations, blank labels, operating points.
+        config: Of the model.
         replicates: Resamples of the patients.
-
-    Returns:
-        The model's entry of `chexpert_hf.evaluation.assessment.assess`, with `replicates`.
     """
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
     result = assess(
@@ -64,7 +61,7 @@ def evaluation_record(
         evaluation: On the validation split.
         data: See `chexpert_hf.publishing.card.render_card`.
         was_chosen_on_it: Whether the checkpoint was chosen on this same split.
-        assessment: From `assess_predictions`; without it there are no intervals and no subgroups.
+        assessment: From `assess_predictions`, for intervals and subgroups.
     """
     record = {
         "split": "valid",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import ModelCard
 from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.metrics import Evaluation
@@ -20,8 +19,8 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.half_precision import half_state_dict
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, write_checksums
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card, render_import_card
-from chexpert_hf.publishing.data_terms import ImportedFrom
+from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card
+from chexpert_hf.publishing.data_terms import ImportedFrom, terms_of
 from chexpert_hf.publishing.measured import evaluation_record
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -52,19 +51,26 @@ def save_model_folder(
         model: In float32 on the CPU.
         processor: Its image processor.
         recipe: All values of the run.
-        data: `name`, and for `train` and `valid` the numbers of images, studies and patients.
+        data: See `chexpert_hf.publishing.card.render_card`.
         evaluation: On the validation split.
         best_step: Optimizer step of the checkpoint that was kept.
-        assessment: From `chexpert_hf.publishing.measured.assess_predictions`: intervals and subgroups for card and
-            `evaluation.json`.
+        assessment: From `assess_predictions`: intervals and subgroups for card and `evaluation.json`.
     """
     is_half = recipe["stored_precision"] == "fp16"
     _write_model(folder, model, processor, half_state_dict(model) if is_half else None)
     record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
     write_json(folder / EVALUATION_FILE, record)
-    name, size = model.config.model_name or readable(folder.resolve().name), processor.longest_side
-    card = render_card(name, model, image_size=size, recipe=recipe, record=record, best_step=best_step)
-    _write_card(folder, card)
+    card = render_card(
+        model.config.model_name or readable(folder.resolve().name),
+        model,
+        terms_of(data["name"]),
+        image_size=processor.longest_side,
+        recipe=recipe,
+        record=record,
+        best_step=best_step,
+    )
+    write_text(folder / CARD_FILE, str(card))
+    write_checksums(folder)
 
 
 def save_imported_folder(
@@ -72,8 +78,9 @@ def save_imported_folder(
 ) -> None:
     """Writes the complete folder of a model that others trained; see `save_model_folder`."""
     _write_model(folder, model, processor)
-    name, size = readable(folder.resolve().name), processor.output_size[0]
-    _write_card(folder, render_import_card(name, model, image_size=size, origin=origin))
+    card = render_card(readable(folder.resolve().name), model, origin, image_size=processor.output_size[0])
+    write_text(folder / CARD_FILE, str(card))
+    write_checksums(folder)
 
 
 def refresh_folder(folder: Path) -> None:
@@ -98,7 +105,7 @@ def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) ->
 
     Args:
         folder: The model's.
-        result: Of this one model, from `chexpert_hf.evaluation.reference_standard.assess_reference`.
+        result: Of this one model, from `assess_reference`.
         data: The scored data in words, such as "NIH, valid".
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
@@ -125,11 +132,6 @@ def _write_model(
     processor.save_pretrained(folder)
     make_readable(folder / "model.safetensors")
     write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
-
-
-def _write_card(folder: Path, card: ModelCard) -> None:
-    write_text(folder / CARD_FILE, str(card))
-    write_checksums(folder)
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:

@@ -40,41 +40,30 @@ _RECIPE_FILE = "recipe.yaml"
 _OURS = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
 
 
+Listing = tuple[tuple[str, int], ...]
+"""(path, size in bytes) of each file."""
+
+
 class PublishError(InputError):
     """A model folder that is not fit to be published, with the reason."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A sent repository.
-
-    Attributes:
-        repo_id: Id of the repository.
-        url: Address of the commit or the pull request.
-        commit: The commit's SHA; None of a dry run.
-        files: (path, size in bytes) of each file.
-    """
+    """A sent folder: the address of its commit or pull request, the commit's SHA (None of a dry run), and its files."""
 
     repo_id: str
     url: str
     commit: str | None
-    files: tuple[tuple[str, int], ...]
+    files: Listing
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         return asdict(self)
 
 
-def stage_model(source: Path, repo_id: str, staging: Path) -> tuple[tuple[str, int], ...]:
-    """Copies the public files of a model folder, under the repository's name.
-
-    Args:
-        source: The model folder; it stays as it is.
-        repo_id: Becomes the name in the card.
-        staging: A new or empty folder.
-
-    Returns:
-        (path, size in bytes) of each file.
+def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
+    """Copies the public files of a model folder to a new or empty folder, with the repository's name in the card.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -97,8 +86,8 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> tuple[tuple[str, i
     return listing(staging)
 
 
-def listing(folder: Path) -> tuple[tuple[str, int], ...]:
-    """(path, size in bytes) of each file below a folder."""
+def listing(folder: Path) -> Listing:
+    """All files below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
 
@@ -129,12 +118,12 @@ def push_model(
     """Sends a model folder to a repository in one commit, and creates the repository if it is missing.
 
     The same commit deletes files of an earlier version that this one lacks, such as exported graphs; other files of the
-    repository stay.
+    repository stay. An existing repository stays public or private.
 
     Args:
         source: The model folder.
         repo_id: user/name.
-        private: Whether a new repository is private; an existing one stays as it is.
+        private: Whether a new repository is private.
         create_pr: Propose the change to an existing repository instead of making it.
         api: Client of the Hub.
 
@@ -167,18 +156,9 @@ def send_folder(
     repo_type: str = "model",
     create_pr: bool = False,
 ) -> Published:
-    """Sends all files of a folder in one commit; see `push_model`.
+    """Sends all files of a folder in one commit to a repository or Space ("space"); see `push_model`.
 
-    Args:
-        folder: The files.
-        repo_id: user/name.
-        message: Of the commit.
-        is_ours: Whether a path in the repository is one that this package writes; such files are deleted if the folder
-            lacks them.
-        private: Whether a new repository is private.
-        api: Client of the Hub.
-        repo_type: "model" or "space".
-        create_pr: Propose the change instead.
+    Paths in the repository that `is_ours` recognises as written by this package are deleted if the folder lacks them.
     """
     expect_token(api)
     files = listing(folder)

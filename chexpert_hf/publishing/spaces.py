@@ -18,7 +18,7 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty, write_json, write_text
 from chexpert_hf.models.repositories import expect_repo_id, hub_errors
-from chexpert_hf.publishing.publish import Published, listing, send_folder, stage_model
+from chexpert_hf.publishing.publish import Listing, Published, listing, send_folder, stage_model
 
 MODEL_FILE = "model.json"
 """Names the repository and the commit whose model the Space serves."""
@@ -44,18 +44,15 @@ def template_folder() -> Path:
 
 def stage_space(
     model: str, space_id: str, staging: Path, *, revision: str = "main", api: HfApi | None = None
-) -> tuple[tuple[str, int], ...]:
-    """Writes all files of a Space.
+) -> Listing:
+    """Writes all files of a Space to a new or empty folder.
 
     Args:
         model: Id of a repository, or a model folder, which then becomes part of the Space.
         space_id: user/name of the Space.
-        staging: A new or empty folder.
+        staging: The folder.
         revision: Branch, tag or commit of the repository; the Space stays at its present commit.
         api: Client of the Hub.
-
-    Returns:
-        (path, size in bytes) of each file.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.
@@ -89,14 +86,7 @@ def stage_space(
 def push_space(
     model: str, space_id: str, *, revision: str = "main", private: bool = False, api: HfApi | None = None
 ) -> Published:
-    """Creates or updates a Space in one commit; a new one runs on the Hub's free processors.
-
-    Args:
-        model: Id of a repository, or a model folder.
-        space_id: user/name of the Space.
-        revision: Branch, tag or commit of the repository.
-        private: Whether a new Space is private.
-        api: Client of the Hub.
+    """Creates or updates a Space in one commit; a new one, `private` or not, runs on the Hub's free processors.
 
     Raises:
         InputError: See `stage_space`.
