@@ -11,7 +11,7 @@ from torch import Tensor
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
-from chexpert_hf.formats.timm_models import ARCHITECTURE, RESAMPLING
+from chexpert_hf.formats.densenet_sources import TIMM_ARCHITECTURE, TIMM_RESAMPLING
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -85,7 +85,7 @@ def write_timm(
     observations = model.config.observations
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
     make_readable(folder / "model.safetensors")
-    common = {"architecture": ARCHITECTURE, "num_classes": len(observations)}
+    common = {"architecture": TIMM_ARCHITECTURE, "num_classes": len(observations)}
     config = {
         **common,
         "num_features": model.classifier.in_features,
@@ -103,25 +103,24 @@ def _timm_settings(processor: CheXpertImageProcessor) -> tuple[dict[str, Any], t
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
+    interpolation = {value: name for name, value in TIMM_RESAMPLING.items()}.get(processor.resample)
+    if interpolation is None:
+        raise FormatError("timm cannot express the image processor: it is not bilinear, bicubic or nearest.")
     is_centre = bool(processor.do_center_crop or processor.do_square_crop)
     settings = {
         "input_size": [3, height, width],
         "fixed_input_size": False,
-        "interpolation": next(name for name, value in RESAMPLING.items() if value == processor.resample),
+        "interpolation": interpolation,
         "crop_pct": height / processor.size["shortest_edge"] if processor.do_center_crop else 1.0,
         "crop_mode": "center" if is_centre else "squash",
-        "mean": _three(processor.image_mean),
-        "std": _three(processor.image_std),
+        "mean": (list(processor.image_mean) * 3)[:3],
+        "std": (list(processor.image_std) * 3)[:3],
     }
     differs = (
         f"timm cannot resize as {processor.resize_like} does: the network is the same to the last bit, but its pixel "
         "values differ, and so do the scores of files."
     )
     return settings, (differs,) if processor.resize_like else ()
-
-
-def _three(values: Any) -> list[float]:
-    return list(values) * (3 // len(values))
 
 
 def write_torchxrayvision(

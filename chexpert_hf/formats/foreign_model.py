@@ -22,15 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """An imported model before it is written.
-
-    Attributes:
-        config: Of the model.
-        processor: Prepares images as the model's authors do.
-        tensors: Its weights, by this package's names.
-        origin: Its source, for the card.
-        remarks: Sentences for the user.
-    """
+    """An imported model before it is written: its weights by this package's names, and sentences for the user."""
 
     config: CheXpertConfig
     processor: CheXpertImageProcessor
@@ -39,11 +31,7 @@ class ForeignModel:
     remarks: tuple[str, ...] = ()
 
     def build(self) -> CheXpertForImageClassification:
-        """The model with its weights.
-
-        Raises:
-            WeightsError: If weights are missing, left over, or of another size.
-        """
+        """The model; raises WeightsError if weights are missing, left over, or of another size."""
         model = CheXpertForImageClassification(self.config)
         expected, given = model.state_dict(), self.tensors
         problems = {
@@ -67,10 +55,10 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a head that are observations.
+    """The outputs of a head that are observations, by CheXpert's names.
 
     Attributes:
-        observations: By CheXpert's names.
+        observations: The names.
         rows: The place of each among the outputs.
         dropped: Names of the outputs that CheXpert has no name for.
         classes: Number of outputs per name.
@@ -81,12 +69,6 @@ class Outputs:
     dropped: tuple[str, ...] = ()
     classes: int = 1
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """A sentence on the dropped outputs, if there are any."""
-        dropped = f"Dropped, for CheXpert has no such observations: {', '.join(self.dropped)}."
-        return (dropped,) if self.dropped else ()
-
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
         """The weight and bias of a linear layer for these outputs."""
         names = (f"{layer}.weight", f"{layer}.bias")
@@ -95,25 +77,24 @@ class Outputs:
     def model(
         self,
         tensors: Mapping[str, Tensor],
-        head: Mapping[str, Tensor],
         processor: CheXpertImageProcessor,
         origin: ImportedFrom,
         *remarks: str,
+        head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """The model of a backbone's weights and a head for these outputs; `config` has more fields of its config."""
-        return ForeignModel(
-            CheXpertConfig(
-                id2label=dict(enumerate(self.observations)),
-                num_channels=processor.num_channels,
-                policies_source="not recorded in the weights that were imported",
-                **config,
-            ),
-            processor,
-            {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")} | dict(head),
-            origin,
-            (*self.remarks, *remarks),
+        """The model of all weights of a source, or of its backbone and another head, with more fields of the config."""
+        head = self.layer_of(tensors) if head is None else head
+        dropped = f"Dropped, for CheXpert has no such observations: {', '.join(self.dropped)}."
+        backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        full_config = CheXpertConfig(
+            id2label=dict(enumerate(self.observations)),
+            num_channels=processor.num_channels,
+            policies_source="not recorded in the weights that were imported",
+            **config,
         )
+        all_remarks = (dropped, *remarks) if self.dropped else remarks
+        return ForeignModel(full_config, processor, backbone | dict(head), origin, all_remarks)
 
 
 def outputs_named(

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chexpert_hf.files import new_folder, require_empty
-from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_torchvision
+from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_timm, from_torchvision
 from chexpert_hf.formats.foreign_model import ForeignModel
-from chexpert_hf.formats.timm_models import from_timm
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import read_weight_file
 from chexpert_hf.models.weights import WeightsError, imagenet_state_dict
@@ -56,11 +55,7 @@ def import_model(
 
 
 def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] | None = None) -> ForeignModel:
-    """The model of a source; see `import_model`.
-
-    Raises:
-        WeightsError: If the source is unknown, cannot be read or fetched, or is another network.
-    """
+    """The model of a source; see `import_model`."""
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not rest:
         return from_torchvision(read_weight_file(file).tensors if file else imagenet_state_dict(), labels)

@@ -35,8 +35,7 @@ except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names no
         "jax or torch, whichever is installed."
     ) from error
 
-HEAD = "head"
-"""Name of the layer that gives logits and maps."""
+HEAD = "head"  # the name of the layer that gives logits and maps
 
 # Of each kind of layer: Keras's name of a weight, PyTorch's, and PyTorch's axes in the order of Keras.
 _WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
@@ -58,14 +57,10 @@ class KerasError(InputError):
 
 
 class CheXpertKeras(keras.Model):
-    """The port: `pixel_values` (batch, num_channels, height, width) in, as our processor makes them, of any size.
+    """The port: `pixel_values` (batch, num_channels, height, width) of any size in, as the processor makes them.
 
     Its outputs are `logits` (batch, num_labels) and `saliency` (batch, num_labels, h, w), as those of
     `CheXpertForImageClassification`. Layers have PyTorch's names with "-" for ".".
-
-    Args:
-        config: Of the model; its architecture and head are built.
-        processor: The image processor that belongs to it.
     """
 
     def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
@@ -157,10 +152,7 @@ def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
 
 
 def write_back(port: CheXpertKeras, folder: str | Path) -> None:
-    """Writes a model folder that `AutoModelForImageClassification` and `CheXpertClassifier` load.
-
-    A card that is there stays, with new sections on calibration and operating points.
-    """
+    """Writes a model folder; an existing card stays, with new sections on calibration and operating points."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     to_torch(port).save_pretrained(folder)
@@ -179,11 +171,7 @@ def state_dict(port: keras.Model) -> dict[str, Tensor]:
 
 
 def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
-    """Copies PyTorch's weights into the port, every one and to every variable.
-
-    Raises:
-        KerasError: If one is missing, is left over, or has another shape.
-    """
+    """Copies all of PyTorch's weights; raises KerasError if one is missing, is left over, or has another shape."""
     pairs = list(_pairs(port))
     expected, given = {name for name, _, _ in pairs}, {name for name in weights if not name.endswith(_UNMAPPED)}
     if expected != given:
@@ -199,13 +187,8 @@ def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
 
 
 def _pairs(port: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-    """PyTorch's name of each weight, Keras's variable, and PyTorch's axes in the order of Keras.
-
-    Raises:
-        KerasError: If a variable of the port has no counterpart.
-    """
-    found = set()
-    head = port.get_layer(HEAD)
+    """PyTorch's name of each weight, Keras's variable, and PyTorch's axes in the order of Keras."""
+    found, head = set(), port.get_layer(HEAD)
     for layer in (*port.layers, head.hidden, head.last):
         for attribute, name, axes in _WEIGHTS.get(type(layer).__name__, ()):
             variable = getattr(layer, attribute)

@@ -24,7 +24,6 @@ from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
 
 PREFIX = "densenet121-res224-"
 SIDE = 224
-_LARGEST = 1024  # gray levels are in [-1024, 1024]
 _THRESHOLDS = "op_threshs"  # the buffer with the operating points of the outputs
 
 # fmt: off
@@ -39,37 +38,20 @@ _CHEXPERT_LIKE = (*_SEVEN, *_OTHERS)
 TARGETS = (*_OF_CHEST_XRAY14, *_OTHERS)
 """The 18 outputs of each model, in their order."""
 
-_ADDRESS = "https://github.com/mlmed/torchxrayvision/releases/download/v1/"
-
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One of the models.
+    """One of the models: its address, its training data, and the operating point of each output that was trained."""
 
-    Attributes:
-        file: Its name at its address and in torchxrayvision's cache.
-        data: Its training data.
-        thresholds: The operating point of each output that was trained.
-    """
-
-    file: str
+    url: str
     data: str
     thresholds: Mapping[str, float]
 
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return _ADDRESS + self.file
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The 18 outputs; empty where nothing was trained."""
-        return tuple(name if name in self.thresholds else "" for name in TARGETS)
-
 
 def _published(file: str, data: str, names: tuple[str, ...], *points: float) -> PublishedModel:
-    name = f"{file}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
-    return PublishedModel(name, data, dict(zip(names, points, strict=True)))
+    file = f"{file}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
+    url = f"https://github.com/mlmed/torchxrayvision/releases/download/v1/{file}"
+    return PublishedModel(url, data, dict(zip(names, points, strict=True)))
 
 
 # fmt: off
@@ -128,7 +110,7 @@ def published_model(name: str) -> PublishedModel:
 
 def fetched_file(model: PublishedModel) -> Path:
     """The file in torchxrayvision's cache, downloaded if it is missing; raises WeightsError if that fails."""
-    path = Path.home() / ".torchxrayvision" / "models_data" / model.file
+    path = Path.home() / ".torchxrayvision" / "models_data" / Path(model.url).name
     if path.is_file():
         return path
     try:
@@ -145,19 +127,12 @@ def fetched_file(model: PublishedModel) -> Path:
 def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
     """The trained outputs that have one of CheXpert's names, with their operating points.
 
-    The operating points are those in the weights (`op_threshs`), or the published ones.
-
-    Args:
-        model: The published model.
-        tensors: Its weights.
-        source: Its name, for the card.
-
-    Raises:
-        WeightsError: If the head is another, or the operating points in the weights are not probabilities.
+    These are the ones in the weights (`op_threshs`), or the published ones. `source` is the name for the card.
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
-    outputs = outputs_named(model.targets, num_outputs(tensors), "The source")
+    trained = [name if name in model.thresholds else "" for name in TARGETS]
+    outputs = outputs_named(trained, num_outputs(tensors), "The source")
     thresholds = model.thresholds if own_points is None else own_points
     targets = {name: TARGETS[row] for name, row in zip(outputs.observations, outputs.rows, strict=True)}
     dropped = f"outputs that CheXpert has no name for are dropped ({', '.join(outputs.dropped)}); "
@@ -175,7 +150,6 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
     )
     return outputs.model(
         tensors,
-        outputs.layer_of(tensors),
         processor(),
         origin,
         operating_points={name: thresholds[target] for name, target in targets.items() if target in thresholds},
@@ -210,5 +184,5 @@ def processor() -> CheXpertImageProcessor:
         do_square_crop=True,
         resize_like=SCIKIT_IMAGE,
         image_mean=[0.5],
-        image_std=[0.5 / _LARGEST],
+        image_std=[0.5 / 1024],  # gray levels are in [-1024, 1024]
     )

@@ -1,12 +1,13 @@
 """Weights from a file that others wrote: safetensors, or a pickle of which nothing is run.
 
 Pickles are read with `torch.load(weights_only=True)`. Files that hold a whole module, as torchxrayvision's do, name the
-classes of its layers; each of these names stands here for an object that keeps what it is given and does nothing, and
-the parameters are taken out of it.
+classes of its layers; each of these names stands here for an object that only keeps its state, from which the
+parameters are taken.
 """
 
 import io
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -21,7 +22,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chexpert_hf.files import first_line
-from chexpert_hf.formats.old_pickles import CLASS_OF, without_persistent_classes
 from chexpert_hf.models.weights import WeightsError, with_todays_names
 
 _WITHOUT_WEIGHTS = (nn.ReLU, nn.Sigmoid, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Dropout)
@@ -64,11 +64,16 @@ _MALFORMED = (
 )
 
 
+_CLASS_OF = "chexpert_hf.class_of"  # gives the second of its values, in rewritten pickles
+_CALL = b"c" + _CLASS_OF.replace(".", "\n").encode() + b"\n"
+_PICKLES_IN_FRONT = 3  # of an object before PyTorch 1.6: a magic number, the format's version, facts on the machine
+_NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
+
+
 class _Inert:
     """Stands for whatever a pickle names: keeps its state, does nothing."""
 
     dump_patches = False  # torch asks
-
     state: Any = None
 
     def __new__(cls, *_: Any) -> "_Inert":
@@ -78,19 +83,9 @@ class _Inert:
         self.state = state
 
 
-def _class_of(*values: Any) -> Any:
-    _, named, _, _ = values  # "module", the class, its file and its source code
-    return named
-
-
 @dataclass(frozen=True)
 class WeightFile:
-    """The contents of a file.
-
-    Attributes:
-        tensors: By torchvision's names of DenseNet: `features.*` and `classifier.*`, without prefixes of wrappers.
-        beside: The rest of a checkpoint.
-    """
+    """Tensors by torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     beside: Mapping[str, Any] = field(default_factory=dict)
@@ -104,22 +99,22 @@ def read_weight_file(path: Path) -> WeightFile:
     """
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
-    file = _read_safetensors(path) if path.suffix == ".safetensors" else _split(_read_pickle(path), path)
+    if path.suffix == ".safetensors":
+        try:
+            file = WeightFile(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is no safetensors file, or a damaged one ({error}); copy it again.") from error
+    else:
+        file = _split(_read_pickle(path), path)
     named = {_PREFIX.sub("", name): tensor for name, tensor in file.tensors.items()}
     if len(named) < len(file.tensors):
         raise WeightsError(f"{path} holds several networks; expected one.")
     return WeightFile(with_todays_names(named), file.beside)
 
 
-def _read_safetensors(path: Path) -> WeightFile:
-    try:
-        return WeightFile(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is no safetensors file, or a damaged one ({error}); copy it again.") from error
-
-
 def _read_pickle(path: Path) -> Any:
-    allowed: list[Any] = [(_class_of, CLASS_OF), *((_Inert, name) for name in _HARMLESS)]
+    class_of: tuple[Any, str] = (lambda *values: values[1], _CLASS_OF)
+    allowed: list[Any] = [class_of, *((_Inert, name) for name in _HARMLESS)]
     try:
         content = path.read_bytes()
         if not content.startswith(b"PK"):  # not the ZIP archive that PyTorch writes since 1.6
@@ -141,6 +136,36 @@ def _read_pickle(path: Path) -> Any:
             f"{path} is no file of weights, or a damaged one ({line[:100]}); expected safetensors, or what torch.save "
             "writes of a state_dict."
         ) from error
+
+
+def without_persistent_classes(content: bytes) -> bytes:
+    """A file of PyTorch before 1.6 in which no class is a persistent object; any other such file as it is.
+
+    In such a file each class is a persistent object of its own, which `weights_only` refuses whatever the class. The
+    file's instructions are read here, and none of them is followed: the persistent object becomes a call of `_CLASS_OF`
+    in the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names.
+
+    Raises:
+        ValueError: If it is no such file.
+
+    Source: torch 1.5, `serialization._legacy_save`.
+    """
+    stream = io.BytesIO(content)
+    for _ in range(_PICKLES_IN_FRONT):
+        for _ in pickletools.genops(stream):
+            pass
+    done = mark = stream.tell()
+    pieces, num_values = [content[:done]], 0
+    for code, _, position in list(pickletools.genops(stream)):
+        place = position or 0
+        if code.name == "MARK":
+            mark, num_values = place, 0
+        elif code.name == "BINPERSID" and num_values == _NUM_CLASS_VALUES:
+            pieces += [content[done:mark], _CALL, content[mark:place], pickle.REDUCE]
+            done = place + 1
+        elif code.name != "TUPLE" and not code.name.endswith("PUT"):
+            num_values += 1
+    return b"".join([*pieces, content[done:]])
 
 
 def _split(content: Any, path: Path) -> WeightFile:

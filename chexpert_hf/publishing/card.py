@@ -59,14 +59,16 @@ def render_card(
         tags=_TAGS,
         eval_results=_eval_results(record) if record else None,
     )
-    citations = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
+    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
+    cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
     text = _card_template().render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
-        citations=_bibtex(citations),
+        citations="\n\n".join(dict.fromkeys(known.get(citation, citation) for citation in cited)),
         image_size=image_size,
         is_ours=is_ours,
         recipe=public_recipe(recipe or {}),
@@ -76,13 +78,6 @@ def render_card(
         best_step=best_step,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
-
-
-def _bibtex(citations: tuple[str, ...]) -> str:
-    """BibTeX entries, each once, of keys of `citations.bib` or of entries themselves."""
-    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
-    known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
-    return "\n\n".join(dict.fromkeys(known.get(citation, citation) for citation in citations))
 
 
 def _card_template() -> jinja2.Template:

@@ -53,12 +53,11 @@ def card_problems(text: str) -> list[str]:
 
 def _field_problems(data: dict[str, Any]) -> list[str]:
     lines = [f"the field {name} is missing" for name in _REQUIRED_FIELDS if name not in data]
-    lines += [f"the field {name} is empty" for name, value in _leaves(data) if value in (None, "", [], {})]
-    lines += [
-        f"the field {name} holds a placeholder: {value}"
-        for name, value in _leaves(data)
-        if isinstance(value, str) and _PLACEHOLDERS.search(value)
-    ]
+    for name, value in _leaves(data):
+        if value in (None, "", [], {}):
+            lines.append(f"the field {name} is empty")
+        elif isinstance(value, str) and _PLACEHOLDERS.search(value):
+            lines.append(f"the field {name} holds a placeholder: {value}")
     if data.get("license") == "other" and not data.get("license_name"):
         lines.append("license is other, which needs a license_name")
     return lines

@@ -10,17 +10,11 @@ from typing import Any
 
 import chexpert_hf
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import first_line
+from chexpert_hf.files import first_line, sha256_of
+from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
-from chexpert_hf.models.model_files import (
-    CHECKSUMS_FILE,
-    CODE_FILES,
-    differences,
-    missing_files,
-    read_checksums,
-    summed_files,
-)
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card_check import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
@@ -71,11 +65,11 @@ class CheckReport:
 
 
 class _FailedCheckError(Exception):
-    """What a check found wrong, in a line."""
+    """A finding of a check, in a line."""
 
 
 class _LeftOutError(Exception):
-    """Why a runtime does not support this model, in a line."""
+    """The reason why a runtime does not support this model, in a line."""
 
 
 def check_folder(folder: Path) -> CheckReport:
@@ -99,24 +93,23 @@ def check_folder(folder: Path) -> CheckReport:
     for runtime, package in PACKAGES.items():
         for precision in _BOUNDS if importlib.util.find_spec(package) else ():
             if precision is Precision.FP32 or _graph(folder, runtime, precision):
-                check = partial(_check_scores, runtime=runtime, precision=precision)
-                checks[f"scores, {runtime.value} {precision.value}"] = check
-    return CheckReport(str(folder), [_line(subject, check, folder) for subject, check in checks.items()])
-
-
-def _line(subject: str, check: Callable[[Path], str], folder: Path) -> CheckLine:
-    try:
-        return CheckLine(subject, OK, check(folder))
-    except _LeftOutError as reason:
-        return CheckLine(subject, LEFT_OUT, str(reason))
-    except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
-        return CheckLine(subject, FAILED, first_line(error, limit=5000))
+                name = f"scores, {runtime.value} {precision.value}"
+                checks[name] = partial(_check_scores, runtime=runtime, precision=precision)
+    lines = []
+    for subject, check in checks.items():
+        try:
+            lines.append(CheckLine(subject, OK, check(folder)))
+        except _LeftOutError as reason:
+            lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
+        except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
+            lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
+    return CheckReport(str(folder), lines)
 
 
 def _check_files(folder: Path) -> str:
-    if missing := missing_files(folder):
+    if missing := model_files.missing_files(folder):
         raise _FailedCheckError(f"{', '.join(missing)} missing")
-    known = summed_files(folder)
+    known = model_files.summed_files(folder)
     unknown = [
         path.as_posix()
         for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -135,10 +128,10 @@ def _check_files(folder: Path) -> str:
 
 
 def _check_sums(folder: Path) -> str:
-    sums = read_checksums(folder)
+    sums = model_files.read_checksums(folder)
     if sums is None:
         raise _FailedCheckError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
-    if found := differences(folder):
+    if found := model_files.differences(folder):
         raise _FailedCheckError("; ".join(found))
     return f"{len(sums)} files are as they were saved"
 
@@ -165,7 +158,7 @@ def _check_graphs(folder: Path) -> str:
     for name, record in records.items():
         if wrong := [file for file, value in hashes(folder, record.sha256).items() if value != record.sha256[file]]:
             raise _FailedCheckError(f"{', '.join(wrong)} missing or not as exported")
-        if record.weights_sha256 != hashes(folder, ["model.safetensors"])["model.safetensors"]:
+        if record.weights_sha256 != sha256_of(folder / "model.safetensors"):
             raise _FailedCheckError(f"{name} was made from other weights")
     return f"{len(records)} exported: {', '.join(records)}" if records else "none exported"
 
@@ -229,7 +222,6 @@ def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _FailedCheckError(f"{path.name} cannot be read as text") from error
+    if not path.is_file():
+        raise _FailedCheckError(f"{path.name} is missing")
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -17,19 +17,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import write_text
+from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import read_records
-from chexpert_hf.models.model_files import (
-    CHECKSUMS_FILE,
-    OPTIONAL_FILES,
-    REQUIRED_FILES,
-    matches,
-    missing_files,
-    published_files,
-    read_checksums,
-    verify_checksums,
-    write_checksums,
-)
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, OPTIONAL_FILES, REQUIRED_FILES
 from chexpert_hf.models.repositories import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.publishing.card import public_recipe, rename_card
 from chexpert_hf.publishing.card_check import card_problems
@@ -38,7 +29,6 @@ from chexpert_hf.publishing.model_folder import CARD_FILE
 _RECIPE_FILE = "recipe.yaml"
 # A licence that somebody added to the repository is theirs.
 _OURS = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
-
 
 Listing = tuple[tuple[str, int], ...]
 """(path, size in bytes) of each file."""
@@ -71,7 +61,7 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
     """
     _expect_complete(source)
     recorded = {file for record in read_records(source).values() for file in record.sha256}
-    names = [name for name in published_files(source) if "/" not in name or name in recorded]
+    names = [name for name in model_files.published_files(source) if "/" not in name or name in recorded]
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, staging / name)
@@ -82,7 +72,7 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
     if _RECIPE_FILE in names:
         recipe = yaml.safe_load((staging / _RECIPE_FILE).read_text(encoding="utf-8"))
         write_text(staging / _RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False))
-    write_checksums(staging)
+    model_files.write_checksums(staging)
     return listing(staging)
 
 
@@ -100,16 +90,16 @@ def _expect_complete(source: Path) -> None:
             f"{source} is an ensemble, which cannot be loaded from a repository: push the model folders of its runs "
             "(run-1, ...) one by one."
         )
-    if missing := missing_files(source):
+    if missing := model_files.missing_files(source):
         raise PublishError(
             f"{source} is not a complete model folder: {', '.join(missing)} missing; expected one as train, "
             "import or calibrate write it."
         )
-    if read_checksums(source) is None:
+    if model_files.read_checksums(source) is None:
         raise PublishError(
             f"{source} has no {CHECKSUMS_FILE}: look it over with `chexpert-hf check {source} --accept`, then push it."
         )
-    verify_checksums(source)
+    model_files.verify_checksums(source)
 
 
 def push_model(
@@ -138,7 +128,7 @@ def push_model(
             Path(staging),
             repo_id,
             message=f"Upload {source.resolve().name} with chexpert-hf",
-            is_ours=lambda name: any(matches(name, pattern) for pattern in _OURS),
+            is_ours=lambda name: any(model_files.matches(name, pattern) for pattern in _OURS),
             private=private,
             create_pr=create_pr,
             api=api or HfApi(),

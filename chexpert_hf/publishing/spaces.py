@@ -20,20 +20,14 @@ from chexpert_hf.files import require_empty, write_json, write_text
 from chexpert_hf.models.repositories import expect_repo_id, hub_errors
 from chexpert_hf.publishing.publish import Listing, Published, listing, send_folder, stage_model
 
-MODEL_FILE = "model.json"
-"""Names the repository and the commit whose model the Space serves."""
-
-_DISTRIBUTION = "chexpert-hf"
+_MODEL_FILE = "model.json"  # names the repository and the commit whose model the Space serves
 _TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
 _PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib")
 # Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
 _NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
-_OURS = ("README.md", "app.py", "requirements.txt", MODEL_FILE)
+_OURS = ("README.md", "app.py", "requirements.txt", _MODEL_FILE)
 _OUR_FOLDERS = ("chexpert_hf", "examples", "model")
 _SHA = re.compile(r"[0-9a-f]{40}")
-_REQUIREMENT_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_EXTRA_REQUIREMENT = "openvino"  # several times as fast as PyTorch on a Space's two cores (README, Speed)
-_NOT_REQUIRED = "gradio"
 
 
 def template_folder() -> Path:
@@ -61,20 +55,25 @@ def stage_space(
     expect_repo_id(space_id)
     require_empty(staging, "expected a new folder for the files of the Space")
     is_folder = Path(model).is_dir()
-    commit = None if is_folder else _commit_of(model, revision, api or HfApi())
+    if not is_folder:
+        expect_repo_id(model)
+        if not _SHA.fullmatch(revision):
+            with hub_errors(model, is_upload=False):
+                revision = str((api or HfApi()).model_info(model, revision=revision).sha)
     template, home = template_folder(), Path(chexpert_hf.__file__).parent
-    for pattern in _TEMPLATE_FILES:
-        for path in template.glob(pattern):
-            _copy(path, staging / path.relative_to(template))
+    copies = {path: path.relative_to(template) for pattern in _TEMPLATE_FILES for path in template.glob(pattern)}
     for path in home.rglob("*"):
         inside = path.relative_to(home)
         if path.is_file() and path.suffix in _PACKAGE_SUFFIXES and not _NOT_COPIED & set(inside.parts):
-            _copy(path, staging / "chexpert_hf" / inside)
+            copies[path] = Path("chexpert_hf") / inside
+    for path, name in copies.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, staging / name)
     write_text(staging / "requirements.txt", "\n".join(requirements()) + "\n")
     if is_folder:
         stage_model(Path(model), Path(model).resolve().name, staging / "model")
     else:
-        write_json(staging / MODEL_FILE, {"model": model, "revision": commit})
+        write_json(staging / _MODEL_FILE, {"model": model, "revision": revision})
     _, front, body = (staging / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     # The name of the model links it and the Space to each other on the Hub.
     values = yaml.safe_load(front) | ({} if is_folder else {"models": [model]})
@@ -109,26 +108,11 @@ def push_space(
 def requirements() -> list[str]:
     """The declared requirements of the package, and OpenVINO; without Gradio, which a Space installs by itself."""
     try:
-        declared = metadata.requires(_DISTRIBUTION) or []
+        declared = metadata.requires("chexpert-hf") or []
     except metadata.PackageNotFoundError as error:
         raise InputError("chexpert-hf is not installed, so its requirements are not known: pip install it.") from error
-    wanted = set()
-    for requirement in declared:
-        found = _REQUIREMENT_NAME.match(requirement)
-        name = found[0].lower() if found else ""
-        if name == _EXTRA_REQUIREMENT or ("extra ==" not in requirement and name != _NOT_REQUIRED):
-            wanted.add(requirement.partition(";")[0].strip())
-    return sorted(wanted)
-
-
-def _commit_of(model: str, revision: str, api: HfApi) -> str:
-    expect_repo_id(model)
-    if _SHA.fullmatch(revision):
-        return revision
-    with hub_errors(model, is_upload=False):
-        return str(api.model_info(model, revision=revision).sha)
-
-
-def _copy(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
+    names = {text: re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in declared}
+    plain = [text for text, name in names.items() if "extra ==" not in text and name != "gradio"]
+    # OpenVINO is several times as fast as PyTorch on a Space's two cores (README, Speed).
+    extra = [text for text, name in names.items() if name == "openvino"]
+    return sorted({text.partition(";")[0].strip() for text in (*plain, *extra)})
