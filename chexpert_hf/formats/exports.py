@@ -27,15 +27,7 @@ class FormatError(InputError):
 
 
 def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
-    """Writes a model in another library's format.
-
-    Args:
-        model: Model folder, or repository id.
-        target: "timm" or "torchxrayvision".
-        output: Must be new or empty; it is written whole or not at all.
-
-    Returns:
-        Sentences for the user.
+    """Writes a model folder or repository for "timm" or "torchxrayvision"; returns sentences for the user.
 
     Raises:
         FormatError: If the format cannot express the model.
@@ -72,14 +64,11 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
 def write_timm(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> tuple[str, ...]:
-    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code.
-
-    Files come as three equal channels there; a model of one channel gets its kernels in the first and zeros in the
-    others, which changes no bit.
-    """
+    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
     settings, remarks = _timm_settings(processor)
     state_dict = _own_tensors(model)
     if model.config.num_channels == 1:
+        # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
         name = "features.conv0.weight"
         state_dict[name] = torch.cat([state_dict[name], torch.zeros_like(state_dict[name]).repeat(1, 2, 1, 1)], dim=1)
     observations = model.config.observations

@@ -39,8 +39,7 @@ def import_model(
         source: One of `SOURCES`.
         output: Must be new or empty; it is written whole or not at all.
         file: The weights, where `source` does not name them: instead of a download.
-        labels: The names of the outputs in their order, where the source does not say them (empty: to be dropped); of a
-            new head its observations.
+        labels: The names of the outputs where the source has none (empty to drop one), or a new head's observations.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.

@@ -78,10 +78,9 @@ class Head(layers.Layer):
     def __init__(self, config: CheXpertConfig, name: str) -> None:
         super().__init__(name=name)
         num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
-        self.hidden = self.dropout = None
-        if config.head_hidden_size is not None:
-            self.hidden = layers.Dense(config.head_hidden_size, name="classifier-0")
-            self.dropout = layers.Dropout(config.head_dropout)
+        size = config.head_hidden_size
+        self.hidden = None if size is None else layers.Dense(size, name="classifier-0")
+        self.dropout = layers.Dropout(config.head_dropout)
         self.last = layers.Dense(num_outputs, name="classifier" if self.hidden is None else "classifier-3")
         self.to_logits = _positive_minus_negative(config)  # (num_outputs, num_labels)
         self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
@@ -99,8 +98,7 @@ class Head(layers.Layer):
         pooled = inputs = ops.mean(features, axis=(1, 2))  # (B, C)
         if self.hidden is not None:
             inputs = ops.relu(self.hidden(pooled))
-            if self.dropout is not None and not output_saliency:
-                inputs = self.dropout(inputs, training=training)
+            inputs = inputs if output_saliency else self.dropout(inputs, training=training)
         outputs = self.last(inputs)  # (B, num_outputs)
         logits = outputs if self.to_logits is None else ops.matmul(outputs, self.to_logits)
         if not output_saliency:
@@ -205,6 +203,7 @@ def _features(images: Any, config: CheXpertConfig) -> Any:
     PyTorch pads a convolution or pooling of stride 2 on both sides, Keras's "same" mostly on one: so padding stands
     here as layers of its own. The input of maximum pooling is not negative: zeros are as good as PyTorch's -inf.
     """
+    width = config.bn_size * config.growth_rate
     features = layers.ZeroPadding2D(3, **_CHANNELS)(images)
     features = _convolution("features.conv0", config.num_init_features, 7, strides=2)(features)
     features = _norm_relu("features.norm0", features)
@@ -212,20 +211,17 @@ def _features(images: Any, config: CheXpertConfig) -> Any:
     features = layers.MaxPooling2D(3, strides=2, **_CHANNELS)(features)
     for number, num_layers in enumerate(config.block_config, start=1):
         for layer in range(1, num_layers + 1):
-            new = _dense_layer(f"features.denseblock{number}.denselayer{layer}", features, config)
+            name = f"features.denseblock{number}.denselayer{layer}"
+            new = _convolution(f"{name}.conv1", width, 1)(_norm_relu(f"{name}.norm1", features))
+            new = _norm_relu(f"{name}.norm2", new)
+            new = _convolution(f"{name}.conv2", config.growth_rate, 3, padding="same")(new)
+            new = layers.Dropout(config.drop_rate)(new) if config.drop_rate else new
             features = layers.Concatenate()([features, new])
         if number < len(config.block_config):
             name = f"features.transition{number}"
             features = _convolution(f"{name}.conv", features.shape[-1] // 2, 1)(_norm_relu(f"{name}.norm", features))
             features = layers.AveragePooling2D(2, **_CHANNELS)(features)
     return _norm_relu("features.norm5", features)
-
-
-def _dense_layer(name: str, features: Any, config: CheXpertConfig) -> Any:
-    width = config.bn_size * config.growth_rate
-    new = _convolution(f"{name}.conv1", width, 1)(_norm_relu(f"{name}.norm1", features))
-    new = _convolution(f"{name}.conv2", config.growth_rate, 3, padding="same")(_norm_relu(f"{name}.norm2", new))
-    return layers.Dropout(config.drop_rate)(new) if config.drop_rate else new
 
 
 def _convolution(name: str, channels: int, size: int, **options: Any) -> Any:

@@ -24,9 +24,8 @@ OK, FAILED, LEFT_OUT = "ok", "FAILED", "left out"
 PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", RuntimeName.OPENVINO: "openvino"}
 """The package of each runtime whose scores are checked."""
 
+# Largest difference of a probability from `reference.json`, by the precision of the computation.
 _BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
-"""Largest difference of a probability from `reference.json`, by the precision of the computation."""
-
 # Formats that may run code when they are read; OpenVINO's `.bin` in `openvino/` holds numbers only.
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
 # What a run leaves below its model folder, and is no part of the model.
@@ -51,7 +50,7 @@ class CheckReport:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing failed."""
+        """True if nothing failed."""
         return all(line.result != FAILED for line in self.lines)
 
     def to_dict(self) -> dict[str, Any]:

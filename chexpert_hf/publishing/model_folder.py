@@ -44,16 +44,14 @@ def save_model_folder(
 ) -> None:
     """Writes the complete folder of a model that was trained here.
 
-    Files that are written into the folder later need `write_checksums` again.
+    Other files in the folder stay; files that are written later need `write_checksums` again.
 
     Args:
-        folder: Created if missing; other files in it stay.
+        folder: The model folder.
         model: In float32 on the CPU.
         processor: Its image processor.
-        recipe: All values of the run.
-        data: See `chexpert_hf.publishing.card.render_card`.
+        recipe, data, best_step: See `chexpert_hf.publishing.card.render_card`.
         evaluation: On the validation split.
-        best_step: Optimizer step of the checkpoint that was kept.
         assessment: From `assess_predictions`: intervals and subgroups for card and `evaluation.json`.
     """
     is_half = recipe["stored_precision"] == "fp16"
@@ -99,14 +97,9 @@ def refresh_folder(folder: Path) -> None:
 
 
 def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
-    """Adds metrics against another reference standard to a folder's `evaluation.json` and card.
+    """Adds metrics against another reference standard, from `assess_reference`, to `evaluation.json` and card.
 
-    They replace earlier ones against the same standard on the same data.
-
-    Args:
-        folder: The model's.
-        result: Of this one model, from `assess_reference`.
-        data: The scored data in words, such as "NIH, valid".
+    They replace earlier ones against the same standard on the same data, which is named in words ("NIH, valid").
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

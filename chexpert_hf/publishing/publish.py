@@ -108,14 +108,7 @@ def push_model(
     """Sends a model folder to a repository in one commit, and creates the repository if it is missing.
 
     The same commit deletes files of an earlier version that this one lacks, such as exported graphs; other files of the
-    repository stay. An existing repository stays public or private.
-
-    Args:
-        source: The model folder.
-        repo_id: user/name.
-        private: Whether a new repository is private.
-        create_pr: Propose the change to an existing repository instead of making it.
-        api: Client of the Hub.
+    repository stay. `private` is for a new repository; `create_pr` proposes the change to an existing one.
 
     Raises:
         PublishError, ChecksumError: See `stage_model`.

@@ -41,12 +41,7 @@ def stage_space(
 ) -> Listing:
     """Writes all files of a Space to a new or empty folder.
 
-    Args:
-        model: Id of a repository, or a model folder, which then becomes part of the Space.
-        space_id: user/name of the Space.
-        staging: The folder.
-        revision: Branch, tag or commit of the repository; the Space stays at its present commit.
-        api: Client of the Hub.
+    A model folder becomes part of the Space; a repository is pinned to the present commit of `revision`.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.
