@@ -1,34 +1,25 @@
-"""Our models for timm (and so for transformers without remote code) and for torchxrayvision."""
+"""Export of models to timm (and so to transformers without remote code) and to torchxrayvision."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.image_utils import PILImageResampling
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import new_folder, require_empty
-from chexpert_hf.formats.export_cards import timm_card, torchxrayvision_card
-from chexpert_hf.formats.timm_models import ARCHITECTURE
+from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
+from chexpert_hf.formats.densenet_sources import TIMM_ARCHITECTURE, TIMM_RESAMPLING
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.publishing.card import read_template
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-TORCHXRAYVISION_FILE = "model.pt"
-TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
-"""What torchxrayvision calls what CheXpert calls otherwise."""
-
+_TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 _ARCHITECTURE_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
-_INTERPOLATIONS = {
-    PILImageResampling.BILINEAR: "bilinear",
-    PILImageResampling.BICUBIC: "bicubic",
-    PILImageResampling.NEAREST: "nearest",
-}
 
 
 class FormatError(InputError):
@@ -36,15 +27,7 @@ class FormatError(InputError):
 
 
 def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
-    """Writes a model in another library's format.
-
-    Args:
-        model: Model folder, or repository id.
-        target: "timm" or "torchxrayvision".
-        output: Must be new or empty; it is there as a whole or not at all.
-
-    Returns:
-        Sentences for the user.
+    """Writes a model folder or repository for "timm" or "torchxrayvision"; returns sentences for the user.
 
     Raises:
         FormatError: If the format cannot express the model.
@@ -57,16 +40,14 @@ def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
         raise FormatError(f"{target} cannot express an ensemble; export its members one by one.")
     refuse_model(classifier.model.config, target)
     write = write_timm if target == "timm" else write_torchxrayvision
+    card = read_template(Path(__file__).with_name("export_card.md"))
     with new_folder(output) as folder:
+        write_text(folder / "README.md", card.render(target=target, name=folder.name, config=classifier.model.config))
         return write(folder, classifier.model, classifier.processor)
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Refuses what is more than a DenseNet121 with one linear output per observation.
-
-    Raises:
-        FormatError: With the reason.
-    """
+    """Raises FormatError for all but a DenseNet121 with one linear output per observation."""
     defaults = CheXpertConfig()
     others = [name for name in _ARCHITECTURE_FIELDS if getattr(config, name) != getattr(defaults, name)]
     reasons = (
@@ -83,77 +64,65 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
 def write_timm(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> tuple[str, ...]:
-    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code.
-
-    Files come as three equal channels there; a model of one channel gets its kernels in the first and zeros in the
-    others, which changes no bit.
-    """
+    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
     settings, remarks = _timm_settings(processor)
     state_dict = _own_tensors(model)
     if model.config.num_channels == 1:
+        # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
         name = "features.conv0.weight"
         state_dict[name] = torch.cat([state_dict[name], torch.zeros_like(state_dict[name]).repeat(1, 2, 1, 1)], dim=1)
     observations = model.config.observations
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
+    make_readable(folder / "model.safetensors")
+    common = {"architecture": TIMM_ARCHITECTURE, "num_classes": len(observations)}
     config = {
-        "architecture": ARCHITECTURE,
-        "num_classes": len(observations),
+        **common,
         "num_features": model.classifier.in_features,
         "label_names": list(observations),
         "problem_type": "multi_label_classification",
         "global_pool": "avg",
-        "pretrained_cfg": {
-            "architecture": ARCHITECTURE,
-            "num_classes": len(observations),
-            "first_conv": "features.conv0",
-            "classifier": "classifier",
-            **settings,
-        },
+        "pretrained_cfg": {**common, "first_conv": "features.conv0", "classifier": "classifier", **settings},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(timm_card(folder.name, model.config), encoding="utf-8")
+    write_json(folder / "config.json", config)
     return remarks
 
 
 def _timm_settings(processor: CheXpertImageProcessor) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """How timm prepares images as the processor does, and what is not the same."""
+    """timm's preparation of images like the processor's, and a sentence on the difference, if there is any."""
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
-    share = height / processor.size["shortest_edge"] if processor.do_center_crop else 1.0
+    interpolation = {value: name for name, value in TIMM_RESAMPLING.items()}.get(processor.resample)
+    if interpolation is None:
+        raise FormatError("timm cannot express the image processor: it is not bilinear, bicubic or nearest.")
     is_centre = bool(processor.do_center_crop or processor.do_square_crop)
     settings = {
         "input_size": [3, height, width],
         "fixed_input_size": False,
-        "interpolation": _INTERPOLATIONS[PILImageResampling(processor.resample)],
-        "crop_pct": share,
+        "interpolation": interpolation,
+        "crop_pct": height / processor.size["shortest_edge"] if processor.do_center_crop else 1.0,
         "crop_mode": "center" if is_centre else "squash",
-        "mean": _three(processor.image_mean),
-        "std": _three(processor.image_std),
+        "mean": (list(processor.image_mean) * 3)[:3],
+        "std": (list(processor.image_std) * 3)[:3],
     }
-    if not processor.resize_like:
-        return settings, ()
-    return settings, (
+    differs = (
         f"timm cannot resize as {processor.resize_like} does: the network is the same to the last bit, but its pixel "
-        "values differ, and so do the scores of files.",
+        "values differ, and so do the scores of files."
     )
-
-
-def _three(values: Any) -> list[float]:
-    return list(values) * (3 // len(values))
+    return settings, (differs,) if processor.resize_like else ()
 
 
 def write_torchxrayvision(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> tuple[str, ...]:
-    """A file with what torchxrayvision's own DenseNet needs, and how to load it."""
+    """A file for torchxrayvision's own DenseNet, and a README that loads it."""
     theirs = torchxrayvision_processor()
     for name in ("image_mean", "image_std", "do_rescale", "do_normalize"):
-        if _plain(getattr(processor, name)) != _plain(getattr(theirs, name)):
+        ours, expected = (np.ravel(getattr(one, name)).tolist() for one in (processor, theirs))
+        if ours != expected:
             raise FormatError(
                 "torchxrayvision cannot express this model: it feeds one channel in [-1024, 1024], and this model is "
-                f"normalised otherwise ({name} is {_plain(getattr(processor, name))})."
+                f"normalised otherwise ({name} is {ours})."
             )
     config, (height, width) = model.config, processor.output_size
     if height != width:
@@ -161,25 +130,16 @@ def write_torchxrayvision(
             f"torchxrayvision cannot express this model: it takes squares, not {height} x {width} pixels."
         )
     points = config.operating_points or {}
+    thresholds = torch.tensor([points[name] for name in config.observations])
     checkpoint = {
-        "state_dict": {
-            **_own_tensors(model),
-            "op_threshs": torch.tensor([points[name] for name in config.observations]),
-        },
-        "targets": [TORCHXRAYVISION_NAMES.get(name, name) for name in config.observations],
+        "state_dict": {**_own_tensors(model), "op_threshs": thresholds},
+        "targets": [_TORCHXRAYVISION_NAMES.get(name, name) for name in config.observations],
         "input_resolution": height,
     }
-    torch.save(checkpoint, folder / TORCHXRAYVISION_FILE)
-    card = torchxrayvision_card(folder.name, config, TORCHXRAYVISION_FILE)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    torch.save(checkpoint, folder / "model.pt")
     if processor.do_square_crop and processor.resize_like:
         return ()
     return ("This model sees the whole radiograph: leave out XRayCenterCrop, which torchxrayvision's examples have.",)
-
-
-def _plain(value: Any) -> Any:
-    """A tuple as a list."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _own_tensors(model: CheXpertForImageClassification) -> dict[str, Tensor]:

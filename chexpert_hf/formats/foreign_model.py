@@ -1,10 +1,9 @@
-"""A model that others trained, in this package's terms, and how their outputs become observations."""
+"""A model that others trained, in this package's terms, and the mapping of its outputs to observations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
@@ -12,27 +11,18 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card import ImportedFrom
+from chexpert_hf.publishing.data_terms import ImportedFrom
 
 _OTHER_NAMES = {
     "Airspace Opacity": "Lung Opacity",  # cheXlocalize, and Stanford's code
     "Effusion": "Pleural Effusion",  # torchxrayvision
 }
 _SHOWN = 5
-POLICIES_UNKNOWN = "not recorded in the weights that were imported"
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """What an import gives.
-
-    Attributes:
-        config: Of the model.
-        processor: Prepares images as the model's authors do.
-        tensors: Its weights, by this package's names.
-        origin: Where it comes from, for the card.
-        remarks: Sentences for whoever imports it.
-    """
+    """An imported model before it is written: its weights by this package's names, and sentences for the user."""
 
     config: CheXpertConfig
     processor: CheXpertImageProcessor
@@ -41,25 +31,23 @@ class ForeignModel:
     remarks: tuple[str, ...] = ()
 
     def build(self) -> CheXpertForImageClassification:
-        """The model with its weights.
-
-        Raises:
-            WeightsError: If weights are missing, left over, or of another size.
-        """
+        """The model; raises WeightsError if weights are missing, left over, or of another size."""
         model = CheXpertForImageClassification(self.config)
         expected, given = model.state_dict(), self.tensors
-        missing = [name for name in expected if name not in given]
-        unknown = [name for name in given if name not in expected]
-        sizes = [
-            f"{name} is {_size(given[name])}, expected {_size(expected[name])}"
-            for name in expected
-            if name in given and given[name].shape != expected[name].shape
-        ]
-        for what, names in (("misses", missing), ("has the unknown", unknown), ("has other sizes:", sizes)):
+        problems = {
+            "misses": [name for name in expected if name not in given],
+            "has the unknown": [name for name in given if name not in expected],
+            "has other sizes:": [
+                f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in given and given[name].shape != tensor.shape
+            ],
+        }
+        for problem, names in problems.items():
             if names:
                 raise WeightsError(
-                    f"The source {what} {len(names)} weight{'s' if len(names) > 1 else ''} {_shown(names)}; expected a "
-                    "DenseNet121 with torchvision's names."
+                    f"The source {problem} {len(names)} weight{'s' if len(names) > 1 else ''} {_shown(names)}; "
+                    "expected a DenseNet121 with torchvision's names."
                 )
         model.load_state_dict(dict(given))
         return model.eval()
@@ -67,69 +55,107 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which outputs of a head are observations.
+    """The outputs of a head that are observations, by CheXpert's names.
 
     Attributes:
-        observations: By CheXpert's names.
+        observations: The names.
         rows: The place of each among the outputs.
-        dropped: Names of the outputs that are none of CheXpert's.
+        dropped: Names of the outputs that CheXpert has no name for.
+        classes: Number of outputs per name.
     """
 
     observations: tuple[str, ...]
     rows: tuple[int, ...]
-    dropped: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    classes: int = 1
 
-    def of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
+    def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
         """The weight and bias of a linear layer for these outputs."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
+    def model(
+        self,
+        tensors: Mapping[str, Tensor],
+        processor: CheXpertImageProcessor,
+        origin: ImportedFrom,
+        *remarks: str,
+        head: Mapping[str, Tensor] | None = None,
+        **config: Any,
+    ) -> ForeignModel:
+        """The model of all weights of a source, or of its backbone and another head, with more fields of the config."""
+        head = self.layer_of(tensors) if head is None else head
+        dropped = f"Dropped, for CheXpert has no such observations: {', '.join(self.dropped)}."
+        backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        full_config = CheXpertConfig(
+            id2label=dict(enumerate(self.observations)),
+            num_channels=processor.num_channels,
+            policies_source="not recorded in the weights that were imported",
+            **config,
+        )
+        all_remarks = (dropped, *remarks) if self.dropped else remarks
+        return ForeignModel(full_config, processor, backbone | dict(head), origin, all_remarks)
 
-def observation_named(name: str) -> str | None:
-    """CheXpert's name of what others call so; None if it has none."""
+
+def outputs_named(
+    names: Sequence[str] | None,
+    total: int,
+    source: str,
+    *,
+    labels: Sequence[str] | None = None,
+    classes: Sequence[int] = (1,),
+) -> Outputs:
+    """The outputs that have one of CheXpert's names.
+
+    Args:
+        names: Of all outputs, as the source has them; empty for an output that was never trained.
+        total: Number of outputs.
+        source: The source, for messages.
+        labels: The user's names instead.
+        classes: Possible numbers of outputs per name.
+
+    Raises:
+        WeightsError: If the numbers differ, there are no names, or one is unknown or given twice.
+    """
+    names = names if labels is None else labels
+    if names is None:
+        raise WeightsError(f"{source} does not say what its {total} outputs are; name them with --labels.")
+    expected = [number * len(names) for number in classes]
+    if total not in expected:
+        raise WeightsError(
+            f"{source} has {total} outputs, expected {' or '.join(map(str, expected))}, for the names {_shown(names)}; "
+            "name each output with --labels."
+        )
+    known = [_observation_named(name) for name in names]
+    if labels is not None:
+        try:
+            check_observations(name or label for name, label in zip(known, labels, strict=True) if label)
+        except ValueError as error:
+            raise WeightsError(f"--labels: {error}") from error
+    observations = tuple(name for name in known if name)
+    if not observations:
+        raise WeightsError(
+            f"None of the source's outputs has one of CheXpert's names ({_shown(names)}); say what they are with "
+            "--labels."
+        )
+    if len(set(observations)) < len(observations):
+        raise WeightsError(f"Two of the source's outputs have one name ({_shown(observations)}); say --labels.")
+    return Outputs(
+        observations,
+        rows=tuple(row for row, name in enumerate(known) if name),
+        dropped=tuple(name for name, ours in zip(names, known, strict=True) if name and not ours),
+        classes=total // len(names),
+    )
+
+
+def _observation_named(name: str) -> str | None:
     plain = name.strip().replace("_", " ")
     plain = _OTHER_NAMES.get(plain, plain)
     return plain if plain in OBSERVATIONS else None
 
 
-def outputs_named(names: Sequence[str], labels: Sequence[str] | None = None) -> Outputs:
-    """Which outputs are kept: those with one of CheXpert's names; an output without a name was never trained.
-
-    Args:
-        names: Of all outputs, as the source has them.
-        labels: What the user says they are instead.
-
-    Raises:
-        WeightsError: If the numbers differ, a name is unknown or given twice, or none is known.
-    """
-    if labels is not None:
-        if len(labels) != len(names):
-            raise WeightsError(f"--labels names {len(labels)} outputs, but the source has {len(names)}; name each.")
-        try:
-            check_observations(observation_named(label) or label for label in labels if label)
-        except ValueError as error:
-            raise WeightsError(f"--labels: {error}") from error
-        names = labels
-    found = [(row, observation_named(name)) for row, name in enumerate(names)]
-    kept = [(row, name) for row, name in found if name is not None]
-    observations = [name for _, name in kept]
-    if not kept:
-        raise WeightsError(
-            f"None of the source's outputs has one of CheXpert's names ({_shown(list(names))}); say what they are with "
-            "--labels."
-        )
-    if len(set(observations)) < len(observations):
-        raise WeightsError(f"Two of the source's outputs have one name ({_shown(observations)}); say --labels.")
-    dropped = [name for row, name in enumerate(names) if name and found[row][1] is None]
-    return Outputs(tuple(observations), tuple(row for row, _ in kept), tuple(dropped))
-
-
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:
-    """Outputs of a linear layer.
-
-    Raises:
-        WeightsError: If it is not there.
-    """
+    """The number of outputs of a linear layer; raises WeightsError if it is not there."""
     weight = tensors.get(f"{layer}.weight")
     if weight is None or weight.ndim != 2:
         heads = sorted(name for name in tensors if name.startswith("classifier"))
@@ -137,50 +163,6 @@ def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int
             f"The source has no linear layer {layer}; its head is {_shown(heads) if heads else 'missing'}."
         )
     return weight.shape[0]
-
-
-def backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All but the head."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
-
-
-def untrained_head(observations: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A linear head of zeros: every score is .5 until it is trained.
-
-    Raises:
-        WeightsError: If the backbone is not there.
-    """
-    norm = tensors.get("features.norm5.weight")
-    if norm is None:
-        raise WeightsError("The source misses features.norm5.weight; expected a DenseNet121 with torchvision's names.")
-    return {
-        "classifier.weight": torch.zeros(len(observations), norm.shape[0]),
-        "classifier.bias": torch.zeros(len(observations)),
-    }
-
-
-def num_channels(tensors: Mapping[str, Tensor]) -> int:
-    """Channels that the first convolution takes.
-
-    Raises:
-        WeightsError: If it is not there, or takes neither 1 nor 3.
-    """
-    weight = tensors.get("features.conv0.weight")
-    if weight is None or weight.ndim != 4 or weight.shape[1] not in (1, 3):
-        size = "missing" if weight is None else _size(weight)
-        raise WeightsError(
-            f"The source's features.conv0.weight is {size}, expected (64, 3, 7, 7) or (64, 1, 7, 7): a DenseNet121."
-        )
-    return weight.shape[1]
-
-
-def config_for(observations: Sequence[str], **values: Any) -> CheXpertConfig:
-    """The configuration of an imported DenseNet121."""
-    return CheXpertConfig(id2label=dict(enumerate(observations)), policies_source=POLICIES_UNKNOWN, **values)
-
-
-def _size(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -1,13 +1,12 @@
-"""A model folder from what others trained."""
+"""A model folder from weights that others trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chexpert_hf.files import new_folder, require_empty
-from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_torchvision
+from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_timm, from_torchvision
 from chexpert_hf.formats.foreign_model import ForeignModel
-from chexpert_hf.formats.timm_models import from_timm
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import read_weight_file
 from chexpert_hf.models.weights import WeightsError, imagenet_state_dict
@@ -23,14 +22,7 @@ _JFHEALTHCARE = (
 
 @dataclass(frozen=True)
 class ImportedFolder:
-    """What an import wrote.
-
-    Attributes:
-        folder: The model folder.
-        observations: What it judges.
-        operating_points: Of each.
-        remarks: Sentences for the user.
-    """
+    """A written model folder, and sentences for the user."""
 
     folder: Path
     observations: tuple[str, ...]
@@ -45,10 +37,9 @@ def import_model(
 
     Args:
         source: One of `SOURCES`.
-        output: Must be new or empty; it is there as a whole or not at all.
+        output: Must be new or empty; it is written whole or not at all.
         file: The weights, where `source` does not name them: instead of a download.
-        labels: The names of the outputs in their order, where the source does not say them (empty: to be dropped); of a
-            new head its observations.
+        labels: The names of the outputs where the source has none (empty to drop one), or a new head's observations.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
@@ -63,11 +54,7 @@ def import_model(
 
 
 def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] | None = None) -> ForeignModel:
-    """What `import_model` writes, before it is written.
-
-    Raises:
-        WeightsError: If the source is unknown, cannot be read or fetched, or is another network.
-    """
+    """The model of a source; see `import_model`."""
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not rest:
         return from_torchvision(read_weight_file(file).tensors if file else imagenet_state_dict(), labels)
@@ -80,14 +67,10 @@ def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] 
         raise WeightsError(_JFHEALTHCARE)
     if kind not in ("stanford", "student", "timm"):
         raise WeightsError(f"Unknown source {source!r}; expected one of: {SOURCES}.")
-    path = _only_path(source, rest, file)
+    if bool(rest) == bool(file):
+        raise WeightsError(f"Expected {kind}:FILE, or --file FILE, and not both.")
+    path = file or Path(rest)
     if kind == "timm":
         return from_timm(path, labels)
     read = from_stanford if kind == "stanford" else from_student
     return read(read_weight_file(path), labels, path.name)
-
-
-def _only_path(source: str, rest: str, file: Path | None) -> Path:
-    if bool(rest) == bool(file):
-        raise WeightsError(f"Expected {source.partition(':')[0]}:FILE, or --file FILE, and not both.")
-    return file or Path(rest)

@@ -1,8 +1,8 @@
-"""The Keras 3 twin of a model folder: the same network with logits and maps in TensorFlow, JAX or PyTorch, and back.
+"""The Keras 3 port of a model folder: the same network with logits and maps in TensorFlow, JAX or PyTorch, and back.
 
-`KERAS_BACKEND` in the environment says which, before Keras is first imported. What differs from PyTorch in training:
-Keras takes the variance of a batch into BatchNorm's running variance as it is, PyTorch that times n / (n - 1), n being
-the values of a channel in the batch; and Keras does not count batches, so that `num_batches_tracked` is 0 afterwards.
+`KERAS_BACKEND` in the environment chooses one before Keras is imported. Training differs from PyTorch: the running
+variance of BatchNorm takes a batch's variance as it is, in PyTorch times n / (n - 1), n being the values of a channel
+in the batch; and Keras does not count batches, so that `num_batches_tracked` is 0 afterwards.
 
 Source of the calls: Keras 3.15, https://keras.io/api/.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import make_readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import ancestors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -34,14 +35,7 @@ except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names no
         "jax or torch, whichever is installed."
     ) from error
 
-
-class KerasError(InputError):
-    """A model that has no Keras twin, or weights that do not fit one, with the reason and what to do."""
-
-
-# torch.nn.BatchNorm2d's values, by which the networks were trained; Keras counts momentum the other way round.
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 1 - 0.1
+HEAD = "head"  # the name of the layer that gives logits and maps
 
 # Of each kind of layer: Keras's name of a weight, PyTorch's, and PyTorch's axes in the order of Keras.
 _WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
@@ -55,19 +49,18 @@ _WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
     "Dense": [("kernel", "weight", (1, 0)), ("bias", "bias", (0,))],
 }
 _UNMAPPED = "num_batches_tracked"
-HEAD = "head"
 _CHANNELS = {"data_format": "channels_last"}
 
 
+class KerasError(InputError):
+    """A model that has no Keras port, or weights that do not fit one, with the reason."""
+
+
 class CheXpertKeras(keras.Model):
-    """The twin: `pixel_values` (batch, num_channels, height, width) in, as our processor makes them, of any size.
+    """The port: `pixel_values` (batch, num_channels, height, width) of any size in, as the processor makes them.
 
     Its outputs are `logits` (batch, num_labels) and `saliency` (batch, num_labels, h, w), as those of
     `CheXpertForImageClassification`. Layers have PyTorch's names with "-" for ".".
-
-    Args:
-        config: Of the model; its architecture and head are built.
-        processor: The image processor that belongs to it.
     """
 
     def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
@@ -80,23 +73,15 @@ class CheXpertKeras(keras.Model):
 
 
 class Head(layers.Layer):
-    """Global average pooling and the classifier: one logit for each observation, or the map of each.
-
-    Args:
-        config: Says which head it is.
-        name: Of the layer.
-    """
+    """Global average pooling and the classifier: one logit for each observation, or the map of each."""
 
     def __init__(self, config: CheXpertConfig, name: str) -> None:
         super().__init__(name=name)
         num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
-        self.hidden = self.dropout = None
-        if config.head_hidden_size is None:
-            self.last = layers.Dense(num_outputs, name="classifier")
-        else:
-            self.hidden = layers.Dense(config.head_hidden_size, name="classifier-0")
-            self.dropout = layers.Dropout(config.head_dropout)
-            self.last = layers.Dense(num_outputs, name="classifier-3")
+        size = config.head_hidden_size
+        self.hidden = None if size is None else layers.Dense(size, name="classifier-0")
+        self.dropout = layers.Dropout(config.head_dropout)
+        self.last = layers.Dense(num_outputs, name="classifier" if self.hidden is None else "classifier-3")
         self.to_logits = _positive_minus_negative(config)  # (num_outputs, num_labels)
         self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
 
@@ -113,8 +98,7 @@ class Head(layers.Layer):
         pooled = inputs = ops.mean(features, axis=(1, 2))  # (B, C)
         if self.hidden is not None:
             inputs = ops.relu(self.hidden(pooled))
-            if self.dropout is not None and not output_saliency:
-                inputs = self.dropout(inputs, training=training)
+            inputs = inputs if output_saliency else self.dropout(inputs, training=training)
         outputs = self.last(inputs)  # (B, num_outputs)
         logits = outputs if self.to_logits is None else ops.matmul(outputs, self.to_logits)
         if not output_saliency:
@@ -138,11 +122,11 @@ class Head(layers.Layer):
 
 
 def from_model_folder(folder: str | Path) -> CheXpertKeras:
-    """The Keras twin of a model folder, with its weights.
+    """The Keras port of a model folder, with its weights.
 
     Raises:
         ModelFolderError: If the folder cannot be loaded.
-        KerasError: If it holds an ensemble, which has one twin for each member.
+        KerasError: If it holds an ensemble, which has one port for each member.
     """
     if (Path(folder) / ENSEMBLE_FILE).is_file():
         raise KerasError(f"{folder} is an ensemble, expected one model; take a folder of its 'members'.")
@@ -151,50 +135,42 @@ def from_model_folder(folder: str | Path) -> CheXpertKeras:
 
 
 def from_torch(model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> CheXpertKeras:
-    """The Keras twin of a model, with its weights."""
-    twin = CheXpertKeras(model.config, processor)
-    load_state_dict(twin, model.state_dict())
-    return twin
+    """The Keras port of a model, with its weights."""
+    port = CheXpertKeras(model.config, processor)
+    load_state_dict(port, model.state_dict())
+    return port
 
 
-def to_torch(twin: CheXpertKeras) -> CheXpertForImageClassification:
-    """The PyTorch model with the twin's weights, in evaluation mode."""
-    model = CheXpertForImageClassification(twin.config)
+def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
+    """The PyTorch model with the port's weights, in evaluation mode."""
+    model = CheXpertForImageClassification(port.config)
     counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(_UNMAPPED)}
-    model.load_state_dict(state_dict(twin) | counters)
+    model.load_state_dict(state_dict(port) | counters)
     return model.eval()
 
 
-def write_back(twin: CheXpertKeras, folder: str | Path) -> None:
-    """Writes a model folder that `AutoModelForImageClassification` and `CheXpertClassifier` load.
-
-    Weights, configuration, image processor, their code, and reference scores. A card that is there stays, and gets its
-    sections on calibration and operating points anew.
-    """
+def write_back(port: CheXpertKeras, folder: str | Path) -> None:
+    """Writes a model folder; an existing card stays, with new sections on calibration and operating points."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    to_torch(twin).save_pretrained(folder)
-    # transformers writes the weights for the owner alone, which hides them from other users of a container.
-    (folder / "model.safetensors").chmod(0o644)
-    twin.processor.save_pretrained(folder)
+    to_torch(port).save_pretrained(folder)
+    make_readable(folder / "model.safetensors")
+    port.processor.save_pretrained(folder)
     refresh_folder(folder)
 
 
-def state_dict(twin: keras.Model) -> dict[str, Tensor]:
-    """The twin's weights under PyTorch's names and in its shapes."""
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(_numpy(variable).transpose(np.argsort(axes))))
-        for name, variable, axes in _pairs(twin)
+def state_dict(port: keras.Model) -> dict[str, Tensor]:
+    """The port's weights under PyTorch's names and in its shapes."""
+    arrays = {
+        name: np.asarray(ops.convert_to_numpy(variable), dtype=np.float32).transpose(np.argsort(axes))
+        for name, variable, axes in _pairs(port)
     }
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def load_state_dict(twin: keras.Model, weights: Mapping[str, Tensor]) -> None:
-    """Copies PyTorch's weights into the twin, every one and to every variable.
-
-    Raises:
-        KerasError: If one is missing, is left over, or has another shape.
-    """
-    pairs = list(_pairs(twin))
+def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
+    """Copies all of PyTorch's weights; raises KerasError if one is missing, is left over, or has another shape."""
+    pairs = list(_pairs(port))
     expected, given = {name for name, _, _ in pairs}, {name for name in weights if not name.endswith(_UNMAPPED)}
     if expected != given:
         name = min(expected ^ given)
@@ -208,34 +184,26 @@ def load_state_dict(twin: keras.Model, weights: Mapping[str, Tensor]) -> None:
         variable.assign(values)
 
 
-def _pairs(twin: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-    """For each weight PyTorch's name, Keras's variable, and PyTorch's axes in the order of Keras.
-
-    Raises:
-        KerasError: If a variable of the twin has no counterpart.
-    """
-    found = set()
-    head = twin.get_layer(HEAD)
-    for layer in (*twin.layers, head.hidden, head.last):
+def _pairs(port: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """PyTorch's name of each weight, Keras's variable, and PyTorch's axes in the order of Keras."""
+    found, head = set(), port.get_layer(HEAD)
+    for layer in (*port.layers, head.hidden, head.last):
         for attribute, name, axes in _WEIGHTS.get(type(layer).__name__, ()):
             variable = getattr(layer, attribute)
             found.add(id(variable))
             yield f"{layer.name.replace('-', '.')}.{name}", variable, axes
-    unmapped = [variable.path for variable in twin.weights if id(variable) not in found and "seed" not in variable.path]
+    unmapped = [variable.path for variable in port.weights if id(variable) not in found and "seed" not in variable.path]
     if unmapped:
-        raise KerasError(f"{unmapped[0]} has no counterpart in PyTorch; expected the twin as it was built.")
-
-
-def _numpy(variable: Any) -> NDArray[np.float32]:
-    return np.asarray(ops.convert_to_numpy(variable), dtype=np.float32)
+        raise KerasError(f"{unmapped[0]} has no counterpart in PyTorch; expected the port as it was built.")
 
 
 def _features(images: Any, config: CheXpertConfig) -> Any:
     """The last feature maps `(batch, h, w, channels)`, after the ReLU, of images `(batch, height, width, channels)`.
 
     PyTorch pads a convolution or pooling of stride 2 on both sides, Keras's "same" mostly on one: so padding stands
-    here as layers of its own. What maximum pooling sees is not negative: zeros are as good as PyTorch's -inf.
+    here as layers of its own. The input of maximum pooling is not negative: zeros are as good as PyTorch's -inf.
     """
+    width = config.bn_size * config.growth_rate
     features = layers.ZeroPadding2D(3, **_CHANNELS)(images)
     features = _convolution("features.conv0", config.num_init_features, 7, strides=2)(features)
     features = _norm_relu("features.norm0", features)
@@ -243,47 +211,37 @@ def _features(images: Any, config: CheXpertConfig) -> Any:
     features = layers.MaxPooling2D(3, strides=2, **_CHANNELS)(features)
     for number, num_layers in enumerate(config.block_config, start=1):
         for layer in range(1, num_layers + 1):
-            new = _dense_layer(f"features.denseblock{number}.denselayer{layer}", features, config)
+            name = f"features.denseblock{number}.denselayer{layer}"
+            new = _convolution(f"{name}.conv1", width, 1)(_norm_relu(f"{name}.norm1", features))
+            new = _norm_relu(f"{name}.norm2", new)
+            new = _convolution(f"{name}.conv2", config.growth_rate, 3, padding="same")(new)
+            new = layers.Dropout(config.drop_rate)(new) if config.drop_rate else new
             features = layers.Concatenate()([features, new])
         if number < len(config.block_config):
             name = f"features.transition{number}"
-            channels = features.shape[-1] // 2
-            features = _convolution(f"{name}.conv", channels, 1)(_norm_relu(f"{name}.norm", features))
+            features = _convolution(f"{name}.conv", features.shape[-1] // 2, 1)(_norm_relu(f"{name}.norm", features))
             features = layers.AveragePooling2D(2, **_CHANNELS)(features)
     return _norm_relu("features.norm5", features)
 
 
-def _dense_layer(name: str, features: Any, config: CheXpertConfig) -> Any:
-    width = config.bn_size * config.growth_rate
-    new = _convolution(f"{name}.conv1", width, 1)(_norm_relu(f"{name}.norm1", features))
-    new = _convolution(f"{name}.conv2", config.growth_rate, 3, padding="same")(_norm_relu(f"{name}.norm2", new))
-    return layers.Dropout(config.drop_rate)(new) if config.drop_rate else new
-
-
 def _convolution(name: str, channels: int, size: int, **options: Any) -> Any:
     # PyTorch's module names hold dots, which Keras's PyTorch backend cannot have in names.
-    initial = keras.initializers.HeNormal()
-    return layers.Conv2D(
-        channels, size, use_bias=False, kernel_initializer=initial, name=name.replace(".", "-"), **options, **_CHANNELS
-    )
+    options |= {"kernel_initializer": keras.initializers.HeNormal(), "name": name.replace(".", "-"), **_CHANNELS}
+    return layers.Conv2D(channels, size, use_bias=False, **options)
 
 
 def _norm_relu(name: str, features: Any) -> Any:
-    norm = layers.BatchNormalization(
-        momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name.replace(".", "-")
-    )
-    return ops.relu(norm(features))
+    # torch.nn.BatchNorm2d's values, by which the networks were trained; Keras counts momentum the other way round.
+    return ops.relu(layers.BatchNormalization(momentum=1 - 0.1, epsilon=1e-5, name=name.replace(".", "-"))(features))
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """`(num_outputs, num_labels)`: makes logits of the head's outputs, z1 - z0 under U-MultiClass; None if they are."""
+    """`(num_outputs, num_labels)`, from the head's outputs to logits, z1 - z0 under U-MultiClass; None without any."""
     columns = [config.observations.index(name) for name in config.multiclass_observations]
-    if not columns:
-        return None
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):
         matrix[config.num_labels + place, column] = -1
-    return matrix
+    return matrix if columns else None
 
 
 def _paths(config: CheXpertConfig) -> NDArray[np.float32]:

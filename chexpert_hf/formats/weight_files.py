@@ -1,50 +1,40 @@
 """Weights from a file that others wrote: safetensors, or a pickle of which nothing is run.
 
 Pickles are read with `torch.load(weights_only=True)`. Files that hold a whole module, as torchxrayvision's do, name the
-classes of its layers; each of these names stands here for an object that keeps what it is given and does nothing, and
-the parameters are taken out of it.
+classes of its layers; each of these names stands here for an object that only keeps its state, from which the
+parameters are taken.
 """
 
 import io
 import pickle
+import pickletools
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from chexpert_hf.formats.old_pickles import CLASS_OF, without_persistent_classes
+from chexpert_hf.files import first_line
 from chexpert_hf.models.weights import WeightsError, with_todays_names
 
-_DENSENET_CLASSES = ("DenseNet", "_DenseLayer", "_DenseBlock", "_Transition")
+_WITHOUT_WEIGHTS = (nn.ReLU, nn.Sigmoid, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Dropout)
+_LAYERS = (nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.Sequential, nn.DataParallel, *_WITHOUT_WEIGHTS)
 _HARMLESS = (
-    *(f"torchxrayvision.models.{name}" for name in _DENSENET_CLASSES),
-    *(f"torchvision.models.densenet.{name}" for name in _DENSENET_CLASSES),
+    *(f"{layer.__module__}.{layer.__name__}" for layer in _LAYERS),
     *(
-        f"torch.nn.modules.{name}"
-        for name in (
-            "activation.ReLU",
-            "activation.Sigmoid",
-            "batchnorm.BatchNorm2d",
-            "container.Sequential",
-            "conv.Conv2d",
-            "dropout.Dropout",
-            "linear.Linear",
-            "pooling.AdaptiveAvgPool2d",
-            "pooling.AvgPool2d",
-            "pooling.MaxPool2d",
-        )
+        f"{module}.{name}"
+        for module in ("torchxrayvision.models", "torchvision.models.densenet")
+        for name in ("DenseNet", "_DenseLayer", "_DenseBlock", "_Transition")
     ),
-    "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.backends.thnn._get_thnn_function_backend",  # in modules of PyTorch before 1.4
-    # What training scripts leave beside the weights.
+    # Beside the weights in checkpoints of training scripts.
     "argparse.Namespace",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
@@ -57,30 +47,33 @@ _PREFIX = re.compile(
 )
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")
 _REASON = re.compile(r"WeightsUnpickler error: (.+)")
-# What damaged files have been seen to raise in torch's readers.
+# Raised by torch's readers for damaged files.
 _MALFORMED = (
     pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
     struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
+
+
+_CLASS_OF = "chexpert_hf.class_of"  # gives the second of its values, in rewritten pickles
+_CALL = b"c" + _CLASS_OF.replace(".", "\n").encode() + b"\n"
+_PICKLES_IN_FRONT = 3  # of an object before PyTorch 1.6: a magic number, the format's version, facts on the machine
+_NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
 
 
 class _Inert:
     """Stands for whatever a pickle names: keeps its state, does nothing."""
 
     dump_patches = False  # torch asks
-
     state: Any = None
 
     def __new__(cls, *_: Any) -> "_Inert":
@@ -90,52 +83,38 @@ class _Inert:
         self.state = state
 
 
-def _class_of(*values: Any) -> Any:
-    _, named, _, _ = values  # "module", the class, its file and its source code
-    return named
-
-
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
-
-    Attributes:
-        tensors: By torchvision's names of DenseNet: `features.*` and `classifier.*`, without prefixes of wrappers.
-        beside: What else is in the checkpoint.
-    """
+    """Tensors by torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
-    beside: Mapping[str, Any]
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Reads weights; what is in the file is not run.
+    """Reads weights; nothing in the file is run.
 
     Raises:
         WeightsError: If there is no such file, it holds no weights, or more than weights.
     """
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
-    beside: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
+        try:
+            file = WeightFile(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is no safetensors file, or a damaged one ({error}); copy it again.") from error
     else:
-        tensors, beside = _split(_read_pickle(path), path)
-    named = {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
+        file = _split(_read_pickle(path), path)
+    named = {_PREFIX.sub("", name): tensor for name, tensor in file.tensors.items()}
+    if len(named) < len(file.tensors):
         raise WeightsError(f"{path} holds several networks; expected one.")
-    return WeightFile(with_todays_names(named), beside)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is no safetensors file, or a damaged one ({error}); copy it again.") from error
+    return WeightFile(with_todays_names(named), file.beside)
 
 
 def _read_pickle(path: Path) -> Any:
-    allowed: list[Any] = [(_class_of, CLASS_OF), *((_Inert, name) for name in _HARMLESS)]
+    class_of: tuple[Any, str] = (lambda *values: values[1], _CLASS_OF)
+    allowed: list[Any] = [class_of, *((_Inert, name) for name in _HARMLESS)]
     try:
         content = path.read_bytes()
         if not content.startswith(b"PK"):  # not the ZIP archive that PyTorch writes since 1.6
@@ -144,39 +123,60 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about the source code of classes that are not there
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _MALFORMED as error:
-        found = _FORBIDDEN.search(str(error))
-        if found:
+        if forbidden := _FORBIDDEN.search(str(error)):
             raise WeightsError(
-                f"{path} holds {found[1]}, which is no weights; nothing was run. Where the file was made, save the "
+                f"{path} holds {forbidden[1]}, which is no weights; nothing was run. Where the file was made, save the "
                 "weights alone: torch.save(model.state_dict(), FILE)."
             ) from error
+        reason = _REASON.search(str(error))
+        line = reason[1] if reason else first_line(error, limit=100)
+        if not reason and line.startswith("Weights only load failed"):  # an explanation of weights_only follows
+            line = "not PyTorch's format"
         raise WeightsError(
-            f"{path} is no file of weights, or a damaged one ({_first_line(error)}); expected safetensors, or what "
-            "torch.save writes of a state_dict."
+            f"{path} is no file of weights, or a damaged one ({line[:100]}); expected safetensors, or what torch.save "
+            "writes of a state_dict."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    found = _REASON.search(text)
-    if found is None and text.startswith("Weights only load failed"):  # an explanation of weights_only follows
-        return "not PyTorch's format"
-    return (found[1] if found else text).splitlines()[0][:100]
+def without_persistent_classes(content: bytes) -> bytes:
+    """A file of PyTorch before 1.6 in which no class is a persistent object; any other such file as it is.
+
+    In such a file each class is a persistent object of its own, which `weights_only` refuses whatever the class. The
+    file's instructions are read here, and none of them is followed: the persistent object becomes a call of `_CLASS_OF`
+    in the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names.
+
+    Raises:
+        ValueError: If it is no such file.
+
+    Source: torch 1.5, `serialization._legacy_save`.
+    """
+    stream = io.BytesIO(content)
+    for _ in range(_PICKLES_IN_FRONT):
+        for _ in pickletools.genops(stream):
+            pass
+    done = mark = stream.tell()
+    pieces, num_values = [content[:done]], 0
+    for code, _, position in list(pickletools.genops(stream)):
+        place = position or 0
+        if code.name == "MARK":
+            mark, num_values = place, 0
+        elif code.name == "BINPERSID" and num_values == _NUM_CLASS_VALUES:
+            pieces += [content[done:mark], _CALL, content[mark:place], pickle.REDUCE]
+            done = place + 1
+        elif code.name != "TUPLE" and not code.name.endswith("PUT"):
+            num_values += 1
+    return b"".join([*pieces, content[done:]])
 
 
-def _split(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _split(content: Any, path: Path) -> WeightFile:
     """The tensors of a checkpoint, wherever it keeps them, and the rest."""
-    if isinstance(content, Mapping) and not _tensors_of(content, path):
-        place = next((name for name in _INSIDE if _tensors_of(content.get(name), path)), None)
-        if place is not None:
-            beside = {str(name): value for name, value in content.items() if name != place}
-            return _tensors_of(content[place], path), beside
-    tensors = _tensors_of(content, path)
-    if not tensors:
-        raise WeightsError(
-            f"{path} holds no weights; expected a state_dict, alone or under one of: {', '.join(_INSIDE)}."
-        )
-    return tensors, {}
+    places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
+    if tensors := _tensors_of(content, path):
+        return WeightFile(tensors)
+    for place in _INSIDE:
+        if tensors := _tensors_of(places.get(place), path):
+            return WeightFile(tensors, {str(name): value for name, value in places.items() if name != place})
+    raise WeightsError(f"{path} holds no weights; expected a state_dict, alone or under one of: {', '.join(_INSIDE)}.")
 
 
 def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
@@ -192,10 +192,9 @@ def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _parameters(module: _Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in module.state[kind].items():
-            if isinstance(tensor, Tensor):
-                yield prefix + name, tensor.detach()
+    for name, tensor in (*module.state["_parameters"].items(), *module.state["_buffers"].items()):
+        if isinstance(tensor, Tensor):
+            yield prefix + name, tensor.detach()
     for name, child in module.state["_modules"].items():
         if isinstance(child, _Inert):
             yield from _parameters(child, f"{prefix}{name}.")

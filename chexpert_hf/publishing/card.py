@@ -1,8 +1,7 @@
-"""The model card of a folder, filled from what its run measured, or from where an imported model comes from."""
+"""The model card of a folder, filled from what its run measured or from the source of an imported model."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,164 +12,126 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.card_sections import (
-    decision_sections,
-    evaluation_section,
-    no_evaluation_section,
-    reference_section,
-)
-from chexpert_hf.publishing.data_terms import DENSENET_CITATION, LABELS_CITATION, terms_of
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, DENSENET_CITATION, Terms, labels_name
 
 _TEMPLATE = "model_card.md"
+_BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
 _TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
-_INITIAL_WEIGHTS = {"imagenet": "torchvision's DenseNet121, trained on ImageNet", "random": "random"}
-_LIMITS = (
-    "Performance on other hospitals, scanners, ages and views than those of the data above is unknown.",
-    "Labels mined from reports carry the reports' errors.",
-    "Radiographs show the hospital, the machine and the view, which a network may have learned instead of the finding.",
-    "A map shows what the score is computed from, which is not where a finding ends, and may be nowhere near one.",
-)
-
-
-@dataclass(frozen=True)
-class ImportedFrom:
-    """Where a model comes from that others trained, for its card.
-
-    Attributes:
-        source: Which weights, by whom, with an address; a phrase without a full stop.
-        data: What they were trained on; a phrase.
-        conversion: What was done to bring them here: processor, labels, outputs dropped; a phrase.
-        licence: Sentences on the use of the weights.
-        license_id: In the Hub's vocabulary, such as "apache-2.0", or "other".
-        license_name: For `license_id` "other": a short name with hyphens.
-        limits: Sentences on what is known to go wrong.
-        citations: BibTeX entries.
-    """
-
-    source: str
-    data: str
-    conversion: str
-    licence: str
-    license_id: str = "other"
-    license_name: str | None = "terms-of-the-source"
-    limits: tuple[str, ...] = ()
-    citations: tuple[str, ...] = ()
-
-
-def template_path() -> Path:
-    """The card's template: beside this module once installed, at the top of the project in a checkout."""
-    installed = Path(__file__).with_name(_TEMPLATE)
-    return installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE
 
 
 def render_card(
     name: str,
     model: CheXpertForImageClassification,
+    terms: Terms,
     *,
     image_size: int,
-    recipe: Mapping[str, Any],
-    record: Mapping[str, Any],
-    best_step: int,
+    recipe: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    best_step: int | None = None,
 ) -> ModelCard:
-    """The card of a model that was trained here.
+    """The card of a model that was trained here, or of an imported one, which has no recipe, record and step.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         model: Gives observations, policies and operating points.
+        terms: Of the training data, or `ImportedFrom`.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
         record: See `measured.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the
             numbers of `images`, `studies` and `patients`, and if they are known of `positives` by observation.
-        best_step: The checkpoint that was kept.
+        best_step: Optimizer step of the checkpoint that was kept.
 
     Raises:
         jinja2.UndefinedError: If a value is missing.
     """
-    config, data = model.config, record["data"]
-    terms, shown = terms_of(data["name"]), public_recipe(recipe)
-    return _render(
-        name,
-        model,
-        ModelCardData(
-            model_name=name,
-            library_name="transformers",
-            pipeline_tag="image-classification",
-            license=terms.license_id,
-            license_name=terms.license_name,
-            tags=_TAGS,
-            eval_results=_eval_results(record),
-        ),
-        image_size=image_size,
-        origin=None,
-        data=data,
-        recipe=shown,
-        recipe_text=yaml.safe_dump(shown, sort_keys=False).strip(),
-        initial_weights=_INITIAL_WEIGHTS.get(shown["init"], f"those of the model {shown['init']}"),
-        blank_labels=config.blank_labels,
-        policies=_by_policy(config),
-        policies_source=config.policies_source,
-        hierarchy=config.label_parents,
-        evaluation_section=evaluation_section(record, best_step),
-        limits=(*_never_positive(data), *terms.limits, *_LIMITS),
-        licence=terms.licence,
-        citations="\n\n".join(dict.fromkeys((*terms.citations, LABELS_CITATION, DENSENET_CITATION))),
+    is_ours, data = record is not None, (record or {}).get("data", {})
+    front_matter = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license=terms.license_id,
+        license_name=terms.license_name if terms.license_id == "other" else None,
+        tags=_TAGS,
+        eval_results=_eval_results(record) if record else None,
     )
-
-
-def render_import_card(
-    name: str, model: CheXpertForImageClassification, *, image_size: int, origin: ImportedFrom
-) -> ModelCard:
-    """The card of a model that others trained, whose figures this package has not measured.
-
-    Args:
-        name: Of the model.
-        model: Gives observations and operating points.
-        image_size: Input height and width in pixels.
-        origin: Where it comes from.
-    """
-    return _render(
-        name,
-        model,
-        ModelCardData(
-            model_name=name,
-            library_name="transformers",
-            pipeline_tag="image-classification",
-            license=origin.license_id,
-            license_name=origin.license_name if origin.license_id == "other" else None,
-            tags=_TAGS,
-        ),
-        image_size=image_size,
-        origin=origin,
-        evaluation_section=no_evaluation_section(),
-        limits=(*origin.limits, *_LIMITS),
-        licence=origin.licence,
-        citations="\n\n".join(dict.fromkeys((*origin.citations, DENSENET_CITATION))),
-    )
-
-
-def _render(name: str, model: CheXpertForImageClassification, front_matter: ModelCardData, **values: Any) -> ModelCard:
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(
-        template_path().read_text(encoding="utf-8")
-    )
-    text = template.render(
+    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
+    cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
+    text = _card_template().render(
         card_data=front_matter.to_yaml(),
         name=name,
-        observations=model.config.observations,
-        warnings=model.config.warnings or (),
+        config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        decisions=decision_sections(model.config),
-        **values,
+        terms=terms,
+        citations="\n\n".join(dict.fromkeys(known.get(citation, citation) for citation in cited)),
+        image_size=image_size,
+        is_ours=is_ours,
+        recipe=public_recipe(recipe or {}),
+        record=record,
+        data=data,
+        reference_standard=labels_name(data["name"], "valid", data["valid"]["patients"]) if is_ours else None,
+        best_step=best_step,
     )
-    return ModelCard(text)
+    return ModelCard(_BLANK_LINES.sub("\n\n", text))
+
+
+def _card_template() -> jinja2.Template:
+    """The card's template: beside this module once installed, at the top of the project in a checkout."""
+    installed = Path(__file__).with_name(_TEMPLATE)
+    return read_template(installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE)
+
+
+def read_template(path: Path) -> jinja2.Template:
+    """A template of a card, which refuses missing values."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["thousands"] = "{:,}".format
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False).strip()
+    environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS}
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def _estimate(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _section(name: str, **values: Any) -> str:
+    """A block of the template on its own, which ends in an empty line; empty if it has no content."""
+    template = _card_template()
+    text = "".join(template.blocks[name](template.new_context(values))).strip()
+    return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
+
+
+def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
+    """The model-index: the mean AUROC, and that of each observation with enough studies."""
+    if not record["mean_over"]:
+        return []
+    values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]} | {
+        f"AUROC per study, {entry['observation']}": entry["auroc"]
+        for entry in record["observations"]
+        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-folder",
+            dataset_name=f"{record['data']['name']} (validation split)",
+            metric_type="roc_auc",
+            metric_name=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in values.items()
+    ]
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as others may see it: of models and files on this machine the name alone."""
+    """A recipe without paths of this machine: models and files are named without their folders."""
     return {
         field: Path(value).name if field in ("init", "teacher") and value is not None and _is_local(value) else value
         for field, value in recipe.items()
@@ -181,80 +142,26 @@ def _is_local(value: str) -> bool:
     return value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
 
 
-def _never_positive(data: Mapping[str, Any]) -> list[str]:
-    """What the model cannot have learned, if the numbers of positive labels are known."""
-    never = [name for name, count in data["train"].get("positives", {}).items() if not count]
-    return [f"Never positive in training, so that their scores mean nothing: {', '.join(never)}."] if never else []
-
-
-def _by_policy(config: CheXpertConfig) -> dict[str, list[str]]:
-    chosen: dict[str, list[str]] = {}
-    for name, policy in (config.uncertainty_policies or {}).items():
-        chosen.setdefault(policy, []).append(name)
-    return chosen
-
-
-def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
-    """The model-index: the mean AUROC, and that of each observation that the split can judge."""
-    dataset = f"{record['data']['name']} (validation split)"
-
-    def result(metric: str, value: float) -> EvalResult:
-        return EvalResult(
-            task_type="image-classification",
-            dataset_type="image-folder",
-            dataset_name=dataset,
-            metric_type="roc_auc",
-            metric_name=metric,
-            metric_value=round(value, 4),
-        )
-
-    if not record["mean_over"]:
-        return []
-    judged = [entry for entry in record["observations"] if entry["observation"] in _judged_in(record)]
-    return [
-        result(f"Mean AUROC per study over {len(record['mean_over'])} observations", record["mean_auroc"]),
-        *(result(f"AUROC per study, {entry['observation']}", entry["auroc"]) for entry in judged),
-    ]
-
-
-def _judged_in(record: Mapping[str, Any]) -> set[str]:
-    return {
-        entry["observation"]
-        for entry in record["observations"]
-        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS
-    }
-
-
 def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
-    """A card whose sections on calibration and operating points say what the config says, under a new name.
+    """A card under a new name, with its sections on calibration and operating points as the config has them.
 
-    Args:
-        text: The card; without these sections they come at its end.
-        config: Of the model as it is now.
-        name: Of the model.
+    A card without these sections gets them at its end.
     """
-    sections = decision_sections(config)
+    sections = _section("decisions", config=config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
     return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name)
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
-    """A card whose section on other reference standards says what the record says, after its evaluation.
-
-    Args:
-        text: The card.
-        record: See `chexpert_hf.publishing.card_sections.reference_section`.
-    """
-    section, rest = reference_section(record), _REFERENCES.sub("", text)
-    return _AFTER_EVALUATION.sub(lambda found: f"{section}\n\n{found[0]}", rest, count=1)
+    """A card whose section on other reference standards follows `evaluation.json`; it stands after the evaluation."""
+    section, rest = _section("references", record=record), _REFERENCES.sub("", text)
+    return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)
 
 
 def rename_card(text: str, name: str) -> str:
     """A card under another name: in its title, its model-index, and where it shows how to load the model.
 
-    Args:
-        text: The card.
-        name: Of a folder, or the id of a repository, whose last part becomes the title.
+    The last part of a repository's id becomes the title.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)

@@ -1,6 +1,7 @@
-"""What is wrong with a card: a part that is missing, a field that is empty, a placeholder that nobody filled in."""
+"""Problems of a model card: missing parts, empty fields, placeholders that nobody filled in."""
 
 import re
+from itertools import zip_longest
 from typing import Any
 
 import yaml
@@ -27,10 +28,16 @@ _EMPTY_ITEM = re.compile(r"^- [^:\n]+:[ \t]*\.?$(?!\n +-)", re.MULTILINE)
 _EMPTY_CELL = re.compile(r"^\|(?:.*\|)?[ \t]*\|", re.MULTILINE)
 _HEADING = re.compile(r"^(#{1,6}) (.*)$", re.MULTILINE)
 _TABLE_RULE = re.compile(r"^\|(?: ?:?-+:? ?\|)+$(?!\n\|)", re.MULTILINE)
+_TEXT_PROBLEMS = (
+    (_PLACEHOLDERS, "a placeholder was left: {line}"),
+    (_EMPTY_ITEM, "nothing stands behind the colon: {line}"),
+    (_EMPTY_CELL, "a cell is empty: {line}"),
+    (_TABLE_RULE, "a table has no rows"),
+)
 
 
 def card_problems(text: str) -> list[str]:
-    """What is wrong with a card, a line for each; an empty list for a complete one."""
+    """One line per problem of a card; empty for a complete one."""
     found = _FRONT_MATTER.match(text)
     if found is None:
         return ["it has no front matter between two lines of ---"]
@@ -41,17 +48,16 @@ def card_problems(text: str) -> list[str]:
     if not isinstance(data, dict):
         return ["its front matter is no mapping of fields to values"]
     body = text[found.end() :]
-    return [*_field_problems(data), *_section_problems(body), *_text_problems(body)]
+    return [*_field_problems(data), *_section_problems(_FENCE.sub("code", body)), *_text_problems(body)]
 
 
 def _field_problems(data: dict[str, Any]) -> list[str]:
     lines = [f"the field {name} is missing" for name in _REQUIRED_FIELDS if name not in data]
-    lines += [f"the field {name} is empty" for name, value in _leaves(data) if value in (None, "", [], {})]
-    lines += [
-        f"the field {name} holds a placeholder: {value}"
-        for name, value in _leaves(data)
-        if isinstance(value, str) and _PLACEHOLDERS.search(value)
-    ]
+    for name, value in _leaves(data):
+        if value in (None, "", [], {}):
+            lines.append(f"the field {name} is empty")
+        elif isinstance(value, str) and _PLACEHOLDERS.search(value):
+            lines.append(f"the field {name} holds a placeholder: {value}")
     if data.get("license") == "other" and not data.get("license_name"):
         lines.append("license is other, which needs a license_name")
     return lines
@@ -66,37 +72,27 @@ def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def _section_problems(body: str) -> list[str]:
-    plain = _FENCE.sub("code", body)
-    headings = list(_HEADING.finditer(plain))
-    lines = [
-        f"the section {name} is missing"
-        for name in _REQUIRED_SECTIONS
-        if name not in [heading[2].strip() for heading in headings]
-    ]
-    ends = [*(heading.start() for heading in headings[1:]), len(plain)]
-    following = [*headings[1:], None]
-    for heading, end, next_one in zip(headings, ends, following, strict=True):
-        has_parts = next_one is not None and len(next_one[1]) > len(heading[1])
-        if not plain[heading.end() : end].strip() and not has_parts:
+    headings = list(_HEADING.finditer(body))
+    names = [heading[2].strip() for heading in headings]
+    lines = [f"the section {name} is missing" for name in _REQUIRED_SECTIONS if name not in names]
+    for heading, following in zip_longest(headings, headings[1:]):
+        has_parts = following is not None and len(following[1]) > len(heading[1])
+        if not has_parts and not body[heading.end() : following.start() if following else None].strip():
             lines.append(f"the section {heading[2]} is empty")
-    if not headings:
-        lines.append("it has no headings")
-    if _WARNING not in plain:
+    if _WARNING not in body:
         lines.append(f"it does not say that this is {_WARNING}")
     return lines
 
 
 def _text_problems(body: str) -> list[str]:
     plain = _FENCE.sub("", body)
-    lines = [f"a placeholder was left: {_line_at(plain, found.start())}" for found in _PLACEHOLDERS.finditer(plain)]
-    lines += [f"nothing stands behind the colon: {found[0]}" for found in _EMPTY_ITEM.finditer(plain)]
-    lines += [f"a cell is empty: {_line_at(plain, found.start())}" for found in _EMPTY_CELL.finditer(plain)]
-    lines += ["a table has no rows" for _ in _TABLE_RULE.finditer(plain)]
-    lines += [
-        "a block of code is empty"
-        for found in _FENCE.finditer(body)
-        if not "".join(found[0].splitlines()[1:-1]).strip()
+    lines = [
+        message.format(line=_line_at(plain, found.start()))
+        for pattern, message in _TEXT_PROBLEMS
+        for found in pattern.finditer(plain)
     ]
+    if any(not "".join(found[0].splitlines()[1:-1]).strip() for found in _FENCE.finditer(body)):
+        lines.append("a block of code is empty")
     return list(dict.fromkeys(lines))
 
 

@@ -1,127 +1,151 @@
-"""Whether a model folder is what it was when it was saved, and computes here what it computed there."""
+"""Checks that a model folder is as it was saved and computes the same scores in every installed runtime."""
 
+import importlib.util
+import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chexpert_hf
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line, sha256_of
+from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
-from chexpert_hf.models.graph_files import hashes, read_records
-from chexpert_hf.models.model_files import (
-    CHECKSUMS_FILE,
-    CODE_FILES,
-    differences,
-    missing_files,
-    read_checksums,
-    summed_files,
-)
+from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES
+from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card_check import card_problems
-from chexpert_hf.publishing.check_report import (
-    FAILED,
-    LEFT_OUT,
-    OK,
-    CheckLine,
-    CheckReport,
-    FailedCheckError,
-    LeftOutError,
-)
-from chexpert_hf.publishing.check_scores import score_checks
-from chexpert_hf.publishing.model_folder import CARD_FILE
+from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
-"""What may run code when it is read; OpenVINO's `.bin` in `openvino/` holds numbers only."""
+OK, FAILED, LEFT_OUT = "ok", "FAILED", "left out"
+PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", RuntimeName.OPENVINO: "openvino"}
+"""The package of each runtime whose scores are checked."""
 
-OWN_FOLDERS = ("checkpoints", "members", "teacher", "conditional", "folds", "logs")
-"""What a run leaves below its model folder, which is no part of the model."""
+# Largest difference of a probability from `reference.json`, by the precision of the computation.
+_BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
+# Formats that may run code when they are read; OpenVINO's `.bin` in `openvino/` holds numbers only.
+_PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
+# What a run leaves below its model folder, and is no part of the model.
+_OWN_FOLDERS = ("checkpoints", "members", "teacher", "conditional", "folds", "logs")
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """The result of one check: "ok", "FAILED", or "left out" for a runtime that does not support this model."""
+
+    subject: str
+    result: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The results of all checks of a folder, in the order in which they were made."""
+
+    folder: str
+    lines: list[CheckLine]
+
+    @property
+    def is_ok(self) -> bool:
+        """True if nothing failed."""
+        return all(line.result != FAILED for line in self.lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {"is_ok": self.is_ok, **asdict(self)}
+
+    def as_table(self) -> str:
+        """One aligned line per check."""
+        width = max(len(line.subject) for line in self.lines)
+        return "\n".join(f"{line.subject:<{width}}  {line.result:<8}  {line.text}" for line in self.lines)
+
+
+class _FailedCheckError(Exception):
+    """A finding of a check, in a line."""
+
+
+class _LeftOutError(Exception):
+    """The reason why a runtime does not support this model, in a line."""
 
 
 def check_folder(folder: Path) -> CheckReport:
-    """Looks at everything that can be wrong with a model folder.
-
-    Args:
-        folder: The model folder.
+    """Checks files, checksums, code, card, exported graphs, weights and reference scores of a model folder.
 
     Raises:
-        InputError: If it is no model folder at all.
+        InputError: If it is no model folder.
     """
     if (folder / ENSEMBLE_FILE).is_file():
         raise InputError(f"{folder} is an ensemble; check the model folders that it was made of, such as run-1.")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; expected a model folder.")
-    checks: list[tuple[str, Callable[[Path], str]]] = [
-        ("files", _check_files),
-        ("checksums", _check_sums),
-        ("code", _check_code),
-        ("card", _check_card),
-        ("graphs", _check_graphs),
-        ("model", _check_model),
-    ]
-    checks += [(f"scores, {subject}", check) for subject, check in score_checks(folder)]
-    return CheckReport(str(folder), [_line(subject, check, folder) for subject, check in checks])
-
-
-def _line(subject: str, check: Callable[[Path], str], folder: Path) -> CheckLine:
-    try:
-        return CheckLine(subject, OK, check(folder))
-    except LeftOutError as reason:
-        return CheckLine(subject, LEFT_OUT, str(reason))
-    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes a library raise is what is looked for
-        text = str(error).strip().splitlines()
-        return CheckLine(subject, FAILED, text[0] if text else type(error).__name__)
+    checks: dict[str, Callable[[Path], str]] = {
+        "files": _check_files,
+        "checksums": _check_sums,
+        "code": _check_code,
+        "card": _check_card,
+        "graphs": _check_graphs,
+        "model": _check_model,
+    }
+    for runtime, package in PACKAGES.items():
+        for precision in _BOUNDS if importlib.util.find_spec(package) else ():
+            if precision is Precision.FP32 or _graph(folder, runtime, precision):
+                name = f"scores, {runtime.value} {precision.value}"
+                checks[name] = partial(_check_scores, runtime=runtime, precision=precision)
+    lines = []
+    for subject, check in checks.items():
+        try:
+            lines.append(CheckLine(subject, OK, check(folder)))
+        except _LeftOutError as reason:
+            lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
+        except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
+            lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
+    return CheckReport(str(folder), lines)
 
 
 def _check_files(folder: Path) -> str:
-    if missing := missing_files(folder):
-        raise FailedCheckError(f"{', '.join(missing)} missing")
-    if dangerous := [name for name in _others(folder) if Path(name).suffix in PICKLE_SUFFIXES]:
-        raise FailedCheckError(f"{', '.join(dangerous[:3])}: may run code when read, and belongs to no model folder")
-    if code := [name for name in _others(folder) if Path(name).suffix in (".py", ".so")]:
-        raise FailedCheckError(f"{', '.join(code[:3])}: code that belongs to no model folder")
-    known, unknown = summed_files(folder), _others(folder)
+    if missing := model_files.missing_files(folder):
+        raise _FailedCheckError(f"{', '.join(missing)} missing")
+    known = model_files.summed_files(folder)
+    unknown = [
+        path.as_posix()
+        for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        if path.as_posix() not in (*known, CHECKSUMS_FILE)
+        and path.parts[0] not in _OWN_FOLDERS
+        and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
+    ]
+    for suffixes, problem in (
+        (_PICKLE_SUFFIXES, "may run code when read, and belongs to no model folder"),
+        ((".py", ".so"), "code that belongs to no model folder"),
+    ):
+        if dangerous := [name for name in unknown if name.endswith(suffixes)]:
+            raise _FailedCheckError(f"{', '.join(dangerous[:3])}: {problem}")
     beside = f"; {', '.join(unknown[:3])} {'is' if len(unknown) == 1 else 'are'} no part of it" if unknown else ""
     return f"{len(known)} files, no pickle{beside}"
 
 
-def _others(folder: Path) -> list[str]:
-    """What is in the folder and in no list of a model folder's files; but for a run's own folders and hidden files."""
-    known = {*summed_files(folder), CHECKSUMS_FILE}
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [
-        path.as_posix()
-        for path in paths
-        if path.as_posix() not in known
-        and path.parts[0] not in OWN_FOLDERS
-        and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
-    ]
-
-
 def _check_sums(folder: Path) -> str:
-    sums = read_checksums(folder)
+    sums = model_files.read_checksums(folder)
     if sums is None:
-        raise FailedCheckError(
-            f"there is no {CHECKSUMS_FILE}: nobody can tell whether a file was changed; --accept writes it"
-        )
-    if found := differences(folder):
-        raise FailedCheckError("; ".join(found))
+        raise _FailedCheckError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
+    if found := model_files.differences(folder):
+        raise _FailedCheckError("; ".join(found))
     return f"{len(sums)} files are as they were saved"
 
 
 def _check_code(folder: Path) -> str:
-    home = Path(chexpert_hf.__file__).parent
-    different = [name for name in CODE_FILES if _text(folder / name) != _text(home / name)]
-    if not different:
-        return f"the four files are those of chexpert-hf {chexpert_hf.__version__}"
-    return (
-        f"{', '.join(different)} of another version than chexpert-hf {chexpert_hf.__version__}; others who load the "
-        "folder as remote code run that version"
-    )
+    home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
+    if different := ", ".join(name for name in CODE_FILES if _text(folder / name) != _text(home / name)):
+        return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
+    return f"the four files are those of {version}"
 
 
 def _check_card(folder: Path) -> str:
     text = _text(folder / CARD_FILE)
     if problems := card_problems(text):
-        raise FailedCheckError("; ".join(problems[:5]))
+        raise _FailedCheckError("; ".join(problems[:5]))
     return f"complete, {len(text.splitlines())} lines"
 
 
@@ -129,31 +153,74 @@ def _check_graphs(folder: Path) -> str:
     records = read_records(folder)
     files = {path.relative_to(folder).as_posix() for name in ("onnx", "openvino") for path in (folder / name).glob("*")}
     if unknown := files - {name for record in records.values() for name in record.sha256}:
-        raise FailedCheckError(
-            f"{', '.join(sorted(unknown))} not in export.json, so nobody knows what it was made from"
-        )
+        raise _FailedCheckError(f"{', '.join(sorted(unknown))} not in export.json, so its origin is unknown")
     for name, record in records.items():
-        wrong = [file for file, value in hashes(folder, record.sha256).items() if value != record.sha256[file]]
-        if wrong:
-            raise FailedCheckError(f"{', '.join(wrong)} missing or not as exported")
-        if record.weights_sha256 != hashes(folder, ["model.safetensors"])["model.safetensors"]:
-            raise FailedCheckError(f"{name} was made from other weights")
+        if wrong := [file for file, value in hashes(folder, record.sha256).items() if value != record.sha256[file]]:
+            raise _FailedCheckError(f"{', '.join(wrong)} missing or not as exported")
+        if record.weights_sha256 != sha256_of(folder / "model.safetensors"):
+            raise _FailedCheckError(f"{name} was made from other weights")
     return f"{len(records)} exported: {', '.join(records)}" if records else "none exported"
 
 
 def _check_model(folder: Path) -> str:
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
     if wrong := [name for name, tensor in classifier.model.state_dict().items() if not tensor.isfinite().all()]:
-        raise FailedCheckError(f"{wrong[0]} holds values that are not finite")
+        raise _FailedCheckError(f"{wrong[0]} holds values that are not finite")
     size = sum(parameter.numel() for parameter in classifier.model.parameters())
     gate = "with a gate" if (folder / "gate.safetensors").is_file() else "without a gate"
-    return (
-        f"config, processor and weights load: {len(classifier.observations)} observations, {size:,} parameters, {gate}"
-    )
+    num_observations = len(classifier.observations)
+    return f"config, processor and weights load: {num_observations} observations, {size:,} parameters, {gate}"
+
+
+def _check_scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
+    image, expected = _reference(folder)
+    graph, bound = _graph(folder, runtime, precision), _BOUNDS[precision]
+    try:
+        classifier = CheXpertClassifier.from_pretrained(
+            folder, runtime=runtime.value, precision=precision.value, device="cpu"
+        )
+    except InputError as error:
+        if runtime is RuntimeName.TORCH or graph:
+            raise
+        raise _LeftOutError(first_line(error)) from error
+    if graph and graph not in classifier.runtime.reason.partition("(")[0]:
+        raise _FailedCheckError(f"the exported {graph} cannot be used: {classifier.runtime.reason}")
+    found = classifier.predict(image).probabilities
+    if found.keys() != expected.keys():
+        raise _FailedCheckError(f"{REFERENCE_FILE} has scores of other observations than the model")
+    worst = max(found, key=lambda name: abs(found[name] - expected[name]))
+    difference = abs(found[worst] - expected[worst])
+    if not difference <= bound:
+        raise _FailedCheckError(
+            f"{worst} scores {found[worst]:.4f}, and {expected[worst]:.4f} when it was saved ({bound:g} allowed)"
+        )
+    return f"within {difference:.1g} of {REFERENCE_FILE} (allowed {bound:g})"
+
+
+def _graph(folder: Path, runtime: RuntimeName, precision: Precision) -> str | None:
+    """The path of an exported graph in its folder; None if there is none."""
+    graph = GRAPH_FILES.get((runtime, precision))
+    return graph if graph is not None and (folder / graph).is_file() else None
+
+
+def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
+    """The phantom of `reference.json` as this version draws it, and the scores that the model gave for it."""
+    path = folder / REFERENCE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        image = render_phantom(**content["phantom"]).image
+        expected = {str(name): float(value) for name, value in content["probabilities"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _FailedCheckError(f"{REFERENCE_FILE} is missing or damaged") from error
+    if image_sum(image) != content.get("image_sha256", image_sum(image)):
+        raise _FailedCheckError(
+            f"chexpert-hf {chexpert_hf.__version__} draws the phantom of {REFERENCE_FILE} differently from the version "
+            "that saved it, so its scores say nothing here"
+        )
+    return image, expected
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedCheckError(f"{path.name} cannot be read as text") from error
+    if not path.is_file():
+        raise _FailedCheckError(f"{path.name} is missing")
+    return path.read_text(encoding="utf-8", errors="replace")

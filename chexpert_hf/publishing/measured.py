@@ -1,6 +1,6 @@
-"""What a model's predictions for a split are worth, as `evaluation.json` and the card hold it.
+"""Metrics of a model's predictions for a split, as `evaluation.json` and the card hold them.
 
-Kept is what a calibration does not change: it moves the probabilities of an observation, but not their order.
+These are metrics that calibration does not change: it moves probabilities, but not their order.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,6 @@ from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
 from chexpert_hf.evaluation.report.reporting import subgroup_columns
 
-REPLICATES = 1000
-
 
 def evaluate_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
@@ -27,18 +25,15 @@ def evaluate_predictions(
 
 
 def assess_predictions(
-    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = REPLICATES
+    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Figures with 95 % intervals and by subgroups, of predictions that are there already.
+    """Metrics of predictions with 95 % intervals and by subgroups: the model's entry of `assess`, with `replicates`.
 
     Args:
         probabilities: `(num_views, num_labels)` of the split's rows.
         dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        config: The model's: observations, blank labels, operating points.
-        replicates: Of the bootstrap of patients.
-
-    Returns:
-        Of `chexpert_hf.evaluation.assessment.assess` the model's entry, with `replicates`.
+        config: Of the model.
+        replicates: Resamples of the patients.
     """
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
     result = assess(
@@ -60,13 +55,13 @@ def evaluation_record(
     was_chosen_on_it: bool,
     assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds: counts, AUROC and its intervals, subgroups.
+    """The contents of `evaluation.json`: counts, AUROC and its intervals, subgroups.
 
     Args:
         evaluation: On the validation split.
         data: See `chexpert_hf.publishing.card.render_card`.
         was_chosen_on_it: Whether the checkpoint was chosen on this same split.
-        assessment: From `assess_predictions`; without it there are no intervals and no subgroups.
+        assessment: From `assess_predictions`, for intervals and subgroups.
     """
     record = {
         "split": "valid",
@@ -76,27 +71,22 @@ def evaluation_record(
     }
     if assessment is None:
         return record
-    intervals = {entry["observation"]: _bounds(entry["auroc"]) for entry in assessment["observations"]}
-    low, high = _bounds(assessment["mean_auroc"])
+    bounds = {entry["observation"]: _bounds("auroc", entry["auroc"]) for entry in assessment["observations"]}
     return record | {
         "intervals": f"95 %, by DeLong; that of the mean by {assessment['replicates']:,} resamples of patients",
-        "mean_auroc_low": low,
-        "mean_auroc_high": high,
-        "observations": [
-            {**entry, "auroc_low": intervals[entry["observation"]][0], "auroc_high": intervals[entry["observation"]][1]}
-            for entry in record["observations"]
+        **_bounds("mean_auroc", assessment["mean_auroc"]),
+        "observations": [entry | bounds[entry["observation"]] for entry in record["observations"]],
+        "subgroups": [
+            {
+                **{name: entry[name] for name in ("column", "group", "observation", "num_positive", "num_negative")},
+                "auroc": entry["auroc"] and entry["auroc"]["value"],
+                **_bounds("auroc", entry["auroc"]),
+            }
+            for entry in assessment["subgroups"]
         ],
-        "subgroups": [_subgroup(entry) for entry in assessment["subgroups"]],
         "gaps": assessment["gaps"],
     }
 
 
-def _subgroup(entry: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = _bounds(entry["auroc"])
-    value = None if entry["auroc"] is None else entry["auroc"]["value"]
-    counts = {name: entry[name] for name in ("column", "group", "observation", "num_positive", "num_negative")}
-    return {**counts, "auroc": value, "auroc_low": low, "auroc_high": high}
-
-
-def _bounds(estimate: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
-    return (None, None) if estimate is None else (estimate["low"], estimate["high"])
+def _bounds(name: str, estimate: Mapping[str, Any] | None) -> dict[str, float | None]:
+    return {f"{name}_{end}": None if estimate is None else estimate[end] for end in ("low", "high")}

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import DenseNet
 
-from chexpert_hf.formats.old_pickles import without_persistent_classes
-from chexpert_hf.formats.weight_files import read_weight_file
+from chexpert_hf.formats.weight_files import read_weight_file, without_persistent_classes
 from chexpert_hf.models.weights import WeightsError
 
 

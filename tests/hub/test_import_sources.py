@@ -102,9 +102,7 @@ def test_stanfords_single_outputs_need_names_from_the_file_or_the_user(tmp_path)
     bare = save_stanford(network, tmp_path / "bare.pth.tar")
     odd = save_stanford(network, tmp_path / "odd.pth.tar", task_sequence={"Edema": 0, "Fracture": [1]})
     for unnamed in (bare, odd):
-        with pytest.raises(
-            WeightsError, match="does not say what its 14 outputs are; name the observations with --labels"
-        ):
+        with pytest.raises(WeightsError, match="does not say what its 14 outputs are; name them with --labels"):
             read_source(f"stanford:{unnamed}")
     labels = ["" if name == "Fracture" else name for name in OBSERVATIONS]
     named = read_source(f"stanford:{bare}", labels=labels).build()
@@ -176,7 +174,7 @@ def test_a_timm_folder_says_how_images_are_prepared(tmp_path, values, expected):
             {"label_names": ["Hernia", "Mass", "Nodule"]},
             r"None of the source's outputs .* \('Hernia', 'Mass', 'Nodule'",
         ),
-        ({"label_names": ["Edema"]}, "has 3 outputs, but 1 names"),
+        ({"label_names": ["Edema"]}, "has 3 outputs, expected 1, for the names 'Edema'"),
         ({"label_names": ["Effusion", "Pleural Effusion", "x"]}, "Two of the source's outputs have one name"),
         ({"label_names": 3}, "has no config.json of timm"),
     ):
@@ -238,7 +236,7 @@ def test_nothing_half_written_is_left_and_nothing_is_overwritten(tmp_path, monke
     source, labels = f"timm:{tmp_path / 'model.pth'}", ["Edema", "Fracture"]
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(FolderError, match="used is not empty; expected a new or empty folder"):
+    with pytest.raises(FolderError, match="used is not empty; choose a new or empty folder"):
         import_model("timm:never-read", tmp_path / "used", labels=labels)
 
     def full(*_):

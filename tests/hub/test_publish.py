@@ -9,8 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from chexpert_hf.models.model_files import ChecksumError, write_checksums
 from chexpert_hf.models.repositories import HubError
-from chexpert_hf.publishing.check import check_folder
-from chexpert_hf.publishing.check_report import FAILED
+from chexpert_hf.publishing.check import FAILED, check_folder
 from chexpert_hf.publishing.publish import PublishError, push_model, stage_model
 
 from .stand_in import TOKEN, Fault, Hub
@@ -36,7 +35,7 @@ SENT = {
 @pytest.fixture(autouse=True)
 def no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model computes is the subject of `test_check`."""
-    monkeypatch.setattr("chexpert_hf.publishing.check.score_checks", lambda folder: iter(()))
+    monkeypatch.setattr("chexpert_hf.publishing.check.PACKAGES", {})
 
 
 def test_only_what_is_meant_for_others_is_staged(saved_folder: Path, tmp_path: Path) -> None:

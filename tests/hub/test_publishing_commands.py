@@ -11,7 +11,7 @@ import pytest
 from chexpert_hf.cli import main
 from chexpert_hf.models.graph_files import RuntimeName
 from chexpert_hf.models.repositories import HubError
-from chexpert_hf.publishing import check_scores
+from chexpert_hf.publishing import check
 from chexpert_hf.publishing.publish import Published
 
 SHA = "0123456789" * 4
@@ -25,7 +25,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr(check_scores, "PACKAGES", {RuntimeName.TORCH: "torch"})
+    monkeypatch.setattr(check, "PACKAGES", {RuntimeName.TORCH: "torch"})
 
 
 def run(
