@@ -1,7 +1,6 @@
-"""How much one visitor may ask for at once, and how long the page keeps anything: all bounds of the page.
+"""Limits of the page: how much one visitor may ask for at once, and how long the page keeps anything.
 
-What one file may be is bounded where it is read (`data.radiograph`), and what an archive may become where it is opened
-(`inference.folders.archives`).
+The limits of one file and of an archive are in `radiographs`.
 """
 
 SESSION_SECONDS = 1800
@@ -20,4 +19,4 @@ BATCH_WORKERS = 2
 """Radiographs of one list that are read and scored at once."""
 
 PROGRESS_SECONDS = 0.4
-"""Between two reports of progress."""
+"""Interval between two reports of progress."""

@@ -7,7 +7,7 @@ import gradio as gr
 
 from chexpert_hf.app.page.examples import examples_html
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.panel import PRIVATE, Panel, Updates
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
 from chexpert_hf.app.page.style import BUTTONS_JS, PASTE_JS
 from chexpert_hf.app.page.text import FORMATS, only_first
 from chexpert_hf.app.page.uploads import Upload, upload_field
@@ -25,21 +25,13 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
     Returns:
         Its panel, in which rows of the batch open.
     """
-    panel = Panel(classifier, facts, is_study=False)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             files = upload_field("Radiograph", "file")
-            gr.HTML(
-                f'<p class="formats">{FORMATS} Ctrl+V pastes an image.</p>',
-                js_on_load=PASTE_JS,
-                apply_default_css=False,
-            )
+            gr.HTML(f'<p class="formats">{FORMATS} Ctrl+V pastes an image.</p>', js_on_load=PASTE_JS, **PLAIN)
         with gr.Column(scale=2, min_width=300, visible=bool(examples)):
-            thumbnails = gr.HTML(
-                examples_html(examples), js_on_load=BUTTONS_JS, apply_default_css=False, elem_id="examples"
-            )
-    panel.lay_out()
-    panel.connect()
+            thumbnails = gr.HTML(examples_html(examples), js_on_load=BUTTONS_JS, elem_id="examples", **PLAIN)
+    panel = Panel(classifier, facts, is_study=False)
 
     def show_file(uploads: list[Upload]) -> Updates:
         if not uploads:

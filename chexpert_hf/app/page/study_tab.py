@@ -5,7 +5,7 @@ import gradio as gr
 from chexpert_hf.app.page.html import error_html
 from chexpert_hf.app.page.limits import MAX_VIEWS
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.panel import PRIVATE, Panel, Updates
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
 from chexpert_hf.app.page.text import FORMATS
 from chexpert_hf.app.page.uploads import Upload, upload_field
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -13,15 +13,10 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 def build_study_tab(classifier: CheXpertClassifier, facts: ModelFacts) -> None:
     """Lays out and connects the tab."""
-    panel = Panel(classifier, facts, is_study=True)
     files = upload_field("Views of one study", "study-files")
-    gr.HTML(
-        f'<p class="formats">Frontal and lateral views of one patient at one time, {MAX_VIEWS} at most, all at once. '
-        f"{FORMATS}</p>",
-        apply_default_css=False,
-    )
-    panel.lay_out()
-    panel.connect()
+    hint = f"Frontal and lateral views of one patient at one time, {MAX_VIEWS} at most, all at once."
+    gr.HTML(f'<p class="formats">{hint} {FORMATS}</p>', **PLAIN)
+    panel = Panel(classifier, facts, is_study=True)
 
     def show_study(uploads: list[Upload]) -> Updates:
         if not uploads:

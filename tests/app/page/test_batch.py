@@ -11,8 +11,16 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.page import batch
-from chexpert_hf.app.page.batch import Item, Row, csv_of, find_items, score_items, write_overlays
-from chexpert_hf.app.page.batch_html import progress_html, table_html
+from chexpert_hf.app.page.batch import (
+    Item,
+    Row,
+    csv_of,
+    find_items,
+    progress_html,
+    score_items,
+    table_html,
+    write_overlays,
+)
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.saliency import overlay
