@@ -1,28 +1,30 @@
-"""Tables of scores that grow, a batch of rows at a time, and are taken up again after a kill: CSV and JSON Lines."""
+"""Tables of scores that grow, a batch of rows at a time, and are resumed after a kill: CSV and JSON Lines."""
 
 import csv
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from chexpert_hf.errors import InputError
 
 DECIMALS = 6
 
-Cell: TypeAlias = str | int | float | None
+SYNC_SECONDS = 10
+"""What a power failure may cost; after a kill nothing is lost."""
 
-GATE, GATE_REASON = "gate", "gate_reason"
-"""Columns of the gate's verdict."""
+Cell: TypeAlias = str | int | float | None
 
 FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
 """Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+"""What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
 
 
 class GateMode(str, Enum):
@@ -31,29 +33,6 @@ class GateMode(str, Enum):
     FLAG = "flag"
     REFUSE = "refuse"
     OFF = "off"
-
-
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
-"""What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
-
-_SYNC_SECONDS = 10  # what a power failure may cost; after a kill nothing is lost
-
-
-class Lines(Protocol):
-    """How rows become text, and the text of a row tells whose it is."""
-
-    @property
-    def columns(self) -> Sequence[str]: ...
-
-    def header(self) -> bytes: ...
-
-    def line(self, cells: Sequence[Cell]) -> bytes: ...
-
-    def is_whole(self, line: bytes) -> bool: ...
-
-    def cells(self, line: bytes) -> list[Cell]: ...
-
-    def name(self, text: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -109,8 +88,12 @@ class JsonLines:
         return text
 
 
+Lines: TypeAlias = CsvLines | JsonLines
+"""How rows become text, and text becomes rows."""
+
+
 def lines_of(path: Path, columns: Sequence[str]) -> Lines:
-    """How rows are written to a file of text, by its suffix."""
+    """The format of a text file, by its suffix."""
     return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
 
 
@@ -125,19 +108,18 @@ def readable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """Rows of an earlier run that are kept, and how many of them are errors and no chest radiographs."""
+    """Rows of an earlier run that are kept; how many of them are errors, and how many no chest radiographs."""
 
     rows: int = 0
     failed: int = 0
     not_radiographs: int = 0
 
 
-class GrowingTable:
-    """A file of rows that is appended to, a batch at a time, and whose last line may have been cut off by a kill.
+class GrowingTable(AbstractContextManager["GrowingTable"]):
+    """A CSV or JSON Lines file to which rows are appended, a batch at a time.
 
-    Args:
-        path: A CSV or JSON Lines file; what is there is kept.
-        lines: How rows are written.
+    Raises:
+        InputError: If it cannot be written, here and in every method.
     """
 
     def __init__(self, path: Path, lines: Lines) -> None:
@@ -149,43 +131,32 @@ class GrowingTable:
                 self._stream.write(lines.header())
         self._synced = time.monotonic()
 
-    def __enter__(self) -> "GrowingTable":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         with writing(self._path):
             self._stream.close()
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Writes rows, so that they are there even if the process is killed.
-
-        Raises:
-            InputError: If they cannot be written.
-        """
+        """Writes rows, so that they are there even if the process is killed."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
+        if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Waits until everything is on the disk, where it outlives a power failure.
-
-        Raises:
-            InputError: If it cannot be written.
-        """
+        """Waits until everything is on the disk, where it outlives a power failure."""
         with writing(self._path):
             self._stream.flush()
             os.fsync(self._stream.fileno())
         self._synced = time.monotonic()
 
 
-def take_up(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> Kept:
-    """Cuts a table that an earlier run left to its whole batches, if it isn't complete.
+def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> Kept:
+    """Cuts the table of an earlier run to its whole batches, if it isn't complete; its last line may be cut off.
 
     Args:
         path: The table; nothing is kept if there is none.
-        lines: How its rows are written.
+        lines: Its format.
         names: `str` of each is what its row must begin with, in this order.
         batch_size: Rows of a batch.
 
@@ -198,9 +169,9 @@ def take_up(path: Path, lines: Lines, names: Sequence[object], batch_size: int) 
         header = stream.read(len(lines.header()))
         if not lines.header().startswith(header):
             raise InputError(f"{path} has other columns than this run would write; choose another output.")
-        end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written anew
+        end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written again
         kept, failed, not_radiographs = Kept(), 0, 0
-        gate = lines.columns.index(GATE) if GATE in lines.columns else None
+        gate = lines.columns.index("gate") if "gate" in lines.columns else None
         for count, row in enumerate(_whole_rows(stream, lines), start=1):
             cells = _checked_row(path, lines, row, count, names)
             failed += cells[-1] is not None
@@ -230,8 +201,8 @@ def _checked_row(path: Path, lines: Lines, row: bytes, number: int, names: Seque
     expected = lines.name(readable(str(names[number - 1]))) if number <= len(names) else "no more rows"
     if name != expected:
         raise InputError(
-            f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those that it "
-            "was begun with. Choose another output, or score again with --overwrite."
+            f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those of the run "
+            "that wrote it. Choose another output, or score again with --overwrite."
         )
     return cells
 
@@ -240,13 +211,13 @@ def _csv_cell(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.{DECIMALS}f}"
     text = "" if cell is None else str(cell)
-    # By hand, since which line breaks csv.writer quotes depends on the version of Python.
+    # Not by csv.writer: which line breaks it quotes depends on the version of Python.
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the operating system says into one line: the disk is full, the folder may not be written."""
+    """Turns an OSError into one line: the disk is full, the folder may not be written."""
     try:
         yield
     except OSError as error:
