@@ -87,10 +87,6 @@ class ScoreOutput:
     def begin(self, record: Mapping[str, Any]) -> None:
         """Writes the record of a new run, or compares it with that of the run that is resumed.
 
-        Args:
-            record: The values of `_COMPARED` must be equal, the scores in "test_pattern" nearly, and with "positives"
-                the "operating_points"; the rest is for the reader.
-
         Raises:
             InputError: If the output was started with another, or its record is missing.
         """
@@ -123,7 +119,7 @@ class ScoreOutput:
             write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def _compare(self, started: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        for key in _COMPARED:
+        for key in _COMPARED:  # what else there is, is for the reader
             before = started.get(key, _DEFAULTS.get(key))
             if before != record[key]:
                 raise InputError(

@@ -79,7 +79,7 @@ def score_to_file(
     Args:
         classifier: The model.
         files: All of them, whatever the shard.
-        output: The output file and its rows.
+        output: The output file.
         batch_size: Radiographs in a forward pass, if there are as many.
         shard: The part of the files to score.
         models: Names of the models, for the record.

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from chexpert_hf.errors import InputError
 
@@ -106,8 +106,7 @@ def readable(text: str) -> str:
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
-@dataclass(frozen=True)
-class Kept:
+class KeptRows(NamedTuple):
     """Rows of an earlier run that are kept; how many of them are errors, and how many no chest radiographs."""
 
     rows: int = 0
@@ -151,26 +150,22 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
         self._synced = time.monotonic()
 
 
-def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> Kept:
+def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Cuts the table of an earlier run to its whole batches, if it isn't complete; its last line may be cut off.
 
-    Args:
-        path: The table; nothing is kept if there is none.
-        lines: Its format.
-        names: `str` of each is what its row must begin with, in this order.
-        batch_size: Rows of a batch.
+    Its rows must begin with the `str` of each of `names`, in this order.
 
     Raises:
         InputError: If its header or its rows are others; the file stays as it is.
     """
     if not path.exists():
-        return Kept()
+        return KeptRows()
     with writing(path), path.open("r+b") as stream:
         header = stream.read(len(lines.header()))
         if not lines.header().startswith(header):
             raise InputError(f"{path} has other columns than this run would write; choose another output.")
         end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written again
-        kept, failed, not_radiographs = Kept(), 0, 0
+        kept, failed, not_radiographs = KeptRows(), 0, 0
         gate = lines.columns.index("gate") if "gate" in lines.columns else None
         for count, row in enumerate(_whole_rows(stream, lines), start=1):
             cells = _checked_row(path, lines, row, count, names)
@@ -178,7 +173,7 @@ def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: 
             not_radiographs += gate is not None and cells[gate] in NOT_RADIOGRAPH
             end += len(row)
             if count % batch_size == 0 or count == len(names):
-                kept, kept_end = Kept(count, failed, not_radiographs), end
+                kept, kept_end = KeptRows(count, failed, not_radiographs), end
         stream.truncate(kept_end)
     return kept
 

@@ -12,7 +12,7 @@ import pytest
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders import score_table
 from chexpert_hf.folders.score_output import read_rows, write_table
-from chexpert_hf.folders.score_table import CsvLines, GrowingTable, JsonLines, Kept, readable, resume_table
+from chexpert_hf.folders.score_table import CsvLines, GrowingTable, JsonLines, KeptRows, readable, resume_table
 
 COLUMNS = ["path", "Edema", "Fracture", "error"]
 AWKWARD = [
@@ -154,7 +154,7 @@ def test_zeros_that_a_power_failure_left_are_cut_off(table, lines):
 
 
 def test_nothing_is_kept_of_a_table_that_is_not_there(tmp_path, lines):
-    assert resume_table(tmp_path / "none", lines, ["a.png"], batch_size=2) == Kept(0, 0)
+    assert resume_table(tmp_path / "none", lines, ["a.png"], batch_size=2) == KeptRows(0, 0)
 
 
 def test_a_table_of_other_files_or_columns_is_refused_and_left_as_it_is(table, lines):

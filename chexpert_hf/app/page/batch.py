@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, d
 from chexpert_hf.app.page.text import DISCLAIMER
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
-from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile
+from chexpert_hf.folders.scoring import FileResult
+from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import radiographs_in
 from chexpert_hf.radiographs.kinds import is_system_file
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -31,34 +32,19 @@ _MAX_STEM = 60
 _OPACITY = 0.5
 
 
-@dataclass(frozen=True)
-class Item:
-    """A radiograph to score, and the visitor's name for it."""
-
-    name: str
-    file: RadiographFile
-
-
 @dataclass(frozen=True, eq=False)
-class Row:
-    """The result for one radiograph.
+class ListedFile(FileResult):
+    """A radiograph of a visitor's list with the visitor's name for it, and its result once there is one."""
 
-    Attributes:
-        item: The radiograph.
-        prediction: With maps; None if there are no scores.
-        error: Why there are none.
-        is_refused: Whether the gate is why.
-        warnings: Notes on the file, and warnings of the gate.
-    """
+    name: str = ""
 
-    item: Item
-    prediction: Prediction | None = None
-    error: str | None = None
-    is_refused: bool = False
-    warnings: tuple[str, ...] = ()
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Notes on the file, and warnings of the gate."""
+        return (*(self.prediction.notes if self.prediction else ()), *(self.gate.warnings if self.gate else ()))
 
 
-def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
+def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
     """The radiographs in uploads, those in archives one by one.
 
     Args:
@@ -72,7 +58,7 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     if not all(path.exists() for _, path in uploads):
         raise ExpiredError
     items = [
-        Item(f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name, file)
+        ListedFile(file, name=f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name)
         for name, path in uploads
         if not is_system_file(name)
         for file in radiographs_in(str(path), found)
@@ -87,21 +73,21 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     return items
 
 
-def score_items(classifier: CheXpertClassifier, items: Sequence[Item], *, is_gated: bool) -> Iterator[Row]:
+def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, is_gated: bool) -> Iterator[ListedFile]:
     """Scores radiographs in order, a few side by side; closing the iterator drops those that have not begun."""
     with ThreadPoolExecutor(BATCH_WORKERS) as pool:
         yield from pool.map(partial(score_item, classifier, is_gated=is_gated), items)
 
 
-def score_item(classifier: CheXpertClassifier, item: Item, *, is_gated: bool) -> Row:
-    """Scores one radiograph; a file that cannot be read is a row with an error."""
+def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
+    """Scores one radiograph; a file that cannot be read gets an error."""
     try:
-        prediction = score(classifier, decode(classifier, bytes_of(item.file)), is_gated=is_gated)
+        prediction = score(classifier, decode(classifier, bytes_of(item.path)), is_gated=is_gated)
     except RefusedError as refusal:
-        return Row(item, error=str(refusal), is_refused=True, warnings=refusal.verdict.warnings)
+        return replace(item, error=str(refusal), gate=refusal.verdict)
     except RadiographError as error:
-        return Row(item, error=str(error))
-    return Row(item, prediction, warnings=(*prediction.notes, *(prediction.gate.warnings if prediction.gate else ())))
+        return replace(item, error=str(error))
+    return replace(item, prediction=prediction, gate=prediction.gate)
 
 
 def progress_html(done: int, total: int, what: str) -> str:
@@ -109,24 +95,21 @@ def progress_html(done: int, total: int, what: str) -> str:
     return render("progress.html", done=done, total=total, what=what)
 
 
-def table_html(rows: Sequence[Row], operating_points: Mapping[str, float], notes: Sequence[str] = ()) -> str:
-    """A row per radiograph in upload order, with scores or the reason why it has none; `assets/table.js` sorts it.
+def table_html(rows: Sequence[ListedFile], operating_points: Mapping[str, float], notes: Sequence[str] = ()) -> str:
+    """A row per radiograph in upload order, with scores or the reason why it has none, and notes on other files.
 
-    Args:
-        rows: The results.
-        operating_points: For each observation.
-        notes: Sentences about files that have no row.
+    `assets/table.js` sorts it.
     """
     return render("table.html", rows=rows, operating_points=operating_points, notes=notes)
 
 
-def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:
+def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
     """The table as CSV: file, a probability for each observation, warnings, error. Safe to open in a spreadsheet."""
     lines = CsvLines(["file", *observations, "warnings", "error"])
     return lines.header() + b"".join(
         lines.line(
             [
-                readable(row.item.name),
+                readable(row.name),
                 *(row.prediction.probabilities[name] if row.prediction else None for name in observations),
                 " ".join(row.warnings) or None,
                 row.error,
@@ -136,7 +119,7 @@ def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:
     )
 
 
-def write_overlays(path: Path, rows: Sequence[Row]) -> Iterator[int]:
+def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
     """Writes a ZIP archive with, for each scored row, overlays of the observations at or above their operating points,
     and always of the most probable one.
 
@@ -151,7 +134,7 @@ def write_overlays(path: Path, rows: Sequence[Row]) -> Iterator[int]:
             elif stream.tell() > MAX_OVERLAYS_BYTES:
                 reason = "the archive has reached its largest size"
             else:
-                reason = _add_overlays(archive, f"{number:04d}", row.item, row.prediction)
+                reason = _add_overlays(archive, f"{number:04d}", row, row.prediction)
             missing += [f"{number:04d}: {reason}"] if reason else []
             yield number
         lines = (
@@ -163,10 +146,10 @@ def write_overlays(path: Path, rows: Sequence[Row]) -> Iterator[int]:
         archive.writestr("README.txt", "\n".join(lines) + "\n")
 
 
-def _add_overlays(archive: zipfile.ZipFile, number: str, item: Item, prediction: Prediction) -> str | None:
+def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
     """Adds the overlays of one radiograph, or says why it cannot be read any more."""
     try:
-        image = shown_image(bytes_of(item.file))
+        image = shown_image(bytes_of(item.path))
     except RadiographError as error:
         return str(error)
     maps = prediction.maps.at_size(image.size)

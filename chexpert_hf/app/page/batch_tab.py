@@ -8,7 +8,15 @@ from tempfile import mkdtemp
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import Row, csv_of, find_items, progress_html, score_items, table_html, write_overlays
+from chexpert_hf.app.page.batch import (
+    ListedFile,
+    csv_of,
+    find_items,
+    progress_html,
+    score_items,
+    table_html,
+    write_overlays,
+)
 from chexpert_hf.app.page.html import delivery_html, error_html
 from chexpert_hf.app.page.limits import MAX_FILES, PROGRESS_SECONDS, SESSION_SECONDS
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
@@ -23,15 +31,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 def build_batch_tab(
     classifier: CheXpertClassifier, tabs: gr.Tabs, single: Panel, single_id: str, *, has_gate: bool
 ) -> None:
-    """Lays out and connects the tab.
-
-    Args:
-        classifier: The model.
-        tabs: Among which the tab for one radiograph is opened for a row of the table.
-        single: The panel in it.
-        single_id: Its id.
-        has_gate: Whether the model can refuse images.
-    """
+    """Lays out and connects the tab; a row of its table opens in the panel `single` of the tab `single_id`."""
     rows = gr.State((), time_to_live=SESSION_SECONDS)
     files = upload_field("Radiographs and ZIP archives of them", "batch-files")
     gr.HTML(f'<p class="formats">{MAX_FILES:,} radiographs at most. {FORMATS}</p>', **PLAIN)
@@ -68,7 +68,7 @@ def build_batch_tab(
             archive: gr.DownloadButton(visible=False),
             table: gr.HTML("", visible=False),
         }
-        done: list[Row] = []
+        done: list[ListedFile] = []
         shown_at = time.monotonic()
         for row in score_items(classifier, items, is_gated=not ungated):
             done.append(row)
@@ -79,7 +79,7 @@ def build_batch_tab(
                 yield {files: None, rows: tuple(done), **show_status(progress_html(len(done), len(items), "Scored"))}
         yield {files: None, **finished(tuple(done), found.notes())}
 
-    def finished(done: tuple[Row, ...], notes: Sequence[str] = ()) -> Updates:
+    def finished(done: tuple[ListedFile, ...], notes: Sequence[str] = ()) -> Updates:
         html = table_html(done, classifier.operating_points, notes)
         return {
             rows: done,
@@ -89,20 +89,20 @@ def build_batch_tab(
             table: gr.HTML(html, visible=bool(done)),
         }
 
-    def open_row(event: gr.EventData, done: tuple[Row, ...]) -> Updates:
+    def open_row(event: gr.EventData, done: tuple[ListedFile, ...]) -> Updates:
         place = int(event.row)
         if not 0 <= place < len(done):
             return show_status(error_html(EXPIRED))
         row = done[place]
         is_gated = row.prediction is None  # what was scored without the gate opens without it
-        return {tabs: gr.Tabs(selected=single_id), **single.show([row.item.file], is_gated=is_gated)}
+        return {tabs: gr.Tabs(selected=single_id), **single.show([row.path], is_gated=is_gated)}
 
-    def deliver_csv(done: tuple[Row, ...]) -> Updates:
+    def deliver_csv(done: tuple[ListedFile, ...]) -> Updates:
         if not done:
             return show_status(error_html(EXPIRED))
         return {delivery: delivery_html(csv_of(done, classifier.observations), "scores.csv", "text/csv")}
 
-    def prepare_overlays(done: tuple[Row, ...]) -> Iterator[Updates]:
+    def prepare_overlays(done: tuple[ListedFile, ...]) -> Iterator[Updates]:
         if not done:
             yield show_status(error_html(EXPIRED))
             return

@@ -21,12 +21,7 @@ _THUMBNAIL_SIZE = 176
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Lists the radiographs of a folder, and those of its drawings in which a model finds what was planted.
-
-    Args:
-        folder: The examples.
-        classifier: The model; None for no drawings.
-    """
+    """Lists the radiographs of a folder, and those of its drawings in which a model finds what was planted."""
     radiographs = sorted(folder.glob(RADIOGRAPHS))
     if classifier is None:
         return tuple(radiographs)
@@ -50,12 +45,10 @@ def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> boo
 def examples_html(paths: Sequence[Path]) -> str:
     """Buttons with a small image and a name; each carries its place in `paths`."""
     are_drawn = [path.parent.name == DRAWINGS for path in paths]
-    names = [
-        f"{'Drawing:' if is_drawn else 'Radiograph'} {path.stem}"
-        for path, is_drawn in zip(paths, are_drawn, strict=True)
-    ]
+    kinds = ["Drawing:" if is_drawn else "Radiograph" for is_drawn in are_drawn]
+    examples = [(f"{kind} {path.stem}", _thumbnail(path)) for kind, path in zip(kinds, paths, strict=True)]
     notes = [RADIOGRAPHS_NOTE] * (not all(are_drawn)) + [DRAWINGS_NOTE] * any(are_drawn)
-    return render("examples.html", examples=zip(names, map(_thumbnail, paths), strict=True), notes=notes)
+    return render("examples.html", examples=examples, notes=notes)
 
 
 def _thumbnail(path: Path) -> str:

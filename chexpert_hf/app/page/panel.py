@@ -66,8 +66,9 @@ class Panel:
         """Reads and scores files, and shows the result, below a note if there is one."""
         study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=self._is_study)
         if not study.views:
-            reasons = [f"View {item.view}: {item.reason}" if self._is_study else item.reason for item in study.failures]
-            if any(item.is_refused for item in study.failures):
+            failures = study.failures.items()
+            reasons = [f"View {number}: {reason}" if self._is_study else reason for number, reason in failures]
+            if study.is_any_refused:
                 return self.refuse(note_html(note) + render("refusal.html", reasons=reasons), files)
             return self.refuse(note_html(note) + error_html(" ".join(reasons)))
         html = result_html(study, self._facts, self._classifier.operating_points)

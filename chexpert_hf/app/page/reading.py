@@ -6,7 +6,7 @@ model can gather the requests of several visitors.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class ExpiredError(RadiographError):
 
 
 class RefusedError(RadiographError):
-    """An image that the model's gate does not take for a chest radiograph; `verdict` has the reason."""
+    """An image that the model's gate does not take for a chest radiograph."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
@@ -64,27 +64,20 @@ class Reading:
         return Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A view without scores: its number from 1, the reason in one line, and whether the gate refused it."""
-
-    view: int
-    reason: str
-    is_refused: bool = False
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Study:
     """The views of one patient's study; a single radiograph is a study of one view.
 
     Attributes:
         views: By their numbers from 1, in upload order; empty if none could be scored.
-        failures: The views without scores.
+        failures: Why the views that are missing in it have no scores.
+        is_any_refused: Whether the gate refused any of them, so that they can be scored anyway.
         is_numbered: Whether to show the numbers of the views.
     """
 
     views: dict[int, Reading]
-    failures: tuple[Failure, ...] = ()
+    failures: dict[int, str] = field(default_factory=dict)
+    is_any_refused: bool = False
     is_numbered: bool = False
 
     @property
@@ -127,7 +120,7 @@ class Study:
 
     def missing(self) -> list[str]:
         """The views without scores, with reasons."""
-        return [f"View {failure.view} has no scores: {failure.reason}" for failure in self.failures]
+        return [f"View {number} has no scores: {reason}" for number, reason in self.failures.items()]
 
 
 def score(classifier: CheXpertClassifier, source: bytes | Image.Image, *, is_gated: bool) -> Prediction:
@@ -146,13 +139,7 @@ def score(classifier: CheXpertClassifier, source: bytes | Image.Image, *, is_gat
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:
-    """Scores an uploaded radiograph as `classifier.predict` does, and keeps what the page shows of it.
-
-    Raises:
-        RadiographError: If it cannot be read.
-        ExpiredError: If it has been deleted.
-        RefusedError: If the gate refuses it and `is_gated`.
-    """
+    """Scores an uploaded radiograph as `classifier.predict` does; raises what `bytes_of` and `score` raise."""
     source = decode(classifier, bytes_of(file))
     prediction = score(classifier, source, is_gated=is_gated)
     shown = shown_image(source)
@@ -167,16 +154,16 @@ def read_study(
     is_numbered: bool = False,
 ) -> Study:
     """Reads the views of a study, numbered from 1 as they come."""
-    views: dict[int, Reading] = {}
-    failures = []
+    study = Study({}, is_numbered=is_numbered)
     for number, file in enumerate(files, start=1):
         try:
-            views[number] = read(classifier, file, is_gated=is_gated)
+            study.views[number] = read(classifier, file, is_gated=is_gated)
         except RefusedError as refusal:
-            failures.append(Failure(number, " ".join(refusal.verdict.messages), is_refused=True))
+            study.failures[number] = " ".join(refusal.verdict.messages)
+            study.is_any_refused = True
         except InputError as error:  # it cannot be read, or the server is stopping
-            failures.append(Failure(number, str(error)))
-    return Study(views, tuple(failures), is_numbered)
+            study.failures[number] = str(error)
+    return study
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Image.Image:
@@ -185,11 +172,7 @@ def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Image.Image:
 
 
 def bytes_of(file: RadiographFile) -> bytes:
-    """An upload's bytes.
-
-    Raises:
-        ExpiredError: If it has been deleted.
-    """
+    """An upload's bytes; raises ExpiredError if it has been deleted."""
     path = Path(file.archive) if isinstance(file, ArchiveMember) else Path(file)
     if not path.exists():
         raise ExpiredError

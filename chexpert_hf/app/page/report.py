@@ -35,11 +35,11 @@ def report_html(
     """A report of a radiograph or study, complete in itself.
 
     Args:
-        study: What is reported.
+        study: The views with scores and maps.
         facts: About the model.
         operating_points: For each observation.
-        chosen: The observation whose map is wanted; with the most probable ones it makes `NUM_MAPS`.
-        now: Taken from the clock if None.
+        chosen: The observation of the first map; the most probable ones follow, `NUM_MAPS` in all.
+        now: The time of the report, in UTC; the current time if None.
     """
     return render(
         "report.html",

@@ -15,16 +15,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples: Sequence[Path]) -> Panel:
-    """Lays out and connects the tab.
-
-    Args:
-        classifier: The model.
-        facts: About it.
-        examples: Files to try, from `examples.find_examples`.
-
-    Returns:
-        Its panel, in which rows of the batch open.
-    """
+    """Lays out and connects the tab; `examples` are from `examples.find_examples`."""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             files = upload_field("Radiograph", "file")

@@ -10,43 +10,31 @@ from typing import Any
 from chexpert_hf.labels import OBSERVATIONS
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
-
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
-
 EXPIRED = "This page was left alone for a while and its radiographs have been deleted; upload them again."
-
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
-
 RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
-
 DRAWINGS_NOTE = "Drawings show no patient; only those are here in which this model finds what was planted."
-
-NO_FIGURES = "No measured figures come with this model."
-
+NO_METRICS = "No measured figures come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
 
-DEFINITIONS: dict[str, str] = dict(
-    zip(
-        OBSERVATIONS,
-        (
-            "None of the other findings is seen; support devices may be there.",
-            "The outline of the heart and mediastinum together is widened.",
-            "The heart is enlarged; on a PA view, wider than half of the chest.",
-            "Part of a lung is whiter than it should be, whatever the reason.",
-            "A nodule or mass in a lung.",
-            "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
-            "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
-            "Infection of the lung, which an image alone can suggest but not prove.",
-            "Part of a lung has lost volume, up to collapse.",
-            "Air between the lung and the chest wall.",
-            "Fluid between the lung and the chest wall.",
-            "A change of the pleura other than fluid or air, such as thickening or scarring.",
-            "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
-            "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
-        ),
-        strict=True,
-    )
+_DEFINITIONS = (
+    "None of the other findings is seen; support devices may be there.",
+    "The outline of the heart and mediastinum together is widened.",
+    "The heart is enlarged; on a PA view, wider than half of the chest.",
+    "Part of a lung is whiter than it should be, whatever the reason.",
+    "A nodule or mass in a lung.",
+    "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
+    "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
+    "Infection of the lung, which an image alone can suggest but not prove.",
+    "Part of a lung has lost volume, up to collapse.",
+    "Air between the lung and the chest wall.",
+    "Fluid between the lung and the chest wall.",
+    "A change of the pleura other than fluid or air, such as thickening or scarring.",
+    "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
+    "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
 )
+DEFINITIONS = dict(zip(OBSERVATIONS, _DEFINITIONS, strict=True))
 """The meaning of each of CheXpert's observations, in one line."""
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from chexpert_hf import CheXpertClassifier, Prediction
-from chexpert_hf.app.page.batch import Item, score_item
+from chexpert_hf.app.page.batch import ListedFile, score_item
 from chexpert_hf.app.page.model_facts import facts_of
 from chexpert_hf.app.page.reading import (
     DISPLAY_SIZE,
@@ -112,7 +112,7 @@ def test_study_is_the_maximum_over_its_views_and_says_which(
     names = ("phantom", "broken", "other")
     study = read_study(classifier, [files[name] for name in names])
     assert list(study.views) == [1, 3]
-    assert [(failure.view, failure.is_refused) for failure in study.failures] == [(2, False)]
+    assert (list(study.failures), study.is_any_refused) == ([2], False)
     first, third = (classifier.predict(files[name].read_bytes()) for name in ("phantom", "other"))
     for name in JUDGED:
         scores = first.probabilities[name], third.probabilities[name]
@@ -125,8 +125,8 @@ def test_study_is_the_maximum_over_its_views_and_says_which(
 def test_study_without_a_readable_view_has_all_reasons(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
     study = read_study(classifier, [files["broken"], files["blank"]])
     assert study.views == {}
-    assert [failure.is_refused for failure in study.failures] == [False, True]
-    assert study.failures[1].reason == REFUSAL
+    assert (list(study.failures), study.is_any_refused) == ([1, 2], True)
+    assert study.failures[2] == REFUSAL
 
 
 def test_warnings_of_the_gate_are_kept(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
@@ -142,7 +142,7 @@ def test_notes_on_a_file_come_before_the_warnings(classifier: CheXpertClassifier
     assert study.warnings()[0].startswith("RescaleSlope")
     assert replace(study, is_numbered=True).warnings()[0].startswith("View 1: RescaleSlope")
     assert "RescaleSlope" in result_html(study, facts_of(classifier), classifier.operating_points)
-    row = score_item(classifier, Item("useless.dcm", file), is_gated=False)
+    row = score_item(classifier, ListedFile(file, name="useless.dcm"), is_gated=False)
     assert "RescaleSlope" in row.warnings[0]
 
 

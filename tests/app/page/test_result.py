@@ -19,7 +19,7 @@ from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.page.html import about_html, by_probability, clinical_order, delivery_html, render
-from chexpert_hf.app.page.model_facts import Figures, ModelFacts, facts_of
+from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.report import report_html
 from chexpert_hf.app.page.result import result_html
@@ -158,8 +158,8 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     classifier: CheXpertClassifier, facts: ModelFacts, study: Study
 ) -> None:
     record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
-    figures = Figures.model_validate({**record, "observations": []})
-    html = result_html(study, replace(facts, figures=figures), classifier.operating_points)
+    metrics = Metrics.model_validate({**record, "observations": []})
+    html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
     assert DISCLAIMER in html
     assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
     assert f"Not judged by this model: {', '.join(NOT_JUDGED)}" in html
