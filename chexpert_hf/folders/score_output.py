@@ -17,7 +17,7 @@ import numpy as np
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import write_text
-from chexpert_hf.folders.score_table import Cell, GateMode, GrowingTable, JsonLines, lines_of, writing
+from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -46,10 +46,7 @@ class Existing(Enum):
 class ScoreOutput:
     """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
-    Attributes:
-        overlays: Folder for overlays, if they are wanted.
-        gate: See `RowFormat`.
-        positives: See `RowFormat`.
+    For `gate` and `positives` see `RowFormat`; `overlays` is a folder for overlays, if they are wanted.
 
     Raises:
         InputError: If the suffix is another, or the output exists and `existing` is REFUSE.
@@ -153,21 +150,19 @@ def _are_same_scores(started: object, now: object) -> bool:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Writes a whole table in the format of its suffix; it appears under its name when it is complete.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
+    """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
     # Not by `files.replacing`, which lets other users read what it writes.
     partial = path.with_name(f"{path.name}.partial")
     with writing(path):
         if path.suffix.lower() == ".parquet":
             _write_parquet(partial, columns, iter(rows))
         else:
-            partial.unlink(missing_ok=True)
-            with GrowingTable(partial, lines_of(path, columns)) as table:
-                table.append(rows)
-                table.sync()
+            lines = lines_of(path, columns)
+            with partial.open("wb") as stream:
+                stream.write(lines.header())
+                stream.writelines(map(lines.line, rows))
+        with partial.open("r+b") as stream:
+            os.fsync(stream.fileno())  # the rows it was made from are removed next
         os.replace(partial, path)
 
 

@@ -51,7 +51,7 @@ class ScoreSummary:
 
 
 class Watcher(Protocol):
-    """Is told the progress of a run."""
+    """Receives the progress of a run."""
 
     def begin(self, resumed: int, radiographs: int) -> None:
         """The numbers of radiographs that an earlier run has scored, and of all."""
@@ -83,7 +83,7 @@ def score_to_file(
         batch_size: Radiographs in a forward pass, if there are as many.
         shard: The part of the files to score.
         models: Names of the models, for the record.
-        watcher: Is told the progress.
+        watcher: Receives the progress.
 
     Raises:
         InputError: If the output cannot be resumed or written.
@@ -138,13 +138,7 @@ def score_with_overlays(
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
-    Args:
-        classifier: The model.
-        files: To be scored, in order.
-        overlays: Folder for them, with the layout of `common`; none are made if None.
-        common: The folder that all files are in.
-        batch_size: As for `score_files`.
-        gate: As for `score_files`.
+    Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`.
 
     Raises:
         InputError: If overlays cannot be written.

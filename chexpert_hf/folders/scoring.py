@@ -67,11 +67,11 @@ def score_files(
     batch_size: int = BATCH_SIZE,
     gate: GateMode = GateMode.OFF,
 ) -> Iterator[FileResult]:
-    """Reads and scores files, in order.
+    """Reads and scores files, in order, taken as they are needed.
 
     Args:
         classifier: The model.
-        files: As `find_radiographs` gives them; taken as they are needed.
+        files: As `find_radiographs` gives them.
         saliency: Whether to compute the maps.
         batch_size: Radiographs in a forward pass, at most; the last batch is filled up with blank images.
         gate: Whether the model's gate is asked, and whether images that it refuses are scored.
@@ -182,8 +182,8 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 
 def num_threads() -> int:
     """The number of decoding threads: as many as this process has processors, up to `MAX_THREADS`."""
-    is_told = hasattr(os, "sched_getaffinity")  # on Linux: the processors that this process may use
-    return min(len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1, MAX_THREADS)
+    is_known = hasattr(os, "sched_getaffinity")  # on Linux: the processors that this process may use
+    return min(len(os.sched_getaffinity(0)) if is_known else os.cpu_count() or 1, MAX_THREADS)
 
 
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:

@@ -19,7 +19,6 @@ from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.saliency import SaliencyMaps
 
 DISPLAY_SIZE = 1280
 """Longest side in pixels of the shown image. Scores do not depend on it: the model gets the file itself."""
@@ -50,14 +49,12 @@ class Reading:
     Attributes:
         file: The upload; it may be gone.
         jpeg: The radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it.
-        prediction: The scores and the gate's verdict, without maps.
-        maps: For each observation `(height, width)` in the shown size, made on access.
+        prediction: With maps in the shown size.
     """
 
     file: RadiographFile
     jpeg: bytes
     prediction: Prediction
-    maps: SaliencyMaps
 
     def image(self) -> Image.Image:
         """The radiograph as it is shown."""
@@ -143,7 +140,7 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
     source = decode(classifier, bytes_of(file))
     prediction = score(classifier, source, is_gated=is_gated)
     shown = shown_image(source)
-    return Reading(file, encode(shown), replace(prediction, saliency=None), prediction.maps.at_size(shown.size))
+    return Reading(file, encode(shown), replace(prediction, saliency=prediction.maps.at_size(shown.size)))
 
 
 def read_study(

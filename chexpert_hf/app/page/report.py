@@ -62,8 +62,8 @@ def _images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image
         number = study.view_of()[name]
         reading = study.views[number]
         place = f", View {number}" if study.is_numbered else ""
-        empty = ": empty" if reading.maps.is_empty(name) else ""
-        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.maps[name], _OPACITY)
+        empty = ": empty" if reading.prediction.maps.is_empty(name) else ""
+        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name], _OPACITY)
 
 
 def _small_jpeg(image: Image.Image) -> bytes:

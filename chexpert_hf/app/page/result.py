@@ -40,16 +40,16 @@ def _payload(study: Study) -> str:
 
 
 def _view(reading: Reading, label: str) -> dict[str, Any]:
-    probabilities = reading.prediction.probabilities
-    levels = np.rint(reading.maps.positive.cpu().numpy() * 255).astype(np.uint8)  # (num_labels, h, w)
+    probabilities, maps = reading.prediction.probabilities, reading.prediction.maps
+    levels = np.rint(maps.positive.cpu().numpy() * 255).astype(np.uint8)  # (num_labels, h, w)
     return {
         "label": label,
         "image": data_url(reading.jpeg),
-        "size": reading.maps.size,
-        "box": reading.maps.box,
+        "size": maps.size,
+        "box": maps.box,
         "grid": levels.shape[1:],
         "maps": base64.b64encode(levels.tobytes()).decode(),
-        "texts": [describe_map(name, reading.maps.peak(name)) for name in probabilities],
-        "empty": [reading.maps.is_empty(name) for name in probabilities],
+        "texts": [describe_map(name, maps.peak(name)) for name in probabilities],
+        "empty": [maps.is_empty(name) for name in probabilities],
         "probabilities": [round(value, 3) for value in probabilities.values()],
     }

@@ -48,14 +48,14 @@ def test_scores_and_maps_are_exactly_those_of_predict(
     expected = classifier.predict(data, saliency=True)
     assert reading.prediction.probabilities == expected.probabilities
     assert reading.prediction.positives == expected.positives
-    np.testing.assert_array_equal(reading.maps.positive, expected.maps.positive)
+    np.testing.assert_array_equal(reading.prediction.maps.positive, expected.maps.positive)
 
 
 def test_large_radiograph_is_shown_smaller_with_maps_to_match(classifier: CheXpertClassifier, tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
     reading = read(classifier, tmp_path / "upload")
     assert reading.image().size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
-    assert reading.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
+    assert reading.prediction.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
 
 
 def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:

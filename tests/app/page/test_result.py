@@ -77,8 +77,8 @@ def study_of(*views: dict[str, float], is_numbered: bool, point: float = 0.5) ->
     readings = {}
     for number, scores in enumerate(views, start=1):
         maps = SaliencyMaps(torch.zeros(len(scores), 2, 2), tuple(scores), (8, 8), (0, 0, 8, 8))
-        prediction = Prediction(scores, {name: score >= point for name, score in scores.items()})
-        readings[number] = Reading(Path("a.png"), stream.getvalue(), prediction, maps)
+        prediction = Prediction(scores, {name: score >= point for name, score in scores.items()}, maps)
+        readings[number] = Reading(Path("a.png"), stream.getvalue(), prediction)
     return Study(readings, is_numbered=is_numbered)
 
 
@@ -145,7 +145,7 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
     assert [view["label"] for view in content["views"]] == ["View 1", "View 3", "View 4"]
     for view, reading in zip(content["views"], study.views.values(), strict=True):
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
-        np.testing.assert_allclose(levels / 255, reading.maps.positive, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(levels / 255, reading.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
         assert view["empty"][JUDGED.index(EMPTY)] is True
         assert tuple(view["size"]) == reading.image().size
         assert base64.b64decode(view["image"].split(",")[1]) == reading.jpeg
