@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from chexpert_hf.folders.score_table import FLAGGED, NOT_RADIOGRAPH, REFUSED, Cell, GateMode, readable
+from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
     from chexpert_hf.folders.scoring import FileResult
@@ -75,9 +75,7 @@ class RowFormat:
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
         """The rows of studies from the rows of radiographs, in the order of the studies' first views.
 
-        Yields:
-            Study, number of scored views, for each observation and call the maximum over them (None where there is
-            none), the worst of the gate's verdicts and the reasons of all views, the views' notes, and the errors.
+        They have the maximum of each score and call over the views, and the worst of the gate's verdicts.
         """
         studies: dict[str, _Study] = {}
         for path, *cells, note, error in rows:
@@ -116,8 +114,8 @@ class RowFormat:
             return []
         if verdict is None:
             return [None, None]
-        if not verdict.is_chest_radiograph:
-            state = REFUSED if self.gate is GateMode.REFUSE else FLAGGED
-        else:
+        if verdict.is_chest_radiograph:
             state = "warning" if verdict.warnings else "pass"
+        else:
+            state = "refused" if self.gate is GateMode.REFUSE else "flagged"
         return [state, " ".join(verdict.messages) or None]

@@ -111,7 +111,6 @@ def score_to_file(
             if watcher:
                 for result in batch:
                     watcher.tick(result)
-        table.sync()
     summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
     if output.is_made_at_the_end:
         views = read_rows(output.growing, rows.columns())

@@ -16,15 +16,15 @@ from chexpert_hf.errors import InputError
 DECIMALS = 6
 
 SYNC_SECONDS = 10
-"""What a power failure may cost; after a kill nothing is lost."""
+"""The work that a power failure may cost; after a kill nothing is lost."""
 
 Cell: TypeAlias = str | int | float | None
 
-FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
+NOT_RADIOGRAPH = ("flagged", "refused")
 """Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
-"""What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
+"""First characters that make a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
 
 
 class GateMode(str, Enum):
@@ -89,7 +89,7 @@ class JsonLines:
 
 
 Lines: TypeAlias = CsvLines | JsonLines
-"""How rows become text, and text becomes rows."""
+"""A text format of rows."""
 
 
 def lines_of(path: Path, columns: Sequence[str]) -> Lines:
@@ -130,24 +130,19 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 self._stream.write(lines.header())
         self._synced = time.monotonic()
 
-    def __exit__(self, *error: object) -> None:
-        with writing(self._path):
-            self._stream.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with writing(self._path), self._stream:
+            if kind is None:
+                os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Writes rows, so that they are there even if the process is killed."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Waits until everything is on the disk, where it outlives a power failure."""
-        with writing(self._path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        self._synced = time.monotonic()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._stream.fileno())
+                self._synced = time.monotonic()
 
 
 def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> KeptRows:

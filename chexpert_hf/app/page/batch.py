@@ -45,11 +45,7 @@ class ListedFile(FileResult):
 
 
 def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
-    """The radiographs in uploads, those in archives one by one.
-
-    Args:
-        uploads: Names and paths; files of the operating system and DICOM files without an image are skipped.
-        found: Counts what is skipped.
+    """The radiographs in uploads (names and paths), those in archives one by one; `found` counts what is skipped.
 
     Raises:
         InputError: If there are more than `MAX_FILES`, or none.

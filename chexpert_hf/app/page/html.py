@@ -5,7 +5,7 @@ In a template, a line break between tags or blocks leaves nothing behind, and on
 
 import base64
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,10 +42,6 @@ def shown_first(probabilities: Mapping[str, float]) -> list[str]:
     return [name for name in names if name != NO_FINDING] or names
 
 
-def _names_not_judged(observations: Collection[str]) -> list[str]:
-    return [name for name in OBSERVATIONS if name not in observations]
-
-
 def _source_of(name: str) -> str:
     source = (_TEMPLATES / name).read_text(encoding="utf-8").strip()
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", source))
@@ -53,11 +49,7 @@ def _source_of(name: str) -> str:
 
 _ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.globals |= {name: value for name, value in vars(text).items() if name.isupper()}
-_ENVIRONMENT.globals |= {
-    "by_probability": by_probability,
-    "clinical_order": clinical_order,
-    "names_not_judged": _names_not_judged,
-}
+_ENVIRONMENT.globals |= {"by_probability": by_probability, "clinical_order": clinical_order}
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -23,7 +23,7 @@ _SHOWN_DIGITS = 12
 
 
 class ObservationMetrics(BaseModel):
-    """How well the model tells one observation: AUROC, its 95 % interval, and the numbers of studies."""
+    """The model's discrimination of one observation: AUROC, its 95 % interval, and the numbers of studies."""
 
     observation: str
     num_positive: int

@@ -1,4 +1,4 @@
-"""What a tab shows of a radiograph or study: the viewer, its message line, feature activations, and the report.
+"""The results of a radiograph or study in a tab: the viewer, its message line, feature activations, and the report.
 
 The panel keeps in the visitor's session what was uploaded and what was read from it, for the report, for the
 activations, and for scoring what the gate refused.

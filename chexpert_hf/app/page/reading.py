@@ -1,4 +1,4 @@
-"""What the page keeps of radiographs between two clicks: scores, small maps, and the image in the size it is shown in.
+"""Radiographs as the page keeps them between two clicks: scores, small maps, and the image in the size it is shown in.
 
 `score` is the one place of the page that calls the model, one radiograph at a time, so that a scheduler in front of the
 model can gather the requests of several visitors.

@@ -1,4 +1,4 @@
-"""What the viewer shows of a radiograph or a study: the scores as HTML, and for `assets/viewer.js` the images and maps.
+"""The viewer of a radiograph or a study: the scores as HTML, and the images and maps for `assets/viewer.js`.
 
 The maps go to the browser as small as the model makes them, 14 of them a few kilobytes, in 256 levels; it enlarges
 them, colours them and lays them over the radiograph as `scoring.saliency.overlay` does.
