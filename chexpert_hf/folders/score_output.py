@@ -81,8 +81,11 @@ class ScoreOutput:
         """The file with the record."""
         return self.path.with_name(f"{self.path.name}.run.json")
 
-    def begin(self, record: Mapping[str, Any]) -> None:
+    def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Writes the record of a new run, or compares it with that of the run that is resumed.
+
+        Returns:
+            The argument of `finish`, if a table that is made at the end is complete.
 
         Raises:
             InputError: If the output was started with another, or its record is missing.
@@ -91,16 +94,12 @@ class ScoreOutput:
             with writing(self.path):
                 for path in (self.path, self.growing, self.record):
                     path.unlink(missing_ok=True)
-        if any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
-            self._compare(self._read_record(), record)
-        else:
+        if not any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
             self._save(record)
-
-    def finished(self) -> Mapping[str, Any] | None:
-        """The argument of `finish`, if a table that is made at the end is complete."""
-        if not (self.is_made_at_the_end and self.path.exists()):
             return None
-        finished = self._read_record().get(_FINISHED)
+        started = self._read_record()
+        self._compare(started, record)
+        finished = started.get(_FINISHED) if self.is_made_at_the_end and self.path.exists() else None
         if finished is not None:
             self.growing.unlink(missing_ok=True)  # killed between the last two steps
         return finished

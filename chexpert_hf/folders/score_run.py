@@ -91,8 +91,7 @@ def score_to_file(
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
     names = shard.of(files, batch_size)
-    output.begin(record)
-    if finished := output.finished():
+    if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives)
     lines = lines_of(output.growing, rows.columns())
@@ -187,8 +186,8 @@ def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[Radiog
             f"{output.path} is complete, and of other radiographs than these; choose another output, or score again "
             "with --overwrite."
         )
-    number, failed = finished["radiographs"], finished["failed"]
-    return ScoreSummary(number, failed, resumed=number, not_radiographs=finished.get("not_radiographs", 0))
+    counts = {name: count for name, count in finished.items() if name != "paths"}
+    return ScoreSummary(**counts | {"resumed": finished["radiographs"]})
 
 
 def _digest(names: Iterable[RadiographFile]) -> str:
