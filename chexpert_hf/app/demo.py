@@ -13,9 +13,8 @@ import gradio as gr
 from chexpert_hf.app.page.batch_tab import build_batch_tab
 from chexpert_hf.app.page.html import about_html, header_html
 from chexpert_hf.app.page.model_facts import facts_of
-from chexpert_hf.app.page.single_tab import build_single_tab
-from chexpert_hf.app.page.study_tab import build_study_tab
 from chexpert_hf.app.page.style import CSS, FONTS
+from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
 from chexpert_hf.app.server.endpoints import add_endpoints
 from chexpert_hf.app.server.launch import launch as serve
 from chexpert_hf.app.server.temporary import KEEP_SECONDS

@@ -12,15 +12,11 @@ from chexpert_hf.folders.scoring import read_for
 from chexpert_hf.radiographs.archives import RadiographFile, source_of
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import Radiograph
-from chexpert_hf.scoring.classifier import CheXpertClassifier, Prepared
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
-    """Reads a radiograph as the classifier does.
-
-    Raises:
-        RadiographError: If it cannot be read; it names the file with its folder.
-    """
+    """Reads a radiograph as the classifier does; a RadiographError names the file with its folder."""
     with naming(file):
         return classifier.read(source_of(file))
 
@@ -39,11 +35,8 @@ def predict_dataset(
         RadiographError: If an image cannot be read; it says which.
     """
     rows = []
-
-    def read(file: str) -> Prepared:
-        return classifier.prepare(read_file(classifier, file))
-
-    with closing(read_for(classifier, read, image_files(dataset))) as prepared:
+    files = image_files(dataset)
+    with closing(read_for(classifier, lambda file: classifier.prepare(read_file(classifier, file)), files)) as prepared:
         for prediction in classifier.predict_prepared(prepared):
             rows.append(list(prediction.probabilities.values()))
             if progress:

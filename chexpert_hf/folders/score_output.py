@@ -1,7 +1,7 @@
-"""Where the scores of a run go, and the record of what the run was begun with, by which it can be taken up again.
+"""The output file of a scoring run, and the metadata that makes it resumable.
 
-Beside the output stands `<output>.run.json`, the record. A table that cannot grow (Parquet, or one row per study) is
-made at the end of `<output>.views.jsonl`, which grows as radiographs are scored.
+Beside the output stands `<output>.run.json`, the record of how the run was started. A table that cannot grow (Parquet,
+or one row per study) is made at the end from `<output>.views.jsonl`, which grows as radiographs are scored.
 """
 
 import json
@@ -16,16 +16,8 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.folders.score_table import (
-    GATE,
-    GATE_REASON,
-    Cell,
-    GateMode,
-    GrowingTable,
-    JsonLines,
-    lines_of,
-    writing,
-)
+from chexpert_hf.files import write_text
+from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -39,10 +31,11 @@ _DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
 """Values for records that were written before there were such columns."""
 
 _FINISHED = "finished"
+_REMEDY = "choose another output, or score again with --overwrite."
 
 
 class Existing(Enum):
-    """What becomes of an output that is there already."""
+    """Treatment of an output that exists already."""
 
     REFUSE = "refuse"
     RESUME = "resume"
@@ -51,18 +44,12 @@ class Existing(Enum):
 
 @dataclass(frozen=True)
 class ScoreOutput:
-    """Where scores go and what a row is.
+    """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
-    Attributes:
-        path: CSV, JSON Lines or Parquet by its suffix.
-        by_study: Whether a row is a study instead of a radiograph.
-        existing: What becomes of an output that is there already.
-        overlays: Folder for overlays, if they are wanted.
-        gate: See `RowFormat`.
-        positives: See `RowFormat`.
+    For `gate` and `positives` see `RowFormat`; `overlays` is a folder for overlays, if they are wanted.
 
     Raises:
-        InputError: If the suffix is another, or there is an output and `existing` is REFUSE.
+        InputError: If the suffix is another, or the output exists and `existing` is REFUSE.
     """
 
     path: Path
@@ -91,67 +78,55 @@ class ScoreOutput:
 
     @property
     def record(self) -> Path:
-        """The file that says what the run was begun with."""
+        """The file with the record."""
         return self.path.with_name(f"{self.path.name}.run.json")
 
-    def begin(self, record: Mapping[str, Any]) -> None:
-        """Writes the record of a new run, or compares it with that of the run that is taken up.
+    def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Writes the record of a new run, or compares it with that of the run that is resumed.
 
-        Args:
-            record: "observations", "row", "batch_size", "shard", "gate" and "positives" must be equal, the scores in
-                "test_pattern" nearly, and with "positives" the "operating_points"; the rest is for the reader.
+        Returns:
+            The argument of `finish`, if a table that is made at the end is complete.
 
         Raises:
-            InputError: If the output was begun with another, or its record is not there.
+            InputError: If the output was started with another, or its record is missing.
         """
         if self.existing is Existing.OVERWRITE:
             with writing(self.path):
                 for path in (self.path, self.growing, self.record):
                     path.unlink(missing_ok=True)
-        if any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
-            self._compare(record)
-        else:
+        if not any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
             self._save(record)
-
-    def finished(self) -> Mapping[str, Any] | None:
-        """What `finish` was given, if a table that is made at the end is complete."""
-        if not (self.is_made_at_the_end and self.path.exists()):
             return None
-        finished = self._read_record().get(_FINISHED)
+        started = self._read_record()
+        self._compare(started, record)
+        finished = started.get(_FINISHED) if self.is_made_at_the_end and self.path.exists() else None
         if finished is not None:
             self.growing.unlink(missing_ok=True)  # killed between the last two steps
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Records that the table that is made at the end is complete, and removes what it was made of."""
+        """Records that the table that is made at the end is complete, and removes the rows it was made from."""
         self._save({**record, _FINISHED: finished})
         self.growing.unlink(missing_ok=True)
 
     def _save(self, record: Mapping[str, Any]) -> None:
-        partial = self.record.with_name(f"{self.record.name}.partial")
         with writing(self.record):
             self.record.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.record)
+            write_text(self.record, json.dumps(record, indent=2) + "\n")
 
-    def _compare(self, record: Mapping[str, Any]) -> None:
-        begun = self._read_record()
-        for key in _COMPARED:
-            before = begun.get(key, _DEFAULTS.get(key))
+    def _compare(self, started: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        for key in _COMPARED:  # what else there is, is for the reader
+            before = started.get(key, _DEFAULTS.get(key))
             if before != record[key]:
                 raise InputError(
-                    f"{self.path} was begun with {key} {before}, this run has {record[key]}; use the same, "
-                    "choose another output, or score again with --overwrite."
+                    f"{self.path} was started with {key} {before}, this run has {record[key]}; use the same, {_REMEDY}"
                 )
-        if record["positives"] and begun.get("operating_points") != record["operating_points"]:
+        if record["positives"] and started.get("operating_points") != record["operating_points"]:
+            raise InputError(f"{self.path} was started with other operating points than the model has now; {_REMEDY}")
+        if not _are_same_scores(started.get("test_pattern"), record["test_pattern"]):
             raise InputError(
-                f"{self.path} was started with other operating points than the model has now; choose another output, "
-                "or score again with --overwrite."
-            )
-        if not _are_same_scores(begun.get("test_pattern"), record["test_pattern"]):
-            raise InputError(
-                f"{self.path} was begun with another model ({begun.get('model')}): this one scores a test pattern "
-                "otherwise. Use the same, choose another output, or score again with --overwrite."
+                f"{self.path} was started with another model ({started.get('model')}): this one scores a test pattern "
+                f"otherwise. Use the same, {_REMEDY}"
             )
 
     def _read_record(self) -> dict[str, Any]:
@@ -161,53 +136,48 @@ class ScoreOutput:
             record = None
         if not isinstance(record, dict):
             raise InputError(
-                f"{self.path} cannot be resumed: {self.record.name} beside it, which says what it was begun with, is "
-                "missing or damaged. Choose another output, or score again with --overwrite."
+                f"{self.path} cannot be resumed: {self.record.name} beside it, which says how it was started, is "
+                f"missing or damaged; {_REMEDY}"
             )
         return record
 
 
-def _are_same_scores(begun: object, now: object) -> bool:
-    if not isinstance(begun, dict) or not isinstance(now, dict) or list(begun) != list(now):
+def _are_same_scores(started: object, now: object) -> bool:
+    if not isinstance(started, dict) or not isinstance(now, dict) or list(started) != list(now):
         return False
-    return bool(np.allclose(list(begun.values()), list(now.values()), rtol=0, atol=_SAME_SCORE, equal_nan=True))
+    return bool(np.allclose(list(started.values()), list(now.values()), rtol=0, atol=_SAME_SCORE, equal_nan=True))
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Writes a whole table in the format of its suffix; it appears under its name when it is complete.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
+    """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
+    # Not by `files.replacing`, which lets other users read what it writes.
     partial = path.with_name(f"{path.name}.partial")
     with writing(path):
         if path.suffix.lower() == ".parquet":
             _write_parquet(partial, columns, iter(rows))
         else:
-            partial.unlink(missing_ok=True)
-            with GrowingTable(partial, lines_of(path, columns)) as table:
-                table.append(rows)
-                table.sync()
+            lines = lines_of(path, columns)
+            with partial.open("wb") as stream:
+                stream.write(lines.header())
+                stream.writelines(map(lines.line, rows))
+        with partial.open("r+b") as stream:
+            os.fsync(stream.fileno())  # the rows it was made from are removed next
         os.replace(partial, path)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:
     """The rows of a JSON Lines file."""
-    lines = JsonLines(columns)
     with path.open("rb") as stream:
-        yield from map(lines.cells, stream)
+        yield from map(JsonLines(columns).cells, stream)
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {columns[0]: pa.string(), "views": pa.int32(), "note": pa.string(), "error": pa.string()}
-    types |= dict.fromkeys((GATE, GATE_REASON), pa.string()) | {f"{name} positive": pa.int8() for name in columns}
+    types = dict.fromkeys((columns[0], "gate", "gate_reason", "note", "error"), pa.string())
+    types |= {"views": pa.int32()} | {f"{name} positive": pa.int8() for name in columns}
     schema = pa.schema([(name, types.get(name, pa.float64())) for name in columns])
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
-            table: dict[str, list[Any]] = {
-                name: list(cells) for name, cells in zip(columns, zip(*group, strict=True), strict=True)
-            }
-            writer.write_table(pa.table(table, schema))
+            writer.write_table(pa.table(list(map(list, zip(*group, strict=True))), schema=schema))

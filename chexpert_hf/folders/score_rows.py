@@ -1,15 +1,42 @@
-"""Columns and rows of a score table, for radiographs and for studies."""
+"""Columns and rows of a score table, for radiographs and for studies.
 
+A study has the maximum over its views, as in the CheXpert paper.
+Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
+"""
+
+import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from chexpert_hf.folders.score_table import FLAGGED, GATE, GATE_REASON, REFUSED, Cell, GateMode, readable
-from chexpert_hf.folders.studies import STUDY_COLUMNS, study_rows
+from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
     from chexpert_hf.folders.scoring import FileResult
     from chexpert_hf.gate import Verdict
+
+_GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
+
+# As in CheXpert's own Path column; what is in front stays, since two data sets may have a patient00001 each.
+_STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
+
+
+def study_of(path: str) -> str:
+    """The study's folder in a path of CheXpert's layout; any other file is a study of its own, named by its path."""
+    match = _STUDY_PATH.fullmatch(path)
+    return match["study"] if match else path
+
+
+@dataclass
+class _Study:
+    # An array, since there may be a hundred thousand of them.
+    maximum: array = field(default_factory=lambda: array("d"))
+    views: int = 0
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    gate: Cell = None
+    gate_reasons: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -32,30 +59,54 @@ class RowFormat:
 
     def study_columns(self) -> list[str]:
         """The columns of a table with a row per study."""
-        return [*STUDY_COLUMNS, *self._shared_columns()]
+        return ["study", "views", *self._shared_columns()]
 
     def rows(self, results: "Iterable[FileResult]") -> Iterator[list[Cell]]:
         """The rows of radiographs; cells without a value are None."""
         for result in results:
-            probabilities: Sequence[Cell] = [None] * len(self.observations)
-            positives = probabilities
-            if result.prediction is not None:
-                probabilities = list(result.prediction.probabilities.values())
-                positives = list(map(int, result.prediction.positives.values()))
-            row = [readable(str(result.path)), *probabilities, *(positives if self.positives else ())]
-            notes = result.prediction.notes if result.prediction is not None else ()
-            yield [*row, *self._gate_cells(result.gate), " ".join(notes) or None, result.error]
+            prediction = result.prediction
+            scores: list[Cell] = [None] * self._num_scores
+            if prediction is not None:
+                scores = list(prediction.probabilities.values())
+                scores += map(int, prediction.positives.values()) if self.positives else ()
+            note = " ".join(prediction.notes) or None if prediction is not None else None
+            yield [readable(str(result.path)), *scores, *self._gate_cells(result.gate), note, result.error]
 
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
-        """The rows of studies, from the rows of radiographs."""
-        count = len(self.observations)
-        return study_rows(
-            rows, count, num_positives=count if self.positives else 0, has_gate=self.gate is not GateMode.OFF
-        )
+        """The rows of studies from the rows of radiographs, in the order of the studies' first views.
+
+        They have the maximum of each score and call over the views, and the worst of the gate's verdicts.
+        """
+        studies: dict[str, _Study] = {}
+        for path, *cells, note, error in rows:
+            study, view = studies.setdefault(study_of(str(path)), _Study()), re.split(r"[/\\]", str(path))[-1]
+            scores, gate = cast("list[float]", cells[: self._num_scores]), cells[self._num_scores :]
+            if gate:
+                study.gate = max(study.gate, gate[0], key=_GATE_ORDER.index)
+                study.gate_reasons += [f"{view}: {gate[1]}"] if gate[1] is not None else []
+            if note is not None:
+                study.notes.append(f"{view} ({note})")
+            if error is None:
+                study.views += 1
+                study.maximum = array("d", map(max, study.maximum, scores) if study.maximum else scores)
+            else:
+                study.failed.append(f"{view} ({error})")
+        for name, study in studies.items():
+            maxima: list[Cell] = [*study.maximum] or [None] * self._num_scores
+            calls = [None if cell is None else int(cell) for cell in maxima[len(self.observations) :]]
+            gate = [] if self.gate is GateMode.OFF else [study.gate, "; ".join(study.gate_reasons) or None]
+            failed, total = len(study.failed), study.views + len(study.failed)
+            error = f"{failed} of {total} views failed: {'; '.join(study.failed)}" if failed else None
+            note = "; ".join(study.notes) or None
+            yield [name, study.views, *maxima[: len(self.observations)], *calls, *gate, note, error]
+
+    @property
+    def _num_scores(self) -> int:
+        return len(self.observations) * (2 if self.positives else 1)
 
     def _shared_columns(self) -> list[str]:
         positives = [f"{name} positive" for name in self.observations] if self.positives else []
-        gate = [] if self.gate is GateMode.OFF else [GATE, GATE_REASON]
+        gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
         return [*self.observations, *positives, *gate, "note", "error"]
 
     def _gate_cells(self, verdict: "Verdict | None") -> list[Cell]:
@@ -63,8 +114,8 @@ class RowFormat:
             return []
         if verdict is None:
             return [None, None]
-        if not verdict.is_chest_radiograph:
-            state = REFUSED if self.gate is GateMode.REFUSE else FLAGGED
-        else:
+        if verdict.is_chest_radiograph:
             state = "warning" if verdict.warnings else "pass"
+        else:
+            state = "refused" if self.gate is GateMode.REFUSE else "flagged"
         return [state, " ".join(verdict.messages) or None]

@@ -1,4 +1,4 @@
-"""Scores of any number of radiographs as a file: begun, killed, taken up, divided, and in the end the same bytes."""
+"""Scores of any number of radiographs as a file: started, killed, resumed, divided, and in the end the same bytes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +13,7 @@ from PIL import Image
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_output import ScoreOutput, read_rows, write_table
 from chexpert_hf.folders.score_rows import RowFormat
-from chexpert_hf.folders.score_table import (
-    Cell,
-    GateMode,
-    GrowingTable,
-    lines_of,
-    readable,
-    take_up,
-)
+from chexpert_hf.folders.score_table import GateMode, GrowingTable, lines_of, readable, resume_table
 from chexpert_hf.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -29,7 +22,7 @@ from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several parts of a list of files: of its batches the `index`-th, `index + count`-th and so on.
+    """One of several parts of a list of files: the `index`-th, `index + count`-th and so on of its batches.
 
     Whole batches, so that every radiograph is in the batch that it would be in if the list were not divided.
     """
@@ -47,13 +40,8 @@ UNDIVIDED = Shard()
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What a run did.
-
-    Attributes:
-        radiographs: How many it was to score.
-        failed: How many of them have no scores: they could not be read, or the gate refused them.
-        resumed: How many of them were there already, scored or failed.
-        not_radiographs: How many do not look like chest radiographs, as far as the gate was asked.
+    """Numbers of radiographs: all, those without scores (unreadable, or refused by the gate), those that an earlier run
+    had done, and those that do not look like chest radiographs, as far as the gate was asked.
     """
 
     radiographs: int
@@ -63,10 +51,10 @@ class ScoreSummary:
 
 
 class Watcher(Protocol):
-    """Is told how a run goes."""
+    """Receives the progress of a run."""
 
     def begin(self, resumed: int, radiographs: int) -> None:
-        """How many radiographs are there already, and how many there are to be."""
+        """The numbers of radiographs that an earlier run has scored, and of all."""
 
     def tick(self, result: FileResult) -> None:
         """A result, when it is written."""
@@ -85,17 +73,17 @@ def score_to_file(
     """Scores files and writes their rows as they come, in the order of the files.
 
     A run that was interrupted and is resumed leaves the same bytes as one that was not. To resume, the observations,
-    the batch size, the shard, what a row is, the paths in the rows, and the model must be the same; the model is told
-    by its scores of a test pattern. A batch that was not finished is scored again.
+    the batch size, the shard, the kind of row, the paths in the rows, and the model must be the same; the model is
+    identified by its scores of a test pattern. A batch that was not finished is scored again.
 
     Args:
         classifier: The model.
         files: All of them, whatever the shard.
-        output: Where to.
-        batch_size: Radiographs that go through the network at once, if there are as many.
+        output: The output file.
+        batch_size: Radiographs in a forward pass, if there are as many.
         shard: The part of the files to score.
-        models: Their names, for the record.
-        watcher: Is told how it goes.
+        models: Names of the models, for the record.
+        watcher: Receives the progress.
 
     Raises:
         InputError: If the output cannot be resumed or written.
@@ -103,13 +91,11 @@ def score_to_file(
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
     names = shard.of(files, batch_size)
-    output.begin(record)
-    if finished := output.finished():
+    if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives)
-    columns = rows.columns()
-    lines = lines_of(output.growing, columns)
-    kept = take_up(output.growing, lines, names, batch_size)
+    lines = lines_of(output.growing, rows.columns())
+    kept = resume_table(output.growing, lines, names, batch_size)
     if watcher:
         watcher.begin(kept.rows, len(names))
     failed, not_radiographs = kept.failed, kept.not_radiographs
@@ -124,12 +110,13 @@ def score_to_file(
             if watcher:
                 for result in batch:
                     watcher.tick(result)
-        table.sync()
     summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
     if output.is_made_at_the_end:
-        views: Iterator[Sequence[Cell]] = read_rows(output.growing, columns)
-        by_study = (rows.study_columns(), rows.study_rows(views))
-        write_table(output.path, *by_study if output.by_study else (columns, views))
+        views = read_rows(output.growing, rows.columns())
+        if output.by_study:
+            write_table(output.path, rows.study_columns(), rows.study_rows(views))
+        else:
+            write_table(output.path, rows.columns(), views)
         output.finish(record, {**asdict(summary), "paths": _digest(names)})
     return summary
 
@@ -149,13 +136,7 @@ def score_with_overlays(
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
-    Args:
-        classifier: The model.
-        files: To be scored, in order.
-        overlays: Folder for them; none are made if None.
-        common: The folder that all files are in, whose layout the overlays' folder has.
-        batch_size: Radiographs that go through the network at once.
-        gate: As for `score_files`.
+    Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`.
 
     Raises:
         InputError: If overlays cannot be written.
@@ -172,7 +153,6 @@ def score_with_overlays(
         except OSError as error:
             raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error
         else:
-            # They are on disk: nobody needs the maps any more.
             yield replace(result, prediction=replace(result.prediction, saliency=None))
 
 
@@ -206,8 +186,8 @@ def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[Radiog
             f"{output.path} is complete, and of other radiographs than these; choose another output, or score again "
             "with --overwrite."
         )
-    number, failed = finished["radiographs"], finished["failed"]
-    return ScoreSummary(number, failed, resumed=number, not_radiographs=finished.get("not_radiographs", 0))
+    counts = {name: count for name, count in finished.items() if name != "paths"}
+    return ScoreSummary(**counts | {"resumed": finished["radiographs"]})
 
 
 def _digest(names: Iterable[RadiographFile]) -> str:

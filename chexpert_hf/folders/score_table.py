@@ -1,28 +1,30 @@
-"""Tables of scores that grow, a batch of rows at a time, and are taken up again after a kill: CSV and JSON Lines."""
+"""Tables of scores that grow, a batch of rows at a time, and are resumed after a kill: CSV and JSON Lines."""
 
 import csv
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from chexpert_hf.errors import InputError
 
 DECIMALS = 6
 
+SYNC_SECONDS = 10
+"""The work that a power failure may cost; after a kill nothing is lost."""
+
 Cell: TypeAlias = str | int | float | None
 
-GATE, GATE_REASON = "gate", "gate_reason"
-"""Columns of the gate's verdict."""
-
-FLAGGED, REFUSED = NOT_RADIOGRAPH = ("flagged", "refused")
+NOT_RADIOGRAPH = ("flagged", "refused")
 """Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+"""First characters that make a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
 
 
 class GateMode(str, Enum):
@@ -31,29 +33,6 @@ class GateMode(str, Enum):
     FLAG = "flag"
     REFUSE = "refuse"
     OFF = "off"
-
-
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
-"""What makes a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
-
-_SYNC_SECONDS = 10  # what a power failure may cost; after a kill nothing is lost
-
-
-class Lines(Protocol):
-    """How rows become text, and the text of a row tells whose it is."""
-
-    @property
-    def columns(self) -> Sequence[str]: ...
-
-    def header(self) -> bytes: ...
-
-    def line(self, cells: Sequence[Cell]) -> bytes: ...
-
-    def is_whole(self, line: bytes) -> bool: ...
-
-    def cells(self, line: bytes) -> list[Cell]: ...
-
-    def name(self, text: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -109,8 +88,12 @@ class JsonLines:
         return text
 
 
+Lines: TypeAlias = CsvLines | JsonLines
+"""A text format of rows."""
+
+
 def lines_of(path: Path, columns: Sequence[str]) -> Lines:
-    """How rows are written to a file of text, by its suffix."""
+    """The format of a text file, by its suffix."""
     return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
 
 
@@ -123,21 +106,19 @@ def readable(text: str) -> str:
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Rows of an earlier run that are kept, and how many of them are errors and no chest radiographs."""
+class KeptRows(NamedTuple):
+    """Rows of an earlier run that are kept; how many of them are errors, and how many no chest radiographs."""
 
     rows: int = 0
     failed: int = 0
     not_radiographs: int = 0
 
 
-class GrowingTable:
-    """A file of rows that is appended to, a batch at a time, and whose last line may have been cut off by a kill.
+class GrowingTable(AbstractContextManager["GrowingTable"]):
+    """A CSV or JSON Lines file to which rows are appended, a batch at a time.
 
-    Args:
-        path: A CSV or JSON Lines file; what is there is kept.
-        lines: How rows are written.
+    Raises:
+        InputError: If it cannot be written, here and in every method.
     """
 
     def __init__(self, path: Path, lines: Lines) -> None:
@@ -149,65 +130,45 @@ class GrowingTable:
                 self._stream.write(lines.header())
         self._synced = time.monotonic()
 
-    def __enter__(self) -> "GrowingTable":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with writing(self._path):
-            self._stream.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with writing(self._path), self._stream:
+            if kind is None:
+                os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Writes rows, so that they are there even if the process is killed.
-
-        Raises:
-            InputError: If they cannot be written.
-        """
+        """Writes rows, so that they are there even if the process is killed."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Waits until everything is on the disk, where it outlives a power failure.
-
-        Raises:
-            InputError: If it cannot be written.
-        """
-        with writing(self._path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        self._synced = time.monotonic()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._stream.fileno())
+                self._synced = time.monotonic()
 
 
-def take_up(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> Kept:
-    """Cuts a table that an earlier run left to its whole batches, if it isn't complete.
+def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> KeptRows:
+    """Cuts the table of an earlier run to its whole batches, if it isn't complete; its last line may be cut off.
 
-    Args:
-        path: The table; nothing is kept if there is none.
-        lines: How its rows are written.
-        names: `str` of each is what its row must begin with, in this order.
-        batch_size: Rows of a batch.
+    Its rows must begin with the `str` of each of `names`, in this order.
 
     Raises:
         InputError: If its header or its rows are others; the file stays as it is.
     """
     if not path.exists():
-        return Kept()
+        return KeptRows()
     with writing(path), path.open("r+b") as stream:
         header = stream.read(len(lines.header()))
         if not lines.header().startswith(header):
             raise InputError(f"{path} has other columns than this run would write; choose another output.")
-        end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written anew
-        kept, failed, not_radiographs = Kept(), 0, 0
-        gate = lines.columns.index(GATE) if GATE in lines.columns else None
+        end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written again
+        kept, failed, not_radiographs = KeptRows(), 0, 0
+        gate = lines.columns.index("gate") if "gate" in lines.columns else None
         for count, row in enumerate(_whole_rows(stream, lines), start=1):
             cells = _checked_row(path, lines, row, count, names)
             failed += cells[-1] is not None
             not_radiographs += gate is not None and cells[gate] in NOT_RADIOGRAPH
             end += len(row)
             if count % batch_size == 0 or count == len(names):
-                kept, kept_end = Kept(count, failed, not_radiographs), end
+                kept, kept_end = KeptRows(count, failed, not_radiographs), end
         stream.truncate(kept_end)
     return kept
 
@@ -230,8 +191,8 @@ def _checked_row(path: Path, lines: Lines, row: bytes, number: int, names: Seque
     expected = lines.name(readable(str(names[number - 1]))) if number <= len(names) else "no more rows"
     if name != expected:
         raise InputError(
-            f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those that it "
-            "was begun with. Choose another output, or score again with --overwrite."
+            f"{path} row {number} is {name!s:.200}, expected {expected:.200}: the radiographs are not those of the run "
+            "that wrote it. Choose another output, or score again with --overwrite."
         )
     return cells
 
@@ -240,13 +201,13 @@ def _csv_cell(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.{DECIMALS}f}"
     text = "" if cell is None else str(cell)
-    # By hand, since which line breaks csv.writer quotes depends on the version of Python.
+    # Not by csv.writer: which line breaks it quotes depends on the version of Python.
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the operating system says into one line: the disk is full, the folder may not be written."""
+    """Turns an OSError into one line: the disk is full, the folder may not be written."""
     try:
         yield
     except OSError as error:

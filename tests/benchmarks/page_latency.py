@@ -18,9 +18,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from chexpert_hf.app.page.html import figures_line
 from chexpert_hf.app.page.model_facts import facts_of
-from chexpert_hf.app.page.reading import bytes_of, encode, read_study, score, shown_image
+from chexpert_hf.app.page.reading import bytes_of, decode, encode, read_study, score, shown_image
 from chexpert_hf.app.page.result import result_html
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -95,22 +94,22 @@ def in_browser(address: str, radiographs: list[Path], count: int) -> list[float]
 def on_server(model: str, runtime: str, radiographs: list[Path]) -> dict[str, float]:
     """Median milliseconds of each step of the handler, alone in this process."""
     classifier = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision="auto")
-    line = figures_line(facts_of(classifier).figures)
+    facts = facts_of(classifier)
     steps: dict[str, list[float]] = {}
     for number in range(WARM_UP + 20):
         path = radiographs[number % len(radiographs)]
         marks = [time.perf_counter()]
         data = bytes_of(path)
-        score(classifier, data, is_gated=True)
+        source = decode(classifier, data)
+        score(classifier, source, is_gated=True)
         marks.append(time.perf_counter())
-        shown = shown_image(data)
+        shown = shown_image(source)
         marks.append(time.perf_counter())
         encode(shown)
         marks.append(time.perf_counter())
-        study, _ = read_study(classifier, [path])
-        assert study is not None
+        study = read_study(classifier, [path])
         marks.append(time.perf_counter())
-        result_html(study, classifier.operating_points, line, is_study=False)
+        result_html(study, facts, classifier.operating_points)
         marks.append(time.perf_counter())
         if number >= WARM_UP:
             names = ("gate, scores and maps", "image to show", "its JPEG", "all of these at once", "HTML")

@@ -13,9 +13,9 @@ from PIL import Image
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
+from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_run import Shard, score_to_file
 from chexpert_hf.folders.score_table import GateMode
-from chexpert_hf.folders.studies import study_rows
 from chexpert_hf.gate import Verdict
 
 REASON = "This does not look like a chest radiograph: it is white."
@@ -200,7 +200,8 @@ def test_a_call_is_positive_if_any_view_is_and_the_gate_says_the_worst():
         ["gone.png", None, None, None, None, None, None, None, "why"],
     ]
     notes, failures = "a.png (window ignored)", "1 of 3 views failed: c.png (damaged)"
-    assert list(study_rows(views, 2, num_positives=2, has_gate=True)) == [
+    rows = RowFormat(("Edema", "Fracture"), GateMode.FLAG, positives=True).study_rows(views)
+    assert list(rows) == [
         [study, 2, 0.3, 0.9, 1, 1, "warning", "b.png: turned", notes, failures],
         ["gone.png", 0, None, None, None, None, None, None, None, "1 of 1 views failed: gone.png (why)"],
     ]

@@ -21,9 +21,9 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import maximum_per_study
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
+from chexpert_hf.folders.score_rows import RowFormat, study_of
 from chexpert_hf.folders.score_run import Shard, Watcher, score_to_file
 from chexpert_hf.folders.scoring import FileResult
-from chexpert_hf.folders.studies import study_of, study_rows
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import RadiographError
 from tests.radiographs.test_dicom import FILM, make_dicom
@@ -173,16 +173,14 @@ def test_a_folder_that_has_grown_at_its_end_is_gone_on_with(classifier, files, t
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_batches_stay_where_they_are_in_the_list(classifier, files, tmp_path, monkeypatch):
+def test_batches_stay_where_they_are_in_the_list(classifier, files, tmp_path):
     """Equality by construction: whatever came before, a row goes through the network in the same batch and place."""
     batches = []
-    predict = classifier._predict_batch
 
-    def record(images, saliency):
-        batches.append([image.gray[0].numpy().tobytes() for image in images])
-        return predict(images, saliency)
+    def record(_, arguments):
+        batches.append([image.numpy().tobytes() for image in arguments[0]])
 
-    monkeypatch.setattr(classifier, "_predict_batch", record)
+    classifier.model.register_forward_pre_hook(record)
     run(classifier, files, tmp_path / "whole.csv")
     whole, batches[:] = batches[1:], []  # the first is that of the test pattern
     with pytest.raises(KilledError, match=r"^$"):
@@ -197,10 +195,9 @@ def test_batches_stay_where_they_are_in_the_list(classifier, files, tmp_path, mo
     assert batches[1:] == whole[1::3]
 
 
-def test_one_radiograph_is_not_filled_up_to_a_batch(classifier, files, tmp_path, monkeypatch):
+def test_one_radiograph_is_not_filled_up_to_a_batch(classifier, files, tmp_path):
     sizes = []
-    predict = classifier._predict_batch
-    monkeypatch.setattr(classifier, "_predict_batch", lambda *a: sizes.append(len(a[0])) or predict(*a))
+    classifier.model.register_forward_hook(lambda _, __, output: sizes.append(len(output.logits)))
     run(classifier, files[1:2], tmp_path / "a.csv")
     assert sizes == [1, 1]
 
@@ -253,7 +250,7 @@ def test_studies_whose_views_lie_apart_or_have_all_failed():
         [f"{first}/b.png", 0.3, 0.1, "slope 0", None],
         [f"{second}/b.png", None, None, None, "that"],
     ]
-    assert list(study_rows(views, 2)) == [
+    assert list(RowFormat(("Edema", "Fracture")).study_rows(views)) == [
         [first, 2, 0.3, 0.9, "a.png (no window); b.png (slope 0)", None],
         [second, 0, None, None, None, "2 of 2 views failed: a.png (why); b.png (that)"],
         ["b.png", 1, 0.5, 0.5, None, None],

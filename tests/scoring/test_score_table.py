@@ -12,7 +12,7 @@ import pytest
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders import score_table
 from chexpert_hf.folders.score_output import read_rows, write_table
-from chexpert_hf.folders.score_table import CsvLines, GrowingTable, JsonLines, Kept, readable, take_up
+from chexpert_hf.folders.score_table import CsvLines, GrowingTable, JsonLines, KeptRows, readable, resume_table
 
 COLUMNS = ["path", "Edema", "Fracture", "error"]
 AWKWARD = [
@@ -88,7 +88,7 @@ def test_rows_outlive_a_kill_at_once_and_a_power_failure_after_a_while(tmp_path,
         size = path.stat().st_size
         assert size == len(lines.header() + b"".join(map(lines.line, ROWS[:2])))
         assert synced == []
-        monkeypatch.setattr(score_table, "_SYNC_SECONDS", -1)
+        monkeypatch.setattr(score_table, "SYNC_SECONDS", -1)
         table.append([])
         assert synced == [size]
 
@@ -135,7 +135,7 @@ def test_cut_off_at_any_byte_a_table_goes_on_as_if_nothing_had_been(table, lines
     names = [row[0] for row in ROWS]
     for length in range(len(whole) + 1):
         table.write_bytes(whole[:length])
-        kept = take_up(table, lines, names, batch_size=2)
+        kept = resume_table(table, lines, names, batch_size=2)
         done = sum(
             len(b"".join(map(lines.line, ROWS[:count]))) <= length - len(lines.header()) for count in range(1, 12)
         )
@@ -148,25 +148,25 @@ def test_cut_off_at_any_byte_a_table_goes_on_as_if_nothing_had_been(table, lines
 def test_zeros_that_a_power_failure_left_are_cut_off(table, lines):
     whole = table.read_bytes()
     table.write_bytes(whole[:-60] + bytes(4096) + b"\n" + bytes(10))
-    kept = take_up(table, lines, [row[0] for row in ROWS], batch_size=1)
+    kept = resume_table(table, lines, [row[0] for row in ROWS], batch_size=1)
     write(table, lines, ROWS[kept.rows :])
     assert table.read_bytes() == whole
 
 
 def test_nothing_is_kept_of_a_table_that_is_not_there(tmp_path, lines):
-    assert take_up(tmp_path / "none", lines, ["a.png"], batch_size=2) == Kept(0, 0)
+    assert resume_table(tmp_path / "none", lines, ["a.png"], batch_size=2) == KeptRows(0, 0)
 
 
 def test_a_table_of_other_files_or_columns_is_refused_and_left_as_it_is(table, lines):
     whole = table.read_bytes()
     names = [row[0] for row in ROWS]
     with pytest.raises(InputError, match=r"row 3 is two\nlines.png, expected new.png"):
-        take_up(table, lines, [*names[:2], "new.png", *names[2:]], batch_size=2)
+        resume_table(table, lines, [*names[:2], "new.png", *names[2:]], batch_size=2)
     with pytest.raises(InputError, match=r"row 11 is last.png, expected no more rows"):
-        take_up(table, lines, names[:-1], batch_size=2)
+        resume_table(table, lines, names[:-1], batch_size=2)
     other = type(lines)(["path", "Cardiomegaly", "Fracture", "error"])
     with pytest.raises(InputError, match=r"other columns|row 1 cannot be read"):
-        take_up(table, other, names, batch_size=2)
+        resume_table(table, other, names, batch_size=2)
     assert table.read_bytes() == whole
 
 
@@ -174,7 +174,7 @@ def test_a_row_that_makes_no_sense_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("[1, 2]\n")
     with pytest.raises(InputError, match="row 1 cannot be read"):
-        take_up(path, JsonLines(COLUMNS), ["a.png"], batch_size=2)
+        resume_table(path, JsonLines(COLUMNS), ["a.png"], batch_size=2)
 
 
 def test_a_full_disk_is_one_line():

@@ -76,12 +76,9 @@ def test_a_row_has_the_same_bits_alone_and_among_others(folder, classifier):
     assert scores(score_files(classifier, files[4:5], batch_size=4)).items() <= whole.items()
 
 
-def test_every_forward_has_full_batches(folder, classifier, monkeypatch):
+def test_every_forward_has_full_batches(folder, classifier):
     sizes = []
-    predict = classifier._predict_batch
-    monkeypatch.setattr(
-        classifier, "_predict_batch", lambda images, *rest: sizes.append(len(images)) or predict(images, *rest)
-    )
+    classifier.model.register_forward_hook(lambda _, __, output: sizes.append(len(output.logits)))
     assert len(list(score_files(classifier, find_radiographs([folder]).files, batch_size=3))) == 7
     assert sizes == [3, 3, 3]
 
@@ -209,7 +206,7 @@ def test_as_many_images_are_alive_for_many_files_as_for_few(folder, classifier, 
     files = find_radiographs([folder]).files
     for times in (2, 20):
         most = 0
-        count = sum(1 for _ in score_files(classifier, files * times, batch_size=3, threads=2))
+        count = sum(1 for _ in score_files(classifier, files * times, batch_size=3))
         assert count == 7 * times
         peaks.append(most)
         gc.collect()
@@ -219,17 +216,17 @@ def test_as_many_images_are_alive_for_many_files_as_for_few(folder, classifier, 
 
 
 def test_to_stop_early_ends_the_threads(folder, classifier, radiograph_threads):
-    results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2)
+    results = score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2)
     assert next(results).error is None
     assert radiograph_threads()  # one or two: the pool starts a thread only if none is idle
     results.close()
     assert radiograph_threads() == []
 
 
-def test_threads_end_when_the_network_fails(folder, classifier, monkeypatch, radiograph_threads):
-    monkeypatch.setattr(classifier, "_predict_batch", lambda *rest: 1 / 0)
+def test_threads_end_when_the_network_fails(folder, classifier, radiograph_threads):
+    classifier.model.register_forward_hook(lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="division") as caught:
-        list(score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2, threads=2))
+        list(score_files(classifier, find_radiographs([folder]).files * 20, batch_size=2))
     assert radiograph_threads() == []
     assert caught.tb  # which holds the frames, so that nothing was closed for want of a reference
 
@@ -299,7 +296,7 @@ def test_a_radiograph_error_is_a_result_and_no_end(classifier, monkeypatch, fold
 
 def test_between_the_batches_of_a_network_on_a_cpu_a_wave_is_read_and_nothing_while_it_computes():
     begun = []
-    waves = read_in_waves(lambda item: begun.append(item) or -item, range(7), threads=2, wave=3)
+    waves = read_in_waves(lambda item: begun.append(item) or -item, range(7), wave=3)
     assert next(waves) == 0
     assert sorted(begun) == [0, 1, 2]
     assert [next(waves), next(waves)] == [-1, -2]
@@ -310,7 +307,7 @@ def test_between_the_batches_of_a_network_on_a_cpu_a_wave_is_read_and_nothing_wh
 def test_a_gpu_is_read_for_while_it_computes(classifier, monkeypatch):
     monkeypatch.setattr(classifier.runtime, "is_on_cpu", False)
     begun = []
-    ahead = read_for(classifier, lambda item: begun.append(item) or item, range(40), threads=1, batch_size=8)
+    ahead = read_for(classifier, lambda item: begun.append(item) or item, range(40), batch_size=8)
     next(ahead)
     next(ahead)
     assert len(begun) > 1
@@ -320,5 +317,5 @@ def test_a_gpu_is_read_for_while_it_computes(classifier, monkeypatch):
 def test_readers_leave_the_networks_threads_alone():
     """Torch in a reader must not start helpers, and what is said in the reader must not reach the network's thread."""
     before = torch.get_num_threads()
-    assert set(read_in_waves(lambda _: torch.get_num_threads(), range(4), threads=2, wave=4)) == {1}
+    assert set(read_in_waves(lambda _: torch.get_num_threads(), range(4), wave=4)) == {1}
     assert torch.get_num_threads() == before

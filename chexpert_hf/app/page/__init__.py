@@ -1,7 +1,5 @@
-"""The page: a module per tab, and apart from them what they show.
+"""The page: `tabs` and `batch_tab` lay it out with `panel` and `uploads`; all other modules know nothing of Gradio.
 
-Pure, from values to text: `reading` (scores and maps of radiographs), `result` (what the viewer shows), `html`, `text`,
-`activations`, `model_facts`, `report`, `batch`. Wiring, the only modules that import Gradio: `uploads`, `panel`,
-`single_tab`, `study_tab`, `batch_tab`. What runs in the browser is in `assets`: maps are drawn and laid over the
-radiograph there, so that another observation, opacity or zoom asks the server for nothing.
+The scripts in `assets` draw the maps and lay them over the radiograph in the browser, so that another observation,
+opacity or zoom needs no request.
 """

@@ -8,24 +8,18 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from chexpert_hf.app.page.html import render, shown_first
 from chexpert_hf.app.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
-from chexpert_hf.app.page.reading import (
-    NO_FINDING,
-    ExpiredError,
-    RefusedError,
-    bytes_of,
-    decode_once,
-    encode,
-    score,
-    shown_image,
-)
-from chexpert_hf.app.page.text import EXPIRED
+from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
+from chexpert_hf.app.page.text import DISCLAIMER
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
-from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile
+from chexpert_hf.folders.scoring import FileResult
+from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import radiographs_in
 from chexpert_hf.radiographs.kinds import is_system_file
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -38,48 +32,29 @@ _MAX_STEM = 60
 _OPACITY = 0.5
 
 
-@dataclass(frozen=True)
-class Item:
-    """A radiograph to score, and what the visitor calls it."""
-
-    name: str
-    file: RadiographFile
-
-
 @dataclass(frozen=True, eq=False)
-class Row:
-    """What came of one radiograph.
+class ListedFile(FileResult):
+    """A radiograph of a visitor's list with the visitor's name for it, and its result once there is one."""
 
-    Attributes:
-        item: The radiograph.
-        prediction: With maps; None if there are no scores.
-        error: Why there are none.
-        is_refused: Whether the gate is why.
-        warnings: Notes on the file, and warnings of the gate.
-    """
+    name: str = ""
 
-    item: Item
-    prediction: Prediction | None = None
-    error: str | None = None
-    is_refused: bool = False
-    warnings: tuple[str, ...] = ()
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Notes on the file, and warnings of the gate."""
+        return (*(self.prediction.notes if self.prediction else ()), *(self.gate.warnings if self.gate else ()))
 
 
-def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
-    """The radiographs in uploads, those in archives one by one.
-
-    Args:
-        uploads: Names and paths; files of the operating system and DICOM files without an image are skipped.
-        found: Counts what is skipped.
+def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
+    """The radiographs in uploads (names and paths), those in archives one by one; `found` counts what is skipped.
 
     Raises:
         InputError: If there are more than `MAX_FILES`, or none.
         ExpiredError: If one has been deleted.
     """
     if not all(path.exists() for _, path in uploads):
-        raise ExpiredError(EXPIRED)
+        raise ExpiredError
     items = [
-        Item(f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name, file)
+        ListedFile(file, name=f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name)
         for name, path in uploads
         if not is_system_file(name)
         for file in radiographs_in(str(path), found)
@@ -94,33 +69,43 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     return items
 
 
-def score_items(classifier: CheXpertClassifier, items: Sequence[Item], *, is_gated: bool) -> Iterator[Row]:
-    """Scores radiographs in order, a few side by side; what is not asked for any more is not scored."""
+def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, is_gated: bool) -> Iterator[ListedFile]:
+    """Scores radiographs in order, a few side by side; closing the iterator drops those that have not begun."""
     with ThreadPoolExecutor(BATCH_WORKERS) as pool:
-        # Closing this closes `map`, which takes back what has not begun.
-        yield from pool.map(lambda item: score_item(classifier, item, is_gated=is_gated), items)
+        yield from pool.map(partial(score_item, classifier, is_gated=is_gated), items)
 
 
-def score_item(classifier: CheXpertClassifier, item: Item, *, is_gated: bool) -> Row:
-    """Scores one radiograph; what cannot be read is a row with an error."""
+def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
+    """Scores one radiograph; a file that cannot be read gets an error."""
     try:
-        data = bytes_of(item.file)
-        prediction = score(classifier, data, is_gated=is_gated, decoded=decode_once(classifier, data))
+        prediction = score(classifier, decode(classifier, bytes_of(item.path)), is_gated=is_gated)
     except RefusedError as refusal:
-        return Row(item, error=str(refusal), is_refused=True, warnings=refusal.verdict.warnings)
+        return replace(item, error=str(refusal), gate=refusal.verdict)
     except RadiographError as error:
-        return Row(item, error=str(error))
-    warnings = prediction.gate.warnings if prediction.gate else ()
-    return Row(item, prediction, warnings=(*prediction.notes, *warnings))
+        return replace(item, error=str(error))
+    return replace(item, prediction=prediction, gate=prediction.gate)
 
 
-def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:
+def progress_html(done: int, total: int, what: str) -> str:
+    """A progress bar."""
+    return render("progress.html", done=done, total=total, what=what)
+
+
+def table_html(rows: Sequence[ListedFile], operating_points: Mapping[str, float], notes: Sequence[str] = ()) -> str:
+    """A row per radiograph in upload order, with scores or the reason why it has none, and notes on other files.
+
+    `assets/table.js` sorts it.
+    """
+    return render("table.html", rows=rows, operating_points=operating_points, notes=notes)
+
+
+def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
     """The table as CSV: file, a probability for each observation, warnings, error. Safe to open in a spreadsheet."""
     lines = CsvLines(["file", *observations, "warnings", "error"])
     return lines.header() + b"".join(
         lines.line(
             [
-                readable(row.item.name),
+                readable(row.name),
                 *(row.prediction.probabilities[name] if row.prediction else None for name in observations),
                 " ".join(row.warnings) or None,
                 row.error,
@@ -130,13 +115,9 @@ def csv_of(rows: Sequence[Row], observations: Sequence[str]) -> bytes:
     )
 
 
-def write_overlays(path: Path, rows: Sequence[Row]) -> Iterator[int]:
-    """Writes a ZIP archive of overlays: of each radiograph the observations at or above their operating points, and
-    always the most probable one.
-
-    Args:
-        path: Of the archive.
-        rows: Scored ones and others, which are left out.
+def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
+    """Writes a ZIP archive with, for each scored row, overlays of the observations at or above their operating points,
+    and always of the most probable one.
 
     Yields:
         How many rows are done. At `MAX_OVERLAYS_BYTES` it stops; `README.txt` in the archive says what is missing.
@@ -144,42 +125,33 @@ def write_overlays(path: Path, rows: Sequence[Row]) -> Iterator[int]:
     missing = []
     with path.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for number, row in enumerate(rows, start=1):
-            if row.prediction is not None:
-                if stream.tell() > MAX_OVERLAYS_BYTES:
-                    missing.append(f"{number:04d}: the archive has reached its largest size")
-                else:
-                    missing += _add_overlays(archive, row, number)
+            if row.prediction is None:
+                reason = row.error
+            elif stream.tell() > MAX_OVERLAYS_BYTES:
+                reason = "the archive has reached its largest size"
+            else:
+                reason = _add_overlays(archive, f"{number:04d}", row, row.prediction)
+            missing += [f"{number:04d}: {reason}"] if reason else []
             yield number
-        archive.writestr("README.txt", _readme(rows, missing))
+        lines = (
+            f"Overlays of chexpert-hf. {DISCLAIMER}",
+            "A folder for each row of the table, by its number; in it the observations at or above their operating",
+            "points, and the most probable one.",
+            *missing,
+        )
+        archive.writestr("README.txt", "\n".join(lines) + "\n")
 
 
-def _add_overlays(archive: zipfile.ZipFile, row: Row, number: int) -> list[str]:
-    if row.prediction is None:
-        return []
+def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
+    """Adds the overlays of one radiograph, or says why it cannot be read any more."""
     try:
-        image = shown_image(bytes_of(row.item.file))
+        image = shown_image(bytes_of(item.path))
     except RadiographError as error:
-        return [f"{number:04d}: {error}"]
-    maps = row.prediction.maps.at_size(image.size)
-    stem = _UNSAFE.sub("_", Path(row.item.name).stem)[-_MAX_STEM:]
-    for name in _shown(row.prediction.probabilities, row.prediction.positives):
-        file_name = f"{number:04d}_{stem}/{_UNSAFE.sub('_', name)}.jpg"
-        archive.writestr(file_name, encode(overlay(image, maps[name], _OPACITY)))
-    return []
-
-
-def _shown(probabilities: Mapping[str, float], positives: Mapping[str, bool]) -> list[str]:
-    placed = [name for name in probabilities if name != NO_FINDING] or list(probabilities)
-    top = max(placed, key=probabilities.__getitem__)
-    return [name for name in placed if positives[name] or name == top]
-
-
-def _readme(rows: Sequence[Row], missing: Sequence[str]) -> str:
-    lines = [
-        "Overlays of chexpert-hf. Research software, not a medical device: not for diagnosis.",
-        "A folder for each row of the table, by its number; in it the observations at or above their operating points,",
-        "and the most probable one.",
-        *(f"{number:04d}: {row.error}" for number, row in enumerate(rows, start=1) if row.error is not None),
-        *missing,
-    ]
-    return "\n".join(lines) + "\n"
+        return str(error)
+    maps = prediction.maps.at_size(image.size)
+    folder = f"{number}_{_UNSAFE.sub('_', Path(item.name).stem)[-_MAX_STEM:]}"
+    first, *others = shown_first(prediction.probabilities)
+    above = [name for name in others if prediction.positives[name]]
+    for name in (name for name in prediction.probabilities if name in (first, *above)):
+        archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay(image, maps[name], _OPACITY)))
+    return None

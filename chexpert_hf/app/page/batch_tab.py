@@ -5,15 +5,21 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import Row, csv_of, find_items, score_items, write_overlays
-from chexpert_hf.app.page.batch_html import progress_html, table_html
-from chexpert_hf.app.page.html import error_html
+from chexpert_hf.app.page.batch import (
+    ListedFile,
+    csv_of,
+    find_items,
+    progress_html,
+    score_items,
+    table_html,
+    write_overlays,
+)
+from chexpert_hf.app.page.html import delivery_html, error_html
 from chexpert_hf.app.page.limits import MAX_FILES, PROGRESS_SECONDS, SESSION_SECONDS
-from chexpert_hf.app.page.panel import PRIVATE, Panel, Updates, delivery_html
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
 from chexpert_hf.app.page.style import DELIVERY_JS, TABLE_JS
 from chexpert_hf.app.page.text import EXPIRED, FORMATS
 from chexpert_hf.app.page.uploads import Upload, upload_field
@@ -25,30 +31,24 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 def build_batch_tab(
     classifier: CheXpertClassifier, tabs: gr.Tabs, single: Panel, single_id: str, *, has_gate: bool
 ) -> None:
-    """Lays out and connects the tab.
-
-    Args:
-        classifier: The model.
-        tabs: Among which the tab for one radiograph is opened for a row of the table.
-        single: The panel in it.
-        single_id: Its id.
-        has_gate: Whether the model can refuse images.
-    """
-    plain: dict[str, Any] = {"apply_default_css": False}
+    """Lays out and connects the tab; a row of its table opens in the panel `single` of the tab `single_id`."""
     rows = gr.State((), time_to_live=SESSION_SECONDS)
     files = upload_field("Radiographs and ZIP archives of them", "batch-files")
-    gr.HTML(f'<p class="formats">{MAX_FILES:,} radiographs at most. {FORMATS}</p>', **plain)
+    gr.HTML(f'<p class="formats">{MAX_FILES:,} radiographs at most. {FORMATS}</p>', **PLAIN)
     is_ungated = gr.Checkbox(
         label="Also score images that do not look like chest radiographs", visible=has_gate, elem_id="batch-ungated"
     )
-    status = gr.HTML(visible=False, elem_id="batch-status", **plain)
+    status = gr.HTML(visible=False, elem_id="batch-status", **PLAIN)
     stop = gr.Button("Stop", visible=False, size="sm", elem_id="batch-stop", elem_classes="stop-button")
     with gr.Row(visible=False, elem_classes="downloads") as downloads:
         csv = gr.Button("Download scores (CSV)", size="sm", elem_id="batch-csv")
         overlays = gr.Button("Prepare overlays (ZIP)", size="sm", elem_id="batch-overlays")
         archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="batch-archive")
-    table = gr.HTML(visible=False, js_on_load=TABLE_JS, elem_id="batch-table", **plain)
-    delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="batch-delivery", **plain)
+    table = gr.HTML(visible=False, js_on_load=TABLE_JS, elem_id="batch-table", **PLAIN)
+    delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="batch-delivery", **PLAIN)
+
+    def show_status(html: str) -> Updates:
+        return {status: gr.HTML(html, visible=bool(html))}
 
     def score_all(uploads: list[Upload], ungated: bool) -> Iterator[Updates]:
         if not uploads:
@@ -57,18 +57,18 @@ def build_batch_tab(
         try:
             items = find_items([(upload.name, upload.path) for upload in uploads], found)
         except InputError as error:
-            yield {files: None, status: gr.HTML(error_html(str(error)), visible=True)}
+            yield {files: None, **show_status(error_html(str(error)))}
             return
         yield {
             files: None,
             rows: (),
-            status: gr.HTML(progress_html(0, len(items), "Scored"), visible=True),
+            **show_status(progress_html(0, len(items), "Scored")),
             stop: gr.Button(visible=True),
             downloads: gr.Row(visible=False),
             archive: gr.DownloadButton(visible=False),
             table: gr.HTML("", visible=False),
         }
-        done: list[Row] = []
+        done: list[ListedFile] = []
         shown_at = time.monotonic()
         for row in score_items(classifier, items, is_gated=not ungated):
             done.append(row)
@@ -76,35 +76,35 @@ def build_batch_tab(
                 shown_at = time.monotonic()
                 # The field in every update: one that an update leaves out Gradio makes anew from its class for the rest
                 # of the visit, and `upload_field` would be lost on it.
-                yield {files: None, rows: tuple(done), status: gr.HTML(progress_html(len(done), len(items), "Scored"))}
+                yield {files: None, rows: tuple(done), **show_status(progress_html(len(done), len(items), "Scored"))}
         yield {files: None, **finished(tuple(done), found.notes())}
 
-    def finished(done: tuple[Row, ...], notes: Sequence[str] = ()) -> Updates:
+    def finished(done: tuple[ListedFile, ...], notes: Sequence[str] = ()) -> Updates:
         html = table_html(done, classifier.operating_points, notes)
         return {
             rows: done,
-            status: gr.HTML("", visible=False),
+            **show_status(""),
             stop: gr.Button(visible=False),
             downloads: gr.Row(visible=bool(done)),
             table: gr.HTML(html, visible=bool(done)),
         }
 
-    def open_row(event: gr.EventData, done: tuple[Row, ...]) -> Updates:
+    def open_row(event: gr.EventData, done: tuple[ListedFile, ...]) -> Updates:
         place = int(event.row)
         if not 0 <= place < len(done):
-            return {status: gr.HTML(error_html(EXPIRED), visible=True)}
+            return show_status(error_html(EXPIRED))
         row = done[place]
         is_gated = row.prediction is None  # what was scored without the gate opens without it
-        return {tabs: gr.Tabs(selected=single_id), **single.show([row.item.file], is_gated=is_gated)}
+        return {tabs: gr.Tabs(selected=single_id), **single.show([row.path], is_gated=is_gated)}
 
-    def deliver_csv(done: tuple[Row, ...]) -> Updates:
+    def deliver_csv(done: tuple[ListedFile, ...]) -> Updates:
         if not done:
-            return {status: gr.HTML(error_html(EXPIRED), visible=True)}
+            return show_status(error_html(EXPIRED))
         return {delivery: delivery_html(csv_of(done, classifier.observations), "scores.csv", "text/csv")}
 
-    def prepare_overlays(done: tuple[Row, ...]) -> Iterator[Updates]:
+    def prepare_overlays(done: tuple[ListedFile, ...]) -> Iterator[Updates]:
         if not done:
-            yield {status: gr.HTML(error_html(EXPIRED), visible=True)}
+            yield show_status(error_html(EXPIRED))
             return
         yield {overlays: gr.Button(interactive=False)}
         # In Gradio's cache, where the file is served from where it is and deleted with the uploads.
@@ -112,34 +112,26 @@ def build_batch_tab(
         cache.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=cache))
         path = folder / "overlays.zip"
-        is_whole = False
         try:
             shown_at = time.monotonic()
             for count in write_overlays(path, done):
                 if time.monotonic() - shown_at > PROGRESS_SECONDS:
                     shown_at = time.monotonic()
-                    yield {status: gr.HTML(progress_html(count, len(done), "Drawn"), visible=True)}
-            is_whole = True
-        finally:
-            if not is_whole:
-                shutil.rmtree(folder)
+                    yield show_status(progress_html(count, len(done), "Drawn"))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
         label = f"Download overlays.zip ({path.stat().st_size / 1_000_000:.1f} MB)"
         yield {
             overlays: gr.Button(interactive=True),
-            status: gr.HTML("", visible=False),
+            **show_status(""),
             archive: gr.DownloadButton(label, value=str(path), visible=True),
         }
 
-    run = files.upload(
-        score_all,
-        [files, is_ungated],
-        [files, rows, status, stop, downloads, archive, table],
-        show_progress="hidden",
-        **PRIVATE,
-    )
-    stop.click(
-        finished, [rows], [rows, status, stop, downloads, table], cancels=[run], show_progress="hidden", **PRIVATE
-    )
+    quiet = {"show_progress": "hidden", **PRIVATE}
+    outputs = [files, rows, status, stop, downloads, archive, table]
+    run = files.upload(score_all, [files, is_ungated], outputs, **quiet)
+    stop.click(finished, [rows], [rows, status, stop, downloads, table], cancels=[run], **quiet)
     table.open(open_row, [rows], [tabs, status, *single.outputs], show_progress_on=[table], **PRIVATE)
-    csv.click(deliver_csv, [rows], [delivery, status], show_progress="hidden", **PRIVATE)
-    overlays.click(prepare_overlays, [rows], [overlays, status, archive], show_progress="hidden", **PRIVATE)
+    csv.click(deliver_csv, [rows], [delivery, status], **quiet)
+    overlays.click(prepare_overlays, [rows], [overlays, status, archive], **quiet)

@@ -5,10 +5,9 @@ after the observation that was planted in it.
 """
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
-from chexpert_hf.app.page.html import clinical_order, data_url
+from chexpert_hf.app.page.html import clinical_order, data_url, render
 from chexpert_hf.app.page.reading import encode
 from chexpert_hf.app.page.text import DRAWINGS_NOTE, RADIOGRAPHS_NOTE
 from chexpert_hf.radiographs.radiograph import read_radiograph
@@ -22,15 +21,10 @@ _THUMBNAIL_SIZE = 176
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Lists the radiographs of a folder, and those of its drawings in which a model finds what was planted.
-
-    Args:
-        folder: The examples.
-        classifier: The model; None for no drawings.
-    """
-    radiographs = tuple(sorted(folder.glob(RADIOGRAPHS)))
+    """Lists the radiographs of a folder, and those of its drawings in which a model finds what was planted."""
+    radiographs = sorted(folder.glob(RADIOGRAPHS))
     if classifier is None:
-        return radiographs
+        return tuple(radiographs)
     drawings = (drawing_of(observation, folder) for observation in clinical_order(classifier.observations))
     found = (path for path in drawings if path.is_file() and finds(classifier, path.stem, path.read_bytes()))
     return (*radiographs, *found)
@@ -42,13 +36,7 @@ def drawing_of(observation: str, folder: Path) -> Path:
 
 
 def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> bool:
-    """Whether a model calls an observation positive in an image that its gate accepts.
-
-    Args:
-        classifier: The model.
-        observation: One that it judges.
-        image: A file's bytes.
-    """
+    """Whether a model calls an observation positive in an image file that its gate accepts."""
     prediction = classifier.predict(image)
     is_accepted = prediction.gate is None or prediction.gate.is_chest_radiograph
     return is_accepted and prediction.positives[observation]
@@ -56,24 +44,14 @@ def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> boo
 
 def examples_html(paths: Sequence[Path]) -> str:
     """Buttons with a small image and a name; each carries its place in `paths`."""
-    buttons = "".join(_button(index, path) for index, path in enumerate(paths))
-    are_drawn = [_is_drawn(path) for path in paths]
+    are_drawn = [path.parent.name == DRAWINGS for path in paths]
+    kinds = ["Drawing:" if is_drawn else "Radiograph" for is_drawn in are_drawn]
+    examples = [(f"{kind} {path.stem}", _thumbnail(path)) for kind, path in zip(kinds, paths, strict=True)]
     notes = [RADIOGRAPHS_NOTE] * (not all(are_drawn)) + [DRAWINGS_NOTE] * any(are_drawn)
-    return (
-        f'<p class="examples-title">Or try an example:</p><div class="examples">{buttons}</div>'
-        f'<p class="examples-note">{escape(" ".join(notes))}</p>'
-    )
+    return render("examples.html", examples=examples, notes=notes)
 
 
-def _is_drawn(path: Path) -> bool:
-    return path.parent.name == DRAWINGS
-
-
-def _button(index: int, path: Path) -> str:
+def _thumbnail(path: Path) -> str:
     image = read_radiograph(path)
     image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    name = f"{'Drawing:' if _is_drawn(path) else 'Radiograph'} {path.stem}"
-    return (
-        f'<button type="button" class="example" data-index="{index}">'
-        f'<img src="{data_url(encode(image), "image/jpeg")}" alt=""><span>{escape(name)}</span></button>'
-    )
+    return data_url(encode(image))

@@ -1,23 +1,11 @@
-"""How much one visitor may ask for at once, and how long the page keeps anything: all bounds of the page.
+"""Limits of the page: how much one visitor may ask for at once, and how long the page keeps anything.
 
-What one file may be is bounded where it is read (`data.radiograph`), and what an archive may become where it is opened
-(`inference.folders.archives`).
+The limits of one file and of an archive are in `radiographs`.
 """
 
-SESSION_SECONDS = 1800
-"""How long scores and images stay in a visitor's session after they were made."""
-
-MAX_VIEWS = 12
-"""Radiographs of one study; the viewer holds all of them."""
-
-MAX_FILES = 1000
-"""Radiographs in one list, those in archives included."""
-
-MAX_OVERLAYS_BYTES = 500_000_000
-"""Size at which an archive of overlays is closed, and says so."""
-
-BATCH_WORKERS = 2
-"""Radiographs of one list that are read and scored at once."""
-
-PROGRESS_SECONDS = 0.4
-"""Between two reports of progress."""
+SESSION_SECONDS = 1800  # for which scores and images stay in a visitor's session after they were made
+MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
+MAX_FILES = 1000  # radiographs in one list, those in archives included
+MAX_OVERLAYS_BYTES = 500_000_000  # size at which an archive of overlays is closed, and says so
+BATCH_WORKERS = 2  # radiographs of one list that are read and scored at once
+PROGRESS_SECONDS = 0.4  # between two reports of progress

@@ -1,14 +1,12 @@
-"""The look of the page and what runs in the browser, from the files in `assets`. Fonts are the system's."""
+"""Style sheets and scripts of the page, from the files in `assets`. Fonts are the system's."""
 
 from pathlib import Path
-
-_ASSETS = Path(__file__).with_name("assets")
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 
 
 def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
+    return (Path(__file__).with_name("assets") / name).read_text(encoding="utf-8")
 
 
 CSS = _asset("page.css")

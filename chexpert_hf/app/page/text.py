@@ -1,4 +1,4 @@
-"""The words of the page: what the observations mean, what a map and a score say.
+"""The texts of the page: the disclaimer, the meaning of the observations and of a map.
 
 Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radiology 246(3):697-722) where it has the
 term, and the labeler of Irvin et al. 2019, arXiv:1901.07031, section 2, for what CheXpert counts under a name.
@@ -9,51 +9,37 @@ from typing import Any
 
 from chexpert_hf.labels import OBSERVATIONS
 
+DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
-
 EXPIRED = "This page was left alone for a while and its radiographs have been deleted; upload them again."
-
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
-
 RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
-
 DRAWINGS_NOTE = "Drawings show no patient; only those are here in which this model finds what was planted."
-
-NO_FIGURES = "No measured figures come with this model."
-
+NO_METRICS = "No measured figures come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
 
-DEFINITIONS: dict[str, str] = dict(
-    zip(
-        OBSERVATIONS,
-        (
-            "None of the other findings is seen; support devices may be there.",
-            "The outline of the heart and mediastinum together is widened.",
-            "The heart is enlarged; on a PA view, wider than half of the chest.",
-            "Part of a lung is whiter than it should be, whatever the reason.",
-            "A nodule or mass in a lung.",
-            "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
-            "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
-            "Infection of the lung, which an image alone can suggest but not prove.",
-            "Part of a lung has lost volume, up to collapse.",
-            "Air between the lung and the chest wall.",
-            "Fluid between the lung and the chest wall.",
-            "A change of the pleura other than fluid or air, such as thickening or scarring.",
-            "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
-            "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
-        ),
-        strict=True,
-    )
+_DEFINITIONS = (
+    "None of the other findings is seen; support devices may be there.",
+    "The outline of the heart and mediastinum together is widened.",
+    "The heart is enlarged; on a PA view, wider than half of the chest.",
+    "Part of a lung is whiter than it should be, whatever the reason.",
+    "A nodule or mass in a lung.",
+    "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
+    "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
+    "Infection of the lung, which an image alone can suggest but not prove.",
+    "Part of a lung has lost volume, up to collapse.",
+    "Air between the lung and the chest wall.",
+    "Fluid between the lung and the chest wall.",
+    "A change of the pleura other than fluid or air, such as thickening or scarring.",
+    "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
+    "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
 )
-"""What each of CheXpert's observations means, in one line."""
+DEFINITIONS = dict(zip(OBSERVATIONS, _DEFINITIONS, strict=True))
+"""The meaning of each of CheXpert's observations, in one line."""
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Whether a model's maps point at findings, in one or two sentences; empty if that was not measured.
-
-    Args:
-        evaluation: As in `CheXpertConfig.map_evaluation`.
-    """
+    """Whether the maps point at findings, by `CheXpertConfig.map_evaluation`; empty if that was not measured."""
     if not evaluation:
         return ""
     hits, constant = (f"{evaluation[name]:.0%}".replace("%", " %") for name in ("hit_rate", "constant_point"))
@@ -67,7 +53,7 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def only_first(name: str, num_others: int) -> str:
-    """Why one of several files was scored, and where to give the others."""
+    """A note that only one of several files was scored, and where to upload the others."""
     others = "1 other file was" if num_others == 1 else f"{num_others:,} other files were"
     return (
         f"This tab scores one image: {name}. {others} not read; give all of them to “Many images”, or to “A study” if "
@@ -76,12 +62,7 @@ def only_first(name: str, num_others: int) -> str:
 
 
 def describe_map(observation: str, peak: float) -> str:
-    """What an observation's map says, in one or two sentences.
-
-    Args:
-        observation: Its name.
-        peak: The map's largest value, in [0, 1], where 1 is the strongest evidence for any observation.
-    """
+    """One sentence on an observation's map, by its peak in [0, 1]: 1 is the strongest evidence for any observation."""
     if peak <= 0:
         return f"The map is empty: no place in this radiograph speaks for {observation}."
     if peak >= 1:

@@ -11,12 +11,7 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a visitor gave.
-
-    Attributes:
-        path: Where it is now.
-        name: As the visitor's machine calls it; it is shown to nobody else.
-    """
+    """An uploaded file: where it is now, and the visitor's name for it, which is shown to nobody else."""
 
     path: Path
     name: str

@@ -11,8 +11,15 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.page import batch
-from chexpert_hf.app.page.batch import Item, Row, csv_of, find_items, score_items, write_overlays
-from chexpert_hf.app.page.batch_html import progress_html, table_html
+from chexpert_hf.app.page.batch import (
+    ListedFile,
+    csv_of,
+    find_items,
+    progress_html,
+    score_items,
+    table_html,
+    write_overlays,
+)
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.saliency import overlay
@@ -21,7 +28,7 @@ from tests.dicom_files import dicom_without_pixels
 
 
 @pytest.fixture
-def items(files: dict[str, Path]) -> list[Item]:
+def items(files: dict[str, Path]) -> list[ListedFile]:
     return find_items(
         [
             ("two.zip", files["two"]),
@@ -34,11 +41,11 @@ def items(files: dict[str, Path]) -> list[Item]:
 
 
 @pytest.fixture
-def rows(classifier: CheXpertClassifier, items: list[Item]) -> list[Row]:
+def rows(classifier: CheXpertClassifier, items: list[ListedFile]) -> list[ListedFile]:
     return list(score_items(classifier, items, is_gated=True))
 
 
-def test_archives_are_opened_and_their_members_named(items: list[Item]) -> None:
+def test_archives_are_opened_and_their_members_named(items: list[ListedFile]) -> None:
     assert [item.name for item in items] == [
         "two.zip/a.png",
         "two.zip/b/<b>.png",
@@ -52,7 +59,7 @@ def test_damaged_archive_is_one_row_with_a_reason(classifier: CheXpertClassifier
     path = tmp_path / "upload.zip"
     path.write_bytes(b"PK\x03\x04 and nothing else")
     (row,) = score_items(classifier, find_items([("mine.zip", path)], Found()), is_gated=True)
-    assert row.item.name == "mine.zip"
+    assert row.name == "mine.zip"
     assert row.error is not None
     assert "\n" not in row.error
 
@@ -88,7 +95,7 @@ def test_too_many_radiographs_are_refused_before_any_is_scored(
 
 
 def test_rows_are_in_order_and_have_the_scores_of_predict(
-    classifier: CheXpertClassifier, rows: list[Row], files: dict[str, Path]
+    classifier: CheXpertClassifier, rows: list[ListedFile], files: dict[str, Path]
 ) -> None:
     for row, name in zip(rows, ("phantom", "other", "warned"), strict=False):
         assert row.prediction is not None
@@ -96,28 +103,28 @@ def test_rows_are_in_order_and_have_the_scores_of_predict(
     assert rows[2].warnings == (WARNING,)
     assert rows[3].error is not None
     assert rows[3].error.startswith("The PNG image is damaged")
-    assert (rows[4].error, rows[4].is_refused, rows[4].prediction) == (REFUSAL, True, None)
+    assert (rows[4].error, rows[4].is_no_radiograph, rows[4].prediction) == (REFUSAL, True, None)
 
 
-def test_refused_images_are_scored_if_asked_to(classifier: CheXpertClassifier, items: list[Item]) -> None:
+def test_refused_images_are_scored_if_asked_to(classifier: CheXpertClassifier, items: list[ListedFile]) -> None:
     assert list(score_items(classifier, items, is_gated=False))[4].prediction is not None
 
 
 def test_rows_that_nobody_waits_for_are_not_scored(
     classifier: CheXpertClassifier, files: dict[str, Path], forward_passes: list[int]
 ) -> None:
-    running = score_items(classifier, [Item("a", files["phantom"])] * 60, is_gated=True)
+    running = score_items(classifier, [ListedFile(files["phantom"], name="a")] * 60, is_gated=True)
     next(running)
     running.close()  # type: ignore[attr-defined]
     assert len(forward_passes) < 40
 
 
-def test_row_keeps_no_image(rows: list[Row]) -> None:
+def test_row_keeps_no_image(rows: list[ListedFile]) -> None:
     maps = rows[0].prediction.maps  # type: ignore[union-attr]
     assert maps.positive.numel() <= len(JUDGED) * 16 * 16
 
 
-def test_csv_has_every_row_and_no_formula(rows: list[Row]) -> None:
+def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
     table = list(csv.DictReader(io.StringIO(csv_of(rows, JUDGED).decode())))
     assert [row["file"] for row in table] == [
         "two.zip/a.png",
@@ -134,7 +141,7 @@ def test_csv_has_every_row_and_no_formula(rows: list[Row]) -> None:
     assert table[2]["warnings"] == WARNING
 
 
-def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[Row]) -> None:
+def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
     html = table_html(rows, classifier.operating_points)
     assert "<b>" not in html.replace("<body>", "")
     assert "two.zip/b/&lt;b&gt;.png" in html
@@ -143,7 +150,7 @@ def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClass
     assert "it is &lt;blank&gt;" in html
 
 
-def test_cells_at_or_above_the_operating_point_are_marked(classifier: CheXpertClassifier, rows: list[Row]) -> None:
+def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
     row = rows[0]
     assert row.prediction is not None
     html = table_html([row], classifier.operating_points)
@@ -151,7 +158,7 @@ def test_cells_at_or_above_the_operating_point_are_marked(classifier: CheXpertCl
 
 
 def test_overlays_are_those_of_predict_and_say_what_is_missing(
-    classifier: CheXpertClassifier, rows: list[Row], files: dict[str, Path], tmp_path: Path
+    classifier: CheXpertClassifier, rows: list[ListedFile], files: dict[str, Path], tmp_path: Path
 ) -> None:
     files["warned"].unlink()
     assert list(write_overlays(tmp_path / "o.zip", rows)) == [1, 2, 3, 4, 5]
@@ -174,7 +181,9 @@ def test_overlays_are_those_of_predict_and_say_what_is_missing(
     assert "not for diagnosis" in readme
 
 
-def test_archive_of_overlays_is_bounded(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_of_overlays_is_bounded(
+    rows: list[ListedFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batch, "MAX_OVERLAYS_BYTES", 1)
     list(write_overlays(tmp_path / "o.zip", rows))
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
@@ -185,7 +194,7 @@ def test_archive_of_overlays_is_bounded(rows: list[Row], tmp_path: Path, monkeyp
 def test_names_in_archives_of_overlays_stay_below_them(
     classifier: CheXpertClassifier, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    item = Item("..\\..\\/../é ü/..evil.png", files["phantom"])
+    item = ListedFile(files["phantom"], name="..\\..\\/../é ü/..evil.png")
     list(write_overlays(tmp_path / "o.zip", list(score_items(classifier, [item], is_gated=True))))
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         assert all(".." not in Path(name).parts and not name.startswith("/") for name in archive.namelist())

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.app.page.html import Order, clinical_order
-from chexpert_hf.app.server.words import DISCLAIMER
+from chexpert_hf.app.page.html import clinical_order
+from chexpert_hf.app.page.text import DISCLAIMER
 from tests.app.page.conftest import (
     BROKEN_PNG,
     EMPTY,
@@ -102,9 +102,9 @@ def test_upload_shows_all_scores_of_predict(page: Any, classifier: CheXpertClass
     assert DISCLAIMER in page.inner_text(SINGLE)
     assert "Not judged by this model: Pleural Other, Fracture." in page.inner_text(SINGLE)
     assert "IM0001" not in page.content()
-    page.get_by_label(Order.CLINICAL.value).check()
+    page.get_by_label("Clinical order").check()
     assert tuple(shown_scores(page)) == JUDGED == tuple(clinical_order(JUDGED))
-    page.get_by_label(Order.BY_PROBABILITY.value).check()
+    page.get_by_label("By probability").check()
     assert list(shown_scores(page).values()) == shown
 
 

@@ -1,5 +1,6 @@
 """What is kept of radiographs, and that it is what `predict` says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from chexpert_hf import CheXpertClassifier, Prediction
-from chexpert_hf.app.page.batch import Item, score_item
+from chexpert_hf.app.page.batch import ListedFile, score_item
+from chexpert_hf.app.page.model_facts import facts_of
 from chexpert_hf.app.page.reading import (
     DISPLAY_SIZE,
     ExpiredError,
@@ -46,15 +48,14 @@ def test_scores_and_maps_are_exactly_those_of_predict(
     expected = classifier.predict(data, saliency=True)
     assert reading.prediction.probabilities == expected.probabilities
     assert reading.prediction.positives == expected.positives
-    np.testing.assert_array_equal(reading.maps.positive, expected.maps.positive)
+    np.testing.assert_array_equal(reading.prediction.maps.positive, expected.maps.positive)
 
 
 def test_large_radiograph_is_shown_smaller_with_maps_to_match(classifier: CheXpertClassifier, tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
     reading = read(classifier, tmp_path / "upload")
     assert reading.image().size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
-    assert reading.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
-    assert reading.overlay(JUDGED[0], 0.5).size == reading.image().size
+    assert reading.prediction.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
 
 
 def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
@@ -109,10 +110,9 @@ def test_study_is_the_maximum_over_its_views_and_says_which(
     classifier: CheXpertClassifier, files: dict[str, Path]
 ) -> None:
     names = ("phantom", "broken", "other")
-    study, failures = read_study(classifier, [files[name] for name in names])
-    assert study is not None
+    study = read_study(classifier, [files[name] for name in names])
     assert list(study.views) == [1, 3]
-    assert [(failure.view, failure.is_refused) for failure in failures] == [(2, False)]
+    assert (list(study.failures), study.is_any_refused) == ([2], False)
     first, third = (classifier.predict(files[name].read_bytes()) for name in ("phantom", "other"))
     for name in JUDGED:
         scores = first.probabilities[name], third.probabilities[name]
@@ -122,13 +122,11 @@ def test_study_is_the_maximum_over_its_views_and_says_which(
     assert len(set(study.view_of().values())) == 2  # else this test shows little
 
 
-def test_study_without_a_readable_view_is_none_with_all_reasons(
-    classifier: CheXpertClassifier, files: dict[str, Path]
-) -> None:
-    study, failures = read_study(classifier, [files["broken"], files["blank"]])
-    assert study is None
-    assert [failure.is_refused for failure in failures] == [False, True]
-    assert failures[1].reason == REFUSAL
+def test_study_without_a_readable_view_has_all_reasons(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
+    study = read_study(classifier, [files["broken"], files["blank"]])
+    assert study.views == {}
+    assert (list(study.failures), study.is_any_refused) == ([1, 2], True)
+    assert study.failures[2] == REFUSAL
 
 
 def test_warnings_of_the_gate_are_kept(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
@@ -140,12 +138,11 @@ def test_warnings_of_the_gate_are_kept(classifier: CheXpertClassifier, files: di
 def test_notes_on_a_file_come_before_the_warnings(classifier: CheXpertClassifier, tmp_path: Path) -> None:
     file = tmp_path / "useless.dcm"
     file.write_bytes(make_dicom(FILM, RescaleSlope=0, RescaleIntercept=0))
-    study, _ = read_study(classifier, [file], is_gated=False)
-    assert study is not None
-    assert "RescaleSlope" in study.warnings(is_study=False)[0]
-    assert study.warnings(is_study=True)[0].startswith("View 1: RescaleSlope")
-    assert "RescaleSlope" in result_html(study, classifier.operating_points, "", is_study=False)
-    row = score_item(classifier, Item("useless.dcm", file), is_gated=False)
+    study = read_study(classifier, [file], is_gated=False)
+    assert study.warnings()[0].startswith("RescaleSlope")
+    assert replace(study, is_numbered=True).warnings()[0].startswith("View 1: RescaleSlope")
+    assert "RescaleSlope" in result_html(study, facts_of(classifier), classifier.operating_points)
+    row = score_item(classifier, ListedFile(file, name="useless.dcm"), is_gated=False)
     assert "RescaleSlope" in row.warnings[0]
 
 

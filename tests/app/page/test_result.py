@@ -1,6 +1,7 @@
 """What the viewer and the report say, as text."""
 
 import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -13,23 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.app.page.html import (
-    Order,
-    clinical_order,
-    not_judged_html,
-    refusal_html,
-    scores_html,
-    sort_observations,
-)
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.panel import delivery_html
-from chexpert_hf.app.page.reading import Study, read_study
+from chexpert_hf import OBSERVATIONS, CheXpertClassifier, Prediction
+from chexpert_hf.app.page.html import about_html, by_probability, clinical_order, delivery_html, render
+from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
+from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.report import report_html
 from chexpert_hf.app.page.result import result_html
-from chexpert_hf.app.page.text import DEFINITIONS, NO_GATE
-from chexpert_hf.app.server.words import DISCLAIMER
+from chexpert_hf.app.page.text import DEFINITIONS, DISCLAIMER, NO_GATE
+from chexpert_hf.scoring.saliency import SaliencyMaps
 from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
 
 
@@ -48,16 +43,18 @@ def rows_of(html: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def study(classifier: CheXpertClassifier, files: dict[str, Path]) -> Study:
-    study, _ = read_study(classifier, [files[name] for name in ("phantom", "broken", "other", "warned", "blank")])
-    assert study is not None
-    return study
+    names = ("phantom", "broken", "other", "warned", "blank")
+    return read_study(classifier, [files[name] for name in names], is_numbered=True)
 
 
 @pytest.fixture
 def single(classifier: CheXpertClassifier, files: dict[str, Path]) -> Study:
-    study, _ = read_study(classifier, [files["phantom"]])
-    assert study is not None
-    return study
+    return read_study(classifier, [files["phantom"]])
+
+
+@pytest.fixture
+def facts(classifier: CheXpertClassifier) -> ModelFacts:
+    return facts_of(classifier)
 
 
 # Scores
@@ -65,60 +62,67 @@ def single(classifier: CheXpertClassifier, files: dict[str, Path]) -> Study:
 
 def test_scores_are_sorted_by_probability_and_ties_keep_the_clinical_order() -> None:
     scores = {"Hernia": 0.2, "Fracture": 0.2, "Edema": 0.9, "Lung Opacity": 0.2, "Pneumonia": 0.95}
-    by_probability = ["Pneumonia", "Edema", "Lung Opacity", "Fracture", "Hernia"]
-    assert sort_observations(scores, Order.BY_PROBABILITY) == by_probability
-    assert sort_observations(scores, Order.CLINICAL) == ["Lung Opacity", "Edema", "Pneumonia", "Fracture", "Hernia"]
+    assert by_probability(scores) == ["Pneumonia", "Edema", "Lung Opacity", "Fracture", "Hernia"]
+    assert clinical_order(scores) == ["Lung Opacity", "Edema", "Pneumonia", "Fracture", "Hernia"]
 
 
 def test_clinical_order_is_that_of_chexperts_files() -> None:
     assert clinical_order(reversed(OBSERVATIONS)) == list(OBSERVATIONS)
 
 
-def test_row_shows_probability_operating_point_and_call() -> None:
-    html = scores_html(
-        {"Fracture": 0.0306, "Edema": 0.7312},
-        {"Fracture": 0.6, "Edema": 0.25},
-        {"Fracture": False, "Edema": True},
-        "Fracture",
-        {"Fracture": 3, "Edema": 1},
-    )
-    edema, fracture = rows_of(html)
+def study_of(*views: dict[str, float], is_numbered: bool, point: float = 0.5) -> Study:
+    """A study of views of 8 x 8 pixels without evidence; Prediction, maps and image are the real ones."""
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "JPEG")
+    readings = {}
+    for number, scores in enumerate(views, start=1):
+        maps = SaliencyMaps(torch.zeros(len(scores), 2, 2), tuple(scores), (8, 8), (0, 0, 8, 8))
+        prediction = Prediction(scores, {name: score >= point for name, score in scores.items()}, maps)
+        readings[number] = Reading(Path("a.png"), stream.getvalue(), prediction)
+    return Study(readings, is_numbered=is_numbered)
+
+
+def test_row_shows_probability_operating_point_and_call(facts: ModelFacts) -> None:
+    first, second = {"Fracture": 0.0306, "Edema": 0.4}, {"Fracture": 0.02, "Edema": 0.7312}
+    study = study_of(first, second, is_numbered=True)
+    edema, fracture = rows_of(result_html(study, facts, {"Fracture": 0.6, "Edema": 0.25}))
     assert edema == {
         "place": "0",
         "kind": "above",
         "index": "1",
-        "pressed": "false",
+        "pressed": "true",
         "title": DEFINITIONS["Edema"],
         "name": "Edema",
         "value": "0.731",
         "call": "above",
         "point": "0.250",
-        "view": "View 1",
+        "view": "View 2",
         "width": "73.12",
         "left": "25.00",
     }
     assert (fracture["call"], fracture["pressed"], fracture["view"], fracture["left"]) == (
         "below",
-        "true",
-        "View 3",
+        "false",
+        "View 1",
         "60.00",
     )
 
 
-def test_names_are_escaped_in_scores() -> None:
+def test_names_are_escaped_in_scores(facts: ModelFacts) -> None:
     name = '<img src=x onerror="alert(1)"> & "co"'
-    html = scores_html({name: 0.5}, {name: 0.5}, {name: True}, name)
-    assert "<img" not in html
-    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt; &amp; &quot;co&quot;" in html
+    html = result_html(study_of({name: 0.5}, is_numbered=False), facts, {name: 0.5})
+    assert "<img src=x" not in html
+    assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt; &amp; &#34;co&#34;" in html
 
 
-def test_what_is_not_judged_is_named() -> None:
-    assert not_judged_html(OBSERVATIONS) == ""
-    assert "Not judged by this model: Pleural Other, Fracture." in not_judged_html(JUDGED)
+def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
+    assert "Not judged" not in about_html(facts, dict.fromkeys(OBSERVATIONS, 0.5))
+    html = about_html(facts, dict.fromkeys(JUDGED, 0.5))
+    assert "Not judged by this model: Pleural Other, Fracture." in html
 
 
 def test_refusal_is_escaped_and_offers_to_score_anyway() -> None:
-    html = refusal_html([REFUSAL], [WARNING])
+    html = render("refusal.html", reasons=[REFUSAL, WARNING])
     assert "it is &lt;blank&gt;" in html
     assert WARNING in html
     assert 'data-action="override">Score it anyway' in html
@@ -134,12 +138,14 @@ def payload(html: str) -> dict[str, Any]:
     return content
 
 
-def test_viewer_gets_the_maps_of_every_view_in_256_levels(classifier: CheXpertClassifier, study: Study) -> None:
-    content = payload(result_html(study, classifier.operating_points, "", is_study=True))
+def test_viewer_gets_the_maps_of_every_view_in_256_levels(
+    classifier: CheXpertClassifier, facts: ModelFacts, study: Study
+) -> None:
+    content = payload(result_html(study, facts, classifier.operating_points))
     assert [view["label"] for view in content["views"]] == ["View 1", "View 3", "View 4"]
     for view, reading in zip(content["views"], study.views.values(), strict=True):
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
-        np.testing.assert_allclose(levels / 255, reading.maps.positive, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(levels / 255, reading.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
         assert view["empty"][JUDGED.index(EMPTY)] is True
         assert tuple(view["size"]) == reading.image().size
         assert base64.b64decode(view["image"].split(",")[1]) == reading.jpeg
@@ -149,11 +155,13 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(classifier: CheXpertCl
 
 
 def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
-    classifier: CheXpertClassifier, study: Study
+    classifier: CheXpertClassifier, facts: ModelFacts, study: Study
 ) -> None:
-    html = result_html(study, classifier.operating_points, "Trained on <x>.", is_study=True)
+    record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
+    metrics = Metrics.model_validate({**record, "observations": []})
+    html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
     assert DISCLAIMER in html
-    assert "Trained on &lt;x&gt;." in html
+    assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
     assert f"Not judged by this model: {', '.join(NOT_JUDGED)}" in html
     assert "View 2 has no scores: The PNG image is damaged" in html
     assert "View 5 has no scores: This does not look like a chest radiograph: it is &lt;blank&gt;." in html
@@ -162,21 +170,23 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     assert NO_GATE not in html
 
 
-def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, study: Study) -> None:
-    html = result_html(study, classifier.operating_points, "", is_study=True)
+def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, facts: ModelFacts, study: Study) -> None:
+    html = result_html(study, facts, classifier.operating_points)
     assert html.index(WARNING) < html.index('class="scores')
 
 
-def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, single: Study) -> None:
+def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:
     (reading,) = single.views.values()
     object.__setattr__(reading.prediction, "gate", None)
-    html = result_html(single, classifier.operating_points, "", is_study=False)
+    html = result_html(single, facts, classifier.operating_points)
     assert f'<p class="no-gate">{NO_GATE}</p>' in html
     assert 'role="status"' not in html
 
 
-def test_single_radiograph_has_no_numbers_of_views(classifier: CheXpertClassifier, single: Study) -> None:
-    html = result_html(single, classifier.operating_points, "", is_study=False)
+def test_single_radiograph_has_no_numbers_of_views(
+    classifier: CheXpertClassifier, facts: ModelFacts, single: Study
+) -> None:
+    html = result_html(single, facts, classifier.operating_points)
     assert "View 1" not in html
     assert 'class="view"' not in html
 
@@ -203,9 +213,11 @@ class Controls(HTMLParser):
         self.depth -= tag == "label"
 
 
-def test_every_control_of_the_viewer_has_a_label(classifier: CheXpertClassifier, study: Study) -> None:
+def test_every_control_of_the_viewer_has_a_label(
+    classifier: CheXpertClassifier, facts: ModelFacts, study: Study
+) -> None:
     controls = Controls()
-    controls.feed(result_html(study, classifier.operating_points, "", is_study=True))
+    controls.feed(result_html(study, facts, classifier.operating_points))
     assert set(controls.bare) <= controls.labelled
     assert controls.labelled == {"study-observation", "study-opacity"}
 
@@ -216,9 +228,8 @@ def test_every_control_of_the_viewer_has_a_label(classifier: CheXpertClassifier,
 NOW = datetime(2026, 11, 23, 9, 5, tzinfo=timezone.utc)
 
 
-def test_report_says_all_that_it_must(classifier: CheXpertClassifier, single: Study) -> None:
-    facts = facts_of(classifier)
-    html = report_html(single, facts, classifier.operating_points, is_study=False, chosen=EMPTY, now=NOW)
+def test_report_says_all_that_it_must(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:
+    html = report_html(single, facts, classifier.operating_points, chosen=EMPTY, now=NOW)
     for name in JUDGED:
         row = html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
         call = "above" if single.positives[name] else "below"
@@ -233,36 +244,40 @@ def test_report_says_all_that_it_must(classifier: CheXpertClassifier, single: St
 
 
 def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(
-    classifier: CheXpertClassifier, single: Study
+    classifier: CheXpertClassifier, facts: ModelFacts, single: Study
 ) -> None:
     note = "These maps did not point at <findings>."
-    points, facts = classifier.operating_points, facts_of(classifier)
-    html = result_html(single, points, "", is_study=False, maps_note=note)
+    points = classifier.operating_points
+    html = result_html(single, replace(facts, maps_note=note), points)
     expected = '<p class="maps-note">These maps did not point at &lt;findings&gt;.</p>'
     assert '<p class="map-text" aria-live="polite"></p>' + expected in html
-    assert "</figure></div>" + expected in report_html(single, replace(facts, maps_note=note), points, is_study=False)
-    for silent in (result_html(single, points, "", is_study=False), report_html(single, facts, points, is_study=False)):
+    assert "</figure></div>" + expected in report_html(single, replace(facts, maps_note=note), points)
+    for silent in (result_html(single, facts, points), report_html(single, facts, points)):
         assert 'class="maps-note"' not in silent
 
 
-def test_report_is_complete_in_itself_and_runs_nothing(classifier: CheXpertClassifier, study: Study) -> None:
-    html = report_html(study, facts_of(classifier), classifier.operating_points, is_study=True)
+def test_report_is_complete_in_itself_and_runs_nothing(
+    classifier: CheXpertClassifier, facts: ModelFacts, study: Study
+) -> None:
+    html = report_html(study, facts, classifier.operating_points)
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
     assert "<script" not in html
     assert "url(" not in html
     assert "default-src 'none'" in html
 
 
-def test_report_of_a_study_says_where_each_maximum_is(classifier: CheXpertClassifier, study: Study) -> None:
-    html = report_html(study, facts_of(classifier), classifier.operating_points, is_study=True)
+def test_report_of_a_study_says_where_each_maximum_is(
+    classifier: CheXpertClassifier, facts: ModelFacts, study: Study
+) -> None:
+    html = report_html(study, facts, classifier.operating_points)
     for name, view in study.view_of().items():
         assert f"<td>View {view}</td>" in html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
     assert "View 2 has no scores" in html
     assert "<figcaption>View 4</figcaption>" in html
 
 
-def test_report_names_neither_file_nor_folder(classifier: CheXpertClassifier, single: Study) -> None:
-    html = report_html(single, facts_of(classifier), classifier.operating_points, is_study=False)
+def test_report_names_neither_file_nor_folder(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:
+    html = report_html(single, facts, classifier.operating_points)
     (reading,) = single.views.values()
     assert "phantom.png" not in html
     assert str(Path(str(reading.file)).parent) not in html
@@ -273,7 +288,7 @@ def test_names_are_escaped_in_the_report(single: Study) -> None:
     points = dict.fromkeys(JUDGED, 0.5)
     (reading,) = single.views.values()
     object.__setattr__(reading.prediction, "gate", SimpleNamespace(messages=(REFUSAL,)))
-    html = report_html(single, facts, points, is_study=False)
+    html = report_html(single, facts, points)
     assert "<b>" not in html
     assert "it is &lt;blank&gt;" in html
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
-from chexpert_hf.app.page.html import about_html, figures_line, header_html
-from chexpert_hf.app.page.model_facts import Figures, ModelFacts, facts_of
-from chexpert_hf.app.page.text import DEFINITIONS, NO_FIGURES, describe_map, describe_map_evaluation
+from chexpert_hf.app.page.html import about_html, header_html
+from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
+from chexpert_hf.app.page.text import DEFINITIONS, NO_METRICS, describe_map, describe_map_evaluation
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
@@ -81,10 +81,12 @@ def folder(tiny_folder: Path) -> Path:
 
 def test_figures_are_those_of_the_model_folder(folder: Path) -> None:
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
-    assert facts.figures is not None
-    assert facts.figures.observations["Edema"].auroc == newcombe_interval(0.9, 20, 80)
-    assert "Pneumonia" not in facts.figures.observations  # one class only: nothing was measured
-    assert figures_line(facts.figures) == (
+    assert facts.metrics is not None
+    edema = facts.metrics.of("Edema")
+    assert edema is not None
+    assert edema.estimate == newcombe_interval(0.9, 20, 80)
+    assert facts.metrics.of("Pneumonia") is None  # one class only: nothing was measured
+    assert facts.metrics_line == (
         "Trained on phantoms <1> (4,800 images). Mean AUROC 0.900 over Edema, on 100 studies of its valid split."
     )
 
@@ -135,8 +137,8 @@ def test_folder_without_usable_figures_is_said_to_have_none(tiny_folder: Path, c
     if content is not None:
         (tiny_folder / "evaluation.json").write_text(content)
     facts = facts_of(CheXpertClassifier.from_pretrained(tiny_folder))
-    assert facts.figures is None
-    assert figures_line(facts.figures) == NO_FIGURES
+    assert facts.metrics is None
+    assert facts.metrics_line == NO_METRICS
 
 
 def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> None:
@@ -175,17 +177,19 @@ def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Pat
     ensemble.mkdir()
     write_ensemble(ensemble, [folder, folder])
     classifier = CheXpertClassifier.from_pretrained(ensemble)
-    assert facts_of(classifier).figures is None  # those of a member are not the ensemble's
+    assert facts_of(classifier).metrics is None  # those of a member are not the ensemble's
     shutil.copy(folder / "evaluation.json", ensemble)
     facts = facts_of(classifier)
-    assert facts.figures is not None
+    assert facts.metrics is not None
     assert facts.name == "of 2 members"
     assert facts.weights.count("SHA-256") == 2
 
 
-def test_split_that_judges_nothing_gives_no_mean() -> None:
-    figures = Figures("d", "valid", None, 3, float("nan"), (), {}, "95 %", True)
-    assert figures_line(figures) == "Trained on d. Its valid split could judge no observation well enough for a figure."
+def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
+    record = {**EVALUATION, "data": {"name": "d"}, "mean_over": [], "mean_auroc": None}
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    line = facts_of(CheXpertClassifier.from_pretrained(folder)).metrics_line
+    assert line == "Trained on d. Its valid split could judge no observation well enough for a figure."
 
 
 def test_names_of_models_are_escaped() -> None:
