@@ -24,8 +24,7 @@ from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localization import PRIORS
-from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
-from chexpert_hf.evaluation.localization.pointing import MODEL, UNTRAINED
+from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, localize_dataset, rows_with_truth
 from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction

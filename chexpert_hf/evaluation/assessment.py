@@ -1,11 +1,10 @@
-"""From the scores of one or more models to everything that a report says about them, as plain data with intervals.
+"""All metrics of one or more models on a data set, with intervals, as plain data for a report.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (studies, AUROC with DeLong intervals, AUPRC).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isnan
 from typing import Any
 
 import numpy as np
@@ -22,25 +21,25 @@ from chexpert_hf.evaluation.intervals import (
 )
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
+    NAN,
     FloatArray,
     auroc,
     averaged_observations,
-    confusion,
     judged_observations,
-    maximum_per_study,
     per_study,
+    plain,
 )
 
 SCHEMA = 1
 """Version of the layout that `assess` returns; raised when a reader of the old one would go wrong."""
 
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
-AUROC = WeightedFigures.NAMES.index("auroc")
+_AUROC = WeightedFigures.NAMES.index("auroc")
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What a model says of a data set.
+    """The scores of a model on a data set.
 
     Attributes:
         name: What the report calls it.
@@ -68,10 +67,7 @@ class _Data:
     patients: NDArray[np.int_]  # (num_studies,): a number for each
     aggregation: str
     bootstrap: PatientBootstrap
-
-    @property
-    def mean_over(self) -> tuple[str, ...]:
-        return averaged_observations(self.labels, self.observations)
+    mean_over: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +80,20 @@ class _Group:
     labels: FloatArray
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """The metrics of a model on the data and on each resample."""
+
+    values: FloatArray  # (num_labels, num_metrics)
+    replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
+
+    def mean_auroc(self, data: _Data) -> tuple[float, FloatArray]:
+        columns = [data.observations.index(name) for name in data.mean_over]
+        if not columns:
+            return NAN, np.full(self.replicates.shape[-1], np.nan)
+        return float(self.values[columns, _AUROC].mean()), self.replicates[columns, _AUROC].mean(axis=0)
+
+
 def assess(
     models: Sequence[ModelScores],
     labels: FloatArray,
@@ -93,14 +103,13 @@ def assess(
     subgroups: Mapping[str, Sequence[str | None]] | None = None,
     aggregation: str = "maximum",
     replicates: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Computes every figure of an evaluation, per study and observation, with 95 % intervals.
+    """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
     A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
     groups that are the highest and the lowest of their column on these data; that choice is not part of its interval,
     so that some gap is to be expected where there is none. Every model is compared with the first: the difference is
-    the model's figure minus the first one's. A patient's studies may depend on each other, in DeLong's intervals and
+    the model's metric minus the first one's. A patient's studies may depend on each other, in DeLong's intervals and
     tests as in the bootstrap; Wilson's intervals take studies as independent.
 
     Args:
@@ -112,7 +121,6 @@ def assess(
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
         aggregation: How the views of a study become one probability: one of `metrics.AGGREGATIONS`.
         replicates: Resamples of patients.
-        seed: Of the resampling.
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
@@ -127,13 +135,22 @@ def assess(
     _check_models(models, labels, observations)
     _check_views(labels, {"study": studies, "patient": patients, **columns})
     patient_of = _patients_of_studies(studies, patients)
-    truth, names = maximum_per_study(labels, studies)
-    bootstrap = PatientBootstrap(list(patient_of.values()), replicates, seed)
-    numbers = np.unique(list(patient_of.values()), return_inverse=True)[1]
-    data = _Data(truth, labels, studies, names, tuple(observations), numbers, aggregation, bootstrap)
+    truth, names = per_study(labels, studies)
+    bootstrap = PatientBootstrap(list(patient_of.values()), replicates)
+    data = _Data(
+        labels=truth,
+        view_labels=labels,
+        studies=studies,
+        names=names,
+        observations=tuple(observations),
+        patients=np.unique(list(patient_of.values()), return_inverse=True)[1],
+        aggregation=aggregation,
+        bootstrap=bootstrap,
+        mean_over=averaged_observations(truth, observations),
+    )
     scores = [per_study(model.probabilities, studies, aggregation)[0] for model in models]
     figures = [_figures_of(values, data) for values in scores]
-    return _plain(
+    result: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "data": {
@@ -143,7 +160,7 @@ def assess(
                 "aggregation": aggregation,
             },
             "replicates": replicates,
-            "seed": seed,
+            "seed": bootstrap.seed,
             "models": [
                 _model_entry(model, values, figure, _groups(model, columns, data), data)
                 for model, values, figure in zip(models, scores, figures, strict=True)
@@ -155,20 +172,7 @@ def assess(
             ],
         }
     )
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """The figures of a model on the data and on each resample."""
-
-    values: FloatArray  # (num_labels, num_figures)
-    replicates: FloatArray  # (num_labels, num_figures, num_replicates)
-
-    def mean_auroc(self, data: _Data) -> tuple[float, FloatArray]:
-        columns = [data.observations.index(name) for name in data.mean_over]
-        if not columns:
-            return float("nan"), np.full(self.replicates.shape[-1], np.nan)
-        return float(self.values[columns, AUROC].mean()), self.replicates[columns, AUROC].mean(axis=0)
+    return result
 
 
 def _figures_of(scores: FloatArray, data: _Data) -> _Figures:
@@ -188,10 +192,9 @@ def _groups(model: ModelScores, columns: Mapping[str, Sequence[str | None]], dat
             views = [view for view, value in enumerate(values) if value == name]
             studies = [data.studies[view] for view in views]
             scores, names = per_study(model.probabilities[views], studies, data.aggregation)
-            labels, _ = maximum_per_study(data.view_labels[views], studies)
             rows = [row[study] for study in names]
             group = _Group(column, name, *np.full((2, *data.labels.shape), np.nan))
-            group.scores[rows], group.labels[rows] = scores, labels
+            group.scores[rows], group.labels[rows] = scores, per_study(data.view_labels[views], studies)[0]
             groups.append(group)
     return groups
 
@@ -201,11 +204,17 @@ def _model_entry(
 ) -> dict[str, Any]:
     return {
         "name": model.name,
-        "mean_over": list(data.mean_over),
+        "mean_over": data.mean_over,
         "mean_auroc": _entry(percentile_interval(*figures.mean_auroc(data)), BOOTSTRAP),
         "observations": [
             _observation_entry(observation, model, scores[:, column], data.labels[:, column], data.patients)
-            | _bootstrapped(figures, column)
+            | {
+                name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
+                for name, value, replicates in zip(
+                    WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
+                )
+                if name != "auroc"
+            }
             for column, observation in enumerate(data.observations)
         ],
         "subgroups": [
@@ -220,43 +229,33 @@ def _model_entry(
 def _observation_entry(
     observation: str, model: ModelScores, scores: FloatArray, labels: FloatArray, patients: NDArray[np.int_]
 ) -> dict[str, Any]:
-    threshold = model.operating_points.get(observation)
+    positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
+    undefined = None
+    if not positive + negative:
+        undefined = "No study has a known label."
+    elif not positive or not negative:
+        word = "positive" if positive else "negative"
+        undefined = f"Each of the {positive + negative} studies with a known label is {word}."
+    point = None
+    if observation in model.operating_points:
+        point = {"threshold": float(model.operating_points[observation]), "chosen_by": model.chosen_by.get(observation)}
+        point |= _at_threshold(scores, labels, model.operating_points[observation])
     return {
         "observation": observation,
-        "num_positive": int((labels == 1).sum()),
-        "num_negative": int((labels == 0).sum()),
+        "num_positive": positive,
+        "num_negative": negative,
         "num_unknown": int(np.isnan(labels).sum()),
-        "undefined": _why_undefined(labels),
+        "undefined": undefined,
         "auroc": _entry(delong_interval(scores, labels, patients), DELONG),
-        "operating_point": None
-        if threshold is None
-        else _operating_point(scores, labels, float(threshold), model.chosen_by.get(observation)),
+        "operating_point": point,
     }
 
 
-def _bootstrapped(figures: _Figures, column: int) -> dict[str, Any]:
-    return {
-        name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
-        for name, value, replicates in zip(
-            WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
-        )
-        if name != "auroc"
-    }
-
-
-def _why_undefined(labels: FloatArray) -> str | None:
-    known = labels[~np.isnan(labels)]
-    if not len(known):
-        return "No study has a known label."
-    if len(np.unique(known)) == 2:
-        return None
-    return f"Each of the {len(known)} studies with a known label is {'positive' if known[0] == 1 else 'negative'}."
-
-
-def _operating_point(scores: FloatArray, labels: FloatArray, threshold: float, chosen_by: str | None) -> dict[str, Any]:
-    counts = confusion(scores, labels, threshold)
-    true, false = counts.true_positives, counts.false_positives
-    rejected, missed = counts.true_negatives, counts.false_negatives
+def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
+    """Counts and shares where a score of at least the threshold is positive."""
+    is_called = scores >= threshold
+    true, false = int((is_called & (labels == 1)).sum()), int((is_called & (labels == 0)).sum())
+    rejected, missed = int((~is_called & (labels == 0)).sum()), int((~is_called & (labels == 1)).sum())
     shares = {
         "sensitivity": (true, true + missed),
         "specificity": (rejected, rejected + false),
@@ -264,9 +263,10 @@ def _operating_point(scores: FloatArray, labels: FloatArray, threshold: float, c
         "npv": (rejected, rejected + missed),
     }
     return {
-        "threshold": threshold,
-        "chosen_by": chosen_by,
-        **asdict(counts),
+        "true_positives": true,
+        "false_positives": false,
+        "true_negatives": rejected,
+        "false_negatives": missed,
         **{name: _entry(wilson_interval(*share), WILSON) for name, share in shares.items()},
     }
 
@@ -326,37 +326,21 @@ def _extremes(groups: list[_Group], data: _Data) -> Iterator[tuple[int, _Group, 
 
 def _comparisons(
     models: Sequence[ModelScores], scores: list[FloatArray], figures: list[_Figures], index: int, data: _Data
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The model at `index` minus the first one."""
     names = {"models": [models[index].name, models[0].name]}
-    entries: list[dict[str, Any]] = []
     for column, observation in enumerate(data.observations):
         test = delong_test(scores[index][:, column], scores[0][:, column], data.labels[:, column], data.patients)
-        difference = asdict(test.difference)
-        entries.append(
-            {**names, "observation": observation, "difference": difference, "p_value": test.p_value, "method": DELONG}
-        )
+        yield {**names, "observation": observation, **asdict(test), "method": DELONG}
     (value, replicates), (first_value, first_replicates) = figures[index].mean_auroc(data), figures[0].mean_auroc(data)
     replicates = replicates - first_replicates
     difference = asdict(percentile_interval(value - first_value, replicates))
     p_value = bootstrap_p_value(replicates)
-    return [
-        *entries,
-        {**names, "observation": "mean", "difference": difference, "p_value": p_value, "method": BOOTSTRAP},
-    ]
+    yield {**names, "observation": "mean", "difference": difference, "p_value": p_value, "method": BOOTSTRAP}
 
 
 def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
     return {**asdict(estimate), "method": method}
-
-
-def _plain(value: Any) -> Any:
-    """The one place where NaN becomes None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value
 
 
 def _check_models(models: Sequence[ModelScores], labels: FloatArray, observations: Sequence[str]) -> None:
@@ -366,22 +350,16 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
         raise ValueError(f"Each model needs a name of its own, got: {', '.join(model.name for model in models)}.")
     if not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise ValueError("Expected labels of 0, 1 and NaN (unknown); evaluation_labels makes them from cell values.")
-    for model in models:
-        _check_model(model, labels.shape, observations)
-
-
-def _check_model(model: ModelScores, shape: tuple[int, ...], observations: Sequence[str]) -> None:
-    if model.probabilities.shape != shape or shape[1:] != (len(observations),):
-        raise ValueError(
-            f"{model.name}: expected probabilities and labels of shape (views, {len(observations)}), got "
-            f"{model.probabilities.shape} and {shape}."
-        )
-    if not ((model.probabilities >= 0) & (model.probabilities <= 1)).all():
-        raise ValueError(f"{model.name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
-    if unknown := set(model.operating_points) - set(observations):
-        raise ValueError(
-            f"{model.name}: operating points for {', '.join(sorted(unknown))}, which is not observed here."
-        )
+    for name, values, points in ((model.name, model.probabilities, model.operating_points) for model in models):
+        if values.shape != labels.shape or values.shape[1:] != (len(observations),):
+            raise ValueError(
+                f"{name}: expected probabilities and labels of shape (views, {len(observations)}), got {values.shape} "
+                f"and {labels.shape}."
+            )
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
+        if unknown := set(points) - set(observations):
+            raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 
 def _check_views(labels: FloatArray, columns: Mapping[str, Sequence[str | None]]) -> None:

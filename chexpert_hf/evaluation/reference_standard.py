@@ -1,7 +1,6 @@
 """Models against a second reference standard, beside the labels of the data set on the same images."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,8 @@ def assess_reference(
     labels_name: str = OWN_LABELS,
     aggregation: str = "maximum",
     replicates: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates scores against a reference standard, with the same figures and intervals as `assessment.assess`.
+    """Evaluates scores against a reference standard, with the same metrics and intervals as `assessment.assess`.
 
     Only the images that are in the reference are scored; of a study that has others too, only these count. Patients'
     images may depend on each other.
@@ -43,7 +41,6 @@ def assess_reference(
         labels_name: Who set these, in words, such as "text-mined labels".
         aggregation: How the views of a study become one probability: one of `metrics.AGGREGATIONS`.
         replicates: Resamples of patients.
-        seed: Of the resampling.
 
     Returns:
         Plain types for JSON: `reference`, `file`, the number of `images`, `studies` and `patients` in both,
@@ -58,23 +55,36 @@ def assess_reference(
     """
     rows = reference.rows_of(paths)
     column = {name: number for number, name in enumerate(observations)}
-    found = [_Finding(reference.name, target.name, target.against, target.observation) for target in reference.targets]
+    found: list[dict[str, Any]] = [
+        {"reference": reference.name, "target": item.name, "against": item.against, "observation": item.observation}
+        for item in reference.targets
+    ]
     truth: FloatArray = reference.labels([paths[row] for row in rows])
     if labels is not None:
-        judged = list(dict.fromkeys(finding.observation for finding in found))
-        found += [_Finding(labels_name, name, None, name) for name in judged]
+        judged = list(dict.fromkeys(finding["observation"] for finding in found))
+        found += [{"reference": labels_name, "target": name, "against": None, "observation": name} for name in judged]
         truth = np.hstack([truth, labels[np.ix_(rows, [column[name] for name in judged])]])
-    order = sorted(range(len(found)), key=lambda number: column[found[number].observation])
+    order = sorted(range(len(found)), key=lambda number: column[found[number]["observation"]])
     found = [found[number] for number in order]
+    # One score may be compared with several findings, so columns are named by their numbers.
+    names = {str(number): finding["observation"] for number, finding in enumerate(found)}
+    scores = [
+        ModelScores(
+            model.name,
+            model.probabilities[np.ix_(rows, [column[name] for name in names.values()])],
+            {key: model.operating_points[name] for key, name in names.items() if name in model.operating_points},
+            {key: model.chosen_by[name] for key, name in names.items() if name in model.chosen_by},
+        )
+        for model in models
+    ]
     result = assess(
-        [_scores_of(model, rows, found, column) for model in models],
+        scores,
         truth[:, order],
         [paths[row].rpartition("/")[0] for row in rows],
         [patients[row] for row in rows],
-        _keys(found),
+        list(names),
         aggregation=aggregation,
         replicates=replicates,
-        seed=seed,
     )
     return {
         "reference": reference.name,
@@ -86,40 +96,8 @@ def assess_reference(
         "images_only_in_reference": len(reference.paths) - len(rows),
         "not_judged": list(reference.skipped),
         "figures": [
-            {
-                "model": model["name"],
-                **entry,
-                **asdict(finding),
-                "num": entry["num_positive"] + entry["num_negative"],
-            }
+            {"model": model["name"], **entry, **finding, "num": entry["num_positive"] + entry["num_negative"]}
             for model in result["models"]
             for finding, entry in zip(found, model["observations"], strict=True)
         ],
     }
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What a score is compared with."""
-
-    reference: str
-    target: str
-    against: str | None
-    observation: str
-
-
-def _keys(found: Sequence[_Finding]) -> list[str]:
-    """A name for each column; one score may be compared with several findings."""
-    return [str(number) for number in range(len(found))]
-
-
-def _scores_of(
-    model: ModelScores, rows: Sequence[int], found: Sequence[_Finding], column: Mapping[str, int]
-) -> ModelScores:
-    names = dict(zip(_keys(found), (finding.observation for finding in found), strict=True))
-    return ModelScores(
-        model.name,
-        model.probabilities[np.ix_(rows, [column[name] for name in names.values()])],
-        {key: model.operating_points[name] for key, name in names.items() if name in model.operating_points},
-        {key: model.chosen_by[name] for key, name in names.items() if name in model.chosen_by},
-    )

@@ -12,7 +12,7 @@ from chexpert_hf.evaluation.metrics import (
     brier_score,
     evaluate_probabilities,
     expected_calibration_error,
-    maximum_per_study,
+    per_study,
     scaled_brier_score,
 )
 
@@ -74,7 +74,7 @@ def entry(entries, **wanted):
 
 def per_study_of_views(probabilities, labels, is_in):
     studies = np.repeat([f"study{index}" for index in range(NUM_STUDIES)], 2)[is_in].tolist()
-    return maximum_per_study(probabilities[is_in], studies)[0], maximum_per_study(labels[is_in], studies)[0]
+    return per_study(probabilities[is_in], studies)[0], per_study(labels[is_in], studies)[0]
 
 
 def test_an_assessment_is_json_and_says_what_it_is_of(result):
@@ -161,6 +161,16 @@ def test_resamples_without_the_rare_class_are_counted(result):
     # Its three studies belong to one of the 30 patients, who is missing from (29/30)^30 = .36 of the resamples.
     assert 22 <= item["auprc"]["left_out"] <= 50
     assert item["brier"]["left_out"] == 0
+
+
+def test_a_probability_at_the_operating_point_is_positive():
+    scores, labels = np.array([[0.5], [0.4], [0.5], [0.6], [0.1], [0.2], [0.9]]), [1, 1, 0, 1, 0, 0, NAN]
+    names = list("abcdefg")
+    truth = np.array(labels)[:, None]
+    result = assess([ModelScores("m", scores, {"Edema": 0.5})], truth, names, names, ["Edema"], replicates=10)
+    point = result["models"][0]["observations"][0]["operating_point"]
+    assert (point["true_positives"], point["false_negatives"]) == (2, 1)
+    assert (point["false_positives"], point["true_negatives"]) == (1, 2)
 
 
 def test_operating_points_count_studies_with_wilson_intervals(result):

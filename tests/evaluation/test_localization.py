@@ -8,14 +8,11 @@ from torch.nn import functional
 from chexpert_hf.evaluation.intervals import PatientBootstrap, wilson_interval
 from chexpert_hf.evaluation.localization.localization import (
     PRIORS,
-    TUNING_THRESHOLDS,
     MapScore,
-    best_threshold,
     box_mask,
     find_peak,
     indicate,
     iou,
-    iou_by_threshold,
     mean_interval,
     otsu_threshold,
     prior_map,
@@ -289,28 +286,3 @@ def test_empty_maps_are_counted_and_are_misses_but_not_in_the_miou():
     assert result.num_empty == 1
     assert result.hit_rate.value == pytest.approx(2 / 3)
     assert result.miou.value == pytest.approx(0.3)
-
-
-# Tuning
-
-
-def test_the_best_threshold_is_found_again():
-    # A map that falls from 1 to 0 and truths that end where it is .55: only .5 and .6 come near.
-    saliency = np.linspace(1, 0, 101)[None].repeat(3, axis=0)
-    ious = np.array([iou_by_threshold(saliency, saliency >= level) for level in (0.53, 0.55, 0.52)])
-    assert ious.shape == (3, len(TUNING_THRESHOLDS))
-    assert best_threshold(ious) == 0.5
-    assert ious[0, 3] == pytest.approx(48 / 50)
-
-
-def test_images_without_a_mask_at_a_threshold_do_not_count_for_it_and_ties_go_to_the_lowest():
-    nan = np.nan
-    assert best_threshold(np.array([[0.4, nan, 0.3], [nan, 0.3, 0.3]]), (0.2, 0.5, 0.8)) == 0.2
-    assert best_threshold(np.array([[0.4, nan, 0.3], [nan, 0.5, 0.3]]), (0.2, 0.5, 0.8)) == 0.5
-    assert best_threshold(np.array([[0.3, 0.3, nan]]), (0.2, 0.5, 0.8)) == 0.2
-    with pytest.raises(ValueError, match="No image has both a ground truth and a map"):
-        best_threshold(np.full((2, 3), nan), (0.2, 0.5, 0.8))
-
-
-def test_thresholds_to_choose_from_are_those_of_chexlocalize():
-    assert pytest.approx(np.arange(0.2, 0.8, 0.1)) == TUNING_THRESHOLDS

@@ -10,12 +10,10 @@ from chexpert_hf.evaluation.metrics import (
     auroc,
     averaged_observations,
     brier_score,
-    confusion,
     evaluate_probabilities,
     evaluation_labels,
     expected_calibration_error,
     judged_observations,
-    maximum_per_study,
     per_study,
     scaled_brier_score,
 )
@@ -47,13 +45,13 @@ def test_auroc_of_one_class_is_undefined_and_not_a_half():
 
 def test_a_studys_score_is_the_maximum_over_its_views():
     values = np.array([[0.1, 0.8], [0.7, 0.2], [0.4, NAN], [0.3, NAN]])
-    result, studies = maximum_per_study(values, ["b", "a", "b", "b"])
+    result, studies = per_study(values, ["b", "a", "b", "b"])
     assert studies == ["b", "a"]
     np.testing.assert_array_equal(result, [[0.4, 0.8], [0.7, 0.2]])
 
 
 def test_a_study_of_unknown_labels_stays_unknown():
-    result, _ = maximum_per_study(np.array([[NAN], [NAN]]), ["a", "a"])
+    result, _ = per_study(np.array([[NAN], [NAN]]), ["a", "a"])
     assert np.isnan(result).all()
 
 
@@ -151,11 +149,11 @@ def test_always_answering_the_prevalence_has_a_scaled_brier_score_of_one():
 
 
 def test_calibration_error_by_hand():
-    # Two bins: {.1, .3} holds no positive, |.2 - 0| = .2; {.5, 1} holds two of two, |.75 - 1| = .25.
     probabilities, labels = np.array([0.1, 0.3, 0.5, 1.0, 0.9]), np.array([0, 0, 1, 1, NAN])
-    assert expected_calibration_error(probabilities, labels, num_bins=2) == pytest.approx((2 * 0.2 + 2 * 0.25) / 4)
     # Fifteen bins part .1 (bin 1) from .3 (bin 4): |.1 - 0|, |.3 - 0|, |.5 - 1|, |1 - 1|.
     assert expected_calibration_error(probabilities, labels) == pytest.approx((0.1 + 0.3 + 0.5 + 0) / 4)
+    # Both of {.94, 1} are in the last bin, one of them positive: |.97 - .5|.
+    assert expected_calibration_error(np.array([0.94, 1.0]), np.array([0.0, 1.0])) == pytest.approx(0.47)
 
 
 @pytest.mark.parametrize("figure", [auprc, scaled_brier_score])
@@ -177,12 +175,6 @@ def test_logits_are_not_taken_for_probabilities(figure):
         figure(np.array([0.5]), np.array([0.0, 1.0]))
 
 
-def test_a_probability_at_the_operating_point_is_positive():
-    counts = confusion(np.array([0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.9]), np.array([1, 1, 0, 1, 0, 0, NAN]), 0.5)
-    assert (counts.true_positives, counts.false_negatives) == (2, 1)
-    assert (counts.false_positives, counts.true_negatives) == (1, 2)
-
-
 def test_a_studys_score_may_be_the_mean_over_its_views():
     values = np.array([[0.1, 0.8], [0.7, NAN], [0.4, NAN], [0.4, 0.2]])
     result, studies = per_study(values, ["b", "a", "b", "b"], "mean")
@@ -192,7 +184,7 @@ def test_a_studys_score_may_be_the_mean_over_its_views():
 
 def test_views_are_aggregated_by_the_maximum_unless_told_otherwise():
     values, studies = np.array([[0.1], [0.7], [0.4]]), ["a", "b", "a"]
-    np.testing.assert_array_equal(per_study(values, studies)[0], maximum_per_study(values, studies)[0])
+    np.testing.assert_array_equal(per_study(values, studies)[0], [[0.4], [0.7]])
     with pytest.raises(ValueError, match="one of maximum, mean, got 'median'"):
         per_study(values, studies, "median")
     with pytest.raises(ValueError, match="one study per view, got 3 views and 2 studies"):

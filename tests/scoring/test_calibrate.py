@@ -19,18 +19,23 @@ from chexpert_hf import (
     load_chexpert,
 )
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.evaluation.calibration.calibrate import calibrate_folder, dataset_logits
-from chexpert_hf.evaluation.calibration.calibrated_model import CalibratedModel, Origin
+from chexpert_hf.evaluation.calibration.calibrate import (
+    CalibratedModel,
+    Origin,
+    calibrate_folder,
+    dataset_logits,
+    fold_calibration,
+)
 from chexpert_hf.evaluation.calibration.calibration import Calibration, CalibrationError, Method, Platt, fit_platt
-from chexpert_hf.evaluation.calibration.fold import fold_calibration
 from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule
-from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, maximum_per_study
+from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
     overlapping_patients,
     write_patient_hashes,
 )
+from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.phantoms import write_phantoms
@@ -209,8 +214,8 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
 def reference(source: Path, dataset) -> tuple[np.ndarray, np.ndarray]:
     """Study logits and truth."""
     classifier = CheXpertClassifier.from_pretrained(source, device="cpu")
-    truth, _ = maximum_per_study(evaluation_labels(np.asarray(dataset["labels"][:])), dataset["study"][:])
-    return maximum_per_study(dataset_logits(classifier, dataset), dataset["study"][:])[0], truth
+    truth, _ = per_study(evaluation_labels(np.asarray(dataset["labels"][:])), dataset["study"][:])
+    return per_study(dataset_logits(classifier, dataset), dataset["study"][:])[0], truth
 
 
 def test_logits_are_the_models_and_progress_reaches_every_image(source, valid):
@@ -268,9 +273,9 @@ def test_the_result_as_text_and_json_names_every_observation_and_each_reason():
         calibration, {"Edema": OperatingPoint(0.25, 0.8, 0.9, 0.75)}, {"Fracture": "nowhere", "Pneumonia": "few"}, 40
     )
     assert result.as_table().splitlines()[1:] == [
-        "Edema      1.250     -0.500  0.250 (sensitivity 0.800, specificity 0.900, PPV 0.750)",
-        "Fracture   2.000     +0.000  nowhere",
-        "Pneumonia  as it was: few",
+        "Edema        1.250     -0.500  0.250 (sensitivity 0.800, specificity 0.900, PPV 0.750)",
+        "Fracture     2.000     +0.000  nowhere",
+        "Pneumonia    as it was: few",
     ]
     content = json.loads(json.dumps(result.to_dict()))
     assert content["calibration"]["lines"]["Edema"] == {"slope": 1.25, "intercept": -0.5}
@@ -333,7 +338,7 @@ def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(
 def test_a_folder_that_is_not_empty_is_never_written_to(source, valid, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path, source, tmp_path / "file"):
-        with pytest.raises(CalibrationError, match="is not empty: the calibrated model is written to a new folder"):
+        with pytest.raises(FolderError, match="is not empty; the calibrated model is written to a new folder"):
             calibrate_folder(source, output, valid, ORIGIN)
 
 

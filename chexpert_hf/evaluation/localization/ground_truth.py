@@ -1,9 +1,9 @@
-"""Where findings really are in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+"""The places of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
 
 Masks are read one image at a time. Paths are those of `load_chexpert`: from the split's name on.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -12,8 +12,9 @@ from PIL import Image
 
 from chexpert_hf.datasets.reference import Box, Reference, read_reference
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.localization.chexlocalize import LOCALIZED_OBSERVATIONS, image_id, read_segmentations
+from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
 from chexpert_hf.evaluation.localization.localization import Mask, box_mask
+from chexpert_hf.files import first_line
 from chexpert_hf.labels import OBSERVATIONS
 
 MASKS_FOLDER = "masks"
@@ -74,10 +75,10 @@ def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTr
 class MaskFolder:
     """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
+    source = "masks"
     is_complete = True
 
     def __init__(self, folder: Path) -> None:
-        self.source = "masks"
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ class MaskFolder:
             with Image.open(file) as image:
                 mask = np.asarray(image.convert("L")) > 0
         except (OSError, ValueError) as error:
-            raise GroundTruthError(f"{file} cannot be read as a mask: {str(error).splitlines()[0]:.200}") from None
+            raise GroundTruthError(f"{file} cannot be read as a mask: {first_line(error)}") from None
         if not mask.any():
             raise GroundTruthError(f"{file} marks no pixel; expected the place of a finding, or no file.")
         return _fitting(mask, shape, str(file))
@@ -113,40 +114,37 @@ class Segmentations:
 
     def findings(self, path: str) -> tuple[str, ...]:
         masks = self._masks.get(image_id(path), {})
-        return tuple(name for name in LOCALIZED_OBSERVATIONS if name in masks and not masks[name].is_empty)
+        return tuple(name for name in TASK_OF if name in masks and not masks[name].is_empty)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
         return _fitting(self._masks[image_id(path)][observation].decode(), shape, f"{image_id(path)}, {observation}")
 
 
 class Boxes:
-    """Boxes of some findings in some images; what has no box may be there all the same.
+    """Boxes of some findings in some images; a finding without a box may be there all the same.
 
     Several boxes of one observation in one image are one ground truth.
+
+    Args:
+        boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
+            Observation, x, y, width, height.
+
+    Raises:
+        ReferenceFileError: If the file cannot be read.
+        GroundTruthError: If it holds no box of a finding.
     """
 
     is_complete = False
 
     def __init__(self, boxes: Path | Reference) -> None:
-        """Gathers the boxes of each image.
-
-        Args:
-            boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
-                Observation, x, y, width, height.
-
-        Raises:
-            ReferenceFileError: If the file cannot be read.
-            GroundTruthError: If it holds no box of a finding.
-        """
         reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
         self._file = reference.file
-        self.source = f"boxes in {reference.file}"
-        if reference.name != reference.file:
-            self.source += f" ({reference.name})"
-        self._boxes: dict[str, dict[str, list[Box]]] = {}
+        name = f" ({reference.name})" if reference.name != reference.file else ""
+        self.source = f"boxes in {reference.file}{name}"
+        self._boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
         for target in reference.targets:
             for path, found in target.boxes.items():
-                self._boxes.setdefault(path, {}).setdefault(target.observation, []).extend(found)
+                self._boxes[path][target.observation].extend(found)
         if not self._boxes:
             raise GroundTruthError(
                 f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
@@ -164,7 +162,7 @@ class Boxes:
             )
         return mask
 
-    def images(self) -> Sequence[str]:
+    def images(self) -> list[str]:
         """The paths of the images that have boxes."""
         return list(self._boxes)
 

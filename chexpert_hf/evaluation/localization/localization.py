@@ -1,8 +1,7 @@
 """Whether a saliency map points at the finding: hit rate and IoU against masks or boxes, with intervals and baselines.
 
-Everything is at the size of the ground truth. Only the positive part of a map counts: what speaks against an
-observation does not say where it is. A map without a positive value points nowhere: it is no hit, its mask is empty,
-and it is counted.
+Everything is at the size of the ground truth. Only the positive part of a map counts: evidence against an observation
+does not say where it is. A map without a positive value is no hit, its mask is empty, and it is counted.
 
 Source: Saporta et al. 2022, "Benchmarking saliency methods for chest X-ray interpretation", Nature Machine Intelligence
 4, and its public evaluation code (github.com/rajpurkarlab/cheXlocalize) for what the paper leaves open.
@@ -16,19 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from chexpert_hf.evaluation.intervals import (
-    NAN,
     BootstrapEstimate,
     Estimate,
     PatientBootstrap,
     percentile_interval,
     wilson_interval,
 )
-from chexpert_hf.evaluation.metrics import FloatArray
+from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 Mask = NDArray[np.bool_]
-
-TUNING_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""What a threshold is chosen from. Source: cheXlocalize, tune_heatmap_threshold.py."""
 
 _TIE = 1e-6
 """Values this close to the largest one, as a share of it, are tied with it: float32 keeps about seven digits, and
@@ -37,14 +32,7 @@ interpolation gives the pixels of a plateau values that differ in the last of th
 
 @dataclass(frozen=True)
 class Prior:
-    """A place that is always pointed at, whatever the image shows: what a map must beat.
-
-    Attributes:
-        x: Of the place, as a share of the width from the left edge.
-        y: As a share of the height from the top.
-        spread_x: Standard deviation of the Gaussian map around it, as a share of the width.
-        spread_y: As a share of the height.
-    """
+    """A fixed point with a Gaussian map around it, as shares of the width from the left and the height from the top."""
 
     x: float
     y: float
@@ -59,17 +47,12 @@ PRIORS: Mapping[str, Prior] = {
 """Two baselines that look at no image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
 of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
 lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
-truth; in a lateral view "right lung" is merely another fixed place."""
+truth; in a lateral view "right lung" is merely another fixed point."""
 
 
 @dataclass(frozen=True)
 class Indication:
-    """What a map says about where a finding is.
-
-    Attributes:
-        mask: `(height, width)`: the part that it marks.
-        peak: (row, column) that it points at; None for an empty map.
-    """
+    """The part `(height, width)` that a map marks, and the (row, column) of its peak; None for an empty map."""
 
     mask: Mask
     peak: tuple[int, int] | None
@@ -99,7 +82,7 @@ class Localization:
         num_patients: Of these images.
         num_empty: Images whose map has no positive value: misses for the hit rate, left out of the mIoU.
         hit_rate: Share of the images that are hits.
-        hit_interval: How its interval was made: "wilson" or "bootstrap".
+        hit_interval: Kind of its interval: "wilson" or "bootstrap".
         miou: Mean IoU over the images where it is defined, with the percentiles of a bootstrap of patients.
     """
 
@@ -150,13 +133,16 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
         threshold: In (0, 1); what is larger is marked. None takes Otsu's, on 256 levels.
 
     Returns:
-        `(height, width)`; empty where the map has no positive value or is constant, for then it marks no place.
+        `(height, width)`; empty where the map has no positive value or is constant.
 
     Source: cheXlocalize, heatmap_to_segmentation.py.
     """
-    scaled = _scaled(saliency)
-    if scaled is None:
+    positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
+    positive = positive - positive.min(initial=np.inf)
+    largest = positive.max(initial=0)
+    if not largest > 0:
         return np.zeros(saliency.shape, dtype=bool)
+    scaled = positive / largest
     if threshold is not None:
         return scaled > np.float32(threshold)
     levels = (np.float32(255) * scaled).astype(np.uint8)  # cut off, not rounded, as cheXlocalize does
@@ -164,7 +150,7 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
 
 
 def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
-    """The pixel that a map points at: (row, column) of its maximum, None where it has no positive value.
+    """The (row, column) of a map's maximum, None where it has no positive value.
 
     Of tied pixels it is the one nearest to their mean position. cheXlocalize takes the first in reading order. The two
     differ where the maximum is in the outermost cells of a coarse map: interpolation makes plateaus there, up to half a
@@ -201,16 +187,12 @@ def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> fl
 
 
 def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> Indication:
-    """What a map `(height, width)` says, with the threshold as for `saliency_mask`."""
+    """Mask and peak of a map `(height, width)`, with the threshold as for `saliency_mask`."""
     return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
 
 
 def score_indication(indication: Indication, truth: Mask) -> MapScore:
-    """Hit and IoU of what a map says, against a mask `(height, width)`.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Hit and IoU of a map's mask and peak, against a mask `(height, width)`; ValueError if the shapes differ."""
     overlap = iou(indication.mask, truth)
     hit = float(indication.peak is not None and truth[indication.peak]) if truth.any() else NAN
     return MapScore(hit, overlap, indication.peak)
@@ -231,7 +213,7 @@ def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
 
 
 def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The Gaussian map `(height, width)` of a fixed place, at most 1."""
+    """The Gaussian map `(height, width)` of a fixed point, at most 1."""
     rows, columns = ((np.arange(length) + 0.5) / length for length in shape)
     down = np.exp(-(((rows - prior.y) / prior.spread_y) ** 2) / 2)
     across = np.exp(-(((columns - prior.x) / prior.spread_x) ** 2) / 2)
@@ -241,7 +223,7 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 def summarize(
     scores: Sequence[MapScore], patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
 ) -> Localization:
-    """The figures of one observation.
+    """The metrics of one observation.
 
     The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
     several, patients are resampled; but where all images are hits, or none, every resample is the same, and the
@@ -275,15 +257,9 @@ def summarize(
 def mean_interval(
     values: ArrayLike, patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
 ) -> BootstrapEstimate:
-    """The mean of the values that are not NaN, with percentiles of the same mean on resampled patients.
+    """The mean of the values `(num_images,)` that are not NaN, with percentiles of the same mean on resampled patients.
 
     A resample without any defined value is left out and counted; all is NaN where no value is defined.
-
-    Args:
-        values: `(num_images,)`.
-        patients: The patient of each image: images of one patient come and go together.
-        replicates: Of the bootstrap.
-        seed: Equal seeds make equal draws.
     """
     values = np.asarray(values, dtype=float)
     is_defined = ~np.isnan(values)
@@ -297,39 +273,3 @@ def mean_interval(
 
     means = PatientBootstrap(patients, replicates, seed).replicate(mean)
     return percentile_interval(float(values[is_defined].mean()), means)
-
-
-def iou_by_threshold(
-    saliency: NDArray[np.floating], truth: Mask, thresholds: Sequence[float] = TUNING_THRESHOLDS
-) -> FloatArray:
-    """The IoU of one map at each threshold, `(num_thresholds,)`; NaN unless both masks are non-empty."""
-    return np.array([iou(saliency_mask(saliency, threshold), truth) for threshold in thresholds])
-
-
-def best_threshold(ious: FloatArray, thresholds: Sequence[float] = TUNING_THRESHOLDS) -> float:
-    """The threshold with the highest mIoU on a tuning set, the lowest of several equally good ones.
-
-    Figures on the images that it was chosen on are optimistic.
-
-    Args:
-        ious: `(num_images, num_thresholds)` of one observation, from `iou_by_threshold`.
-        thresholds: Of the columns.
-
-    Raises:
-        ValueError: If no image has an IoU.
-
-    Source: cheXlocalize, tune_heatmap_threshold.py.
-    """
-    counts = (~np.isnan(ious)).sum(axis=0)
-    if not counts.any():
-        raise ValueError("No image has both a ground truth and a map, so that no threshold can be chosen.")
-    means = np.divide(np.nansum(ious, axis=0), counts, out=np.full(len(thresholds), -np.inf), where=counts > 0)
-    return thresholds[int(np.argmax(means))]
-
-
-def _scaled(saliency: NDArray[np.floating]) -> NDArray[np.float32] | None:
-    """The positive part from 0 to 1, None where it is constant."""
-    positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
-    positive = positive - positive.min(initial=np.inf)
-    largest = positive.max(initial=0)
-    return positive / largest if largest > 0 else None

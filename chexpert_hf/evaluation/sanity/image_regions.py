@@ -1,8 +1,4 @@
-"""Parts of a radiograph that hold no finding: what is outside the body, the outer frame, the side marker.
-
-They are found on the picture by brightness, for nothing else is known of a radiograph from outside. On phantoms, where
-the body and the marker are known, see `tests/evaluation/test_sanity.py` for how often that is right.
-"""
+"""Regions of a radiograph without findings: outside the body, the outer frame, the side marker, found by brightness."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +66,10 @@ def side_marker(picture: Picture) -> Mask:
     dark, bright = np.percentile(grey, [1, 99.5])
     side = max(3, 2 * round(_STROKE / 2 * min(grey.shape)) + 1)
     ridge = ndimage.white_tophat(grey, size=side)
-    ink = _zone(picture.shape) & (ridge > _INK * (bright - dark))
+    zone = np.zeros(picture.shape, dtype=bool)
+    rows, columns = round(_ZONE_HEIGHT * height), round(_ZONE_WIDTH * width)
+    zone[:rows, :columns] = zone[:rows, -columns:] = True
+    ink = zone & (ridge > _INK * (bright - dark))
     reach = max(1, round(_GAP * min(grey.shape)))
     letters, _ = ndimage.label(ndimage.binary_dilation(ink, iterations=reach))
     best, marker = 0.0, np.zeros(picture.shape, dtype=bool)
@@ -83,10 +82,3 @@ def side_marker(picture: Picture) -> Mask:
             best, marker = contrast, np.zeros_like(marker)
             marker[place] = True
     return marker
-
-
-def _zone(shape: tuple[int, int]) -> Mask:
-    zone = np.zeros(shape, dtype=bool)
-    rows, columns = round(_ZONE_HEIGHT * shape[0]), round(_ZONE_WIDTH * shape[1])
-    zone[:rows, :columns] = zone[:rows, -columns:] = True
-    return zone
