@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import (
@@ -39,35 +38,12 @@ _AUROC = WeightedFigures.NAMES.index("auroc")
 
 @dataclass(frozen=True)
 class ModelScores:
-    """The scores of a model on a data set.
+    """The scores of a model on a data set."""
 
-    Attributes:
-        name: What the report calls it.
-        probabilities: `(num_views, num_labels)`, in [0, 1].
-        operating_points: The threshold of each observation that has one.
-        chosen_by: On what data and by which rule the thresholds were chosen, in words, of each observation for which
-            one was.
-    """
-
-    name: str
-    probabilities: FloatArray
-    operating_points: Mapping[str, float] = field(default_factory=dict)
-    chosen_by: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The truth per study, and the views behind it."""
-
-    labels: FloatArray  # (num_studies, num_labels)
-    view_labels: FloatArray  # (num_views, num_labels)
-    studies: Sequence[str]  # (num_views,)
-    names: list[str]  # (num_studies,)
-    observations: tuple[str, ...]
-    patients: NDArray[np.int_]  # (num_studies,): a number for each
-    aggregation: str
-    bootstrap: PatientBootstrap
-    mean_over: tuple[str, ...]
+    name: str  # what the report calls it
+    probabilities: FloatArray  # (num_views, num_labels), in [0, 1]
+    operating_points: Mapping[str, float] = field(default_factory=dict)  # the thresholds of observations that have one
+    chosen_by: Mapping[str, str] = field(default_factory=dict)  # in words, on what data and by which rule
 
 
 @dataclass(frozen=True)
@@ -84,14 +60,10 @@ class _Group:
 class _Figures:
     """The metrics of a model on the data and on each resample."""
 
+    scores: FloatArray  # (num_studies, num_labels)
     values: FloatArray  # (num_labels, num_metrics)
     replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
-
-    def mean_auroc(self, data: _Data) -> tuple[float, FloatArray]:
-        columns = [data.observations.index(name) for name in data.mean_over]
-        if not columns:
-            return NAN, np.full(self.replicates.shape[-1], np.nan)
-        return float(self.values[columns, _AUROC].mean()), self.replicates[columns, _AUROC].mean(axis=0)
+    mean: tuple[float, FloatArray]  # AUROC, and its (num_replicates,)
 
 
 def assess(
@@ -133,122 +105,185 @@ def assess(
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)
-    _check_views(labels, {"study": studies, "patient": patients, **columns})
-    patient_of = _patients_of_studies(studies, patients)
-    truth, names = per_study(labels, studies)
-    bootstrap = PatientBootstrap(list(patient_of.values()), replicates)
-    data = _Data(
-        labels=truth,
-        view_labels=labels,
-        studies=studies,
-        names=names,
-        observations=tuple(observations),
-        patients=np.unique(list(patient_of.values()), return_inverse=True)[1],
-        aggregation=aggregation,
-        bootstrap=bootstrap,
-        mean_over=averaged_observations(truth, observations),
-    )
-    scores = [per_study(model.probabilities, studies, aggregation)[0] for model in models]
-    figures = [_figures_of(values, data) for values in scores]
+    bootstrap = PatientBootstrap(_patients_of_studies(labels, studies, patients, columns), replicates)
+    task = _Assessment(labels, studies, observations, aggregation, bootstrap)
+    figures = [task.figures(model) for model in models]
     result: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "data": {
                 "views": len(labels),
-                "studies": len(names),
+                "studies": len(task.names),
                 "patients": len(set(patients)),
                 "aggregation": aggregation,
             },
             "replicates": replicates,
             "seed": bootstrap.seed,
-            "models": [
-                _model_entry(model, values, figure, _groups(model, columns, data), data)
-                for model, values, figure in zip(models, scores, figures, strict=True)
-            ],
+            "models": [task.entry(*pair, columns) for pair in zip(models, figures, strict=True)],
             "comparisons": [
-                comparison
-                for index in range(1, len(models))
-                for comparison in _comparisons(models, scores, figures, index, data)
+                {"models": [model.name, models[0].name], **comparison}
+                for model, other in zip(models[1:], figures[1:], strict=True)
+                for comparison in task.comparisons(other, figures[0])
             ],
         }
     )
     return result
 
 
-def _figures_of(scores: FloatArray, data: _Data) -> _Figures:
-    figures = [WeightedFigures(*pair) for pair in zip(scores.T, data.labels.T, strict=True)]
-    once = np.ones((len(scores), 1))
-    return _Figures(
-        np.stack([figure(once)[:, 0] for figure in figures]),
-        data.bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in figures])),
-    )
+class _Assessment:
+    """The truth per study and the views behind it, and the metrics of models on them."""
 
+    def __init__(
+        self,
+        labels: FloatArray,
+        studies: Sequence[str],
+        observations: Sequence[str],
+        aggregation: str,
+        bootstrap: PatientBootstrap,
+    ) -> None:
+        self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
+        self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
+        self.observations, self.mean_over = observations, averaged_observations(self.labels, observations)
+        self.bootstrap, self.patients = bootstrap, bootstrap.patients
 
-def _groups(model: ModelScores, columns: Mapping[str, Sequence[str | None]], data: _Data) -> list[_Group]:
-    row = {name: index for index, name in enumerate(data.names)}
-    groups = []
-    for column, values in columns.items():
-        for name in sorted({value for value in values if value is not None}):
-            views = [view for view, value in enumerate(values) if value == name]
-            studies = [data.studies[view] for view in views]
-            scores, names = per_study(model.probabilities[views], studies, data.aggregation)
-            rows = [row[study] for study in names]
-            group = _Group(column, name, *np.full((2, *data.labels.shape), np.nan))
-            group.scores[rows], group.labels[rows] = scores, per_study(data.view_labels[views], studies)[0]
-            groups.append(group)
-    return groups
+    def figures(self, model: ModelScores) -> _Figures:
+        """The metrics of a model, and on each resample."""
+        scores, _ = per_study(model.probabilities, self.studies, self.aggregation)
+        weighted = [WeightedFigures(*pair) for pair in zip(scores.T, self.labels.T, strict=True)]
+        values = np.stack([figure(np.ones((len(scores), 1)))[:, 0] for figure in weighted])
+        replicates = self.bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in weighted]))
+        mean = NAN, np.full(replicates.shape[-1], np.nan)
+        if columns := [self.observations.index(name) for name in self.mean_over]:
+            mean = float(values[columns, _AUROC].mean()), replicates[columns, _AUROC].mean(axis=0)
+        return _Figures(scores, values, replicates, mean)
 
+    def entry(
+        self, model: ModelScores, figures: _Figures, columns: Mapping[str, Sequence[str | None]]
+    ) -> dict[str, Any]:
+        """The results of one model."""
+        groups = self._groups(model, columns)
+        return {
+            "name": model.name,
+            "mean_over": self.mean_over,
+            "mean_auroc": _entry(percentile_interval(*figures.mean), BOOTSTRAP),
+            "observations": [
+                self._observation(column, model, figures.scores[:, column])
+                | {
+                    name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
+                    for name, value, replicates in zip(
+                        WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
+                    )
+                    if name != "auroc"
+                }
+                for column in range(len(self.observations))
+            ],
+            "subgroups": [
+                self._subgroup(group, column) for group in groups for column in range(len(self.observations))
+            ],
+            "gaps": self._gaps(groups),
+        }
 
-def _model_entry(
-    model: ModelScores, scores: FloatArray, figures: _Figures, groups: list[_Group], data: _Data
-) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "mean_over": data.mean_over,
-        "mean_auroc": _entry(percentile_interval(*figures.mean_auroc(data)), BOOTSTRAP),
-        "observations": [
-            _observation_entry(observation, model, scores[:, column], data.labels[:, column], data.patients)
-            | {
-                name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
-                for name, value, replicates in zip(
-                    WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
-                )
-                if name != "auroc"
+    def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
+        """The model minus the first one."""
+        for column, observation in enumerate(self.observations):
+            scores = model.scores[:, column], first.scores[:, column]
+            test = delong_test(*scores, self.labels[:, column], self.patients)
+            yield {"observation": observation, **asdict(test), "method": DELONG}
+        replicates = model.mean[1] - first.mean[1]
+        yield {
+            "observation": "mean",
+            "difference": asdict(percentile_interval(model.mean[0] - first.mean[0], replicates)),
+            "p_value": bootstrap_p_value(replicates),
+            "method": BOOTSTRAP,
+        }
+
+    def _observation(self, column: int, model: ModelScores, scores: FloatArray) -> dict[str, Any]:
+        observation, labels = self.observations[column], self.labels[:, column]
+        counts = _counts(labels)
+        num_known, undefined, point = sum(counts.values()), None, None
+        if not num_known:
+            undefined = "No study has a known label."
+        elif min(counts.values()) == 0:
+            word = "positive" if counts["num_positive"] else "negative"
+            undefined = f"Each of the {num_known} studies with a known label is {word}."
+        if observation in model.operating_points:
+            threshold = float(model.operating_points[observation])
+            point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
+            point |= _at_threshold(scores, labels, threshold)
+        return {
+            "observation": observation,
+            **counts,
+            "num_unknown": len(labels) - num_known,
+            "undefined": undefined,
+            "auroc": _entry(delong_interval(scores, labels, self.patients), DELONG),
+            "operating_point": point,
+        }
+
+    def _groups(self, model: ModelScores, columns: Mapping[str, Sequence[str | None]]) -> list[_Group]:
+        row = {name: index for index, name in enumerate(self.names)}
+        groups = []
+        for column, values in columns.items():
+            for name in sorted({value for value in values if value is not None}):
+                views = [view for view, value in enumerate(values) if value == name]
+                studies = [self.studies[view] for view in views]
+                scores, names = per_study(model.probabilities[views], studies, self.aggregation)
+                rows = [row[study] for study in names]
+                group = _Group(column, name, *np.full((2, *self.labels.shape), np.nan))
+                group.scores[rows], group.labels[rows] = scores, per_study(self.view_labels[views], studies)[0]
+                groups.append(group)
+        return groups
+
+    def _subgroup(self, group: _Group, column: int) -> dict[str, Any]:
+        scores, labels = group.scores[:, column], group.labels[:, column]
+        counts = _counts(labels)
+        positive, negative = counts.values()
+        estimate, too_small = None, None
+        if min(positive, negative) >= MIN_STUDIES_PER_CLASS:
+            estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
+        else:
+            too_small = (
+                f"{positive} positive and {negative} negative studies; {MIN_STUDIES_PER_CLASS} of each are needed."
+            )
+        names = {"column": group.column, "group": group.name, "observation": self.observations[column]}
+        return {**names, **counts, "auroc": estimate, "too_small": too_small}
+
+    def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
+        """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
+        judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
+        pairs = []
+        for name in dict.fromkeys(group.column for group in groups):
+            for column, observation in enumerate(self.observations):
+                scored = [group for group, enough in judged if group.column == name and observation in enough]
+                if len(scored) > 1:
+                    values = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
+                    lowest, *_, highest = np.argsort(values, kind="stable").tolist()
+                    pairs.append((column, scored[highest], scored[lowest]))
+        if not pairs:
+            return []
+        figures = [
+            [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair]
+            for column, *pair in pairs
+        ]
+
+        def differences(weights: FloatArray) -> FloatArray:
+            return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
+
+        values = differences(np.ones((len(self.names), 1)))[:, 0]
+        replicates = self.bootstrap.replicate(differences)
+        return [
+            {
+                "column": highest.column,
+                "observation": self.observations[column],
+                "highest": highest.name,
+                "lowest": lowest.name,
+                "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
             }
-            for column, observation in enumerate(data.observations)
-        ],
-        "subgroups": [
-            _subgroup_entry(group, column, observation, data.patients)
-            for group in groups
-            for column, observation in enumerate(data.observations)
-        ],
-        "gaps": _gaps(groups, data),
-    }
+            for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
+        ]
 
 
-def _observation_entry(
-    observation: str, model: ModelScores, scores: FloatArray, labels: FloatArray, patients: NDArray[np.int_]
-) -> dict[str, Any]:
-    positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
-    undefined = None
-    if not positive + negative:
-        undefined = "No study has a known label."
-    elif not positive or not negative:
-        word = "positive" if positive else "negative"
-        undefined = f"Each of the {positive + negative} studies with a known label is {word}."
-    point = None
-    if observation in model.operating_points:
-        point = {"threshold": float(model.operating_points[observation]), "chosen_by": model.chosen_by.get(observation)}
-        point |= _at_threshold(scores, labels, model.operating_points[observation])
-    return {
-        "observation": observation,
-        "num_positive": positive,
-        "num_negative": negative,
-        "num_unknown": int(np.isnan(labels).sum()),
-        "undefined": undefined,
-        "auroc": _entry(delong_interval(scores, labels, patients), DELONG),
-        "operating_point": point,
-    }
+def _counts(labels: FloatArray) -> dict[str, int]:
+    return {"num_positive": int((labels == 1).sum()), "num_negative": int((labels == 0).sum())}
 
 
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
@@ -269,74 +304,6 @@ def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> d
         "false_negatives": missed,
         **{name: _entry(wilson_interval(*share), WILSON) for name, share in shares.items()},
     }
-
-
-def _subgroup_entry(group: _Group, column: int, observation: str, patients: NDArray[np.int_]) -> dict[str, Any]:
-    labels = group.labels[:, column]
-    positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
-    is_judged = min(positive, negative) >= MIN_STUDIES_PER_CLASS
-    return {
-        "column": group.column,
-        "group": group.name,
-        "observation": observation,
-        "num_positive": positive,
-        "num_negative": negative,
-        "auroc": _entry(delong_interval(group.scores[:, column], labels, patients), DELONG) if is_judged else None,
-        "too_small": None
-        if is_judged
-        else f"{positive} positive and {negative} negative studies; {MIN_STUDIES_PER_CLASS} of each are needed.",
-    }
-
-
-def _gaps(groups: list[_Group], data: _Data) -> list[dict[str, Any]]:
-    """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
-    pairs = list(_extremes(groups, data))
-    if not pairs:
-        return []
-    figures = [
-        [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair] for column, *pair in pairs
-    ]
-
-    def differences(weights: FloatArray) -> FloatArray:
-        return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
-
-    values = differences(np.ones((len(data.names), 1)))[:, 0]
-    replicates = data.bootstrap.replicate(differences)
-    return [
-        {
-            "column": highest.column,
-            "observation": data.observations[column],
-            "highest": highest.name,
-            "lowest": lowest.name,
-            "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
-        }
-        for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
-    ]
-
-
-def _extremes(groups: list[_Group], data: _Data) -> Iterator[tuple[int, _Group, _Group]]:
-    judged = [(group, judged_observations(group.labels, data.observations)) for group in groups]
-    for name in dict.fromkeys(group.column for group in groups):
-        for column, observation in enumerate(data.observations):
-            scored = [group for group, enough in judged if group.column == name and observation in enough]
-            if len(scored) > 1:
-                scored.sort(key=lambda group: auroc(group.scores[:, column], group.labels[:, column]))
-                yield column, scored[-1], scored[0]
-
-
-def _comparisons(
-    models: Sequence[ModelScores], scores: list[FloatArray], figures: list[_Figures], index: int, data: _Data
-) -> Iterator[dict[str, Any]]:
-    """The model at `index` minus the first one."""
-    names = {"models": [models[index].name, models[0].name]}
-    for column, observation in enumerate(data.observations):
-        test = delong_test(scores[index][:, column], scores[0][:, column], data.labels[:, column], data.patients)
-        yield {**names, "observation": observation, **asdict(test), "method": DELONG}
-    (value, replicates), (first_value, first_replicates) = figures[index].mean_auroc(data), figures[0].mean_auroc(data)
-    replicates = replicates - first_replicates
-    difference = asdict(percentile_interval(value - first_value, replicates))
-    p_value = bootstrap_p_value(replicates)
-    yield {**names, "observation": "mean", "difference": difference, "p_value": p_value, "method": BOOTSTRAP}
 
 
 def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
@@ -362,16 +329,15 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
             raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 
-def _check_views(labels: FloatArray, columns: Mapping[str, Sequence[str | None]]) -> None:
+def _patients_of_studies(
+    labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Mapping[str, Sequence[str | None]]
+) -> list[str]:
+    """The patient of each study, in the order of the studies' first views, after checks of the views."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
-    for name, values in columns.items():
+    for name, values in {"study": studies, "patient": patients, **columns}.items():
         if len(values) != len(labels):
             raise ValueError(f"Expected one {name} per view, got {len(labels)} views and {len(values)} entries.")
-
-
-def _patients_of_studies(studies: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
-    """In the order of the studies' first views."""
     found: dict[str, str] = {}
     for study, patient in zip(studies, patients, strict=True):
         if found.setdefault(study, patient) != patient:
@@ -379,4 +345,4 @@ def _patients_of_studies(studies: Sequence[str], patients: Sequence[str]) -> dic
                 f"Study {study!r} belongs to patients {found[study]!r} and {patient!r}; name studies uniquely, such as "
                 "'patient00001/study1'."
             )
-    return found
+    return list(found.values())

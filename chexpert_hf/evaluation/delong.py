@@ -36,14 +36,8 @@ class PairedTest:
 def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
     """For each positive the share of negatives below it, for each negative the share of positives above it.
 
-    Ties count half.
-
-    Args:
-        scores: `(num_studies,)`; rising with the probability.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        `(num_positive,)` and `(num_negative,)`; the mean of either is the AUROC.
+    Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC. Arguments are as
+    for `delong_interval`.
 
     Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11): midranks, in O(n log n).
     """
@@ -77,7 +71,7 @@ def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients =
     Returns:
         Within [0, 1]; NaN unless both classes occur.
 
-    Source: DeLong et al. 1988; Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
+    Source: Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
     """
     below, above = placements(scores, labels)
     if not len(below) or not len(above):

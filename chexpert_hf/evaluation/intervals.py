@@ -55,24 +55,16 @@ def wilson_interval(successes: int, trials: int) -> Estimate:
 
 
 class WeightedFigures:
-    """The metrics of one observation as functions of how often each study counts, for many weightings at once.
+    """The metrics of one observation, in the order of `NAMES`, as functions of how often each study counts.
 
     Sorting is done once. Each metric is then made of sums of weights over fixed sets of studies, which one product
     with a sparse matrix gives for a block of weightings.
-
-    Attributes:
-        NAMES: The metrics in the order in which calling gives them.
     """
 
     NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
 
     def __init__(self, probabilities: FloatArray, labels: FloatArray) -> None:
-        """Prepares the sums.
-
-        Args:
-            probabilities: `(num_studies,)`, in [0, 1].
-            labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        """
+        """Prepares the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
         known = np.flatnonzero(~np.isnan(labels))
         p, y = probabilities[known], labels[known] == 1
         # Of the scores in descending order only those matter at which recall rises: the steps.
@@ -106,14 +98,7 @@ class WeightedFigures:
         return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
 
     def __call__(self, weights: FloatArray) -> FloatArray:
-        """The metrics for each weighting.
-
-        Args:
-            weights: `(num_studies, num_weightings)`: how often each study counts.
-
-        Returns:
-            `(num_metrics, num_weightings)`, NaN where undefined.
-        """
+        """The metrics `(num_metrics, num_weightings)` for weights `(num_studies, num_weightings)`; NaN if undefined."""
         positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
         num_positive = positive.sum(axis=0)
         pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
@@ -155,18 +140,10 @@ class PatientBootstrap:
 
     Each use makes the same draws, so that metrics of two models or groups can be subtracted draw by draw.
 
-    Attributes:
-        patients: The patient of each study.
-        replicates: Number of resamples.
-        seed: Of the draws.
-
-    Raises:
-        ValueError: If there is no patient or no replicate.
-
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
     """
 
-    patients: Sequence[str]
+    patients: Sequence[str]  # of each study
     replicates: int = 1000
     seed: int = 0
 

@@ -45,19 +45,12 @@ class ObservationResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """AUROC of a model on a data set.
+    """AUROC of a model on a data set."""
 
-    Attributes:
-        observations: One result per observation, in the model's order.
-        num_studies: Studies that were scored.
-        mean_over: The observations that `mean_auroc` covers, see `averaged_observations`.
-        mean_auroc: In [0, 1]; NaN if the data can judge nothing.
-    """
-
-    observations: tuple[ObservationResult, ...]
+    observations: tuple[ObservationResult, ...]  # in the model's order
     num_studies: int
-    mean_over: tuple[str, ...]
-    mean_auroc: float
+    mean_over: tuple[str, ...]  # see `averaged_observations`
+    mean_auroc: float  # in [0, 1]; NaN if the data can judge nothing
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, with None for NaN."""
@@ -66,11 +59,11 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and containers as plain types for JSON, with None for NaN."""
+    """Dataclasses, containers and arrays, rounded to six places, as plain types for JSON, with None for NaN."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
-        value = value.tolist()
+        value = value.astype(float).round(6).tolist()
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -79,14 +72,9 @@ def plain(value: Any) -> Any:
 
 
 def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy.NEGATIVE) -> FloatArray:
-    """Labels of the CSV files as the truth of an evaluation.
+    """Labels of the CSV files, 1, 0, -1 (uncertain) and NaN (blank), as the truth of an evaluation, in {0, 1, NaN}.
 
-    Args:
-        labels: Of any shape: 1, 0, -1 (uncertain), NaN (blank).
-        blank: Whether a blank is negative, as in the paper, or unknown.
-
-    Returns:
-        A copy in {0, 1, NaN}: what is uncertain is unknown.
+    What is uncertain is unknown. A blank is negative, as in the paper, or unknown.
     """
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
         labels = np.where(np.isnan(labels), NEGATIVE, labels)
@@ -117,23 +105,17 @@ def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") 
 
 
 def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Area under the receiver operating characteristic of one observation.
+    """Area under the receiver operating characteristic of one observation, in [0, 1]; NaN unless both classes occur.
 
     Args:
         probabilities: `(num_studies,)`; any score that rises with the probability will do.
         labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        In [0, 1]; NaN unless both classes occur.
     """
     return _of_both_classes(roc_auc_score, probabilities, labels)
 
 
 def auprc(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Area under the precision-recall curve of one observation, as average precision, without interpolation.
-
-    Arguments and result are as for `auroc`; the prevalence is what chance reaches.
-    """
+    """Area under the precision-recall curve as average precision, without interpolation; arguments as for `auroc`."""
     return _of_both_classes(average_precision_score, probabilities, labels)
 
 
@@ -144,14 +126,11 @@ def _of_both_classes(metric: Callable[..., float], probabilities: FloatArray, la
 
 
 def brier_score(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Mean squared difference between the probability of one observation and its label.
+    """Mean squared difference between the probability of one observation and its label; NaN without known labels.
 
     Args:
         probabilities: `(num_studies,)`, in [0, 1].
         labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        In [0, 1]; 0 is a perfect forecast, NaN where no label is known.
 
     Raises:
         ValueError: If the shapes differ or a probability is outside [0, 1].
@@ -182,7 +161,7 @@ def expected_calibration_error(probabilities: FloatArray, labels: FloatArray) ->
     """Mean distance between the probability of one observation and its observed frequency, over bins of probability.
 
     The bins have equal widths and are weighted by the studies in them. On few studies the error of a calibrated model
-    is above 0 by chance. Arguments, result and errors are as for `brier_score`.
+    is above 0 by chance. Arguments and errors are as for `brier_score`.
 
     Source: Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
     """
@@ -222,7 +201,7 @@ def evaluate_probabilities(
 
     Args:
         probabilities: `(num_views, num_labels)`.
-        labels: `(num_views, num_labels)` in {0, 1, NaN}; see `evaluation_labels`.
+        labels: Of the same shape, from `evaluation_labels`.
         studies: The study of each view.
         observations: The names of the columns.
 

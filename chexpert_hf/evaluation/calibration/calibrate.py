@@ -61,22 +61,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The result of a calibration.
+    """The result of a calibration."""
 
-    Attributes:
-        calibration: The lines, which are in the weights, and the observations that were left out.
-        operating_points: Of the observations for which one was chosen.
-        without_point: The other observations, if operating points were asked for, and why.
-        num_studies: On which it was all fitted.
-        check: Metrics of each method on patients held out of its fit, at this split's own prevalences; None if there
-            are too few studies.
-    """
-
-    calibration: Calibration
-    operating_points: Mapping[str, OperatingPoint]
-    without_point: Mapping[str, str]
+    calibration: Calibration  # the lines are in the weights
+    operating_points: Mapping[str, OperatingPoint]  # of the observations for which one was chosen
+    without_point: Mapping[str, str]  # the other observations, if operating points were asked for, and why
     num_studies: int
-    check: CalibrationCheck | None = None
+    check: CalibrationCheck | None = None  # at this split's own prevalences; None if there are too few studies
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -124,11 +115,7 @@ def calibrate_folder(
     Args:
         source: Model folder; it stays as it is.
         output: Must be new or empty.
-        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        origin: What it is, for the record in the model's config.
-        method: How to calibrate.
-        rule: See `calibrate_model`.
-        prevalences: See `calibrate_model`.
+        dataset: As in `calibrate_model`, like origin, method, rule and prevalences.
         are_other_people: Whether ids that occur in training as well are known to name other people.
         progress: Called with the number of images that were scored.
 

@@ -52,14 +52,9 @@ class Method(str, Enum):
 
 @dataclass(frozen=True)
 class Platt:
-    """The line that calibrates a logit.
+    """The line that calibrates a logit."""
 
-    Attributes:
-        slope: Above 0, so that the order of the scores, and with it the AUROC, stays.
-        intercept: Added afterwards, in logits.
-    """
-
-    slope: float
+    slope: float  # above 0, so that the order of the scores, and with it the AUROC, stays
     intercept: float
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
@@ -67,26 +62,17 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """The line for a place of another prevalence than the studies of the fit had, both in (0, 1).
-
-        Source: Saerens, Latinne & Decaestecker 2002, equation 2.4: the odds change by the ratio of the prior odds.
-        """
+        """The line for another prevalence in (0, 1) than that of the fit: Saerens et al. 2002, equation 2.4."""
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of a fit.
-
-    Attributes:
-        method: How.
-        lines: Of each observation that was calibrated; of a temperature T the slope is 1 / T and the intercept 0.
-        left_out: The other observations, and why each stays as it is.
-    """
+    """The result of a fit; of a temperature T the slopes are 1 / T and the intercepts 0."""
 
     method: Method
-    lines: Mapping[str, Platt]
-    left_out: Mapping[str, str]
+    lines: Mapping[str, Platt]  # of each observation that was calibrated
+    left_out: Mapping[str, str]  # the other observations, and why each stays as it is
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
@@ -124,8 +110,7 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
 def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
     """Fits one temperature, by which all logits are divided, by maximum likelihood over all known cells.
 
-    The targets are Platt's, observation by observation, as in `fit_platt`; Guo et al. use 1 and 0. Arguments
-    `(num_studies, num_labels)` and errors are as for `fit_platt`; no temperature above 0 may be best.
+    Arguments, `(num_studies, num_labels)`, targets and errors are as in `fit_platt`; Guo et al. use 1 and 0 as targets.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
@@ -144,11 +129,7 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
 
 
 def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray], NDArray[np.float64]]:
-    """Fits isotonic regression to one observation, for comparison only; arguments and errors as for `fit_platt`.
-
-    Returns:
-        A function from logits `(n,)` to probabilities `(n,)`.
-    """
+    """Isotonic regression of one observation as a function from logits `(n,)` to probabilities; see `fit_platt`."""
     logits, labels = known_studies(logits, labels)
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels).predict
 
@@ -163,9 +144,6 @@ def fit_calibration(
         labels: `(num_studies, num_labels)` in {0, 1}, NaN where unknown.
         observations: The names of the columns.
         method: How.
-
-    Returns:
-        The lines, and the observations left out with the reason of each; possibly all of them.
 
     Raises:
         ValueError: If the shapes do not fit each other or a logit is not finite.
@@ -197,19 +175,12 @@ def fit_calibration(
 
 @dataclass(frozen=True)
 class CalibrationCheck:
-    """Metrics of each method on studies held out of its fit, as means over observations.
+    """Metrics of each of `METHODS` on studies held out of its fit, as means over observations."""
 
-    Attributes:
-        observations: Those that every fold can fit.
-        folds: How many, of patients.
-        scaled_brier: By method of `METHODS`; 0 is perfect, 1 is always answering the prevalence.
-        calibration_error: By method, in [0, 1].
-    """
-
-    observations: tuple[str, ...]
-    folds: int
-    scaled_brier: dict[str, float]
-    calibration_error: dict[str, float]
+    observations: tuple[str, ...]  # those that every fold can fit
+    folds: int  # of patients
+    scaled_brier: dict[str, float]  # 0 is perfect, 1 is always answering the prevalence
+    calibration_error: dict[str, float]  # in [0, 1]
 
     def as_table(self) -> str:
         """A line per method."""
@@ -224,14 +195,8 @@ def check_calibration(
 ) -> CalibrationCheck | None:
     """Cross-validates the methods: each fold of patients is scored by lines that were fitted on the other folds.
 
-    Args:
-        logits: `(num_studies, num_labels)`, finite.
-        labels: `(num_studies, num_labels)` in {0, 1}, NaN where unknown.
-        patients: Of each study; all studies of a patient are in one fold.
-        observations: The names of the columns.
-
-    Returns:
-        The metrics, or None where no observation has the studies for it in every fold.
+    Arguments are as for `fit_calibration`, with the patient of each study. The result is None where no observation has
+    the studies for it in every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)

@@ -11,18 +11,13 @@ import numpy as np
 from chexpert_hf.evaluation.calibration.calibration import CalibrationError, known_studies
 from chexpert_hf.evaluation.metrics import FloatArray
 
-_EXPECTED = "Expected operating points by 'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
-
 
 class Criterion(str, Enum):
     """How an operating point is chosen."""
 
-    YOUDEN = "youden"
-    """The largest sensitivity + specificity."""
-    SENSITIVITY = "sensitivity"
-    """The largest threshold that has the wanted sensitivity."""
-    PPV = "ppv"
-    """The smallest threshold that has the wanted positive predictive value."""
+    YOUDEN = "youden"  # the largest sensitivity + specificity
+    SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
+    PPV = "ppv"  # the smallest threshold that has the wanted positive predictive value
 
 
 @dataclass(frozen=True)
@@ -34,38 +29,27 @@ class OperatingRule:
 
     @classmethod
     def parse(cls, text: str) -> "OperatingRule":
-        """Reads "youden", "sensitivity=.9" or "ppv=.5".
-
-        Raises:
-            CalibrationError: If it is none of these.
-        """
+        """Reads "youden", "sensitivity=.9" or "ppv=.5", or raises CalibrationError."""
         name, equals, value = text.strip().lower().partition("=")
         try:
             rule = cls(Criterion(name), float(value) if equals else None)
-        except ValueError as error:
-            raise CalibrationError(f"{_EXPECTED}, got {text!r}.") from error
-        is_youden = rule.criterion is Criterion.YOUDEN
-        if is_youden != (rule.wanted is None) or (rule.wanted is not None and not 0 < rule.wanted <= 1):
-            raise CalibrationError(f"{_EXPECTED}, got {text!r}.")
+            is_valid = rule.wanted is None if name == "youden" else 0 < (rule.wanted or 0) <= 1
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            expected = "'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
+            raise CalibrationError(f"Expected operating points by {expected}, got {text!r}.")
         return rule
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic.
+    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic."""
 
-    Attributes:
-        threshold: In [0, 1]: a probability from this value on is positive.
-        sensitivity: True positives among the positive studies.
-        specificity: True negatives among the negative studies.
-        ppv: True positives among those called positive. It holds at one prevalence only: that of these studies, or the
-            one that was asked for.
-    """
-
-    threshold: float
+    threshold: float  # in [0, 1]: a probability from this value on is positive
     sensitivity: float
     specificity: float
-    ppv: float
+    ppv: float  # at the prevalence of these studies, or the one that was asked for
 
 
 def choose_operating_point(

@@ -64,11 +64,7 @@ class RunLengths:
         return cls((height, width), _to_text(runs.tolist()))
 
     def decode(self) -> Mask:
-        """The mask `(height, width)`.
-
-        Raises:
-            CheXlocalizeFileError: If the runs do not make a mask of this size.
-        """
+        """The mask `(height, width)`, or CheXlocalizeFileError if the runs do not make one of this size."""
         height, width = self.size
         runs = _from_text(self.counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -140,10 +136,8 @@ def _read_mask(entry: object, where: str) -> RunLengths:
 def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
     """Writes masks in the form that cheXlocalize's `eval.py` reads, replacing the file.
 
-    Args:
-        file: Where to.
-        masks: Image id -> observation, by CheXpert's name -> mask; those of cheXlocalize's ten that an image does not
-            name get an empty mask, others are skipped.
+    Masks are by image id and observation. Those of cheXlocalize's ten that an image does not name get an empty mask,
+    others are skipped.
 
     Raises:
         ValueError: If the masks of an image differ in size, or it has none.
@@ -175,7 +169,7 @@ def write_map(
     Args:
         folder: Is there.
         image: Its id.
-        observation: By CheXpert's name; one of `TASK_OF`.
+        observation: One of `TASK_OF`.
         saliency: `(h, w)`, at whatever resolution; their scripts resize it bilinearly to `size`.
         probability: The model's.
         is_positive: The ground truth's label.

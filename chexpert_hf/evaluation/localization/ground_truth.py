@@ -29,15 +29,10 @@ class GroundTruthError(InputError):
 
 
 class GroundTruth(Protocol):
-    """The findings of images.
+    """The findings of images."""
 
-    Attributes:
-        source: What it is, in words.
-        is_complete: Whether a finding that has no place in an image is known to be absent from it.
-    """
-
-    source: str
-    is_complete: bool
+    source: str  # in words
+    is_complete: bool  # whether a finding that has no place in an image is known to be absent from it
 
     def findings(self, path: str) -> tuple[str, ...]:
         """The observations that have a place in this image."""

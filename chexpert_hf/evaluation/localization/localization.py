@@ -40,10 +40,7 @@ class Prior:
     spread_y: float
 
 
-PRIORS: Mapping[str, Prior] = {
-    "centre": Prior(0.5, 0.5, 0.25, 0.25),
-    "right lung": Prior(0.3, 0.45, 0.12, 0.2),
-}
+PRIORS: Mapping[str, Prior] = {"centre": Prior(0.5, 0.5, 0.25, 0.25), "right lung": Prior(0.3, 0.45, 0.12, 0.2)}
 """Two baselines that look at no image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
 of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
 lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
@@ -60,50 +57,29 @@ class Indication:
 
 @dataclass(frozen=True)
 class MapScore:
-    """One map against one ground truth.
+    """One map against one ground truth."""
 
-    Attributes:
-        hit: 1 where the map's peak is in the ground truth, 0 where it is not or the map is empty, NaN without a truth.
-        iou: Of the map's mask; NaN unless both masks are non-empty.
-        peak: (row, column) of the peak; None for an empty map.
-    """
-
-    hit: float
-    iou: float
-    peak: tuple[int, int] | None
+    hit: float  # 1 where the peak is in the ground truth, 0 where not or the map is empty, NaN without a truth
+    iou: float  # of the map's mask; NaN unless both masks are non-empty
+    peak: tuple[int, int] | None  # (row, column); None for an empty map
 
 
 @dataclass(frozen=True)
 class Localization:
-    """How well maps of one observation point at it, over the images that have a ground truth.
-
-    Attributes:
-        num_images: With a ground truth.
-        num_patients: Of these images.
-        num_empty: Images whose map has no positive value: misses for the hit rate, left out of the mIoU.
-        hit_rate: Share of the images that are hits.
-        hit_interval: Kind of its interval: "wilson" or "bootstrap".
-        miou: Mean IoU over the images where it is defined, with the percentiles of a bootstrap of patients.
-    """
+    """Metrics of maps of one observation, over the images that have a ground truth."""
 
     num_images: int
     num_patients: int
-    num_empty: int
+    num_empty: int  # images whose map has no positive value: misses for the hit rate, left out of the mIoU
     hit_rate: Estimate
-    hit_interval: str
-    miou: BootstrapEstimate
+    hit_interval: str  # the kind of its interval: "wilson" or "bootstrap"
+    miou: BootstrapEstimate  # over the images where it is defined
 
 
 def otsu_threshold(levels: NDArray[np.uint8]) -> int:
-    """The level that separates two classes best: the larger ones are the foreground.
+    """The 8-bit level that separates two classes best: the larger ones are the foreground. 0 for a constant image.
 
     It follows OpenCV's order of operations, since where several levels are equally good rounding chooses.
-
-    Args:
-        levels: 8-bit values of any shape, at least one.
-
-    Returns:
-        In [0, 255]; 0 for a constant image.
 
     Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
     """
@@ -126,14 +102,10 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
 
 
 def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None) -> Mask:
-    """The part of an image that a map marks.
+    """The part of an image that a map `(height, width)` marks; empty where it has no positive value or is constant.
 
-    Args:
-        saliency: `(height, width)`; its positive part is scaled to [0, 1] by its own minimum and maximum.
-        threshold: In (0, 1); what is larger is marked. None takes Otsu's, on 256 levels.
-
-    Returns:
-        `(height, width)`; empty where the map has no positive value or is constant.
+    Its positive part is scaled to [0, 1] by its own minimum and maximum. What is larger than a threshold in (0, 1) is
+    marked; None takes Otsu's, on 256 levels.
 
     Source: cheXlocalize, heatmap_to_segmentation.py.
     """
@@ -167,11 +139,8 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
     """Intersection over union of two masks `(height, width)`.
 
-    Args:
-        predicted: What a map marks.
-        truth: The finding.
-        true_positives_only: If True, NaN unless both masks are non-empty. If False, as on the full data set, 0 where
-            only one of them is empty and NaN where both are.
+    With `true_positives_only` it is NaN unless both masks are non-empty; without, as on the full data set, 0 where only
+    one of them is empty and NaN where both are.
 
     Raises:
         ValueError: If the shapes differ.
@@ -201,9 +170,7 @@ def score_indication(indication: Indication, truth: Mask) -> MapScore:
 def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
     """The pixels whose centres lie in one of the boxes, so that a hit is a peak inside a box.
 
-    Args:
-        boxes: `(num_boxes, 4)`: x, y of the left upper corner, width, height, in pixels from the image's corner.
-        shape: (height, width) of the image.
+    Boxes are x, y of the left upper corner, width, height, in pixels of an image of `shape` (height, width).
     """
     mask = np.zeros(shape, dtype=bool)
     rows, columns = (np.arange(length) + 0.5 for length in shape)
@@ -228,12 +195,6 @@ def summarize(
     The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
     several, patients are resampled; but where all images are hits, or none, every resample is the same, and the
     interval is Wilson's for as many trials as there are patients.
-
-    Args:
-        scores: Of the images that have a ground truth.
-        patients: The patient of each image.
-        replicates: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
     """

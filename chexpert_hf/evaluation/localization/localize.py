@@ -57,22 +57,13 @@ _THUMBNAIL_SIDE = 128
 
 @dataclass(frozen=True)
 class Located:
-    """One finding of one image, and the score of each pointer on it.
+    """One finding of one image, and the score of each pointer on it."""
 
-    Attributes:
-        path: Of the image, from the split's name on.
-        patient: Its patient.
-        observation: The finding.
-        probability: The model's.
-        shape: (height, width) at which maps and ground truth were compared.
-        scores: Pointer -> score.
-    """
-
-    path: str
+    path: str  # of the image, from the split's name on
     patient: str
     observation: str
-    probability: float
-    shape: tuple[int, int]
+    probability: float  # the model's
+    shape: tuple[int, int]  # (height, width) at which maps and ground truth were compared
     scores: Mapping[str, MapScore]
 
 
@@ -80,54 +71,34 @@ class Located:
 class ObservationLocalization:
     """The metrics of one observation.
 
-    Attributes:
-        observation: Its name.
-        pointers: Of the model and of each baseline.
-        gains: Baseline -> hit rate of the model minus that of the baseline, on the same resamples of patients.
-        full_set_miou: mIoU over all images, a mask where there is no finding counting as 0, and maps of observations
-            below the model's operating point counting as empty; None where it is not known what is absent.
+    `full_set_miou` is over all images, a mask where there is no finding counting as 0, and maps of observations below
+    the model's operating point counting as empty; None where it is not known what is absent.
     """
 
     observation: str
     pointers: Mapping[str, Localization]
-    gains: Mapping[str, BootstrapEstimate]
+    gains: Mapping[str, BootstrapEstimate]  # baseline -> hit rate of the model minus that of the baseline
     full_set_miou: BootstrapEstimate | None
 
 
 @dataclass(frozen=True)
 class LocalizationResult:
-    """The result of `localize_dataset`.
+    """The result of `localize_dataset`."""
 
-    Attributes:
-        observations: Those with at least one ground truth, in the model's order.
-        located: Each finding of each image, in the order of the data.
-        num_images: That were scored.
-        source: Of the ground truth.
-        threshold: By which maps became masks; None for Otsu's on every map.
-        replicates: Of the bootstrap.
-    """
-
-    observations: Sequence[ObservationLocalization]
-    located: Sequence[Located]
+    observations: Sequence[ObservationLocalization]  # those with at least one ground truth, in the model's order
+    located: Sequence[Located]  # each finding of each image, in the order of the data
     num_images: int
-    source: str
-    threshold: float | None
+    source: str  # of the ground truth
+    threshold: float | None  # by which maps became masks; None for Otsu's on every map
     replicates: int
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image that went through a model.
+    """One image that went through a model."""
 
-    Attributes:
-        row: In the data set.
-        image: As the model read it, possibly scaled down.
-        prediction: Of the model.
-        maps: Of the prediction.
-    """
-
-    row: int
-    image: Image.Image
+    row: int  # in the data set
+    image: Image.Image  # as the model read it, possibly scaled down
     prediction: Prediction
     maps: SaliencyMaps
 
@@ -148,7 +119,7 @@ def localize_dataset(
     Args:
         classifier: The model.
         dataset: The split.
-        truth: The places of its findings, from `find_ground_truth`.
+        truth: From `find_ground_truth`.
         threshold: By which maps, those of the baselines too, become masks; None takes Otsu's on every map.
         replicates: Of the bootstrap of patients.
         seed: Of the bootstrap and of the untrained network's weights.
@@ -241,9 +212,7 @@ def scored_images(
             yield read[-1][1]
 
     for prediction in classifier.predict_images(images(), saliency=True):
-        if prediction.saliency is None:
-            raise ValueError("Expected predictions with maps, got one without.")
-        yield ScoredImage(*read.pop(0), prediction, prediction.saliency)
+        yield ScoredImage(*read.pop(0), prediction, prediction.maps)
 
 
 def untrained_like(classifier: CheXpertClassifier, seed: int) -> CheXpertClassifier:
@@ -254,8 +223,7 @@ def untrained_like(classifier: CheXpertClassifier, seed: int) -> CheXpertClassif
 
 def map_at(maps: SaliencyMaps, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The map of one observation, bilinearly at `shape` (height, width)."""
-    height, width = shape
-    return maps.at_size((width, height))[name]
+    return maps.at_size((shape[1], shape[0]))[name]
 
 
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:

@@ -13,13 +13,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import (
-    Evaluation,
-    FloatArray,
-    evaluate_probabilities,
-    evaluation_labels,
-    per_study,
-)
+from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference

@@ -32,13 +32,7 @@ def frame(shape: tuple[int, int]) -> Mask:
 def outside_body(picture: Picture) -> Mask:
     """The dark surroundings: all but the largest bright region of the smoothed picture and what it encloses.
 
-    Lungs are dark, but enclosed. Where the body fills the picture, nothing is outside.
-
-    Args:
-        picture: `(height, width)`, any grey scale in which air is dark.
-
-    Returns:
-        `(height, width)`.
+    Lungs are dark, but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
     """
     smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
     dark, bright = np.percentile(smooth, [1, 99])
@@ -53,13 +47,9 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """The box around what looks most like a side marker: narrow bright strokes, close together, near an upper corner.
 
-    Args:
-        picture: `(height, width)`, any grey scale in which metal is bright; 320 pixels or more, or letters are too few
-            pixels to be told from ribs.
-
-    Returns:
-        `(height, width)`; empty if nothing looks like one. It is wrong now and then: a pacemaker or the edge of a
-        bone may look more like one than a faint letter does.
+    Metal is bright in the picture, which needs 320 pixels or more, or letters cannot be told from ribs. The mask is
+    empty if nothing looks like one. It is wrong now and then: a pacemaker or the edge of a bone may look more like one
+    than a faint letter does.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)

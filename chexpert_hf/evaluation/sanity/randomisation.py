@@ -5,7 +5,6 @@ It takes three forward passes over the radiographs, and for the curves as many p
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import datasets
 import numpy as np
@@ -39,16 +38,6 @@ _NOWHERE = "No Finding"
 
 # The side of the picture in which regions are found: the paper's, in which letters can be read.
 _PICTURE_SIDE = 320
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """The networks' outputs for n radiographs and L observations."""
-
-    probabilities: FloatArray  # (n, L), the model's
-    maps: dict[str, FloatArray]  # network -> (n, L, h, w)
-    masses: dict[str, FloatArray]  # region -> (n, L), of the model's maps
-    areas: dict[str, FloatArray]  # region -> (n,)
 
 
 def check_sanity(
@@ -85,22 +74,22 @@ def check_sanity(
             f"Expected two or more radiographs, to compare their maps with each other's, got {len(files)}."
         )
     patients = patients or [str(number) for number in range(len(files))]
-    outputs = _run(classifier, files, seed, progress)
+    probabilities, by_network, masses, areas = _run(classifier, files, seed, progress)
     points = np.array([classifier.operating_points[name] for name in classifier.observations])
     is_finding = np.array([name != _NOWHERE for name in classifier.observations])
-    is_called = (outputs.probabilities >= points) & is_finding
+    is_called = (probabilities >= points) & is_finding
     is_wanted = is_called if is_positive is None else is_called | (is_positive & is_finding)
-    pairs = choose_pairs(outputs.probabilities, is_wanted)
-    maps = outputs.maps[_MODEL]
+    pairs = choose_pairs(probabilities, is_wanted)
+    maps = by_network[_MODEL]
     return SanityChecks(
-        observations=classifier.observations,
         num_images=len(files),
         map_size=(maps.shape[2], maps.shape[3]),
         seed=seed,
-        weights=[check_weights(name, maps, outputs.maps[name], patients) for name in (_HEAD, _ALL)],
+        observations=classifier.observations,
+        weights=[check_weights(name, maps, by_network[name], patients) for name in (_HEAD, _ALL)],
         regions=[
-            check_region(name, np.where(is_called, outputs.masses[name], np.nan), areas, patients)
-            for name, areas in outputs.areas.items()
+            check_region(name, np.where(is_called, masses[name], np.nan), shares, patients)
+            for name, shares in areas.items()
         ],
         removal=removal_check(classifier, files, maps, pairs, patients, seed, progress),
     )
@@ -164,12 +153,14 @@ def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Ten
 
 @torch.inference_mode()
 def _run(
-    classifier: CheXpertClassifier,
-    files: Sequence[RadiographFile],
-    seed: int,
-    progress: Callable[[int], None] | None,
-) -> _Outputs:
-    """Runs the model and the randomised ones over all radiographs."""
+    classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int, progress: Callable[[int], None] | None
+) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
+    """Runs the model and the randomised ones over n radiographs, for L observations.
+
+    Returns:
+        The model's probabilities `(n, L)`, the maps `(n, L, h, w)` of each network, and for each region the share
+        `(n, L)` of the model's maps in it and that of the picture `(n,)`.
+    """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
     offsets, size = map_offsets(classifier.model.config), (_PICTURE_SIDE, _PICTURE_SIDE)
@@ -196,11 +187,11 @@ def _run(
                 areas[name].append(region.mean())
         if progress:
             progress(len(images))
-    return _Outputs(
-        probabilities=np.concatenate(probabilities),
-        maps={name: np.concatenate(batches) for name, batches in maps.items()},
-        masses={name: np.array(rows) for name, rows in masses.items()},
-        areas={name: np.array(rows) for name, rows in areas.items()},
+    return (
+        np.concatenate(probabilities),
+        {name: np.concatenate(batches) for name, batches in maps.items()},
+        {name: np.array(rows) for name, rows in masses.items()},
+        {name: np.array(rows) for name, rows in areas.items()},
     )
 
 

@@ -31,8 +31,7 @@ STEPS = 12
 BLUR = 0.1
 """Standard deviation of the blur, in shares of the picture's side: wide enough to take findings away."""
 
-Pair = tuple[int, int]
-"""Row of a radiograph and column of an observation."""
+Pair = tuple[int, int]  # row of a radiograph and column of an observation
 
 
 def choose_pairs(probabilities: FloatArray, is_wanted: NDArray[np.bool_]) -> list[Pair]:
@@ -55,16 +54,7 @@ def removal_check(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> RemovalCheck:
-    """Makes the curves of these pairs.
-
-    Args:
-        classifier: One model.
-        files: The radiographs.
-        maps: `(num_files, num_labels, h, w)`, signed.
-        pairs: From `choose_pairs`.
-        patients: The patient of each radiograph.
-        seed: Of the random order.
-        progress: Called with the number of pairs that were added.
+    """Makes the curves of pairs from `choose_pairs`, by signed maps `(num_files, num_labels, h, w)`.
 
     Raises:
         RadiographError: If a radiograph cannot be read; it says which.
@@ -101,16 +91,14 @@ def removal_curves(
     map_shape: tuple[int, ...],
     steps: int,
 ) -> FloatArray:
-    """Probabilities of one observation while cells of one picture are removed or inserted.
+    """Probabilities of one observation while cells of one picture are removed or inserted in steps.
 
     Args:
         model: In evaluation mode.
         pixel_values: `(1, num_channels, height, width)`.
         column: Of the observation.
-        order: The cells `(h w,)`, the map's highest first.
+        order: The cells `(h w,)` of a map of `map_shape`, its highest first.
         random_order: The same cells.
-        map_shape: (h, w).
-        steps: In which all cells go.
 
     Returns:
         `(3, steps + 1)`: deletion in the order of the map, insertion in it, and deletion in random order.

@@ -44,27 +44,16 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 class WeightCheck:
     """Similarity of a model's maps and those of the same network with randomised weights.
 
-    Correlations are Spearman's, of the signed maps at their own resolution. SSIM, which Adebayo et al. give too, is
-    left out, for its window is as large as such a map.
-
-    Attributes:
-        redrawn: The weights that were randomised: "head" or "all weights".
-        similarity: Mean |correlation| of the maps of the same radiograph and observation, over both. 1 means that the
-            maps do not depend on the weights. Its size, since a random head is as likely as its negative.
-        signed: `(num_labels,)`: mean correlation.
-        by_observation: `(num_labels,)`: mean |correlation|. Of one draw, so that a single one can be high by luck.
-        other_image: `(num_labels,)`: the same with the random network's map of another radiograph: what all
-            radiographs share, such as a bright centre.
-        by_chance: `(num_labels,)`: the same with its map shifted to all other cells around the torus: what maps as
-            coarse and as smooth as these have in common by chance.
+    Correlations are Spearman's, of the signed maps at their own resolution. Their size counts, since a random head is
+    as likely as its negative. SSIM, which Adebayo et al. give too, is left out: its window is as large as such a map.
     """
 
-    redrawn: str
-    similarity: Estimate
-    signed: FloatArray
-    by_observation: FloatArray
-    other_image: FloatArray
-    by_chance: FloatArray
+    redrawn: str  # the weights that were randomised: "head" or "all weights"
+    similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
+    signed: FloatArray  # (num_labels,): mean correlation
+    by_observation: FloatArray  # (num_labels,): mean |correlation| of one draw, so that one can be high by luck
+    other_image: FloatArray  # (num_labels,): with maps of other radiographs: what all share, such as a bright centre
+    by_chance: FloatArray  # (num_labels,): with the map shifted to all other cells around the torus
 
     @property
     def verdict(self) -> Verdict:
@@ -76,23 +65,14 @@ class WeightCheck:
 
 @dataclass(frozen=True)
 class RegionCheck:
-    """The share of the positive part of the maps in a region without findings.
-
-    Attributes:
-        region: Its name.
-        num_images: Radiographs that have such a region.
-        mass: Mean share of a map's sum that lies there.
-        area: Mean share of the picture that it takes, which is what an even map would have there.
-        ratio: `mass / area`: above 1, the maps look there more than by chance.
-        by_observation: `(num_labels,)`: the ratio.
-    """
+    """The share of the positive part of the maps in a region without findings."""
 
     region: str
-    num_images: int
-    mass: float
-    area: float
-    ratio: Estimate
-    by_observation: FloatArray
+    num_images: int  # radiographs that have such a region
+    mass: float  # mean share of a map's sum that lies there
+    area: float  # mean share of the picture that it takes, which is what an even map would have there
+    ratio: Estimate  # mass / area: above 1, the maps look there more than by chance
+    by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
@@ -104,57 +84,39 @@ class RegionCheck:
 class RemovalCheck:
     """Whether a probability falls or rises sooner when cells go in the order of the map than in random order.
 
-    Attributes:
-        observations: Of each curve.
-        fractions: `(num_points,)`: share of the cells that were removed, or inserted.
-        deletion: `(num_curves, num_points)`: probability, cells removed in the order of the map.
-        insertion: The same, cells inserted into the blurred picture.
-        random: The same, removed in random order; read backwards it is an insertion in (another) random order.
-        deletion_gain: Area under the random curve minus that under the deletion curve: above 0, the map beats chance.
-        insertion_gain: Area under the insertion curve minus that under the random curve.
+    A gain is the area between the curve and that of random order; above 0, the map beats chance.
     """
 
-    observations: Sequence[str]
-    fractions: FloatArray
-    deletion: FloatArray
-    insertion: FloatArray
-    random: FloatArray
+    observations: Sequence[str]  # of each curve
+    fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
+    deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
+    insertion: FloatArray  # the same, cells inserted into the blurred picture
+    random: FloatArray  # the same, removed in random order; read backwards an insertion in another random order
     deletion_gain: Estimate
     insertion_gain: Estimate
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By curve."""
+        gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
+        return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
 
 @dataclass(frozen=True)
 class SanityChecks:
-    """All checks of one model.
+    """All checks of one model."""
 
-    Attributes:
-        observations: The order of all `by_observation`.
-        num_images: Radiographs.
-        map_size: (height, width) of the maps.
-        seed: Of everything random.
-        weights: With a random head, and with random weights everywhere.
-        regions: One check for each region.
-        removal: Deletion and insertion curves.
-    """
-
-    observations: Sequence[str]
     num_images: int
-    map_size: tuple[int, int]
-    seed: int
+    map_size: tuple[int, int]  # (height, width)
+    seed: int  # of everything random
+    observations: Sequence[str]  # the order of all `by_observation`
     weights: Sequence[WeightCheck]
     regions: Sequence[RegionCheck]
     removal: RemovalCheck
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compares maps with those of the same network after weights were randomised.
-
-    Args:
-        redrawn: Which weights.
-        maps: `(num_images, num_labels, h, w)`, signed.
-        others: Of the same shape.
-        patients: The patient of each radiograph, for the interval.
-    """
+    """Compares signed maps `(num_images, num_labels, h, w)` with those after weights were randomised."""
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
@@ -174,13 +136,9 @@ def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: 
 
 
 def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: Sequence[str]) -> RegionCheck:
-    """Sums up how much of the maps lies in a region.
+    """Sums up masses `(num_images, num_labels)` in a region from `mass_inside`, and its areas `(num_images,)`.
 
-    Args:
-        region: Its name.
-        masses: `(num_images, num_labels)`, from `mass_inside`.
-        areas: `(num_images,)`: the share of each picture; a picture of 0 has no such region and is left out.
-        patients: The patient of each radiograph, for the interval.
+    A picture where the area is 0 has no such region and is left out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()
@@ -228,11 +186,7 @@ def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
 
 
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[NDArray[np.bool_], FloatArray]:
-    """The cells that are gone after each step, when they go in this order, spread evenly over the steps.
-
-    Args:
-        order: `(num_cells,)`: the cells, first removed first.
-        steps: In which all go.
+    """The cells that are gone after each step, when they go in the order `(num_cells,)`, evenly over the steps.
 
     Returns:
         `(steps + 1, num_cells)`, from none to all, and the share `(steps + 1,)` that is gone.
@@ -267,4 +221,5 @@ def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[
         return UNDEFINED
     above, below = numerators[known], denominators[known]
     replicates = PatientBootstrap([patients[row] for row in known]).replicate(lambda w: (above @ w) / (below @ w))
-    return percentile_interval(float(above.sum() / below.sum()), replicates)
+    estimate = percentile_interval(float(above.sum() / below.sum()), replicates)
+    return Estimate(estimate.value, estimate.low, estimate.high)

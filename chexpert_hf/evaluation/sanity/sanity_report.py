@@ -22,7 +22,6 @@ from chexpert_hf.evaluation.sanity.sanity import (
     Verdict,
     WeightCheck,
     area_under,
-    judge,
 )
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 
@@ -47,6 +46,7 @@ class SanityTable:
 
 def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
     """A table for each check; the last column is the verdict."""
+    removal = checks.removal
     return [
         SanityTable(
             "The maps change when the weights do",
@@ -72,7 +72,10 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
         SanityTable(
             "The places that the maps name matter",
             ("curve", "maps", "area", "in random order", "gain", "passed"),
-            [_removal_row(checks.removal, name) for name in ("deletion", "insertion")],
+            [
+                _removal_row(removal, "deletion", removal.deletion, removal.deletion_gain),
+                _removal_row(removal, "insertion", removal.insertion, removal.insertion_gain),
+            ],
             "Area under the probability while cells of the map are blurred away (deletion: lower is better), or put "
             "into a blurred radiograph (insertion: higher is better), highest first; passed above a gain of 0.",
         ),
@@ -90,53 +93,14 @@ def as_text(checks: SanityChecks) -> str:
 
 def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
     """All results, for programs; what is undefined is None."""
-    removal = checks.removal
-    gains = {"deletion_gain": removal.deletion_gain, "insertion_gain": removal.insertion_gain}
-    result: dict[str, Any] = plain(
-        {
-            "num_images": checks.num_images,
-            "map_size": checks.map_size,
-            "seed": checks.seed,
-            "observations": checks.observations,
-            "weights": [
-                {
-                    "redrawn": check.redrawn,
-                    "verdict": check.verdict.name.lower(),
-                    "similarity": _numbers(check.similarity),
-                    "bound": MOST_ALIKE,
-                    "signed": _rounded(check.signed),
-                    "by_observation": _rounded(check.by_observation),
-                    "other_image": _rounded(check.other_image),
-                    "by_chance": _rounded(check.by_chance),
-                }
-                for check in checks.weights
-            ],
-            "regions": [
-                {
-                    "region": item.region,
-                    "verdict": item.verdict.name.lower(),
-                    "num_images": item.num_images,
-                    "mass": item.mass,
-                    "area": item.area,
-                    "ratio": _numbers(item.ratio),
-                    "by_observation": _rounded(item.by_observation),
-                }
-                for item in checks.regions
-            ],
-            "removal": {
-                "observations": removal.observations,
-                "fractions": _rounded(removal.fractions),
-                "deletion": _rounded(removal.deletion),
-                "insertion": _rounded(removal.insertion),
-                "random": _rounded(removal.random),
-                **{
-                    name: {**_numbers(gain), "verdict": judge(gain, 0, is_good_below=False).name.lower()}
-                    for name, gain in gains.items()
-                },
-            },
-        }
-    )
-    return result
+    values: dict[str, Any] = plain(checks)
+    for entry, weight in zip(values["weights"], checks.weights, strict=True):
+        entry |= {"verdict": weight.verdict.name.lower(), "bound": MOST_ALIKE}
+    for entry, region in zip(values["regions"], checks.regions, strict=True):
+        entry["verdict"] = region.verdict.name.lower()
+    for name, verdict in checks.removal.verdicts.items():
+        values["removal"][f"{name}_gain"]["verdict"] = verdict.name.lower()
+    return values
 
 
 def write_sanity(folder: Path, checks: SanityChecks) -> None:
@@ -199,14 +163,12 @@ def _weight_row(check: WeightCheck) -> Sequence[str]:
     return (check.redrawn, as_estimate(check.similarity, 2), *texts, check.verdict.value)
 
 
-def _removal_row(removal: RemovalCheck, name: str) -> Sequence[str]:
-    gain = removal.deletion_gain if name == "deletion" else removal.insertion_gain
-    curves = removal.deletion if name == "deletion" else removal.insertion
+def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Estimate) -> Sequence[str]:
     areas = [DASH, DASH]
     if removal.observations:
         areas = [number(area_under(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
-    verdict = judge(gain, 0, is_good_below=False)
-    return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict.value)
+    verdict = removal.verdicts[name].value
+    return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict)
 
 
 def _alike(observations: Sequence[str], check: WeightCheck) -> str:
@@ -214,11 +176,3 @@ def _alike(observations: Sequence[str], check: WeightCheck) -> str:
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""
-
-
-def _numbers(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
-def _rounded(values: FloatArray) -> FloatArray:
-    return np.round(np.asarray(values, dtype=float), 6)
