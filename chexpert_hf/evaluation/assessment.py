@@ -79,10 +79,9 @@ def assess(
     """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
     A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
-    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval,
-    so that some gap is to be expected where there is none. Every model is compared with the first: the difference is
-    the model's metric minus the first one's. A patient's studies may depend on each other, in DeLong's intervals and
-    tests as in the bootstrap; Wilson's intervals take studies as independent.
+    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval.
+    Every model is compared with the first: the difference is the model's metric minus the first one's. A patient's
+    studies may depend on each other, except in Wilson's intervals.
 
     Args:
         models: At least one; their names differ.
@@ -91,7 +90,7 @@ def assess(
         patients: The patient of each view.
         observations: The names of the columns.
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
-        aggregation: How the views of a study become one probability: one of `metrics.AGGREGATIONS`.
+        aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Resamples of patients.
 
     Returns:

@@ -82,12 +82,7 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
-    """Aggregates the views of each study; NaN only where every view is NaN.
-
-    Args:
-        values: `(num_views, num_labels)`: probabilities, logits or labels.
-        studies: The study of each view.
-        how: One of `AGGREGATIONS`.
+    """Aggregates values `(num_views, num_labels)` over the views of each study; NaN only where every view is NaN.
 
     Returns:
         `(num_studies, num_labels)`, and the studies in the order of their first view.
@@ -197,13 +192,7 @@ def averaged_observations(labels: FloatArray, observations: Sequence[str]) -> tu
 def evaluate_probabilities(
     probabilities: FloatArray, labels: FloatArray, studies: Sequence[str], observations: Sequence[str]
 ) -> Evaluation:
-    """Evaluates the views of a data set per study.
-
-    Args:
-        probabilities: `(num_views, num_labels)`.
-        labels: Of the same shape, from `evaluation_labels`.
-        studies: The study of each view.
-        observations: The names of the columns.
+    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study.
 
     Raises:
         ValueError: If the shapes do not fit each other or a probability is not a number.

@@ -58,11 +58,7 @@ def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
 
 
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
-    """Warnings for metrics of a model on patients that it was trained, chosen or calibrated on.
-
-    Args:
-        folder: The model's; without hash files nothing is known and no warning is given.
-        patients: Those of the data that it is evaluated on.
+    """Warnings for metrics of a model on patients that it was trained, chosen or calibrated on, by files of its folder.
 
     Raises:
         PatientsFileError: If one of the files is damaged.

@@ -28,19 +28,12 @@ _GRID = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class StudyScores:
-    """The scores of models per study, for plots.
+    """The scores of models per study, for plots."""
 
-    Attributes:
-        probabilities: Model -> `(num_studies, num_labels)`.
-        truth: `(num_studies, num_labels)` in {0, 1, NaN}.
-        observations: The columns.
-        shown: Those that get a panel.
-    """
-
-    probabilities: Mapping[str, FloatArray]
-    truth: FloatArray
-    observations: Sequence[str]
-    shown: Sequence[str]
+    probabilities: Mapping[str, FloatArray]  # model -> (num_studies, num_labels)
+    truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
+    observations: Sequence[str]  # the columns
+    shown: Sequence[str]  # those that get a panel
 
     def known(self, model: str, observation: str) -> tuple[FloatArray, FloatArray]:
         """Scores and labels `(n,)` of the studies whose label is known."""
@@ -50,12 +43,7 @@ class StudyScores:
 
 
 def roc_figure(scores: StudyScores, aurocs: Mapping[tuple[str, str], str]) -> Figure:
-    """ROC curves with pointwise 95 % bands, and the paper's radiologists where it has some.
-
-    Args:
-        scores: Of the models.
-        aurocs: (model, observation) -> AUROC with its interval, as text.
-    """
+    """ROC curves with pointwise 95 % bands and AUROCs by model and observation, and the paper's radiologists."""
     figure, panels = _grid(scores, "False positive rate", "True positive rate")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
@@ -126,13 +114,7 @@ def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Fi
 
 
 def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], shown: Sequence[str]) -> Figure:
-    """AUROC by subgroup with its interval, a panel for each observation; the dotted line is the AUROC of all studies.
-
-    Args:
-        subgroups: Entries of a model's `subgroups` in metrics.json.
-        overall: Observation -> AUROC.
-        shown: Those that get a panel.
-    """
+    """AUROC of `subgroups` as in metrics.json, a panel for each observation; the dotted line is that of all studies."""
     groups = list(dict.fromkeys((item["column"], item["group"]) for item in subgroups))
     estimates = {(item["column"], item["group"], item["observation"]): item["auroc"] for item in subgroups}
     figure = Figure(figsize=(2.3 * len(shown) + 1.6, 0.28 * len(groups) + 1.3), dpi=150, layout="constrained")

@@ -26,28 +26,21 @@ def assess_reference(
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """Evaluates scores against a reference standard, with the same metrics and intervals as `assessment.assess`.
+    """Evaluates scores against a reference standard, with the same metrics, intervals and arguments as `assess`.
 
-    Only the images that are in the reference are scored; of a study that has others too, only these count. Patients'
-    images may depend on each other.
+    Only the images that are in the reference are scored; of a study that has others too, only these count.
 
     Args:
-        models: Probabilities `(num_views, num_labels)` of each model, which may be cross-fitted ones.
         paths: Of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
-        patients: The patient of each view.
-        observations: The names of the columns of the probabilities.
         reference: From `read_reference` with the same observations.
         labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown: the data set's own, evaluated on these images.
         labels_name: Who set these, in words, such as "text-mined labels".
-        aggregation: How the views of a study become one probability: one of `metrics.AGGREGATIONS`.
-        replicates: Resamples of patients.
 
     Returns:
-        Plain types for JSON: `reference`, `file`, the number of `images`, `studies` and `patients` in both,
-        `images_only_in_split`, `images_only_in_reference`, and `figures`: for each model and finding `model`,
+        Plain types for JSON: numbers of images, studies and patients, and `figures`: for each model and finding
         `reference`, `target`, `against` (None: all others are negative), `observation` (whose score it is), `num` (of
-        studies), and what an observation has in `assess`. The figures on the data set's labels follow those on the
-        reference, for each observation.
+        studies), and the entries of an observation in `assess`. The figures on the data set's labels follow those on
+        the reference, for each observation.
 
     Raises:
         ReferenceFileError: If no image is in both.

@@ -237,10 +237,10 @@ def test_the_mean_and_its_interval_are_those_of_resampled_patients_without_what_
     values, patients = rng.random(30), [f"p{number}" for number in rng.integers(0, 12, 30)]
     values[rng.random(30) < 0.4] = np.nan
     means = []
-    for weights in PatientBootstrap(patients, 200, 5).weights():
+    for weights in PatientBootstrap(patients, 200).weights():
         for column in weights.T.astype(int):
             means.append(np.nanmean(np.repeat(values, column)))
-    estimate = mean_interval(values, patients, replicates=200, seed=5)
+    estimate = mean_interval(values, patients, replicates=200)
     assert estimate.value == pytest.approx(np.nanmean(values))
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
 
@@ -267,10 +267,10 @@ def test_the_hit_rate_has_wilsons_interval_where_each_patient_has_one_image():
 
 def test_the_hit_rate_is_bootstrapped_over_patients_where_one_has_several_images():
     hits, patients = [1, 1, 1, 0, 0, 1], list("aaabbc")
-    result = summarize(scores_of(hits), patients, replicates=300, seed=1)
+    result = summarize(scores_of(hits), patients, replicates=300)
     assert (result.num_images, result.num_patients) == (6, 3)
     assert result.hit_interval == "bootstrap"
-    assert result.hit_rate == mean_interval(hits, patients, replicates=300, seed=1)
+    assert result.hit_rate == mean_interval(hits, patients, replicates=300)
 
 
 @pytest.mark.parametrize("hit", [0, 1])

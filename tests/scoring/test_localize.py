@@ -255,10 +255,10 @@ def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_
 def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, folder):
     finer = CheXpertImageProcessor(size={"height": 128, "width": 128})
     ensemble = CheXpertClassifier(classifier.model, classifier.processor, [CheXpertClassifier(classifier.model, finer)])
-    for scored in scored_images(ensemble, dataset, [3, 0]):
-        prediction = ensemble.predict(folder / name_of(scored.row), saliency=True)
+    for row, (_, scored) in zip([3, 0], scored_images(ensemble, dataset, [3, 0]), strict=True):
+        prediction = ensemble.predict(folder / name_of(row), saliency=True)
         assert scored.maps.size == (70, 56)
-        assert scored.prediction.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
+        assert scored.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
         for name in ("Edema", "Fracture"):
             assert np.allclose(map_at(scored.maps, name, (56, 70)), prediction.saliency[name], atol=1e-5)
             assert coarse_map(scored.maps, name).size < 56 * 70 / 8

@@ -112,19 +112,17 @@ def calibrate_folder(
     exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
     are written to `calibration_patients.json`.
 
+    Further arguments are as in `calibrate_model`.
+
     Args:
         source: Model folder; it stays as it is.
         output: Must be new or empty.
-        dataset: As in `calibrate_model`, like origin, method, rule and prevalences.
         are_other_people: Whether ids that occur in training as well are known to name other people.
         progress: Called with the number of images that were scored.
 
     Raises:
-        CalibrationError: If `source` is no folder or an ensemble, patients of the split were trained on, and as
-            `calibrate_model`.
-        FolderError: If `output` is not empty or cannot be written.
-        ModelFolderError: If `source` holds no model that can be loaded.
-        RadiographError: If an image cannot be read.
+        InputError: If `source` is no folder of a single model, `output` is not empty, patients of the split were
+            trained on, an image cannot be read, and as `calibrate_model`.
     """
     if not source.is_dir():
         raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
@@ -188,8 +186,8 @@ def calibrate_model(
 
     Args:
         model: Without a label hierarchy.
-        logits: `(num_views, num_labels)` of the dataset's images; the model's own, or, under cross-validation, those of
-            the models that did not see the image.
+        logits: `(num_views, num_labels)` of the dataset's images; under cross-validation those of the models that did
+            not see the image.
         dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
         origin: What it is, for the record.
         method: How to calibrate.
@@ -203,8 +201,7 @@ def calibrate_model(
             that cannot be used.
     """
     config, observations = model.config, model.config.observations
-    prevalences = prevalences or {}
-    _check_prevalences(prevalences, observations, method)
+    prevalences = _checked_prevalences(prevalences or {}, observations, method)
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
     truth, studies = per_study(labels, dataset["study"][:])
     logits, _ = per_study(logits, dataset["study"][:])
@@ -242,9 +239,8 @@ def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, 
     """Changes the head's last layer in place, so that these observations' logits z become slope * z + intercept.
 
     Under U-MultiClass, where z is the difference of the positive and the negative output, all three rows are scaled,
-    and half the intercept is added to the positive and taken from the negative one. That multiplies the log odds of the
-    uncertain class against the geometric mean of the two by the slope and does nothing else to them; `uncertainty`
-    changes, and is not itself calibrated.
+    and half the intercept is added to the positive and taken from the negative one. `uncertainty` changes, and is not
+    itself calibrated.
 
     Raises:
         CalibrationError: If the model has a label hierarchy.
@@ -274,7 +270,9 @@ def _refuse_hierarchy(config: CheXpertConfig) -> None:
         )
 
 
-def _check_prevalences(prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method) -> None:
+def _checked_prevalences(
+    prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method
+) -> Mapping[str, float]:
     if prevalences and method is not Method.PLATT:
         raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
     for name, prevalence in prevalences.items():
@@ -284,6 +282,7 @@ def _check_prevalences(prevalences: Mapping[str, float], observations: tuple[str
             )
         if not 0 < prevalence < 1:
             raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
+    return prevalences
 
 
 def _record(

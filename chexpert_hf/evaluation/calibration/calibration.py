@@ -81,14 +81,8 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2) rather than 1 and 0, so that the fit is finite also where the
     logits separate the classes.
 
-    Args:
-        logits: `(num_studies,)`.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
     Raises:
-        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class, the logits are all the
-            same, or the best slope is not above 0: higher logits would mean lower probabilities.
-        ValueError: If the shapes differ or a logit is not finite.
+        CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
 
     Source: Platt 1999; Lin, Lin & Weng 2007.
     """
@@ -137,13 +131,7 @@ def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Calibrates every observation that has enough studies, with a temperature, too.
-
-    Args:
-        logits: `(num_studies, num_labels)`: the largest over the views of each study.
-        labels: `(num_studies, num_labels)` in {0, 1}, NaN where unknown.
-        observations: The names of the columns.
-        method: How.
+    """Calibrates every observation that has enough studies, by logits and labels `(num_studies, num_labels)`.
 
     Raises:
         ValueError: If the shapes do not fit each other or a logit is not finite.
@@ -234,7 +222,7 @@ def check_calibration(
 
 
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The scores and labels `(n,)` of the studies whose label is known.
+    """Those of scores and labels `(num_studies,)` in {0, 1, NaN} whose label is known.
 
     Raises:
         CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.

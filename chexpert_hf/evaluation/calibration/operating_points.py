@@ -62,15 +62,14 @@ def choose_operating_point(
     it is the most sensitive of them.
 
     Args:
-        probabilities: `(num_studies,)`, calibrated, in [0, 1].
+        probabilities: `(num_studies,)`, calibrated.
         labels: `(num_studies,)` in {0, 1}, NaN where unknown.
         rule: How.
         prevalence: In (0, 1), at which predictive values are worked out; that of these studies if None.
 
     Raises:
-        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class, the wanted predictive
-            value is reached nowhere, or no threshold is better than chance by Youden.
-        ValueError: If the shapes differ or a probability is not finite.
+        CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and
+            as `known_studies`.
     """
     probabilities, labels = known_studies(probabilities, labels)
     descending, cut = np.unique(-probabilities, return_inverse=True)

@@ -85,10 +85,7 @@ def image_id(path: str) -> str:
 
 
 def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:
-    """Reads a file such as `gt_segmentations_val.json`.
-
-    Returns:
-        Image id -> observation, by CheXpert's name -> mask; all ten observations of each image.
+    """Reads a file such as `gt_segmentations_val.json`: masks by image id and observation, ten of each image.
 
     Raises:
         CheXlocalizeFileError: If it cannot be read, an image lacks a task, or an entry is not a mask.

@@ -42,11 +42,7 @@ class GroundTruth(Protocol):
 
 
 def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
-    """The ground truth of a data set.
-
-    Args:
-        folder: Of the data set.
-        annotations: A CSV file of boxes, or cheXlocalize's JSON; if None, the folder's own `masks` or `boxes.csv`.
+    """The ground truth from a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`.
 
     Raises:
         GroundTruthError: If there is none, or it is damaged.
@@ -118,15 +114,11 @@ class Segmentations:
 class Boxes:
     """Boxes of some findings in some images; a finding without a box may be there all the same.
 
-    Several boxes of one observation in one image are one ground truth.
-
-    Args:
-        boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
-            Observation, x, y, width, height.
+    Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
+    file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
 
     Raises:
-        ReferenceFileError: If the file cannot be read.
-        GroundTruthError: If it holds no box of a finding.
+        GroundTruthError: If there is no box of a finding.
     """
 
     is_complete = False

@@ -124,9 +124,8 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
 def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
     """The (row, column) of a map's maximum, None where it has no positive value.
 
-    Of tied pixels it is the one nearest to their mean position. cheXlocalize takes the first in reading order. The two
-    differ where the maximum is in the outermost cells of a coarse map: interpolation makes plateaus there, up to half a
-    cell wide, and the first pixel is then on the image's edge at the left and at the top but not at the right.
+    Of tied pixels it is the one nearest to their mean position, where cheXlocalize takes the first in reading order:
+    interpolation makes plateaus in the outermost cells of a coarse map, up to half a cell wide.
     """
     largest = saliency.max(initial=0)
     if not largest > 0:
@@ -187,9 +186,7 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
     return np.outer(down, across).astype(np.float32)
 
 
-def summarize(
-    scores: Sequence[MapScore], patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
-) -> Localization:
+def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
     """The metrics of one observation.
 
     The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
@@ -204,20 +201,18 @@ def summarize(
     if num_patients == len(hits) or rate in (0, 1):
         hit_rate, kind = wilson_interval(round(rate * num_patients) if num_patients else 0, num_patients), "wilson"
     else:
-        hit_rate, kind = mean_interval(hits, patients, replicates=replicates, seed=seed), "bootstrap"
+        hit_rate, kind = mean_interval(hits, patients, replicates), "bootstrap"
     return Localization(
         num_images=len(hits),
         num_patients=num_patients,
         num_empty=sum(score.peak is None for score in scores),
         hit_rate=hit_rate,
         hit_interval=kind,
-        miou=mean_interval([score.iou for score in scores], patients, replicates=replicates, seed=seed),
+        miou=mean_interval([score.iou for score in scores], patients, replicates),
     )
 
 
-def mean_interval(
-    values: ArrayLike, patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
-) -> BootstrapEstimate:
+def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 1000) -> BootstrapEstimate:
     """The mean of the values `(num_images,)` that are not NaN, with percentiles of the same mean on resampled patients.
 
     A resample without any defined value is left out and counted; all is NaN where no value is defined.
@@ -232,5 +227,5 @@ def mean_interval(
         count = is_defined @ weights
         return np.divide(filled @ weights, count, out=np.full_like(count, np.nan), where=count > 0)
 
-    means = PatientBootstrap(patients, replicates, seed).replicate(mean)
+    means = PatientBootstrap(patients, replicates).replicate(mean)
     return percentile_interval(float(values[is_defined].mean()), means)

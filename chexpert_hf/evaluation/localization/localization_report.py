@@ -65,14 +65,7 @@ def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] 
 
 
 def write_localization(folder: Path, result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> None:
-    """Writes localization.json, localization.csv (a row for each finding of each image) and localization.md.
-
-    Args:
-        folder: Made if it is not there; files of an earlier run are replaced.
-        result: Of `localize_dataset`.
-        title: Of the data and split.
-        warnings: Shown before anything else.
-    """
+    """Writes localization.json, localization.csv (a row for each finding of each image) and localization.md."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"title": title, "warnings": list(warnings), **as_dictionary(result)}
     (folder / "localization.json").write_text(json.dumps(figures, indent=1, allow_nan=False), encoding="utf-8")

@@ -93,16 +93,6 @@ class LocalizationResult:
     replicates: int
 
 
-@dataclass(frozen=True)
-class ScoredImage:
-    """One image that went through a model."""
-
-    row: int  # in the data set
-    image: Image.Image  # as the model read it, possibly scaled down
-    prediction: Prediction
-    maps: SaliencyMaps
-
-
 def localize_dataset(
     classifier: CheXpertClassifier,
     dataset: datasets.Dataset,
@@ -110,7 +100,6 @@ def localize_dataset(
     *,
     threshold: float | None = None,
     replicates: int = 1000,
-    seed: int = 0,
     maps_folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LocalizationResult:
@@ -122,54 +111,50 @@ def localize_dataset(
         truth: From `find_ground_truth`.
         threshold: By which maps, those of the baselines too, become masks; None takes Otsu's on every map.
         replicates: Of the bootstrap of patients.
-        seed: Of the bootstrap and of the untrained network's weights.
         maps_folder: Gets the maps as cheXlocalize's pickles, and the ground truth as `gt_segmentations.json`, where
             findings without a place are absent, also where they merely have no box.
         progress: Called with the number of images that were added.
 
     Raises:
-        InputError: If no image of the split has a ground truth of an observation that the model judges.
-        RadiographError: If an image cannot be read.
+        InputError: If no image has a ground truth of an observation that the model judges, or one cannot be read.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
     located: list[Located] = []
     full_set: dict[str, list[float]] = {name: [] for name in names}  # IoU of each image
     written: dict[str, dict[str, RunLengths]] = {}
-    untrained = scored_images(untrained_like(classifier, seed), dataset, rows)
-    for scored, other in zip(scored_images(classifier, dataset, rows), untrained, strict=True):
-        path, prediction = paths[scored.row], scored.prediction
-        width, height = scored.maps.size
+    untrained = scored_images(untrained_like(classifier), dataset, rows)
+    scored = scored_images(classifier, dataset, rows)
+    for row, (image, prediction), (_, other) in zip(rows, scored, untrained, strict=True):
+        path, (width, height) = paths[row], prediction.maps.size
         found = {name: truth.mask(path, name, (height, width)) for name in truth.findings(path) if name in names}
         for name, mask in found.items():
-            pointed = _indications(name, scored.maps, other.maps, mask.shape, threshold)
+            pointed = {
+                MODEL: indicate(map_at(prediction.maps, name, mask.shape), threshold),
+                UNTRAINED: indicate(map_at(other.maps, name, mask.shape), threshold),
+                **{prior: _prior_indication(prior, mask.shape, threshold) for prior in PRIORS},
+            }
             scores = {pointer: score_indication(each, mask) for pointer, each in pointed.items()}
-            probability = prediction.probabilities[name]
-            located.append(Located(path, patients[scored.row], name, probability, mask.shape, scores))
+            located.append(Located(path, patients[row], name, prediction.probabilities[name], mask.shape, scores))
             called = pointed[MODEL].mask & prediction.positives[name]
             full_set[name].append(iou(called, mask, true_positives_only=False))
         for name in full_set.keys() - found.keys():
-            saliency = coarse_map(scored.maps, name)
+            saliency = coarse_map(prediction.maps, name)
             marks_something = prediction.positives[name] and bool(saliency.max() > saliency.min())
             full_set[name].append(0.0 if marks_something else NAN)
         if maps_folder:
-            written[image_id(path)] = _write_maps(maps_folder, image_id(path), scored, found)
+            written[image_id(path)] = _write_maps(maps_folder, image_id(path), image, prediction, found)
         if progress:
             progress(1)
     if maps_folder:
         write_segmentations(maps_folder / "gt_segmentations.json", written)
-    by_name = {name: [item for item in located if item.observation == name] for name in names}
     whose = [patients[row] for row in rows]
+    mious = {name: mean_interval(full_set[name], whose, replicates) if truth.is_complete else None for name in names}
     return LocalizationResult(
         observations=[
-            _summary(
-                items,
-                mean_interval(full_set[name], whose, replicates=replicates, seed=seed) if truth.is_complete else None,
-                replicates,
-                seed,
-            )
-            for name, items in by_name.items()
-            if items
+            _summary(items, mious[name], replicates)
+            for name in names
+            if (items := [item for item in located if item.observation == name])
         ],
         located=located,
         num_images=len(rows),
@@ -197,28 +182,22 @@ def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations:
 
 def scored_images(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, rows: Sequence[int]
-) -> Iterator[ScoredImage]:
-    """Scores these rows of a split, one batch at a time.
-
-    Raises:
-        RadiographError: If an image cannot be read.
-    """
-    files = image_files(dataset)
-    read: list[tuple[int, Image.Image]] = []
+) -> Iterator[tuple[Image.Image, Prediction]]:
+    """Scores these rows of a split, one batch at a time; the image is as the model read it, possibly scaled down."""
+    files, read = image_files(dataset), list[Image.Image]()
 
     def images() -> Iterator[Image.Image]:
         for row in rows:
-            read.append((row, read_file(classifier, files[row])))
-            yield read[-1][1]
+            read.append(read_file(classifier, files[row]))
+            yield read[-1]
 
     for prediction in classifier.predict_images(images(), saliency=True):
-        yield ScoredImage(*read.pop(0), prediction, prediction.maps)
+        yield read.pop(0), prediction
 
 
-def untrained_like(classifier: CheXpertClassifier, seed: int) -> CheXpertClassifier:
+def untrained_like(classifier: CheXpertClassifier, seed: int = 0) -> CheXpertClassifier:
     """A network of the (first) model's architecture with random weights, other than those its training began with."""
-    _, untrained = redrawn_networks(classifier.model, seed)
-    return CheXpertClassifier(untrained, classifier.processor)
+    return CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
 
 
 def map_at(maps: SaliencyMaps, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -236,58 +215,43 @@ def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
     return map_at(maps, name, (_COARSE_SIDE, _COARSE_SIDE))
 
 
-def _indications(
-    name: str, maps: SaliencyMaps, untrained: SaliencyMaps, shape: tuple[int, int], threshold: float | None
-) -> dict[str, Indication]:
-    """The mask and peak of each pointer for one observation, at `shape` (height, width)."""
-    return {
-        MODEL: indicate(map_at(maps, name, shape), threshold),
-        UNTRAINED: indicate(map_at(untrained, name, shape), threshold),
-        **{prior: _prior_indication(prior, shape, threshold) for prior in PRIORS},
-    }
-
-
 @lru_cache(maxsize=8)
 def _prior_indication(prior: str, shape: tuple[int, int], threshold: float | None) -> Indication:
     return indicate(prior_map(PRIORS[prior], shape), threshold)
 
 
 def _summary(
-    located: Sequence[Located], full_set_miou: BootstrapEstimate | None, replicates: int, seed: int
+    located: Sequence[Located], full_set_miou: BootstrapEstimate | None, replicates: int
 ) -> ObservationLocalization:
     patients = [item.patient for item in located]
     scores = {pointer: [item.scores[pointer] for item in located] for pointer in POINTERS}
     hits = {pointer: np.array([score.hit for score in values]) for pointer, values in scores.items()}
     return ObservationLocalization(
         observation=located[0].observation,
-        pointers={
-            pointer: summarize(values, patients, replicates=replicates, seed=seed) for pointer, values in scores.items()
-        },
-        gains={
-            name: mean_interval(hits[MODEL] - hits[name], patients, replicates=replicates, seed=seed)
-            for name in BASELINES
-        },
+        pointers={pointer: summarize(values, patients, replicates) for pointer, values in scores.items()},
+        gains={name: mean_interval(hits[MODEL] - hits[name], patients, replicates) for name in BASELINES},
         full_set_miou=full_set_miou,
     )
 
 
-def _write_maps(folder: Path, name: str, scored: ScoredImage, found: Mapping[str, Mask]) -> dict[str, RunLengths]:
+def _write_maps(
+    folder: Path, name: str, image: Image.Image, prediction: Prediction, found: Mapping[str, Mask]
+) -> dict[str, RunLengths]:
     """Writes an image's maps as cheXlocalize's pickles, and returns its ground truth."""
     folder.mkdir(parents=True, exist_ok=True)
-    height, width = next((mask.shape for mask in found.values()), scored.maps.size[::-1])
-    shown = scored.image.copy()
+    height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])
+    shown = image.copy()
     shown.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    for observation in scored.maps:
-        if observation in TASK_OF:
-            write_map(
-                folder,
-                name,
-                observation,
-                coarse_map(scored.maps, observation),
-                probability=scored.prediction.probabilities[observation],
-                is_positive=observation in found,
-                size=(width, height),
-                picture=np.asarray(shown, dtype=np.float32) / np.float32(255),
-            )
+    for observation in TASK_OF.keys() & set(prediction.maps):
+        write_map(
+            folder,
+            name,
+            observation,
+            coarse_map(prediction.maps, observation),
+            probability=prediction.probabilities[observation],
+            is_positive=observation in found,
+            size=(width, height),
+            picture=np.asarray(shown, dtype=np.float32) / np.float32(255),
+        )
     empty = {next(iter(TASK_OF)): RunLengths.encode(np.zeros((height, width), dtype=bool))}
     return {observation: RunLengths.encode(mask) for observation, mask in found.items()} or empty

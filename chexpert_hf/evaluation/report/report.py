@@ -25,7 +25,7 @@ from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_ta
 from chexpert_hf.evaluation.tables import aligned, as_estimate, number
 
 MAX_PANELS = 4
-"""Observations in the plot of the subgroups: as many as fit beside each other."""
+"""Observations in the plot of the subgroups, those with most groups: as many as fit beside each other."""
 
 
 def as_table(evaluation: Evaluation) -> str:
@@ -77,35 +77,20 @@ def _reference_note(result: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The content of a report.
+    """The content of a report."""
 
-    Attributes:
-        metrics: Of `chexpert_hf.evaluation.assessment.assess`, with whatever the caller adds.
-        title: Of the data and split.
-        observations: The columns of all arrays.
-        truth: `(num_studies, num_labels)` in {0, 1, NaN}.
-        scores: Model -> probabilities per study, `(num_studies, num_labels)`.
-        studies: The study of each row.
-        paths: Of the views.
-        view_scores: Model -> probabilities per view, `(num_views, num_labels)`.
-        warnings: Shown before anything else.
-        is_chexpert_valid: Whether the data are CheXpert's validation set, so that published results compare.
-        thumbnails: Pictures of the worst errors: caption and PNG.
-        sanity: Model -> the sanity checks of its maps, where they were asked for.
-    """
-
-    metrics: Mapping[str, Any]
-    title: str
-    observations: Sequence[str]
-    truth: FloatArray
-    scores: Mapping[str, FloatArray]
+    metrics: Mapping[str, Any]  # of `assess`, with whatever the caller adds
+    title: str  # of the data and split
+    observations: Sequence[str]  # the columns of all arrays
+    truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
+    scores: Mapping[str, FloatArray]  # model -> probabilities (num_studies, num_labels)
     studies: Sequence[str]
-    paths: Sequence[str]
-    view_scores: Mapping[str, FloatArray]
-    warnings: Sequence[str] = ()
-    is_chexpert_valid: bool = False
-    thumbnails: Sequence[tuple[str, bytes]] = ()
-    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)
+    paths: Sequence[str]  # of the views
+    view_scores: Mapping[str, FloatArray]  # model -> probabilities (num_views, num_labels)
+    warnings: Sequence[str] = ()  # shown before anything else
+    is_chexpert_valid: bool = False  # whether published results on CheXpert's validation set compare
+    thumbnails: Sequence[tuple[str, bytes]] = ()  # the worst errors: caption and PNG
+    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)  # by model
 
 
 def write_report(folder: Path, data: ReportData) -> None:
@@ -126,7 +111,23 @@ def write_report(folder: Path, data: ReportData) -> None:
     for name, (caption, figure) in _figures(data).items():
         figure.savefig(folder / f"{name}.png")
         pictures[f"{name}.png"] = (caption, (folder / f"{name}.png").read_bytes())
-    context = {**_context(data), "pictures": pictures, "thumbnails": data.thumbnails}
+    published = VALID_AUROC if data.is_chexpert_valid else TEST_AUROC
+    where = "CheXpert's validation set" if data.is_chexpert_valid else "other data: CheXpert's test set"
+    second = metrics.get(SECOND_STANDARD)
+    context = {
+        "reference_standard": OWN_LABELS,
+        **metrics,
+        "models": [model | {"subgroups": _subgroups(model)} for model in metrics["models"]],
+        "second_standard": second
+        and {"name": second["reference"], "cells": _reference_cells(second), "note": _reference_note(second)},
+        "published": {name: value for name, value in published.items() if name in data.observations},
+        "published_mean": sum(published.values()) / len(published),
+        "published_source": f"{PAPER}, {where}",
+        "min_studies": MIN_STUDIES_PER_CLASS,
+        "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
+        "pictures": pictures,
+        "thumbnails": data.thumbnails,
+    }
     environment = Environment(
         loader=PackageLoader("chexpert_hf.evaluation", "templates"),
         autoescape=select_autoescape(["html", "html.jinja"]),
@@ -144,35 +145,8 @@ def write_report(folder: Path, data: ReportData) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _context(data: ReportData) -> dict[str, Any]:
-    published = VALID_AUROC if data.is_chexpert_valid else TEST_AUROC
-    where = "CheXpert's validation set" if data.is_chexpert_valid else "other data: CheXpert's test set"
-    second = data.metrics.get(SECOND_STANDARD)
-    return {
-        "title": data.title,
-        "warnings": data.warnings,
-        "data": data.metrics["data"],
-        "models": [model | {"subgroups": _subgroups(model)} for model in data.metrics["models"]],
-        "comparisons": data.metrics["comparisons"],
-        "reference_standard": data.metrics.get("reference_standard", OWN_LABELS),
-        "second_standard": second
-        and {"name": second["reference"], "cells": _reference_cells(second), "note": _reference_note(second)},
-        "replicates": data.metrics["replicates"],
-        "published": {name: value for name, value in published.items() if name in data.observations},
-        "published_mean": sum(published.values()) / len(published),
-        "published_source": f"{PAPER}, {where}",
-        "min_studies": MIN_STUDIES_PER_CLASS,
-        "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
-    }
-
-
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The subgroups that are scored, and a line for each of the others.
-
-    Returns:
-        `scored`, entries of metrics.json; `too_small`, lines such as "Male: Edema (2 positive, 30 negative)"; `single`,
-        lines for columns with one group only.
-    """
+    """The entries that are scored, and lines for the groups that are too small and for columns of a single group."""
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
         groups.setdefault(item["column"], {})[item["group"]] = None
@@ -187,13 +161,6 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
         "too_small": {group: ", ".join(items) for group, items in too_small.items()},
         "single": [f"{column}: all {next(iter(names))}" for column, names in groups.items() if len(names) == 1],
     }
-
-
-def _panels(model: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
-    """The observations with the most subgroups that can be judged, at most `MAX_PANELS`, in their own order."""
-    judged = [item["observation"] for item in model["subgroups"] if not item["too_small"]]
-    most = sorted(shown, key=lambda name: -judged.count(name))[:MAX_PANELS]
-    return [name for name in shown if name in most]
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
@@ -241,8 +208,10 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
     }
     if first["subgroups"]:
         overall = {name: aurocs[first["name"], name]["value"] for name in shown}
+        judged = [item["observation"] for item in first["subgroups"] if not item["too_small"]]
+        most = sorted(shown, key=lambda name: -judged.count(name))[:MAX_PANELS]
         pictures["subgroups"] = (
             f"AUROC of {first['name']} by subgroup; dotted: everybody.",
-            plots.forest_figure(first["subgroups"], overall, _panels(first, shown)),
+            plots.forest_figure(first["subgroups"], overall, [name for name in shown if name in most]),
         )
     return pictures | sanity

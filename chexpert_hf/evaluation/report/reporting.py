@@ -60,10 +60,10 @@ def assess_dataset(
         classifiers: Name -> model; all judge the same observations in the same order.
         dataset: A split from `load_chexpert` with the labels of these observations.
         title: Of the data and split.
-        aggregation: "maximum", as in the paper, or "mean" over the views of a study.
+        aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Of the bootstrap.
-        num_thumbnails: For each observation, how many of the worst false positives and false negatives of the first
-            model, at its operating points, are shown.
+        num_thumbnails: How many of the first model's worst false positives and false negatives are shown for each
+            observation.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: Shown before anything else.
         labels_name: Who set the labels of the data set, in words.
@@ -123,19 +123,9 @@ def reference_figures(
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """The metrics of models on a split against a second reference standard; see `assess_reference`.
+    """The metrics against a second reference standard of predictions `(num_views, num_labels)` for a split.
 
-    Args:
-        classifiers: Name -> model.
-        probabilities: Name -> `(num_views, num_labels)` from `predict_dataset`.
-        dataset: The split, as in `assess_dataset`.
-        reference: The second reference standard.
-        labels_name: Who set the labels of the data set, in words.
-        aggregation: Over the views of a study.
-        replicates: Of the bootstrap.
-
-    Raises:
-        ReferenceFileError: If no image of the split is in the reference.
+    Arguments are as in `assess_dataset`, the result and errors as in `assess_reference`.
     """
     first = next(iter(classifiers.values()))
     return assess_reference(
@@ -171,11 +161,7 @@ def subgroup_columns(
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Warnings about metrics on these patients, for each model whose folder says whom it has seen.
-
-    Raises:
-        PatientsFileError: If a folder's file is damaged.
-    """
+    """Warnings about metrics on these patients, for each model that is a folder; see `seen_patients`."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 

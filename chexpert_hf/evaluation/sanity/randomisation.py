@@ -55,8 +55,7 @@ def check_sanity(
         classifier: One model, no ensemble.
         files: The radiographs, two or more.
         is_positive: `(num_files, num_labels)`: what is labelled positive. Curves are made for that and for what the
-            model calls positive at its operating points. The regions are judged on the latter only: where little
-            speaks for a finding, the positive part of its map is noise.
+            model calls positive at its operating points; the regions are judged on the latter only.
         patients: The patient of each radiograph; all are different people if None.
         seed: Of the random weights and the random order.
         progress: Called with the number of radiographs and curves that were added.
