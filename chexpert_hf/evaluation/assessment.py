@@ -13,7 +13,6 @@ from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
-    WeightedFigures,
     bootstrap_p_value,
     percentile_interval,
     wilson_interval,
@@ -22,6 +21,7 @@ from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     NAN,
     FloatArray,
+    WeightedFigures,
     auroc,
     averaged_observations,
     judged_observations,

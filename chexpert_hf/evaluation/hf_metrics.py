@@ -11,14 +11,12 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as SequenceFeature
 
-from chexpert_hf.evaluation.metrics import auprc, auroc, averaged_observations, brier_score, expected_calibration_error
+from chexpert_hf.evaluation.metrics import WeightedFigures, averaged_observations, observation_metrics
 from chexpert_hf.labels import OBSERVATIONS
-
-METRICS = {"auroc": auroc, "auprc": auprc, "brier": brier_score, "ece": expected_calibration_error}
 
 
 class CheXpertMetric(evaluate.Metric):
-    """One of `METRICS`, named by `config_name`, of each observation, and its mean.
+    """The metric named by `config_name`, one of `WeightedFigures.NAMES`, of each observation, and its mean.
 
     `compute` takes `predictions`, probabilities in [0, 1], and `references`, labels in {0, 1} and NaN where unknown,
     both `(num_studies, num_labels)`, and the names of their columns as `observations`. It returns `{"auroc/Edema": ...,
@@ -26,8 +24,9 @@ class CheXpertMetric(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in METRICS:
-            raise ValueError(f"Expected a metric of {', '.join(METRICS)}, got {self.config_name!r}.")
+        if self.config_name not in WeightedFigures.NAMES:
+            expected = ", ".join(WeightedFigures.NAMES)
+            raise ValueError(f"Expected a metric of {expected}, got {self.config_name!r}.")
         row = SequenceFeature(Value("float64"))
         return evaluate.MetricInfo(
             description=f"{self.config_name} of each CheXpert observation and its mean",
@@ -49,7 +48,7 @@ class CheXpertMetric(evaluate.Metric):
             )
         probabilities, labels = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
         columns = zip(observations, probabilities.T, labels.T, strict=True)
-        values = {name: METRICS[self.config_name](score, truth) for name, score, truth in columns}
+        values = {name: observation_metrics(score, truth)[self.config_name] for name, score, truth in columns}
         mean_over = averaged_observations(labels, observations)
         values["mean"] = float(np.mean([values[name] for name in mean_over])) if mean_over else float("nan")
         return {f"{self.config_name}/{name}": value for name, value in values.items()}

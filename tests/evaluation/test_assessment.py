@@ -6,15 +6,8 @@ import pytest
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import wilson_interval
-from chexpert_hf.evaluation.metrics import (
-    auprc,
-    auroc,
-    brier_score,
-    evaluate_probabilities,
-    expected_calibration_error,
-    per_study,
-    scaled_brier_score,
-)
+from chexpert_hf.evaluation.metrics import auroc, evaluate_probabilities, per_study
+from tests.evaluation.figures import FIGURES
 
 NAN = float("nan")
 OBSERVATIONS = ("Edema", "Fracture", "Atelectasis", "Pneumonia", "Consolidation")
@@ -118,13 +111,7 @@ def test_figures_are_those_of_the_studies(result):
         pair = scores[:, column], truth[:, column]
         expected = delong_interval(*pair, PATIENTS)
         assert (item["auroc"]["low"], item["auroc"]["high"]) == pytest.approx((expected.low, expected.high))
-        for name, figure in {
-            "auroc": auroc,
-            "auprc": auprc,
-            "brier": brier_score,
-            "scaled_brier": scaled_brier_score,
-            "ece": expected_calibration_error,
-        }.items():
+        for name, figure in FIGURES.items():
             assert item[name]["value"] == pytest.approx(figure(*pair)), name
             assert item[name]["low"] < item[name]["high"]
         assert item["num_positive"] + item["num_negative"] + item["num_unknown"] == NUM_STUDIES

@@ -4,7 +4,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from chexpert_hf.evaluation.calibration.calibration import METHODS, check_calibration, fit_platt
-from chexpert_hf.evaluation.metrics import expected_calibration_error, scaled_brier_score
+from tests.evaluation.figures import FIGURES
 
 NAMES = ("Edema", "Fracture")
 
@@ -23,7 +23,7 @@ def test_what_is_overconfident_is_repaired_on_patients_that_the_fit_has_not_seen
     assert check.scaled_brier["platt"] < check.scaled_brier["raw"] - 0.05
     assert check.calibration_error["temperature"] < check.calibration_error["raw"] / 2
     logits, labels, _ = studies()
-    raw = [scaled_brier_score(expit(logits[:, c]), labels[:, c]) for c in (0, 1)]
+    raw = [FIGURES["scaled_brier"](expit(logits[:, c]), labels[:, c]) for c in (0, 1)]
     assert check.scaled_brier["raw"] == pytest.approx(np.mean(raw), abs=1e-12)
 
 
@@ -41,8 +41,8 @@ def test_each_study_is_scored_by_a_fit_without_its_patient():
         fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits[rest, 0], labels[rest, 0])
         isotonic[held] = fit.predict(logits[held, 0])
     for method, p in (("platt", platt), ("isotonic", isotonic)):
-        assert check.scaled_brier[method] == pytest.approx(scaled_brier_score(p, labels[:, 0]), abs=1e-12)
-        assert check.calibration_error[method] == pytest.approx(expected_calibration_error(p, labels[:, 0]), abs=1e-12)
+        assert check.scaled_brier[method] == pytest.approx(FIGURES["scaled_brier"](p, labels[:, 0]), abs=1e-12)
+        assert check.calibration_error[method] == pytest.approx(FIGURES["ece"](p, labels[:, 0]), abs=1e-12)
 
 
 def test_an_observation_with_few_studies_is_left_out_and_none_means_no_check():

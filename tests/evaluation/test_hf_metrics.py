@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from chexpert_hf.evaluation import hf_metrics
-from chexpert_hf.evaluation.hf_metrics import METRICS, CheXpertMetric
-from chexpert_hf.evaluation.metrics import brier_score
+from chexpert_hf.evaluation.hf_metrics import CheXpertMetric
 from chexpert_hf.labels import OBSERVATIONS
+from tests.evaluation.figures import FIGURES
 
 NAN = float("nan")
 NAMES = ("Edema", "Fracture", "Atelectasis")
@@ -24,11 +24,11 @@ def load(name, folder):
     return evaluate.load(hf_metrics.__file__, name, cache_dir=str(folder))
 
 
-@pytest.mark.parametrize("key", METRICS)
+@pytest.mark.parametrize("key", FIGURES)
 def test_a_metric_gives_the_figure_of_each_observation_and_the_competitions_mean(key, data, tmp_path):
     result = load(key, tmp_path).compute(**data, observations=NAMES)
     expected = {
-        f"{key}/{name}": METRICS[key](data["predictions"][:, column], data["references"][:, column])
+        f"{key}/{name}": FIGURES[key](data["predictions"][:, column], data["references"][:, column])
         for column, name in enumerate(NAMES)
     }
     assert result == pytest.approx(
@@ -45,11 +45,11 @@ def test_two_batches_give_what_one_call_gives(data, tmp_path):
 
 
 def test_the_metrics_combine(data, tmp_path):
-    combined = evaluate.combine([load(name, tmp_path) for name in METRICS])
+    combined = evaluate.combine([load(name, tmp_path) for name in FIGURES])
     combined.add_batch(**data)
     result = combined.compute(observations=NAMES)
-    assert set(result) == {f"{key}/{name}" for key in METRICS for name in (*NAMES, "mean")}
-    assert result["brier/Edema"] == pytest.approx(brier_score(data["predictions"][:, 0], data["references"][:, 0]))
+    assert set(result) == {f"{key}/{name}" for key in FIGURES for name in (*NAMES, "mean")}
+    assert result["brier/Edema"] == pytest.approx(FIGURES["brier"](data["predictions"][:, 0], data["references"][:, 0]))
 
 
 def test_the_columns_are_chexperts_unless_named(tmp_path):
@@ -64,5 +64,5 @@ def test_the_columns_are_chexperts_unless_named(tmp_path):
 def test_rows_of_another_length_and_other_metrics_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"Expected 14 values per study, got 3; name the columns with compute\(obs"):
         load("auroc", tmp_path).compute(**data)
-    with pytest.raises(ValueError, match="Expected a metric of auroc, auprc, brier, ece, got 'f1'"):
+    with pytest.raises(ValueError, match="Expected a metric of auroc, auprc, brier, scaled_brier, ece, got 'f1'"):
         load("f1", tmp_path)

@@ -9,22 +9,15 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from chexpert_hf.evaluation.delong import delong_interval, delong_test, delong_variance, placements
 from chexpert_hf.evaluation.intervals import (
     PatientBootstrap,
-    WeightedFigures,
     bootstrap_p_value,
     percentile_interval,
     wilson_interval,
 )
-from chexpert_hf.evaluation.metrics import auprc, auroc, brier_score, expected_calibration_error, scaled_brier_score
+from chexpert_hf.evaluation.metrics import WeightedFigures, auroc
 from tests.benchmarks.delong_coverage import coverage
+from tests.evaluation.figures import FIGURES
 
 NAN = float("nan")
-FIGURES = dict(
-    zip(
-        WeightedFigures.NAMES,
-        (auroc, auprc, brier_score, scaled_brier_score, expected_calibration_error),
-        strict=True,
-    )
-)
 
 
 def tied_case(seed, num_studies=30, levels=8):

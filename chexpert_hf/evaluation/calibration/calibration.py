@@ -21,8 +21,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     FloatArray,
-    expected_calibration_error,
-    scaled_brier_score,
+    observation_metrics,
 )
 from chexpert_hf.evaluation.tables import aligned
 
@@ -207,17 +206,15 @@ def check_calibration(
     if not columns:
         return None
 
-    def means(figure: Callable[[FloatArray, FloatArray], float]) -> dict[str, float]:
-        return {
-            method: float(np.mean([figure(p[:, column], labels[:, column]) for column in columns]))
-            for method, p in scores.items()
-        }
-
+    results = {
+        method: [observation_metrics(p[:, column], labels[:, column]) for column in columns]
+        for method, p in scores.items()
+    }
     return CalibrationCheck(
         observations=tuple(observations[column] for column in columns),
         folds=FOLDS,
-        scaled_brier=means(scaled_brier_score),
-        calibration_error=means(expected_calibration_error),
+        scaled_brier={key: float(np.mean([item["scaled_brier"] for item in items])) for key, items in results.items()},
+        calibration_error={key: float(np.mean([item["ece"] for item in items])) for key, items in results.items()},
     )
 
 
