@@ -29,9 +29,7 @@ from chexpert_hf.evaluation.metrics import (
     plain,
 )
 
-SCHEMA = 1
-"""Version of the layout that `assess` returns; raised when a reader of the old one would go wrong."""
-
+SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
 _AUROC = WeightedFigures.NAMES.index("auroc")
 
@@ -143,7 +141,8 @@ class _Assessment:
         self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
         self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
         self.observations, self.mean_over = observations, averaged_observations(self.labels, observations)
-        self.bootstrap, self.patients = bootstrap, bootstrap.patients
+        self.bootstrap = bootstrap
+        self.patients = np.unique(bootstrap.patients, return_inverse=True)[1]  # numbers are sorted faster than names
 
     def figures(self, model: ModelScores) -> _Figures:
         """The metrics of a model, and on each resample."""
@@ -240,9 +239,8 @@ class _Assessment:
         if min(positive, negative) >= MIN_STUDIES_PER_CLASS:
             estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
         else:
-            too_small = (
-                f"{positive} positive and {negative} negative studies; {MIN_STUDIES_PER_CLASS} of each are needed."
-            )
+            counted = f"{positive} positive and {negative} negative studies"
+            too_small = f"{counted}; {MIN_STUDIES_PER_CLASS} of each are needed."
         names = {"column": group.column, "group": group.name, "observation": self.observations[column]}
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
@@ -254,8 +252,8 @@ class _Assessment:
             for column, observation in enumerate(self.observations):
                 scored = [group for group, enough in judged if group.column == name and observation in enough]
                 if len(scored) > 1:
-                    values = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
-                    lowest, *_, highest = np.argsort(values, kind="stable").tolist()
+                    aurocs = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
+                    lowest, *_, highest = np.argsort(aurocs, kind="stable").tolist()
                     pairs.append((column, scored[highest], scored[lowest]))
         if not pairs:
             return []
@@ -288,21 +286,20 @@ def _counts(labels: FloatArray) -> dict[str, int]:
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
     """Counts and shares where a score of at least the threshold is positive."""
     is_called = scores >= threshold
-    true, false = int((is_called & (labels == 1)).sum()), int((is_called & (labels == 0)).sum())
-    rejected, missed = int((~is_called & (labels == 0)).sum()), int((~is_called & (labels == 1)).sum())
+    counts = {
+        "true_positives": int((is_called & (labels == 1)).sum()),
+        "false_positives": int((is_called & (labels == 0)).sum()),
+        "true_negatives": int((~is_called & (labels == 0)).sum()),
+        "false_negatives": int((~is_called & (labels == 1)).sum()),
+    }
+    true, false, rejected, missed = counts.values()
     shares = {
-        "sensitivity": (true, true + missed),
-        "specificity": (rejected, rejected + false),
-        "ppv": (true, true + false),
-        "npv": (rejected, rejected + missed),
+        "sensitivity": (true, missed),
+        "specificity": (rejected, false),
+        "ppv": (true, false),
+        "npv": (rejected, missed),
     }
-    return {
-        "true_positives": true,
-        "false_positives": false,
-        "true_negatives": rejected,
-        "false_negatives": missed,
-        **{name: _entry(wilson_interval(*share), WILSON) for name, share in shares.items()},
-    }
+    return counts | {name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()}
 
 
 def _entry(estimate: Estimate, method: str) -> dict[str, Any]:

@@ -12,11 +12,8 @@ from scipy.stats import binomtest
 
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
-LEVEL = 0.95
-"""Confidence of the intervals. Source: Irvin et al. 2019, section 4."""
-
-BLOCK = 64
-"""Resamples that are computed at once: enough to keep the processor busy, few enough for its memory."""
+LEVEL = 0.95  # confidence of the intervals; source: Irvin et al. 2019, section 4
+BLOCK = 64  # resamples that are computed at once: enough to keep the processor busy, few enough for its memory
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,7 @@ class BootstrapEstimate(Estimate):
 
 
 def wilson_interval(successes: int, trials: int) -> Estimate:
-    """A share with Wilson's score interval; NaN without trials.
-
-    Raises:
-        ValueError: If there are more successes than trials, or negative counts.
-    """
+    """A share with Wilson's score interval; NaN without trials."""
     if not 0 <= successes <= trials:
         raise ValueError(f"Expected 0 <= successes <= trials, got {successes} successes in {trials} trials.")
     if trials == 0:

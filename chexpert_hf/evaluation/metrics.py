@@ -3,8 +3,7 @@
 Unknown labels are NaN and are ignored. A metric that the data cannot define is NaN, never .5.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). The "scaled" Brier scores of that paper have the size of `brier_score`, not of
-`scaled_brier_score` as Steyerberg defines it.
+over the five competition observations). The "scaled" Brier scores of that paper have the size of plain ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +20,11 @@ from sklearn.metrics import roc_auc_score
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, NEGATIVE, UNCERTAIN, BlankPolicy
 
 FloatArray = NDArray[np.floating]
-
 NAN = float("nan")
 
-MIN_STUDIES_PER_CLASS = 5
-"""Fewer positive or negative studies cannot judge an observation: one study would move its AUROC by a fifth."""
-
-CALIBRATION_BINS = 15
-"""Bins of the expected calibration error. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
-
-AGGREGATIONS = ("maximum", "mean")
-"""How the views of a study become one value; the paper takes the maximum."""
+MIN_STUDIES_PER_CLASS = 5  # with fewer, one study would move an observation's AUROC by a fifth
+CALIBRATION_BINS = 15  # source: Guo et al. 2017, arXiv:1706.04599
+AGGREGATIONS = ("maximum", "mean")  # of the views of a study; the paper takes the maximum
 
 
 @dataclass(frozen=True)
@@ -83,13 +76,10 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
-    """Aggregates values `(num_views, num_labels)` over the views of each study; NaN only where every view is NaN.
+    """Aggregates values `(num_views, num_labels)` over the views of each study, by one of `AGGREGATIONS`.
 
-    Returns:
-        `(num_studies, num_labels)`, and the studies in the order of their first view.
-
-    Raises:
-        ValueError: If the lengths differ or `how` is another word.
+    The result, `(num_studies, num_labels)`, is NaN only where every view is NaN; it comes with the studies in the order
+    of their first view.
     """
     if how not in AGGREGATIONS:
         raise ValueError(f"Views of a study are aggregated by one of {', '.join(AGGREGATIONS)}, got {how!r}.")
@@ -103,9 +93,7 @@ def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") 
 def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
     """Area under the receiver operating characteristic of one observation, in [0, 1]; NaN unless both classes occur.
 
-    Args:
-        probabilities: `(num_studies,)`; any score that rises with the probability will do.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
+    Labels `(num_studies,)` are in {0, 1}, NaN where unknown. Any score that rises with the probability will do.
     """
     is_known = ~np.isnan(labels)
     has_both = len(np.unique(labels[is_known])) == 2
@@ -114,10 +102,6 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
 
 def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
     """The metrics of one observation by their `WeightedFigures.NAMES`; NaN where the data cannot define one.
-
-    Args:
-        probabilities: `(num_studies,)`, in [0, 1].
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
 
     Raises:
         ValueError: If the shapes differ or a probability is outside [0, 1].
@@ -232,11 +216,7 @@ def averaged_observations(labels: FloatArray, observations: Sequence[str]) -> tu
 def evaluate_probabilities(
     probabilities: FloatArray, labels: FloatArray, studies: Sequence[str], observations: Sequence[str]
 ) -> Evaluation:
-    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study.
-
-    Raises:
-        ValueError: If the shapes do not fit each other or a probability is not a number.
-    """
+    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study."""
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(
             f"Expected probabilities and labels of shape (views, {len(observations)}), got {probabilities.shape} and "

@@ -18,9 +18,7 @@ TRAINING_PATIENTS_FILE = "training_patients.json"
 SELECTION_PATIENTS_FILE = "selection_patients.json"
 CALIBRATION_PATIENTS_FILE = "calibration_patients.json"
 
-_HASH_LENGTH = 16
-"""Hexadecimal digits that are kept, 64 bits: two of 65,240 patients share a hash with a probability of 1e-10."""
-
+_HASH_LENGTH = 16  # hexadecimal digits, 64 bits: two of 65,240 patients share a hash with a probability of 1e-10
 _PURPOSES = {
     TRAINING_PATIENTS_FILE: "trained on",
     SELECTION_PATIENTS_FILE: "chosen on, among its checkpoints",
@@ -44,11 +42,7 @@ def write_patient_hashes(path: Path, patients: Iterable[str]) -> None:
 
 
 def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
-    """The patients whose hashes are in a file. The same id in another hospital's data also counts.
-
-    Raises:
-        PatientsFileError: If the file is missing or damaged.
-    """
+    """The patients whose hashes are in a file; PatientsFileError if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         salt, hashes = str(content["salt"]), set(content["hashes"])
@@ -60,8 +54,7 @@ def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     """Warnings for metrics of a model on patients that it was trained, chosen or calibrated on, by files of its folder.
 
-    Raises:
-        PatientsFileError: If one of the files is damaged.
+    The same id in another hospital's data also counts. A damaged file raises PatientsFileError.
     """
     patients = set(patients)
     return [

@@ -123,13 +123,12 @@ def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, 
         axes = figure.add_subplot(1, len(shown), number + 1, sharey=first)
         first = first or axes
         for place, group in enumerate(groups):
-            estimate = estimates.get((*group, name))
-            if estimate is None or estimate["value"] is None:
+            if estimate := estimates.get((*group, name)):
+                value, low, high = (estimate[end] for end in ("value", "low", "high"))
+                bars = [[value - low], [high - value]]
+                axes.errorbar(value, place, xerr=bars, fmt="o", color=COLORS[0], markersize=4, elinewidth=1)
+            else:
                 axes.text(0.5, place, "too few", fontsize=6, color="0.5", va="center", ha="center")
-                continue
-            value = estimate["value"]
-            bars = [[value - estimate["low"]], [estimate["high"] - value]]
-            axes.errorbar(value, place, xerr=bars, fmt="o", color=COLORS[0], markersize=4, elinewidth=1)
         if overall.get(name) is not None:
             axes.axvline(overall[name], color="0.4", linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=9)

@@ -10,8 +10,7 @@ from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import FloatArray
 
 OWN_LABELS = "labels of the data set"
-SECOND_STANDARD = "second_reference_standard"
-"""Key of the result of `assess_reference` in metrics.json."""
+SECOND_STANDARD = "second_reference_standard"  # key of the result of `assess_reference` in metrics.json
 
 
 def assess_reference(

@@ -7,8 +7,7 @@ from typing import Any
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import plain
 
-DASH = "–"
-"""Stands for a value that is undefined."""
+DASH = "–"  # stands for a value that is undefined
 
 
 def number(value: float | None, places: int = 3) -> str:

@@ -110,9 +110,7 @@ def calibrate_folder(
 
     The files beside the weights come along, without `reference.json`, whose scores are no longer the model's, without
     exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
-    are written to `calibration_patients.json`.
-
-    Further arguments are as in `calibrate_model`.
+    are written to `calibration_patients.json`. Further arguments are as in `calibrate_model`.
 
     Args:
         source: Model folder; it stays as it is.
@@ -240,10 +238,7 @@ def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, 
 
     Under U-MultiClass, where z is the difference of the positive and the negative output, all three rows are scaled,
     and half the intercept is added to the positive and taken from the negative one. `uncertainty` changes, and is not
-    itself calibrated.
-
-    Raises:
-        CalibrationError: If the model has a label hierarchy.
+    itself calibrated. A model with a label hierarchy is refused.
     """
     _refuse_hierarchy(model.config)
     parameters = model.last_layer.weight, model.last_layer.bias

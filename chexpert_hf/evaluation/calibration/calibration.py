@@ -25,15 +25,12 @@ from chexpert_hf.evaluation.metrics import (
 )
 from chexpert_hf.evaluation.tables import aligned
 
-METHODS = ("raw", "platt", "temperature", "isotonic")
-"""The methods that `check_calibration` compares; isotonic regression cannot be folded into a linear layer."""
-
+METHODS = ("raw", "platt", "temperature", "isotonic")  # isotonic regression cannot be folded into a linear layer
 FOLDS = 5
 
 _MAX_NEWTON_STEPS = 100
 _STEP_TOLERANCE = 1e-10
-_ROUNDING = 1e-12
-"""How much a sum of losses may rise by rounding alone, relative to itself."""
+_ROUNDING = 1e-12  # how much a sum of losses may rise by rounding alone, relative to itself
 
 
 class CalibrationError(InputError):
@@ -43,10 +40,8 @@ class CalibrationError(InputError):
 class Method(str, Enum):
     """How a model is calibrated."""
 
-    PLATT = "platt"
-    """A line for each observation's logit."""
-    TEMPERATURE = "temperature"
-    """One divisor for the logits of all observations."""
+    PLATT = "platt"  # a line for each observation's logit
+    TEMPERATURE = "temperature"  # one divisor for the logits of all observations
 
 
 @dataclass(frozen=True)
@@ -130,11 +125,7 @@ def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Calibrates every observation that has enough studies, by logits and labels `(num_studies, num_labels)`.
-
-    Raises:
-        ValueError: If the shapes do not fit each other or a logit is not finite.
-    """
+    """Calibrates every observation that has enough studies, by logits and labels `(num_studies, num_labels)`."""
     if np.shape(logits) != np.shape(labels) or np.shape(logits)[1:] != (len(observations),):
         raise ValueError(
             f"Expected logits and labels of shape (studies, {len(observations)}), got {np.shape(logits)} and "

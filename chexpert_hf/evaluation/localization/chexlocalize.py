@@ -133,11 +133,8 @@ def _read_mask(entry: object, where: str) -> RunLengths:
 def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
     """Writes masks in the form that cheXlocalize's `eval.py` reads, replacing the file.
 
-    Masks are by image id and observation. Those of cheXlocalize's ten that an image does not name get an empty mask,
-    others are skipped.
-
-    Raises:
-        ValueError: If the masks of an image differ in size, or it has none.
+    Masks, of one size in each image, are by image id and observation. Those of cheXlocalize's ten that an image does
+    not name get an empty mask, others are skipped.
     """
     images: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_observation in masks.items():

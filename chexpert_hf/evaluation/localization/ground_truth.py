@@ -5,7 +5,7 @@ Masks are read one image at a time. Paths are those of `load_chexpert`: from the
 
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -20,63 +20,30 @@ from chexpert_hf.labels import OBSERVATIONS
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
 
+# CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less.
 _ASPECT_TOLERANCE = 0.02
-"""CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less."""
 
 
 class GroundTruthError(InputError):
     """A ground truth that is missing, damaged, or not of these images."""
 
 
-class GroundTruth(Protocol):
-    """The findings of images."""
-
-    source: str  # in words
-    is_complete: bool  # whether a finding that has no place in an image is known to be absent from it
-
-    def findings(self, path: str) -> tuple[str, ...]:
-        """The observations that have a place in this image."""
-
-    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
-
-
-def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
-    """The ground truth from a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`.
-
-    Raises:
-        GroundTruthError: If there is none, or it is damaged.
-    """
-    if annotations is not None:
-        if not annotations.is_file():
-            raise GroundTruthError(
-                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
-            )
-        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
-    if (folder / MASKS_FOLDER).is_dir():
-        return MaskFolder(folder / MASKS_FOLDER)
-    if (folder / BOXES_FILE).is_file():
-        return Boxes(folder / BOXES_FILE)
-    raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
-        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
-    )
-
-
 class MaskFolder:
     """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
-    source = "masks"
-    is_complete = True
+    source = "masks"  # in words
+    is_complete = True  # whether a finding that has no place in an image is known to be absent from it
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
+        """The observations that have a place in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
         return tuple(name for name in OBSERVATIONS if name in names)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:
@@ -116,9 +83,6 @@ class Boxes:
 
     Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
     file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
-
-    Raises:
-        GroundTruthError: If there is no box of a finding.
     """
 
     is_complete = False
@@ -152,6 +116,27 @@ class Boxes:
     def images(self) -> list[str]:
         """The paths of the images that have boxes."""
         return list(self._boxes)
+
+
+GroundTruth: TypeAlias = MaskFolder | Segmentations | Boxes
+
+
+def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
+    """The ground truth in a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`."""
+    if annotations is not None:
+        if not annotations.is_file():
+            raise GroundTruthError(
+                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
+            )
+        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+    if (folder / MASKS_FOLDER).is_dir():
+        return MaskFolder(folder / MASKS_FOLDER)
+    if (folder / BOXES_FILE).is_file():
+        return Boxes(folder / BOXES_FILE)
+    raise GroundTruthError(
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
+        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
+    )
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:

@@ -141,9 +141,6 @@ def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> fl
     With `true_positives_only` it is NaN unless both masks are non-empty; without, as on the full data set, 0 where only
     one of them is empty and NaN where both are.
 
-    Raises:
-        ValueError: If the shapes differ.
-
     Source: cheXlocalize, eval.py.
     """
     if predicted.shape != truth.shape:

@@ -48,11 +48,8 @@ MODEL, UNTRAINED = "model", "untrained"
 BASELINES = (UNTRAINED, *PRIORS)
 POINTERS = (MODEL, *BASELINES)
 
-_COARSE_SIDE = 320
-"""Several times finer than any network's maps, so that resizing it once more changes them little."""
-
-_THUMBNAIL_SIDE = 128
-"""Of the radiograph in each of cheXlocalize's pickles, ten an image."""
+_COARSE_SIDE = 320  # several times finer than any network's maps, so that resizing once more changes them little
+_THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, ten an image
 
 
 @dataclass(frozen=True)
@@ -165,11 +162,7 @@ def localize_dataset(
 
 
 def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations: Sequence[str]) -> list[int]:
-    """The rows to score: those with a ground truth, or all where it is known what is absent.
-
-    Raises:
-        InputError: If no image of the split has a ground truth of one of these observations.
-    """
+    """The rows to score: those with a ground truth, or all where it is known what is absent; InputError if none."""
     paths = dataset["path"][:]
     rows = [row for row, path in enumerate(paths) if set(truth.findings(path)) & set(observations)]
     if not rows:

@@ -24,8 +24,7 @@ from chexpert_hf.evaluation.sanity.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_tables
 from chexpert_hf.evaluation.tables import aligned, as_estimate, number
 
-MAX_PANELS = 4
-"""Observations in the plot of the subgroups, those with most groups: as many as fit beside each other."""
+MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
 
 def as_table(evaluation: Evaluation) -> str:

@@ -7,9 +7,7 @@ from scipy import ndimage
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.floating] | NDArray[np.uint8]
 
-FRAME = 0.05
-"""Width of the frame, as a share of each side."""
-
+FRAME = 0.05  # width of the frame, as a share of each side
 # Air beside the body is darker than this share of the way from the darkest to the brightest place.
 _DARK = 0.15
 # The marker is looked for in the upper third of the outer quarters of a picture, where technicians put it.

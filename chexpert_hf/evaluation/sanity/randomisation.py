@@ -28,16 +28,11 @@ from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.scoring.saliency import map_offsets, resize_maps
 
 OUTSIDE, FRAME, MARKER = "outside the body", "outer frame", "side marker"
-
 _MODEL, _HEAD, _ALL = "model", "head", "all weights"
 
 _STREAM = 1810_03292  # any number that nobody takes for a seed
-
-# The absence of findings is nowhere in particular.
-_NOWHERE = "No Finding"
-
-# The side of the picture in which regions are found: the paper's, in which letters can be read.
-_PICTURE_SIDE = 320
+_NOWHERE = "No Finding"  # the absence of findings is nowhere in particular
+_PICTURE_SIDE = 320  # of the picture in which regions are found: the paper's, in which letters can be read
 
 
 def check_sanity(

@@ -22,14 +22,9 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 
-PAIRS = 12
-"""Radiographs with an observation that get curves, at most; each costs `3 * STEPS - 1` pictures."""
-
-STEPS = 12
-"""In which all cells are removed; fewer where a map has fewer cells."""
-
-BLUR = 0.1
-"""Standard deviation of the blur, in shares of the picture's side: wide enough to take findings away."""
+PAIRS = 12  # radiographs with an observation that get curves, at most; each costs `3 * STEPS - 1` pictures
+STEPS = 12  # in which all cells are removed; fewer where a map has fewer cells
+BLUR = 0.1  # standard deviation, in shares of the picture's side: wide enough to take findings away
 
 Pair = tuple[int, int]  # row of a radiograph and column of an observation
 
@@ -54,11 +49,7 @@ def removal_check(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> RemovalCheck:
-    """Makes the curves of pairs from `choose_pairs`, by signed maps `(num_files, num_labels, h, w)`.
-
-    Raises:
-        RadiographError: If a radiograph cannot be read; it says which.
-    """
+    """Makes the curves of pairs from `choose_pairs`, by signed maps `(num_files, num_labels, h, w)`."""
     rng = np.random.default_rng(seed)
     cells = maps.shape[2] * maps.shape[3]
     steps = min(STEPS, cells)

@@ -186,11 +186,7 @@ def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
 
 
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[NDArray[np.bool_], FloatArray]:
-    """The cells that are gone after each step, when they go in the order `(num_cells,)`, evenly over the steps.
-
-    Returns:
-        `(steps + 1, num_cells)`, from none to all, and the share `(steps + 1,)` that is gone.
-    """
+    """The cells gone after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and the share that is."""
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
     rank[order] = np.arange(len(order))
