@@ -78,14 +78,13 @@ def assess(
 
     A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
     groups that are the highest and the lowest of their column on these data; that choice is not part of its interval.
-    Every model is compared with the first: the difference is the model's metric minus the first one's. A patient's
-    studies may depend on each other, except in Wilson's intervals.
+    Every model is compared with the first. A patient's studies may depend on each other, except in Wilson's intervals.
 
     Args:
         models: At least one; their names differ.
-        labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `metrics.evaluation_labels`.
-        studies: The study of each view, named so that no two patients share a name.
-        patients: The patient of each view.
+        labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `evaluation_labels`.
+        studies: Of each view, named so that no two patients share a name.
+        patients: Of each view.
         observations: The names of the columns.
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
         aggregation: One of `metrics.AGGREGATIONS`.
@@ -97,8 +96,7 @@ def assess(
         it was undefined.
 
     Raises:
-        ValueError: If shapes or lengths do not fit, a probability or label is out of range, names repeat, a study
-            belongs to two patients or an operating point to no observation.
+        ValueError: If arguments do not fit each other, or a probability or label is out of range.
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)

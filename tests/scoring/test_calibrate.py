@@ -147,7 +147,7 @@ def test_the_mean_of_a_map_and_the_bias_are_still_the_logit(head):
     model = build(head)
     fold_calibration(model, LINES)
     output = model(pictures(), output_saliency=True)
-    bias = model._positive_minus_negative(model.classifier.bias[None])[0]
+    bias = model.logits_from(torch.zeros(1, model.classifier.in_features, 1, 1))[0]
     torch.testing.assert_close(output.saliency.mean(dim=(2, 3)) + bias, output.logits, atol=1e-5, rtol=1e-5)
 
 
@@ -158,7 +158,10 @@ def test_the_uncertain_class_keeps_its_order_against_the_other_two():
     model(pictures())
     fold_calibration(model, LINES)
     model(pictures())
-    before, after = (model._classes(outputs) for outputs in caught)  # (12, 2, 3): negative, positive, uncertain
+    positive = [OBSERVATIONS.index(name) for name in MULTICLASS]
+    negative, uncertain = ([len(OBSERVATIONS) + 2 * part + place for place in range(2)] for part in range(2))
+    # (12, 2, 3): negative, positive, uncertain
+    before, after = (outputs[:, [negative, positive, uncertain]].transpose(1, 2) for outputs in caught)
     slopes = torch.tensor([LINES[name].slope for name in MULTICLASS])
     # The log odds of uncertain against the geometric mean of negative and positive.
     odds_before, odds_after = (z[..., 2] - (z[..., 0] + z[..., 1]) / 2 for z in (before, after))
@@ -203,7 +206,7 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
     processor = CheXpertImageProcessor(size={"height": 32, "width": 32})
     pixel_values = processor([image.convert("L") for image in dataset["image"]], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        features = model._feature_maps(pixel_values)[0].mean(dim=(2, 3)).double()
+        features = model.feature_maps(pixel_values).mean(dim=(2, 3)).double()
         labels = torch.tensor(dataset["labels"][:]).nan_to_num(0).clamp(min=0).double()
         features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
         weights = torch.linalg.lstsq(features.T @ features + 1e-2 * torch.eye(features.shape[1]), features.T @ labels)

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -46,15 +46,15 @@ def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
 
 def as_text(result: LocalizationResult) -> str:
     """Two plain tables, hit rate and mIoU, one line for each observation."""
-    blocks = [f"{title} (95 % interval)\n{aligned(_cells(result, title))}" for title in _TITLES]
+    blocks = [f"{title} (95 % interval)\n{aligned(cells)}" for title, cells in _tables(result).items()]
     return "\n\n".join([*blocks, *_remarks(result)])
 
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
     """The same with the gains over the baselines, and how to read it."""
     parts = [f"# {title}: do the maps point at the findings?", *(f"**{line}**" for line in warnings)]
-    for heading in _TITLES:
-        parts += [f"## {heading}", markdown(_cells(result, heading))]
+    for heading, cells in _tables(result).items():
+        parts += [f"## {heading}", markdown(cells)]
     gains = [[item.observation, *(as_estimate(item.gains[name]) for name in BASELINES)] for item in result.observations]
     header = ["observation", *(f"minus {name}" for name in BASELINES)]
     parts += ["## Hit rate of the model minus that of each baseline", markdown([header, *gains])]
@@ -84,21 +84,18 @@ def write_localization(folder: Path, result: LocalizationResult, title: str, war
             writer.writerow(row)
 
 
-_Title = Literal["Hit rate", "mIoU"]
-_TITLES: tuple[_Title, ...] = ("Hit rate", "mIoU")
+def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
+    """By their titles."""
+    return {"Hit rate": _cells(result, lambda item: item.hit_rate), "mIoU": _cells(result, lambda item: item.miou)}
 
 
-def _figure(item: Localization, title: _Title) -> Estimate:
-    return item.hit_rate if title == "Hit rate" else item.miou
-
-
-def _cells(result: LocalizationResult, title: _Title) -> list[list[str]]:
+def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
     """A row per observation, and the means over those where every pointer is defined, so that the means compare."""
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:
         model = item.pointers[MODEL]
-        estimates = [_figure(item.pointers[name], title) for name in POINTERS]
+        estimates = [figure(item.pointers[name]) for name in POINTERS]
         values.append([estimate.value for estimate in estimates])
         rows.append([item.observation, f"{model.num_images:,}", f"{model.num_empty:,}", *map(as_estimate, estimates)])
     if len(values) > 1:

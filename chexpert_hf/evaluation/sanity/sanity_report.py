@@ -114,19 +114,25 @@ def write_sanity(folder: Path, checks: SanityChecks) -> None:
 def sanity_figure(checks: SanityChecks) -> Figure:
     """Similarity to random weights by observation, and the mean deletion and insertion curves beside random order."""
     figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
-    similarity, deletion, insertion = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
+    similarity, *curves = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
     _draw_similarity(similarity, checks)
     removal = checks.removal
-    if removal.observations:
-        _draw_curves(deletion, removal.fractions, removal.deletion, removal.random, COLORS[1])
-        _draw_curves(insertion, removal.fractions, removal.insertion, removal.random[:, ::-1], COLORS[0])
-    for axes, title, label in ((deletion, "Deletion", "blurred away"), (insertion, "Insertion", "put in")):
+    deletion = "Deletion", "blurred away", removal.deletion, removal.random, COLORS[1]
+    insertion = "Insertion", "put in", removal.insertion, removal.random[:, ::-1], COLORS[0]
+    for axes, (title, label, ordered, random, color) in zip(curves, (deletion, insertion), strict=True):
+        drawn = ((ordered, "-", color, "order of the map"), (random, "--", _GREY, "random order"))
+        for values, style, shade, name in drawn if removal.observations else ():
+            low, high = np.quantile(values, [0.25, 0.75], axis=0)
+            axes.fill_between(removal.fractions, low, high, color=shade, alpha=0.18, linewidth=0)
+            axes.plot(removal.fractions, values.mean(axis=0), style, color=shade, linewidth=1.6, label=name)
+        if removal.observations:
+            axes.legend(fontsize=7, frameon=False, loc="best", title="mean, and middle half", title_fontsize=7)
         axes.set_title(f"{title} ({len(removal.observations)} maps)", fontsize=9)
         axes.set_xlabel(f"Share of the map's cells {label}", fontsize=8)
         axes.set_ylabel("Probability", fontsize=8)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
-    for axes in (similarity, deletion, insertion):
+    for axes in (similarity, *curves):
         simplify(axes)
     return figure
 
@@ -144,17 +150,6 @@ def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
     axes.set_title("Maps after a re-draw of weights", fontsize=9)
     axes.set_xlabel("Mean |rank correlation|", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.3, -0.16), ncols=3, columnspacing=1.2)
-
-
-def _draw_curves(axes: Axes, fractions: FloatArray, curves: FloatArray, random: FloatArray, color: str) -> None:
-    for values, style, shade, label in (
-        (curves, "-", color, "order of the map"),
-        (random, "--", _GREY, "random order"),
-    ):
-        low, high = np.quantile(values, [0.25, 0.75], axis=0)
-        axes.fill_between(fractions, low, high, color=shade, alpha=0.18, linewidth=0)
-        axes.plot(fractions, values.mean(axis=0), style, color=shade, linewidth=1.6, label=label)
-    axes.legend(fontsize=7, frameon=False, loc="best", title="mean, and middle half", title_fontsize=7)
 
 
 def _weight_row(check: WeightCheck) -> Sequence[str]:
