@@ -63,13 +63,8 @@ def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients =
     badly (`python -m tests.benchmarks.delong_coverage` measures both). Where the variance is 0 or undefined, as when
     the classes are separated perfectly, the interval is Newcombe's.
 
-    Args:
-        scores: `(num_studies,)`; rising with the probability.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        patients: See `Patients`.
-
-    Returns:
-        Within [0, 1]; NaN unless both classes occur.
+    Scores `(num_studies,)` rise with the probability, labels are in {0, 1}, NaN where unknown. The interval is within
+    [0, 1], and NaN unless both classes occur.
 
     Source: Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
     """
@@ -105,11 +100,10 @@ def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Est
 def delong_test(
     scores_a: FloatArray, scores_b: FloatArray, labels: FloatArray, patients: Patients = None
 ) -> PairedTest:
-    """Compares the AUROCs of two models on the same studies; arguments as for `delong_interval`.
+    """AUROC of model `a` minus that of `b` on the same studies; arguments as for `delong_interval`.
 
-    Returns:
-        AUROC of `a` minus that of `b`. Where no study moves the difference, its interval is NaN and p is 1 for equal
-        AUROCs and NaN for others; all is NaN unless both classes occur.
+    Where no study moves the difference, its interval is NaN and p is 1 for equal AUROCs and NaN for others; all is NaN
+    unless both classes occur.
     """
     below, above = (a - b for a, b in zip(placements(scores_a, labels), placements(scores_b, labels), strict=True))
     if not len(below) or not len(above):

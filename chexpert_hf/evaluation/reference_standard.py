@@ -32,7 +32,7 @@ def assess_reference(
     Args:
         paths: Of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
         reference: From `read_reference` with the same observations.
-        labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown: the data set's own, evaluated on these images.
+        labels: `(num_views, num_labels)`: the data set's own, evaluated on these images.
         labels_name: Who set these, in words, such as "text-mined labels".
 
     Returns:
@@ -43,7 +43,6 @@ def assess_reference(
 
     Raises:
         ReferenceFileError: If no image is in both.
-        ValueError: As `assess`.
     """
     rows = reference.rows_of(paths)
     column = {name: number for number, name in enumerate(observations)}

@@ -187,7 +187,7 @@ def calibrate_model(
         logits: `(num_views, num_labels)` of the dataset's images; under cross-validation those of the models that did
             not see the image.
         dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        origin: What it is, for the record.
+        origin: Of the dataset, for the record.
         method: How to calibrate.
         rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
             default keep their meaning: they move with the probabilities.

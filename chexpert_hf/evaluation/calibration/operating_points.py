@@ -59,13 +59,7 @@ def choose_operating_point(
 
     The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that the counts
     stay where another machine's scores differ in the last digits. Where several thresholds are equally good by Youden,
-    it is the most sensitive of them.
-
-    Args:
-        probabilities: `(num_studies,)`, calibrated.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        rule: How.
-        prevalence: In (0, 1), at which predictive values are worked out; that of these studies if None.
+    it is the most sensitive of them. Predictive values are at the given prevalence, or that of these studies.
 
     Raises:
         CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and

@@ -111,9 +111,6 @@ def localize_dataset(
         maps_folder: Gets the maps as cheXlocalize's pickles, and the ground truth as `gt_segmentations.json`, where
             findings without a place are absent, also where they merely have no box.
         progress: Called with the number of images that were added.
-
-    Raises:
-        InputError: If no image has a ground truth of an observation that the model judges, or one cannot be read.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)

@@ -62,8 +62,7 @@ def assess_dataset(
         title: Of the data and split.
         aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Of the bootstrap.
-        num_thumbnails: How many of the first model's worst false positives and false negatives are shown for each
-            observation.
+        num_thumbnails: Of the first model's worst false positives and negatives that are shown for each observation.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: Shown before anything else.
         labels_name: Who set the labels of the data set, in words.
@@ -71,8 +70,7 @@ def assess_dataset(
         progress: Called with the number of images that were added.
 
     Raises:
-        InputError: If the maps of an ensemble are to be checked, or no image is in the reference.
-        RadiographError: If an image cannot be read.
+        InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
     """
     first = next(iter(classifiers.values()))
     labels = _truth(first, dataset)
@@ -184,18 +182,14 @@ def _truth(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> FloatAr
 def _model_scores(
     classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, FloatArray]
 ) -> list[ModelScores]:
-    return [
-        ModelScores(name, probabilities[name], model.operating_points, _chosen_by(model))
-        for name, model in classifiers.items()
-    ]
-
-
-def _chosen_by(classifier: CheXpertClassifier) -> dict[str, str]:
-    source = classifier.model.config.operating_points_source
-    if source is None:
-        return {}
-    rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
-    return {name: rule for name in classifier.observations if name not in source["left_out"]}
+    scores = []
+    for name, model in classifiers.items():
+        chosen_by = {}
+        if source := model.model.config.operating_points_source:
+            rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
+            chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
+        scores.append(ModelScores(name, probabilities[name], model.operating_points, chosen_by))
+    return scores
 
 
 def _thumbnails(
@@ -211,14 +205,11 @@ def _thumbnails(
             worst = wrong[np.argsort(sign * probabilities[wrong, column], kind="stable")][:count]
             for row in worst:
                 caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
-                pictures.append((caption, _picture(classifier, files[row], name)))
+                with naming(files[row]):
+                    maps = classifier.predict(Path(files[row]), saliency=True).maps
+                    picture = overlay(read_radiograph(files[row]), maps[name])
+                picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+                stream = io.BytesIO()
+                picture.save(stream, "PNG")
+                pictures.append((caption, stream.getvalue()))
     return pictures
-
-
-def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
-    with naming(file):
-        picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
-    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()

@@ -44,20 +44,14 @@ def check_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> SanityChecks:
-    """Checks the maps of one model, which stays as it is.
+    """Checks the maps of one model, no ensemble, on two or more radiographs.
 
-    Args:
-        classifier: One model, no ensemble.
-        files: The radiographs, two or more.
-        is_positive: `(num_files, num_labels)`: what is labelled positive. Curves are made for that and for what the
-            model calls positive at its operating points; the regions are judged on the latter only.
-        patients: The patient of each radiograph; all are different people if None.
-        seed: Of the random weights and the random order.
-        progress: Called with the number of radiographs and curves that were added.
+    Curves are made for what `is_positive` `(num_files, num_labels)` and for what the model calls positive at its
+    operating points; the regions are judged on the latter only. All radiographs are of different people if `patients`
+    is None. Progress is called with the number of radiographs and curves that were added.
 
     Raises:
-        InputError: If it is an ensemble, or there are fewer than two radiographs.
-        RadiographError: If one cannot be read.
+        InputError: If it is an ensemble, there are fewer than two radiographs or one cannot be read.
     """
     if len(classifier.members) > 1:
         raise InputError(

@@ -82,17 +82,10 @@ def removal_curves(
     map_shape: tuple[int, ...],
     steps: int,
 ) -> FloatArray:
-    """Probabilities of one observation while cells of one picture are removed or inserted in steps.
+    """Probabilities of an observation's column while cells of one picture are removed or inserted in steps.
 
-    Args:
-        model: In evaluation mode.
-        pixel_values: `(1, num_channels, height, width)`.
-        column: Of the observation.
-        order: The cells `(h w,)` of a map of `map_shape`, its highest first.
-        random_order: The same cells.
-
-    Returns:
-        `(3, steps + 1)`: deletion in the order of the map, insertion in it, and deletion in random order.
+    Pixel values are `(1, num_channels, height, width)`, the orders cells `(h w,)` of a map of `map_shape`. The result
+    is `(3, steps + 1)`: deletion in the order of the map, insertion in it, and deletion in random order.
     """
     is_gone, _ = removal_steps(order, steps)
     is_gone_at_random, _ = removal_steps(random_order, steps)
