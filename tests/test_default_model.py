@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from chexpert_hf import CheXpertClassifier, load_chexpert
 from chexpert_hf.cli import main
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
+from chexpert_hf.evaluation.metrics import evaluation_labels, observation_metrics
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.models.model_files import CODE_FILES, differences, missing_files
 from chexpert_hf.phantoms import render_phantom
@@ -182,7 +182,7 @@ def test_its_calibration_lowers_the_calibration_error_of_patients_that_it_has_no
     raw = uncalibrated(calibrated, classifier.model.config)
     errors = np.array(
         [
-            [expected_calibration_error(scores[:, column], truth[:, column]) for column in range(truth.shape[1])]
+            [observation_metrics(scores[:, column], truth[:, column])["ece"] for column in range(truth.shape[1])]
             for scores in (calibrated, raw)
         ]
     )

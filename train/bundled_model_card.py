@@ -24,9 +24,8 @@ from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localization import PRIORS
-from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
-from chexpert_hf.evaluation.localization.pointing import MODEL, UNTRAINED
-from chexpert_hf.evaluation.metrics import evaluation_labels, expected_calibration_error
+from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, localize_dataset, rows_with_truth
+from chexpert_hf.evaluation.metrics import evaluation_labels, observation_metrics
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.training.cross_fitting import fold_of_images
@@ -309,7 +308,7 @@ def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
     rows = []
     for k, name in enumerate(config.observations):
         values = valid.truth[:, k], raw[:, k], valid.probabilities[:, k]
-        errors = [f"{expected_calibration_error(scores, valid.truth[:, k]):.3f}" for scores in values[1:]]
+        errors = [f"{observation_metrics(scores, valid.truth[:, k])['ece']:.3f}" for scores in values[1:]]
         rows.append([name, *(f"{one.mean():.2f}" for one in values), *errors])
     return [
         "### Calibration on patients that calibrated nothing",

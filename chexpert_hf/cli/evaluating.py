@@ -231,8 +231,7 @@ def calibrate(
     """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
     from datetime import date
 
-    from chexpert_hf.evaluation.calibration.calibrate import calibrate_folder
-    from chexpert_hf.evaluation.calibration.calibrated_model import Origin
+    from chexpert_hf.evaluation.calibration.calibrate import Origin, calibrate_folder
     from chexpert_hf.evaluation.calibration.calibration import Method
     from chexpert_hf.evaluation.calibration.operating_points import OperatingRule
     from chexpert_hf.models.loading import load_model

@@ -86,7 +86,7 @@ def localize(
             classifier,
             dataset,
             truth,
-            thresholds=number,
+            threshold=number,
             replicates=replicates,
             maps_folder=output / "maps" if write_maps else None,
             progress=bar.update,

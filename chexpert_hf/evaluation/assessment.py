@@ -1,77 +1,47 @@
-"""From the scores of one or more models to everything that a report says about them, as plain data with intervals.
+"""All metrics of one or more models on a data set, with intervals, as plain data for a report.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (studies, AUROC with DeLong intervals, AUPRC).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isnan
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
-    WeightedFigures,
     bootstrap_p_value,
     percentile_interval,
     wilson_interval,
 )
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
+    NAN,
     FloatArray,
+    WeightedFigures,
     auroc,
     averaged_observations,
-    confusion,
     judged_observations,
-    maximum_per_study,
     per_study,
+    plain,
 )
 
-SCHEMA = 1
-"""Version of the layout that `assess` returns; raised when a reader of the old one would go wrong."""
-
+SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
-AUROC = WeightedFigures.NAMES.index("auroc")
+_AUROC = WeightedFigures.NAMES.index("auroc")
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What a model says of a data set.
+    """The scores of a model on a data set."""
 
-    Attributes:
-        name: What the report calls it.
-        probabilities: `(num_views, num_labels)`, in [0, 1].
-        operating_points: The threshold of each observation that has one.
-        chosen_by: On what data and by which rule the thresholds were chosen, in words, of each observation for which
-            one was.
-    """
-
-    name: str
-    probabilities: FloatArray
-    operating_points: Mapping[str, float] = field(default_factory=dict)
-    chosen_by: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The truth per study, and the views behind it."""
-
-    labels: FloatArray  # (num_studies, num_labels)
-    view_labels: FloatArray  # (num_views, num_labels)
-    studies: Sequence[str]  # (num_views,)
-    names: list[str]  # (num_studies,)
-    observations: tuple[str, ...]
-    patients: NDArray[np.int_]  # (num_studies,): a number for each
-    aggregation: str
-    bootstrap: PatientBootstrap
-
-    @property
-    def mean_over(self) -> tuple[str, ...]:
-        return averaged_observations(self.labels, self.observations)
+    name: str  # what the report calls it
+    probabilities: FloatArray  # (num_views, num_labels), in [0, 1]
+    operating_points: Mapping[str, float] = field(default_factory=dict)  # the thresholds of observations that have one
+    chosen_by: Mapping[str, str] = field(default_factory=dict)  # in words, on what data and by which rule
 
 
 @dataclass(frozen=True)
@@ -84,6 +54,16 @@ class _Group:
     labels: FloatArray
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """The metrics of a model on the data and on each resample."""
+
+    scores: FloatArray  # (num_studies, num_labels)
+    values: FloatArray  # (num_labels, num_metrics)
+    replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
+    mean: tuple[float, FloatArray]  # AUROC, and its (num_replicates,)
+
+
 def assess(
     models: Sequence[ModelScores],
     labels: FloatArray,
@@ -93,26 +73,22 @@ def assess(
     subgroups: Mapping[str, Sequence[str | None]] | None = None,
     aggregation: str = "maximum",
     replicates: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Computes every figure of an evaluation, per study and observation, with 95 % intervals.
+    """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
     A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
-    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval,
-    so that some gap is to be expected where there is none. Every model is compared with the first: the difference is
-    the model's figure minus the first one's. A patient's studies may depend on each other, in DeLong's intervals and
-    tests as in the bootstrap; Wilson's intervals take studies as independent.
+    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval.
+    Every model is compared with the first. A patient's studies may depend on each other, except in Wilson's intervals.
 
     Args:
         models: At least one; their names differ.
-        labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `metrics.evaluation_labels`.
-        studies: The study of each view, named so that no two patients share a name.
-        patients: The patient of each view.
+        labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `evaluation_labels`.
+        studies: Of each view, named so that no two patients share a name.
+        patients: Of each view.
         observations: The names of the columns.
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
-        aggregation: How the views of a study become one probability: one of `metrics.AGGREGATIONS`.
+        aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Resamples of patients.
-        seed: Of the resampling.
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
@@ -120,243 +96,212 @@ def assess(
         it was undefined.
 
     Raises:
-        ValueError: If shapes or lengths do not fit, a probability or label is out of range, names repeat, a study
-            belongs to two patients or an operating point to no observation.
+        ValueError: If arguments do not fit each other, or a probability or label is out of range.
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)
-    _check_views(labels, {"study": studies, "patient": patients, **columns})
-    patient_of = _patients_of_studies(studies, patients)
-    truth, names = maximum_per_study(labels, studies)
-    bootstrap = PatientBootstrap(list(patient_of.values()), replicates, seed)
-    numbers = np.unique(list(patient_of.values()), return_inverse=True)[1]
-    data = _Data(truth, labels, studies, names, tuple(observations), numbers, aggregation, bootstrap)
-    scores = [per_study(model.probabilities, studies, aggregation)[0] for model in models]
-    figures = [_figures_of(values, data) for values in scores]
-    return _plain(
+    bootstrap = PatientBootstrap(_patients_of_studies(labels, studies, patients, columns), replicates)
+    task = _Assessment(labels, studies, observations, aggregation, bootstrap)
+    figures = [task.figures(model) for model in models]
+    result: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "data": {
                 "views": len(labels),
-                "studies": len(names),
+                "studies": len(task.names),
                 "patients": len(set(patients)),
                 "aggregation": aggregation,
             },
             "replicates": replicates,
-            "seed": seed,
-            "models": [
-                _model_entry(model, values, figure, _groups(model, columns, data), data)
-                for model, values, figure in zip(models, scores, figures, strict=True)
-            ],
+            "seed": bootstrap.seed,
+            "models": [task.entry(*pair, columns) for pair in zip(models, figures, strict=True)],
             "comparisons": [
-                comparison
-                for index in range(1, len(models))
-                for comparison in _comparisons(models, scores, figures, index, data)
+                {"models": [model.name, models[0].name], **comparison}
+                for model, other in zip(models[1:], figures[1:], strict=True)
+                for comparison in task.comparisons(other, figures[0])
             ],
         }
     )
+    return result
 
 
-@dataclass(frozen=True)
-class _Figures:
-    """The figures of a model on the data and on each resample."""
+class _Assessment:
+    """The truth per study and the views behind it, and the metrics of models on them."""
 
-    values: FloatArray  # (num_labels, num_figures)
-    replicates: FloatArray  # (num_labels, num_figures, num_replicates)
+    def __init__(
+        self,
+        labels: FloatArray,
+        studies: Sequence[str],
+        observations: Sequence[str],
+        aggregation: str,
+        bootstrap: PatientBootstrap,
+    ) -> None:
+        self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
+        self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
+        self.observations, self.mean_over = observations, averaged_observations(self.labels, observations)
+        self.bootstrap = bootstrap
+        self.patients = np.unique(bootstrap.patients, return_inverse=True)[1]  # numbers are sorted faster than names
 
-    def mean_auroc(self, data: _Data) -> tuple[float, FloatArray]:
-        columns = [data.observations.index(name) for name in data.mean_over]
-        if not columns:
-            return float("nan"), np.full(self.replicates.shape[-1], np.nan)
-        return float(self.values[columns, AUROC].mean()), self.replicates[columns, AUROC].mean(axis=0)
+    def figures(self, model: ModelScores) -> _Figures:
+        """The metrics of a model, and on each resample."""
+        scores, _ = per_study(model.probabilities, self.studies, self.aggregation)
+        weighted = [WeightedFigures(*pair) for pair in zip(scores.T, self.labels.T, strict=True)]
+        values = np.stack([figure(np.ones((len(scores), 1)))[:, 0] for figure in weighted])
+        replicates = self.bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in weighted]))
+        mean = NAN, np.full(replicates.shape[-1], np.nan)
+        if columns := [self.observations.index(name) for name in self.mean_over]:
+            mean = float(values[columns, _AUROC].mean()), replicates[columns, _AUROC].mean(axis=0)
+        return _Figures(scores, values, replicates, mean)
 
-
-def _figures_of(scores: FloatArray, data: _Data) -> _Figures:
-    figures = [WeightedFigures(*pair) for pair in zip(scores.T, data.labels.T, strict=True)]
-    once = np.ones((len(scores), 1))
-    return _Figures(
-        np.stack([figure(once)[:, 0] for figure in figures]),
-        data.bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in figures])),
-    )
-
-
-def _groups(model: ModelScores, columns: Mapping[str, Sequence[str | None]], data: _Data) -> list[_Group]:
-    row = {name: index for index, name in enumerate(data.names)}
-    groups = []
-    for column, values in columns.items():
-        for name in sorted({value for value in values if value is not None}):
-            views = [view for view, value in enumerate(values) if value == name]
-            studies = [data.studies[view] for view in views]
-            scores, names = per_study(model.probabilities[views], studies, data.aggregation)
-            labels, _ = maximum_per_study(data.view_labels[views], studies)
-            rows = [row[study] for study in names]
-            group = _Group(column, name, *np.full((2, *data.labels.shape), np.nan))
-            group.scores[rows], group.labels[rows] = scores, labels
-            groups.append(group)
-    return groups
-
-
-def _model_entry(
-    model: ModelScores, scores: FloatArray, figures: _Figures, groups: list[_Group], data: _Data
-) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "mean_over": list(data.mean_over),
-        "mean_auroc": _entry(percentile_interval(*figures.mean_auroc(data)), BOOTSTRAP),
-        "observations": [
-            _observation_entry(observation, model, scores[:, column], data.labels[:, column], data.patients)
-            | _bootstrapped(figures, column)
-            for column, observation in enumerate(data.observations)
-        ],
-        "subgroups": [
-            _subgroup_entry(group, column, observation, data.patients)
-            for group in groups
-            for column, observation in enumerate(data.observations)
-        ],
-        "gaps": _gaps(groups, data),
-    }
-
-
-def _observation_entry(
-    observation: str, model: ModelScores, scores: FloatArray, labels: FloatArray, patients: NDArray[np.int_]
-) -> dict[str, Any]:
-    threshold = model.operating_points.get(observation)
-    return {
-        "observation": observation,
-        "num_positive": int((labels == 1).sum()),
-        "num_negative": int((labels == 0).sum()),
-        "num_unknown": int(np.isnan(labels).sum()),
-        "undefined": _why_undefined(labels),
-        "auroc": _entry(delong_interval(scores, labels, patients), DELONG),
-        "operating_point": None
-        if threshold is None
-        else _operating_point(scores, labels, float(threshold), model.chosen_by.get(observation)),
-    }
-
-
-def _bootstrapped(figures: _Figures, column: int) -> dict[str, Any]:
-    return {
-        name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
-        for name, value, replicates in zip(
-            WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
-        )
-        if name != "auroc"
-    }
-
-
-def _why_undefined(labels: FloatArray) -> str | None:
-    known = labels[~np.isnan(labels)]
-    if not len(known):
-        return "No study has a known label."
-    if len(np.unique(known)) == 2:
-        return None
-    return f"Each of the {len(known)} studies with a known label is {'positive' if known[0] == 1 else 'negative'}."
-
-
-def _operating_point(scores: FloatArray, labels: FloatArray, threshold: float, chosen_by: str | None) -> dict[str, Any]:
-    counts = confusion(scores, labels, threshold)
-    true, false = counts.true_positives, counts.false_positives
-    rejected, missed = counts.true_negatives, counts.false_negatives
-    shares = {
-        "sensitivity": (true, true + missed),
-        "specificity": (rejected, rejected + false),
-        "ppv": (true, true + false),
-        "npv": (rejected, rejected + missed),
-    }
-    return {
-        "threshold": threshold,
-        "chosen_by": chosen_by,
-        **asdict(counts),
-        **{name: _entry(wilson_interval(*share), WILSON) for name, share in shares.items()},
-    }
-
-
-def _subgroup_entry(group: _Group, column: int, observation: str, patients: NDArray[np.int_]) -> dict[str, Any]:
-    labels = group.labels[:, column]
-    positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
-    is_judged = min(positive, negative) >= MIN_STUDIES_PER_CLASS
-    return {
-        "column": group.column,
-        "group": group.name,
-        "observation": observation,
-        "num_positive": positive,
-        "num_negative": negative,
-        "auroc": _entry(delong_interval(group.scores[:, column], labels, patients), DELONG) if is_judged else None,
-        "too_small": None
-        if is_judged
-        else f"{positive} positive and {negative} negative studies; {MIN_STUDIES_PER_CLASS} of each are needed.",
-    }
-
-
-def _gaps(groups: list[_Group], data: _Data) -> list[dict[str, Any]]:
-    """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
-    pairs = list(_extremes(groups, data))
-    if not pairs:
-        return []
-    figures = [
-        [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair] for column, *pair in pairs
-    ]
-
-    def differences(weights: FloatArray) -> FloatArray:
-        return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
-
-    values = differences(np.ones((len(data.names), 1)))[:, 0]
-    replicates = data.bootstrap.replicate(differences)
-    return [
-        {
-            "column": highest.column,
-            "observation": data.observations[column],
-            "highest": highest.name,
-            "lowest": lowest.name,
-            "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
+    def entry(
+        self, model: ModelScores, figures: _Figures, columns: Mapping[str, Sequence[str | None]]
+    ) -> dict[str, Any]:
+        """The results of one model."""
+        groups = self._groups(model, columns)
+        return {
+            "name": model.name,
+            "mean_over": self.mean_over,
+            "mean_auroc": _entry(percentile_interval(*figures.mean), BOOTSTRAP),
+            "observations": [
+                self._observation(column, model, figures.scores[:, column])
+                | {
+                    name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
+                    for name, value, replicates in zip(
+                        WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
+                    )
+                    if name != "auroc"
+                }
+                for column in range(len(self.observations))
+            ],
+            "subgroups": [
+                self._subgroup(group, column) for group in groups for column in range(len(self.observations))
+            ],
+            "gaps": self._gaps(groups),
         }
-        for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
-    ]
+
+    def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
+        """The model minus the first one."""
+        for column, observation in enumerate(self.observations):
+            scores = model.scores[:, column], first.scores[:, column]
+            test = delong_test(*scores, self.labels[:, column], self.patients)
+            yield {"observation": observation, **asdict(test), "method": DELONG}
+        replicates = model.mean[1] - first.mean[1]
+        yield {
+            "observation": "mean",
+            "difference": asdict(percentile_interval(model.mean[0] - first.mean[0], replicates)),
+            "p_value": bootstrap_p_value(replicates),
+            "method": BOOTSTRAP,
+        }
+
+    def _observation(self, column: int, model: ModelScores, scores: FloatArray) -> dict[str, Any]:
+        observation, labels = self.observations[column], self.labels[:, column]
+        counts = _counts(labels)
+        num_known, undefined, point = sum(counts.values()), None, None
+        if not num_known:
+            undefined = "No study has a known label."
+        elif min(counts.values()) == 0:
+            word = "positive" if counts["num_positive"] else "negative"
+            undefined = f"Each of the {num_known} studies with a known label is {word}."
+        if observation in model.operating_points:
+            threshold = float(model.operating_points[observation])
+            point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
+            point |= _at_threshold(scores, labels, threshold)
+        return {
+            "observation": observation,
+            **counts,
+            "num_unknown": len(labels) - num_known,
+            "undefined": undefined,
+            "auroc": _entry(delong_interval(scores, labels, self.patients), DELONG),
+            "operating_point": point,
+        }
+
+    def _groups(self, model: ModelScores, columns: Mapping[str, Sequence[str | None]]) -> list[_Group]:
+        row = {name: index for index, name in enumerate(self.names)}
+        groups = []
+        for column, values in columns.items():
+            for name in sorted({value for value in values if value is not None}):
+                views = [view for view, value in enumerate(values) if value == name]
+                studies = [self.studies[view] for view in views]
+                scores, names = per_study(model.probabilities[views], studies, self.aggregation)
+                rows = [row[study] for study in names]
+                group = _Group(column, name, *np.full((2, *self.labels.shape), np.nan))
+                group.scores[rows], group.labels[rows] = scores, per_study(self.view_labels[views], studies)[0]
+                groups.append(group)
+        return groups
+
+    def _subgroup(self, group: _Group, column: int) -> dict[str, Any]:
+        scores, labels = group.scores[:, column], group.labels[:, column]
+        counts = _counts(labels)
+        positive, negative = counts.values()
+        estimate, too_small = None, None
+        if min(positive, negative) >= MIN_STUDIES_PER_CLASS:
+            estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
+        else:
+            counted = f"{positive} positive and {negative} negative studies"
+            too_small = f"{counted}; {MIN_STUDIES_PER_CLASS} of each are needed."
+        names = {"column": group.column, "group": group.name, "observation": self.observations[column]}
+        return {**names, **counts, "auroc": estimate, "too_small": too_small}
+
+    def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
+        """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
+        judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
+        pairs = []
+        for name in dict.fromkeys(group.column for group in groups):
+            for column, observation in enumerate(self.observations):
+                scored = [group for group, enough in judged if group.column == name and observation in enough]
+                if len(scored) > 1:
+                    aurocs = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
+                    lowest, *_, highest = np.argsort(aurocs, kind="stable").tolist()
+                    pairs.append((column, scored[highest], scored[lowest]))
+        if not pairs:
+            return []
+        figures = [
+            [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair]
+            for column, *pair in pairs
+        ]
+
+        def differences(weights: FloatArray) -> FloatArray:
+            return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
+
+        values = differences(np.ones((len(self.names), 1)))[:, 0]
+        replicates = self.bootstrap.replicate(differences)
+        return [
+            {
+                "column": highest.column,
+                "observation": self.observations[column],
+                "highest": highest.name,
+                "lowest": lowest.name,
+                "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
+            }
+            for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
+        ]
 
 
-def _extremes(groups: list[_Group], data: _Data) -> Iterator[tuple[int, _Group, _Group]]:
-    judged = [(group, judged_observations(group.labels, data.observations)) for group in groups]
-    for name in dict.fromkeys(group.column for group in groups):
-        for column, observation in enumerate(data.observations):
-            scored = [group for group, enough in judged if group.column == name and observation in enough]
-            if len(scored) > 1:
-                scored.sort(key=lambda group: auroc(group.scores[:, column], group.labels[:, column]))
-                yield column, scored[-1], scored[0]
+def _counts(labels: FloatArray) -> dict[str, int]:
+    return {"num_positive": int((labels == 1).sum()), "num_negative": int((labels == 0).sum())}
 
 
-def _comparisons(
-    models: Sequence[ModelScores], scores: list[FloatArray], figures: list[_Figures], index: int, data: _Data
-) -> list[dict[str, Any]]:
-    """The model at `index` minus the first one."""
-    names = {"models": [models[index].name, models[0].name]}
-    entries: list[dict[str, Any]] = []
-    for column, observation in enumerate(data.observations):
-        test = delong_test(scores[index][:, column], scores[0][:, column], data.labels[:, column], data.patients)
-        difference = asdict(test.difference)
-        entries.append(
-            {**names, "observation": observation, "difference": difference, "p_value": test.p_value, "method": DELONG}
-        )
-    (value, replicates), (first_value, first_replicates) = figures[index].mean_auroc(data), figures[0].mean_auroc(data)
-    replicates = replicates - first_replicates
-    difference = asdict(percentile_interval(value - first_value, replicates))
-    p_value = bootstrap_p_value(replicates)
-    return [
-        *entries,
-        {**names, "observation": "mean", "difference": difference, "p_value": p_value, "method": BOOTSTRAP},
-    ]
+def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
+    """Counts and shares where a score of at least the threshold is positive."""
+    is_called = scores >= threshold
+    counts = {
+        "true_positives": int((is_called & (labels == 1)).sum()),
+        "false_positives": int((is_called & (labels == 0)).sum()),
+        "true_negatives": int((~is_called & (labels == 0)).sum()),
+        "false_negatives": int((~is_called & (labels == 1)).sum()),
+    }
+    true, false, rejected, missed = counts.values()
+    shares = {
+        "sensitivity": (true, missed),
+        "specificity": (rejected, false),
+        "ppv": (true, false),
+        "npv": (rejected, missed),
+    }
+    return counts | {name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()}
 
 
 def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
     return {**asdict(estimate), "method": method}
-
-
-def _plain(value: Any) -> Any:
-    """The one place where NaN becomes None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value
 
 
 def _check_models(models: Sequence[ModelScores], labels: FloatArray, observations: Sequence[str]) -> None:
@@ -366,34 +311,27 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
         raise ValueError(f"Each model needs a name of its own, got: {', '.join(model.name for model in models)}.")
     if not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise ValueError("Expected labels of 0, 1 and NaN (unknown); evaluation_labels makes them from cell values.")
-    for model in models:
-        _check_model(model, labels.shape, observations)
+    for name, values, points in ((model.name, model.probabilities, model.operating_points) for model in models):
+        if values.shape != labels.shape or values.shape[1:] != (len(observations),):
+            raise ValueError(
+                f"{name}: expected probabilities and labels of shape (views, {len(observations)}), got {values.shape} "
+                f"and {labels.shape}."
+            )
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
+        if unknown := set(points) - set(observations):
+            raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 
-def _check_model(model: ModelScores, shape: tuple[int, ...], observations: Sequence[str]) -> None:
-    if model.probabilities.shape != shape or shape[1:] != (len(observations),):
-        raise ValueError(
-            f"{model.name}: expected probabilities and labels of shape (views, {len(observations)}), got "
-            f"{model.probabilities.shape} and {shape}."
-        )
-    if not ((model.probabilities >= 0) & (model.probabilities <= 1)).all():
-        raise ValueError(f"{model.name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
-    if unknown := set(model.operating_points) - set(observations):
-        raise ValueError(
-            f"{model.name}: operating points for {', '.join(sorted(unknown))}, which is not observed here."
-        )
-
-
-def _check_views(labels: FloatArray, columns: Mapping[str, Sequence[str | None]]) -> None:
+def _patients_of_studies(
+    labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Mapping[str, Sequence[str | None]]
+) -> list[str]:
+    """The patient of each study, in the order of the studies' first views, after checks of the views."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
-    for name, values in columns.items():
+    for name, values in {"study": studies, "patient": patients, **columns}.items():
         if len(values) != len(labels):
             raise ValueError(f"Expected one {name} per view, got {len(labels)} views and {len(values)} entries.")
-
-
-def _patients_of_studies(studies: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
-    """In the order of the studies' first views."""
     found: dict[str, str] = {}
     for study, patient in zip(studies, patients, strict=True):
         if found.setdefault(study, patient) != patient:
@@ -401,4 +339,4 @@ def _patients_of_studies(studies: Sequence[str], patients: Sequence[str]) -> dic
                 f"Study {study!r} belongs to patients {found[study]!r} and {patient!r}; name studies uniquely, such as "
                 "'patient00001/study1'."
             )
-    return found
+    return list(found.values())

@@ -1,189 +1,60 @@
-"""How far the figures of an evaluation can be trusted: intervals, and resampling of patients.
+"""Confidence intervals of metrics: Wilson's for shares, percentiles of a bootstrap of patients for everything else.
 
-An AUROC gets the interval of `delong.py`, a share that of Wilson, and everything else the percentiles of a bootstrap
-which draws patients, so that the studies of one patient, which resemble each other, come and go together.
+The bootstrap resamples patients, each with all of their studies, since these resemble each other. For the AUROC see
+`delong.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
-from scipy.stats import norm
+from scipy.stats import binomtest
 
-from chexpert_hf.evaluation.metrics import CALIBRATION_BINS, FloatArray, calibration_bins
+from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
-LEVEL = 0.95
-"""Confidence of the intervals. Source: Irvin et al. 2019, section 4."""
-
-BLOCK = 64
-"""Resamples that are computed at once: enough to keep the processor busy, few enough for its memory."""
-
-NAN = float("nan")
+LEVEL = 0.95  # confidence of the intervals; source: Irvin et al. 2019, section 4
+BLOCK = 64  # resamples that are computed at once: enough to keep the processor busy, few enough for its memory
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with the ends of its confidence interval; NaN where undefined."""
+    """A metric with the ends of its confidence interval; NaN where undefined."""
 
     value: float
     low: float
     high: float
 
 
+UNDEFINED = Estimate(NAN, NAN, NAN)
+
+
 @dataclass(frozen=True)
 class BootstrapEstimate(Estimate):
-    """An interval from resampling, and how many resamples were left out because the figure was undefined in them."""
+    """An interval from resampling, and the number of resamples in which the metric was undefined."""
 
     left_out: int
 
 
-def wilson_interval(successes: int, trials: int, level: float = LEVEL) -> Estimate:
-    """A share with Wilson's score interval; NaN without trials.
-
-    Raises:
-        ValueError: If there are more successes than trials, or negative counts.
-
-    Source: Wilson 1927, Journal of the American Statistical Association 22(158).
-    """
+def wilson_interval(successes: int, trials: int) -> Estimate:
+    """A share with Wilson's score interval; NaN without trials."""
     if not 0 <= successes <= trials:
         raise ValueError(f"Expected 0 <= successes <= trials, got {successes} successes in {trials} trials.")
     if trials == 0:
-        return Estimate(NAN, NAN, NAN)
-    share, z = successes / trials, float(norm.isf((1 - level) / 2))
-    center = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    width = z * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    # At 0 and at all the exact end is the share itself; rounding would leave it 1e-17 off.
-    low = 0.0 if successes == 0 else center - width
-    return Estimate(share, low, 1.0 if successes == trials else center + width)
-
-
-class WeightedFigures:
-    """The figures of one observation as functions of how often each study counts, for many weightings at once.
-
-    Sorting is done once. Each figure is then made of sums of weights over fixed sets of studies, which one product
-    with a sparse matrix gives for a block of weightings.
-
-    Attributes:
-        NAMES: The figures in the order in which calling gives them.
-    """
-
-    NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
-
-    def __init__(self, probabilities: FloatArray, labels: FloatArray, num_bins: int = CALIBRATION_BINS) -> None:
-        """Prepares the sums.
-
-        Args:
-            probabilities: `(num_studies,)`, in [0, 1].
-            labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-            num_bins: Bins of the calibration error.
-        """
-        known = np.flatnonzero(~np.isnan(labels))
-        p, y = probabilities[known], labels[known] == 1
-        # Of the scores in descending order only those matter at which recall rises: the steps.
-        _, rank = np.unique(-p, return_inverse=True)
-        has_positive = np.bincount(rank, y) > 0
-        step = np.cumsum(has_positive)[rank] - 1
-        is_tied = ~y & has_positive[rank]
-        self._num_steps = int(has_positive.sum())
-        self._tied_steps, tie = np.unique(step[is_tied], return_inverse=True)
-        # A negative between two steps counts from the lower one on, and below the last one only among all.
-        enters = step + ~has_positive[rank]
-        counts = ~y & (enters < self._num_steps)
-        self._sums = _stacked(
-            len(labels),
-            (self._num_steps, step[y], known[y], None),
-            (self._num_steps, enters[counts], known[counts], None),
-            (len(self._tied_steps), tie, known[is_tied], None),
-            (1, np.zeros(int((~y).sum()), int), known[~y], None),
-            (1, np.zeros(len(known), int), known, (p - y) ** 2),
-            (num_bins, calibration_bins(p, num_bins), known, p - y),
-        )
-
-    def auroc(self, weights: FloatArray) -> FloatArray:
-        """The AUROC alone, in half the time: `(num_weightings,)` for weights `(num_studies, num_weightings)`."""
-        positive, negative, tied, num_negative, *_ = self._sums_of(weights)
-        return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
-
-    def __call__(self, weights: FloatArray) -> FloatArray:
-        """The figures for each weighting.
-
-        Args:
-            weights: `(num_studies, num_weightings)`: how often each study counts.
-
-        Returns:
-            `(num_figures, num_weightings)`, NaN where undefined.
-        """
-        positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
-        num_positive = positive.sum(axis=0)
-        pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
-        false_positives = np.cumsum(negative, axis=0)  # (num_steps, num_weightings)
-        area = self._area(positive, false_positives, tied, num_negative[0])
-        called = false_positives
-        true_positives = np.cumsum(positive, axis=0)
-        called += true_positives  # in place, for memory is what limits the speed
-        np.maximum(called, np.finfo(float).tiny, out=called)  # where nothing is called yet: 0 / tiny
-        precision = np.divide(true_positives, called, out=true_positives)
-        area_of_precision = np.einsum("sw,sw->w", positive, precision)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            brier, has_both = squares[0] / total, np.where(pairs > 0, 1.0, np.nan)
-            return np.stack(
-                [
-                    area,
-                    has_both * area_of_precision / num_positive,
-                    brier,
-                    has_both * brier * total**2 / pairs,  # pairs / total**2 is the Brier score of the prevalence
-                    np.abs(surplus).sum(axis=0) / total,
-                ]
-            )
-
-    def _sums_of(self, weights: FloatArray) -> list[FloatArray]:
-        heights = [self._num_steps, self._num_steps, len(self._tied_steps), 1, 1]
-        return np.split(self._sums @ weights, np.cumsum(heights))
-
-    def _area(
-        self, positive: FloatArray, false_positives: FloatArray, tied: FloatArray, num_negative: FloatArray
-    ) -> FloatArray:
-        """The share of pairs in the right order: all pairs but those with the negative above, and half of the ties."""
-        pairs = positive.sum(axis=0) * num_negative
-        wrong = np.einsum("sw,sw->w", positive, false_positives)
-        wrong -= np.einsum("sw,sw->w", positive[self._tied_steps], tied) / 2
-        return np.divide(pairs - wrong, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
-
-
-def _stacked(num_studies: int, *parts: tuple[int, NDArray, NDArray, NDArray | None]) -> sparse.csr_array:
-    """Sums over studies as rows of one matrix, from parts of (rows, row of each term, its study, its value or 1)."""
-    rows, columns, values, height = [], [], [], 0
-    for num_rows, row, study, value in parts:
-        rows.append(row + height)
-        columns.append(study)
-        values.append(np.ones(len(study)) if value is None else value)
-        height += num_rows
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return sparse.csr_array(entries, shape=(height, num_studies))
+        return UNDEFINED
+    interval = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)
 class PatientBootstrap:
     """Draws patients with replacement, each with all of their studies.
 
-    The same draws are made at each use, so that figures of two models or two groups of patients can be subtracted
-    draw by draw.
-
-    Attributes:
-        patients: The patient of each study.
-        replicates: How many resamples.
-        seed: Of the draws.
-
-    Raises:
-        ValueError: If there is no patient or no replicate.
+    Each use makes the same draws, so that metrics of two models or groups can be subtracted draw by draw.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
     """
 
-    patients: Sequence[str]
+    patients: Sequence[str]  # of each study
     replicates: int = 1000
     seed: int = 0
 
@@ -206,36 +77,23 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Computes figures on each resample.
-
-        Args:
-            figures: From weights `(num_studies, n)` to figures `(..., n)`, such as a `WeightedFigures`.
-
-        Returns:
-            `(..., replicates)`.
-        """
+        """Metrics `(..., replicates)` on each resample, by a function from weights `(num_studies, n)` to `(..., n)`."""
         return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
 
 
-def percentile_interval(value: float, replicates: FloatArray, level: float = LEVEL) -> BootstrapEstimate:
-    """A figure with the percentiles of its replicates; those that are NaN, say for want of a class, are left out.
-
-    Args:
-        value: The figure on the data.
-        replicates: `(num_replicates,)`: the figure on each resample.
-        level: Confidence, in (0, 1).
-    """
+def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
+    """A metric with the percentiles of its value on each resample `(num_replicates,)`, where that is not NaN."""
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(value) or not len(defined):
         return BootstrapEstimate(value, NAN, NAN, len(replicates) - len(defined))
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return BootstrapEstimate(value, float(low), float(high), len(replicates) - len(defined))
 
 
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Two-sided p-value of there being no difference, from bootstrapped differences; NaN without any.
 
-    Twice the share of resamples on the rarer side of 0, one counted more, so that it is never 0.
+    Twice the share of resamples on the rarer side of 0, with one added, so that it is never 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())

@@ -1,46 +1,35 @@
 """How well probabilities agree with labels, per study and observation, as the CheXpert paper measures it.
 
-Unknown labels are NaN and take no part; what the data cannot judge is NaN and named, never .5.
+Unknown labels are NaN and are ignored. A metric that the data cannot define is NaN, never .5.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). The paper's Brier scores of .110, .107 (isotonic) and .101 (Platt) are called
-scaled there; at its AUROC of .91 they have the size of `brier_score`, and `scaled_brier_score` as Steyerberg defines it
-would be several times as large.
+over the five competition observations). The "scaled" Brier scores of that paper have the size of plain ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from math import isnan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
 
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, NEGATIVE, UNCERTAIN, BlankPolicy
 
 FloatArray = NDArray[np.floating]
+NAN = float("nan")
 
-MIN_STUDIES_PER_CLASS = 5
-"""Fewer positive or negative studies cannot judge an observation: one study would move its AUROC by a fifth."""
-
-CALIBRATION_BINS = 15
-"""Bins of the expected calibration error. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
-
-AGGREGATIONS = ("maximum", "mean")
-"""How the views of a study become one value; the paper takes the maximum."""
+MIN_STUDIES_PER_CLASS = 5  # with fewer, one study would move an observation's AUROC by a fifth
+CALIBRATION_BINS = 15  # source: Guo et al. 2017, arXiv:1706.04599
+AGGREGATIONS = ("maximum", "mean")  # of the views of a study; the paper takes the maximum
 
 
 @dataclass(frozen=True)
 class ObservationResult:
-    """What the data say about one observation.
-
-    Attributes:
-        observation: Its name.
-        num_positive: Studies that are positive.
-        num_negative: Studies that are negative.
-        auroc: In [0, 1]; NaN unless there are positive and negative studies.
-    """
+    """Numbers of positive and negative studies of one observation, and its AUROC in [0, 1], NaN without both."""
 
     observation: str
     num_positive: int
@@ -50,239 +39,166 @@ class ObservationResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a model on a data set.
+    """AUROC of a model on a data set."""
 
-    Attributes:
-        observations: One result per observation, in the model's order.
-        num_studies: Studies that were scored.
-        mean_over: The observations that `mean_auroc` covers: those of the competition of which there are at least
-            `MIN_STUDIES_PER_CLASS` positive and negative studies, or all such if there is none of the competition's.
-        mean_auroc: In [0, 1]; NaN if the data can judge nothing.
-    """
-
-    observations: tuple[ObservationResult, ...]
+    observations: tuple[ObservationResult, ...]  # in the model's order
     num_studies: int
-    mean_over: tuple[str, ...]
-    mean_auroc: float
+    mean_over: tuple[str, ...]  # see `averaged_observations`
+    mean_auroc: float  # in [0, 1]; NaN if the data can judge nothing
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, with None for NaN."""
-        values = asdict(self)
-        for entry in (values, *values["observations"]):
-            entry.update({name: None for name, value in entry.items() if isinstance(value, float) and isnan(value)})
+        values: dict[str, Any] = plain(self)
         return values
 
 
+def plain(value: Any) -> Any:
+    """Dataclasses, containers and arrays, rounded to six places, as plain types for JSON, with None for NaN."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, np.ndarray):
+        value = value.astype(float).round(6).tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
 def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy.NEGATIVE) -> FloatArray:
-    """Labels of the CSV files as the truth of an evaluation.
+    """Labels of the CSV files, 1, 0, -1 (uncertain) and NaN (blank), as the truth of an evaluation, in {0, 1, NaN}.
 
-    Args:
-        labels: Of any shape: 1, 0, -1 (uncertain), NaN (blank).
-        blank: Whether a blank is negative, as in the paper, or unknown.
-
-    Returns:
-        A copy in {0, 1, NaN}: what is uncertain is unknown.
+    What is uncertain is unknown. A blank is negative, as in the paper, or unknown.
     """
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
         labels = np.where(np.isnan(labels), NEGATIVE, labels)
     return np.where(labels == UNCERTAIN, np.nan, labels)
 
 
-def maximum_per_study(values: FloatArray, studies: Sequence[str]) -> tuple[FloatArray, list[str]]:
-    """Takes the maximum over the views of each study; NaN only where every view is NaN.
-
-    Args:
-        values: `(num_views, num_labels)`: probabilities, or labels.
-        studies: The study of each view.
-
-    Returns:
-        `(num_studies, num_labels)`, and the studies in the order of their first view.
-
-    Raises:
-        ValueError: If the lengths differ.
-    """
-    rows, names = _rows_of_studies(values, studies)
-    result = np.full((len(names), *values.shape[1:]), np.nan)
-    np.fmax.at(result, rows, values)
-    return result, names
-
-
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
-    """Takes the maximum or the mean over the views of each study; NaN only where every view is NaN.
+    """Aggregates values `(num_views, num_labels)` over the views of each study, by one of `AGGREGATIONS`.
 
-    Args:
-        values: `(num_views, num_labels)`.
-        studies: The study of each view.
-        how: One of `AGGREGATIONS`.
-
-    Returns:
-        `(num_studies, num_labels)`, and the studies in the order of their first view.
-
-    Raises:
-        ValueError: If the lengths differ or `how` is another word.
+    The result, `(num_studies, num_labels)`, is NaN only where every view is NaN; it comes with the studies in the order
+    of their first view.
     """
     if how not in AGGREGATIONS:
         raise ValueError(f"Views of a study are aggregated by one of {', '.join(AGGREGATIONS)}, got {how!r}.")
-    if how == "maximum":
-        return maximum_per_study(values, studies)
-    rows, names = _rows_of_studies(values, studies)
-    totals, counts = np.zeros((2, len(names), *values.shape[1:]))
-    np.add.at(totals, rows, np.nan_to_num(values))
-    np.add.at(counts, rows, ~np.isnan(values))
-    return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0), names
-
-
-def _rows_of_studies(values: FloatArray, studies: Sequence[str]) -> tuple[list[int], list[str]]:
     if len(values) != len(studies):
         raise ValueError(f"Expected one study per view, got {len(values)} views and {len(studies)} studies.")
-    position: dict[str, int] = {}
-    rows = [position.setdefault(study, len(position)) for study in studies]
-    return rows, list(position)
+    groups = pd.DataFrame(np.asarray(values, dtype=float)).groupby(np.asarray(studies, dtype=object), sort=False)
+    result = groups.max() if how == "maximum" else groups.mean()
+    return result.to_numpy(), result.index.tolist()
 
 
 def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Area under the receiver operating characteristic of one observation.
+    """Area under the receiver operating characteristic of one observation, in [0, 1]; NaN unless both classes occur.
 
-    Args:
-        probabilities: `(num_studies,)`; any score that rises with the probability will do.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        In [0, 1]; NaN unless both classes occur.
+    Labels `(num_studies,)` are in {0, 1}, NaN where unknown. Any score that rises with the probability will do.
     """
     is_known = ~np.isnan(labels)
-    if len(np.unique(labels[is_known])) < 2:
-        return float("nan")
-    return float(roc_auc_score(labels[is_known], probabilities[is_known]))
+    has_both = len(np.unique(labels[is_known])) == 2
+    return float(roc_auc_score(labels[is_known], probabilities[is_known])) if has_both else NAN
 
 
-def auprc(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Area under the precision-recall curve of one observation, as average precision.
-
-    Precision is summed at each step of recall, without interpolation between the steps, which would be optimistic.
-
-    Args:
-        probabilities: `(num_studies,)`; any score that rises with the probability will do.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        In [0, 1], where the prevalence is what chance reaches; NaN unless both classes occur.
-    """
-    is_known = ~np.isnan(labels)
-    if len(np.unique(labels[is_known])) < 2:
-        return float("nan")
-    return float(average_precision_score(labels[is_known], probabilities[is_known]))
-
-
-def brier_score(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Mean squared difference between the probability of one observation and its label.
-
-    Args:
-        probabilities: `(num_studies,)`, in [0, 1].
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        In [0, 1]; 0 is a perfect forecast, NaN where no label is known.
+def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
+    """The metrics of one observation by their `WeightedFigures.NAMES`; NaN where the data cannot define one.
 
     Raises:
         ValueError: If the shapes differ or a probability is outside [0, 1].
-
-    Source: Brier 1950, Monthly Weather Review 78(1).
     """
-    probabilities, labels = _known(probabilities, labels)
-    return float(np.mean((probabilities - labels) ** 2)) if len(labels) else float("nan")
-
-
-def scaled_brier_score(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Brier score of one observation, scaled by that of always answering its prevalence.
-
-    Args:
-        probabilities: `(num_studies,)`, in [0, 1].
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        0 is a perfect forecast, 1 is no better than the prevalence, NaN unless both classes occur.
-
-    Raises:
-        ValueError: If the shapes differ or a probability is outside [0, 1].
-
-    Source: Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus this.
-    """
-    _, known = _known(probabilities, labels)
-    prevalence = np.mean(known) if len(known) else 0.0
-    reference = prevalence * (1 - prevalence)
-    return brier_score(probabilities, labels) / float(reference) if reference > 0 else float("nan")
-
-
-def calibration_bins(probabilities: FloatArray, num_bins: int = CALIBRATION_BINS) -> NDArray[np.intp]:
-    """The bin of each probability among bins of equal width, each with its lower edge; 1 belongs to the last."""
-    return np.digitize(probabilities, np.linspace(0, 1, num_bins + 1)[1:-1])
-
-
-def expected_calibration_error(
-    probabilities: FloatArray, labels: FloatArray, num_bins: int = CALIBRATION_BINS
-) -> float:
-    """Mean distance between the probability of one observation and how often it is there, over bins of probability.
-
-    The bins have equal widths on [0, 1] and count by the studies in them. What is binned is the probability of the
-    observation, not the confidence in the likelier answer. A few studies per bin differ from their probability by
-    chance, so that the error of a calibrated model is above 0 on few studies.
-
-    Args:
-        probabilities: `(num_studies,)`, in [0, 1].
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        num_bins: How many bins.
-
-    Returns:
-        In [0, 1]; NaN where no label is known.
-
-    Raises:
-        ValueError: If the shapes differ or a probability is outside [0, 1].
-
-    Source: Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
-    """
-    probabilities, labels = _known(probabilities, labels)
-    if not len(labels):
-        return float("nan")
-    surplus = np.bincount(calibration_bins(probabilities, num_bins), probabilities - labels)
-    return float(np.abs(surplus).sum() / len(labels))
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Studies by what is said of them at an operating point and what is true."""
-
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
-
-
-def confusion(probabilities: FloatArray, labels: FloatArray, threshold: float) -> Confusion:
-    """Counts the studies of one observation at an operating point: a probability of at least `threshold` is positive.
-
-    Args:
-        probabilities: `(num_studies,)`.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        threshold: The operating point.
-    """
-    is_called = probabilities >= threshold
-    return Confusion(
-        true_positives=int((is_called & (labels == 1)).sum()),
-        false_positives=int((is_called & (labels == 0)).sum()),
-        true_negatives=int((~is_called & (labels == 0)).sum()),
-        false_negatives=int((~is_called & (labels == 1)).sum()),
-    )
-
-
-def _known(probabilities: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
     if probabilities.shape != labels.shape:
         raise ValueError(f"Expected one label per probability, got shapes {probabilities.shape} and {labels.shape}.")
-    is_known = ~np.isnan(labels)
-    probabilities = probabilities[is_known]
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+    known = probabilities[~np.isnan(labels)]
+    if not ((known >= 0) & (known <= 1)).all():
         raise ValueError("Expected probabilities in [0, 1], got others; are they logits? Take the sigmoid of those.")
-    return probabilities, labels[is_known]
+    values = WeightedFigures(probabilities, labels)(np.ones((len(labels), 1)))[:, 0]
+    return dict(zip(WeightedFigures.NAMES, values.tolist(), strict=True))
+
+
+class WeightedFigures:
+    """The metrics of one observation, in the order of `NAMES`, as functions of how often each study counts.
+
+    They are the AUROC, the average precision (without interpolation), the Brier score, the Brier score divided by that
+    of always answering the prevalence, and the calibration error over bins of equal width. Sorting is done once. Each
+    metric is then made of sums of weights over fixed sets of studies, which one product with a sparse matrix gives for
+    a block of weightings.
+
+    Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus
+    the scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
+    """
+
+    NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
+
+    def __init__(self, probabilities: FloatArray, labels: FloatArray) -> None:
+        """Prepares the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
+        known = np.flatnonzero(~np.isnan(labels))
+        p, y = probabilities[known], labels[known] == 1
+        # Of the scores in descending order only those matter at which recall rises: the steps.
+        _, rank = np.unique(-p, return_inverse=True)
+        has_positive = np.bincount(rank, y) > 0
+        step = np.cumsum(has_positive)[rank] - 1
+        is_tied = ~y & has_positive[rank]
+        num_steps = int(has_positive.sum())
+        self._tied_steps, tie = np.unique(step[is_tied], return_inverse=True)
+        # A negative between two steps counts from the lower one on, and below the last one only among all.
+        enters = step + ~has_positive[rank]
+        counts = ~y & (enters < num_steps)
+        # Each part: the number of sums, and of each term the sum it belongs to, its study and its value.
+        parts: list[tuple[int, NDArray, NDArray, NDArray]] = [
+            (num_steps, step[y], known[y], np.ones(y.sum())),
+            (num_steps, enters[counts], known[counts], np.ones(counts.sum())),
+            (len(self._tied_steps), tie, known[is_tied], np.ones(is_tied.sum())),
+            (1, np.zeros((~y).sum(), int), known[~y], np.ones((~y).sum())),
+            (1, np.zeros(len(known), int), known, (p - y) ** 2),
+            # Bins have equal width, each with its lower edge; 1 belongs to the last.
+            (CALIBRATION_BINS, np.digitize(p, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]), known, p - y),
+        ]
+        heights, rows, columns, values = zip(*parts, strict=True)
+        self._starts = np.cumsum(heights)
+        rows = [row + start - height for row, start, height in zip(rows, self._starts, heights, strict=True)]
+        entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+        self._sums = sparse.csr_array(entries, shape=(int(self._starts[-1]), len(labels)))
+
+    def auroc(self, weights: FloatArray) -> FloatArray:
+        """The AUROC alone, in half the time: `(num_weightings,)` for weights `(num_studies, num_weightings)`."""
+        positive, negative, tied, num_negative, *_ = self._sums_of(weights)
+        return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
+
+    def __call__(self, weights: FloatArray) -> FloatArray:
+        """The metrics `(num_metrics, num_weightings)` for weights `(num_studies, num_weightings)`; NaN if undefined."""
+        positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
+        num_positive = positive.sum(axis=0)
+        pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
+        called = np.cumsum(negative, axis=0)  # (num_steps, num_weightings): so far the false positives
+        area = self._area(positive, called, tied, num_negative[0])
+        true_positives = np.cumsum(positive, axis=0)
+        called += true_positives  # in place, for memory is what limits the speed
+        np.maximum(called, np.finfo(float).tiny, out=called)  # where nothing is called yet: 0 / tiny
+        precision = np.divide(true_positives, called, out=true_positives)
+        area_of_precision = np.einsum("sw,sw->w", positive, precision)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            brier, has_both = squares[0] / total, np.where(pairs > 0, 1.0, np.nan)
+            return np.stack(
+                [
+                    area,
+                    has_both * area_of_precision / num_positive,
+                    brier,
+                    has_both * brier * total**2 / pairs,  # pairs / total**2 is the Brier score of the prevalence
+                    np.abs(surplus).sum(axis=0) / total,
+                ]
+            )
+
+    def _sums_of(self, weights: FloatArray) -> list[FloatArray]:
+        return np.split(self._sums @ weights, self._starts[:-1])
+
+    def _area(
+        self, positive: FloatArray, false_positives: FloatArray, tied: FloatArray, num_negative: FloatArray
+    ) -> FloatArray:
+        """The share of pairs in the right order: all pairs but those with the negative above, and half of the ties."""
+        pairs = positive.sum(axis=0) * num_negative
+        wrong = np.einsum("sw,sw->w", positive, false_positives)
+        wrong -= np.einsum("sw,sw->w", positive[self._tied_steps], tied) / 2
+        return np.divide(pairs - wrong, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 
 
 def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
@@ -292,7 +208,7 @@ def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tupl
 
 
 def averaged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """What a mean covers: the judged observations of the competition, or all that are judged if there is none."""
+    """The observations in a mean: the judged ones of the competition, or all judged ones if there is none."""
     judged = judged_observations(labels, observations)
     return tuple(name for name in judged if name in COMPETITION_OBSERVATIONS) or judged
 
@@ -300,17 +216,7 @@ def averaged_observations(labels: FloatArray, observations: Sequence[str]) -> tu
 def evaluate_probabilities(
     probabilities: FloatArray, labels: FloatArray, studies: Sequence[str], observations: Sequence[str]
 ) -> Evaluation:
-    """Evaluates the views of a data set per study.
-
-    Args:
-        probabilities: `(num_views, num_labels)`.
-        labels: `(num_views, num_labels)` in {0, 1, NaN}; see `evaluation_labels`.
-        studies: The study of each view.
-        observations: The names of the columns.
-
-    Raises:
-        ValueError: If the shapes do not fit each other or a probability is not a number.
-    """
+    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study."""
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(
             f"Expected probabilities and labels of shape (views, {len(observations)}), got {probabilities.shape} and "
@@ -318,17 +224,12 @@ def evaluate_probabilities(
         )
     if np.isnan(probabilities).any():
         raise ValueError(f"{int(np.isnan(probabilities).any(axis=1).sum())} views have probabilities that are NaN.")
-    scores, names = maximum_per_study(probabilities, studies)
-    truth, _ = maximum_per_study(labels, studies)
+    scores, names = per_study(probabilities, studies)
+    truth, _ = per_study(labels, studies)
     results = tuple(
-        ObservationResult(
-            observation=observation,
-            num_positive=int((truth[:, column] == 1).sum()),
-            num_negative=int((truth[:, column] == 0).sum()),
-            auroc=auroc(scores[:, column], truth[:, column]),
-        )
-        for column, observation in enumerate(observations)
+        ObservationResult(observation, int((known == 1).sum()), int((known == 0).sum()), auroc(score, known))
+        for observation, score, known in zip(observations, scores.T, truth.T, strict=True)
     )
     mean_over = averaged_observations(truth, observations)
     values = [result.auroc for result in results if result.observation in mean_over]
-    return Evaluation(results, len(names), mean_over, float(np.mean(values)) if values else float("nan"))
+    return Evaluation(results, len(names), mean_over, float(np.mean(values)) if values else NAN)

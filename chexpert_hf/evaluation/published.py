@@ -1,4 +1,4 @@
-"""Figures that others published, to stand beside ours.
+"""Published results on CheXpert, for comparison.
 
 Source: Irvin et al. 2019, arXiv:1901.07031: table 3 (AUROC on the 200 studies of the validation set, by policy), figure
 3 (the ensemble on the 500 studies of the test set, and three radiologists' operating points there).
@@ -8,22 +8,12 @@ from collections.abc import Collection
 
 PAPER = "Irvin et al. 2019"
 
-TEST_AUROC: dict[str, float] = {
-    "Atelectasis": 0.85,
-    "Cardiomegaly": 0.90,
-    "Consolidation": 0.90,
-    "Edema": 0.92,
-    "Pleural Effusion": 0.97,
-}
+_OBSERVATIONS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+TEST_AUROC = dict(zip(_OBSERVATIONS, (0.85, 0.90, 0.90, 0.92, 0.97), strict=True))
 """The paper's ensemble on the hidden test set."""
 
-VALID_AUROC: dict[str, float] = {
-    "Atelectasis": 0.858,
-    "Cardiomegaly": 0.854,
-    "Consolidation": 0.939,
-    "Edema": 0.941,
-    "Pleural Effusion": 0.936,
-}
+VALID_AUROC = dict(zip(_OBSERVATIONS, (0.858, 0.854, 0.939, 0.941, 0.936), strict=True))
 """The best policy of each observation on the validation set, on which it was also chosen."""
 
 RADIOLOGISTS: dict[str, dict[str, tuple[float, float]]] = {
@@ -35,9 +25,7 @@ RADIOLOGISTS: dict[str, dict[str, tuple[float, float]]] = {
 }
 """Observation -> radiologist -> (false positive rate, true positive rate) on the test set."""
 
-_VALID_VIEWS, _VALID_PATIENTS = 234, range(64541, 64741)
-
 
 def is_chexpert_valid(patients: Collection[str], num_views: int) -> bool:
-    """Whether these are the views of CheXpert's validation set: 234 of the patients 64541 to 64740, one study each."""
-    return num_views == _VALID_VIEWS and set(patients) == {f"patient{number}" for number in _VALID_PATIENTS}
+    """Whether these are CheXpert's validation set: 234 views of the patients 64541 to 64740, one study each."""
+    return num_views == 234 and set(patients) == {f"patient{number}" for number in range(64541, 64741)}

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
-from chexpert_hf.evaluation.calibration.calibrated_model import CalibratedModel, Origin, calibrate_model
+from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_model, dataset_logits
 from chexpert_hf.evaluation.calibration.operating_points import Criterion, OperatingRule
 from chexpert_hf.evaluation.metrics import evaluation_labels
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification

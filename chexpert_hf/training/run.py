@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import TrainerState, set_seed
 
 from chexpert_hf.datasets.chexpert import BadFilesError, load_chexpert
-from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, maximum_per_study
+from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.folders.dataset import predict_dataset
@@ -360,7 +360,7 @@ def load_data(
 def _say_what_is_judged(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
     valid = data["valid"]
     labels = evaluation_labels(np.asarray(valid["labels"][:]), recipe.blank_labels)
-    truth, studies = maximum_per_study(labels, valid["study"][:])
+    truth, studies = per_study(labels, valid["study"][:])
     judged = judged_observations(truth, recipe.observations)
     say(
         f"Training on {len(data['train']):,} images, validating on {len(valid):,} images of {len(studies):,} studies, "

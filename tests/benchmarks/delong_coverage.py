@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 from scipy.stats import norm
 
-from chexpert_hf.evaluation.delong import _newcombe_low, delong_interval, delong_variance
+from chexpert_hf.evaluation.delong import delong_interval, delong_variance, newcombe_interval
 from chexpert_hf.evaluation.intervals import LEVEL
 
 AUROCS, PREVALENCES = (0.7, 0.85, 0.95, 0.98), (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -23,11 +23,11 @@ def intervals(scores, labels):
     z = norm.isf((1 - LEVEL) / 2)
     estimate = delong_interval(scores, labels)
     width = z * sqrt(delong_variance(scores, labels))
-    counts = int((labels == 1).sum()), int((labels == 0).sum())
+    newcombe = newcombe_interval(estimate.value, int((labels == 1).sum()), int((labels == 0).sum()))
     return {
         "ours": (estimate.low, estimate.high),
         "plain": (estimate.value - width, estimate.value + width),
-        "newcombe": (_newcombe_low(estimate.value, *counts, z), 1 - _newcombe_low(1 - estimate.value, *counts, z)),
+        "newcombe": (newcombe.low, newcombe.high),
     }
 
 

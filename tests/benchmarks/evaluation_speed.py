@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.intervals import PatientBootstrap, WeightedFigures
+from chexpert_hf.evaluation.intervals import PatientBootstrap
+from chexpert_hf.evaluation.metrics import WeightedFigures
 from chexpert_hf.labels import OBSERVATIONS
 
 

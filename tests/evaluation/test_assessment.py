@@ -6,15 +6,8 @@ import pytest
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import wilson_interval
-from chexpert_hf.evaluation.metrics import (
-    auprc,
-    auroc,
-    brier_score,
-    evaluate_probabilities,
-    expected_calibration_error,
-    maximum_per_study,
-    scaled_brier_score,
-)
+from chexpert_hf.evaluation.metrics import auroc, evaluate_probabilities, per_study
+from tests.evaluation.figures import FIGURES
 
 NAN = float("nan")
 OBSERVATIONS = ("Edema", "Fracture", "Atelectasis", "Pneumonia", "Consolidation")
@@ -74,7 +67,7 @@ def entry(entries, **wanted):
 
 def per_study_of_views(probabilities, labels, is_in):
     studies = np.repeat([f"study{index}" for index in range(NUM_STUDIES)], 2)[is_in].tolist()
-    return maximum_per_study(probabilities[is_in], studies)[0], maximum_per_study(labels[is_in], studies)[0]
+    return per_study(probabilities[is_in], studies)[0], per_study(labels[is_in], studies)[0]
 
 
 def test_an_assessment_is_json_and_says_what_it_is_of(result):
@@ -118,13 +111,7 @@ def test_figures_are_those_of_the_studies(result):
         pair = scores[:, column], truth[:, column]
         expected = delong_interval(*pair, PATIENTS)
         assert (item["auroc"]["low"], item["auroc"]["high"]) == pytest.approx((expected.low, expected.high))
-        for name, figure in {
-            "auroc": auroc,
-            "auprc": auprc,
-            "brier": brier_score,
-            "scaled_brier": scaled_brier_score,
-            "ece": expected_calibration_error,
-        }.items():
+        for name, figure in FIGURES.items():
             assert item[name]["value"] == pytest.approx(figure(*pair)), name
             assert item[name]["low"] < item[name]["high"]
         assert item["num_positive"] + item["num_negative"] + item["num_unknown"] == NUM_STUDIES
@@ -161,6 +148,16 @@ def test_resamples_without_the_rare_class_are_counted(result):
     # Its three studies belong to one of the 30 patients, who is missing from (29/30)^30 = .36 of the resamples.
     assert 22 <= item["auprc"]["left_out"] <= 50
     assert item["brier"]["left_out"] == 0
+
+
+def test_a_probability_at_the_operating_point_is_positive():
+    scores, labels = np.array([[0.5], [0.4], [0.5], [0.6], [0.1], [0.2], [0.9]]), [1, 1, 0, 1, 0, 0, NAN]
+    names = list("abcdefg")
+    truth = np.array(labels)[:, None]
+    result = assess([ModelScores("m", scores, {"Edema": 0.5})], truth, names, names, ["Edema"], replicates=10)
+    point = result["models"][0]["observations"][0]["operating_point"]
+    assert (point["true_positives"], point["false_negatives"]) == (2, 1)
+    assert (point["false_positives"], point["true_negatives"]) == (1, 2)
 
 
 def test_operating_points_count_studies_with_wilson_intervals(result):

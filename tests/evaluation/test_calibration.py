@@ -279,12 +279,6 @@ def test_another_prevalence_changes_the_odds_as_bayes_says():
     assert line.at_prevalence(0.4, 0.4) == line
 
 
-@pytest.mark.parametrize("prevalence", [0.0, 1.0, -0.1, float("nan")])
-def test_a_prevalence_that_is_none_is_refused(prevalence):
-    with pytest.raises(CalibrationError, match="Expected a prevalence above 0 and below 1"):
-        Platt(1.0, 0.0).at_prevalence(prevalence, 0.5)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_predictive_values_at_another_prevalence_are_those_of_studies_with_that_prevalence(seed):
     probabilities, labels = scored(seed)

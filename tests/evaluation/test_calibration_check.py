@@ -3,9 +3,8 @@ import pytest
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from chexpert_hf.evaluation.calibration.calibration import fit_platt
-from chexpert_hf.evaluation.calibration.calibration_check import METHODS, check_calibration
-from chexpert_hf.evaluation.metrics import expected_calibration_error, scaled_brier_score
+from chexpert_hf.evaluation.calibration.calibration import METHODS, check_calibration, fit_platt
+from tests.evaluation.figures import FIGURES
 
 NAMES = ("Edema", "Fracture")
 
@@ -24,24 +23,26 @@ def test_what_is_overconfident_is_repaired_on_patients_that_the_fit_has_not_seen
     assert check.scaled_brier["platt"] < check.scaled_brier["raw"] - 0.05
     assert check.calibration_error["temperature"] < check.calibration_error["raw"] / 2
     logits, labels, _ = studies()
-    raw = [scaled_brier_score(expit(logits[:, c]), labels[:, c]) for c in (0, 1)]
+    raw = [FIGURES["scaled_brier"](expit(logits[:, c]), labels[:, c]) for c in (0, 1)]
     assert check.scaled_brier["raw"] == pytest.approx(np.mean(raw), abs=1e-12)
 
 
 def test_each_study_is_scored_by_a_fit_without_its_patient():
-    logits, labels, patients = studies(60)
+    logits, labels, _ = studies(60)
     logits, labels = logits[:, :1], labels[:, :1]
-    # With as many folds as patients the folds are known: leave one patient out.
-    check = check_calibration(logits, labels, patients, NAMES[:1], folds=30)
+    # With as many patients as folds the folds are known: leave one patient out.
+    patients = [f"patient{number // 12}" for number in range(60)]
+    check = check_calibration(logits, labels, patients, NAMES[:1])
+    assert check.folds == 5
     platt, isotonic = np.empty(60), np.empty(60)
-    for first in range(0, 60, 2):
-        held, rest = slice(first, first + 2), np.r_[0:first, first + 2 : 60]
+    for first in range(0, 60, 12):
+        held, rest = slice(first, first + 12), np.r_[0:first, first + 12 : 60]
         platt[held] = fit_platt(logits[rest, 0], labels[rest, 0]).probabilities(logits[held, 0])
         fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits[rest, 0], labels[rest, 0])
         isotonic[held] = fit.predict(logits[held, 0])
     for method, p in (("platt", platt), ("isotonic", isotonic)):
-        assert check.scaled_brier[method] == pytest.approx(scaled_brier_score(p, labels[:, 0]), abs=1e-12)
-        assert check.calibration_error[method] == pytest.approx(expected_calibration_error(p, labels[:, 0]), abs=1e-12)
+        assert check.scaled_brier[method] == pytest.approx(FIGURES["scaled_brier"](p, labels[:, 0]), abs=1e-12)
+        assert check.calibration_error[method] == pytest.approx(FIGURES["ece"](p, labels[:, 0]), abs=1e-12)
 
 
 def test_an_observation_with_few_studies_is_left_out_and_none_means_no_check():

@@ -8,14 +8,11 @@ from torch.nn import functional
 from chexpert_hf.evaluation.intervals import PatientBootstrap, wilson_interval
 from chexpert_hf.evaluation.localization.localization import (
     PRIORS,
-    TUNING_THRESHOLDS,
     MapScore,
-    best_threshold,
     box_mask,
     find_peak,
     indicate,
     iou,
-    iou_by_threshold,
     mean_interval,
     otsu_threshold,
     prior_map,
@@ -240,10 +237,10 @@ def test_the_mean_and_its_interval_are_those_of_resampled_patients_without_what_
     values, patients = rng.random(30), [f"p{number}" for number in rng.integers(0, 12, 30)]
     values[rng.random(30) < 0.4] = np.nan
     means = []
-    for weights in PatientBootstrap(patients, 200, 5).weights():
+    for weights in PatientBootstrap(patients, 200).weights():
         for column in weights.T.astype(int):
             means.append(np.nanmean(np.repeat(values, column)))
-    estimate = mean_interval(values, patients, replicates=200, seed=5)
+    estimate = mean_interval(values, patients, replicates=200)
     assert estimate.value == pytest.approx(np.nanmean(values))
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
 
@@ -270,10 +267,10 @@ def test_the_hit_rate_has_wilsons_interval_where_each_patient_has_one_image():
 
 def test_the_hit_rate_is_bootstrapped_over_patients_where_one_has_several_images():
     hits, patients = [1, 1, 1, 0, 0, 1], list("aaabbc")
-    result = summarize(scores_of(hits), patients, replicates=300, seed=1)
+    result = summarize(scores_of(hits), patients, replicates=300)
     assert (result.num_images, result.num_patients) == (6, 3)
     assert result.hit_interval == "bootstrap"
-    assert result.hit_rate == mean_interval(hits, patients, replicates=300, seed=1)
+    assert result.hit_rate == mean_interval(hits, patients, replicates=300)
 
 
 @pytest.mark.parametrize("hit", [0, 1])
@@ -289,28 +286,3 @@ def test_empty_maps_are_counted_and_are_misses_but_not_in_the_miou():
     assert result.num_empty == 1
     assert result.hit_rate.value == pytest.approx(2 / 3)
     assert result.miou.value == pytest.approx(0.3)
-
-
-# Tuning
-
-
-def test_the_best_threshold_is_found_again():
-    # A map that falls from 1 to 0 and truths that end where it is .55: only .5 and .6 come near.
-    saliency = np.linspace(1, 0, 101)[None].repeat(3, axis=0)
-    ious = np.array([iou_by_threshold(saliency, saliency >= level) for level in (0.53, 0.55, 0.52)])
-    assert ious.shape == (3, len(TUNING_THRESHOLDS))
-    assert best_threshold(ious) == 0.5
-    assert ious[0, 3] == pytest.approx(48 / 50)
-
-
-def test_images_without_a_mask_at_a_threshold_do_not_count_for_it_and_ties_go_to_the_lowest():
-    nan = np.nan
-    assert best_threshold(np.array([[0.4, nan, 0.3], [nan, 0.3, 0.3]]), (0.2, 0.5, 0.8)) == 0.2
-    assert best_threshold(np.array([[0.4, nan, 0.3], [nan, 0.5, 0.3]]), (0.2, 0.5, 0.8)) == 0.5
-    assert best_threshold(np.array([[0.3, 0.3, nan]]), (0.2, 0.5, 0.8)) == 0.2
-    with pytest.raises(ValueError, match="No image has both a ground truth and a map"):
-        best_threshold(np.full((2, 3), nan), (0.2, 0.5, 0.8))
-
-
-def test_thresholds_to_choose_from_are_those_of_chexlocalize():
-    assert pytest.approx(np.arange(0.2, 0.8, 0.1)) == TUNING_THRESHOLDS

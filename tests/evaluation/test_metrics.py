@@ -2,24 +2,19 @@ import itertools
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
-    auprc,
     auroc,
     averaged_observations,
-    brier_score,
-    confusion,
     evaluate_probabilities,
     evaluation_labels,
-    expected_calibration_error,
     judged_observations,
-    maximum_per_study,
+    observation_metrics,
     per_study,
-    scaled_brier_score,
 )
 from chexpert_hf.evaluation.report.report import as_table
+from tests.evaluation.figures import FIGURES
 
 NAN = float("nan")
 
@@ -47,13 +42,13 @@ def test_auroc_of_one_class_is_undefined_and_not_a_half():
 
 def test_a_studys_score_is_the_maximum_over_its_views():
     values = np.array([[0.1, 0.8], [0.7, 0.2], [0.4, NAN], [0.3, NAN]])
-    result, studies = maximum_per_study(values, ["b", "a", "b", "b"])
+    result, studies = per_study(values, ["b", "a", "b", "b"])
     assert studies == ["b", "a"]
     np.testing.assert_array_equal(result, [[0.4, 0.8], [0.7, 0.2]])
 
 
 def test_a_study_of_unknown_labels_stays_unknown():
-    result, _ = maximum_per_study(np.array([[NAN], [NAN]]), ["a", "a"])
+    result, _ = per_study(np.array([[NAN], [NAN]]), ["a", "a"])
     assert np.isnan(result).all()
 
 
@@ -126,61 +121,54 @@ def with_unknowns(seed, num_studies=60):
     return rng.integers(0, 9, num_studies) / 8, labels  # with ties
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [(auroc, roc_auc_score), (auprc, average_precision_score), (brier_score, brier_score_loss)],
-)
-def test_figures_equal_scikit_learns_on_the_known_labels(ours, theirs):
+def test_figures_equal_scikit_learns_and_plain_formulas_on_the_known_labels():
     for seed in range(50):
         scores, labels = with_unknowns(seed)
-        is_known = ~np.isnan(labels)
-        assert ours(scores, labels) == pytest.approx(theirs(labels[is_known], scores[is_known]), abs=1e-12)
+        assert auroc(scores, labels) == pytest.approx(FIGURES["auroc"](scores, labels), abs=1e-12)
+        expected = {name: figure(scores, labels) for name, figure in FIGURES.items()}
+        assert observation_metrics(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
 def test_average_precision_by_hand():
     # Called in turn: positive (1 of 1), negative, positive (2 of 3); each positive is half of the recall.
-    assert auprc(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1.0, 0, 1, 0])) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    figures = observation_metrics(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1.0, 0, 1, 0]))
+    assert figures["auprc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
 def test_always_answering_the_prevalence_has_a_scaled_brier_score_of_one():
     labels = np.array([1.0, 0, 0, 0, NAN])
-    assert scaled_brier_score(np.full(5, 0.25), labels) == pytest.approx(1)
-    assert scaled_brier_score(labels.copy(), labels) == 0
+    assert observation_metrics(np.full(5, 0.25), labels)["scaled_brier"] == pytest.approx(1)
+    assert observation_metrics(labels.copy(), labels)["scaled_brier"] == 0
     # Brier (.01 + 3 * .04) / 4 = .0325 against .25 * .75 = .1875
-    assert scaled_brier_score(np.array([0.9, 0.2, 0.2, 0.2, 0.5]), labels) == pytest.approx(0.0325 / 0.1875)
+    assert observation_metrics(np.array([0.9, 0.2, 0.2, 0.2, 0.5]), labels)["scaled_brier"] == pytest.approx(
+        0.0325 / 0.1875
+    )
 
 
 def test_calibration_error_by_hand():
-    # Two bins: {.1, .3} holds no positive, |.2 - 0| = .2; {.5, 1} holds two of two, |.75 - 1| = .25.
     probabilities, labels = np.array([0.1, 0.3, 0.5, 1.0, 0.9]), np.array([0, 0, 1, 1, NAN])
-    assert expected_calibration_error(probabilities, labels, num_bins=2) == pytest.approx((2 * 0.2 + 2 * 0.25) / 4)
     # Fifteen bins part .1 (bin 1) from .3 (bin 4): |.1 - 0|, |.3 - 0|, |.5 - 1|, |1 - 1|.
-    assert expected_calibration_error(probabilities, labels) == pytest.approx((0.1 + 0.3 + 0.5 + 0) / 4)
+    assert observation_metrics(probabilities, labels)["ece"] == pytest.approx((0.1 + 0.3 + 0.5 + 0) / 4)
+    # Both of {.94, 1} are in the last bin, one of them positive: |.97 - .5|.
+    assert observation_metrics(np.array([0.94, 1.0]), np.array([0.0, 1.0]))["ece"] == pytest.approx(0.47)
 
 
-@pytest.mark.parametrize("figure", [auprc, scaled_brier_score])
-def test_what_one_class_cannot_judge_is_undefined(figure):
-    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([1.0, 1.0])))
-    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([0.0, NAN])))
+@pytest.mark.parametrize("labels", [[1.0, 1.0], [0.0, NAN]])
+def test_what_one_class_cannot_judge_is_undefined(labels):
+    figures = observation_metrics(np.array([0.1, 0.9]), np.array(labels))
+    assert {name for name, value in figures.items() if np.isnan(value)} == {"auroc", "auprc", "scaled_brier"}
 
 
-@pytest.mark.parametrize("figure", [auroc, auprc, brier_score, scaled_brier_score, expected_calibration_error])
-def test_without_known_labels_every_figure_is_undefined(figure):
-    assert np.isnan(figure(np.array([0.1, 0.9]), np.array([NAN, NAN])))
+def test_without_known_labels_every_figure_is_undefined():
+    assert np.isnan(auroc(np.array([0.1, 0.9]), np.array([NAN, NAN])))
+    assert np.isnan(list(observation_metrics(np.array([0.1, 0.9]), np.array([NAN, NAN])).values())).all()
 
 
-@pytest.mark.parametrize("figure", [brier_score, scaled_brier_score, expected_calibration_error])
-def test_logits_are_not_taken_for_probabilities(figure):
+def test_logits_are_not_taken_for_probabilities():
     with pytest.raises(ValueError, match="are they logits"):
-        figure(np.array([-2.0, 3.0]), np.array([0.0, 1.0]))
+        observation_metrics(np.array([-2.0, 3.0]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="Expected one label per probability"):
-        figure(np.array([0.5]), np.array([0.0, 1.0]))
-
-
-def test_a_probability_at_the_operating_point_is_positive():
-    counts = confusion(np.array([0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.9]), np.array([1, 1, 0, 1, 0, 0, NAN]), 0.5)
-    assert (counts.true_positives, counts.false_negatives) == (2, 1)
-    assert (counts.false_positives, counts.true_negatives) == (1, 2)
+        observation_metrics(np.array([0.5]), np.array([0.0, 1.0]))
 
 
 def test_a_studys_score_may_be_the_mean_over_its_views():
@@ -192,7 +180,7 @@ def test_a_studys_score_may_be_the_mean_over_its_views():
 
 def test_views_are_aggregated_by_the_maximum_unless_told_otherwise():
     values, studies = np.array([[0.1], [0.7], [0.4]]), ["a", "b", "a"]
-    np.testing.assert_array_equal(per_study(values, studies)[0], maximum_per_study(values, studies)[0])
+    np.testing.assert_array_equal(per_study(values, studies)[0], [[0.4], [0.7]])
     with pytest.raises(ValueError, match="one of maximum, mean, got 'median'"):
         per_study(values, studies, "median")
     with pytest.raises(ValueError, match="one study per view, got 3 views and 2 studies"):

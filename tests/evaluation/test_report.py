@@ -8,9 +8,9 @@ from PIL import Image
 
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import per_study
-from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import RADIOLOGISTS, is_chexpert_valid
-from chexpert_hf.evaluation.report.report import ReportData, as_estimate, write_report
+from chexpert_hf.evaluation.report.report import ReportData, write_report
+from chexpert_hf.evaluation.tables import as_estimate
 
 OBSERVATIONS = ["Edema", "Atelectasis", "Fracture"]
 
@@ -39,9 +39,10 @@ def data() -> ReportData:
         title="made up, valid",
         observations=OBSERVATIONS,
         truth=truth,
-        scores=[StudyScores(name, per_study(values, studies)[0]) for name, values in probabilities.items()],
+        scores={name: per_study(values, studies)[0] for name, values in probabilities.items()},
         studies=names,
-        views=([f"valid/{study}/view1_frontal.jpg" for study in studies], probabilities),
+        paths=[f"valid/{study}/view1_frontal.jpg" for study in studies],
+        view_scores=probabilities,
         warnings=["Calibrated on these same patients."],
     )
 
@@ -96,7 +97,7 @@ def test_predictions_are_there_per_view_and_per_study(folder, data):
     studies = pd.read_csv(folder / "predictions_studies.csv")
     assert len(views) == 90
     assert list(studies["study"]) == list(data.studies)
-    np.testing.assert_allclose(studies["good/Edema"], data.scores[0].probabilities[:, 0], atol=1e-6)
+    np.testing.assert_allclose(studies["good/Edema"], data.scores["good"][:, 0], atol=1e-6)
     np.testing.assert_allclose(studies["truth/Edema"], data.truth[:, 0])
 
 
@@ -108,14 +109,15 @@ def test_plots_are_pictures_with_something_in_them(folder):
 
 
 def test_a_report_on_data_that_judge_nothing_says_so(data, tmp_path):
-    views, probabilities = data.views
-    studies = [path.split("/view")[0].removeprefix("valid/") for path in views]
+    studies = [path.split("/view")[0].removeprefix("valid/") for path in data.paths]
     labels = np.zeros((90, 3))
     metrics = assess(
-        [ModelScores("good", probabilities["good"], dict.fromkeys(OBSERVATIONS, 0.5))],
+        [ModelScores("good", data.view_scores["good"], dict.fromkeys(OBSERVATIONS, 0.5))],
         labels, studies, [study.split("/")[0] for study in studies], OBSERVATIONS, subgroups={}, replicates=100,
     )  # fmt: skip
-    write_report(tmp_path, replace(data, metrics=metrics, truth=np.zeros_like(data.truth), scores=data.scores[:1]))
+    write_report(
+        tmp_path, replace(data, metrics=metrics, truth=np.zeros_like(data.truth), scores={"good": data.scores["good"]})
+    )
     assert "there is no mean" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.png"))
 
@@ -148,8 +150,8 @@ def test_chexperts_validation_set_is_known_by_its_patients():
 
 
 def test_small_subgroups_are_named_in_a_line_and_columns_of_one_group_are_not_compared(data, tmp_path):
-    probabilities = data.views[1]["good"]
-    studies = [path.removeprefix("valid/").rsplit("/", 1)[0] for path in data.views[0]]
+    probabilities = data.view_scores["good"]
+    studies = [path.removeprefix("valid/").rsplit("/", 1)[0] for path in data.paths]
     labels = np.full((90, 3), np.nan)
     for row, study in enumerate(studies):
         labels[row] = data.truth[list(data.studies).index(study)]
@@ -158,7 +160,7 @@ def test_small_subgroups_are_named_in_a_line_and_columns_of_one_group_are_not_co
         labels, studies, [study.split("/")[0] for study in studies], OBSERVATIONS,
         subgroups={"sex": ["Male"] * 84 + ["Female"] * 6, "view": ["frontal"] * 90}, replicates=100,
     )  # fmt: skip
-    write_report(tmp_path, replace(data, metrics=metrics, scores=data.scores[:1]))
+    write_report(tmp_path, replace(data, metrics=metrics, scores={"good": data.scores["good"]}))
     text = (tmp_path / "report.md").read_text()
     few = next(item for item in metrics["models"][0]["subgroups"] if item["group"] == "Female")
     assert f"- sex Female: {few['observation']} ({few['num_positive']} : {few['num_negative']})" in text

@@ -24,7 +24,6 @@ from PIL import Image
 
 from chexpert_hf import cli
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.localization.chexlocalize import read_map
 from chexpert_hf.models.model_files import write_checksums
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.training.durable.manifest import read_manifest, seal
@@ -74,7 +73,7 @@ def tampered_files(settings: Settings) -> Iterator[Figure]:
         scene = _scene(Path(name), Path(settings.model))
         outcomes = {
             what: outcome(scene, attempt)
-            for attacks in (model_attacks, import_attacks, checkpoint_attacks, map_attacks)
+            for attacks in (model_attacks, import_attacks, checkpoint_attacks)
             for what, attempt in attacks(scene)
         }
         ignored = {what: outcome(scene, attempt) for what, attempt in ignored_plants(scene)}
@@ -246,23 +245,6 @@ def _resume(scene: Scene, name: str) -> None:
         values = read_manifest(newest) or {}
         seal(newest, {key: value for key, value in values.items() if key not in ("files", "sha256")})
         run.train(folder, workers=0, resume=True, say=lambda line: None)
-
-
-def map_attacks(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
-    """cheXlocalize's pickles."""
-    planted = Planted(str(scene.marker))
-    for what, value in (
-        ("a call", planted),
-        ("a call in a map", {"map": planted, "task": "Edema"}),
-        ("a tensor's storage that is a pickle", {"map": Storage(planted)}),
-    ):
-        file = scene.scratch / f"{what}.pkl"
-        file.write_bytes(pickle.dumps(value))
-        yield f"cheXlocalize, {what}", partial(_read_map, file)
-
-
-def _read_map(file: Path) -> None:
-    read_map(file)
 
 
 # The scene

@@ -19,18 +19,23 @@ from chexpert_hf import (
     load_chexpert,
 )
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.evaluation.calibration.calibrate import calibrate_folder, dataset_logits
-from chexpert_hf.evaluation.calibration.calibrated_model import CalibratedModel, Origin
+from chexpert_hf.evaluation.calibration.calibrate import (
+    CalibratedModel,
+    Origin,
+    calibrate_folder,
+    dataset_logits,
+    fold_calibration,
+)
 from chexpert_hf.evaluation.calibration.calibration import Calibration, CalibrationError, Method, Platt, fit_platt
-from chexpert_hf.evaluation.calibration.fold import fold_calibration
 from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule
-from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, maximum_per_study
+from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
     overlapping_patients,
     write_patient_hashes,
 )
+from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.phantoms import write_phantoms
@@ -142,7 +147,7 @@ def test_the_mean_of_a_map_and_the_bias_are_still_the_logit(head):
     model = build(head)
     fold_calibration(model, LINES)
     output = model(pictures(), output_saliency=True)
-    bias = model._positive_minus_negative(model.classifier.bias[None])[0]
+    bias = model.logits_from(torch.zeros(1, model.classifier.in_features, 1, 1))[0]
     torch.testing.assert_close(output.saliency.mean(dim=(2, 3)) + bias, output.logits, atol=1e-5, rtol=1e-5)
 
 
@@ -153,7 +158,10 @@ def test_the_uncertain_class_keeps_its_order_against_the_other_two():
     model(pictures())
     fold_calibration(model, LINES)
     model(pictures())
-    before, after = (model._classes(outputs) for outputs in caught)  # (12, 2, 3): negative, positive, uncertain
+    positive = [OBSERVATIONS.index(name) for name in MULTICLASS]
+    negative, uncertain = ([len(OBSERVATIONS) + 2 * part + place for place in range(2)] for part in range(2))
+    # (12, 2, 3): negative, positive, uncertain
+    before, after = (outputs[:, [negative, positive, uncertain]].transpose(1, 2) for outputs in caught)
     slopes = torch.tensor([LINES[name].slope for name in MULTICLASS])
     # The log odds of uncertain against the geometric mean of negative and positive.
     odds_before, odds_after = (z[..., 2] - (z[..., 0] + z[..., 1]) / 2 for z in (before, after))
@@ -198,7 +206,7 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
     processor = CheXpertImageProcessor(size={"height": 32, "width": 32})
     pixel_values = processor([image.convert("L") for image in dataset["image"]], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        features = model._feature_maps(pixel_values)[0].mean(dim=(2, 3)).double()
+        features = model.feature_maps(pixel_values).mean(dim=(2, 3)).double()
         labels = torch.tensor(dataset["labels"][:]).nan_to_num(0).clamp(min=0).double()
         features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
         weights = torch.linalg.lstsq(features.T @ features + 1e-2 * torch.eye(features.shape[1]), features.T @ labels)
@@ -209,8 +217,8 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
 def reference(source: Path, dataset) -> tuple[np.ndarray, np.ndarray]:
     """Study logits and truth."""
     classifier = CheXpertClassifier.from_pretrained(source, device="cpu")
-    truth, _ = maximum_per_study(evaluation_labels(np.asarray(dataset["labels"][:])), dataset["study"][:])
-    return maximum_per_study(dataset_logits(classifier, dataset), dataset["study"][:])[0], truth
+    truth, _ = per_study(evaluation_labels(np.asarray(dataset["labels"][:])), dataset["study"][:])
+    return per_study(dataset_logits(classifier, dataset), dataset["study"][:])[0], truth
 
 
 def test_logits_are_the_models_and_progress_reaches_every_image(source, valid):
@@ -268,9 +276,9 @@ def test_the_result_as_text_and_json_names_every_observation_and_each_reason():
         calibration, {"Edema": OperatingPoint(0.25, 0.8, 0.9, 0.75)}, {"Fracture": "nowhere", "Pneumonia": "few"}, 40
     )
     assert result.as_table().splitlines()[1:] == [
-        "Edema      1.250     -0.500  0.250 (sensitivity 0.800, specificity 0.900, PPV 0.750)",
-        "Fracture   2.000     +0.000  nowhere",
-        "Pneumonia  as it was: few",
+        "Edema        1.250     -0.500  0.250 (sensitivity 0.800, specificity 0.900, PPV 0.750)",
+        "Fracture     2.000     +0.000  nowhere",
+        "Pneumonia    as it was: few",
     ]
     content = json.loads(json.dumps(result.to_dict()))
     assert content["calibration"]["lines"]["Edema"] == {"slope": 1.25, "intercept": -0.5}
@@ -333,7 +341,7 @@ def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(
 def test_a_folder_that_is_not_empty_is_never_written_to(source, valid, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path, source, tmp_path / "file"):
-        with pytest.raises(CalibrationError, match="is not empty: the calibrated model is written to a new folder"):
+        with pytest.raises(FolderError, match="is not empty; the calibrated model is written to a new folder"):
             calibrate_folder(source, output, valid, ORIGIN)
 
 

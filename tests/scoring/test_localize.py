@@ -16,7 +16,7 @@ from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
-from chexpert_hf.evaluation.localization.chexlocalize import TASKS, observation_of, write_segmentations
+from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, TASKS, RunLengths, write_segmentations
 from chexpert_hf.evaluation.localization.ground_truth import (
     Boxes,
     GroundTruthError,
@@ -31,8 +31,14 @@ from chexpert_hf.evaluation.localization.localization_report import (
     as_text,
     write_localization,
 )
-from chexpert_hf.evaluation.localization.localize import localize_dataset, tune_thresholds
-from chexpert_hf.evaluation.localization.pointing import BASELINES, coarse_map, map_at, scored_images, untrained_like
+from chexpert_hf.evaluation.localization.localize import (
+    BASELINES,
+    coarse_map,
+    localize_dataset,
+    map_at,
+    scored_images,
+    untrained_like,
+)
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.saliency import SaliencyMaps
@@ -97,7 +103,11 @@ def segmentations(tmp_path) -> Path:
 
 
 def by_id(masks):
-    return {path.split("/", 1)[1][:-4].replace("/", "_"): found for path, found in masks.items() if found}
+    return {
+        path.split("/", 1)[1][:-4].replace("/", "_"): {name: RunLengths.encode(mask) for name, mask in found.items()}
+        for path, found in masks.items()
+        if found
+    }
 
 
 def write_boxes(file: Path, rows) -> Path:
@@ -111,9 +121,7 @@ def write_boxes(file: Path, rows) -> Path:
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_scores_are_those_of_the_maps_that_predict_gives(classifier, dataset, folder, segmentations, threshold):
-    # Cardiomegaly is left out of the mapping, so that its masks are Otsu's.
-    thresholds = threshold and {"Edema": threshold, "Lung Opacity": threshold}
-    result = localize_dataset(classifier, dataset, Segmentations(segmentations), thresholds=thresholds, replicates=100)
+    result = localize_dataset(classifier, dataset, Segmentations(segmentations), threshold=threshold, replicates=100)
     masks, number = random_masks(), 0
     for path in (name_of(number) for number in range(NUM_IMAGES)):
         prediction = classifier.predict(folder / path, saliency=True)
@@ -122,7 +130,7 @@ def test_scores_are_those_of_the_maps_that_predict_gives(classifier, dataset, fo
             saliency, score = prediction.saliency[name], item.scores["model"]
             assert (item.path, item.observation, item.patient) == (path, name, path.split("/")[1])
             assert item.probability == pytest.approx(prediction.probabilities[name], abs=1e-6)
-            mask = saliency_mask(saliency, None if name == "Cardiomegaly" else threshold)
+            mask = saliency_mask(saliency, threshold)
             assert score.iou == pytest.approx(iou(mask, masks[path][name]), abs=2e-3, nan_ok=True)
             assert (score.peak is None) == (saliency.max() == 0)
             if score.peak is not None:
@@ -201,7 +209,7 @@ def test_what_is_written_gives_the_same_figures_by_the_published_procedure(
     assert len({path for path, _ in ours}) < NUM_IMAGES  # some images have no finding, and files all the same
     for file in files:
         *image, task, _ = file.name.split("_")
-        key = "_".join(image), observation_of(task)
+        key = "_".join(image), next(name for name, theirs in TASK_OF.items() if theirs == task)
         info, truth = pickle.loads(file.read_bytes()), coco.decode(truths[key[0]][task])
         assert info["gt"] == truth.any() == (key in ours)
         assert info["cxr_dims"] == truth.shape[::-1] == (70, 56)
@@ -233,16 +241,6 @@ def test_maps_and_larger_masks_are_compared_at_the_masks_size(classifier, datase
     assert pickle.loads(with_truth.read_bytes())["cxr_dims"] == (701, 560)
 
 
-def test_the_threshold_that_made_the_truth_is_found_again(classifier, dataset, folder, tmp_path):
-    made_by, masks = {"Edema": 0.3, "Lung Opacity": 0.6, "Fracture": 0.5}, {}
-    for number in range(NUM_IMAGES):
-        maps = classifier.predict(folder / name_of(number), saliency=True).saliency
-        masks[name_of(number)] = {name: saliency_mask(maps[name], value) for name, value in made_by.items()}
-    write_segmentations(tmp_path / "gt.json", by_id(masks))  # cheXlocalize has no Fracture
-    tuned = tune_thresholds(classifier, dataset, Segmentations(tmp_path / "gt.json"))
-    assert tuned == {"Edema": 0.3, "Lung Opacity": 0.6}
-
-
 def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_alone(classifier):
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
     state = torch.get_rng_state()
@@ -257,10 +255,10 @@ def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_
 def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, folder):
     finer = CheXpertImageProcessor(size={"height": 128, "width": 128})
     ensemble = CheXpertClassifier(classifier.model, classifier.processor, [CheXpertClassifier(classifier.model, finer)])
-    for scored in scored_images(ensemble, dataset, [3, 0]):
-        prediction = ensemble.predict(folder / name_of(scored.row), saliency=True)
+    for row, (_, scored) in zip([3, 0], scored_images(ensemble, dataset, [3, 0]), strict=True):
+        prediction = ensemble.predict(folder / name_of(row), saliency=True)
         assert scored.maps.size == (70, 56)
-        assert scored.prediction.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
+        assert scored.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
         for name in ("Edema", "Fracture"):
             assert np.allclose(map_at(scored.maps, name, (56, 70)), prediction.saliency[name], atol=1e-5)
             assert coarse_map(scored.maps, name).size < 56 * 70 / 8

@@ -18,7 +18,7 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import maximum_per_study
+from chexpert_hf.evaluation.metrics import per_study
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.score_rows import RowFormat, study_of
@@ -223,7 +223,7 @@ def test_a_study_has_the_maximum_over_its_views(classifier, files, tmp_path, suf
     studies = (pd.read_csv if suffix == ".csv" else pd.read_parquet)(tmp_path / f"studies{suffix}")
     names = [str(Path(path).parent) for path in views["path"]]
     observations = list(classifier.observations)
-    maxima, order = maximum_per_study(views[observations].to_numpy(), names)
+    maxima, order = per_study(views[observations].to_numpy(), names)
     assert list(studies) == ["study", "views", *observations, "note", "error"]
     assert studies["study"].tolist() == order
     np.testing.assert_array_equal(studies[observations].to_numpy(), maxima)

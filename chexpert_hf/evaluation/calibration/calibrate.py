@@ -1,28 +1,46 @@
-"""Calibration of a model folder: fitted on its logits for a split, folded into its head, saved as a new folder."""
+"""Calibration of a model: fitted on its logits for a split, folded into its head, recorded in its config.
+
+A line on each logit is a rescaling of the rows of the head's last layer, so a plain sigmoid gives calibrated
+probabilities wherever the model runs.
+"""
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 
+from chexpert_hf.configuration_chexpert import DEFAULT_OPERATING_POINT, CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.evaluation.calibration.calibrated_model import CalibratedModel, Origin, calibrate_model
-from chexpert_hf.evaluation.calibration.calibration import CalibrationError, Method
-from chexpert_hf.evaluation.calibration.fold import refuse_hierarchy
-from chexpert_hf.evaluation.calibration.operating_points import OperatingRule
+from chexpert_hf.evaluation.calibration.calibration import (
+    Calibration,
+    CalibrationCheck,
+    CalibrationError,
+    Method,
+    Platt,
+    check_calibration,
+    fit_calibration,
+)
+from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule, choose_operating_point
+from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
     overlapping_patients,
     write_patient_hashes,
 )
+from chexpert_hf.evaluation.tables import aligned
+from chexpert_hf.files import make_readable, new_folder, require_empty
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.gate import GATE_FILE
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import RECORD_FILE
 from chexpert_hf.models.model_files import CHECKSUMS_FILE
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
@@ -30,6 +48,50 @@ from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 _OF_OLD_WEIGHTS = ("reference.json", RECORD_FILE, CHECKSUMS_FILE)
 _COPIED_SUFFIXES = {"", ".csv", ".json", ".md", ".png", ".txt", ".yaml"}
 """Other files of a model folder may be exported graphs, whose weights would no longer be the model's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The data that a calibration is fitted on, for the record; the date is ISO 8601."""
+
+    data: str
+    split: str
+    date: str
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """The result of a calibration."""
+
+    calibration: Calibration  # the lines are in the weights
+    operating_points: Mapping[str, OperatingPoint]  # of the observations for which one was chosen
+    without_point: Mapping[str, str]  # the other observations, if operating points were asked for, and why
+    num_studies: int
+    check: CalibrationCheck | None = None  # at this split's own prevalences; None if there are too few studies
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """A line per observation: slope, intercept and operating point, or why there is none."""
+        cells = [["observation", "slope", "intercept", "operating point"]]
+        for name, line in self.calibration.lines.items():
+            chosen = self.without_point.get(name, "")
+            if point := self.operating_points.get(name):
+                chosen = (
+                    f"{point.threshold:.3f} (sensitivity {point.sensitivity:.3f}, specificity "
+                    f"{point.specificity:.3f}, PPV {point.ppv:.3f})"
+                )
+            cells.append([name, f"{line.slope:.3f}", f"{line.intercept:+.3f}", chosen])
+        cells += [[name, f"as it was: {reason}"] for name, reason in self.calibration.left_out.items()]
+        table = aligned(cells, right=(1, 2))
+        if self.check is None:
+            return table
+        return (
+            f"{table}\n\nMean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:\n"
+            + self.check.as_table()
+        )
 
 
 def calibrate_folder(
@@ -48,38 +110,48 @@ def calibrate_folder(
 
     The files beside the weights come along, without `reference.json`, whose scores are no longer the model's, without
     exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
-    are written to `calibration_patients.json`.
+    are written to `calibration_patients.json`. Further arguments are as in `calibrate_model`.
 
     Args:
         source: Model folder; it stays as it is.
         output: Must be new or empty.
-        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        origin: What it is, for the record in the model's config.
-        method: How to calibrate.
-        rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
-            default keep their meaning: they move with the probabilities.
-        prevalences: Of observations, in (0, 1), where the model will be used, if it is known that they differ from
-            those of this split; see `Platt.at_prevalence`. With Platt scaling only.
         are_other_people: Whether ids that occur in training as well are known to name other people.
         progress: Called with the number of images that were scored.
 
     Raises:
-        CalibrationError: If `source` is no folder or an ensemble, `output` is not empty, patients of the split were
-            trained on, the model has a label hierarchy, no observation can be calibrated, or a prevalence is given that
-            cannot be used.
-        ModelFolderError: If `source` holds no model that can be loaded.
-        RadiographError: If an image cannot be read.
+        InputError: If `source` is no folder of a single model, `output` is not empty, patients of the split were
+            trained on, an image cannot be read, and as `calibrate_model`.
     """
-    _refuse_folders(source, output)
-    if not are_other_people:
-        _refuse_training_patients(source, dataset["patient"][:])
+    if not source.is_dir():
+        raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
+    require_empty(output, "the calibrated model is written to a new folder")
+    patients, trained_on = dataset["patient"][:], source / TRAINING_PATIENTS_FILE
+    if not are_other_people and trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
+        raise CalibrationError(
+            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
+            "trained on, where its scores are surer than elsewhere: calibrate on others. If the ids name other people, "
+            "say so."
+        )
     classifier = CheXpertClassifier.from_pretrained(source)
-    model = classifier.model
-    _refuse_model(classifier)
+    if len(classifier.members) > 1:
+        raise CalibrationError(
+            f"The model is an ensemble of {len(classifier.members)}, whose mean no head can calibrate; calibrate its "
+            "members one by one."
+        )
+    _refuse_hierarchy(classifier.model.config)
     logits = dataset_logits(classifier, dataset, progress)
-    result = calibrate_model(model, logits, dataset, origin, method=method, rule=rule, prevalences=prevalences)
-    _write(classifier, source, output)
-    write_patient_hashes(output / CALIBRATION_PATIENTS_FILE, dataset["patient"][:])
+    result = calibrate_model(
+        classifier.model, logits, dataset, origin, method=method, rule=rule, prevalences=prevalences
+    )
+    with new_folder(output) as folder:
+        for path in source.iterdir():
+            is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
+            if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
+                shutil.copy2(path, folder)
+        classifier.model.save_pretrained(folder)
+        classifier.processor.save_pretrained(folder)
+        make_readable(folder / "model.safetensors")
+        write_patient_hashes(folder / CALIBRATION_PATIENTS_FILE, patients)
     return result
 
 
@@ -87,10 +159,7 @@ def calibrate_folder(
 def dataset_logits(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Logits `(num_views, num_labels)` of the images of a split.
-
-    From the model itself: a float32 probability near 1 has lost them.
-    """
+    """Logits `(num_views, num_labels)` of a split's images, from the model: float32 probabilities near 1 lose them."""
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
@@ -101,40 +170,156 @@ def dataset_logits(
     return np.concatenate(rows)
 
 
-def _write(classifier: CheXpertClassifier, source: Path, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
-        if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
-            shutil.copy2(path, output)
-    classifier.model.save_pretrained(output)
-    classifier.processor.save_pretrained(output)
-    # transformers writes the weights for the owner alone, which hides them from other users of a container.
-    (output / "model.safetensors").chmod(0o644)
+def calibrate_model(
+    model: CheXpertForImageClassification,
+    logits: NDArray[np.floating],
+    dataset: datasets.Dataset,
+    origin: Origin,
+    *,
+    method: Method = Method.PLATT,
+    rule: OperatingRule | None = None,
+    prevalences: Mapping[str, float] | None = None,
+) -> CalibratedModel:
+    """Calibrates a model in place: head, operating points, and the record of both in its config.
+
+    Args:
+        model: Without a label hierarchy.
+        logits: `(num_views, num_labels)` of the dataset's images; under cross-validation those of the models that did
+            not see the image.
+        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
+        origin: Of the dataset, for the record.
+        method: How to calibrate.
+        rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
+            default keep their meaning: they move with the probabilities.
+        prevalences: Of observations, in (0, 1), where the model will be used, if they differ from those of this split;
+            with Platt scaling only.
+
+    Raises:
+        CalibrationError: If the model has a label hierarchy, no observation can be calibrated, or a prevalence is given
+            that cannot be used.
+    """
+    config, observations = model.config, model.config.observations
+    prevalences = _checked_prevalences(prevalences or {}, observations, method)
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    truth, studies = per_study(labels, dataset["study"][:])
+    logits, _ = per_study(logits, dataset["study"][:])
+    calibration = fit_calibration(logits, truth, observations, method)
+    if not calibration.lines:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in calibration.left_out.items())
+        raise CalibrationError(f"No observation can be calibrated on {origin.data} ({origin.split}): {reasons}.")
+    patient_of = dict(zip(dataset["study"][:], dataset["patient"][:], strict=True))
+    check = check_calibration(logits, truth, [patient_of[study] for study in studies], observations)
+    if without := [f"{name} ({reason})" for name, reason in calibration.left_out.items() if name in prevalences]:
+        raise CalibrationError(f"A prevalence is given for what cannot be calibrated: {'; '.join(without)}.")
+    moved = {
+        name: calibration.lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
+        for name, wanted in prevalences.items()
+    }
+    calibration = replace(calibration, lines={**calibration.lines, **moved})
+    points, without_point = {}, {}
+    if rule is not None:
+        without_point = dict(calibration.left_out)
+        for column, name in enumerate(observations):
+            if name in calibration.lines:
+                probabilities = calibration.lines[name].probabilities(logits[:, column])
+                try:
+                    points[name] = choose_operating_point(probabilities, truth[:, column], rule, prevalences.get(name))
+                except CalibrationError as error:
+                    without_point[name] = str(error)
+    result = CalibratedModel(calibration, points, without_point, len(studies), check)
+    fold_calibration(model, calibration.lines)
+    _record(config, result, truth, origin, rule, prevalences)
+    return result
 
 
-def _refuse_folders(source: Path, output: Path) -> None:
-    if not source.is_dir():
-        raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CalibrationError(f"{output} is not empty: the calibrated model is written to a new folder.")
+@torch.no_grad()
+def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, Platt]) -> None:
+    """Changes the head's last layer in place, so that these observations' logits z become slope * z + intercept.
+
+    Under U-MultiClass, where z is the difference of the positive and the negative output, all three rows are scaled,
+    and half the intercept is added to the positive and taken from the negative one. `uncertainty` changes, and is not
+    itself calibrated. A model with a label hierarchy is refused.
+    """
+    _refuse_hierarchy(model.config)
+    parameters = model.last_layer.weight, model.last_layer.bias
+    weight, bias = (parameter.double() for parameter in parameters)
+    num_labels, multiclass = model.config.num_labels, model.config.multiclass_observations
+    for name, line in lines.items():
+        positive = model.config.observations.index(name)
+        rows, shifts = [positive], [line.intercept]
+        if name in multiclass:
+            negative = num_labels + multiclass.index(name)
+            rows = [positive, negative, negative + len(multiclass)]
+            shifts = [line.intercept / 2, -line.intercept / 2, 0.0]
+        weight[rows] *= line.slope
+        bias[rows] = bias[rows] * line.slope + bias.new_tensor(shifts)
+    parameters[0].copy_(weight)
+    parameters[1].copy_(bias)
 
 
-def _refuse_training_patients(source: Path, patients: list[str]) -> None:
-    file = source / TRAINING_PATIENTS_FILE
-    shared = overlapping_patients(file, patients) if file.exists() else set()
-    if shared:
+def _refuse_hierarchy(config: CheXpertConfig) -> None:
+    if config.label_parents:
         raise CalibrationError(
-            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others. If the ids name other people, "
-            "say so."
+            "The model multiplies probabilities along a label hierarchy (label_parents), and no line on a factor "
+            "calibrates the product; calibrate a model without hierarchy."
         )
 
 
-def _refuse_model(classifier: CheXpertClassifier) -> None:
-    if len(classifier.members) > 1:
-        raise CalibrationError(
-            f"The model is an ensemble of {len(classifier.members)}, whose mean no head can calibrate; calibrate its "
-            "members one by one."
-        )
-    refuse_hierarchy(classifier.model.config)
+def _checked_prevalences(
+    prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method
+) -> Mapping[str, float]:
+    if prevalences and method is not Method.PLATT:
+        raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
+    for name, prevalence in prevalences.items():
+        if name not in observations:
+            raise CalibrationError(
+                f"A prevalence is given for {name!r}, which is not among: {', '.join(observations)}."
+            )
+        if not 0 < prevalence < 1:
+            raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
+    return prevalences
+
+
+def _record(
+    config: CheXpertConfig,
+    result: CalibratedModel,
+    truth: NDArray[np.floating],
+    origin: Origin,
+    rule: OperatingRule | None,
+    prevalences: Mapping[str, float],
+) -> None:
+    """Puts the calibration and the operating points into the config."""
+    lines = result.calibration.lines
+    record = {
+        "method": result.calibration.method.value,
+        **asdict(origin),
+        "num_studies": len(truth),
+        "num_positive": dict(zip(config.observations, (truth == 1).sum(axis=0).tolist(), strict=True)),
+        "num_negative": dict(zip(config.observations, (truth == 0).sum(axis=0).tolist(), strict=True)),
+        "slopes": {name: line.slope for name, line in lines.items()},
+        "intercepts": {name: line.intercept for name, line in lines.items()},
+        "left_out": dict(result.calibration.left_out),
+    }
+    if prevalences:
+        record["prevalences"] = dict(prevalences)
+    if config.calibration is not None:  # these lines are on top of earlier ones
+        record["earlier"] = config.calibration
+    if result.check is not None:
+        record["check"] = asdict(result.check)
+    config.calibration = record
+    earlier = config.operating_points or {}
+    moved = {
+        name: float(line.probabilities(logit(earlier[name])))
+        for name, line in lines.items()
+        if earlier[name] != DEFAULT_OPERATING_POINT
+    }
+    chosen = {name: point.threshold for name, point in result.operating_points.items()}
+    config.operating_points = earlier | moved | chosen
+    if rule is not None:
+        config.operating_points_source = {
+            "method": rule.criterion.value,
+            "wanted": rule.wanted,
+            **asdict(origin),
+            "num_studies": len(truth),
+            "left_out": dict(result.without_point),
+        }

@@ -1,13 +1,11 @@
-"""Probabilities that mean what they say: Platt scaling and temperature, fitted on logits and labels per study.
+"""Platt scaling and temperature, fitted on logits and labels per study, and what they are worth on held-out patients.
 
-All of it is fitted on studies, that is on the largest logit over a study's views, since that is the score which every
-figure is about. A rising line commutes with the maximum, so the same line may be applied to each view: the largest
-calibrated probability of a study is the calibrated probability of the study. A view that belongs to a study of several
-is thereby scored as a study of its own.
+Everything is fitted on the largest logit over a study's views, the score that every metric uses. A rising line commutes
+with the maximum, so the same line may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
-prevalence).
+prevalence); Irvin et al. 2019, arXiv:1901.07031, section 6 (comparison of raw, isotonic and Platt).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,37 +18,37 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, FloatArray
+from chexpert_hf.evaluation.metrics import (
+    MIN_STUDIES_PER_CLASS,
+    FloatArray,
+    observation_metrics,
+)
+from chexpert_hf.evaluation.tables import aligned
+
+METHODS = ("raw", "platt", "temperature", "isotonic")  # isotonic regression cannot be folded into a linear layer
+FOLDS = 5
 
 _MAX_NEWTON_STEPS = 100
 _STEP_TOLERANCE = 1e-10
-_ROUNDING = 1e-12
-"""How much a sum of losses may rise by rounding alone, relative to itself."""
+_ROUNDING = 1e-12  # how much a sum of losses may rise by rounding alone, relative to itself
 
 
 class CalibrationError(InputError):
-    """Data or a model that cannot be calibrated, or an operating point that cannot be had, with the reason."""
+    """Data or a model that cannot be calibrated, or an operating point that does not exist, with the reason."""
 
 
 class Method(str, Enum):
     """How a model is calibrated."""
 
-    PLATT = "platt"
-    """A line for each observation's logit."""
-    TEMPERATURE = "temperature"
-    """One divisor for the logits of all observations."""
+    PLATT = "platt"  # a line for each observation's logit
+    TEMPERATURE = "temperature"  # one divisor for the logits of all observations
 
 
 @dataclass(frozen=True)
 class Platt:
-    """The line that makes a logit a calibrated one.
+    """The line that calibrates a logit."""
 
-    Attributes:
-        slope: Above 0, so the order of the scores, and with it the AUROC, is untouched.
-        intercept: What is added afterwards, in logits.
-    """
-
-    slope: float
+    slope: float  # above 0, so that the order of the scores, and with it the AUROC, stays
     intercept: float
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
@@ -58,36 +56,17 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """The line for a place where the observation is more or less frequent, and looks the same.
-
-        Args:
-            wanted: Prevalence there, in (0, 1).
-            fitted: Prevalence among the studies of the fit, in (0, 1).
-
-        Raises:
-            CalibrationError: If one is not inside (0, 1).
-
-        Source: Saerens, Latinne & Decaestecker 2002, equation 2.4: the odds change by the ratio of the prior odds.
-        """
-        for prevalence in (wanted, fitted):
-            if not 0 < prevalence < 1:
-                raise CalibrationError(f"Expected a prevalence above 0 and below 1, got {prevalence:g}.")
+        """The line for another prevalence in (0, 1) than that of the fit: Saerens et al. 2002, equation 2.4."""
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on a data set.
-
-    Attributes:
-        method: How.
-        lines: Of each observation that was calibrated; of a temperature T the slope is 1 / T and the intercept 0.
-        left_out: The other observations, and why each stays as it is.
-    """
+    """The result of a fit; of a temperature T the slopes are 1 / T and the intercepts 0."""
 
     method: Method
-    lines: Mapping[str, Platt]
-    left_out: Mapping[str, str]
+    lines: Mapping[str, Platt]  # of each observation that was calibrated
+    left_out: Mapping[str, str]  # the other observations, and why each stays as it is
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
@@ -96,19 +75,12 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2) rather than 1 and 0, so that the fit is finite also where the
     logits separate the classes.
 
-    Args:
-        logits: `(num_studies,)`.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
     Raises:
-        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class, the logits are all the
-            same, or the best slope is not above 0: higher logits would mean lower probabilities.
-        ValueError: If the shapes differ or a logit is not finite.
+        CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
 
     Source: Platt 1999; Lin, Lin & Weng 2007.
     """
     logits, labels = known_studies(logits, labels)
-    refuse_few_studies(labels)
     center, spread = float(logits.mean()), float(logits.std())
     if np.ptp(logits) == 0:
         raise CalibrationError(f"the logits of its {len(logits)} studies are all the same")
@@ -126,24 +98,13 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
 def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
     """Fits one temperature, by which all logits are divided, by maximum likelihood over all known cells.
 
-    The targets are Platt's, observation by observation, for the same reason as in `fit_platt`; Guo et al. use 1 and 0.
-
-    Args:
-        logits: `(num_studies, num_labels)`.
-        labels: `(num_studies, num_labels)` in {0, 1}, NaN where unknown.
-
-    Raises:
-        CalibrationError: If an observation has fewer than `MIN_STUDIES_PER_CLASS` studies of a class, or no temperature
-            above 0 is best: on the whole, positive logits are those of negative studies.
-        ValueError: If the shapes differ or a logit is not finite.
+    Arguments, `(num_studies, num_labels)`, targets and errors are as in `fit_platt`; Guo et al. use 1 and 0 as targets.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
     if np.shape(logits) != np.shape(labels):
         raise ValueError(f"Expected a label per logit, got shapes {np.shape(logits)} and {np.shape(labels)}.")
-    columns = [known_studies(logits[:, column], labels[:, column]) for column in range(logits.shape[1])]
-    for _, known in columns:
-        refuse_few_studies(known)
+    columns = [known_studies(*pair) for pair in zip(logits.T, labels.T, strict=True)]
     values = np.concatenate([column for column, _ in columns])
     targets = np.concatenate([_smoothed_targets(known) for _, known in columns])
     scale = float(np.abs(values).max())
@@ -156,45 +117,15 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
 
 
 def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray], NDArray[np.float64]]:
-    """Fits isotonic regression to one observation, for comparison only.
-
-    It cannot be folded into a linear layer, and where it is flat it ties scores that were in order.
-
-    Args:
-        logits: `(num_studies,)`.
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-
-    Returns:
-        A function from logits `(n,)` to probabilities `(n,)`.
-
-    Raises:
-        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class.
-
-    Source: Zadrozny & Elkan 2002, KDD; scikit-learn's implementation.
-    """
+    """Isotonic regression of one observation as a function from logits `(n,)` to probabilities; see `fit_platt`."""
     logits, labels = known_studies(logits, labels)
-    refuse_few_studies(labels)
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels).predict
 
 
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Calibrates every observation that the data allow.
-
-    Args:
-        logits: `(num_studies, num_labels)`: the largest over the views of each study.
-        labels: `(num_studies, num_labels)` in {0, 1}, NaN where unknown.
-        observations: The names of the columns.
-        method: With a temperature, too, observations with few studies are left as they are: nothing in the data says
-            that it does them good.
-
-    Returns:
-        The lines, and the observations left out with the reason of each; possibly all of them.
-
-    Raises:
-        ValueError: If the shapes do not fit each other or a logit is not finite.
-    """
+    """Calibrates every observation that has enough studies, by logits and labels `(num_studies, num_labels)`."""
     if np.shape(logits) != np.shape(labels) or np.shape(logits)[1:] != (len(observations),):
         raise ValueError(
             f"Expected logits and labels of shape (studies, {len(observations)}), got {np.shape(logits)} and "
@@ -203,14 +134,14 @@ def fit_calibration(
     lines, left_out = {}, {}
     for column, name in enumerate(observations):
         try:
-            if Method(method) is Method.PLATT:
+            if method == Method.PLATT:
                 lines[name] = fit_platt(logits[:, column], labels[:, column])
             else:
-                refuse_few_studies(labels[:, column])
+                known_studies(logits[:, column], labels[:, column])
                 lines[name] = Platt(1.0, 0.0)  # until the temperature is known
         except CalibrationError as error:
             left_out[name] = str(error)
-    if Method(method) is Method.TEMPERATURE and lines:
+    if method == Method.TEMPERATURE and lines:
         columns = [observations.index(name) for name in lines]
         try:
             temperature = fit_temperature(logits[:, columns], labels[:, columns])
@@ -220,10 +151,69 @@ def fit_calibration(
     return Calibration(Method(method), lines, left_out)
 
 
+@dataclass(frozen=True)
+class CalibrationCheck:
+    """Metrics of each of `METHODS` on studies held out of its fit, as means over observations."""
+
+    observations: tuple[str, ...]  # those that every fold can fit
+    folds: int  # of patients
+    scaled_brier: dict[str, float]  # 0 is perfect, 1 is always answering the prevalence
+    calibration_error: dict[str, float]  # in [0, 1]
+
+    def as_table(self) -> str:
+        """A line per method."""
+        rows = [
+            [method, f"{self.scaled_brier[method]:.3f}", f"{self.calibration_error[method]:.3f}"] for method in METHODS
+        ]
+        return aligned([["held out", "scaled Brier", "calibration error"], *rows], right=(1, 2))
+
+
+def check_calibration(
+    logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
+) -> CalibrationCheck | None:
+    """Cross-validates the methods: each fold of patients is scored by lines that were fitted on the other folds.
+
+    Arguments are as for `fit_calibration`, with the patient of each study. The result is None where no observation has
+    the studies for it in every fold.
+    """
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)
+    scores = {method: np.full(np.shape(logits), np.nan) for method in METHODS}
+    scores["raw"] = expit(np.asarray(logits, dtype=np.float64))
+    for fold in np.unique(fold_of):
+        is_held = fold_of == fold
+        x, y = logits[~is_held], labels[~is_held]
+        for method in (Method.PLATT, Method.TEMPERATURE):
+            for name, line in fit_calibration(x, y, observations, method).lines.items():
+                column = observations.index(name)
+                scores[method.value][is_held, column] = line.probabilities(logits[is_held, column])
+        for column in range(len(observations)):
+            try:
+                isotonic = fit_isotonic(x[:, column], y[:, column])
+            except CalibrationError:
+                continue  # stays NaN
+            scores["isotonic"][is_held, column] = isotonic(logits[is_held, column])
+    columns = np.flatnonzero(np.all([np.isfinite(p).all(axis=0) for p in scores.values()], axis=0)).tolist()
+    if not columns:
+        return None
+
+    results = {
+        method: [observation_metrics(p[:, column], labels[:, column]) for column in columns]
+        for method, p in scores.items()
+    }
+    return CalibrationCheck(
+        observations=tuple(observations[column] for column in columns),
+        folds=FOLDS,
+        scaled_brier={key: float(np.mean([item["scaled_brier"] for item in items])) for key, items in results.items()},
+        calibration_error={key: float(np.mean([item["ece"] for item in items])) for key, items in results.items()},
+    )
+
+
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The scores and labels `(n,)` of the studies whose label is known.
+    """Those of scores and labels `(num_studies,)` in {0, 1, NaN} whose label is known.
 
     Raises:
+        CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.
         ValueError: If the shapes differ or a score is not finite.
     """
     if np.shape(scores) != np.shape(labels) or np.ndim(scores) != 1:
@@ -232,17 +222,13 @@ def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.fl
     known = np.asarray(scores, dtype=np.float64)[is_known]
     if not np.isfinite(known).all():
         raise ValueError(f"{int((~np.isfinite(known)).sum())} scores are not finite.")
-    return known, np.asarray(labels, dtype=np.float64)[is_known]
-
-
-def refuse_few_studies(labels: FloatArray) -> None:
-    """Raises CalibrationError unless there are `MIN_STUDIES_PER_CLASS` positive and as many negative labels."""
     num_positive, num_negative = int((labels == 1).sum()), int((labels == 0).sum())
     if min(num_positive, num_negative) < MIN_STUDIES_PER_CLASS:
         raise CalibrationError(
             f"{num_positive} positive and {num_negative} negative studies, expected at least {MIN_STUDIES_PER_CLASS} "
             "of each"
         )
+    return known, np.asarray(labels, dtype=np.float64)[is_known]
 
 
 def _smoothed_targets(labels: NDArray[np.float64]) -> NDArray[np.float64]:

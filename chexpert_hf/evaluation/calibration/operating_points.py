@@ -7,72 +7,49 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chexpert_hf.evaluation.calibration.calibration import CalibrationError, known_studies, refuse_few_studies
+from chexpert_hf.evaluation.calibration.calibration import CalibrationError, known_studies
 from chexpert_hf.evaluation.metrics import FloatArray
-
-_EXPECTED = "Expected operating points by 'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
 
 
 class Criterion(str, Enum):
-    """What an operating point is chosen by."""
+    """How an operating point is chosen."""
 
-    YOUDEN = "youden"
-    """The largest sensitivity + specificity."""
-    SENSITIVITY = "sensitivity"
-    """The largest threshold that has the wanted sensitivity."""
-    PPV = "ppv"
-    """The smallest threshold that has the wanted positive predictive value."""
+    YOUDEN = "youden"  # the largest sensitivity + specificity
+    SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
+    PPV = "ppv"  # the smallest threshold that has the wanted positive predictive value
 
 
 @dataclass(frozen=True)
 class OperatingRule:
-    """How operating points are chosen.
-
-    Attributes:
-        criterion: By what.
-        wanted: The sensitivity or positive predictive value to reach, in (0, 1]; None for Youden's.
-    """
+    """A criterion, and the sensitivity or positive predictive value to reach, in (0, 1]; None for Youden's."""
 
     criterion: Criterion
     wanted: float | None = None
 
-    def __post_init__(self) -> None:
-        is_youden = self.criterion is Criterion.YOUDEN
-        if is_youden != (self.wanted is None) or (self.wanted is not None and not 0 < self.wanted <= 1):
-            raise CalibrationError(f"{_EXPECTED}, got {self.criterion.value!r} and {self.wanted}.")
-
     @classmethod
     def parse(cls, text: str) -> "OperatingRule":
-        """Reads "youden", "sensitivity=.9" or "ppv=.5".
-
-        Raises:
-            CalibrationError: If it is none of these.
-        """
+        """Reads "youden", "sensitivity=.9" or "ppv=.5", or raises CalibrationError."""
         name, equals, value = text.strip().lower().partition("=")
         try:
-            return cls(Criterion(name), float(value) if equals else None)
-        except ValueError as error:
-            raise CalibrationError(f"{_EXPECTED}, got {text!r}.") from error
+            rule = cls(Criterion(name), float(value) if equals else None)
+            is_valid = rule.wanted is None if name == "youden" else 0 < (rule.wanted or 0) <= 1
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            expected = "'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
+            raise CalibrationError(f"Expected operating points by {expected}, got {text!r}.")
+        return rule
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, and what it does on the studies that it was chosen on: optimistic, and to be measured on others.
+    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic."""
 
-    Attributes:
-        threshold: In [0, 1]: a probability from this value on is positive.
-        sensitivity: True positives among the positive studies.
-        specificity: True negatives among the negative studies.
-        ppv: True positives among those called positive. It holds at one prevalence only: that of these studies, or the
-            one that was asked for.
-    """
-
-    threshold: float
+    threshold: float  # in [0, 1]: a probability from this value on is positive
     sensitivity: float
     specificity: float
-    ppv: float
+    ppv: float  # at the prevalence of these studies, or the one that was asked for
 
 
 def choose_operating_point(
@@ -80,65 +57,45 @@ def choose_operating_point(
 ) -> OperatingPoint:
     """Chooses an observation's operating point.
 
-    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0. So the counts are
-    those that `probability >= threshold` gives, also where another machine's scores differ in the last digits. Where
-    several thresholds are equally good by Youden, it is the most sensitive of them.
-
-    Args:
-        probabilities: `(num_studies,)`, calibrated, in [0, 1].
-        labels: `(num_studies,)` in {0, 1}, NaN where unknown.
-        rule: By what.
-        prevalence: In (0, 1), at which predictive values are worked out; that of these studies if None.
+    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that the counts
+    stay where another machine's scores differ in the last digits. Where several thresholds are equally good by Youden,
+    it is the most sensitive of them. Predictive values are at the given prevalence, or that of these studies.
 
     Raises:
-        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` studies of a class, the wanted predictive
-            value is reached nowhere, or no threshold is better than chance by Youden.
-        ValueError: If the shapes differ or a probability is not finite.
+        CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and
+            as `known_studies`.
     """
     probabilities, labels = known_studies(probabilities, labels)
-    refuse_few_studies(labels)
     descending, cut = np.unique(-probabilities, return_inverse=True)
-    called = np.bincount(cut).cumsum()  # of all studies, those from each distinct probability on, the highest first
+    called = np.bincount(cut).cumsum()  # (num_cuts,): studies from each distinct probability on, the highest first
     true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
     num_positive = int(true[-1])
     num_negative = len(labels) - num_positive
     # How many studies a negative one stands for, where positive ones stand for one.
     weight = 1.0 if prevalence is None else (1 - prevalence) / prevalence * num_positive / num_negative
     ppv = true / (true + weight * (called - true))
-    place = _place(true, called, ppv, num_positive, num_negative, rule)
+    wanted = rule.wanted or 0.0
+    if rule.criterion is Criterion.YOUDEN:
+        # In whole numbers, so that ties are ties: J times the positive times the negative studies.
+        youden = true * num_negative - (called - true) * num_positive
+        if youden.max() <= 0:
+            raise CalibrationError("no threshold does better than chance")
+        place = np.flatnonzero(youden == youden.max())[-1]
+    elif rule.criterion is Criterion.SENSITIVITY:
+        place = np.argmax(true / num_positive >= wanted)
+    else:
+        reached = np.flatnonzero(ppv >= wanted)
+        if not len(reached):
+            raise CalibrationError(
+                f"a positive predictive value of {wanted:g} is reached at no threshold; the highest is {ppv.max():.3f}"
+            )
+        place = reached[-1]
     upper, lower = np.append(-descending, 0.0)[place : place + 2]
     halfway = (upper + lower) / 2
-    num_true, num_called = int(true[place]), int(called[place])
     return OperatingPoint(
         # Between neighbouring numbers there is no halfway.
         threshold=float(halfway if halfway > lower else upper),
-        sensitivity=num_true / num_positive,
-        specificity=1 - (num_called - num_true) / num_negative,
+        sensitivity=float(true[place] / num_positive),
+        specificity=float(1 - (called[place] - true[place]) / num_negative),
         ppv=float(ppv[place]),
     )
-
-
-def _place(
-    true: NDArray[np.int_],
-    called: NDArray[np.int_],
-    ppv: NDArray[np.float64],
-    num_positive: int,
-    num_negative: int,
-    rule: OperatingRule,
-) -> int:
-    """The cut that a rule wants, from true and all studies called positive at each `(num_cuts,)`, the highest first."""
-    if rule.wanted is not None and rule.criterion is Criterion.SENSITIVITY:
-        return int(np.argmax(true / num_positive >= rule.wanted))
-    if rule.wanted is not None:
-        reached = np.flatnonzero(ppv >= rule.wanted)
-        if not len(reached):
-            raise CalibrationError(
-                f"a positive predictive value of {rule.wanted:g} is reached at no threshold; the highest is "
-                f"{ppv.max():.3f}"
-            )
-        return int(reached[-1])
-    # In whole numbers, so that ties are ties: J times the positive times the negative studies.
-    youden = true * num_negative - (called - true) * num_positive
-    if youden.max() <= 0:
-        raise CalibrationError("no threshold does better than chance")
-    return int(np.flatnonzero(youden == youden.max())[-1])

@@ -1,6 +1,6 @@
 """The file formats of cheXlocalize: segmentations as JSON with COCO's run lengths, saliency maps as pickles.
 
-What is written here, their scripts read. Pickles are read by `array_pickle`, which runs nothing that is in them.
+Its scripts read what is written here.
 
 Source: Saporta et al. 2022, Nature Machine Intelligence 4; README.md, eval.py and utils.py of
 github.com/rajpurkarlab/cheXlocalize; the string form of run lengths: cocodataset/cocoapi, common/maskApi.c.
@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.localization.array_pickle import load_arrays
 from chexpert_hf.evaluation.localization.localization import Mask
+from chexpert_hf.files import first_line
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
 TASKS = (
@@ -36,8 +36,10 @@ TASKS = (
 )
 """The tasks in cheXlocalize's order and names. Source: cheXlocalize, eval_constants.py."""
 
-_OBSERVATION_OF = {"Airspace Opacity": "Lung Opacity"}
-_TASK_OF = {observation: task for task, observation in _OBSERVATION_OF.items()}
+_OBSERVATION_OF = {task: task.replace("Airspace Opacity", "Lung Opacity") for task in TASKS}
+
+TASK_OF = {observation: task for task, observation in _OBSERVATION_OF.items()}
+"""cheXlocalize's name of each observation that it has masks of, in its order."""
 
 
 class CheXlocalizeFileError(InputError):
@@ -46,12 +48,7 @@ class CheXlocalizeFileError(InputError):
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A mask as it stands in the JSON file, compressed.
-
-    Attributes:
-        size: (height, width).
-        counts: COCO's string of run lengths.
-    """
+    """A mask as it stands in the JSON file: (height, width), and COCO's string of run lengths."""
 
     size: tuple[int, int]
     counts: str
@@ -67,11 +64,7 @@ class RunLengths:
         return cls((height, width), _to_text(runs.tolist()))
 
     def decode(self) -> Mask:
-        """The mask `(height, width)`.
-
-        Raises:
-            CheXlocalizeFileError: If the runs do not make a mask of this size.
-        """
+        """The mask `(height, width)`, or CheXlocalizeFileError if the runs do not make one of this size."""
         height, width = self.size
         runs = _from_text(self.counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -85,20 +78,6 @@ class RunLengths:
         return not any(_from_text(self.counts)[1::2])
 
 
-def observation_of(task: str) -> str:
-    """CheXpert's name of a cheXlocalize task."""
-    return _OBSERVATION_OF.get(task, task)
-
-
-def task_of(observation: str) -> str:
-    """cheXlocalize's name of an observation."""
-    return _TASK_OF.get(observation, observation)
-
-
-LOCALIZED_OBSERVATIONS = tuple(observation_of(task) for task in TASKS)
-"""The observations that cheXlocalize has masks of, in its order."""
-
-
 def image_id(path: str) -> str:
     """`patient64622_study1_view1_frontal`, from `[.../]patient64622/study1/view1_frontal.jpg`."""
     *_, patient, study, view = PurePosixPath(path).with_suffix("").parts
@@ -106,10 +85,7 @@ def image_id(path: str) -> str:
 
 
 def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:
-    """Reads a file such as `gt_segmentations_val.json`.
-
-    Returns:
-        Image id -> observation, by CheXpert's name -> mask; all ten observations of each image.
+    """Reads a file such as `gt_segmentations_val.json`: masks by image id and observation, ten of each image.
 
     Raises:
         CheXlocalizeFileError: If it cannot be read, an image lacks a task, or an entry is not a mask.
@@ -117,91 +93,20 @@ def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:
     try:
         images = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheXlocalizeFileError(f"{file} cannot be read as JSON: {str(error).splitlines()[0]:.200}") from None
+        raise CheXlocalizeFileError(f"{file} cannot be read as JSON: {first_line(error)}") from None
     if not isinstance(images, dict) or not images:
         raise CheXlocalizeFileError(f"{file}: expected an object with an entry for each image id.")
     return {name: _read_image(entries, f"{file}, {name!r:.80}") for name, entries in images.items()}
 
 
-def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, Mask | RunLengths]]) -> None:
-    """Writes masks in the form that cheXlocalize's `eval.py` reads.
-
-    Args:
-        file: Is replaced.
-        masks: Image id -> observation, by CheXpert's name -> mask; those of cheXlocalize's ten that an image does not
-            name get an empty mask, others are left out.
-
-    Raises:
-        ValueError: If the masks of an image differ in size, or it has none.
-    """
-    images = {name: _write_image(name, by_observation) for name, by_observation in masks.items()}
-    file.write_text(json.dumps(images), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class MapFile:
-    """What a pickle holds of one image and task.
-
-    Attributes:
-        observation: By CheXpert's name.
-        saliency: `(h, w)`, at whatever resolution; their scripts resize it bilinearly to `size`.
-        probability: The model's.
-        is_positive: The ground truth's label.
-        size: (width, height) of the radiograph.
-        image: `(any height, any width)` in [0, 1]: the radiograph, to be looked at.
-    """
-
-    observation: str
-    saliency: NDArray[np.float32]
-    probability: float
-    is_positive: bool
-    size: tuple[int, int]
-    image: NDArray[np.float32]
-
-
-def write_map(folder: Path, image: str, content: MapFile) -> Path:
-    """Writes one pickle, named as cheXlocalize's scripts expect, and returns its path.
-
-    Args:
-        folder: Is there.
-        image: Its id.
-        content: What it holds.
-    """
-    task = task_of(content.observation)
-    values = {
-        "map": torch.from_numpy(np.ascontiguousarray(content.saliency, dtype=np.float32))[None, None],
-        "prob": float(content.probability),
-        "task": task,
-        "gt": int(content.is_positive),
-        # Three channels as in theirs, of which a pickle holds the one that they share.
-        "cxr_img": torch.from_numpy(np.ascontiguousarray(content.image, dtype=np.float32)).expand(3, -1, -1),
-        "cxr_dims": tuple(content.size),
-    }
-    path = folder / f"{image}_{task}_map.pkl"
-    path.write_bytes(pickle.dumps(values, protocol=4))  # their scripts are for Python 3.8
-    return path
-
-
-def read_map(path: Path) -> MapFile:
-    """Reads one pickle, without running anything that is in it.
-
-    Raises:
-        CheXlocalizeFileError: If it holds anything but numbers, texts and arrays, or not what a map file must.
-    """
-    try:
-        return _map_file(load_arrays(path.read_bytes()))
-    except (OSError, OverflowError, TypeError, ValueError) as error:  # ours are ValueErrors
-        raise CheXlocalizeFileError(f"{path}: {str(error).splitlines()[0]:.300}") from None
-
-
 def _read_image(entries: object, where: str) -> dict[str, RunLengths]:
     if not isinstance(entries, dict):
         raise CheXlocalizeFileError(f"{where}: expected an object with a mask for each task.")
-    by_observation = {observation_of(task): entry for task, entry in entries.items()}
-    missing = [name for name in LOCALIZED_OBSERVATIONS if name not in by_observation]
+    by_observation = {_OBSERVATION_OF.get(task, task): entry for task, entry in entries.items()}
+    missing = [task for name, task in TASK_OF.items() if name not in by_observation]
     if missing:
-        raise CheXlocalizeFileError(f"{where} lacks {', '.join(map(task_of, missing))}; expected all ten tasks.")
-    masks = {name: _read_mask(by_observation[name], f"{where}, {task_of(name)}") for name in LOCALIZED_OBSERVATIONS}
+        raise CheXlocalizeFileError(f"{where} lacks {', '.join(missing)}; expected all ten tasks.")
+    masks = {name: _read_mask(by_observation[name], f"{where}, {task}") for name, task in TASK_OF.items()}
     sizes = {mask.size for mask in masks.values()}
     if len(sizes) > 1:
         raise CheXlocalizeFileError(f"{where}: the masks have several sizes, {sorted(sizes)}; expected one.")
@@ -209,8 +114,8 @@ def _read_image(entries: object, where: str) -> dict[str, RunLengths]:
 
 
 def _read_mask(entry: object, where: str) -> RunLengths:
-    size = entry.get("size") if isinstance(entry, dict) else None
-    counts = entry.get("counts") if isinstance(entry, dict) else None
+    values = entry if isinstance(entry, dict) else {}
+    size, counts = values.get("size"), values.get("counts")
     if not (
         isinstance(size, list)
         and len(size) == 2
@@ -225,17 +130,58 @@ def _read_mask(entry: object, where: str) -> RunLengths:
     return RunLengths((size[0], size[1]), counts)
 
 
-def _write_image(name: str, by_observation: Mapping[str, Mask | RunLengths]) -> dict[str, dict[str, Any]]:
-    encoded = {
-        observation: mask if isinstance(mask, RunLengths) else RunLengths.encode(mask)
-        for observation, mask in by_observation.items()
+def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
+    """Writes masks in the form that cheXlocalize's `eval.py` reads, replacing the file.
+
+    Masks, of one size in each image, are by image id and observation. Those of cheXlocalize's ten that an image does
+    not name get an empty mask, others are skipped.
+    """
+    images: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, by_observation in masks.items():
+        sizes = {mask.size for mask in by_observation.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"Expected masks of one size for {name}, got sizes {sorted(sizes)}.")
+        empty = RunLengths.encode(np.zeros(sizes.pop(), dtype=bool))
+        chosen = {task: by_observation.get(observation, empty) for observation, task in TASK_OF.items()}
+        images[name] = {task: {"size": list(mask.size), "counts": mask.counts} for task, mask in chosen.items()}
+    file.write_text(json.dumps(images), encoding="utf-8")
+
+
+def write_map(
+    folder: Path,
+    image: str,
+    observation: str,
+    saliency: NDArray[np.floating],
+    *,
+    probability: float,
+    is_positive: bool,
+    size: tuple[int, int],
+    picture: NDArray[np.floating],
+) -> Path:
+    """Writes one pickle, named as cheXlocalize's scripts expect, and returns its path.
+
+    Args:
+        folder: Is there.
+        image: Its id.
+        observation: One of `TASK_OF`.
+        saliency: `(h, w)`, at whatever resolution; their scripts resize it bilinearly to `size`.
+        probability: The model's.
+        is_positive: The ground truth's label.
+        size: (width, height) of the radiograph.
+        picture: `(any height, any width)` in [0, 1]: the radiograph, for display.
+    """
+    values = {
+        "map": torch.from_numpy(np.ascontiguousarray(saliency, dtype=np.float32))[None, None],
+        "prob": float(probability),
+        "task": TASK_OF[observation],
+        "gt": int(is_positive),
+        # Three channels as in theirs, of which a pickle holds the one that they share.
+        "cxr_img": torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).expand(3, -1, -1),
+        "cxr_dims": tuple(size),
     }
-    sizes = {mask.size for mask in encoded.values()}
-    if len(sizes) != 1:
-        raise ValueError(f"Expected masks of one size for {name}, got sizes {sorted(sizes)}.")
-    empty = RunLengths.encode(np.zeros(sizes.pop(), dtype=bool))
-    masks = {task: encoded.get(observation_of(task), empty) for task in TASKS}
-    return {task: {"size": list(mask.size), "counts": mask.counts} for task, mask in masks.items()}
+    path = folder / f"{image}_{TASK_OF[observation]}_map.pkl"
+    path.write_bytes(pickle.dumps(values, protocol=4))  # their scripts are for Python 3.8
+    return path
 
 
 def _to_text(runs: Sequence[int]) -> str:
@@ -273,25 +219,3 @@ def _from_text(text: str) -> list[int]:
     if shift:
         raise CheXlocalizeFileError("The run lengths break off within a number.")
     return runs
-
-
-def _map_file(values: object) -> MapFile:
-    if not isinstance(values, dict):
-        raise CheXlocalizeFileError(f"expected a dictionary, got {type(values).__name__}.")
-    missing = [key for key in ("map", "prob", "task", "gt", "cxr_img", "cxr_dims") if key not in values]
-    if missing:
-        raise CheXlocalizeFileError(f"the dictionary lacks {', '.join(missing)}.")
-    saliency, image = (np.asarray(values[key], dtype=np.float32) for key in ("map", "cxr_img"))
-    if saliency.ndim < 2 or any(length != 1 for length in saliency.shape[:-2]) or not np.isfinite(saliency).all():
-        raise CheXlocalizeFileError(f"expected a finite map of shape (1, 1, h, w), got {saliency.shape}.")
-    if image.ndim != 3 or not len(image):
-        raise CheXlocalizeFileError(f"expected cxr_img of shape (channels, height, width), got {image.shape}.")
-    width, height = (int(value) for value in values["cxr_dims"])
-    return MapFile(
-        observation=observation_of(str(values["task"])),
-        saliency=saliency.reshape(saliency.shape[-2:]),
-        probability=float(values["prob"]),
-        is_positive=bool(values["gt"]),
-        size=(width, height),
-        image=image[0],
-    )

@@ -1,96 +1,55 @@
-"""Where findings really are in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+"""The places of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
 
 Masks are read one image at a time. Paths are those of `load_chexpert`: from the split's name on.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from chexpert_hf.datasets.reference import Box, Reference, read_reference
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.localization.chexlocalize import LOCALIZED_OBSERVATIONS, image_id, read_segmentations
+from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
 from chexpert_hf.evaluation.localization.localization import Mask, box_mask
+from chexpert_hf.files import first_line
 from chexpert_hf.labels import OBSERVATIONS
 
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
 
+# CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less.
 _ASPECT_TOLERANCE = 0.02
-"""CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less."""
 
 
 class GroundTruthError(InputError):
     """A ground truth that is missing, damaged, or not of these images."""
 
 
-class GroundTruth(Protocol):
-    """The findings of images.
-
-    Attributes:
-        source: What it is, in words.
-        is_complete: Whether a finding that has no place in an image is known to be absent from it.
-    """
-
-    source: str
-    is_complete: bool
-
-    def findings(self, path: str) -> tuple[str, ...]:
-        """The observations that have a place in this image."""
-
-    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
-
-
-def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
-    """The ground truth of a data set.
-
-    Args:
-        folder: Of the data set.
-        annotations: A CSV file of boxes, or cheXlocalize's JSON; if None, the folder's own `masks` or `boxes.csv`.
-
-    Raises:
-        GroundTruthError: If there is none, or it is damaged.
-    """
-    if annotations is not None:
-        if not annotations.is_file():
-            raise GroundTruthError(
-                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
-            )
-        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
-    if (folder / MASKS_FOLDER).is_dir():
-        return MaskFolder(folder / MASKS_FOLDER)
-    if (folder / BOXES_FILE).is_file():
-        return Boxes(folder / BOXES_FILE)
-    raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
-        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
-    )
-
-
 class MaskFolder:
     """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
-    is_complete = True
+    source = "masks"  # in words
+    is_complete = True  # whether a finding that has no place in an image is known to be absent from it
 
     def __init__(self, folder: Path) -> None:
-        self.source = "masks"
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
+        """The observations that have a place in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
         return tuple(name for name in OBSERVATIONS if name in names)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:
                 mask = np.asarray(image.convert("L")) > 0
         except (OSError, ValueError) as error:
-            raise GroundTruthError(f"{file} cannot be read as a mask: {str(error).splitlines()[0]:.200}") from None
+            raise GroundTruthError(f"{file} cannot be read as a mask: {first_line(error)}") from None
         if not mask.any():
             raise GroundTruthError(f"{file} marks no pixel; expected the place of a finding, or no file.")
         return _fitting(mask, shape, str(file))
@@ -113,40 +72,30 @@ class Segmentations:
 
     def findings(self, path: str) -> tuple[str, ...]:
         masks = self._masks.get(image_id(path), {})
-        return tuple(name for name in LOCALIZED_OBSERVATIONS if name in masks and not masks[name].is_empty)
+        return tuple(name for name in TASK_OF if name in masks and not masks[name].is_empty)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
         return _fitting(self._masks[image_id(path)][observation].decode(), shape, f"{image_id(path)}, {observation}")
 
 
 class Boxes:
-    """Boxes of some findings in some images; what has no box may be there all the same.
+    """Boxes of some findings in some images; a finding without a box may be there all the same.
 
-    Several boxes of one observation in one image are one ground truth.
+    Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
+    file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
     """
 
     is_complete = False
 
     def __init__(self, boxes: Path | Reference) -> None:
-        """Gathers the boxes of each image.
-
-        Args:
-            boxes: A reference standard with boxes, or a file that needs no mapping, such as one with the columns Path,
-                Observation, x, y, width, height.
-
-        Raises:
-            ReferenceFileError: If the file cannot be read.
-            GroundTruthError: If it holds no box of a finding.
-        """
         reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
         self._file = reference.file
-        self.source = f"boxes in {reference.file}"
-        if reference.name != reference.file:
-            self.source += f" ({reference.name})"
-        self._boxes: dict[str, dict[str, list[Box]]] = {}
+        name = f" ({reference.name})" if reference.name != reference.file else ""
+        self.source = f"boxes in {reference.file}{name}"
+        self._boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
         for target in reference.targets:
             for path, found in target.boxes.items():
-                self._boxes.setdefault(path, {}).setdefault(target.observation, []).extend(found)
+                self._boxes[path][target.observation].extend(found)
         if not self._boxes:
             raise GroundTruthError(
                 f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
@@ -164,9 +113,30 @@ class Boxes:
             )
         return mask
 
-    def images(self) -> Sequence[str]:
+    def images(self) -> list[str]:
         """The paths of the images that have boxes."""
         return list(self._boxes)
+
+
+GroundTruth: TypeAlias = MaskFolder | Segmentations | Boxes
+
+
+def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
+    """The ground truth in a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`."""
+    if annotations is not None:
+        if not annotations.is_file():
+            raise GroundTruthError(
+                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
+            )
+        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+    if (folder / MASKS_FOLDER).is_dir():
+        return MaskFolder(folder / MASKS_FOLDER)
+    if (folder / BOXES_FILE).is_file():
+        return Boxes(folder / BOXES_FILE)
+    raise GroundTruthError(
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
+        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
+    )
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:

@@ -1,8 +1,7 @@
 """Whether a saliency map points at the finding: hit rate and IoU against masks or boxes, with intervals and baselines.
 
-Everything is at the size of the ground truth. Only the positive part of a map counts: what speaks against an
-observation does not say where it is. A map without a positive value points nowhere: it is no hit, its mask is empty,
-and it is counted.
+Everything is at the size of the ground truth. Only the positive part of a map counts: evidence against an observation
+does not say where it is. A map without a positive value is no hit, its mask is empty, and it is counted.
 
 Source: Saporta et al. 2022, "Benchmarking saliency methods for chest X-ray interpretation", Nature Machine Intelligence
 4, and its public evaluation code (github.com/rajpurkarlab/cheXlocalize) for what the paper leaves open.
@@ -16,19 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from chexpert_hf.evaluation.intervals import (
-    NAN,
     BootstrapEstimate,
     Estimate,
     PatientBootstrap,
     percentile_interval,
     wilson_interval,
 )
-from chexpert_hf.evaluation.metrics import FloatArray
+from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 Mask = NDArray[np.bool_]
-
-TUNING_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""What a threshold is chosen from. Source: cheXlocalize, tune_heatmap_threshold.py."""
 
 _TIE = 1e-6
 """Values this close to the largest one, as a share of it, are tied with it: float32 keeps about seven digits, and
@@ -37,14 +32,7 @@ interpolation gives the pixels of a plateau values that differ in the last of th
 
 @dataclass(frozen=True)
 class Prior:
-    """A place that is always pointed at, whatever the image shows: what a map must beat.
-
-    Attributes:
-        x: Of the place, as a share of the width from the left edge.
-        y: As a share of the height from the top.
-        spread_x: Standard deviation of the Gaussian map around it, as a share of the width.
-        spread_y: As a share of the height.
-    """
+    """A fixed point with a Gaussian map around it, as shares of the width from the left and the height from the top."""
 
     x: float
     y: float
@@ -52,24 +40,16 @@ class Prior:
     spread_y: float
 
 
-PRIORS: Mapping[str, Prior] = {
-    "centre": Prior(0.5, 0.5, 0.25, 0.25),
-    "right lung": Prior(0.3, 0.45, 0.12, 0.2),
-}
+PRIORS: Mapping[str, Prior] = {"centre": Prior(0.5, 0.5, 0.25, 0.25), "right lung": Prior(0.3, 0.45, 0.12, 0.2)}
 """Two baselines that look at no image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
 of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
 lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
-truth; in a lateral view "right lung" is merely another fixed place."""
+truth; in a lateral view "right lung" is merely another fixed point."""
 
 
 @dataclass(frozen=True)
 class Indication:
-    """What a map says about where a finding is.
-
-    Attributes:
-        mask: `(height, width)`: the part that it marks.
-        peak: (row, column) that it points at; None for an empty map.
-    """
+    """The part `(height, width)` that a map marks, and the (row, column) of its peak; None for an empty map."""
 
     mask: Mask
     peak: tuple[int, int] | None
@@ -77,50 +57,29 @@ class Indication:
 
 @dataclass(frozen=True)
 class MapScore:
-    """One map against one ground truth.
+    """One map against one ground truth."""
 
-    Attributes:
-        hit: 1 where the map's peak is in the ground truth, 0 where it is not or the map is empty, NaN without a truth.
-        iou: Of the map's mask; NaN unless both masks are non-empty.
-        peak: (row, column) of the peak; None for an empty map.
-    """
-
-    hit: float
-    iou: float
-    peak: tuple[int, int] | None
+    hit: float  # 1 where the peak is in the ground truth, 0 where not or the map is empty, NaN without a truth
+    iou: float  # of the map's mask; NaN unless both masks are non-empty
+    peak: tuple[int, int] | None  # (row, column); None for an empty map
 
 
 @dataclass(frozen=True)
 class Localization:
-    """How well maps of one observation point at it, over the images that have a ground truth.
-
-    Attributes:
-        num_images: With a ground truth.
-        num_patients: Of these images.
-        num_empty: Images whose map has no positive value: misses for the hit rate, left out of the mIoU.
-        hit_rate: Share of the images that are hits.
-        hit_interval: How its interval was made: "wilson" or "bootstrap".
-        miou: Mean IoU over the images where it is defined, with the percentiles of a bootstrap of patients.
-    """
+    """Metrics of maps of one observation, over the images that have a ground truth."""
 
     num_images: int
     num_patients: int
-    num_empty: int
+    num_empty: int  # images whose map has no positive value: misses for the hit rate, left out of the mIoU
     hit_rate: Estimate
-    hit_interval: str
-    miou: BootstrapEstimate
+    hit_interval: str  # the kind of its interval: "wilson" or "bootstrap"
+    miou: BootstrapEstimate  # over the images where it is defined
 
 
 def otsu_threshold(levels: NDArray[np.uint8]) -> int:
-    """The level that separates two classes best: the larger ones are the foreground.
+    """The 8-bit level that separates two classes best: the larger ones are the foreground. 0 for a constant image.
 
     It follows OpenCV's order of operations, since where several levels are equally good rounding chooses.
-
-    Args:
-        levels: 8-bit values of any shape, at least one.
-
-    Returns:
-        In [0, 255]; 0 for a constant image.
 
     Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
     """
@@ -143,20 +102,19 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
 
 
 def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None) -> Mask:
-    """The part of an image that a map marks.
+    """The part of an image that a map `(height, width)` marks; empty where it has no positive value or is constant.
 
-    Args:
-        saliency: `(height, width)`; its positive part is scaled to [0, 1] by its own minimum and maximum.
-        threshold: In (0, 1); what is larger is marked. None takes Otsu's, on 256 levels.
-
-    Returns:
-        `(height, width)`; empty where the map has no positive value or is constant, for then it marks no place.
+    Its positive part is scaled to [0, 1] by its own minimum and maximum. What is larger than a threshold in (0, 1) is
+    marked; None takes Otsu's, on 256 levels.
 
     Source: cheXlocalize, heatmap_to_segmentation.py.
     """
-    scaled = _scaled(saliency)
-    if scaled is None:
+    positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
+    positive = positive - positive.min(initial=np.inf)
+    largest = positive.max(initial=0)
+    if not largest > 0:
         return np.zeros(saliency.shape, dtype=bool)
+    scaled = positive / largest
     if threshold is not None:
         return scaled > np.float32(threshold)
     levels = (np.float32(255) * scaled).astype(np.uint8)  # cut off, not rounded, as cheXlocalize does
@@ -164,11 +122,10 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
 
 
 def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
-    """The pixel that a map points at: (row, column) of its maximum, None where it has no positive value.
+    """The (row, column) of a map's maximum, None where it has no positive value.
 
-    Of tied pixels it is the one nearest to their mean position. cheXlocalize takes the first in reading order. The two
-    differ where the maximum is in the outermost cells of a coarse map: interpolation makes plateaus there, up to half a
-    cell wide, and the first pixel is then on the image's edge at the left and at the top but not at the right.
+    Of tied pixels it is the one nearest to their mean position, where cheXlocalize takes the first in reading order:
+    interpolation makes plateaus in the outermost cells of a coarse map, up to half a cell wide.
     """
     largest = saliency.max(initial=0)
     if not largest > 0:
@@ -181,14 +138,8 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
     """Intersection over union of two masks `(height, width)`.
 
-    Args:
-        predicted: What a map marks.
-        truth: The finding.
-        true_positives_only: If True, NaN unless both masks are non-empty. If False, as on the full data set, 0 where
-            only one of them is empty and NaN where both are.
-
-    Raises:
-        ValueError: If the shapes differ.
+    With `true_positives_only` it is NaN unless both masks are non-empty; without, as on the full data set, 0 where only
+    one of them is empty and NaN where both are.
 
     Source: cheXlocalize, eval.py.
     """
@@ -201,16 +152,12 @@ def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> fl
 
 
 def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> Indication:
-    """What a map `(height, width)` says, with the threshold as for `saliency_mask`."""
+    """Mask and peak of a map `(height, width)`, with the threshold as for `saliency_mask`."""
     return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
 
 
 def score_indication(indication: Indication, truth: Mask) -> MapScore:
-    """Hit and IoU of what a map says, against a mask `(height, width)`.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Hit and IoU of a map's mask and peak, against a mask `(height, width)`; ValueError if the shapes differ."""
     overlap = iou(indication.mask, truth)
     hit = float(indication.peak is not None and truth[indication.peak]) if truth.any() else NAN
     return MapScore(hit, overlap, indication.peak)
@@ -219,9 +166,7 @@ def score_indication(indication: Indication, truth: Mask) -> MapScore:
 def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
     """The pixels whose centres lie in one of the boxes, so that a hit is a peak inside a box.
 
-    Args:
-        boxes: `(num_boxes, 4)`: x, y of the left upper corner, width, height, in pixels from the image's corner.
-        shape: (height, width) of the image.
+    Boxes are x, y of the left upper corner, width, height, in pixels of an image of `shape` (height, width).
     """
     mask = np.zeros(shape, dtype=bool)
     rows, columns = (np.arange(length) + 0.5 for length in shape)
@@ -231,27 +176,19 @@ def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
 
 
 def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The Gaussian map `(height, width)` of a fixed place, at most 1."""
+    """The Gaussian map `(height, width)` of a fixed point, at most 1."""
     rows, columns = ((np.arange(length) + 0.5) / length for length in shape)
     down = np.exp(-(((rows - prior.y) / prior.spread_y) ** 2) / 2)
     across = np.exp(-(((columns - prior.x) / prior.spread_x) ** 2) / 2)
     return np.outer(down, across).astype(np.float32)
 
 
-def summarize(
-    scores: Sequence[MapScore], patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
-) -> Localization:
-    """The figures of one observation.
+def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
+    """The metrics of one observation.
 
     The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
     several, patients are resampled; but where all images are hits, or none, every resample is the same, and the
     interval is Wilson's for as many trials as there are patients.
-
-    Args:
-        scores: Of the images that have a ground truth.
-        patients: The patient of each image.
-        replicates: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
     """
@@ -261,29 +198,21 @@ def summarize(
     if num_patients == len(hits) or rate in (0, 1):
         hit_rate, kind = wilson_interval(round(rate * num_patients) if num_patients else 0, num_patients), "wilson"
     else:
-        hit_rate, kind = mean_interval(hits, patients, replicates=replicates, seed=seed), "bootstrap"
+        hit_rate, kind = mean_interval(hits, patients, replicates), "bootstrap"
     return Localization(
         num_images=len(hits),
         num_patients=num_patients,
         num_empty=sum(score.peak is None for score in scores),
         hit_rate=hit_rate,
         hit_interval=kind,
-        miou=mean_interval([score.iou for score in scores], patients, replicates=replicates, seed=seed),
+        miou=mean_interval([score.iou for score in scores], patients, replicates),
     )
 
 
-def mean_interval(
-    values: ArrayLike, patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
-) -> BootstrapEstimate:
-    """The mean of the values that are not NaN, with percentiles of the same mean on resampled patients.
+def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 1000) -> BootstrapEstimate:
+    """The mean of the values `(num_images,)` that are not NaN, with percentiles of the same mean on resampled patients.
 
     A resample without any defined value is left out and counted; all is NaN where no value is defined.
-
-    Args:
-        values: `(num_images,)`.
-        patients: The patient of each image: images of one patient come and go together.
-        replicates: Of the bootstrap.
-        seed: Equal seeds make equal draws.
     """
     values = np.asarray(values, dtype=float)
     is_defined = ~np.isnan(values)
@@ -295,41 +224,5 @@ def mean_interval(
         count = is_defined @ weights
         return np.divide(filled @ weights, count, out=np.full_like(count, np.nan), where=count > 0)
 
-    means = PatientBootstrap(patients, replicates, seed).replicate(mean)
+    means = PatientBootstrap(patients, replicates).replicate(mean)
     return percentile_interval(float(values[is_defined].mean()), means)
-
-
-def iou_by_threshold(
-    saliency: NDArray[np.floating], truth: Mask, thresholds: Sequence[float] = TUNING_THRESHOLDS
-) -> FloatArray:
-    """The IoU of one map at each threshold, `(num_thresholds,)`; NaN unless both masks are non-empty."""
-    return np.array([iou(saliency_mask(saliency, threshold), truth) for threshold in thresholds])
-
-
-def best_threshold(ious: FloatArray, thresholds: Sequence[float] = TUNING_THRESHOLDS) -> float:
-    """The threshold with the highest mIoU on a tuning set, the lowest of several equally good ones.
-
-    Figures on the images that it was chosen on are optimistic.
-
-    Args:
-        ious: `(num_images, num_thresholds)` of one observation, from `iou_by_threshold`.
-        thresholds: Of the columns.
-
-    Raises:
-        ValueError: If no image has an IoU.
-
-    Source: cheXlocalize, tune_heatmap_threshold.py.
-    """
-    counts = (~np.isnan(ious)).sum(axis=0)
-    if not counts.any():
-        raise ValueError("No image has both a ground truth and a map, so that no threshold can be chosen.")
-    means = np.divide(np.nansum(ious, axis=0), counts, out=np.full(len(thresholds), -np.inf), where=counts > 0)
-    return thresholds[int(np.argmax(means))]
-
-
-def _scaled(saliency: NDArray[np.floating]) -> NDArray[np.float32] | None:
-    """The positive part from 0 to 1, None where it is constant."""
-    positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
-    positive = positive - positive.min(initial=np.inf)
-    largest = positive.max(initial=0)
-    return positive / largest if largest > 0 else None

@@ -1,4 +1,4 @@
-"""An evaluation as text, and as a folder that a reviewer can be handed: tables, plots, figures for programs.
+"""An evaluation as text, and as a folder for reviewers: tables, plots, and machine-readable metrics.
 
 The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its schema), `report.md` and `report.html`
 (one file, nothing loaded from elsewhere), the plots as PNG, and the predictions per view and per study as CSV.
@@ -12,47 +12,36 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from chexpert_hf.evaluation import plots
-from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation
-from chexpert_hf.evaluation.plots import StudyScores
+from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation, FloatArray
 from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD
 from chexpert_hf.evaluation.sanity.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_tables
+from chexpert_hf.evaluation.tables import aligned, as_estimate, number
 
-MAX_PANELS = 4
-"""Observations in the plot of the subgroups: as many as fit beside each other."""
+MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
 
 def as_table(evaluation: Evaluation) -> str:
     """One line per observation with its numbers of studies and AUROC, and the mean with what it covers."""
-    width = max(len(item.observation) for item in evaluation.observations)
-    lines = [f"{'observation':<{width}}  positive  negative  AUROC"]
+    cells = [["observation", "positive", "negative", "AUROC"]]
     for item in evaluation.observations:
         few = " (too few to tell)" if min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS else ""
         value = "not judged: one class only" if isnan(item.auroc) else f"{item.auroc:5.3f}{few}"
-        lines.append(f"{item.observation:<{width}}  {item.num_positive:>8,}  {item.num_negative:>8,}  {value}")
+        cells.append([item.observation, f"{item.num_positive:,}", f"{item.num_negative:,}", value])
+    lines = [aligned(cells, right=(1, 2))]
     if evaluation.mean_over:
         lines.append(f"Mean AUROC {evaluation.mean_auroc:.3f} over {', '.join(evaluation.mean_over)}")
-    lines.append(f"{evaluation.num_studies:,} studies, maximum over the views of each.")
-    return "\n".join(lines)
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """A table as plain text, its columns aligned."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join([*lines, f"{evaluation.num_studies:,} studies, maximum over the views of each."])
 
 
 def reference_table(result: Mapping[str, Any]) -> str:
-    """Figures of `assess_reference` as plain text: AUROC and what it was measured against."""
+    """Results of `assess_reference` as plain text: AUROC and what it was measured against."""
     return aligned([row[:7] for row in _reference_cells(result)]) + "\n" + _reference_note(result)
 
 
@@ -62,17 +51,15 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
          "specificity"]
     ]  # fmt: skip
     for item in result["figures"]:
-        point = item["operating_point"] or dict.fromkeys(("sensitivity", "specificity"))
-        figures = (item["auprc"], point["sensitivity"], point["specificity"])
-        against = f", against {item['against']}" if item["against"] else ""
+        point = item["operating_point"] or {}
         rows.append(
             [
                 *(item[name] for name in ("model", "observation", "reference")),
-                f"{item['target']}{against}",
+                item["target"] + (f", against {item['against']}" if item["against"] else ""),
                 f"{item['num_positive']:,}",
                 f"{item['num_negative']:,}",
                 item["undefined"] or as_estimate(item["auroc"]),
-                *map(as_estimate, figures),
+                *map(as_estimate, (item["auprc"], point.get("sensitivity"), point.get("specificity"))),
             ]
         )
     return rows
@@ -89,127 +76,79 @@ def _reference_note(result: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is made from.
+    """The content of a report."""
 
-    Attributes:
-        metrics: Of `chexpert_hf.evaluation.assessment.assess`, with whatever the caller adds.
-        title: Of the data and split.
-        observations: The columns of all arrays.
-        truth: `(num_studies, num_labels)` in {0, 1, NaN}.
-        scores: Each model's study-level scores.
-        studies: The study of each row.
-        views: Path of each view, and each model's probabilities `(num_views, num_labels)`, for the CSV files.
-        warnings: What a reader must know before anything else.
-        is_chexpert_valid: Whether the data are CheXpert's validation set, so that published figures compare.
-        thumbnails: Pictures of the worst errors: caption and PNG.
-        sanity: Model -> the sanity checks of its maps, where they were asked for.
-    """
-
-    metrics: Mapping[str, Any]
-    title: str
-    observations: Sequence[str]
-    truth: NDArray[np.floating]
-    scores: Sequence[StudyScores]
+    metrics: Mapping[str, Any]  # of `assess`, with whatever the caller adds
+    title: str  # of the data and split
+    observations: Sequence[str]  # the columns of all arrays
+    truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
+    scores: Mapping[str, FloatArray]  # model -> probabilities (num_studies, num_labels)
     studies: Sequence[str]
-    views: tuple[Sequence[str], Mapping[str, NDArray[np.floating]]]
-    warnings: Sequence[str] = ()
-    is_chexpert_valid: bool = False
-    thumbnails: Sequence[tuple[str, bytes]] = field(default_factory=tuple)
-    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)
+    paths: Sequence[str]  # of the views
+    view_scores: Mapping[str, FloatArray]  # model -> probabilities (num_views, num_labels)
+    warnings: Sequence[str] = ()  # shown before anything else
+    is_chexpert_valid: bool = False  # whether published results on CheXpert's validation set compare
+    thumbnails: Sequence[tuple[str, bytes]] = ()  # the worst errors: caption and PNG
+    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)  # by model
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Writes the whole folder.
-
-    Args:
-        folder: Made if it is not there; files of an earlier report are replaced.
-        data: What it is made from.
-    """
+    """Writes the whole folder; files of an earlier report are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
-    _write_predictions(folder, data)
+    views, studies = pd.DataFrame({"path": data.paths}), pd.DataFrame({"study": data.studies})
+    tables = ((views, data.view_scores), (studies, {"truth": data.truth, **data.scores}))
+    for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
+        columns = [
+            pd.DataFrame(values, columns=[f"{model}/{observation}" for observation in data.observations])
+            for model, values in arrays.items()
+        ]
+        table = pd.concat([table, *columns], axis=1)
+        table.to_csv(folder / f"predictions_{name}.csv", index=False, float_format="%.6f")
     pictures = {}
     for name, (caption, figure) in _figures(data).items():
         figure.savefig(folder / f"{name}.png")
         pictures[f"{name}.png"] = (caption, (folder / f"{name}.png").read_bytes())
-    context = _context(data)
-    (folder / "report.md").write_text(
-        _template("report.md.jinja").render(**context, pictures=pictures), encoding="utf-8"
-    )
-    encoded = [(caption, base64.b64encode(png).decode()) for caption, png in pictures.values()]
-    thumbnails = [(caption, base64.b64encode(png).decode()) for caption, png in data.thumbnails]
-    html = _template("report.html.jinja").render(**context, pictures=encoded, thumbnails=thumbnails)
-    (folder / "report.html").write_text(html, encoding="utf-8")
-
-
-def _template(name: str) -> Any:
+    published = VALID_AUROC if data.is_chexpert_valid else TEST_AUROC
+    where = "CheXpert's validation set" if data.is_chexpert_valid else "other data: CheXpert's test set"
+    second = metrics.get(SECOND_STANDARD)
+    context = {
+        "reference_standard": OWN_LABELS,
+        **metrics,
+        "models": [model | {"subgroups": _subgroups(model)} for model in metrics["models"]],
+        "second_standard": second
+        and {"name": second["reference"], "cells": _reference_cells(second), "note": _reference_note(second)},
+        "published": {name: value for name, value in published.items() if name in data.observations},
+        "published_mean": sum(published.values()) / len(published),
+        "published_source": f"{PAPER}, {where}",
+        "min_studies": MIN_STUDIES_PER_CLASS,
+        "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
+        "pictures": pictures,
+        "thumbnails": data.thumbnails,
+    }
     environment = Environment(
         loader=PackageLoader("chexpert_hf.evaluation", "templates"),
         autoescape=select_autoescape(["html", "html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["estimate"] = as_estimate
-    environment.filters["short"] = _short
-    environment.filters["p"] = lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
-    return environment.get_template(name)
-
-
-def as_estimate(estimate: Mapping[str, Any] | None) -> str:
-    """`.892 (.831 to .953)`, or a dash where there is none."""
-    if estimate is None or estimate["value"] is None:
-        return "–"
-    if estimate["low"] is None:
-        return _short(estimate["value"])
-    return f"{_short(estimate['value'])} ({_short(estimate['low'])} to {_short(estimate['high'])})"
-
-
-def _short(value: float) -> str:
-    """Three places, without the zero in front of the point."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
-
-
-def _context(data: ReportData) -> dict[str, Any]:
-    published = VALID_AUROC if data.is_chexpert_valid else TEST_AUROC
-    where = "CheXpert's validation set" if data.is_chexpert_valid else "other data: CheXpert's test set"
-    return {
-        "title": data.title,
-        "warnings": data.warnings,
-        "data": data.metrics["data"],
-        "models": [model | {"subgroups": _subgroups(model)} for model in data.metrics["models"]],
-        "comparisons": data.metrics["comparisons"],
-        "reference_standard": data.metrics.get("reference_standard", OWN_LABELS),
-        "second_standard": _second_standard(data.metrics.get(SECOND_STANDARD)),
-        "replicates": data.metrics["replicates"],
-        "published": {name: value for name, value in published.items() if name in data.observations},
-        "published_mean": sum(published.values()) / len(published),
-        "published_source": f"{PAPER}, {where}",
-        "min_studies": MIN_STUDIES_PER_CLASS,
-        "sanity": [(name, checks, sanity_tables(checks)) for name, checks in data.sanity.items()],
+    environment.filters |= {
+        "estimate": as_estimate,
+        "short": number,
+        "p": lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}",
+        "base64": lambda content: base64.b64encode(content).decode(),
     }
-
-
-def _second_standard(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if result is None:
-        return None
-    header, *rows = _reference_cells(result)
-    return {"name": result["reference"], "header": header, "rows": rows, "note": _reference_note(result)}
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.jinja").render(**context)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are scored, and a line for each of the others.
-
-    Returns:
-        `scored`, entries of metrics.json; `too_small`, lines such as "Male: Edema (2 positive, 30 negative)"; `single`,
-        lines for columns in which everybody is of one group.
-    """
-    groups: dict[str, list[str]] = {}
+    """The entries that are scored, and lines for the groups that are too small and for columns of a single group."""
+    groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
-        groups.setdefault(item["column"], [])
-        if item["group"] not in groups[item["column"]]:
-            groups[item["column"]].append(item["group"])
+        groups.setdefault(item["column"], {})[item["group"]] = None
     compared = [item for item in model["subgroups"] if len(groups[item["column"]]) > 1]
     too_small: dict[str, list[str]] = {}
     for item in compared:
@@ -219,24 +158,8 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "scored": [item for item in compared if not item["too_small"]],
         "too_small": {group: ", ".join(items) for group, items in too_small.items()},
-        "single": [f"{column}: all {names[0]}" for column, names in groups.items() if len(names) == 1],
+        "single": [f"{column}: all {next(iter(names))}" for column, names in groups.items() if len(names) == 1],
     }
-
-
-def _panels(model: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
-    """The observations with the most subgroups that can be judged, at most `MAX_PANELS`, in their own order."""
-    counts = dict.fromkeys(shown, 0)
-    for item in model["subgroups"]:
-        if item["observation"] in counts and not item["too_small"]:
-            counts[item["observation"]] += 1
-    most = sorted(counts, key=lambda name: -counts[name])[:MAX_PANELS]
-    return [name for name in shown if name in most]
-
-
-def _judged(data: ReportData) -> list[str]:
-    items = data.metrics["models"][0]["observations"]
-    enough = [min(item["num_positive"], item["num_negative"]) >= MIN_STUDIES_PER_CLASS for item in items]
-    return [item["observation"] for item, is_enough in zip(items, enough, strict=True) if is_enough]
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
@@ -249,49 +172,45 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
         )
         for number, (name, checks) in enumerate(data.sanity.items(), start=1)
     }
-    shown = _judged(data)
+    first = data.metrics["models"][0]
+    shown = [
+        item["observation"]
+        for item in first["observations"]
+        if min(item["num_positive"], item["num_negative"]) >= MIN_STUDIES_PER_CLASS
+    ]
     if not shown:
         return sanity
-    items = {
-        (model["name"], item["observation"]): item for model in data.metrics["models"] for item in model["observations"]
+    aurocs = {
+        (model["name"], item["observation"]): item["auroc"]
+        for model in data.metrics["models"]
+        for item in model["observations"]
     }
-    aurocs = {key: as_estimate(item["auroc"]) for key, item in items.items()}
-    first = data.metrics["models"][0]
     thresholds = {item["observation"]: item["operating_point"]["threshold"] for item in first["observations"]}
-    arguments = (data.scores, data.truth, data.observations, shown)
+    scores = plots.StudyScores(data.scores, data.truth, data.observations, shown)
     pictures = {
-        "roc": ("Receiver operating characteristics with pointwise 95 % bands.", plots.roc_figure(*arguments, aurocs)),
+        "roc": (
+            "Receiver operating characteristics with pointwise 95 % bands.",
+            plots.roc_figure(scores, {key: as_estimate(auroc) for key, auroc in aurocs.items()}),
+        ),
         "precision_recall": (
             "Precision and recall with pointwise 95 % bands; the line across is the prevalence.",
-            plots.precision_recall_figure(*arguments),
+            plots.precision_recall_figure(scores),
         ),
         "reliability": (
             "Reliability: observed frequency by mean probability in equally filled bins, with Wilson 95 % intervals.",
-            plots.reliability_figure(*arguments),
+            plots.reliability_figure(scores),
         ),
         "histograms": (
             f"Scores of {first['name']} over positive and negative studies; dotted: its operating points.",
-            plots.histogram_figure(data.scores[0], data.truth, data.observations, shown, thresholds),
+            plots.histogram_figure(scores, thresholds),
         ),
     }
     if first["subgroups"]:
-        overall = {name: items[first["name"], name]["auroc"]["value"] for name in shown}
+        overall = {name: aurocs[first["name"], name]["value"] for name in shown}
+        judged = [item["observation"] for item in first["subgroups"] if not item["too_small"]]
+        most = sorted(shown, key=lambda name: -judged.count(name))[:MAX_PANELS]
         pictures["subgroups"] = (
             f"AUROC of {first['name']} by subgroup; dotted: everybody.",
-            plots.forest_figure(first["subgroups"], overall, _panels(first, shown)),
+            plots.forest_figure(first["subgroups"], overall, [name for name in shown if name in most]),
         )
     return pictures | sanity
-
-
-def _write_predictions(folder: Path, data: ReportData) -> None:
-    paths, probabilities = data.views
-    views = {"path": list(paths)}
-    studies: dict[str, Any] = {"study": list(data.studies)}
-    for column, name in enumerate(data.observations):
-        studies[f"truth/{name}"] = data.truth[:, column]
-    for model in data.scores:
-        for column, name in enumerate(data.observations):
-            views[f"{model.name}/{name}"] = probabilities[model.name][:, column].tolist()
-            studies[f"{model.name}/{name}"] = model.probabilities[:, column]
-    pd.DataFrame(views).to_csv(folder / "predictions_views.csv", index=False, float_format="%.6f")
-    pd.DataFrame(studies).to_csv(folder / "predictions_studies.csv", index=False, float_format="%.6f")

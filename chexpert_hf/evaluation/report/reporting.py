@@ -1,4 +1,4 @@
-"""Models on a split of a CheXpert folder, as a report: scores, subgroups, comparisons, the worst errors as pictures."""
+"""Runs models on a split of a data set for a report: scores, subgroups, comparisons, the worst errors as pictures."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels, per_study
+from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, evaluation_labels, per_study
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
-from chexpert_hf.evaluation.plots import StudyScores
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
 from chexpert_hf.evaluation.report.report import ReportData
@@ -33,6 +31,15 @@ SUPPORT_DEVICES = "Support Devices"
 _THUMBNAIL_SIDE = 320
 
 
+def evaluate_dataset(
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluates a model on a split that holds the labels of its observations, in its order."""
+    probabilities = predict_dataset(classifier, dataset, progress)
+    truth = _truth(classifier, dataset)
+    return evaluate_probabilities(probabilities, truth, dataset["study"][:], classifier.observations)
+
+
 def assess_dataset(
     classifiers: Mapping[str, CheXpertClassifier],
     dataset: datasets.Dataset,
@@ -47,31 +54,30 @@ def assess_dataset(
     reference: Reference | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReportData:
-    """Scores a split with each model and works out everything that a report says.
+    """Scores a split with each model and computes the content of a report.
 
     Args:
         classifiers: Name -> model; all judge the same observations in the same order.
         dataset: A split from `load_chexpert` with the labels of these observations.
         title: Of the data and split.
-        aggregation: "maximum", as in the paper, or "mean" over the views of a study.
+        aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Of the bootstrap.
-        num_thumbnails: For each observation, how many of the worst false positives and false negatives of the first
-            model, at its operating points, are shown.
+        num_thumbnails: Of the first model's worst false positives and negatives that are shown for each observation.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
-        warnings: What a reader must know before anything else.
+        warnings: Shown before anything else.
         labels_name: Who set the labels of the data set, in words.
         reference: A second reference standard for images of this split.
         progress: Called with the number of images that were added.
 
     Raises:
-        InputError: If the maps of an ensemble are to be checked, or no image is in the reference.
-        RadiographError: If an image cannot be read.
+        InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
     """
     first = next(iter(classifiers.values()))
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels)
-    studies, patients = dataset["study"][:], dataset["patient"][:]
+    labels = _truth(first, dataset)
+    studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
+    options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
     metrics = assess(
         _model_scores(classifiers, probabilities),
         labels,
@@ -79,31 +85,25 @@ def assess_dataset(
         patients,
         first.observations,
         subgroups=subgroup_columns(dataset, labels, first.observations),
-        aggregation=aggregation,
-        replicates=replicates,
+        **options,
     )
     metrics["reference_standard"] = labels_name
     if reference is not None:
         metrics[SECOND_STANDARD] = reference_figures(
-            classifiers,
-            probabilities,
-            dataset,
-            reference,
-            labels_name=labels_name,
-            aggregation=aggregation,
-            replicates=replicates,
+            classifiers, probabilities, dataset, reference, labels_name=labels_name, **options
         )
-    truth, names = per_study(labels, studies, "maximum")
-    scores = [StudyScores(name, per_study(probabilities[name], studies, aggregation)[0]) for name in classifiers]
+    if sanity:
+        metrics["sanity"] = {name: as_dictionary(checks) for name, checks in sanity.items()}
+    truth, names = per_study(labels, studies)
     return ReportData(
-        metrics=metrics
-        | ({"sanity": {name: as_dictionary(checks) for name, checks in sanity.items()}} if sanity else {}),
+        metrics=metrics,
         title=title,
         observations=first.observations,
         truth=truth,
-        scores=scores,
+        scores={name: per_study(values, studies, aggregation)[0] for name, values in probabilities.items()},
         studies=names,
-        views=(dataset["path"][:], probabilities),
+        paths=paths,
+        view_scores=probabilities,
         warnings=warnings,
         is_chexpert_valid=is_chexpert_valid(patients, len(dataset)),
         thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
@@ -113,7 +113,7 @@ def assess_dataset(
 
 def reference_figures(
     classifiers: Mapping[str, CheXpertClassifier],
-    probabilities: Mapping[str, NDArray[np.float64]],
+    probabilities: Mapping[str, FloatArray],
     dataset: datasets.Dataset,
     reference: Reference,
     *,
@@ -121,19 +121,9 @@ def reference_figures(
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """The figures of models on a split against a second reference standard; see `assess_reference`.
+    """The metrics against a second reference standard of predictions `(num_views, num_labels)` for a split.
 
-    Args:
-        classifiers: Name -> model.
-        probabilities: Name -> `(num_views, num_labels)` from `predict_dataset`.
-        dataset: The split, as in `assess_dataset`.
-        reference: The second reference standard.
-        labels_name: Who set the labels of the data set, in words.
-        aggregation: Over the views of a study.
-        replicates: Of the bootstrap.
-
-    Raises:
-        ReferenceFileError: If no image of the split is in the reference.
+    Arguments are as in `assess_dataset`, the result and errors as in `assess_reference`.
     """
     first = next(iter(classifiers.values()))
     return assess_reference(
@@ -142,29 +132,23 @@ def reference_figures(
         dataset["patient"][:],
         first.observations,
         reference,
-        labels=evaluation_labels(np.asarray(dataset["labels"][:]), first.model.config.blank_labels),
+        labels=_truth(first, dataset),
         labels_name=labels_name,
         aggregation=aggregation,
         replicates=replicates,
     )
 
 
-def _model_scores(
-    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, NDArray[np.float64]]
-) -> list[ModelScores]:
-    return [
-        ModelScores(name, probabilities[name], model.operating_points, _chosen_by(model))
-        for name, model in classifiers.items()
-    ]
-
-
 def subgroup_columns(
-    dataset: datasets.Dataset, labels: NDArray[np.floating], observations: Sequence[str]
+    dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]
 ) -> dict[str, list[str | None]]:
     """The groups of each view by the table's own columns; None where it does not say."""
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
-        "age": [_age_band(age) for age in dataset["age"][:]],
+        "age": [
+            next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
+            for age in dataset["age"][:]
+        ],
         "projection": dataset["projection"][:],
         "view": ["frontal" if is_frontal else "lateral" for is_frontal in dataset["is_frontal"][:]],
     }
@@ -175,49 +159,41 @@ def subgroup_columns(
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """What is wrong with figures on these patients, for each model whose folder says whom it has seen.
-
-    Raises:
-        PatientsFileError: If a folder's file is damaged.
-    """
-    return [
-        f"{Path(model).name}: {line}"
-        for model in models
-        if Path(model).is_dir()
-        for line in seen_patients(Path(model), patients)
-    ]
+    """Warnings about metrics on these patients, for each model that is a folder; see `seen_patients`."""
+    folders = [Path(model) for model in models if Path(model).is_dir()]
+    return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 
 
 def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
     """Raises InputError if a model was calibrated on some of these patients."""
     for model in models:
         file = Path(model) / CALIBRATION_PATIENTS_FILE
-        shared = overlapping_patients(file, patients) if file.is_file() else set()
-        if shared:
+        if file.is_file() and (shared := overlapping_patients(file, patients)):
             raise InputError(
                 f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
                 "them are optimistic; evaluate on others, or say --allow-calibration-patients."
             )
 
 
-def _age_band(age: int | None) -> str | None:
-    return next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
+def _truth(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> FloatArray:
+    return evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
 
 
-def _chosen_by(classifier: CheXpertClassifier) -> dict[str, str]:
-    source = classifier.model.config.operating_points_source
-    if source is None:
-        return {}
-    rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
-    return {name: rule for name in classifier.observations if name not in source["left_out"]}
+def _model_scores(
+    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, FloatArray]
+) -> list[ModelScores]:
+    scores = []
+    for name, model in classifiers.items():
+        chosen_by = {}
+        if source := model.model.config.operating_points_source:
+            rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
+            chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
+        scores.append(ModelScores(name, probabilities[name], model.operating_points, chosen_by))
+    return scores
 
 
 def _thumbnails(
-    classifier: CheXpertClassifier,
-    dataset: datasets.Dataset,
-    labels: NDArray[np.floating],
-    probabilities: NDArray[np.floating],
-    count: int,
+    classifier: CheXpertClassifier, dataset: datasets.Dataset, labels: FloatArray, probabilities: FloatArray, count: int
 ) -> list[tuple[str, bytes]]:
     """Caption and PNG of the views furthest on the wrong side of the operating point, with the observation's map."""
     files, paths = image_files(dataset), dataset["path"][:]
@@ -229,23 +205,11 @@ def _thumbnails(
             worst = wrong[np.argsort(sign * probabilities[wrong, column], kind="stable")][:count]
             for row in worst:
                 caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
-                pictures.append((caption, _picture(classifier, files[row], name)))
+                with naming(files[row]):
+                    maps = classifier.predict(Path(files[row]), saliency=True).maps
+                    picture = overlay(read_radiograph(files[row]), maps[name])
+                picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+                stream = io.BytesIO()
+                picture.save(stream, "PNG")
+                pictures.append((caption, stream.getvalue()))
     return pictures
-
-
-def _picture(classifier: CheXpertClassifier, file: str, observation: str) -> bytes:
-    with naming(file):
-        picture = overlay(read_radiograph(file), classifier.predict(Path(file), saliency=True).maps[observation])
-    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def evaluate_dataset(
-    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
-) -> Evaluation:
-    """Evaluates a model on a split that holds the labels of its observations, in its order."""
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
-    probabilities = predict_dataset(classifier, dataset, progress)
-    return evaluate_probabilities(probabilities, labels, dataset["study"][:], classifier.observations)

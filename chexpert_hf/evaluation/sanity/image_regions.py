@@ -1,8 +1,4 @@
-"""Parts of a radiograph that hold no finding: what is outside the body, the outer frame, the side marker.
-
-They are found on the picture by brightness, for nothing else is known of a radiograph from outside. On phantoms, where
-the body and the marker are known, see `tests/evaluation/test_sanity.py` for how often that is right.
-"""
+"""Regions of a radiograph without findings: outside the body, the outer frame, the side marker, found by brightness."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +7,7 @@ from scipy import ndimage
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.floating] | NDArray[np.uint8]
 
-FRAME = 0.05
-"""Width of the frame, as a share of each side."""
-
+FRAME = 0.05  # width of the frame, as a share of each side
 # Air beside the body is darker than this share of the way from the darkest to the brightest place.
 _DARK = 0.15
 # The marker is looked for in the upper third of the outer quarters of a picture, where technicians put it.
@@ -36,13 +30,7 @@ def frame(shape: tuple[int, int]) -> Mask:
 def outside_body(picture: Picture) -> Mask:
     """The dark surroundings: all but the largest bright region of the smoothed picture and what it encloses.
 
-    Lungs are dark, but enclosed. Where the body fills the picture, nothing is outside.
-
-    Args:
-        picture: `(height, width)`, any grey scale in which air is dark.
-
-    Returns:
-        `(height, width)`.
+    Lungs are dark, but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
     """
     smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
     dark, bright = np.percentile(smooth, [1, 99])
@@ -57,20 +45,19 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """The box around what looks most like a side marker: narrow bright strokes, close together, near an upper corner.
 
-    Args:
-        picture: `(height, width)`, any grey scale in which metal is bright; 320 pixels or more, or letters are too few
-            pixels to be told from ribs.
-
-    Returns:
-        `(height, width)`; empty if nothing looks like one. It is wrong now and then: a pacemaker or the edge of a
-        bone may look more like one than a faint letter does.
+    Metal is bright in the picture, which needs 320 pixels or more, or letters cannot be told from ribs. The mask is
+    empty if nothing looks like one. It is wrong now and then: a pacemaker or the edge of a bone may look more like one
+    than a faint letter does.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)
     dark, bright = np.percentile(grey, [1, 99.5])
     side = max(3, 2 * round(_STROKE / 2 * min(grey.shape)) + 1)
     ridge = ndimage.white_tophat(grey, size=side)
-    ink = _zone(picture.shape) & (ridge > _INK * (bright - dark))
+    zone = np.zeros(picture.shape, dtype=bool)
+    rows, columns = round(_ZONE_HEIGHT * height), round(_ZONE_WIDTH * width)
+    zone[:rows, :columns] = zone[:rows, -columns:] = True
+    ink = zone & (ridge > _INK * (bright - dark))
     reach = max(1, round(_GAP * min(grey.shape)))
     letters, _ = ndimage.label(ndimage.binary_dilation(ink, iterations=reach))
     best, marker = 0.0, np.zeros(picture.shape, dtype=bool)
@@ -83,10 +70,3 @@ def side_marker(picture: Picture) -> Mask:
             best, marker = contrast, np.zeros_like(marker)
             marker[place] = True
     return marker
-
-
-def _zone(shape: tuple[int, int]) -> Mask:
-    zone = np.zeros(shape, dtype=bool)
-    rows, columns = round(_ZONE_HEIGHT * shape[0]), round(_ZONE_WIDTH * shape[1])
-    zone[:rows, :columns] = zone[:rows, -columns:] = True
-    return zone

@@ -1,7 +1,5 @@
 """Whether saliency maps mean something: do they depend on the weights, keep to the body, name places that matter?
 
-Arrays in, figures out; `chexpert_hf.evaluation.sanity.randomisation` runs a model, `sanity_report` says what came out.
-
 Sources: Adebayo et al. 2018, arXiv:1810.03292 (weight randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion
 and insertion); Zech et al. 2018, PLOS Medicine 15(11) (networks that read the side marker instead of the chest).
 """
@@ -16,9 +14,8 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 from scipy.stats import rankdata
 
-from chexpert_hf.evaluation.intervals import NAN, Estimate, PatientBootstrap, percentile_interval
-
-FloatArray = NDArray[np.floating]
+from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, PatientBootstrap, percentile_interval
+from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 MOST_ALIKE = 0.5
 """Mean |rank correlation| from which on maps count as unchanged: they then share a quarter of the variance of their
@@ -26,7 +23,7 @@ ranks. Chosen before any model was looked at; what maps have in common by chance
 
 
 class Verdict(str, Enum):
-    """What a check says. An interval that includes the bound decides nothing."""
+    """The outcome of a check. An interval that includes the bound decides nothing."""
 
     PASSED = "yes"
     FAILED = "FAILED"
@@ -35,7 +32,7 @@ class Verdict(str, Enum):
 
 
 def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
-    """PASSED if the whole interval is on the good side of the bound, FAILED if the figure itself is not."""
+    """PASSED if the whole interval is on the good side of the bound, FAILED if the value itself is not."""
     if isnan(estimate.value):
         return Verdict.NOT_JUDGED
     if not (estimate.value < bound if is_good_below else estimate.value > bound):
@@ -45,30 +42,18 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """How alike a model's maps and those of the same network with re-drawn weights are.
+    """Similarity of a model's maps and those of the same network with randomised weights.
 
-    Correlations are Spearman's, of the signed maps at their own resolution: resizing would only repeat values. SSIM,
-    which Adebayo et al. give too, is left out, for its window is as large as such a map.
-
-    Attributes:
-        redrawn: What was re-drawn: "head" or "all weights".
-        similarity: Mean |correlation| of the maps of the same radiograph and observation, over both. 1 means that the
-            maps do not depend on what was re-drawn. Its size, since a re-drawn head is as likely as its negative: the
-            signed mean is near 0 even where the maps look alike.
-        signed: `(num_labels,)`: mean correlation.
-        by_observation: `(num_labels,)`: mean |correlation|. Of one draw, so that a single one can be high by luck.
-        other_image: `(num_labels,)`: the same with the re-drawn network's map of another radiograph: what is shared by
-            all radiographs, say a bright centre, and not read from this one.
-        by_chance: `(num_labels,)`: the same with its map shifted to all other places around the torus: what maps as
-            coarse and as smooth as these have in common when nothing is where it was.
+    Correlations are Spearman's, of the signed maps at their own resolution. Their size counts, since a random head is
+    as likely as its negative. SSIM, which Adebayo et al. give too, is left out: its window is as large as such a map.
     """
 
-    redrawn: str
-    similarity: Estimate
-    signed: FloatArray
-    by_observation: FloatArray
-    other_image: FloatArray
-    by_chance: FloatArray
+    redrawn: str  # the weights that were randomised: "head" or "all weights"
+    similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
+    signed: FloatArray  # (num_labels,): mean correlation
+    by_observation: FloatArray  # (num_labels,): mean |correlation| of one draw, so that one can be high by luck
+    other_image: FloatArray  # (num_labels,): with maps of other radiographs: what all share, such as a bright centre
+    by_chance: FloatArray  # (num_labels,): with the map shifted to all other cells around the torus
 
     @property
     def verdict(self) -> Verdict:
@@ -80,23 +65,14 @@ class WeightCheck:
 
 @dataclass(frozen=True)
 class RegionCheck:
-    """How much of the positive part of the maps lies in a part of the picture where no finding is.
-
-    Attributes:
-        region: Its name.
-        num_images: Radiographs that have such a region.
-        mass: Mean share of a map's sum that lies there.
-        area: Mean share of the picture that it takes, which is what an even map would have there.
-        ratio: `mass / area`: above 1, the maps look there more than by chance.
-        by_observation: `(num_labels,)`: the ratio.
-    """
+    """The share of the positive part of the maps in a region without findings."""
 
     region: str
-    num_images: int
-    mass: float
-    area: float
-    ratio: Estimate
-    by_observation: FloatArray
+    num_images: int  # radiographs that have such a region
+    mass: float  # mean share of a map's sum that lies there
+    area: float  # mean share of the picture that it takes, which is what an even map would have there
+    ratio: Estimate  # mass / area: above 1, the maps look there more than by chance
+    by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
@@ -106,77 +82,63 @@ class RegionCheck:
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """Whether a probability falls sooner, or rises sooner, when places go in the order of the map than in random order.
+    """Whether a probability falls or rises sooner when cells go in the order of the map than in random order.
 
-    Attributes:
-        observations: Of each curve.
-        fractions: `(num_points,)`: share of the places that were removed, or put in.
-        deletion: `(num_curves, num_points)`: probability, places removed in the order of the map.
-        insertion: The same, places put into the picture without any.
-        random: The same, removed in random order; read backwards it is an insertion in (another) random order.
-        deletion_gain: Area under the random curve minus that under the deletion curve: above 0, the map beats chance.
-        insertion_gain: Area under the insertion curve minus that under the random curve.
+    A gain is the area between the curve and that of random order; above 0, the map beats chance.
     """
 
-    observations: Sequence[str]
-    fractions: FloatArray
-    deletion: FloatArray
-    insertion: FloatArray
-    random: FloatArray
+    observations: Sequence[str]  # of each curve
+    fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
+    deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
+    insertion: FloatArray  # the same, cells inserted into the blurred picture
+    random: FloatArray  # the same, removed in random order; read backwards an insertion in another random order
     deletion_gain: Estimate
     insertion_gain: Estimate
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By curve."""
+        gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
+        return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
 
 @dataclass(frozen=True)
 class SanityChecks:
-    """All checks of one model.
+    """All checks of one model."""
 
-    Attributes:
-        observations: The order of all `by_observation`.
-        num_images: Radiographs.
-        map_size: (height, width) of the maps.
-        seed: Of everything random.
-    """
-
-    observations: Sequence[str]
     num_images: int
-    map_size: tuple[int, int]
-    seed: int
+    map_size: tuple[int, int]  # (height, width)
+    seed: int  # of everything random
+    observations: Sequence[str]  # the order of all `by_observation`
     weights: Sequence[WeightCheck]
     regions: Sequence[RegionCheck]
     removal: RemovalCheck
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compares maps with those of the same network after something was re-drawn.
-
-    Args:
-        redrawn: What was.
-        maps: `(num_images, num_labels, h, w)`, signed.
-        others: Of the same shape.
-        patients: The patient of each radiograph, for the interval.
-    """
+    """Compares signed maps `(num_images, num_labels, h, w)` with those after weights were randomised."""
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
-    places = maps.shape[2] * maps.shape[3]
-    matched = np.einsum("nlhw,nlhw->nl", first, second) / places
+    cells = maps.shape[2] * maps.shape[3]
+    matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
+    crossed = np.abs(np.einsum("nlhw,mlhw->lnm", first, second)) / cells
+    crossed[:, np.eye(len(maps), dtype=bool)] = NAN
+    # With the second map at every other cell around the torus: (n, L, h w - 1)
+    product = np.fft.ifft2(np.fft.fft2(first) * np.conj(np.fft.fft2(second))).real / cells
+    shifted = np.abs(product.reshape(*maps.shape[:2], -1)[..., 1:])
     return WeightCheck(
         redrawn=redrawn,
         similarity=_ratio(_mean(np.abs(matched), 1), np.ones(len(maps)), patients),
         signed=_mean(matched, 0),
         by_observation=_mean(np.abs(matched), 0),
-        other_image=np.array([_other_image(first[:, label], second[:, label]) for label in range(maps.shape[1])]),
-        by_chance=_mean(_shifted_correlations(first, second), (0, 2)),
+        other_image=_mean(crossed, (1, 2)),
+        by_chance=_mean(shifted, (0, 2)),
     )
 
 
 def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: Sequence[str]) -> RegionCheck:
-    """Sums up how much of the maps lies in a region.
+    """Sums up masses `(num_images, num_labels)` in a region from `mass_inside`, and its areas `(num_images,)`.
 
-    Args:
-        region: Its name.
-        masses: `(num_images, num_labels)`, from `mass_inside`.
-        areas: `(num_images,)`: the share of each picture; 0 where it has no such region, which leaves it out.
-        patients: The patient of each radiograph, for the interval.
+    A picture where the area is 0 has no such region and is left out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()
@@ -202,17 +164,10 @@ def check_removal(
     patients: Sequence[str],
 ) -> RemovalCheck:
     """Compares curves, as `RemovalCheck` describes them, with those of random order; one patient for each curve."""
-    at_random = area_under(random, fractions)
-    ones = np.ones(len(deletion))
-    return RemovalCheck(
-        observations=observations,
-        fractions=fractions,
-        deletion=deletion,
-        insertion=insertion,
-        random=random,
-        deletion_gain=_ratio(at_random - area_under(deletion, fractions), ones, patients),
-        insertion_gain=_ratio(area_under(insertion, fractions) - at_random, ones, patients),
-    )
+    at_random, ones = area_under(random, fractions), np.ones(len(deletion))
+    deletion_gain = _ratio(at_random - area_under(deletion, fractions), ones, patients)
+    insertion_gain = _ratio(area_under(insertion, fractions) - at_random, ones, patients)
+    return RemovalCheck(observations, fractions, deletion, insertion, random, deletion_gain, insertion_gain)
 
 
 def area_under(curves: FloatArray, fractions: FloatArray) -> FloatArray:
@@ -221,14 +176,9 @@ def area_under(curves: FloatArray, fractions: FloatArray) -> FloatArray:
 
 
 def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
-    """The share of each map's positive part that lies in a region.
+    """The share `(num_labels,)` of the positive part of maps `(num_labels, height, width)` in a region.
 
-    Args:
-        maps: `(num_labels, height, width)`.
-        region: `(height, width)`.
-
-    Returns:
-        `(num_labels,)` in [0, 1]; NaN where a map has no positive part.
+    It is in [0, 1], and NaN where a map has no positive part.
     """
     positive = np.maximum(maps, 0)
     total = positive.sum(axis=(1, 2))
@@ -236,15 +186,7 @@ def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
 
 
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[NDArray[np.bool_], FloatArray]:
-    """Which places are gone after each step, when they go in this order.
-
-    Args:
-        order: `(num_places,)`: the places, first removed first.
-        steps: In which all go, as evenly as they can be shared out.
-
-    Returns:
-        `(steps + 1, num_places)`, from none to all, and the share `(steps + 1,)` that is gone.
-    """
+    """The cells gone after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and the share that is."""
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
     rank[order] = np.arange(len(order))
@@ -260,22 +202,8 @@ def _standard_ranks(maps: FloatArray) -> FloatArray:
     return standard.reshape(maps.shape)
 
 
-def _other_image(first: FloatArray, second: FloatArray) -> float:
-    """Mean |correlation| of the maps `(n, h, w)` of one observation, over all pairs of different radiographs."""
-    crossed = np.abs(np.einsum("nhw,mhw->nm", first, second)) / first[0].size
-    np.fill_diagonal(crossed, NAN)
-    return float(_mean(crossed, (0, 1)))
-
-
-def _shifted_correlations(first: FloatArray, second: FloatArray) -> FloatArray:
-    """|correlation| `(n, L, h w - 1)` with the second map at every other place around the torus."""
-    height, width = first.shape[2:]
-    product = np.fft.ifft2(np.fft.fft2(first) * np.conj(np.fft.fft2(second))).real / (height * width)
-    return np.abs(product.reshape(*first.shape[:2], -1)[..., 1:])
-
-
 def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
-    """The mean of what is not NaN, NaN where nothing is."""
+    """The mean of the values that are not NaN, NaN where there are none; without numpy's warning."""
     known = ~np.isnan(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0).sum(axis=axis)
@@ -286,7 +214,8 @@ def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[
     """The ratio of two sums over radiographs that are not NaN, with its interval over resampled patients."""
     known = np.flatnonzero(~np.isnan(numerators)).tolist()
     if not known:
-        return Estimate(NAN, NAN, NAN)
+        return UNDEFINED
     above, below = numerators[known], denominators[known]
     replicates = PatientBootstrap([patients[row] for row in known]).replicate(lambda w: (above @ w) / (below @ w))
-    return percentile_interval(float(above.sum() / below.sum()), replicates)
+    estimate = percentile_interval(float(above.sum() / below.sum()), replicates)
+    return Estimate(estimate.value, estimate.low, estimate.high)

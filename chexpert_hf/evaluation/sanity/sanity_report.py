@@ -3,19 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from chexpert_hf.evaluation.intervals import Estimate
-from chexpert_hf.evaluation.plots import COLORS
+from chexpert_hf.evaluation.metrics import FloatArray, plain
+from chexpert_hf.evaluation.plots import COLORS, simplify
 from chexpert_hf.evaluation.sanity.image_regions import FRAME
-from chexpert_hf.evaluation.sanity.sanity import MOST_ALIKE, SanityChecks, Verdict, WeightCheck, area_under, judge
+from chexpert_hf.evaluation.sanity.sanity import (
+    MOST_ALIKE,
+    RemovalCheck,
+    SanityChecks,
+    Verdict,
+    WeightCheck,
+    area_under,
+)
+from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 
 _GREY = "0.45"
 
@@ -39,22 +47,21 @@ class SanityTable:
 def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
     """A table for each check; the last column is the verdict."""
     removal = checks.removal
-    gains = (("deletion", removal.deletion_gain), ("insertion", removal.insertion_gain))
     return [
         SanityTable(
             "The maps change when the weights do",
             ("re-drawn", "correlation, absolute", "signed", "other radiograph", "by chance", "passed"),
             [_weight_row(check) for check in checks.weights],
             f"Mean Spearman correlation of the signed maps, at {checks.map_size[0]} x {checks.map_size[1]}, with those "
-            f"after the re-draw; passed below {_plain(MOST_ALIKE)}, 1 is a map that does not depend on these weights. "
-            "Other radiograph: what all share, such as a bright centre. By chance: the map shifted elsewhere."
+            f"after the re-draw; passed below {number(MOST_ALIKE, 2)}, 1 is a map that does not depend on these "
+            "weights. Other radiograph: what all share, such as a bright centre. By chance: the map shifted elsewhere."
             + "".join(_alike(checks.observations, check) for check in checks.weights),
         ),
         SanityTable(
             "The maps keep away from where no finding is",
             ("region", "radiographs", "share of map", "share of area", "ratio", "passed"),
             [
-                (item.region, f"{item.num_images:,}", _plain(item.mass, 3), _plain(item.area, 3), _estimate(item.ratio),
+                (item.region, f"{item.num_images:,}", number(item.mass), number(item.area), as_estimate(item.ratio, 2),
                  item.verdict.value)
                 for item in checks.regions
             ],
@@ -66,9 +73,8 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
             "The places that the maps name matter",
             ("curve", "maps", "area", "in random order", "gain", "passed"),
             [
-                (name, f"{len(removal.observations):,}", *_areas(checks, name), _estimate(gain),
-                 judge(gain, 0, is_good_below=False).value)
-                for name, gain in gains
+                _removal_row(removal, "deletion", removal.deletion, removal.deletion_gain),
+                _removal_row(removal, "insertion", removal.insertion, removal.insertion_gain),
             ],
             "Area under the probability while cells of the map are blurred away (deletion: lower is better), or put "
             "into a blurred radiograph (insertion: higher is better), highest first; passed above a gain of 0.",
@@ -80,84 +86,21 @@ def as_text(checks: SanityChecks) -> str:
     """Plain tables, and the verdicts in words."""
     blocks = [f"{checks.num_images:,} radiographs, maps of {checks.map_size[0]} x {checks.map_size[1]}."]
     for table in sanity_tables(checks):
-        cells = [table.header, *table.rows]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        blocks.append(
-            "\n".join([f"{table.claim}: {table.verdict}", *(f"  {line.rstrip()}" for line in lines), f"  {table.note}"])
-        )
+        content = indent(f"{aligned([table.header, *table.rows])}\n{table.note}", "  ")
+        blocks.append(f"{table.claim}: {table.verdict}\n{content}")
     return "\n\n".join(blocks)
 
 
 def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
-    """Everything, for programs; what is undefined is None."""
-    removal = checks.removal
-    return {
-        "num_images": checks.num_images,
-        "map_size": list(checks.map_size),
-        "seed": checks.seed,
-        "observations": list(checks.observations),
-        "weights": [
-            {
-                "redrawn": check.redrawn,
-                "verdict": check.verdict.name.lower(),
-                "similarity": _numbers(check.similarity),
-                "bound": MOST_ALIKE,
-                **{
-                    name: _list(getattr(check, name))
-                    for name in ("signed", "by_observation", "other_image", "by_chance")
-                },
-            }
-            for check in checks.weights
-        ],
-        "regions": [
-            {
-                "region": item.region,
-                "verdict": item.verdict.name.lower(),
-                "num_images": item.num_images,
-                "mass": _none(item.mass),
-                "area": _none(item.area),
-                "ratio": _numbers(item.ratio),
-                "by_observation": _list(item.by_observation),
-            }
-            for item in checks.regions
-        ],
-        "removal": {
-            "observations": list(removal.observations),
-            "fractions": _list(removal.fractions),
-            **{
-                name: [_list(curve) for curve in getattr(removal, name)] for name in ("deletion", "insertion", "random")
-            },
-            **{
-                name: {**_numbers(gain), "verdict": judge(gain, 0, is_good_below=False).name.lower()}
-                for name, gain in (
-                    ("deletion_gain", removal.deletion_gain),
-                    ("insertion_gain", removal.insertion_gain),
-                )
-            },
-        },
-    }
-
-
-def sanity_figure(checks: SanityChecks) -> Figure:
-    """Similarity after each re-draw by observation, and the mean deletion and insertion curves beside random order."""
-    figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
-    similarity, deletion, insertion = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
-    _draw_similarity(similarity, checks)
-    removal = checks.removal
-    if removal.observations:
-        _draw_curves(deletion, removal.fractions, removal.deletion, removal.random, COLORS[1])
-        _draw_curves(insertion, removal.fractions, removal.insertion, removal.random[:, ::-1], COLORS[0])
-    for axes, title, label in ((deletion, "Deletion", "blurred away"), (insertion, "Insertion", "put in")):
-        axes.set_title(f"{title} ({len(removal.observations)} maps)", fontsize=9)
-        axes.set_xlabel(f"Share of the map's cells {label}", fontsize=8)
-        axes.set_ylabel("Probability", fontsize=8)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-0.02, 1.02)
-    for axes in (similarity, deletion, insertion):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7)
-    return figure
+    """All results, for programs; what is undefined is None."""
+    values: dict[str, Any] = plain(checks)
+    for entry, weight in zip(values["weights"], checks.weights, strict=True):
+        entry |= {"verdict": weight.verdict.name.lower(), "bound": MOST_ALIKE}
+    for entry, region in zip(values["regions"], checks.regions, strict=True):
+        entry["verdict"] = region.verdict.name.lower()
+    for name, verdict in checks.removal.verdicts.items():
+        values["removal"][f"{name}_gain"]["verdict"] = verdict.name.lower()
+    return values
 
 
 def write_sanity(folder: Path, checks: SanityChecks) -> None:
@@ -166,6 +109,32 @@ def write_sanity(folder: Path, checks: SanityChecks) -> None:
     text = json.dumps(as_dictionary(checks), indent=1, allow_nan=False)
     (folder / "sanity.json").write_text(text, encoding="utf-8")
     sanity_figure(checks).savefig(folder / "sanity.png")
+
+
+def sanity_figure(checks: SanityChecks) -> Figure:
+    """Similarity to random weights by observation, and the mean deletion and insertion curves beside random order."""
+    figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
+    similarity, *curves = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
+    _draw_similarity(similarity, checks)
+    removal = checks.removal
+    deletion = "Deletion", "blurred away", removal.deletion, removal.random, COLORS[1]
+    insertion = "Insertion", "put in", removal.insertion, removal.random[:, ::-1], COLORS[0]
+    for axes, (title, label, ordered, random, color) in zip(curves, (deletion, insertion), strict=True):
+        drawn = ((ordered, "-", color, "order of the map"), (random, "--", _GREY, "random order"))
+        for values, style, shade, name in drawn if removal.observations else ():
+            low, high = np.quantile(values, [0.25, 0.75], axis=0)
+            axes.fill_between(removal.fractions, low, high, color=shade, alpha=0.18, linewidth=0)
+            axes.plot(removal.fractions, values.mean(axis=0), style, color=shade, linewidth=1.6, label=name)
+        if removal.observations:
+            axes.legend(fontsize=7, frameon=False, loc="best", title="mean, and middle half", title_fontsize=7)
+        axes.set_title(f"{title} ({len(removal.observations)} maps)", fontsize=9)
+        axes.set_xlabel(f"Share of the map's cells {label}", fontsize=8)
+        axes.set_ylabel("Probability", fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.02, 1.02)
+    for axes in (similarity, *curves):
+        simplify(axes)
+    return figure
 
 
 def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
@@ -183,63 +152,22 @@ def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.3, -0.16), ncols=3, columnspacing=1.2)
 
 
-def _draw_curves(
-    axes: Axes, fractions: NDArray[np.floating], curves: NDArray[np.floating], random: NDArray[np.floating], color: str
-) -> None:
-    for values, style, shade, label in (
-        (curves, "-", color, "order of the map"),
-        (random, "--", _GREY, "random order"),
-    ):
-        low, high = np.quantile(values, [0.25, 0.75], axis=0)
-        axes.fill_between(fractions, low, high, color=shade, alpha=0.18, linewidth=0)
-        axes.plot(fractions, values.mean(axis=0), style, color=shade, linewidth=1.6, label=label)
-    axes.legend(fontsize=7, frameon=False, loc="best", title="mean, and middle half", title_fontsize=7)
-
-
 def _weight_row(check: WeightCheck) -> Sequence[str]:
     means = (check.signed, check.other_image, check.by_chance)
-    signed, other, chance = (_plain(float(np.nanmean(item))) if not np.isnan(item).all() else "–" for item in means)
-    return (check.redrawn, _estimate(check.similarity), signed, other, chance, check.verdict.value)
+    texts = (DASH if np.isnan(item).all() else number(float(np.nanmean(item)), 2) for item in means)
+    return (check.redrawn, as_estimate(check.similarity, 2), *texts, check.verdict.value)
+
+
+def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Estimate) -> Sequence[str]:
+    areas = [DASH, DASH]
+    if removal.observations:
+        areas = [number(area_under(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
+    verdict = removal.verdicts[name].value
+    return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict)
 
 
 def _alike(observations: Sequence[str], check: WeightCheck) -> str:
     """The observations over the bound, which the mean may hide."""
-    names = [
-        f"{name} {_plain(value)}"
-        for name, value in zip(observations, check.by_observation, strict=True)
-        if value >= MOST_ALIKE
-    ]
+    pairs = zip(observations, check.by_observation, strict=True)
+    names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""
-
-
-def _areas(checks: SanityChecks, name: str) -> tuple[str, str]:
-    removal = checks.removal
-    if not removal.observations:
-        return "–", "–"
-    curves = {"deletion": removal.deletion, "insertion": removal.insertion}[name]
-    area, random = (area_under(item, removal.fractions).mean() for item in (curves, removal.random))
-    return _plain(area), _plain(random)
-
-
-def _plain(value: float, places: int = 2) -> str:
-    """Without the zero in front of the point; a dash where there is no value."""
-    text = f"{value:.{places}f}"
-    return "–" if isnan(value) else text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
-
-
-def _estimate(estimate: Estimate) -> str:
-    if isnan(estimate.value) or isnan(estimate.low):
-        return _plain(estimate.value)
-    return f"{_plain(estimate.value)} ({_plain(estimate.low)} to {_plain(estimate.high)})"
-
-
-def _none(value: float) -> float | None:
-    return None if isnan(value) else float(value)
-
-
-def _numbers(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": _none(estimate.value), "low": _none(estimate.low), "high": _none(estimate.high)}
-
-
-def _list(values: NDArray[np.floating]) -> list[float | None]:
-    return [_none(round(float(value), 6)) for value in values]
