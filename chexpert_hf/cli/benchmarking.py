@@ -1,13 +1,13 @@
 """How fast it is here: bench."""
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.cli import options
+from chexpert_hf.cli.app import app, quiet_transformers, say_on_stderr, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
@@ -26,7 +26,7 @@ def bench(
     only: Annotated[
         str | None, typer.Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Speed, memory and exactness of each runtime on this machine, next to other packages that are installed."""
     from chexpert_hf.bench.contenders import installed_specs
@@ -44,11 +44,7 @@ def bench(
             specs = [spec for spec in specs if any(part.strip() in spec.name for part in only.split(","))]
         if not specs:
             raise InputError(f"No contender's name has {only!r} in it; leave --only out to see them all.")
-        results = run_benchmark(specs, paths, rounds=rounds, say=lambda line: typer.echo(line, err=True))
-    if as_json:
-        typer.echo(
-            json.dumps({"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]})
-        )
-        return
-    typer.echo(f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds.")
-    typer.echo(as_table(results))
+        results = run_benchmark(specs, paths, rounds=rounds, say=say_on_stderr)
+    title = f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds."
+    result = {"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]}
+    show(result, f"{title}\n{as_table(results)}", as_json)

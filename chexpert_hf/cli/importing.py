@@ -1,12 +1,12 @@
 """Models that others trained: import."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.cli import options
+from chexpert_hf.cli.app import app, quiet_transformers, show
 
 
 @app.command("import")
@@ -28,7 +28,7 @@ def import_weights(
             help="What the outputs are, in their order, where the source does not say; an empty name drops one."
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a model folder of weights that others trained. Nothing that a file of theirs holds is run."""
     from chexpert_hf.formats.imports import import_model
@@ -36,17 +36,6 @@ def import_weights(
     quiet_transformers()
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     imported = import_model(source, output, file=file, labels=names)
-    if as_json:
-        fields = {
-            "folder": str(imported.folder),
-            "observations": imported.observations,
-            "operating_points": imported.operating_points,
-            "remarks": imported.remarks,
-        }
-        typer.echo(json.dumps(fields))
-        return
-    typer.echo(
-        f"Wrote {imported.folder}: {len(imported.observations)} observations: {', '.join(imported.observations)}."
-    )
-    for remark in imported.remarks:
-        typer.echo(remark)
+    result = {name: getattr(imported, name) for name in ("observations", "operating_points", "remarks")}
+    done = f"Wrote {imported.folder}: {len(imported.observations)} observations: {', '.join(imported.observations)}."
+    show({"folder": str(imported.folder), **result}, "\n".join([done, *imported.remarks]), as_json)
