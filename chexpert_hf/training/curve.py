@@ -6,20 +6,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from chexpert_hf.training.checkpoints import SCORE
+
 # Okabe and Ito's colours, which are told apart with any colour vision.
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 def plot_curve(history: Sequence[dict[str, Any]], path: Path, best_step: int) -> None:
-    """Draws the Trainer's log history as a PNG.
-
-    Args:
-        history: Entries with `step` and `loss` or `eval_mean_auroc`.
-        path: Where to write.
-        best_step: Marked in the picture.
-    """
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    aurocs = [(entry["step"], entry["eval_mean_auroc"]) for entry in history if "eval_mean_auroc" in entry]
+    """Draws the Trainer's log history as a PNG, with the chosen step marked."""
+    losses, aurocs = ([(entry["step"], entry[name]) for entry in history if name in entry] for name in ("loss", SCORE))
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
