@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.training import durable
+from chexpert_hf.training.durable import trainer_checkpoints as durable
 from chexpert_hf.training.durable.intact import CheckpointError
 
 from .checkpoint_damage import DAMAGES

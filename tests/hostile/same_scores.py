@@ -102,7 +102,7 @@ def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> 
     """How many files the page, asked as a browser asks it, shows otherwise than rounding would."""
     sent = [as_upload(upload(http, file.read_bytes()), file.name) for file in files]
     visitor = Visitor(http)
-    single = [_viewer(visitor, "file", "single", item) for item in sent]
+    single = [_viewer(visitor, "file", "single", [item]) for item in sent]
     studies = [_viewer(visitor, "study-files", "study", sent[at : at + VIEWS]) for at in range(0, len(sent), VIEWS)]
     table = visitor.act("batch-files", "upload", sent, True)["batch-table"]
     delivery = visitor.act("batch-csv", "click", None)["batch-delivery"]

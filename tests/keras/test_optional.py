@@ -28,8 +28,8 @@ def test_one_module_of_the_package_imports_keras_and_no_module_imports_that_one(
     using = [
         str(path.relative_to(ROOT)) for path, found in names.items() if {n.split(".")[0] for n in found} & FRAMEWORKS
     ]
-    assert using == [str(Path("hub") / "keras.py")]
-    assert [path for path, found in names.items() if any("hub.keras" in name for name in found)] == []
+    assert using == [str(Path("formats") / "keras.py")]
+    assert [path for path, found in names.items() if any("formats.keras" in name for name in found)] == []
 
 
 def test_where_keras_is_installed_training_and_help_do_not_import_it():
