@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import __version__
 from chexpert_hf.cli.options import Split
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DISCLAIMER = "Research software, not a medical device."
 
-app = typer.Typer(
+app = Typer(
     name="chexpert-hf",
     help=f"DenseNet121 for chest radiographs: train, evaluate, predict, serve. {DISCLAIMER}",
     no_args_is_help=True,
@@ -42,27 +42,27 @@ def main() -> None:
         app()
     except InputError as error:
         # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
-        typer.echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
         sys.exit(2)
     except UnicodeEncodeError as error:
-        typer.echo(
+        echo(
             f"Error: a name holds {error.object[error.start : error.end]!a:.40}, which the locale's encoding for names "
             f"of files ({sys.getfilesystemencoding()}) cannot express; set the environment variable PYTHONUTF8=1.",
             err=True,
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        echo("Interrupted.", err=True)
         sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
 def show_version(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    version: Annotated[bool, Option("--version", help="Show the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"chexpert-hf {__version__}")
-        raise typer.Exit
+        echo(f"chexpert-hf {__version__}")
+        raise Exit
 
 
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
@@ -72,10 +72,10 @@ def load_classifier(models: Sequence[str], runtime: str = "torch", precision: st
 
     quiet_transformers()
     if list(models) == [str(DEFAULT_MODEL)]:
-        typer.echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
+        echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
     classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
     for warning in model_warnings(member.model for member in classifier.members):
-        typer.echo(f"Warning: {warning}", err=True)
+        echo(f"Warning: {warning}", err=True)
     return classifier
 
 
@@ -83,7 +83,7 @@ def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) ->
     """Loads models to score with, and reports their runtime."""
     classifier = load_classifier(models, runtime, precision)
     for reason in dict.fromkeys(member.runtime.reason for member in classifier.members):
-        typer.echo(f"Computing with {reason}", err=True)
+        echo(f"Computing with {reason}", err=True)
     return classifier
 
 
@@ -115,12 +115,12 @@ def load_reference(
 
 def say_on_stderr(line: str) -> None:
     """Prints one line on standard error."""
-    typer.echo(line, err=True)
+    echo(line, err=True)
 
 
 def show(result: Any, text: str, as_json: bool) -> None:
     """Prints a command's result on standard output: as JSON, or as text."""
-    typer.echo(json.dumps(result) if as_json else text)
+    echo(json.dumps(result) if as_json else text)
 
 
 def quiet_transformers() -> None:

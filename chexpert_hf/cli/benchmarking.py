@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, quiet_transformers, say_on_stderr, show
@@ -14,18 +14,14 @@ from chexpert_hf.errors import InputError
 
 @app.command()
 def bench(
-    model: Annotated[
-        Path | None, typer.Argument(help="Model folder; a DenseNet121 that was never trained, if none.")
-    ] = None,
-    images: Annotated[Path | None, typer.Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
-    limit: Annotated[int, typer.Option(min=8, help="At most so many radiographs.")] = 256,
-    image_size: Annotated[int, typer.Option(min=32, help="Of the untrained model, in pixels.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images through the network at once.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
-    saliency: Annotated[bool, typer.Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
-    only: Annotated[
-        str | None, typer.Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")
-    ] = None,
+    model: Annotated[Path | None, Argument(help="Model folder; a DenseNet121 that was never trained, if none.")] = None,
+    images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
+    limit: Annotated[int, Option(min=8, help="At most so many radiographs.")] = 256,
+    image_size: Annotated[int, Option(min=32, help="Of the untrained model, in pixels.")] = 224,
+    batch_size: Annotated[int, Option(min=1, help="Images through the network at once.")] = 8,
+    rounds: Annotated[int, Option(min=1, help="Turns of each contender.")] = 3,
+    saliency: Annotated[bool, Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
+    only: Annotated[str | None, Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Speed, memory and exactness of each runtime on this machine, next to other packages that are installed."""

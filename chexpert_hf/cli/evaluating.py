@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import (
@@ -31,42 +31,37 @@ if TYPE_CHECKING:
 def evaluate(
     data: options.Data,
     model: options.Models,
-    split: Annotated[options.Split, typer.Option(help="Which split.")] = "valid",
+    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots."),
+        Path | None, Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots.")
     ] = None,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Average several models; without it they are compared.")
+        bool, Option("--ensemble", help="Average several models; without it they are compared.")
     ] = False,
-    aggregation: Annotated[Literal["maximum", "mean"], typer.Option(help="Over the views of a study.")] = "maximum",
+    aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
-        bool, typer.Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
+        bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
     ] = False,
     thumbnails: Annotated[
-        int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
+        int, Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
     ] = 0,
     sanity: Annotated[
-        int, typer.Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
+        int, Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
     ] = 0,
     valid_fraction: options.ValidFraction = 0.1,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
-        list[str] | None,
-        typer.Option(help="Also against some of its negatives only, such as those with 'Class=Normal'."),
+        list[str] | None, Option(help="Also against some of its negatives only, such as those with 'Class=Normal'.")
     ] = None,
     reference_name: options.ReferenceName = None,
     update_card: Annotated[
-        bool,
-        typer.Option("--update-card", help="Also put the figures on --reference into the model folder's card."),
+        bool, Option("--update-card", help="Also put the figures on --reference into the model folder's card.")
     ] = False,
     labels_name: Annotated[
         str | None,
-        typer.Option(
-            help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."
-        ),
+        Option(help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."),
     ] = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
@@ -159,23 +154,20 @@ def _short_results(
 @app.command()
 def calibrate(
     data: options.Data,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model folder; it stays as it is.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
-    split: Annotated[options.Split, typer.Option(help="Fitted on this split.")] = "valid",
+    model: Annotated[Path, Option("--model", "-m", help="Model folder; it stays as it is.")],
+    output: Annotated[Path, Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
+    split: Annotated[options.Split, Option(help="Fitted on this split.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[
-        Literal["platt", "temperature"],
-        typer.Option(help="A line for each observation's logit, or one temperature for all."),
+        Literal["platt", "temperature"], Option(help="A line for each observation's logit, or one temperature for all.")
     ] = "platt",
-    operating_points: Annotated[
-        str | None, typer.Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")
-    ] = None,
+    operating_points: Annotated[str | None, Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")] = None,
     prevalence: Annotated[
         str | None,
-        typer.Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
+        Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
     ] = None,
     other_people: Annotated[
-        bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
+        bool, Option("--other-people", help="Ids that occur in training too are of other people.")
     ] = False,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, load_split, progress_bar, quiet_transformers, show
@@ -12,10 +12,8 @@ from chexpert_hf.cli.app import app, load_split, progress_bar, quiet_transformer
 @app.command()
 def gate(
     data: options.Data,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],
-    split: Annotated[
-        options.Split, typer.Option(help="Whose radiographs it is fitted on: those of training.")
-    ] = "train",
+    model: Annotated[Path, Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],
+    split: Annotated[options.Split, Option(help="Whose radiographs it is fitted on: those of training.")] = "train",
     valid_fraction: options.ValidFraction = 0.1,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,

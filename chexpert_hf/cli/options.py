@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 
 Split = Literal["train", "valid", "test"]
-Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
+Data = Annotated[Path, Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
 Models = Annotated[
     list[str],
-    typer.Option(
+    Option(
         "--model",
         "-m",
         default_factory=lambda: [str(DEFAULT_MODEL)],
@@ -22,13 +22,13 @@ Models = Annotated[
 ]
 RuntimeName = Annotated[
     str,
-    typer.Option(
+    Option(
         "--runtime", envvar="CHEXPERT_HF_RUNTIME", help="torch, onnx, openvino, or auto: the fastest that is installed."
     ),
 ]
 PrecisionName = Annotated[
     str,
-    typer.Option(
+    Option(
         "--precision",
         envvar="CHEXPERT_HF_PRECISION",
         help="fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32.",
@@ -36,17 +36,17 @@ PrecisionName = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--follow-links/--no-follow-links", help="Links to radiographs outside of the folder: follow or refuse them."
     ),
 ]
 ValidFraction = Annotated[
-    float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
+    float, Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
 ]
-Replicates = Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")]
+Replicates = Annotated[int, Option(min=100, help="Of the patient bootstrap.")]
 ReferenceFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--reference",
         help="A second reference standard: CSV with Path, and observations or targets; rows with x, y, width, height "
         "are boxes.",
@@ -54,7 +54,7 @@ ReferenceFile = Annotated[
 ]
 ReferenceMap = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--reference-map",
         help="Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
         "'Class:Normal=No Finding' for one value of a column of text.",
@@ -62,6 +62,6 @@ ReferenceMap = Annotated[
 ]
 ReferenceName = Annotated[
     str | None,
-    typer.Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none."),
+    Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, echo
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import DISCLAIMER, app, load_fast_classifier, progress_bar, say_on_stderr
@@ -33,33 +33,31 @@ REPORT_SECONDS = 30
 @app.command()
 def predict(
     model: options.Models,
-    paths: Annotated[
-        list[str] | None, typer.Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")
-    ] = None,
+    paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="Text file: a path per line, relative to the current folder.")
+        Path | None, Option("--list", help="Text file: a path per line, relative to the current folder.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
+        Path | None, Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that is there.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Score again into an output that is there.")] = False,
-    study: Annotated[bool, typer.Option("--study", help="A row per study: the maximum over its views.")] = False,
-    num_shards: Annotated[int | None, typer.Option(min=1, help="Divide the radiographs among so many runs.")] = None,
-    shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
-    saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with an output that is there.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Score again into an output that is there.")] = False,
+    study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
+    num_shards: Annotated[int | None, Option(min=1, help="Divide the radiographs among so many runs.")] = None,
+    shard: Annotated[int | None, Option(min=0, help="Which of them this is, from 0.")] = None,
+    saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
     follow_links: options.FollowLinks = True,
     positives: Annotated[
-        bool, typer.Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
+        bool, Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
     ] = False,
     gate: Annotated[
         GateMode | None,
-        typer.Option(
+        Option(
             help="Images that do not look like chest radiographs: flag them, refuse to score them, or do not check.",
             show_default="flag if the model has a gate, else off",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
+    batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
     as_json: options.AsJson = False,
@@ -101,20 +99,20 @@ def predict(
     if as_json and target is not None:
         result = {"output": str(target.path), **asdict(summary), "scored": scored, "gate": rows.gate.value}
         times = {"seconds": round(time.monotonic() - begin, 3), "operating_points": classifier.operating_points}
-        typer.echo(json.dumps({**result, **times}))
+        echo(json.dumps({**result, **times}))
     if summary.failed or found.num_outside:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
 def demo(
     model: options.Models,
-    host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
+    host: Annotated[str, Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
+    port: Annotated[int | None, Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
     auth_file: Annotated[
-        Path | None, typer.Option(help="Lines of user:password who may open the page; for its owner alone (mode 600).")
+        Path | None, Option(help="Lines of user:password who may open the page; for its owner alone (mode 600).")
     ] = None,
-    mcp: Annotated[bool, typer.Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
+    mcp: Annotated[bool, Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
 ) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, quiet_transformers, show
@@ -13,15 +13,15 @@ from chexpert_hf.errors import InputError
 if TYPE_CHECKING:
     from chexpert_hf.publishing.publish import Published
 
-Private = Annotated[bool, typer.Option("--private", help="If it is made now: for you alone.")]
+Private = Annotated[bool, Option("--private", help="If it is made now: for you alone.")]
 
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
-    revision: Annotated[str | None, typer.Option(help="Of a repository: branch, tag or commit.")] = None,
+    model: Annotated[str, Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
+    revision: Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
+        bool, Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -43,17 +43,17 @@ def check(
     report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
     show(report.to_dict(), report.as_table(), as_json)
     if not report.is_ok:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
 def push(
-    model: Annotated[Path, typer.Argument(help="Model folder, or nih, the bundled model.")],
-    repo_id: Annotated[str, typer.Argument(help="user/name; made if it is not there.")],
+    model: Annotated[Path, Argument(help="Model folder, or nih, the bundled model.")],
+    repo_id: Annotated[str, Argument(help="user/name; made if it is not there.")],
     private: Private = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go; needs no network.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List what would go; needs no network.")] = False,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
+        bool, Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -79,14 +79,14 @@ def push(
 def space(
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="Repository id on the Hub; or a model folder, or nih, the bundled model, which goes with the page."
         ),
     ],
-    space_id: Annotated[str, typer.Argument(help="user/name of the Space; made if it is not there.")],
-    revision: Annotated[str, typer.Option(help="Of the repository; the Space stays at its present commit.")] = "main",
+    space_id: Annotated[str, Argument(help="user/name of the Space; made if it is not there.")],
+    revision: Annotated[str, Option(help="Of the repository; the Space stays at its present commit.")] = "main",
     private: Private = False,
-    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write the Space's files to this folder.")] = None,
+    dry_run: Annotated[Path | None, Option("--dry-run", help="Write the Space's files to this folder.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a Gradio Space of the page around a model, or bring it up to date."""

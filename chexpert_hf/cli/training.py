@@ -7,12 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-import typer
+from typer import Argument, Option, echo
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, progress_bar, quiet_transformers, say_on_stderr, show
 from chexpert_hf.cli.predicting import demo
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import require_empty
 from chexpert_hf.training.recipe import Recipe
 
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
@@ -20,30 +21,27 @@ AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "
 
 @app.command()
 def phantom(
-    output: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
-    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
+    output: Annotated[Path, Argument(help="Folder to write; must be new or empty.")],
+    studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
+    seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
     valid_fraction: Annotated[
-        float,
-        typer.Option(min=0.001, max=0.999, help="Share of the studies in valid.csv; the others are in train.csv."),
+        float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv; the others are in train.csv.")
     ] = 0.2,
 ) -> None:
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
     from chexpert_hf.phantoms import write_phantoms
 
-    try:
-        with progress_bar(studies, "studies") as bar:
-            write_phantoms(
-                output,
-                num_studies=studies,
-                seed=seed,
-                valid_fraction=valid_fraction,
-                workers=os.cpu_count() or 1,
-                progress=lambda done: bar.update(done - bar.n),
-            )
-    except FileExistsError as error:
-        raise InputError(str(error)) from error
-    typer.echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
+    require_empty(output)
+    with progress_bar(studies, "studies") as bar:
+        write_phantoms(
+            output,
+            num_studies=studies,
+            seed=seed,
+            valid_fraction=valid_fraction,
+            workers=os.cpu_count() or 1,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +59,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             text += f" \\[{default}]"  # escaped, since the help text is markup
         elif isinstance(default, int | float):
             text += f" [{default:g}]"
-        option = Annotated[kind | None, typer.Option(names, help=text)]  # type: ignore[valid-type]
+        option = Annotated[kind | None, Option(names, help=text)]  # type: ignore[valid-type]
         added.append(
             inspect.Parameter(item.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=option)
         )
@@ -74,22 +72,20 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @with_recipe_options
 def train(
     data: options.Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the model folder.")],
+    output: Annotated[Path, Option("--output", "-o", help="Becomes the model folder.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML file, or the name of one in train/recipes; flags override it.")
+        Path | None, Option(help="YAML file, or the name of one in train/recipes; flags override it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
     augment: Annotated[
-        bool, typer.Option("--augment", help="Rotation 10 degrees, shift 5 %, size 10 %, contrast 20 %; no flip.")
+        bool, Option("--augment", help="Rotation 10 degrees, shift 5 %, size 10 %, contrast 20 %; no flip.")
     ] = False,
     follow_links: options.FollowLinks = True,
-    report_to: Annotated[str, typer.Option(help="none, tensorboard or trackio (installed separately).")] = "none",
+    report_to: Annotated[str, Option(help="none, tensorboard or trackio (installed separately).")] = "none",
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO_ID", help="At the end, send the model folder to the Hub, as push does.")
+        str | None, Option(metavar="REPO_ID", help="At the end, send the model folder to the Hub, as push does.")
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")
-    ] = False,
+    private: Annotated[bool, Option("--private", help="With --push-to-hub: a new repository is private.")] = False,
     as_json: options.AsJson = False,
     **flags: Any,
 ) -> None:
@@ -150,15 +146,15 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything; must be new or empty.")] = Path(
+    output: Annotated[Path, Option("--output", "-o", help="Folder for everything; must be new or empty.")] = Path(
         "chexpert-quickstart"
     ),
-    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the page at the end.")] = True,
+    serve: Annotated[bool, Option("--serve/--no-serve", help="Open the page at the end.")] = True,
 ) -> None:
     """Everything once, without data or network: phantoms, training, evaluation, overlays, model folder, page."""
     from chexpert_hf.quickstart import run_quickstart
 
     quiet_transformers()
-    model = run_quickstart(output, say=typer.echo)
+    model = run_quickstart(output, say=echo)
     if serve:
         demo([str(model)])

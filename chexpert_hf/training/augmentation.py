@@ -42,15 +42,12 @@ class RadiographAugmentation:
         return any((self.rotation_degrees, self.translation, self.scaling, self.contrast, self.gamma, self.border))
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
-        """Changes a batch.
+        """Changes gray levels `(batch, 1, height, width)` into float32 ones in [0, 255], not rounded.
 
         Args:
-            images: `(batch, 1, height, width)` gray levels, uint8.
+            images: The batch.
             epoch: Counted from 0.
             indices: `(batch,)` positions of the images in the data set.
-
-        Returns:
-            float32 gray levels in [0, 255] of the same shape, not rounded.
         """
         drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()

@@ -14,13 +14,9 @@ from chexpert_hf.radiographs.radiograph import read_radiograph
 
 
 class RadiographDataset(torch.utils.data.Dataset):
-    """Reads radiographs on demand; augmentation happens later, on whole batches.
+    """The radiographs of a split, read on demand, or once with `cache`; augmentation happens later, on whole batches.
 
-    Args:
-        dataset: A split from `load_chexpert`.
-        processor: Gives the size.
-        to_targets: Makes the targets of raw labels `(num_labels,)` and their row's position.
-        cache: Whether to keep the gray levels of each radiograph once it was read; for a single process.
+    `to_targets` makes the targets of raw labels `(num_labels,)` and their row's position.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def calibrate_by_folds(
         train: The training split.
         recipe: Gives the number of parts.
         data_name: For the record in the model's config.
-        train_without: Gives the model folder of the model that is trained without a part.
+        train_without: Gives the folder of the model that is trained without a part.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

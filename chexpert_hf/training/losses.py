@@ -39,8 +39,7 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
         labels: Targets of the same shape, in [0, 1] or -100. A soft label counts as both, by its value.
         num_items_in_batch: Not used: a mean over pairs does not split over smaller batches.
 
-    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7 and its inner
-    solutions.
+    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7.
     """
     scores = outputs.logits.float().sigmoid()
     is_known = labels != IGNORED
@@ -81,13 +80,8 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """The mean of the squared distances between the maps' strongest cells and the image regions that drive them.
-
-    Args:
-        offsets: `(batch, 2)`, from `offsets_of_peaks`.
-    """
-    distances = (offsets / CENTRED).square().sum(dim=1)
-    return distances.clamp(max=_FAR**2).mean()
+    """The mean squared length, in units of `CENTRED`, of offsets `(batch, 2)` from `offsets_of_peaks`."""
+    return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

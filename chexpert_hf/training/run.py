@@ -22,7 +22,6 @@ from chexpert_hf.files import write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES
 from chexpert_hf.gate.folder import fit_folder_gate
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.models.half_precision import round_to_half
 from chexpert_hf.models.loading import load_model
@@ -38,20 +37,14 @@ from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.stages import RECIPE_FILE, Stages, expect_same_recipe
-from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer
+from chexpert_hf.training.trainer import build_trainer
 
 REPORTERS = ("none", "tensorboard", "trackio")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a run.
-
-    Attributes:
-        folder: The complete model folder, or that of an ensemble.
-        evaluation: On the validation split, on which the checkpoints were also chosen.
-        chosen: The content of the folder, for people: the checkpoint by its optimizer step, or an ensemble; and why.
-    """
+    """A model folder, its evaluation on the validation split, and a text that names the chosen checkpoint, and why."""
 
     folder: Path
     evaluation: Evaluation
@@ -74,8 +67,8 @@ def train(
         recipe: What to train.
         root: The CheXpert folder.
         output: Becomes the model folder; checkpoints are in `checkpoints` below it.
-        resume: Continue from the newest intact checkpoint there, or begin if there is none.
-        report_to: "none", "tensorboard" or "trackio".
+        resume: Continue from the newest intact checkpoint there, or start if there is none.
+        report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
         say: Takes lines for the user.
 
@@ -117,12 +110,21 @@ def train(
         recipe, model, processor, data, output, soft_labels=soft_labels, teachers=teachers, report_to=report_to
     )
     judged = _judged_observations(data, recipe, say)
-    _train_or_resume(trainer, resume, say)
+    checkpoint = trainer.newest_intact_checkpoint(say) if resume else None
+    if checkpoint and is_finished(Path(checkpoint)):
+        say("The run has finished: nothing is left to train.")
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
     # By step and not by the recorded path, which is wrong once the folder has moved.
     is_best = bool(judged) and recipe.checkpoint == "best"
     best_step = (is_best and trainer.state.best_global_step) or trainer.state.global_step
-    final = _finite_model(output / "checkpoints" / f"checkpoint-{best_step}", best_step)
+    chosen = output / "checkpoints" / f"checkpoint-{best_step}"
+    expect_intact(chosen)
+    final = load_model(chosen)
+    if not all(parameter.isfinite().all() for parameter in final.parameters()):
+        raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
     if recipe.calibration_folds and recipe.held_out_fold is None:
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, stages.without_part)
     if recipe.stored_precision == "fp16":
@@ -163,38 +165,19 @@ def _say_nothing(_line: str) -> None:
 
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     """Makes `output` this run's, or raises RecipeError if it is another's."""
-    state = PartialState()
-    if state.is_main_process:
-        path = output / RECIPE_FILE
-        if resume and path.exists():
-            expect_same_recipe(recipe, output)
-        elif output.exists() and not output.is_dir():
+    if PartialState().is_main_process:
+        if output.exists() and not output.is_dir():
             raise RecipeError(f"{output} is a file; expected a folder to write.")
-        elif resume and output.exists() and any(output.iterdir()):
+        names = {path.name for path in output.iterdir()} if output.exists() else set()
+        if resume and RECIPE_FILE in names:
+            expect_same_recipe(recipe, output)
+        elif resume and names:
             raise RecipeError(f"{output} holds no {RECIPE_FILE}: there is no run to continue; choose its folder.")
-        elif output.exists() and any(item.name != RECIPE_FILE for item in output.iterdir()):
+        elif names - {RECIPE_FILE}:
             raise RecipeError(f"{output} is not empty: continue its run with --resume, or choose another folder.")
         output.mkdir(parents=True, exist_ok=True)
-        recipe.save(path)
-    state.wait_for_everyone()
-
-
-def _train_or_resume(trainer: CheXpertTrainer, resume: bool, say: Callable[[str], None]) -> None:
-    checkpoint = trainer.newest_intact_checkpoint(say) if resume else None
-    if checkpoint and is_finished(Path(checkpoint)):
-        say("The run has finished: nothing is left to train.")
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _finite_model(checkpoint: Path, step: int) -> CheXpertForImageClassification:
-    """The model of a checkpoint; raises CheckpointError if it is damaged, and RecipeError if the run diverged."""
-    expect_intact(checkpoint)
-    model = load_model(checkpoint)
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise RecipeError(f"Training diverged before step {step}: lower learning_rate, or set max_grad_norm to 1.")
-    return model
+        recipe.save(output / RECIPE_FILE)
+    PartialState().wait_for_everyone()
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:

@@ -4,7 +4,6 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1: a model trained with U
 with its probabilities; labels that are 0 or 1 are never touched.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -16,52 +15,39 @@ from chexpert_hf.files import first_line, replacing
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import UNCERTAIN
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.training.recipe import RecipeError
+from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
-def write_soft_labels(
-    teacher: CheXpertClassifier,
-    dataset: datasets.Dataset,
-    trained: Sequence[str],
-    observations: Sequence[str],
-    path: Path,
-) -> None:
-    """Writes the teacher's probabilities of the uncertain cells as CSV: `path` and the observations, blank elsewhere.
-
-    Args:
-        teacher: Judges the observations, and perhaps others.
-        dataset: The training data.
-        trained: The observations of its `labels`, in their order.
-        observations: Those under U-SelfTrained.
-        path: The file.
+def write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, teacher: CheXpertClassifier) -> None:
+    """Writes a teacher's probabilities of the uncertain cells as CSV: `path` and the observations, blank elsewhere.
 
     Raises:
-        RecipeError: If the teacher does not judge one of the observations.
+        RecipeError: If the teacher does not judge one of the observations under U-SelfTrained.
     """
+    observations = list(recipe.self_trained_observations)
     missing = [name for name in observations if name not in teacher.observations]
     if missing:
         raise RecipeError(
             f"The teacher does not judge {', '.join(missing)}; it judges {', '.join(teacher.observations)}."
         )
-    is_uncertain = _uncertain_cells(dataset, trained, observations)
+    is_uncertain = _uncertain_cells(dataset, recipe)
     rows = np.flatnonzero(is_uncertain.any(axis=1))
     subset = dataset.select(rows)
     judged = [teacher.observations.index(name) for name in observations]
     probabilities = predict_dataset(teacher, subset)[:, judged] if len(rows) else np.empty((0, len(observations)))
-    table = pd.DataFrame(np.where(is_uncertain[rows], probabilities, np.nan), columns=list(observations))
+    table = pd.DataFrame(np.where(is_uncertain[rows], probabilities, np.nan), columns=observations)
     table.insert(0, "path", subset["path"][:])
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format="%.9g")  # nine digits hold a float32 exactly
 
 
-def read_soft_labels(
-    path: Path, dataset: datasets.Dataset, trained: Sequence[str], observations: Sequence[str]
-) -> NDArray[np.float32]:
-    """Reads soft labels `(num_rows, len(trained))` in the order of the training data, NaN where there is none.
+def read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.float32]:
+    """Reads soft labels `(num_rows, num_labels)` in the order of the training data, NaN where there is none.
 
     Raises:
         RecipeError: If the file cannot be read, holds something else than probabilities, or lacks an uncertain cell.
     """
+    observations = list(recipe.self_trained_observations)
     try:
         table = pd.read_csv(path, dtype={"path": str}).set_index("path")
     except (OSError, ValueError, KeyError) as error:
@@ -69,19 +55,17 @@ def read_soft_labels(
     missing = [name for name in observations if name not in table.columns]
     if missing:
         raise RecipeError(f"{path} has no column {', '.join(missing)}; expected soft labels of U-SelfTrained ones.")
-    found = table[list(observations)].reindex(dataset["path"][:])
+    found = table[observations].reindex(dataset["path"][:])
     if ((found < 0) | (found > 1)).any(axis=None):
         raise RecipeError(f"{path} holds values outside [0, 1]; expected probabilities.")
-    is_uncertain = _uncertain_cells(dataset, trained, observations)
+    is_uncertain = _uncertain_cells(dataset, recipe)
     lacking = int((is_uncertain & found.isna().to_numpy()).sum())
     if lacking:
         raise RecipeError(f"{path} lacks {lacking:,} uncertain labels of the training data; it is of other data.")
-    return found.where(is_uncertain).reindex(columns=list(trained)).to_numpy(np.float32)
+    return found.where(is_uncertain).reindex(columns=list(recipe.observations)).to_numpy(np.float32)
 
 
-def _uncertain_cells(
-    dataset: datasets.Dataset, trained: Sequence[str], observations: Sequence[str]
-) -> NDArray[np.bool_]:
-    """Which labels of the observations are uncertain `(num_rows, len(observations))`."""
-    columns = [list(trained).index(name) for name in observations]
+def _uncertain_cells(dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.bool_]:
+    """Which labels of the observations under U-SelfTrained are uncertain: `(num_rows, len(those observations))`."""
+    columns = [recipe.observations.index(name) for name in recipe.self_trained_observations]
     return np.asarray(dataset["labels"][:], dtype=np.float32)[:, columns] == UNCERTAIN

@@ -24,14 +24,7 @@ RECIPE_FILE = "recipe.yaml"
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a run.
-
-    Attributes:
-        recipe: Of the whole run.
-        output: Its folder.
-        run: Trains `(recipe, output=folder, resume=whether a run is continued)`.
-        say: Takes lines for the user.
-    """
+    """The stages of a run with a recipe in a folder; `run(recipe, output=..., resume=...)` trains one of them."""
 
     recipe: Recipe
     output: Path
@@ -85,9 +78,9 @@ class Stages:
                 teacher = str(self.trained(first, "teacher"))
             if PartialState().is_main_process:
                 classifier = CheXpertClassifier.from_pretrained(teacher)
-                write_soft_labels(classifier, dataset, recipe.observations, observations, path)
+                write_soft_labels(path, dataset, recipe, classifier)
         PartialState().wait_for_everyone()
-        soft = read_soft_labels(path, dataset, recipe.observations, observations)
+        soft = read_soft_labels(path, dataset, recipe)
         self.say(f"Soft labels for {int((~np.isnan(soft)).sum()):,} uncertain cells: {path}.")
         return soft
 

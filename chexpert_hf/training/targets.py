@@ -17,10 +17,9 @@ _SMOOTHING_STREAM = 1_000_003
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Makes the targets of one row of the training data.
+    """Makes the targets of a row of the training data by the policies of a config.
 
     Attributes:
-        config: Its policies are applied.
         seed: Of label smoothing, which is drawn once for each row and observation.
         soft_labels: `(num_rows, num_labels)`: a teacher's probabilities for uncertain labels, NaN elsewhere.
         positive_weights: `(num_labels,)`: how much more a positive label counts; None if all count the same.
@@ -32,12 +31,7 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """`labels` in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights.
-
-        Args:
-            labels: `(num_labels,)` raw values of the row.
-            index: The row's position in the training data.
-        """
+        """`labels` in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights."""
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:
             soft = torch.from_numpy(self.soft_labels[index])

@@ -202,7 +202,7 @@ def build_trainer(
         processor: Its image processor.
         data: Has `train` and `valid`.
         output: Gets the checkpoints, in a folder `checkpoints`.
-        soft_labels: `(num_rows, num_labels)` a teacher's probabilities of uncertain labels, NaN elsewhere.
+        soft_labels: See `TrainingTargets`.
         teachers: Networks to distil, of the same observations.
         report_to: "none", "tensorboard" or "trackio".
     """

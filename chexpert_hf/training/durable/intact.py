@@ -1,6 +1,5 @@
 """Verification of checkpoints, and one-line errors for those that cannot be written or read."""
 
-import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
-from chexpert_hf.training.durable.manifest import fault_of, read_manifest
+from chexpert_hf.training.durable.manifest import fault_of, read_manifest, to_disk
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """The errors of writing a checkpoint; torch.save raises a RuntimeError on a full disk."""
@@ -76,10 +75,8 @@ def _why(folder: Path, error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:
-        with open(folder / "probe", "wb") as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+        to_disk(folder / "probe")
     except OSError as probe:
         return str(probe.strerror)
     return first_line(error)

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chexpert_hf.files import sha256_of
+
 MANIFEST_FILE = "manifest.json"
 
-_CHUNK = 1 << 20
 _THREADS = 4  # hashing and waiting for the disk release the interpreter
 
 
@@ -23,15 +24,12 @@ def seal(folder: Path, values: Mapping[str, Any]) -> None:
     """Brings every file of a folder and of its subfolders to the disk, and then a manifest of them with `values`."""
     names = _names(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
-        sums = list(threads.map(lambda name: _sum(folder / name, to_disk=True), names))
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-    with open(folder / MANIFEST_FILE, "wb") as file:
-        file.write(manifest_text({**values, "files": dict(zip(names, sums, strict=True))}))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+        list(threads.map(to_disk, folder.rglob("*")))
+        sums = list(threads.map(lambda name: sha256_of(folder / name), names))
+    file = folder / MANIFEST_FILE
+    file.write_bytes(manifest_text({**values, "files": dict(zip(names, sums, strict=True))}))
+    to_disk(file)
+    to_disk(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -60,10 +58,10 @@ def fault_of(folder: Path) -> str | None:
     return next((fault for fault in faults if fault), None)
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the operating system supports it."""
+def to_disk(path: Path) -> None:
+    """Brings the content of a file, or the names in a folder, to the disk, if the operating system supports it."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -79,20 +77,10 @@ def _names(folder: Path) -> list[str]:
 def _fault(folder: Path, name: str, expected: str) -> str | None:
     if not (folder / name).is_file():  # to open a named pipe would wait for ever
         return f"{name} is missing"
-    try:
-        return None if _sum(folder / name) == expected else f"{name} is not as it was written"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
-
-
-def _sum(path: Path, *, to_disk: bool = False) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-        if to_disk:
-            os.fsync(file.fileno())
-    return digest.hexdigest()
+    found = sha256_of(folder / name)
+    if found is None:
+        return f"{name} cannot be read"
+    return None if found == expected else f"{name} is not as it was written"
 
 
 def manifest_text(values: Mapping[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ from chexpert_hf.training.durable.intact import (
     reading,
     step_of,
 )
-from chexpert_hf.training.durable.manifest import read_manifest, seal, sync_folder
+from chexpert_hf.training.durable.manifest import read_manifest, seal, to_disk
 
 # Names with "_" are not pushed, and are no checkpoints to the Trainer.
 UNFINISHED = "_unfinished"
@@ -68,13 +68,7 @@ class DurableCheckpoints(Trainer):
         return super().train(resume_from_checkpoint or None, trial, **kwargs)
 
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
-        """The checkpoint to resume from; None if none was written yet.
-
-        Newer ones, which are damaged, are renamed, since the run will write them again.
-
-        Args:
-            say: Takes lines for the user.
-            trial: See `Trainer.train`.
+        """The checkpoint to resume from; None if none was written yet. Newer ones, which are damaged, are renamed.
 
         Raises:
             CheckpointError: If there are checkpoints and none of them is intact.
@@ -169,7 +163,7 @@ class DurableCheckpoints(Trainer):
         if checkpoint.exists():
             checkpoint.rename(unfinished / "replaced")
         written.rename(checkpoint)
-        sync_folder(checkpoint.parent)
+        to_disk(checkpoint.parent)
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(checkpoint.parent / f"{SET_ASIDE}{checkpoint.name}", ignore_errors=True)
 

@@ -1,9 +1,9 @@
-"""A model for other runtimes and other libraries: export."""
+"""A model from and for other libraries and runtimes: import, export."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, quiet_transformers, say_on_stderr, show
@@ -13,24 +13,52 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.graphs.export import ExportedGraph
 
 
+@app.command("import")
+def import_weights(
+    source: Annotated[
+        str,
+        Argument(
+            help="torchvision (ImageNet, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, "
+            "-pc, -mimic_nb, -mimic_ch, -rsna), stanford:FILE, student:FILE or timm:FILE_OR_FOLDER."
+        ),
+    ],
+    output: Annotated[Path, Argument(metavar="OUT", help="New or empty folder for the model.")],
+    file: Annotated[
+        Path | None, Option(help="The weights, where SOURCE does not name them: nothing is downloaded then.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        Option(help="What the outputs are, in their order, where the source does not say; an empty name drops one."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a model folder of weights that others trained. Nothing that a file of theirs holds is run."""
+    from chexpert_hf.formats.imports import import_model
+
+    quiet_transformers()
+    names = None if labels is None else [name.strip() for name in labels.split(",")]
+    imported = import_model(source, output, file=file, labels=names)
+    result = {name: getattr(imported, name) for name in ("observations", "operating_points", "remarks")}
+    done = f"Wrote {imported.folder}: {len(imported.observations)} observations: {', '.join(imported.observations)}."
+    show({"folder": str(imported.folder), **result}, "\n".join([done, *imported.remarks]), as_json)
+
+
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder, or repository id on the Hub.")],
-    runtime: Annotated[Literal["onnx", "openvino"] | None, typer.Option(help="Write a graph for it.")] = None,
+    model: Annotated[str, Argument(help="Model folder, or repository id on the Hub.")],
+    runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Write a graph for it.")] = None,
     library: Annotated[
         Literal["timm", "torchxrayvision"] | None,
-        typer.Option(
-            "--format", help="Write a folder for it instead: timm is loaded without remote code; needs --output."
-        ),
+        Option("--format", help="Write a folder for it instead: timm is loaded without remote code; needs --output."),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Of its weights; int8 also of its convolutions.")
+        Literal["fp32", "fp16", "int8"], Option(help="Of its weights; int8 also of its convolutions.")
     ] = "fp32",
     calibration: Annotated[
-        Path | None, typer.Option(help="For int8: a CheXpert folder, or any folder of radiographs. \\[phantoms]")
+        Path | None, Option(help="For int8: a CheXpert folder, or any folder of radiographs. \\[phantoms]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for a complete copy with the graph. [MODEL itself]")
+        Path | None, Option("--output", "-o", help="Folder for a complete copy with the graph. [MODEL itself]")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -50,8 +78,14 @@ def export(
         raise InputError("Expected --runtime or --format, got neither.")
     from chexpert_hf.scoring.graphs.export import export_model
 
-    say = lambda line: say_on_stderr(f"{line} ...")  # noqa: E731
-    exported = export_model(model, runtime, precision, output=output, calibration=calibration, say=say)
+    exported = export_model(
+        model,
+        runtime,
+        precision,
+        output=output,
+        calibration=calibration,
+        say=lambda line: say_on_stderr(f"{line} ..."),
+    )
     show(exported.to_dict(), _summary(exported), as_json)
 
 
