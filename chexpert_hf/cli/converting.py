@@ -79,12 +79,7 @@ def export(
     from chexpert_hf.scoring.graphs.export import export_model
 
     exported = export_model(
-        model,
-        runtime,
-        precision,
-        output=output,
-        calibration=calibration,
-        say=lambda line: say_on_stderr(f"{line} ..."),
+        model, runtime, precision, output=output, calibration=calibration, say=lambda line: say_on_stderr(f"{line} ...")
     )
     show(exported.to_dict(), _summary(exported), as_json)
 

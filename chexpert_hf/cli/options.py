@@ -61,7 +61,6 @@ ReferenceMap = Annotated[
     ),
 ]
 ReferenceName = Annotated[
-    str | None,
-    Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none."),
+    str | None, Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none.")
 ]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
