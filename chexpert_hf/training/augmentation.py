@@ -44,10 +44,7 @@ class RadiographAugmentation:
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
         """Changes gray levels `(batch, 1, height, width)` into float32 ones in [0, 255], not rounded.
 
-        Args:
-            images: The batch.
-            epoch: Counted from 0.
-            indices: `(batch,)` positions of the images in the data set.
+        `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
         """
         drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()

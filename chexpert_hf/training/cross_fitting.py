@@ -61,12 +61,7 @@ def calibrate_by_folds(
 ) -> CalibratedModel:
     """Calibrates a model in place by models that are trained without a part each, and chooses its operating points.
 
-    Args:
-        model: Trained on all of `train`.
-        train: The training split.
-        recipe: Gives the number of parts.
-        data_name: For the record in the model's config.
-        train_without: Gives the folder of the model that is trained without a part.
+    `data_name` is for the record in the model's config; `train_without` gives the model folder for a part.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

@@ -43,13 +43,9 @@ class RecipeError(InputError):
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
-    """A field of the recipe.
+    """A field of the recipe, with its description and, for a number, its range, a key of `_RANGES`.
 
-    Args:
-        default: Its value in the paper's recipe.
-        text: What it sets.
-        expected: The range of a number, a key of `_RANGES`.
-        flag: Whether `chexpert-hf train` has an option for it; a text also names the option that switches it off.
+    With `flag`, `chexpert-hf train` has an option for it; a text also names the option that switches it off.
     """
     return field(default=default, metadata={"text": text, "expected": expected, "flag": flag})
 

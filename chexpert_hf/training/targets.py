@@ -20,6 +20,7 @@ class TrainingTargets:
     """Makes the targets of a row of the training data by the policies of a config.
 
     Attributes:
+        config: The model's.
         seed: Of label smoothing, which is drawn once for each row and observation.
         soft_labels: `(num_rows, num_labels)`: a teacher's probabilities for uncertain labels, NaN elsewhere.
         positive_weights: `(num_labels,)`: how much more a positive label counts; None if all count the same.

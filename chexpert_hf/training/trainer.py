@@ -42,10 +42,7 @@ CENTRED_IMAGES = 8
 class CheXpertTrainer(DurableCheckpoints):
     """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator.
 
-    Args:
-        recipe: Gives the augmentation, the memory format and the weights of the losses of maps and of the teachers.
-        teachers: Networks whose mean probability is mixed into the labels, for the same augmented images.
-        kwargs: The Trainer's own.
+    The mean probability of `teachers` for the same augmented images is mixed into the labels.
     """
 
     def __init__(
@@ -194,17 +191,9 @@ def build_trainer(
     teachers: Sequence[CheXpertForImageClassification] = (),
     report_to: str = "none",
 ) -> CheXpertTrainer:
-    """The Trainer that a recipe describes.
+    """The Trainer that a recipe describes, for a model with its initial weights; it writes into `output/checkpoints`.
 
-    Args:
-        recipe: What to train.
-        model: With its initial weights.
-        processor: Its image processor.
-        data: Has `train` and `valid`.
-        output: Gets the checkpoints, in a folder `checkpoints`.
-        soft_labels: See `TrainingTargets`.
-        teachers: Networks to distil, of the same observations.
-        report_to: "none", "tensorboard" or "trackio".
+    `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil.
     """
     if recipe.sync_batch_norm:  # the weights keep their names
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
