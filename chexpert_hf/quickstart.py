@@ -47,7 +47,7 @@ def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
         FolderError: If `output` is not empty.
     """
     require_empty(output, "choose another with --output")
-    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others to be judged by.")
+    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others for evaluation.")
     workers, side = os.cpu_count() or 1, RECIPE.image_size
     write_phantoms(output / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers)
     write_phantoms(output / "unseen", num_studies=UNSEEN_STUDIES, seed=1, valid_fraction=0.999, workers=workers)

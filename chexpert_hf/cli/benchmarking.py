@@ -1,4 +1,4 @@
-"""How fast it is here: bench."""
+"""Speed of the runtimes on this machine: bench."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""What a model is worth, and what follows from it: evaluate, calibrate."""
+"""Metrics of a model, and its calibration: evaluate, calibrate."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -66,6 +66,6 @@ def read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> N
 
 
 def _uncertain_cells(dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.bool_]:
-    """Which labels of the observations under U-SelfTrained are uncertain: `(num_rows, len(those observations))`."""
+    """Mask of the uncertain labels of the observations under U-SelfTrained `(num_rows, num_self_trained)`."""
     columns = [recipe.observations.index(name) for name in recipe.self_trained_observations]
     return np.asarray(dataset["labels"][:], dtype=np.float32)[:, columns] == UNCERTAIN

@@ -36,7 +36,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def fault_of_checkpoint(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, in a few words; None if it is as it was written."""
+    """The fault of a checkpoint that cannot be trusted, in a few words; None if it is as it was written."""
     if fault := fault_of(checkpoint):
         return fault
     step = (read_manifest(checkpoint) or {}).get("step")
@@ -71,7 +71,7 @@ def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> st
 
 
 def _why(folder: Path, error: BaseException) -> str:
-    """Why writing failed; torch.save itself does not say ("unexpected pos 24128 vs 24020"), so it is tried again."""
+    """The reason of a failed write; torch.save does not say it ("unexpected pos 24128 vs 24020"): try once more."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:

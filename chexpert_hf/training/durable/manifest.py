@@ -25,9 +25,11 @@ def seal(folder: Path, values: Mapping[str, Any]) -> None:
     names = _names(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(to_disk, folder.rglob("*")))
-        sums = list(threads.map(lambda name: sha256_of(folder / name), names))
+        checksums = list(threads.map(lambda name: sha256_of(folder / name), names))
+    if None in checksums:
+        raise OSError(f"{names[checksums.index(None)]} cannot be read back")
     file = folder / MANIFEST_FILE
-    file.write_bytes(manifest_text({**values, "files": dict(zip(names, sums, strict=True))}))
+    file.write_bytes(manifest_text({**values, "files": dict(zip(names, checksums, strict=True))}))
     to_disk(file)
     to_disk(folder)
 
@@ -44,17 +46,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Why a folder cannot be trusted, in a few words; None if each file is as it was sealed."""
+    """The fault of a folder that cannot be trusted, in a few words; None if each file is as it was sealed."""
     if not (folder / MANIFEST_FILE).is_file():
         return f"it has no {MANIFEST_FILE}, so it was cut short, or written by another program"
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{MANIFEST_FILE} is damaged"
-    sums: dict[str, str] = manifest["files"]
-    for name in sorted(set(_names(folder)) - sums.keys()):
+    checksums: dict[str, str] = manifest["files"]
+    for name in sorted(set(_names(folder)) - checksums.keys()):
         return f"{name} does not belong to it"
     with ThreadPoolExecutor(_THREADS) as threads:
-        faults = list(threads.map(partial(_fault, folder), sums, sums.values()))
+        faults = list(threads.map(partial(_fault, folder), checksums, checksums.values()))
     return next((fault for fault in faults if fault), None)
 
 
