@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
-
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report.report import as_table
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
+from chexpert_hf.files import require_empty
 from chexpert_hf.folders.scoring import FileResult, write_overlays
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -39,29 +37,22 @@ RECIPE = Recipe(
 
 
 def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
-    """Runs all steps and says at each what it does and what it found.
+    """Runs all steps, reports each, and returns the model folder.
 
     Args:
         output: Gets `phantoms`, `unseen`, `model` and `overlays`.
         say: Takes lines for the user.
 
-    Returns:
-        The model folder.
-
     Raises:
-        InputError: If `output` is not empty.
+        FolderError: If `output` is not empty.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is a file or a folder that is not empty; choose another with --output.")
-    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others to be judged by.")
-    workers = os.cpu_count() or 1
+    require_empty(output, "choose another with --output")
+    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others for evaluation.")
+    workers, side = os.cpu_count() or 1, RECIPE.image_size
     write_phantoms(output / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers)
     write_phantoms(output / "unseen", num_studies=UNSEEN_STUDIES, seed=1, valid_fraction=0.999, workers=workers)
 
-    say(
-        f"2. Training a small DenseNet from random weights for {RECIPE.epochs} epochs at {RECIPE.image_size} x "
-        f"{RECIPE.image_size} pixels."
-    )
+    say(f"2. Training a small DenseNet from random weights for {RECIPE.epochs} epochs at {side} x {side} pixels.")
     model = train(RECIPE, output / "phantoms", output / "model", say=say).folder
 
     say("3. Evaluation on phantoms that took no part in training or in choosing the checkpoint.")
@@ -69,7 +60,12 @@ def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
     unseen = load_chexpert(output / "unseen", splits=["valid"], frontal_only=True)["valid"]
     say(as_table(evaluate_dataset(classifier, unseen)))
 
-    say(f"4. Overlays of one radiograph, one per observation: {_overlays(classifier, unseen, output / 'overlays')}.")
+    positives = [sum(value == 1 for value in labels) for labels in unseen["labels"][:]]
+    path = Path(image_files(unseen)[positives.index(max(positives))])
+    write_overlays(
+        FileResult(path, classifier.predict(path, saliency=True)), output / "overlays", classifier.observations
+    )
+    say(f"4. Overlays of one radiograph, one per observation: {output / 'overlays'}.")
     say(
         f"5. The model folder {model} is complete: weights, code, card (README.md), curve.png. Use it with\n"
         f"     chexpert-hf predict RADIOGRAPHS --model {model} --output scores.csv\n"
@@ -77,12 +73,3 @@ def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
         "   It learned from drawings: its scores of real radiographs mean nothing."
     )
     return model
-
-
-def _overlays(classifier: CheXpertClassifier, dataset: datasets.Dataset, folder: Path) -> Path:
-    """Writes the maps of the study with the most positive observations."""
-    positives = [sum(value == 1 for value in labels) for labels in dataset["labels"][:]]
-    row = max(range(len(positives)), key=positives.__getitem__)
-    path = Path(image_files(dataset)[row])
-    write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)
-    return folder

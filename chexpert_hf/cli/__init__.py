@@ -2,11 +2,9 @@
 
 from chexpert_hf.cli import (  # noqa: F401 - each adds its commands to the application
     benchmarking,
-    checking,
+    converting,
     evaluating,
-    exporting,
     gating,
-    importing,
     localizing,
     predicting,
     publishing,

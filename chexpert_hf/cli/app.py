@@ -1,17 +1,18 @@
-"""The application, its options and what its commands share."""
+"""The application, and the functions that its commands share."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import __version__
-from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
+from chexpert_hf.cli.options import Split
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,76 +24,13 @@ if TYPE_CHECKING:
 
 DISCLAIMER = "Research software, not a medical device."
 
-app = typer.Typer(
+app = Typer(
     name="chexpert-hf",
     help=f"DenseNet121 for chest radiographs: train, evaluate, predict, serve. {DISCLAIMER}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Split(str, Enum):
-    """The splits of a CheXpert folder."""
-
-    TRAIN = "train"
-    VALID = "valid"
-    TEST = "test"
-
-
-Data = Annotated[Path, typer.Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
-Models = Annotated[
-    list[str],
-    typer.Option(
-        "--model",
-        "-m",
-        default_factory=lambda: [str(DEFAULT_MODEL)],
-        callback=lambda models: [str(resolve_model(model)) for model in models],
-        show_default="nih, the bundled model",
-        help="Model folder, repository id on the Hub, or nih, the bundled model; several make an ensemble.",
-    ),
-]
-RuntimeName = Annotated[
-    str,
-    typer.Option(
-        "--runtime", envvar="CHEXPERT_HF_RUNTIME", help="torch, onnx, openvino, or auto: the fastest that is installed."
-    ),
-]
-PrecisionName = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        envvar="CHEXPERT_HF_PRECISION",
-        help="fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32.",
-    ),
-]
-FollowLinks = Annotated[
-    bool,
-    typer.Option(
-        "--follow-links/--no-follow-links", help="Links to radiographs outside of the folder: follow or refuse them."
-    ),
-]
-ReferenceFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--reference",
-        help="A second reference standard: CSV with Path, and observations or targets; rows with x, y, width, height "
-        "are boxes.",
-    ),
-]
-ReferenceMap = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reference-map",
-        help="Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
-        "'Class:Normal=No Finding' for one value of a column of text.",
-    ),
-]
-ReferenceName = Annotated[
-    str | None,
-    typer.Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def main() -> None:
@@ -104,61 +42,56 @@ def main() -> None:
         app()
     except InputError as error:
         # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
-        typer.echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
         sys.exit(2)
     except UnicodeEncodeError as error:
-        typer.echo(
+        echo(
             f"Error: a name holds {error.object[error.start : error.end]!a:.40}, which the locale's encoding for names "
             f"of files ({sys.getfilesystemencoding()}) cannot express; set the environment variable PYTHONUTF8=1.",
             err=True,
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        echo("Interrupted.", err=True)
         sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+def show_version(
+    version: Annotated[bool, Option("--version", help="Show the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"chexpert-hf {__version__}")
-        raise typer.Exit
+        echo(f"chexpert-hf {__version__}")
+        raise Exit
 
 
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
-    """Loads models; figures about a model are made with its own weights, in PyTorch and float32, unless one says."""
+    """Loads models, by default in PyTorch and float32, as evaluations need them, and shows their warnings."""
     from chexpert_hf.models.identity import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
     quiet_transformers()
     if list(models) == [str(DEFAULT_MODEL)]:
-        typer.echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
+        echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
     classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
     for warning in model_warnings(member.model for member in classifier.members):
-        typer.echo(f"Warning: {warning}", err=True)
+        echo(f"Warning: {warning}", err=True)
     return classifier
 
 
 def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) -> "CheXpertClassifier":
-    """Loads models to score with, and says what will compute."""
+    """Loads models to score with, and reports their runtime."""
     classifier = load_classifier(models, runtime, precision)
     for reason in dict.fromkeys(member.runtime.reason for member in classifier.members):
-        typer.echo(f"Computing with {reason}", err=True)
+        echo(f"Computing with {reason}", err=True)
     return classifier
 
 
-def load_split(
-    data: Path, split: Split, observations: Sequence[str], *, follow_links: bool, **options: Any
-) -> "datasets.Dataset":
+def load_split(data: Path, split: Split, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
     """Loads one split of a CheXpert folder; `options` are those of `load_chexpert`."""
     from chexpert_hf.datasets.chexpert import load_chexpert
 
-    name = split.value
-    return load_chexpert(
-        data, splits=[name], observations=observations, follow_links=follow_links, say=say_on_stderr, **options
-    )[name]
+    return load_chexpert(data, splits=[split], observations=observations, say=say_on_stderr, **options)[split]
 
 
 def load_reference(
@@ -169,24 +102,29 @@ def load_reference(
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
     """Loads the second reference standard, where one is given."""
-    from chexpert_hf.datasets.reference import read_reference
-
     if file is None:
         if mapping or name or against:
             raise InputError(
                 "--reference-map, --reference-against and --reference-name need --reference, the CSV file."
             )
         return None
+    from chexpert_hf.datasets.reference import read_reference
+
     return read_reference(file, observations, mapping=mapping or (), against=against or (), name=name)
 
 
 def say_on_stderr(line: str) -> None:
-    """Print one line on standard error."""
-    typer.echo(line, err=True)
+    """Prints one line on standard error."""
+    echo(line, err=True)
+
+
+def show(result: Any, text: str, as_json: bool) -> None:
+    """Prints a command's result on standard output: as JSON, or as text."""
+    echo(json.dumps(result) if as_json else text)
 
 
 def quiet_transformers() -> None:
-    """No bar for each file of weights that is read or written."""
+    """Shows no progress bar for each file of weights that is read or written."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -194,7 +132,7 @@ def quiet_transformers() -> None:
 
 @contextmanager
 def progress_bar(total: int, unit: str) -> "Iterator[tqdm]":
-    """A progress bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False) as bar:

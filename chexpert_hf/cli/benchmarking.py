@@ -1,32 +1,28 @@
-"""How fast it is here: bench."""
+"""Speed of the runtimes on this machine: bench."""
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.cli import options
+from chexpert_hf.cli.app import app, quiet_transformers, say_on_stderr, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 
 @app.command()
 def bench(
-    model: Annotated[
-        Path | None, typer.Argument(help="Model folder; a DenseNet121 that was never trained, if none.")
-    ] = None,
-    images: Annotated[Path | None, typer.Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
-    limit: Annotated[int, typer.Option(min=8, help="At most so many radiographs.")] = 256,
-    image_size: Annotated[int, typer.Option(min=32, help="Of the untrained model, in pixels.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images through the network at once.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
-    saliency: Annotated[bool, typer.Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
-    only: Annotated[
-        str | None, typer.Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")
-    ] = None,
-    as_json: AsJson = False,
+    model: Annotated[Path | None, Argument(help="Model folder; a DenseNet121 that was never trained, if none.")] = None,
+    images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
+    limit: Annotated[int, Option(min=8, help="At most so many radiographs.")] = 256,
+    image_size: Annotated[int, Option(min=32, help="Of the untrained model, in pixels.")] = 224,
+    batch_size: Annotated[int, Option(min=1, help="Images through the network at once.")] = 8,
+    rounds: Annotated[int, Option(min=1, help="Turns of each contender.")] = 3,
+    saliency: Annotated[bool, Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
+    only: Annotated[str | None, Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Speed, memory and exactness of each runtime on this machine, next to other packages that are installed."""
     from chexpert_hf.bench.contenders import installed_specs
@@ -44,11 +40,7 @@ def bench(
             specs = [spec for spec in specs if any(part.strip() in spec.name for part in only.split(","))]
         if not specs:
             raise InputError(f"No contender's name has {only!r} in it; leave --only out to see them all.")
-        results = run_benchmark(specs, paths, rounds=rounds, say=lambda line: typer.echo(line, err=True))
-    if as_json:
-        typer.echo(
-            json.dumps({"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]})
-        )
-        return
-    typer.echo(f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds.")
-    typer.echo(as_table(results))
+        results = run_benchmark(specs, paths, rounds=rounds, say=say_on_stderr)
+    title = f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds."
+    result = {"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]}
+    show(result, f"{title}\n{as_table(results)}", as_json)

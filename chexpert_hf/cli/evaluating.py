@@ -1,28 +1,21 @@
-"""What a model is worth, and what follows from it: evaluate, calibrate."""
+"""Metrics of a model, and its calibration: evaluate, calibrate."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
+from chexpert_hf.cli import options
 from chexpert_hf.cli.app import (
-    AsJson,
-    Data,
-    FollowLinks,
-    Models,
-    ReferenceFile,
-    ReferenceMap,
-    ReferenceName,
-    Split,
     app,
     load_classifier,
     load_reference,
     load_split,
     progress_bar,
     quiet_transformers,
+    say_on_stderr,
+    show,
 )
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError
@@ -31,69 +24,47 @@ if TYPE_CHECKING:
     import datasets
 
     from chexpert_hf.datasets.reference import Reference
-    from chexpert_hf.evaluation.metrics import Evaluation
     from chexpert_hf.scoring.classifier import CheXpertClassifier
-
-
-class Aggregation(str, Enum):
-    """How the views of a study become one score."""
-
-    MAXIMUM = "maximum"
-    MEAN = "mean"
-
-
-class CalibrationMethod(str, Enum):
-    """How a model is calibrated."""
-
-    PLATT = "platt"
-    TEMPERATURE = "temperature"
 
 
 @app.command()
 def evaluate(
-    data: Data,
-    model: Models,
-    split: Annotated[Split, typer.Option(help="Which split.")] = Split.VALID,
+    data: options.Data,
+    model: options.Models,
+    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots."),
+        Path | None, Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots.")
     ] = None,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Average several models; without it they are compared.")
+        bool, Option("--ensemble", help="Average several models; without it they are compared.")
     ] = False,
-    aggregation: Annotated[Aggregation, typer.Option(help="Over the views of a study.")] = Aggregation.MAXIMUM,
-    replicates: Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")] = 1000,
+    aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
+    replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
-        bool, typer.Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
+        bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
     ] = False,
     thumbnails: Annotated[
-        int, typer.Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
+        int, Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
     ] = 0,
     sanity: Annotated[
-        int, typer.Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
+        int, Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
     ] = 0,
-    valid_fraction: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
-    ] = 0.1,
-    reference: ReferenceFile = None,
-    reference_map: ReferenceMap = None,
+    valid_fraction: options.ValidFraction = 0.1,
+    reference: options.ReferenceFile = None,
+    reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
-        list[str] | None,
-        typer.Option(help="Also against some of its negatives only, such as those with 'Class=Normal'."),
+        list[str] | None, Option(help="Also against some of its negatives only, such as those with 'Class=Normal'.")
     ] = None,
-    reference_name: ReferenceName = None,
+    reference_name: options.ReferenceName = None,
     update_card: Annotated[
-        bool,
-        typer.Option("--update-card", help="Also put the figures on --reference into the model folder's card."),
+        bool, Option("--update-card", help="Also put the figures on --reference into the model folder's card.")
     ] = False,
     labels_name: Annotated[
         str | None,
-        typer.Option(
-            help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."
-        ),
+        Option(help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."),
     ] = None,
-    follow_links: FollowLinks = True,
-    as_json: AsJson = False,
+    follow_links: options.FollowLinks = True,
+    as_json: options.AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
@@ -109,64 +80,58 @@ def evaluate(
         raise InputError(
             "--update-card needs --reference, --output and, as --model, one local folder other than the bundled model."
         )
-    classifiers = (
-        {"ensemble": load_classifier(model)}
-        if ensemble
-        else {name: load_classifier([path]) for name, path in _names_of(model).items()}
-    )
-    first = next(iter(classifiers.values()))
+    models = {"ensemble": model} if ensemble else {name: [path] for name, path in _names_of(model).items()}
+    classifiers = {name: load_classifier(paths) for name, paths in models.items()}
+    first_name, first = next(iter(classifiers.items()))
     for name, other in classifiers.items():
         if other.observations != first.observations:
-            raise InputError(
-                f"{name} judges other observations than {next(iter(classifiers))}; compare like with like."
-            )
+            raise InputError(f"{name} judges other observations than {first_name}; compare like with like.")
     standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
     dataset = load_split(data, split, first.observations, follow_links=follow_links, valid_fraction=valid_fraction)
+    patients = dataset["patient"][:]
     if standard is not None:
-        typer.echo(standard.coverage(dataset["path"][:]), err=True)
-    labels_name = labels_name or known_labels(data.resolve().name, split.value, len(set(dataset["patient"][:])))
+        say_on_stderr(standard.coverage(dataset["path"][:]))
+    labels_name = labels_name or known_labels(data.resolve().name, split, len(set(patients)))
     if not allow_calibration_patients:
-        refuse_calibration_patients(model, dataset["patient"][:])
-    warnings = patient_warnings(model, dataset["patient"][:])
+        refuse_calibration_patients(model, patients)
+    warnings = patient_warnings(model, patients)
+    settings: dict[str, Any] = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
-            results = _short_results(classifiers, dataset, standard, labels_name, aggregation, replicates, bar.update)
+            result, text = _short_results(classifiers, dataset, standard, settings, bar.update)
         else:
             report = assess_dataset(
                 classifiers,
                 dataset,
-                title=f"{data.resolve().name}, {split.value}",
-                aggregation=aggregation.value,
-                replicates=replicates,
+                title=f"{data.resolve().name}, {split}",
                 num_thumbnails=thumbnails,
                 num_sanity=sanity,
                 warnings=warnings,
-                labels_name=labels_name,
                 reference=standard,
                 progress=bar.update,
+                **settings,
             )
+            write_report(output, report)
+            if update_card:
+                add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
+            result, text = dict(report.metrics), (output / "report.md").read_text(encoding="utf-8")
     for warning in warnings:
-        typer.echo(f"Note: {warning}", err=True)
+        say_on_stderr(f"Note: {warning}")
+    show(result, text, as_json)
     if output is not None:
-        write_report(output, report)
-        if update_card:
-            add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
-        typer.echo(json.dumps(report.metrics) if as_json else (output / "report.md").read_text(encoding="utf-8"))
-        typer.echo(f"The report is in {output}: report.html, report.md, metrics.json, predictions.", err=True)
-    else:
-        _print_results(*results, as_json)
+        say_on_stderr(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
 
 
 def _short_results(
     classifiers: "Mapping[str, CheXpertClassifier]",
     dataset: "datasets.Dataset",
     standard: "Reference | None",
-    labels_name: str,
-    aggregation: Aggregation,
-    replicates: int,
+    settings: Mapping[str, Any],
     progress: Callable[[int], None],
-) -> "tuple[dict[str, Evaluation], dict[str, Any] | None]":
-    """What is printed without a report: the evaluation of each model, and the figures on the second standard."""
+) -> tuple[dict[str, Any], str]:
+    """The evaluation of each model, and the metrics on the second standard: as values for JSON, and as tables."""
+    from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
+    from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import reference_figures
     from chexpert_hf.folders.dataset import predict_dataset
     from chexpert_hf.publishing.measured import evaluate_predictions
@@ -175,58 +140,37 @@ def _short_results(
     evaluations = {
         name: evaluate_predictions(probabilities[name], dataset, one.model.config) for name, one in classifiers.items()
     }
-    if standard is None:
-        return evaluations, None
-    return evaluations, reference_figures(
-        classifiers,
-        probabilities,
-        dataset,
-        standard,
-        labels_name=labels_name,
-        aggregation=aggregation.value,
-        replicates=replicates,
-    )
-
-
-def _print_results(evaluations: "Mapping[str, Evaluation]", second: "dict[str, Any] | None", as_json: bool) -> None:
-    from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
-    from chexpert_hf.evaluation.report.report import as_table, reference_table
-
-    if as_json:
-        values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
-        value = next(iter(values.values())) if len(values) == 1 else values
-        typer.echo(json.dumps(value | ({SECOND_STANDARD: second} if second else {})))
-        return
-    for name, evaluation in evaluations.items():
-        typer.echo(f"{name}\n{as_table(evaluation)}" if len(evaluations) > 1 else as_table(evaluation))
-    if second:
-        typer.echo(f"\n{reference_table(second)}")
+    values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+    tables = [f"{name}\n{as_table(evaluation)}" for name, evaluation in evaluations.items()]
+    if len(values) == 1:
+        values, tables = values.popitem()[1], [as_table(evaluations.popitem()[1])]
+    if standard is not None:
+        second = reference_figures(classifiers, probabilities, dataset, standard, **settings)
+        values[SECOND_STANDARD] = second
+        tables.append(f"\n{reference_table(second)}")
+    return values, "\n".join(tables)
 
 
 @app.command()
 def calibrate(
-    data: Data,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model folder; it stays as it is.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
-    split: Annotated[Split, typer.Option(help="Fitted on this split.")] = Split.VALID,
-    valid_fraction: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
-    ] = 0.1,
+    data: options.Data,
+    model: Annotated[Path, Option("--model", "-m", help="Model folder; it stays as it is.")],
+    output: Annotated[Path, Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
+    split: Annotated[options.Split, Option(help="Fitted on this split.")] = "valid",
+    valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[
-        CalibrationMethod, typer.Option(help="A line for each observation's logit, or one temperature for all.")
-    ] = CalibrationMethod.PLATT,
-    operating_points: Annotated[
-        str | None, typer.Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")
-    ] = None,
+        Literal["platt", "temperature"], Option(help="A line for each observation's logit, or one temperature for all.")
+    ] = "platt",
+    operating_points: Annotated[str | None, Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")] = None,
     prevalence: Annotated[
         str | None,
-        typer.Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
+        Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
     ] = None,
     other_people: Annotated[
-        bool, typer.Option("--other-people", help="Ids that occur in training too are of other people.")
+        bool, Option("--other-people", help="Ids that occur in training too are of other people.")
     ] = False,
-    follow_links: FollowLinks = True,
-    as_json: AsJson = False,
+    follow_links: options.FollowLinks = True,
+    as_json: options.AsJson = False,
 ) -> None:
     """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
     from datetime import date
@@ -243,28 +187,25 @@ def calibrate(
     quiet_transformers()
     observations = load_model(model).config.observations
     dataset = load_split(data, split, observations, follow_links=follow_links, valid_fraction=valid_fraction)
-    origin = Origin(data=data.resolve().name, split=split.value, date=date.today().isoformat())
+    origin = Origin(data=data.resolve().name, split=split, date=date.today().isoformat())
     with progress_bar(len(dataset), "images") as bar:
         result = calibrate_folder(
             model,
             output,
             dataset,
             origin,
-            method=Method(method.value),
+            method=Method(method),
             rule=rule,
             prevalences=prevalences,
             are_other_people=other_people,
             progress=bar.update,
         )
     refresh_folder(output)
-    if as_json:
-        typer.echo(json.dumps({"folder": str(output), **result.to_dict()}))
-        return
-    typer.echo(result.as_table())
-    typer.echo(
-        f"Fitted on {result.num_studies:,} studies of {origin.data} ({origin.split}); figures on these same studies "
-        f"would be optimistic. The calibrated model folder is {output}."
+    text = (
+        f"Fitted on {result.num_studies:,} studies of {origin.data} ({split}); metrics on these same studies would be "
+        f"optimistic. The calibrated model folder is {output}."
     )
+    show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
 
 
 def _names_of(models: Sequence[str]) -> dict[str, str]:

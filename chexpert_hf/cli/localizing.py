@@ -1,58 +1,45 @@
-"""Where a model looks: localize."""
+"""The maps of a model: localize, sanity."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from chexpert_hf.cli import options
 from chexpert_hf.cli.app import (
-    AsJson,
-    Data,
-    FollowLinks,
-    Models,
-    ReferenceFile,
-    ReferenceMap,
-    ReferenceName,
-    Split,
+    DISCLAIMER,
     app,
     load_classifier,
     load_reference,
     load_split,
     progress_bar,
+    say_on_stderr,
+    show,
 )
 from chexpert_hf.errors import InputError
-
-if TYPE_CHECKING:
-    from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
 
 
 @app.command()
 def localize(
-    data: Data,
-    model: Models,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for localization.md, .json and .csv (each image).")
-    ],
-    split: Annotated[Split, typer.Option(help="Which split.")] = Split.VALID,
+    data: options.Data,
+    model: options.Models,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for localization.md, .json and .csv (each image).")],
+    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
     annotations: Annotated[
-        Path | None,
-        typer.Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none."),
+        Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none.")
     ] = None,
-    reference: ReferenceFile = None,
-    reference_map: ReferenceMap = None,
-    reference_name: ReferenceName = None,
-    threshold: Annotated[str, typer.Option(help="What makes a map a mask: otsu, or a number in (0, 1).")] = "otsu",
-    frontal_only: Annotated[bool, typer.Option("--frontal-only", help="No lateral views.")] = False,
+    reference: options.ReferenceFile = None,
+    reference_map: options.ReferenceMap = None,
+    reference_name: options.ReferenceName = None,
+    threshold: Annotated[str, Option(help="What makes a map a mask: otsu, or a number in (0, 1).")] = "otsu",
+    frontal_only: Annotated[bool, Option("--frontal-only", help="No lateral views.")] = False,
     write_maps: Annotated[
-        bool, typer.Option("--write-maps", help="Also the maps, as cheXlocalize's pickles, in maps/.")
+        bool, Option("--write-maps", help="Also the maps, as cheXlocalize's pickles, in maps/.")
     ] = False,
-    replicates: Annotated[int, typer.Option(min=100, help="Of the patient bootstrap.")] = 1000,
-    valid_fraction: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
-    ] = 0.1,
-    follow_links: FollowLinks = True,
-    as_json: AsJson = False,
+    replicates: options.Replicates = 1000,
+    valid_fraction: options.ValidFraction = 0.1,
+    follow_links: options.FollowLinks = True,
+    as_json: options.AsJson = False,
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
     from chexpert_hf.datasets.tables import find_dataset_folder
@@ -71,14 +58,8 @@ def localize(
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
     truth = Boxes(standard) if standard else find_ground_truth(find_dataset_folder(data), annotations)
-    dataset = load_split(
-        data,
-        split,
-        classifier.observations,
-        follow_links=follow_links,
-        frontal_only=frontal_only,
-        valid_fraction=valid_fraction,
-    )
+    settings: dict[str, Any] = {"frontal_only": frontal_only, "valid_fraction": valid_fraction}
+    dataset = load_split(data, split, classifier.observations, follow_links=follow_links, **settings)
     rows = rows_with_truth(dataset, truth, classifier.observations)
     warnings = patient_warnings(model, dataset.select(rows)["patient"][:])
     with progress_bar(len(rows), "images") as bar:
@@ -91,11 +72,59 @@ def localize(
             maps_folder=output / "maps" if write_maps else None,
             progress=bar.update,
         )
-    write_localization(output, result, f"{data.resolve().name}, {split.value}", warnings)
-    for line in [*warnings, *_elsewhere(truth, dataset["path"][:])]:
-        typer.echo(f"Note: {line}", err=True)
-    typer.echo(json.dumps(as_dictionary(result)) if as_json else as_text(result))
-    typer.echo(f"Results are in {output}: localization.md, localization.json, localization.csv.", err=True)
+    write_localization(output, result, f"{data.resolve().name}, {split}", warnings)
+    others = sorted(set(truth.images()) - set(dataset["path"][:])) if isinstance(truth, Boxes) else []
+    if others:
+        more = f"{len(others):,} more images with boxes are not in this split, such as {others[0]}; see --split."
+        warnings = [*warnings, more]
+    for line in warnings:
+        say_on_stderr(f"Note: {line}")
+    show(as_dictionary(result), as_text(result), as_json)
+    say_on_stderr(f"Results are in {output}: localization.md, localization.json, localization.csv.")
+
+
+@app.command()
+def sanity(
+    paths: Annotated[
+        list[str],
+        Argument(help="Radiographs, folders or ZIP archives of them; or one CheXpert folder: its valid split."),
+    ],
+    model: options.Models,
+    limit: Annotated[int, Option(min=2, help="Radiographs at most; more are drawn from by --seed.")] = 50,
+    seed: Annotated[int, Option(min=0, help="Of the sample, the re-drawn weights and the random order.")] = 0,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for sanity.json and the plot, sanity.png.")
+    ] = None,
+    follow_links: options.FollowLinks = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Do the maps depend on the weights, keep to the body, and name places that matter?
+
+    A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
+    """
+    from chexpert_hf.datasets.tables import find_table
+    from chexpert_hf.evaluation.sanity.randomisation import check_sanity, dataset_sanity, sample_rows
+    from chexpert_hf.evaluation.sanity.removal import PAIRS
+    from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
+    from chexpert_hf.radiographs.finding import find_radiographs
+
+    classifier = load_classifier(model)
+    with progress_bar(limit + PAIRS, "pictures") as bar:
+        folder = Path(paths[0])
+        if len(paths) == 1 and any(find_table(folder, split) for split in ("train", "valid")):
+            data = load_split(folder, "valid", classifier.observations, follow_links=follow_links)
+            checks = dataset_sanity(classifier, data, limit, seed=seed, progress=bar.update)
+        else:
+            found = find_radiographs(paths, follow_links=follow_links)
+            for note in found.notes():
+                say_on_stderr(note)
+            chosen = [found.files[row] for row in sample_rows(len(found.files), limit, seed)]
+            checks = check_sanity(classifier, chosen, seed=seed, progress=bar.update)
+    if output is not None:
+        write_sanity(output, checks)
+        say_on_stderr(f"The results are in {output}: sanity.json, sanity.png.")
+    show(as_dictionary(checks), as_text(checks), as_json)
+    say_on_stderr(DISCLAIMER)
 
 
 def _parse_threshold(text: str) -> float | None:
@@ -108,13 +137,3 @@ def _parse_threshold(text: str) -> float | None:
     if not 0 < number < 1:
         raise InputError(f"--threshold is {text!r}, expected otsu or a number between 0 and 1.")
     return number
-
-
-def _elsewhere(truth: "GroundTruth", paths: list[str]) -> list[str]:
-    """A line about images with boxes that are not in this split."""
-    from chexpert_hf.evaluation.localization.ground_truth import Boxes
-
-    others = sorted(set(truth.images()) - set(paths)) if isinstance(truth, Boxes) else []
-    if not others:
-        return []
-    return [f"{len(others):,} more images with boxes are not in this split, such as {others[0]}; see --split."]

@@ -4,25 +4,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, echo
 
-from chexpert_hf.cli.app import (
-    DISCLAIMER,
-    AsJson,
-    FollowLinks,
-    Models,
-    PrecisionName,
-    RuntimeName,
-    app,
-    load_fast_classifier,
-    progress_bar,
-    say_on_stderr,
-)
+from chexpert_hf.cli import options
+from chexpert_hf.cli.app import DISCLAIMER, app, load_fast_classifier, progress_bar, say_on_stderr
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_table import GateMode
@@ -37,42 +27,40 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 REPORT_SECONDS = 30
-"""How often progress is a line on standard error, where that is no terminal."""
+"""Interval of the lines about progress on a standard error that is no terminal."""
 
 
 @app.command()
 def predict(
-    model: Models,
-    paths: Annotated[
-        list[str] | None, typer.Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")
-    ] = None,
+    model: options.Models,
+    paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="Text file: a path per line, relative to the current folder.")
+        Path | None, Option("--list", help="Text file: a path per line, relative to the current folder.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
+        Path | None, Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that is there.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Score again into an output that is there.")] = False,
-    study: Annotated[bool, typer.Option("--study", help="A row per study: the maximum over its views.")] = False,
-    num_shards: Annotated[int | None, typer.Option(min=1, help="Divide the radiographs among so many runs.")] = None,
-    shard: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
-    saliency: Annotated[Path | None, typer.Option(help="Folder for overlays, a PNG per observation.")] = None,
-    follow_links: FollowLinks = True,
+    resume: Annotated[bool, Option("--resume", help="Go on with an output that is there.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Score again into an output that is there.")] = False,
+    study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
+    num_shards: Annotated[int | None, Option(min=1, help="Divide the radiographs among so many runs.")] = None,
+    shard: Annotated[int | None, Option(min=0, help="Which of them this is, from 0.")] = None,
+    saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
+    follow_links: options.FollowLinks = True,
     positives: Annotated[
-        bool, typer.Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
+        bool, Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
     ] = False,
     gate: Annotated[
         GateMode | None,
-        typer.Option(
+        Option(
             help="Images that do not look like chest radiographs: flag them, refuse to score them, or do not check.",
             show_default="flag if the model has a gate, else off",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Radiographs at once.")] = 16,
-    runtime: RuntimeName = "auto",
-    precision: PrecisionName = "auto",
-    as_json: AsJson = False,
+    batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
+    runtime: options.RuntimeName = "auto",
+    precision: options.PrecisionName = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Score radiographs: the probability of each observation.
 
@@ -90,7 +78,9 @@ def predict(
     found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
     for note in found.notes():
         say_on_stderr(note)
-    _refuse_overlays_among(paths or [], saliency)
+    for path in paths or []:
+        if saliency and os.path.isdir(path) and saliency.resolve().is_relative_to(Path(path).resolve()):
+            raise InputError(f"{saliency} is in {path}, where the overlays would be scored next time; choose another.")
     classifier = load_fast_classifier(model, runtime, precision)
     rows = RowFormat(classifier.observations, _gate_mode(gate, classifier, model), positives)
     begin = time.monotonic()
@@ -102,22 +92,29 @@ def predict(
             summary = score_to_file(
                 classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watcher=_Progress(bar)
             )
-    _report(summary, target, classifier.operating_points, time.monotonic() - begin, as_json)
+    scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
+    others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
+    where = f" Scores in {target.path}." if target else ""
+    say_on_stderr(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}")
+    if as_json and target is not None:
+        result = {"output": str(target.path), **asdict(summary), "scored": scored, "gate": rows.gate.value}
+        times = {"seconds": round(time.monotonic() - begin, 3), "operating_points": classifier.operating_points}
+        echo(json.dumps({**result, **times}))
     if summary.failed or found.num_outside:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
 def demo(
-    model: Models,
-    host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
+    model: options.Models,
+    host: Annotated[str, Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
+    port: Annotated[int | None, Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
     auth_file: Annotated[
-        Path | None, typer.Option(help="Lines of user:password who may open the page; for its owner alone (mode 600).")
+        Path | None, Option(help="Lines of user:password who may open the page; for its owner alone (mode 600).")
     ] = None,
-    mcp: Annotated[bool, typer.Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
-    runtime: RuntimeName = "auto",
-    precision: PrecisionName = "auto",
+    mcp: Annotated[bool, Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
+    runtime: options.RuntimeName = "auto",
+    precision: options.PrecisionName = "auto",
 ) -> None:
     """Open the page: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
     from chexpert_hf.app.server.addresses import without_proxies
@@ -137,14 +134,17 @@ def demo(
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
-    """The shard that was asked for, or that a launcher gave this process, whose output then needs a name of its own."""
+    """The shard that was asked for or that a launcher gave this process, and a suffix for its output's name."""
     from chexpert_hf.folders.score_run import Shard
 
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        import torch
+
         count, index = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])  # torchrun, accelerate launch
         suffix = f"-{index:05d}-of-{count:05d}" if count > 1 else ""
-        _take_device(count)
+        if count > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if (count is None) != (index is None) or (count is not None and index is not None and index >= count):
         raise InputError(f"Expected --num-shards N with --shard from 0 to N - 1, got {count} and {index}.")
     if by_study and (count or 1) > 1:
@@ -152,13 +152,6 @@ def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard
             "The views of a study may fall into different shards; score --study in one run, or without it."
         )
     return Shard(index or 0, count or 1), suffix
-
-
-def _take_device(count: int) -> None:
-    import torch
-
-    if count > 1 and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _output(
@@ -189,12 +182,6 @@ def _gate_mode(wanted: GateMode | None, classifier: "CheXpertClassifier", models
     return wanted
 
 
-def _refuse_overlays_among(paths: Sequence[str], overlays: Path | None) -> None:
-    for path in paths if overlays else ():
-        if overlays and os.path.isdir(path) and overlays.resolve().is_relative_to(Path(path).resolve()):
-            raise InputError(f"{overlays} is in {path}, where the overlays would be scored next time; choose another.")
-
-
 def _to_standard_output(
     classifier: "CheXpertClassifier",
     rows: RowFormat,
@@ -203,31 +190,27 @@ def _to_standard_output(
     overlays: Path | None,
     batch_size: int,
 ) -> "ScoreSummary":
-    from chexpert_hf.folders import score_run
+    from chexpert_hf.folders.score_run import ScoreSummary, batch_size_for, score_with_overlays
     from chexpert_hf.folders.score_table import CsvLines
     from chexpert_hf.folders.scoring import common_folder
 
-    failed = not_radiographs = 0
     with progress_bar(0, "radiographs") as bar:
         progress = _Progress(bar)
         progress.begin(0, len(files))
 
-        def counted() -> "Iterator[FileResult]":
-            nonlocal failed, not_radiographs
-            size, common = score_run.batch_size_for(files, batch_size), common_folder(files)
-            for result in score_run.score_with_overlays(classifier, files, overlays, common, size, rows.gate):
-                failed += result.error is not None
-                not_radiographs += result.is_no_radiograph
+        def ticked() -> "Iterator[FileResult]":
+            size, common = batch_size_for(files, batch_size), common_folder(files)
+            for result in score_with_overlays(classifier, files, overlays, common, size, rows.gate):
                 yield result
                 progress.tick(result)
 
-        views = rows.rows(counted())
+        views = rows.rows(ticked())
         lines = CsvLines(rows.study_columns() if by_study else rows.columns())
         sys.stdout.write(lines.header().decode())
         for row in rows.study_rows(views) if by_study else views:
             sys.stdout.write(lines.line(row).decode())
             sys.stdout.flush()
-    return score_run.ScoreSummary(len(files), failed, resumed=0, not_radiographs=not_radiographs)
+    return ScoreSummary(len(files), progress.failed, resumed=0, not_radiographs=progress.not_radiographs)
 
 
 class _Progress:
@@ -235,44 +218,26 @@ class _Progress:
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
-        self._count = 0
+        self._count = self.failed = self.not_radiographs = 0
         self._start = self._reported = time.monotonic()
 
     def begin(self, resumed: int, radiographs: int) -> None:
         if resumed:
-            typer.echo(f"{resumed:,} of {radiographs:,} radiographs are there already.", err=True)
+            say_on_stderr(f"{resumed:,} of {radiographs:,} radiographs are there already.")
         self._bar.total = radiographs - resumed
         self._bar.refresh()
         self._start = self._reported = time.monotonic()
 
     def tick(self, result: "FileResult") -> None:
         self._count += 1
+        self.failed += result.error is not None
+        self.not_radiographs += result.is_no_radiograph
         self._bar.update()
         if result.error is not None or result.is_no_radiograph:
             reason = result.error or (result.gate and result.gate.reason)
             self._bar.write(f"{printable(result.path)}: {reason}", file=sys.stderr)
         if self._bar.disable and time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._report()
-
-    def _report(self) -> None:
-        self._reported = time.monotonic()
-        rate = self._count / (self._reported - self._start)
-        left = (self._bar.total - self._count) / rate
-        typer.echo(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left", err=True)
-
-
-def _report(
-    summary: "ScoreSummary",
-    output: "ScoreOutput | None",
-    operating_points: Mapping[str, float],
-    seconds: float,
-    as_json: bool,
-) -> None:
-    """Print the summary: one line on standard error, with `--json` an object on standard output."""
-    scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
-    others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
-    where = f" Scores in {output.path}." if output else ""
-    typer.echo(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}", err=True)
-    if as_json and output is not None:
-        result = {"output": str(output.path), **asdict(summary), "scored": scored, "seconds": round(seconds, 3)}
-        typer.echo(json.dumps({**result, "gate": output.gate.value, "operating_points": operating_points}))
+            self._reported = time.monotonic()
+            rate = self._count / (self._reported - self._start)
+            left = (self._bar.total - self._count) / rate
+            say_on_stderr(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left")

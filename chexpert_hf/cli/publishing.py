@@ -1,29 +1,29 @@
 """A model for others: check, push, space."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
-from chexpert_hf.cli.app import AsJson, app, quiet_transformers
+from chexpert_hf.cli import options
+from chexpert_hf.cli.app import app, quiet_transformers, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     from chexpert_hf.publishing.publish import Published
 
-Private = Annotated[bool, typer.Option("--private", help="If it is made now: for you alone.")]
+Private = Annotated[bool, Option("--private", help="If it is made now: for you alone.")]
 
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
-    revision: Annotated[str | None, typer.Option(help="Of a repository: branch, tag or commit.")] = None,
+    model: Annotated[str, Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
+    revision: Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
+        bool, Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Is the model what it was when it was saved, and does it compute here what it computed there?
 
@@ -41,21 +41,21 @@ def check(
     if accept:
         write_checksums(folder)
     report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
-    typer.echo(json.dumps(report.to_dict()) if as_json else report.as_table())
+    show(report.to_dict(), report.as_table(), as_json)
     if not report.is_ok:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
 def push(
-    model: Annotated[Path, typer.Argument(help="Model folder, or nih, the bundled model.")],
-    repo_id: Annotated[str, typer.Argument(help="user/name; made if it is not there.")],
+    model: Annotated[Path, Argument(help="Model folder, or nih, the bundled model.")],
+    repo_id: Annotated[str, Argument(help="user/name; made if it is not there.")],
     private: Private = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go; needs no network.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List what would go; needs no network.")] = False,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
+        bool, Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Send a model folder to the Hub: one commit, and only what is meant for others.
 
@@ -68,26 +68,26 @@ def push(
 
     model = Path(resolve_model(model))
     if not dry_run:
-        _say(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
+        _show(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
         return
     expect_repo_id(repo_id)
     with TemporaryDirectory() as staging:
-        _say(Published(repo_id, "", None, stage_model(model, repo_id, Path(staging))), as_json)
+        _show(Published(repo_id, "", None, stage_model(model, repo_id, Path(staging))), as_json)
 
 
 @app.command()
 def space(
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="Repository id on the Hub; or a model folder, or nih, the bundled model, which goes with the page."
         ),
     ],
-    space_id: Annotated[str, typer.Argument(help="user/name of the Space; made if it is not there.")],
-    revision: Annotated[str, typer.Option(help="Of the repository; the Space stays at its present commit.")] = "main",
+    space_id: Annotated[str, Argument(help="user/name of the Space; made if it is not there.")],
+    revision: Annotated[str, Option(help="Of the repository; the Space stays at its present commit.")] = "main",
     private: Private = False,
-    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write the Space's files to this folder.")] = None,
-    as_json: AsJson = False,
+    dry_run: Annotated[Path | None, Option("--dry-run", help="Write the Space's files to this folder.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a Gradio Space of the page around a model, or bring it up to date."""
     from chexpert_hf.publishing.publish import Published
@@ -96,16 +96,13 @@ def space(
     model = str(resolve_model(model))
     if dry_run is not None:
         files = stage_space(model, space_id, dry_run, revision=revision)
-        _say(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
+        _show(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
         return
-    _say(push_space(model, space_id, revision=revision, private=private), as_json)
+    _show(push_space(model, space_id, revision=revision, private=private), as_json)
 
 
-def _say(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> None:
-    if as_json:
-        typer.echo(json.dumps(done.to_dict()))
-        return
-    for name, size in done.files:
-        typer.echo(f"{size:>12,}  {name}")
-    typer.echo(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
-    typer.echo(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
+def _show(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> None:
+    lines = [f"{size:>12,}  {name}" for name, size in done.files]
+    lines.append(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
+    lines.append(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
+    show(done.to_dict(), "\n".join(lines), as_json)

@@ -1,17 +1,18 @@
 """Augmentation that is valid for radiographs, on whole batches and on the accelerator.
 
-Small rotation, shift, change of size, contrast, brightness and gamma, and frames around the image. No flip: it would
-move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. What is drawn for an image
-depends on (seed, epoch, index) alone, so that a run that was interrupted goes on with the same images, bit for bit.
+No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. The draws
+for an image depend on (seed, epoch, index) alone, so that an interrupted run goes on with the same images, bit for bit.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from chexpert_hf.training.recipe import Recipe
 
 _NUM_DRAWN = 14
 _CHANCE_OF_BORDER = 0.3
@@ -20,17 +21,7 @@ _CHANCE_OF_WHITE = 0.3  # of a frame; the others are black
 
 @dataclass(frozen=True)
 class RadiographAugmentation:
-    """Random changes of an image; 0 everywhere changes nothing.
-
-    Attributes:
-        rotation_degrees: Largest rotation, either way.
-        translation: Largest shift in each direction, as a share of the image.
-        scaling: Largest change of size, as a share.
-        contrast: Largest change of contrast, and of brightness, as a share.
-        gamma: Largest natural logarithm of the power that the gray levels are raised to, either way.
-        border: Widest frame on each side, as a share of the side; three images in ten get one, black or white.
-        seed: Of everything that is drawn.
-    """
+    """Random changes of an image, by the recipe's fields of the same names; 0 everywhere changes nothing."""
 
     rotation_degrees: float = 0.0
     translation: float = 0.0
@@ -40,21 +31,20 @@ class RadiographAugmentation:
     border: float = 0.0
     seed: int = 0
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RadiographAugmentation":
+        """The augmentation of a recipe."""
+        return cls(**{item.name: getattr(recipe, item.name) for item in fields(cls)})
+
     @property
     def is_active(self) -> bool:
         """Whether it changes anything."""
         return any((self.rotation_degrees, self.translation, self.scaling, self.contrast, self.gamma, self.border))
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
-        """Changes a batch.
+        """Changes gray levels `(batch, 1, height, width)` into float32 ones in [0, 255], not rounded.
 
-        Args:
-            images: `(batch, 1, height, width)` gray levels, uint8.
-            epoch: Counted from 0.
-            indices: `(batch,)` positions of the images in the data set.
-
-        Returns:
-            float32 gray levels in [0, 255] of the same shape, not rounded.
+        `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
         """
         drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()
@@ -73,7 +63,7 @@ class RadiographAugmentation:
         return changed.clamp(0, 255)
 
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Draws frames; `drawn` (batch, 6) in [0, 1] decides on frame, colour, and width left, right, top, bottom."""
+        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, white or black, width left, right, top, bottom."""
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
         left, right, top, bottom = (self.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
@@ -84,11 +74,8 @@ class RadiographAugmentation:
         return torch.where((is_row[:, :, None] & is_column[:, None, :])[:, None], images, level)
 
     def _draw(self, epoch: int, indices: Tensor) -> Tensor:
-        rows = [
-            np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, size=_NUM_DRAWN)
-            for index in indices.cpu().tolist()
-        ]
-        return torch.from_numpy(np.stack(rows)).float()
+        generators = (np.random.default_rng((self.seed, epoch, index)) for index in indices.cpu().tolist())
+        return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
         """`(batch, 2, 3)` in affine_grid's coordinates, in which both sides are 2 long whatever the aspect ratio."""
@@ -96,10 +83,6 @@ class RadiographAugmentation:
         zoom = 1 / (1 + self.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]
         cosine, sine = angle.cos() * zoom, angle.sin() * zoom
-        return torch.stack(
-            [
-                torch.stack([cosine, -sine / aspect, 2 * self.translation * drawn[:, 2]], dim=1),
-                torch.stack([sine * aspect, cosine, 2 * self.translation * drawn[:, 3]], dim=1),
-            ],
-            dim=1,
-        )
+        right, down = (2 * self.translation * drawn[:, 2:4]).unbind(dim=1)
+        rows = [cosine, -sine / aspect, right, sine * aspect, cosine, down]
+        return torch.stack(rows, dim=1).reshape(-1, 2, 3)

@@ -14,13 +14,9 @@ from chexpert_hf.radiographs.radiograph import read_radiograph
 
 
 class RadiographDataset(torch.utils.data.Dataset):
-    """Reads radiographs as they are asked for. What is random (augmentation) happens later, on whole batches.
+    """The radiographs of a split, read on demand, or once with `cache`; augmentation happens later, on whole batches.
 
-    Args:
-        dataset: A split from `load_chexpert`.
-        processor: Gives the size.
-        to_targets: Makes the targets of raw labels `(num_labels,)` and their row's position.
-        cache: Whether to keep the gray levels of each radiograph once it was read; for a single process.
+    `to_targets` makes the targets of raw labels `(num_labels,)` and their row's position.
     """
 
     def __init__(
@@ -49,15 +45,9 @@ class RadiographDataset(torch.utils.data.Dataset):
         """
         gray = None if self.cache is None else self.cache.get(index)
         if gray is None:
-            gray = self._read(index)
+            with naming(self.names[index]):
+                image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
+            gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
             if self.cache is not None:
                 self.cache[index] = gray
-        item: dict[str, Tensor | int] = {"pixel_values": gray, "index": index}
-        return item | self.to_targets(self.labels[index], index)
-
-    def _read(self, index: int) -> Tensor:
-        """The gray levels `(1, height, width)` of one radiograph."""
-        with naming(self.names[index]):
-            image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
-        gray: Tensor = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
-        return gray[0]
+        return {"pixel_values": gray, "index": index, **self.to_targets(self.labels[index], index)}

@@ -1,7 +1,4 @@
-"""Which checkpoints of a run are the best, and whether it has come to its end.
-
-What makes a checkpoint whole is in `intact`; here no file is summed, as this is asked after each save.
-"""
+"""Ranks the checkpoints of a run by their validation score; `durable.intact` verifies their files."""
 
 import json
 import math
@@ -16,33 +13,27 @@ SCORE = "eval_mean_auroc"
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """The checkpoints in a folder that have a readable state, oldest first."""
-    return [path for path in numbered_checkpoints(folder) if state_of(path) is not None]
+    return [path for path in numbered_checkpoints(folder) if _state_of(path)]
 
 
 def best_checkpoints(folder: Path, count: int) -> list[Path]:
     """The checkpoints with the highest validation score, best first; those without a score come last."""
     checkpoints = checkpoints_by_step(folder)
-    scores: dict[int, float] = {}
-    for checkpoint in checkpoints:
-        history = (state_of(checkpoint) or {}).get("log_history", [])
-        scores |= {entry["step"]: entry[SCORE] for entry in history if SCORE in entry}
-    return sorted(checkpoints, key=lambda path: _rank(scores.get(step_of(path))), reverse=True)[:count]
-
-
-def _rank(score: float | None) -> float:
-    return -math.inf if score is None or math.isnan(score) else score
-
-
-def state_of(checkpoint: Path) -> dict[str, Any] | None:
-    """The Trainer's state in a checkpoint; None if it cannot be read."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if isinstance(state, dict) else None
+    history = [entry for path in checkpoints for entry in _state_of(path).get("log_history", ())]
+    scores = {entry["step"]: entry[SCORE] for entry in history if not math.isnan(entry.get(SCORE, math.nan))}
+    return sorted(checkpoints, key=lambda path: scores.get(step_of(path), -math.inf), reverse=True)[:count]
 
 
 def is_finished(checkpoint: Path) -> bool:
     """Whether the run of a checkpoint has come to its last step."""
-    state = state_of(checkpoint) or {}
+    state = _state_of(checkpoint)
     return state.get("global_step", 0) >= state.get("max_steps", math.inf)
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint; empty if it cannot be read."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -1,7 +1,7 @@
-"""Calibration without patients to spare: each part of the training patients is judged by a model that did not see it.
+"""Calibration by cross-validation: each part of the training patients is judged by a model that did not see it.
 
 The lines through these logits calibrate the model that is trained on all patients. It has seen more patients than each
-of the others and may be a little surer than they are, so the calibration is near, not exact.
+of the others and may be a little surer than they are, so the calibration is approximate.
 Source: Platt 1999, section 2.1 (cross-validation); CalibratedClassifierCV of scikit-learn with `ensemble=False`.
 """
 
@@ -23,14 +23,9 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
 def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> NDArray[np.int_]:
-    """`(num_images,)`: the part of each image. All images of a patient are in one; always the same for the same data.
+    """The part of each image `(num_images,)`, always the same for the same data.
 
-    The parts are alike in each image's rarest positive observation, so that rare ones are in all of them.
-
-    Args:
-        train: The training split.
-        folds: How many parts.
-        blank_labels: Whether a blank label is "negative" or "unknown".
+    All images of a patient are in one part, and the parts are alike in each image's rarest positive observation.
 
     Raises:
         RecipeError: If there are fewer patients than parts.
@@ -52,10 +47,8 @@ def hold_out_fold(train: datasets.Dataset, recipe: Recipe) -> datasets.DatasetDi
     """The training split without the recipe's `held_out_fold`, which becomes the validation split."""
     part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
     is_held = part == recipe.held_out_fold
-    return datasets.DatasetDict(
-        train=train.select(np.flatnonzero(~is_held)),
-        valid=train.select(np.flatnonzero(is_held)),
-    )
+    splits = {"train": ~is_held, "valid": is_held}
+    return datasets.DatasetDict({name: train.select(np.flatnonzero(rows)) for name, rows in splits.items()})
 
 
 def calibrate_by_folds(
@@ -67,12 +60,7 @@ def calibrate_by_folds(
 ) -> CalibratedModel:
     """Calibrates a model in place by models that are trained without a part each, and chooses its operating points.
 
-    Args:
-        model: Trained on all of `train`.
-        train: The training split.
-        recipe: Says how many parts.
-        data_name: For the record in the model's config.
-        train_without: Trains without a part, and gives the model folder.
+    `data_name` is for the record in the model's config; `train_without` gives the model folder for a part.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

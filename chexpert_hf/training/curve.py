@@ -4,34 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which are told apart with any colour vision.
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
+from chexpert_hf.evaluation.plots import COLORS
+from chexpert_hf.training.checkpoints import SCORE
 
 
 def plot_curve(history: Sequence[dict[str, Any]], path: Path, best_step: int) -> None:
-    """Draws the Trainer's log history as a PNG.
-
-    Args:
-        history: Entries with `step` and `loss` or `eval_mean_auroc`.
-        path: Where to write.
-        best_step: Marked in the picture.
-    """
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    aurocs = [(entry["step"], entry["eval_mean_auroc"]) for entry in history if "eval_mean_auroc" in entry]
+    """Draws the Trainer's log history as a PNG, with the chosen step marked."""
+    table = pd.DataFrame(history).set_index("step").reindex(columns=["loss", SCORE])
+    losses, aurocs = table["loss"].dropna(), table[SCORE].dropna()
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
-    if losses:
-        left.plot(*zip(*losses, strict=True), color=_BLUE, linewidth=1.5)
-    if aurocs:
-        right.plot(*zip(*aurocs, strict=True), color=_ORANGE, linewidth=1.5, marker="o", markersize=4)
-    left.set_xlabel("Optimizer step")
-    left.set_ylabel("Training loss", color=_BLUE)
-    left.set_ylim(bottom=0)
-    right.set_ylabel("Mean AUROC on the validation split", color=_ORANGE)
-    right.set_ylim(min([0.5, *(value for _, value in aurocs)]), 1)
+    left.plot(losses, color=COLORS[0], linewidth=1.5)
+    right.plot(aurocs, color=COLORS[1], linewidth=1.5, marker="o", markersize=4)
+    left.set(xlabel="Optimizer step", ylim=(0, None))
+    left.set_ylabel("Training loss", color=COLORS[0])
+    right.set_ylabel("Mean AUROC on the validation split", color=COLORS[1])
+    right.set_ylim(min(0.5, aurocs.min()), 1)
     left.axvline(best_step, color="0.6", linewidth=1, linestyle=":")
     left.annotate("chosen", (best_step, 0.02), xycoords=("data", "axes fraction"), ha="right", color="0.35", fontsize=9)
     for axes in (left, right):

@@ -1,4 +1,4 @@
-"""The model and the image processor that a recipe begins with."""
+"""The initial model and image processor of a recipe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import PAPER_PRESET, parents_among, parse_policies
+from chexpert_hf.labels import PAPER_PRESET, parents_among
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.repositories import model_folder
@@ -25,12 +25,12 @@ _BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_fea
 
 
 def build_model(recipe: Recipe) -> CheXpertForImageClassification:
-    """A model as the recipe says, with initial weights; random ones come from torch's global generator.
+    """The model of a recipe with its initial weights; random ones come from torch's global generator.
 
     Raises:
-        RecipeError: If the architecture is none.
+        RecipeError: If the architecture is invalid, or the model to fine-tune has another number of channels.
         WeightsError: If ImageNet weights are asked for and cannot be fetched.
-        ModelFolderError: If `init` is a model folder that cannot be loaded, or does not fit the recipe.
+        ModelFolderError: If `init` is a model folder that cannot be loaded.
     """
     if recipe.init not in ("imagenet", "random"):
         return _fine_tuned(recipe)
@@ -52,7 +52,7 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
             id2label=dict(enumerate(recipe.observations)),
             head_hidden_size=recipe.head_hidden_size,
             head_dropout=recipe.head_dropout,
-            uncertainty_policies=parse_policies(recipe.policy, recipe.observations),
+            uncertainty_policies=recipe.policies,
             policies_source=PAPER_SOURCE if recipe.policy == PAPER_PRESET else CHOSEN_SOURCE,
             blank_labels=recipe.blank_labels,
             label_parents=parents_among(recipe.observations) if recipe.unconditional else None,
@@ -85,16 +85,11 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
 
     That of the model which is fine-tuned; else ImageNet statistics, averaged over the channels for a single channel.
     """
-    size = {"height": recipe.image_size, "width": recipe.image_size}
+    values: dict[str, Any] = {"size": {"height": recipe.image_size, "width": recipe.image_size}}
     if recipe.init not in ("imagenet", "random"):
-        return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), size=size)
-    gray_range = dict(GRAY_RANGE) if recipe.gray_range else None
-    if recipe.num_channels == 3:
-        return CheXpertImageProcessor(size=size, gray_range=gray_range)
-    defaults = CheXpertImageProcessor
-    return CheXpertImageProcessor(
-        size=size,
-        gray_range=gray_range,
-        image_mean=[float(np.mean(defaults.image_mean))],
-        image_std=[float(np.mean(defaults.image_std))],
-    )
+        return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), **values)
+    values["gray_range"] = dict(GRAY_RANGE) if recipe.gray_range else None
+    if recipe.num_channels == 1:
+        for name in ("image_mean", "image_std"):
+            values[name] = [float(np.mean(getattr(CheXpertImageProcessor, name)))]
+    return CheXpertImageProcessor(**values)

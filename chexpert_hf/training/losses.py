@@ -1,8 +1,7 @@
-"""Losses other than the model's own cross-entropy, and one to go with it.
+"""Losses besides the model's own cross-entropy.
 
-The AUC-margin loss is written here rather than taken from the `libauc` package of its authors. Of libauc 2.0.1, with
-torch 2.14, `AUCMLoss` answers NaN for a batch without positives (v2), counts unknown labels in its means (v1), and has
-parameters that need an optimizer of its own and are in no checkpoint of the Trainer, so that no run resumes exactly.
+The AUC-margin loss is not taken from the `libauc` package of its authors: its `AUCMLoss` (2.0.1) is NaN for a batch
+without positives or counts unknown labels, and has parameters that are in no checkpoint of the Trainer.
 """
 
 import math
@@ -19,35 +18,28 @@ AUC_MARGIN = 1.0
 """The margin of Yuan et al. 2021 for CheXpert."""
 
 MAP_SHARPNESS = 4.0
-"""How much the strongest place of a map counts for `map_loss`. Of focal findings of phantoms networks without centring
-hit .58 and .63 on average with 1, .58 to .85 with 4, and .58 with 10; all had other numbers of layers."""
-
+"""The weight of a map's strongest cell in `map_loss`; 4 pointed at focal findings of phantoms better than 1 or 10."""
 
 CENTRED = 0.02
-"""Of an image's side: four pixels of 192."""
+"""Unit of `centring_loss`, as a share of an image's side."""
 
-_FAR = 5.0
+_FAR = 5.0  # units beyond which a distance counts no more
 
 
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
     """Squared AUC-margin loss, the mean over the observations of which a batch has positive and negative labels.
 
     For scores h in [0, 1] of an observation it is the variance of h over the positives, plus that over the negatives,
-    plus max(0, margin - (mean of the positives - mean of the negatives)) squared. The original min-max problem has two
-    centres a, b and a dual variable alpha as parameters, with an optimizer of their own; for a given batch its solution
-    is this closed form, which needs neither and therefore resumes exactly. Batches should hold several positives of
-    each observation: fine-tune a model that was trained with cross-entropy, with a large batch.
+    plus max(0, margin - (mean of the positives - mean of the negatives)) squared: the closed form, for a given batch,
+    of the original min-max problem. Batches should hold several positives of each observation: fine-tune a model that
+    was trained with cross-entropy, with a large batch.
 
     Args:
         outputs: Has `logits` `(batch, num_labels)`.
         labels: Targets of the same shape, in [0, 1] or -100. A soft label counts as both, by its value.
         num_items_in_batch: Not used: a mean over pairs does not split over smaller batches.
 
-    Returns:
-        A scalar, 0 if no observation has both.
-
-    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7 and its inner
-    solutions.
+    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7.
     """
     scores = outputs.logits.float().sigmoid()
     is_known = labels != IGNORED
@@ -64,25 +56,21 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
 def map_loss(
     outputs: Any, targets: Tensor, weights: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Cross-entropy of what the strongest places of the maps say by themselves.
+    """Cross-entropy of the maps' strongest cells.
 
-    The model's logit is the mean of the map (plus what the head adds), so that a network may spread its evidence over
-    the whole image, and does. Here the mean is replaced by the log-mean-exp with `MAP_SHARPNESS`: an image with the
-    finding must have a place that speaks for it, and one without it none.
+    The model's logit is the mean of the map plus the head's bias, so that a network may spread its evidence over the
+    whole image. Here the log-mean-exp replaces the mean: an image with the finding must have a cell that speaks for it.
 
     Args:
         outputs: Has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`.
         targets: Of the logits' shape, in [0, 1]; negative where the label is unknown or uncertain.
-        weights: Of the same shape: how much each label counts; 1 if None.
-        num_items_in_batch: What the sum is divided by; the number of known labels if None.
+        weights: Of the same shape; 1 if None.
+        num_items_in_batch: Divides the sum; the number of known labels if None.
 
-    Returns:
-        A scalar, 0 if nothing is known.
-
-    Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2 (log-sum-exp over places); Wang et al. 2017,
+    Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2 (log-sum-exp over cells); Wang et al. 2017,
     arXiv:1705.02315 (for chest radiographs).
     """
-    maps = outputs.saliency.float().flatten(2)  # (B, num_labels, places)
+    maps = outputs.saliency.float().flatten(2)  # (B, num_labels, cells)
     strongest = (torch.logsumexp(MAP_SHARPNESS * maps, dim=2) - math.log(maps.shape[2])) / MAP_SHARPNESS
     logits = outputs.logits.float() - maps.mean(dim=2) + strongest
     losses = functional.binary_cross_entropy_with_logits(logits, targets.float().clamp(min=0), reduction="none")
@@ -92,16 +80,8 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """How far beside themselves the strongest places of maps look.
-
-    Args:
-        offsets: `(batch, 2)`, from `offsets_of_peaks`.
-
-    Returns:
-        A scalar: the mean of the squared distances in units of `CENTRED`, each at most `_FAR` of them.
-    """
-    distances = (offsets / CENTRED).square().sum(dim=1)
-    return distances.clamp(max=_FAR**2).mean()
+    """The mean squared length, in units of `CENTRED`, of offsets `(batch, 2)` from `offsets_of_peaks`."""
+    return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

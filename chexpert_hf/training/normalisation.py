@@ -1,11 +1,10 @@
-"""Checks before the first step that BatchNorm can take its statistics, and their synchronisation between GPUs."""
+"""Checks before the first step that BatchNorm can take its statistics."""
 
 from itertools import count
 
 import datasets
 import torch
 from accelerate import PartialState
-from torch import nn
 
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.training.cross_fitting import fold_of_images
@@ -21,40 +20,26 @@ def num_devices() -> int:
 def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
     """Checks that every batch of a run gives BatchNorm more than one value per channel.
 
-    Args:
-        recipe: The run.
-        model: Its network.
-        train: The training split.
-
     Raises:
         RecipeError: If a batch of one image meets feature maps of 1 x 1, if `drop_last` leaves no batch, or if
             `sync_batch_norm` is set without GPUs or without a process for each.
     """
-    if recipe.sync_batch_norm:
-        _expect_gpus()
+    gpus = torch.cuda.device_count()
+    if recipe.sync_batch_norm and not torch.cuda.is_available():
+        raise RecipeError(
+            "sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs. Leave out --sync-batch-norm."
+        )
+    if recipe.sync_batch_norm and PartialState().num_processes == 1 and gpus > 1:
+        raise RecipeError(
+            f"sync_batch_norm needs a process for each of the {gpus} GPUs: start the training with torchrun "
+            f"--nproc_per_node {gpus} -m train.train."
+        )
     sizes = [len(train)]
     if recipe.calibration_folds and recipe.held_out_fold is None:
         part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
         sizes += [int((part != fold).sum()) for fold in range(recipe.calibration_folds)]
     for num_images in sizes:
         _expect_batches(recipe, len(model.config.block_config), num_images)
-
-
-def synchronise(model: CheXpertForImageClassification) -> None:
-    """Makes BatchNorm take its statistics over the batches of all processes; the weights' names stay."""
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-
-def _expect_gpus() -> None:
-    if not torch.cuda.is_available():
-        raise RecipeError(
-            "sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs. Leave out --sync-batch-norm."
-        )
-    if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
-        raise RecipeError(
-            f"sync_batch_norm needs a process for each of the {torch.cuda.device_count()} GPUs: start the training "
-            f"with torchrun --nproc_per_node {torch.cuda.device_count()} -m train.train."
-        )
 
 
 def _expect_batches(recipe: Recipe, num_blocks: int, num_images: int) -> None:
@@ -64,11 +49,12 @@ def _expect_batches(recipe: Recipe, num_blocks: int, num_images: int) -> None:
             f"drop_last leaves no batch: there are {num_images} training images for batches of {recipe.batch_size} on "
             f"{devices} device(s). Lower --batch-size."
         )
-    if recipe.freeze_backbone or _side_of_last_map(recipe.image_size, num_blocks) > 1:
-        return
-    if recipe.sync_batch_norm and devices > 1:
-        return
-    if _smallest_batch(recipe, num_images, devices) > 1:
+    if (
+        recipe.freeze_backbone
+        or _side_of_last_map(recipe.image_size, num_blocks) > 1
+        or (recipe.sync_batch_norm and devices > 1)
+        or _smallest_batch(recipe, num_images, devices) > 1
+    ):
         return
     size = next(size for size in count(recipe.image_size) if _side_of_last_map(size, num_blocks) > 1)
     cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"

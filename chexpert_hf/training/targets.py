@@ -1,4 +1,4 @@
-"""From raw labels to what a training example is asked for: policies, smoothing, a teacher's soft labels, weights."""
+"""Training targets from raw labels: policies, smoothing, a teacher's soft labels, weights."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ _SMOOTHING_STREAM = 1_000_003
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Makes the targets of one row of the training data.
+    """Makes the targets of a row of the training data by the policies of a config.
 
     Attributes:
-        config: Its policies are applied.
+        config: The model's.
         seed: Of label smoothing, which is drawn once for each row and observation.
         soft_labels: `(num_rows, num_labels)`: a teacher's probabilities for uncertain labels, NaN elsewhere.
         positive_weights: `(num_labels,)`: how much more a positive label counts; None if all count the same.
@@ -32,12 +32,7 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """`labels` (num_labels,) in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights.
-
-        Args:
-            labels: `(num_labels,)` raw values of the row.
-            index: The row's position in the training data.
-        """
+        """`labels` in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights."""
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:
             soft = torch.from_numpy(self.soft_labels[index])
@@ -49,34 +44,21 @@ class TrainingTargets:
         return {"labels": targets, "loss_weights": 1 + share * (torch.from_numpy(self.positive_weights) - 1)}
 
     def _smoothed(self, labels: Tensor, index: int) -> Tensor:
-        ranges = self._ranges
-        if ranges is None or not (labels == UNCERTAIN).any():
+        policies = self.config.uncertainty_policies or {}
+        chosen = [UncertaintyPolicy(policies[name]) for name in self.config.observations]
+        if not set(chosen) & SMOOTHING_RANGES.keys() or not (labels == UNCERTAIN).any():
             return labels
-        low, high = ranges
+        low, high = np.array([SMOOTHING_RANGES.get(policy, (np.nan, np.nan)) for policy in chosen]).T
         drawn = np.random.default_rng((self.seed, _SMOOTHING_STREAM, index)).random(len(low))
         smooth = torch.from_numpy(low + (high - low) * drawn).to(labels.dtype)  # NaN without smoothing
         return torch.where((labels == UNCERTAIN) & ~smooth.isnan(), smooth, labels)
 
-    @property
-    def _ranges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Lowest and highest value of each observation, NaN for one whose policy does not smooth."""
-        policies = [
-            UncertaintyPolicy((self.config.uncertainty_policies or {})[name]) for name in self.config.observations
-        ]
-        if not set(policies) & SMOOTHING_RANGES.keys():
-            return None
-        low, high = zip(*(SMOOTHING_RANGES.get(policy, (np.nan, np.nan)) for policy in policies), strict=True)
-        return np.array(low), np.array(high)
-
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How many negative labels there are for each positive one.
+    """The number of negative labels for each positive one `(num_labels,)`; 1 where there are none of either.
 
     Args:
-        targets: `(num_rows, num_labels)` in {0, 1} or anything else for what is neither.
-
-    Returns:
-        `(num_labels,)`; 1 where there are no positive or no negative labels.
+        targets: `(num_rows, num_labels)`: 0, 1, or another value for neither.
     """
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)

@@ -13,12 +13,12 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
@@ -27,7 +27,7 @@ from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
-from chexpert_hf.training.normalisation import num_devices, synchronise
+from chexpert_hf.training.normalisation import num_devices
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
@@ -36,43 +36,27 @@ METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 
 CENTRED_IMAGES = 8
-"""Of each batch, whose maps are asked where they look."""
+"""Images per batch used for the centring loss."""
 
 
 class CheXpertTrainer(DurableCheckpoints):
     """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator.
 
-    Args:
-        augmentation: What to change.
-        memory_format: Of the batches.
-        map_loss_weight: Of `losses.map_loss` beside the model's own loss.
-        centring_weight: Of `losses.centring_loss`, likewise.
-        teachers: Networks whose mean probability is mixed into the labels, for the same augmented images.
-        distillation: Weight of that mean, in [0, 1].
-        args: Of the Trainer, as `kwargs`.
+    The mean probability of `teachers` for the same augmented images is mixed into the labels.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        augmentation: RadiographAugmentation,
-        memory_format: Any,
-        map_loss_weight: float = 0.0,
-        centring_weight: float = 0.0,
-        teachers: Sequence[CheXpertForImageClassification] = (),
-        distillation: float = 0.0,
-        **kwargs: Any,
+        self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification] = (), **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.augmentation = augmentation
-        self.memory_format = memory_format
-        self.map_loss_weight = map_loss_weight
-        self.centring_weight = centring_weight
+        super().__init__(**kwargs)
+        self.recipe = recipe
+        self.augmentation = RadiographAugmentation.of(recipe)
+        self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
         self.teachers = [
-            teacher.eval().requires_grad_(False).to(self.args.device, memory_format=memory_format)
+            teacher.eval().requires_grad_(False).to(self.args.device, memory_format=self.memory_format)
             for teacher in teachers
         ]
-        self.distillation = distillation
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in transformers, but every image is evaluated: `dataloader_drop_last` is for the training."""
@@ -84,7 +68,10 @@ class CheXpertTrainer(DurableCheckpoints):
             self.args.dataloader_drop_last = drop_last
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+        return self.network_inputs(super()._prepare_inputs(inputs))
+
+    def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch of gray levels as the network takes it; in training augmented, and with the teachers' targets."""
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
             # The state's epoch is exact at the boundaries of epochs, also after resuming.
@@ -104,27 +91,28 @@ class CheXpertTrainer(DurableCheckpoints):
         with self.compute_loss_context_manager():
             logits = [teacher(pixel_values).logits.float() for teacher in self.teachers]
         probabilities = torch.stack(logits).sigmoid().mean(dim=0)
-        mixed = torch.lerp(targets, probabilities, self.distillation)
+        mixed = torch.lerp(targets, probabilities, self.recipe.distillation)
         return torch.where(targets >= 0, mixed, targets)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if not (self.map_loss_weight or self.centring_weight) or not model.training:
+        map_weight, centring_weight = self.recipe.map_loss, self.recipe.map_centring
+        if not (map_weight or centring_weight) or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with_maps = inputs | {"output_saliency": bool(self.map_loss_weight)}
+        with_maps = inputs | {"output_saliency": bool(map_weight)}
         loss, outputs = super().compute_loss(model, with_maps, True, num_items_in_batch)
-        if self.map_loss_weight:
+        if map_weight:
             added = map_loss(outputs, inputs["labels"], inputs.get("loss_weights"), num_items_in_batch)
-            loss = loss + self.map_loss_weight * added
-        if self.centring_weight:
+            loss = loss + map_weight * added
+        if centring_weight:
             # A mean of each batch, where the other losses are divided by the labels of the whole optimizer step.
-            weight = self.centring_weight / self.args.gradient_accumulation_steps
-            loss = loss + weight * self._centring(inputs["pixel_values"], inputs["labels"])
+            weight = centring_weight / self.args.gradient_accumulation_steps
+            loss = loss + weight * self.centring(inputs["pixel_values"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
-    def _centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one positive observation, drawn at random, of each of the first images that have one."""
+    def centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """The centring loss of one random positive observation of each of the batch's first images that have one."""
         positive = labels[:CENTRED_IMAGES] == POSITIVE
         rows = positive.any(dim=1).nonzero()[:, 0]
         if len(rows) == 0:
@@ -140,7 +128,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class EvaluateLastStep(TrainerCallback):
-    """Evaluates the last step too, where it is no multiple of the interval, so that it can be the best."""
+    """Evaluates the last step too if it is no multiple of the interval, so that it can be the best."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -203,22 +191,12 @@ def build_trainer(
     teachers: Sequence[CheXpertForImageClassification] = (),
     report_to: str = "none",
 ) -> CheXpertTrainer:
-    """The Trainer that a recipe describes.
+    """The Trainer that a recipe describes, for a model with its initial weights; it writes into `output/checkpoints`.
 
-    Args:
-        recipe: What to train.
-        model: With its initial weights.
-        processor: Its image processor.
-        data: Has `train` and `valid`.
-        output: Gets the checkpoints, in a folder `checkpoints`.
-        soft_labels: `(num_rows, num_labels)` a teacher's probabilities of uncertain labels, NaN elsewhere.
-        teachers: Networks to distil, of the same observations.
-        report_to: "none", "tensorboard" or "trackio".
+    `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil.
     """
-    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model.to(memory_format=memory_format)
-    if recipe.sync_batch_norm:
-        synchronise(model)
+    if recipe.sync_batch_norm:  # the weights keep their names
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if recipe.gradient_checkpointing:
         # Later releases of transformers call it activation checkpointing, and warn of the earlier name.
         enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -227,31 +205,18 @@ def build_trainer(
     if recipe.class_weights:
         resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
         targets = replace(targets, positive_weights=positive_weights(resolved.numpy()))
+    truth = partial(_evaluation_targets, blank_labels=recipe.blank_labels)
     trainer = CheXpertTrainer(
+        recipe=recipe,
+        teachers=teachers,
         model=model,
-        args=training_arguments(recipe, len(data["train"]), output, report_to),
+        args=_training_arguments(recipe, len(data["train"]), output, report_to),
         train_dataset=RadiographDataset(data["train"], processor, targets, cache=recipe.cache),
-        eval_dataset=RadiographDataset(
-            data["valid"], processor, partial(_evaluation_targets, recipe=recipe), cache=recipe.cache
-        ),
+        eval_dataset=RadiographDataset(data["valid"], processor, truth, cache=recipe.cache),
         processing_class=processor,
-        compute_metrics=partial(compute_metrics, studies=data["valid"]["study"][:], recipe=recipe),
+        compute_metrics=partial(_compute_metrics, studies=data["valid"]["study"][:], observations=recipe.observations),
         compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
         callbacks=[EvaluateLastStep, KeepBestCheckpoints(recipe.keep_checkpoints)],
-        augmentation=RadiographAugmentation(
-            recipe.rotation_degrees,
-            recipe.translation,
-            recipe.scaling,
-            recipe.contrast,
-            recipe.gamma,
-            recipe.border,
-            recipe.seed,
-        ),
-        memory_format=memory_format,
-        map_loss_weight=recipe.map_loss,
-        centring_weight=recipe.map_centring,
-        teachers=teachers,
-        distillation=recipe.distillation,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -259,14 +224,16 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str = "none") -> TrainingArguments:
+def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str) -> TrainingArguments:
     """The recipe in the Trainer's terms."""
-    images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * num_devices()
-    num_left_out = num_images % (recipe.batch_size * num_devices()) if recipe.drop_last else 0
+    images_per_batch = recipe.batch_size * num_devices()
+    images_per_step = images_per_batch * recipe.gradient_accumulation_steps
+    num_left_out = num_images % images_per_batch if recipe.drop_last else 0
     steps_per_epoch = math.ceil((num_images - num_left_out) / images_per_step)
     # A best checkpoint is chosen among at least one an epoch.
     longest = steps_per_epoch if recipe.checkpoint == "best" else math.ceil(steps_per_epoch * recipe.epochs)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, longest))
+    has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         num_train_epochs=recipe.epochs,
@@ -274,9 +241,7 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
         per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule
-        if not recipe.warmup or recipe.schedule != "constant"
-        else "constant_with_warmup",
+        lr_scheduler_type="constant_with_warmup" if has_warmup else recipe.schedule,
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -306,22 +271,20 @@ def training_arguments(recipe: Recipe, num_images: int, output: Path, report_to:
     )
 
 
-def compute_metrics(prediction: EvalPrediction, studies: list[str], recipe: Recipe) -> dict[str, float]:
+def _compute_metrics(
+    prediction: EvalPrediction, studies: Sequence[str], observations: Sequence[str]
+) -> dict[str, float]:
     """AUROC per study of each observation that the split can judge, and their mean as the Trainer's metric."""
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; the run says so at its end
-    evaluation = _evaluate(prediction.predictions, prediction.label_ids, studies, recipe)
+    probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()
+    labels = np.where(prediction.label_ids == IGNORED, np.nan, prediction.label_ids)
+    evaluation = evaluate_probabilities(probabilities, labels, studies, observations)
     per_observation = {f"auroc/{item.observation}": item.auroc for item in evaluation.observations}
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def _evaluate(logits: Any, targets: Any, studies: list[str], recipe: Recipe) -> Evaluation:
-    probabilities = torch.from_numpy(np.asarray(logits)).float().sigmoid().numpy()
-    labels = np.where(targets == IGNORED, np.nan, targets)
-    return evaluate_probabilities(probabilities, labels, studies, recipe.observations)
-
-
-def _evaluation_targets(labels: Tensor, _index: int, recipe: Recipe) -> dict[str, Tensor]:
+def _evaluation_targets(labels: Tensor, _index: int, blank_labels: str) -> dict[str, Tensor]:
     """Raw labels as the truth: uncertain ones are unknown, whatever the policy in training."""
-    truth = evaluation_labels(labels.numpy(), recipe.blank_labels)
+    truth = evaluation_labels(labels.numpy(), blank_labels)
     return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}

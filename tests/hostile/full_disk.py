@@ -23,7 +23,7 @@ STAGES = {
     "weights": (PreTrainedModel, "save_pretrained", 1),
     "optimizer": (Trainer, "_save_optimizer_and_scheduler", 1),
     "state": (TrainerState, "save_to_json", 2),
-    "manifest": (manifest, "_text", 1),
+    "manifest": (manifest, "manifest_text", 1),
 }
 """What writes a part of a checkpoint, and how often it has done so before the second checkpoint."""
 

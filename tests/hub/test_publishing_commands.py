@@ -114,7 +114,7 @@ def test_training_pushes_at_its_end_and_says_how_to_repeat_it(monkeypatch, capsy
             raise HubError("me/tiny: no answer.")
         return Published(repo_id, "address", SHA, ())
 
-    result = SimpleNamespace(folder=tmp_path, evaluation=None, chosen="step 1")
+    result = SimpleNamespace(folder=tmp_path, evaluation=SimpleNamespace(to_dict=dict), chosen="step 1")
     monkeypatch.setattr("chexpert_hf.models.repositories.get_token", lambda: "hf_x")
     monkeypatch.setattr("chexpert_hf.training.run.train", lambda *arguments, **settings: result)
     monkeypatch.setattr("chexpert_hf.evaluation.report.report.as_table", lambda evaluation: "a table")

@@ -188,7 +188,7 @@ FULL_AT = {
     "weights": (PreTrainedModel, "save_pretrained", 1, SafetensorError("I/O error: No space left on device")),
     "optimizer": (torch, "save", 6, RuntimeError("[enforce fail] unexpected pos 24128 vs 24020")),
     "state": (TrainerState, "save_to_json", 2, NO_SPACE),
-    "manifest": (manifest, "_text", 1, NO_SPACE),
+    "manifest": (manifest, "manifest_text", 1, NO_SPACE),
 }
 
 

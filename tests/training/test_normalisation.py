@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
-from chexpert_hf.training.normalisation import expect_statistics, synchronise
+from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 from ..conftest import TINY
@@ -110,7 +110,7 @@ def test_synchronised_statistics_are_refused_in_one_process_with_several_gpus(mo
 def test_a_synchronised_model_is_saved_as_any_other(tiny_model, tmp_path):
     pixel_values = torch.randn(2, 3, 64, 64)
     expected = tiny_model(pixel_values).logits
-    synchronise(tiny_model)
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model)
     assert isinstance(tiny_model.features.norm0, torch.nn.SyncBatchNorm)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tiny_model.modules())
     tiny_model.save_pretrained(tmp_path)

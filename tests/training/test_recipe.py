@@ -57,7 +57,10 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("frontal_only: 'no'", "frontal_only is 'no', expected true or false"),
         ("image_size: 64.5", "image_size is 64.5, expected a whole number"),
         ("image_size: 16", "image_size is 16, expected at least 32 for this network"),
-        ("observations: Edema", "observations is expected to be a list of names"),
+        ("observations: Edema", "observations is 'Edema', expected a list of names"),
+        ("observations: 3", "observations is 3, expected a list of names"),
+        ("architecture: [3]", r"architecture is \[3\], expected a mapping of fields"),
+        ("num_channels: 2", "num_channels is 2, expected one of: 1, 3"),
         ("seed: -1", r"seed is -1, expected in \[0, 2"),
         ("policy: 'Edema=u-ones,Edema=u-zeros'", "Two policies are given for 'Edema'"),
         ("valid_fraction: 1.0", r"valid_fraction is 1.0, expected in \(0, 1\)"),
@@ -76,6 +79,11 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_its_field(tmp_path, text, 
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match=message):
         Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_of_an_earlier_version_loads_without_the_field_that_is_gone(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("register_maps: true\nepochs: 2\n")
+    assert Recipe.load(tmp_path / "recipe.yaml") == Recipe(epochs=2)
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path):

@@ -1,6 +1,5 @@
-"""Which checkpoints are as they were written, and one line about one that cannot be written or read."""
+"""Verification of checkpoints, and one-line errors for those that cannot be written or read."""
 
-import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -11,14 +10,13 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.training.durable.manifest import fault_of, read_manifest
+from chexpert_hf.files import first_line
+from chexpert_hf.training.durable.manifest import fault_of, read_manifest, to_disk
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What writing a checkpoint raises; torch.save raises a RuntimeError on a full disk."""
+"""The errors of writing a checkpoint; torch.save raises a RuntimeError on a full disk."""
 
-_READ_ERRORS = (
-    OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, SafetensorError,
-)  # fmt: skip
+_READ_ERRORS = (*WRITE_ERRORS, ValueError, LookupError, TypeError, AttributeError, EOFError)
 _PROBE_BYTES = 1 << 20
 
 
@@ -38,12 +36,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def fault_of_checkpoint(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being trusted, in a few words; None if it is as it was written."""
-    fault = fault_of(checkpoint)
-    step = None if fault else (read_manifest(checkpoint) or {}).get("step")
-    if fault is None and step != step_of(checkpoint):
-        return f"it is that of step {step} under another name"
-    return fault
+    """The fault of a checkpoint that cannot be trusted, in a few words; None if it is as it was written."""
+    if fault := fault_of(checkpoint):
+        return fault
+    step = (read_manifest(checkpoint) or {}).get("step")
+    return None if step == step_of(checkpoint) else f"it is that of step {step} under another name"
 
 
 def expect_intact(checkpoint: Path) -> None:
@@ -54,7 +51,7 @@ def expect_intact(checkpoint: Path) -> None:
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Turns what fails in loading a checkpoint into a CheckpointError of one line."""
+    """Turns any error of loading a checkpoint into a CheckpointError of one line."""
     try:
         yield
     except CheckpointError:
@@ -62,7 +59,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{checkpoint} cannot be loaded: it holds a pickle of more than plain values.") from error
     except _READ_ERRORS as error:
-        raise CheckpointError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{checkpoint} cannot be loaded: {first_line(error)}") from error
 
 
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
@@ -74,19 +71,12 @@ def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> st
 
 
 def _why(folder: Path, error: BaseException) -> str:
-    """Why writing failed; torch.save itself does not know ("unexpected pos 24128 vs 24020"), so it is tried again."""
+    """The reason of a failed write; torch.save does not say it ("unexpected pos 24128 vs 24020"): try once more."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:
-        with open(folder / "probe", "wb") as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+        to_disk(folder / "probe")
     except OSError as probe:
         return str(probe.strerror)
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return first_line(error)

@@ -1,8 +1,7 @@
-"""The record by which a folder of files is known to be whole: the sum of each file, written last.
+"""The manifest of a folder: the checksum of each file, written last.
 
-A folder is sealed once all its files are on the disk. What is cut short has no manifest, what has changed since does
-not agree with it, and the manifest agrees with itself. It finds damage, not forgery: who can write the files can also
-write their sums.
+A folder that was cut short has no manifest, a file that has changed does not agree with it, and the manifest has a
+checksum of its own. This finds damage, not forgery.
 """
 
 import hashlib
@@ -14,65 +13,57 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chexpert_hf.files import sha256_of
+
 MANIFEST_FILE = "manifest.json"
 
-_CHUNK = 1 << 20
-_THREADS = 4  # the sums of weights and optimizer at once: hashing and waiting for the disk release the interpreter
+_THREADS = 4  # hashing and waiting for the disk release the interpreter
 
 
 def seal(folder: Path, values: Mapping[str, Any]) -> None:
-    """Brings every file of a folder to the disk, and then a manifest of them.
-
-    Args:
-        folder: With all that belongs into it; files of its subfolders are included.
-        values: What else the manifest records, as JSON has it.
-
-    Raises:
-        OSError: If something cannot be written.
-    """
+    """Brings every file of a folder and of its subfolders to the disk, and then a manifest of them with `values`."""
     names = _names(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
-        sums = list(threads.map(lambda name: _sum(folder / name, to_disk=True), names))
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-    with open(folder / MANIFEST_FILE, "wb") as file:
-        file.write(_text({**values, "files": dict(zip(names, sums, strict=True))}))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+        list(threads.map(to_disk, folder.rglob("*")))
+        checksums = list(threads.map(lambda name: sha256_of(folder / name), names))
+    if None in checksums:
+        raise OSError(f"{names[checksums.index(None)]} cannot be read back")
+    file = folder / MANIFEST_FILE
+    file.write_bytes(manifest_text({**values, "files": dict(zip(names, checksums, strict=True))}))
+    to_disk(file)
+    to_disk(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What was recorded of a folder, `files` among it (the SHA-256 of each by its path); None if it is not readable."""
+    """The values of a folder's manifest, and `files`, the SHA-256 of each path; None if it is missing or damaged."""
     try:
         content = (folder / MANIFEST_FILE).read_bytes()
         values = json.loads(content)
         del values["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return values if content == _text(values) else None  # one form only: any change of it is found
+    return values if content == manifest_text(values) else None  # one form only: any change of it is found
 
 
 def fault_of(folder: Path) -> str | None:
-    """What keeps a folder from being trusted, in a few words; None if each file is as it was sealed."""
+    """The fault of a folder that cannot be trusted, in a few words; None if each file is as it was sealed."""
     if not (folder / MANIFEST_FILE).is_file():
         return f"it has no {MANIFEST_FILE}, so it was cut short, or written by another program"
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{MANIFEST_FILE} is damaged"
-    sums: dict[str, str] = manifest["files"]
-    for name in sorted(set(_names(folder)) - sums.keys()):
+    checksums: dict[str, str] = manifest["files"]
+    for name in sorted(set(_names(folder)) - checksums.keys()):
         return f"{name} does not belong to it"
     with ThreadPoolExecutor(_THREADS) as threads:
-        faults = list(threads.map(partial(_fault, folder), sums, sums.values()))
+        faults = list(threads.map(partial(_fault, folder), checksums, checksums.values()))
     return next((fault for fault in faults if fault), None)
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the operating system has a way to ask for it."""
+def to_disk(path: Path) -> None:
+    """Brings the content of a file, or the names in a folder, to the disk, if the operating system supports it."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -80,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Everything in a folder but subfolders and its manifest: paths with "/" between their parts."""
+    """The paths of all files in a folder but its manifest, with "/" between their parts."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return sorted({path.relative_to(folder).as_posix() for path in paths} - {MANIFEST_FILE})
 
@@ -88,24 +79,14 @@ def _names(folder: Path) -> list[str]:
 def _fault(folder: Path, name: str, expected: str) -> str | None:
     if not (folder / name).is_file():  # to open a named pipe would wait for ever
         return f"{name} is missing"
-    try:
-        return None if _sum(folder / name) == expected else f"{name} is not as it was written"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+    found = sha256_of(folder / name)
+    if found is None:
+        return f"{name} cannot be read"
+    return None if found == expected else f"{name} is not as it was written"
 
 
-def _sum(path: Path, *, to_disk: bool = False) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-        if to_disk:
-            os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _text(values: Mapping[str, Any]) -> bytes:
-    """The one form of a manifest; its own sum is its last line but one."""
+def manifest_text(values: Mapping[str, Any]) -> bytes:
+    """The only form of a manifest; its own checksum is the last line but one."""
     body = json.dumps(values, indent=1, sort_keys=True)
     own = hashlib.sha256(body.encode()).hexdigest()
     return f'{body[:-2]},\n "sha256": "{own}"\n}}\n'.encode()

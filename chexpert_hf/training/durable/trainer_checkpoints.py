@@ -1,9 +1,9 @@
-"""A Hugging Face Trainer whose checkpoints survive what stops a run: kills, full disks, crashes, damaged files.
+"""A Hugging Face Trainer whose checkpoints survive kills, full disks, crashes and damaged files.
 
-The stock Trainer (transformers 5.23) writes a checkpoint file by file into its final place, takes the one with the
-highest number to resume from, and loads what is damaged or half there, some of it without a word. Here a checkpoint is
-written beside, brought to the disk, sealed with the sums of its files, and then renamed; to resume, the newest one
-that agrees with its sums is taken. Nothing in this module knows about radiographs.
+The stock Trainer (transformers 5.23) writes a checkpoint file by file into its final place, resumes from the one with
+the highest number, and loads damaged or incomplete files, some of them silently. Here a checkpoint is written beside,
+brought to the disk, sealed with a manifest, and then renamed; a run resumes from the newest one that agrees with its
+manifest. Nothing in this module knows about radiographs.
 """
 
 import os
@@ -28,13 +28,11 @@ from chexpert_hf.training.durable.intact import (
     reading,
     step_of,
 )
-from chexpert_hf.training.durable.manifest import read_manifest, seal, sync_folder
+from chexpert_hf.training.durable.manifest import read_manifest, seal, to_disk
 
+# Names with "_" are not pushed, and are no checkpoints to the Trainer.
 UNFINISHED = "_unfinished"
-"""The folder beside the checkpoints in which the next one is written; names with "_" are not pushed."""
-
 SET_ASIDE = "_damaged-"
-"""What is put before the name of a damaged checkpoint, so that nothing takes it for a checkpoint any more."""
 
 logger = logging.get_logger(__name__)
 
@@ -42,12 +40,12 @@ logger = logging.get_logger(__name__)
 class DurableCheckpoints(Trainer):
     """A Trainer, alone or before another one in a class's bases: `class Mine(DurableCheckpoints, Seq2SeqTrainer)`.
 
-    - A checkpoint is there as a whole or not at all. It holds a manifest with the SHA-256 of each file, the step, and
-      torch's version and number of threads. `training_args.bin`, a pickle that nothing reads, is left out.
-    - `train(resume_from_checkpoint=True)` takes the newest checkpoint that is as it was written, says which and why
-      others were passed over, and begins at step 0 if there has been none; a path is verified, too.
-    - A run that has finished is not trained on; the stock Trainer takes one more step if the last is inside an epoch.
-    - What cannot be written, or not be read, is a CheckpointError: one line, which names the newest intact checkpoint.
+    - A checkpoint exists as a whole or not at all. It holds a manifest with the SHA-256 of each file, the step, and
+      torch's version and number of threads, and no `training_args.bin`, a pickle that nothing reads.
+    - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, logs which it is and why others
+      were passed over, and starts at step 0 if there is none; a given path is verified, too.
+    - A finished run is not trained further; the stock Trainer takes one more step if the last is inside an epoch.
+    - Failed writing or reading is a CheckpointError: one line, which names the newest intact checkpoint.
 
     With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin`, with the token
     in it: leave it off, and push the finished folder.
@@ -70,27 +68,16 @@ class DurableCheckpoints(Trainer):
         return super().train(resume_from_checkpoint or None, trial, **kwargs)
 
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
-        """The checkpoint to resume from; None if none was written yet.
-
-        Newer ones, which are damaged, get another name: the run will write them again, and must not take them for its
-        own meanwhile.
-
-        Args:
-            say: Takes lines for the user.
-            trial: See `Trainer.train`.
+        """The checkpoint to resume from; None if none was written yet. Newer ones, which are damaged, are renamed.
 
         Raises:
             CheckpointError: If there are checkpoints and none of them is intact.
         """
         folder = Path(self._get_output_dir(trial))
         damaged: dict[Path, str] = {}
-        newest = None
-        for checkpoint in reversed(numbered_checkpoints(folder)):
-            fault = fault_of_checkpoint(checkpoint)
-            if fault is None:
-                newest = checkpoint
-                break
-            damaged[checkpoint] = fault
+        candidates = reversed(numbered_checkpoints(folder))
+        while (newest := next(candidates, None)) and (fault := fault_of_checkpoint(newest)):
+            damaged[newest] = fault
         if damaged and newest is None:
             faults = "; ".join(f"{path.name}: {fault}" for path, fault in damaged.items())
             raise CheckpointError(f"No checkpoint in {folder} is intact ({faults}). Delete them to begin anew.")
@@ -111,7 +98,7 @@ class DurableCheckpoints(Trainer):
         return str(newest)
 
     def _clean(self, folder: Path, damaged: list[Path]) -> None:
-        """Removes what a killed save left behind, and renames what is damaged."""
+        """Removes the files of a killed save, and renames damaged checkpoints."""
         self.accelerator.wait_for_everyone()  # all have looked before anything changes
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -161,14 +148,14 @@ class DurableCheckpoints(Trainer):
             self._push_from_checkpoint(str(checkpoint))
 
     def _correct_best(self, folder: Path) -> None:
-        """Records the place where the best checkpoint will be, not where it is being written."""
+        """Records the final path of the best checkpoint instead of the one where it is being written."""
         step = self.state.best_global_step
         best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if step and (step == self.state.global_step or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
 
     def _publish(self, checkpoint: Path) -> None:
-        """Seals what was written, and moves it to its place, whatever is there."""
+        """Seals a written checkpoint, and moves it to its place, whatever is there."""
         unfinished = checkpoint.parent / UNFINISHED
         written = unfinished / checkpoint.name
         threads = torch.get_num_threads()
@@ -176,7 +163,7 @@ class DurableCheckpoints(Trainer):
         if checkpoint.exists():
             checkpoint.rename(unfinished / "replaced")
         written.rename(checkpoint)
-        sync_folder(checkpoint.parent)
+        to_disk(checkpoint.parent)
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(checkpoint.parent / f"{SET_ASIDE}{checkpoint.name}", ignore_errors=True)
 
