@@ -20,8 +20,7 @@ from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.folders.dataset import predict_dataset
-from chexpert_hf.gate.fit import MIN_IMAGES
-from chexpert_hf.gate.folder import fit_folder_gate
+from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.ensembles import write_ensemble

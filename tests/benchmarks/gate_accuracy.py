@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.gate import fit_gate
+from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.phantoms import render_phantom

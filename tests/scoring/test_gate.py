@@ -17,10 +17,8 @@ from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.errors import InputError, ModelFolderError
-from chexpert_hf.gate import GATE_FILE, Gate, fit_gate
-from chexpert_hf.gate import fit as fitting
-from chexpert_hf.gate.distance import distance_limits, fit_distance
-from chexpert_hf.gate.folder import fit_folder_gate
+from chexpert_hf.gate import GATE_FILE, Gate
+from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.radiographs.colour import has_colour
 from chexpert_hf.radiographs.radiograph import read_radiograph
@@ -293,12 +291,10 @@ def test_too_few_radiographs_are_refused(phantoms):
         fit_gate(phantoms[:5], data_name="phantoms", date="-")
 
 
-def test_of_many_radiographs_evenly_spaced_ones_are_kept(monkeypatch):
-    monkeypatch.setattr(fitting, "MAX_IMAGES", 8)
-    assert fitting._thinned((number, number) for number in range(37)) == [
-        (number, number) for number in range(0, 37, 8)
-    ]
-    assert fitting.evenly_spaced(range(15)) == [0, 2, 4, 6, 8, 10, 12, 14]
+def test_of_many_radiographs_evenly_spaced_ones_are_kept():
+    kept = evenly_spaced(range(2 * MAX_IMAGES - 1))
+    assert kept == list(range(0, 2 * MAX_IMAGES, 2))
+    assert evenly_spaced(kept) == kept
 
 
 def test_the_limit_is_what_995_in_1000_of_unseen_gaussian_images_stay_below():
