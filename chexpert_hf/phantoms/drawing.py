@@ -1,7 +1,4 @@
-"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, all as float arrays.
-
-Everything here knows pixels only; what a rib or a lung is stands in the modules that draw them.
-"""
+"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, as float arrays in pixels."""
 
 from collections.abc import Sequence
 
@@ -50,17 +47,11 @@ class Layer:
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
-    def tubes(self, paths: Points, width: float | Points, rim: float, core: float) -> None:
-        """Draws many tubes, `(num_tubes, num_points, 2)`, as `tube` does."""
-        for outer, inner in zip(ribbon(paths, width), ribbon(paths, np.asarray(width) - 2.0), strict=True):
-            self.polygon(outer, rim)
-            self.polygon(inner, core)
-
     def disk(self, centre: Sequence[float] | Points, radius: float | tuple[float, float], value: float) -> None:
         """Fills an ellipse of the given radius, or radii along x and y, in pixels."""
         rx, ry = radius if isinstance(radius, tuple) else (radius, radius)
         x, y = float(centre[0]), float(centre[1])
-        box = [(x - rx) * _OVERSAMPLING, (y - ry) * _OVERSAMPLING, (x + rx) * _OVERSAMPLING, (y + ry) * _OVERSAMPLING]
+        box = [side * _OVERSAMPLING for side in (x - rx, y - ry, x + rx, y + ry)]
         self._draw.ellipse(box, fill=round(255 * value))
 
     def array(self, softness: int = 1) -> Floats:

@@ -1,38 +1,32 @@
 """The findings that phantoms can have, drawn as a radiologist would describe them, each with its exact mask.
 
-Every `plant_*` function adds thickness to a `Scene` and returns the mask of what it added, `(height, width)` boolean,
-all False where the finding does not show in that projection. Where it lies, how large and how dense it is comes from
-the generator, which is the same for all views of a study. Descriptions follow Hansell et al. 2008, "Fleischner Society:
-Glossary of Terms for Thoracic Imaging", Radiology 246(3).
+Every `plant_*` function adds thickness to a `Scene` and returns the mask of the addition, `(height, width)` boolean.
+Place, size and density come from the generator, which is the same for all views of a study. Descriptions follow Hansell
+et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import ndimage
 
 from chexpert_hf.phantoms import opacities
-from chexpert_hf.phantoms.anatomy import AIR_CONTRAST, FrontalFrame
-from chexpert_hf.phantoms.drawing import Generator, Layer, Points, smooth_step
-from chexpert_hf.phantoms.patient import LEFT, RIGHT, Shape
-from chexpert_hf.phantoms.scene import Mask, Scene, either_side
+from chexpert_hf.phantoms.anatomy import FrontalFrame, wall_at
+from chexpert_hf.phantoms.drawing import Generator, Layer, smooth_step
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, Mask, Scene, Shape, either_side
 from chexpert_hf.phantoms.skeleton import Break, fragments, posterior_ribs
 
 
-def reshape_cardiomegaly(rng: Generator) -> Shape:
-    """A heart of more than half the thorax's inner breadth."""
-    return Shape(heart_left=float(rng.uniform(1.34, 1.5)), heart_right=float(rng.uniform(1.3, 1.65)))
-
-
-def reshape_mediastinum(rng: Generator) -> Shape:
-    """An upper mediastinum about twice as broad as normal."""
-    return Shape(mediastinum=float(rng.uniform(1.85, 2.6)))
-
-
-def reshape_atelectasis(rng: Generator) -> Shape:
-    """Volume loss raises the hemidiaphragm of the side that `plant_atelectasis` draws too."""
-    side = either_side(rng)
-    return Shape(raised={side: float(rng.uniform(0.09, 0.16))})
+def reshaped(streams: Mapping[str, Generator]) -> Shape:
+    """The outlines of a chest with these findings, each with its stream of random numbers."""
+    shape = Shape()
+    if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
+        shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
+    if rng := streams.get("Enlarged Cardiomediastinum"):  # its upper part about twice as broad as normal
+        shape.mediastinum = float(rng.uniform(1.85, 2.6))
+    if rng := streams.get("Atelectasis"):  # of the side that `plant_atelectasis` draws too
+        shape.raised = {either_side(rng): float(rng.uniform(0.09, 0.16))}
+    return shape
 
 
 def break_ribs(rng: Generator) -> tuple[Break, ...]:
@@ -55,8 +49,7 @@ def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
     """The broken ends and the displaced stretch of each rib."""
     layer, width = Layer(frame.shape), 0.034 * frame.height
     for item in breaks:
-        line = posterior_ribs(frame, item.side)[item.rib]
-        inner, outer = fragments(line, item, width)
+        inner, outer = fragments(posterior_ribs(frame, item.side)[item.rib], item, width)
         layer.line(np.concatenate([inner[-5:], outer[:9]]), 3.8 * width, 1.0)
     return layer.array() > 0.5
 
@@ -65,11 +58,9 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Mask:
     """A fine pleural line with black, vessel-free space between it and the chest wall."""
     side, size = either_side(rng), float(rng.uniform(0.58, 0.84))
     frame = scene.frame
-    if not isinstance(frame, FrontalFrame):
-        return np.zeros(frame.shape, dtype=bool)
     v = np.linspace(0.0, 1.08, 40)
     pivot_u, pivot_v = 0.2, 0.95
-    u = pivot_u + (frame.wall_at(v) - 0.01 - pivot_u) * (size + 0.06 * np.clip(v - 0.7, 0, 1))
+    u = pivot_u + (wall_at(v) - 0.01 - pivot_u) * (size + 0.06 * np.clip(v - 0.7, 0, 1))
     pleura = frame.place(side * u, pivot_v + (v - pivot_v) * (size + 0.04))
     collapsed, line = Layer(frame.shape), Layer(frame.shape)
     apex, base = frame.place(side * 0.02, (1 - size) * pivot_v), frame.place(side * np.array([0.9, 0.02]), 1.3)
@@ -92,9 +83,9 @@ def plant_pleural_effusion(scene: Scene, rng: Generator) -> Mask:
     mask = np.zeros(scene.frame.shape, dtype=bool)
     for side in sides:
         level = 1.02 - amount * (1.0 if side == first else rng.uniform(0.5, 0.9))
-        across = scene.across(side)
-        climb = 0.13 * across**4 + (0.05 * (1 - across) ** 4 if scene.is_frontal else 0.08 * (1 - across) ** 6)
-        behind = 0.0 if scene.is_frontal else 0.06
+        across = scene.frame.across(side)
+        climb = 0.13 * across**4 + (0.05 * (1 - across) ** 4 if scene.frame.is_frontal else 0.08 * (1 - across) ** 6)
+        behind = 0.0 if scene.frame.is_frontal else 0.06
         depth = scene.frame.v[:, None] - (level + behind - climb)
         share = smooth_step(depth, -0.035, 0.06) * np.float32(0.96)
         mask |= scene.fill(side, share.astype(np.float32), 0.35)
@@ -104,35 +95,28 @@ def plant_pleural_effusion(scene: Scene, rng: Generator) -> Mask:
 def plant_pleural_other(scene: Scene, rng: Generator) -> Mask:
     """Pleural thickening along the lateral wall, and calcified plaques."""
     frame = scene.frame
-    if not isinstance(frame, FrontalFrame):
-        return np.zeros(frame.shape, dtype=bool)
     rind, plaques = Layer(frame.shape), Layer(frame.shape)
     first, is_bilateral = either_side(rng), rng.random() < 0.5
+    angles = np.linspace(0, 2 * np.pi, 15)[:-1]
     for side in (RIGHT, LEFT) if is_bilateral else (first,):
         v = np.linspace(rng.uniform(0.12, 0.35), rng.uniform(0.7, 0.98), 30)
         bumps = ndimage.gaussian_filter1d(rng.standard_normal(30), 2.0) * 1.6
         t = np.linspace(0, 1, 30)
         thickness = rng.uniform(0.07, 0.12) * np.clip(1 + 0.6 * bumps, 0.4, 2) * np.sqrt(np.clip(6 * t * (1 - t), 0, 1))
-        wall = frame.wall_at(v)
-        rind.polygon(
-            np.concatenate([frame.place(side * (wall + 0.03), v), frame.place(side * (wall - thickness), v)[::-1]]), 1.0
-        )
+        wall = wall_at(v)
+        outer, inner = frame.place(side * (wall + 0.03), v), frame.place(side * (wall - thickness), v)
+        rind.polygon(np.concatenate([outer, inner[::-1]]), 1.0)
         for _ in range(int(rng.integers(2, 6))):
-            _plaque(
-                plaques, rng, scene.spot(side, rng.uniform(0.45, 0.85), 0.5, rng.uniform(0.35, 0.9)), 0.055 * frame.half
-            )
+            centre = frame.spot(side, rng.uniform(0.45, 0.85), 0.5, rng.uniform(0.35, 0.9))
+            # The "holly leaf": an irregular, sharp-edged outline with a denser rim.
+            leaf = 0.055 * frame.half * np.stack([np.cos(angles) * 0.75, np.sin(angles) * 1.2], axis=1)
+            leaf *= rng.uniform(0.6, 1.35, (14, 1))
+            plaques.polygon(centre + leaf, 0.95)
+            plaques.polygon(centre + 0.65 * leaf, 0.7)
     lung = np.minimum((scene.lungs[RIGHT] + scene.lungs[LEFT]) / 3, 1)
     calcified = plaques.array()
     scene.extra += (np.float32(4.0) * rind.array() + np.float32(2.6) * calcified) * lung
     return ((rind.array() > 0.4) | (calcified > 0.2)) & (lung > 0.1)
-
-
-def _plaque(layer: Layer, rng: Generator, centre: Points, radius: float) -> None:
-    # The "holly leaf": an irregular, sharp-edged outline with a denser rim.
-    angles = np.linspace(0, 2 * np.pi, 15)[:-1]
-    outline = np.stack([np.cos(angles) * 0.75, np.sin(angles) * 1.2], axis=1) * rng.uniform(0.6, 1.35, (14, 1)) * radius
-    layer.polygon(centre + outline, 0.95)
-    layer.polygon(centre + 0.65 * outline, 0.7)
 
 
 PLANTERS: dict[str, Callable[[Scene, Generator], Mask]] = {
@@ -148,9 +132,5 @@ PLANTERS: dict[str, Callable[[Scene, Generator], Mask]] = {
 }
 """The findings that are added to the scene; the others change outlines, break ribs or lie on top (devices)."""
 
-RESHAPERS: dict[str, Callable[[Generator], Shape]] = {
-    "Cardiomegaly": reshape_cardiomegaly,
-    "Enlarged Cardiomediastinum": reshape_mediastinum,
-    "Atelectasis": reshape_atelectasis,
-}
-"""The findings that change the outlines of the chest before it is drawn."""
+NOT_IN_LATERAL = ("Enlarged Cardiomediastinum", "Pneumothorax", "Pleural Other", "Fracture")
+"""The findings that lateral views do not show."""

@@ -1,25 +1,23 @@
 """Folders of synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks.
 
-They stand in for CheXpert, which may not be passed on, in tests, examples and fresh installations: a phantom is
-nobody's radiograph, and what is in it is known rather than read. They say nothing about how a model does on patients.
+They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations: a phantom is nobody's
+radiograph, and its findings are known rather than read. They say nothing about how a model does on patients.
 """
 
-import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE
-from chexpert_hf.phantoms.patient import Patient
 from chexpert_hf.phantoms.rendering import patient_of, render_study
 from chexpert_hf.phantoms.truth import report_cells, sample_truth
 
-_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
 _STUDIES_PER_GROUP = 6
 """Of six studies in a row the last is the fifth patient's second: every fifth patient comes twice."""
 
@@ -30,25 +28,8 @@ _CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}
 _JPEG_QUALITY = 90
 
 
-@dataclass(frozen=True)
-class _Study:
-    patient_number: int
-    number: int
-    patient: Patient
-    key: tuple[int, ...]
-    truth: set[str]
-    cells: dict[str, float | None]
-    projections: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PhantomFolder:
-    """What `write_phantoms` wrote."""
-
-    root: Path
-    num_studies: dict[str, int]
-    """Split ("train", "valid") -> number of studies."""
-    num_images: dict[str, int]
+_Row = dict[str, str | int | float | None]
+_View = tuple[str, _Row, _Row]  # split, row of its table, row of truth.csv
 
 
 def write_phantoms(
@@ -59,7 +40,7 @@ def write_phantoms(
     valid_fraction: float = 0.2,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
-) -> PhantomFolder:
+) -> None:
     """Writes a data set of phantoms in CheXpert's layout.
 
     Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow.
@@ -80,47 +61,34 @@ def write_phantoms(
         FileExistsError: If `root` is a file or a folder that is not empty.
         ValueError: If another argument is out of range.
     """
-    _check(num_studies, seed, valid_fraction, workers)
+    for is_wrong, message in (
+        (num_studies < 1, f"Expected at least 1 study, got num_studies={num_studies}."),
+        (workers < 1, f"Expected at least 1 worker, got workers={workers}."),
+        (seed < 0, f"Expected a seed of at least 0, got {seed}."),
+        (not 0 <= valid_fraction < 1, f"Expected valid_fraction in [0, 1), got {valid_fraction}."),
+    ):
+        if is_wrong:
+            raise ValueError(message)
     root = Path(root).resolve()
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise FileExistsError(f"Phantoms are written into a new or empty folder only; {root} is there and not empty.")
     root.mkdir(parents=True, exist_ok=True)
-    first_valid = _first_valid_study(num_studies, valid_fraction)
-    rows: dict[str, list[list[str]]] = {"train": [], "valid": []}
-    truths: list[list[str]] = []
-    studies = [
-        (_sample_study(seed, index), "train" if index < first_valid else "valid") for index in range(num_studies)
-    ]
-    for done, (study, split, views) in enumerate(_write_studies(root, studies, workers), start=1):
-        truth = {name: POSITIVE if name in study.truth else NEGATIVE for name in OBSERVATIONS}
-        for path, projection in views:
-            cells: Mapping[str, float | None] = study.cells if split == "train" else truth
-            rows[split].append(_row(f"{root.name}/{path}", study.patient, projection, cells))
-            truths.append([f"{root.name}/{path}", *(str(int(value)) for value in truth.values())])
-        if progress is not None:
-            progress(done)
-    for split, lines in rows.items():
-        if not lines:
-            continue  # a table without rows says nothing; without valid.csv, patients of train.csv are held out
-        _write_csv(root / f"{split}.csv", _COLUMNS, lines)
-    _write_csv(root / "truth.csv", ("Path", *OBSERVATIONS), truths)
+    first_valid = num_studies - round(valid_fraction * num_studies)
+    if 0 < first_valid < num_studies and _patient_and_study(first_valid)[1] == 2:
+        first_valid -= 1  # both studies of a patient go to the same split
+    write, views = partial(_write_study, root, seed, first_valid), list[_View]()
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
+        for done, study in enumerate(studies, start=1):
+            views += study
+            if progress is not None:
+                progress(done)
+    for split in ("train", "valid"):
+        # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
+        if rows := [row for where, row, _ in views if where == split]:
+            pd.DataFrame(rows).to_csv(root / f"{split}.csv", index=False, lineterminator="\n")
+    pd.DataFrame([truth for _, _, truth in views]).to_csv(root / "truth.csv", index=False, lineterminator="\n")
     (root / "README.md").write_text(_readme(root.name, num_studies, seed, valid_fraction), encoding="utf-8")
-    return PhantomFolder(
-        root=root,
-        num_studies={"train": first_valid, "valid": num_studies - first_valid},
-        num_images={split: len(lines) for split, lines in rows.items()},
-    )
-
-
-def _check(num_studies: int, seed: int, valid_fraction: float, workers: int) -> None:
-    if num_studies < 1:
-        raise ValueError(f"Expected at least 1 study, got num_studies={num_studies}.")
-    if workers < 1:
-        raise ValueError(f"Expected at least 1 worker, got workers={workers}.")
-    if seed < 0:
-        raise ValueError(f"Expected a seed of at least 0, got {seed}.")
-    if not 0 <= valid_fraction < 1:
-        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
@@ -130,75 +98,33 @@ def _patient_and_study(index: int) -> tuple[int, int]:
     return group * last + min(place, last - 1) + 1, 2 if place == last else 1
 
 
-def _first_valid_study(num_studies: int, valid_fraction: float) -> int:
-    first = num_studies - round(valid_fraction * num_studies)
-    if 0 < first < num_studies and _patient_and_study(first)[1] == 2:
-        # Both studies of a patient go to the same split.
-        first -= 1
-    return first
-
-
-def _sample_study(seed: int, index: int) -> _Study:
-    patient_number, number = _patient_and_study(index)
-    key = (seed, 1, index)
+def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_View]:
+    """Draws and writes the views of a study with their masks."""
+    patient_number, study_number = _patient_and_study(index)
+    patient, key = patient_of((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
-    truth = sample_truth(rng)
+    positive = sample_truth(rng)
     frontal = "AP" if rng.random() < _CHANCE_OF_AP else "PA"
     has_lateral = rng.random() < _CHANCE_OF_LATERAL[frontal]
-    return _Study(
-        patient_number=patient_number,
-        number=number,
-        patient=patient_of((seed, 2, patient_number)),
-        key=key,
-        truth=truth,
-        cells=report_cells(truth, rng),
-        projections=(frontal, "Lateral") if has_lateral else (frontal,),
-    )
-
-
-def _write_studies(
-    root: Path, studies: list[tuple[_Study, str]], workers: int
-) -> Iterator[tuple[_Study, str, list[tuple[str, str]]]]:
-    """Each study and its split, in order, with the path and projection of each view that was written."""
-    write = partial(_write_views, root)
-    if workers == 1:
-        for study, split in studies:
-            yield study, split, write((study, split))
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        for (study, split), views in zip(studies, pool.map(write, studies, chunksize=8), strict=True):
-            yield study, split, views
-
-
-def _write_views(root: Path, study_and_split: tuple[_Study, str]) -> list[tuple[str, str]]:
-    study, split = study_and_split
-    views = []
-    folder = f"{split}/patient{study.patient_number:05d}/study{study.number}"
+    truth = {name: POSITIVE if name in positive else NEGATIVE for name in OBSERVATIONS}
+    cells = report_cells(positive, rng)
+    split = "train" if index < first_valid else "valid"
+    folder, views = f"{split}/patient{patient_number:05d}/study{study_number}", list[_View]()
     (root / folder).mkdir(parents=True)
-    for number, projection in enumerate(study.projections, start=1):
-        phantom = render_study(study.patient, study.key, study.truth - {"No Finding"}, projection)
-        name = f"{folder}/view{number}_{'lateral' if projection == 'Lateral' else 'frontal'}"
+    for number, projection in enumerate((frontal, "Lateral") if has_lateral else (frontal,), start=1):
+        phantom = render_study(patient, key, positive - {"No Finding"}, projection)
+        view = "Lateral" if projection == "Lateral" else "Frontal"
+        name = f"{folder}/view{number}_{view.lower()}"
         Image.fromarray(phantom.image).save(root / f"{name}.jpg", quality=_JPEG_QUALITY)
-        masks = root / "masks" / name
-        if phantom.masks:
-            masks.mkdir(parents=True)
         for observation, mask in phantom.masks.items():
-            Image.fromarray(mask).save(masks / f"{observation}.png")
-        views.append((f"{name}.jpg", projection))
+            (root / "masks" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(root / "masks" / name / f"{observation}.png")
+        path = f"{root.name}/{name}.jpg"
+        row: _Row = {"Path": path, "Sex": patient.sex, "Age": patient.age, "Frontal/Lateral": view}
+        row["AP/PA"] = projection if view == "Frontal" else None
+        row.update(cells if split == "train" else truth)
+        views.append((split, row, {"Path": path, **{name: int(value) for name, value in truth.items()}}))
     return views
-
-
-def _row(path: str, patient: Patient, projection: str, cells: Mapping[str, float | None]) -> list[str]:
-    view = ["Lateral", ""] if projection == "Lateral" else ["Frontal", projection]
-    values = ["" if cells[name] is None else str(cells[name]) for name in OBSERVATIONS]
-    return [path, patient.sex, str(patient.age), *view, *values]
-
-
-def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 def _readme(name: str, num_studies: int, seed: int, valid_fraction: float) -> str:

@@ -5,7 +5,6 @@ Conventions are those of `findings`.
 
 import numpy as np
 
-from chexpert_hf.phantoms.anatomy import AIR_CONTRAST
 from chexpert_hf.phantoms.drawing import (
     Floats,
     Generator,
@@ -16,8 +15,7 @@ from chexpert_hf.phantoms.drawing import (
     smooth_path,
     smooth_step,
 )
-from chexpert_hf.phantoms.patient import LEFT, RIGHT
-from chexpert_hf.phantoms.scene import Mask, Scene, either_side
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, Mask, Scene, either_side
 
 
 def plant_lung_opacity(scene: Scene, rng: Generator) -> Mask:
@@ -26,7 +24,7 @@ def plant_lung_opacity(scene: Scene, rng: Generator) -> Mask:
     side = either_side(rng)
     for number in range(int(rng.integers(1, 4))):
         side = side if number != 1 else -side
-        centre = scene.spot(side, rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.8), rng.uniform(0.25, 0.85))
+        centre = scene.frame.spot(side, rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.8), rng.uniform(0.25, 0.85))
         radii = (rng.uniform(0.2, 0.34) * scene.frame.half, rng.uniform(0.2, 0.36) * scene.frame.half)
         haze = patch(scene, rng, centre, radii, rough=0.16, grain=16, softness=1.3)
         mask |= scene.fill(side, haze * np.float32(rng.uniform(0.32, 0.5)), 0.12)
@@ -44,7 +42,7 @@ def plant_lung_lesion(scene: Scene, rng: Generator) -> Mask:
         radius = radius_cm * scene.frame.half / 13
         # A large one keeps further from the chest wall, so that it stays within the lung.
         lateral, depth = rng.uniform(0.28, 0.95 - 0.11 * radius_cm), rng.uniform(0.15, 0.85)
-        centre = scene.spot(side, lateral, depth, rng.uniform(0.24, 0.84))
+        centre = scene.frame.spot(side, lateral, depth, rng.uniform(0.24, 0.84))
         stretch = rng.uniform(0.85, 1.15)
         r = distance_from(scene.frame.shape, centre, (radius * stretch, radius / stretch), rng.uniform(0, 3))
         scene.extra += np.float32(AIR_CONTRAST * (1.6 * radius_cm + 2.4)) * np.sqrt(np.clip(1 - r * r, 0, 1))
@@ -58,13 +56,13 @@ def plant_edema(scene: Scene, rng: Generator) -> Mask:
     strength, reach = rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple = cloud(rng, scene.frame.shape, 14)
     for side in (RIGHT, LEFT):
-        centre = scene.spot(side, 0.12, 0.5, 0.54)
+        centre = scene.frame.spot(side, 0.12, 0.5, 0.54)
         r = distance_from(
             scene.frame.shape, centre, (0.48 * reach * scene.frame.half, 0.36 * reach * scene.frame.height), 0
         )
         wings = np.exp(-(r**2)) * np.clip(1 + 0.16 * ripple, 0.5, 1.5)
         mask |= scene.fill(side, np.minimum(strength * wings, 0.85).astype(np.float32), 0.13)
-    if scene.is_frontal:
+    if scene.frame.is_frontal:
         lines = _kerley_lines(scene, rng)
         scene.extra += np.float32(1.3) * lines
         mask |= lines > 0.2
@@ -75,8 +73,8 @@ def _kerley_lines(scene: Scene, rng: Generator) -> Floats:
     layer = Layer(scene.frame.shape)
     for side in (RIGHT, LEFT):
         for v in np.arange(0.72, 1.0, 0.035):
-            outer = scene.spot(side, 0.97, 0.5, v + rng.normal(0, 0.006))
-            inner = scene.spot(side, rng.uniform(0.78, 0.86), 0.5, v + rng.normal(0, 0.008))
+            outer = scene.frame.spot(side, 0.97, 0.5, v + rng.normal(0, 0.006))
+            inner = scene.frame.spot(side, rng.uniform(0.78, 0.86), 0.5, v + rng.normal(0, 0.008))
             layer.line(np.array([outer, inner]), 1.2, 0.8)
     return layer.array()
 
@@ -95,7 +93,7 @@ def plant_consolidation(scene: Scene, rng: Generator) -> Mask:
 
 def _lobe(scene: Scene, side: int, lobe: str, rng: Generator) -> Floats:
     """Extent of a lobe, `(height, width)` in [0, 1]: straight at a fissure, fading elsewhere."""
-    across, ripple = scene.across(side), cloud(rng, scene.frame.shape, 30)
+    across, ripple = scene.frame.across(side), cloud(rng, scene.frame.shape, 30)
     v = scene.frame.v[:, None] + 0.03 * ripple
     fissure = scene.frame.v[:, None] + 0.07 * (across - 0.5) + 0.006 * ripple - rng.uniform(-0.05, 0.05)
     if lobe == "upper":
@@ -103,14 +101,14 @@ def _lobe(scene: Scene, side: int, lobe: str, rng: Generator) -> Floats:
     if lobe == "middle":
         return smooth_step(fissure, 0.52, 0.545) * smooth_step(across + 0.3 * (v - 0.75), 0.8, 0.45)
     # Seen from the side, the oblique fissure keeps the lower lobe from the front of the chest.
-    behind = np.float32(1) if scene.is_frontal else smooth_step(across - 0.5 * (0.9 - v), 0.4, 0.48)
+    behind = np.float32(1) if scene.frame.is_frontal else smooth_step(across - 0.5 * (0.9 - v), 0.4, 0.48)
     return smooth_step(v - rng.uniform(-0.05, 0.05), 0.56, 0.78) * behind
 
 
 def _bronchogram(scene: Scene, rng: Generator, side: int, heading: float) -> Floats:
     layer = Layer(scene.frame.shape)
-    hilum = scene.spot(side, 0.1, 0.55, 0.5)
-    way = side if scene.is_frontal else 1
+    hilum = scene.frame.spot(side, 0.1, 0.55, 0.5)
+    way = side if scene.frame.is_frontal else 1
     for _ in range(4):
         angle = heading + rng.uniform(-0.5, 0.5) + rng.normal(0, 0.15) * np.linspace(0, 1, 5)
         steps = np.linspace(0.15, 1, 5) * rng.uniform(0.25, 0.45) * scene.frame.height
@@ -126,7 +124,7 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Mask:
     side = either_side(rng)
     for number in range(int(rng.choice([1, 2], p=[0.7, 0.3]))):
         side = -side if number else side
-        centre = scene.spot(side, rng.uniform(0.35, 0.7), rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.86))
+        centre = scene.frame.spot(side, rng.uniform(0.35, 0.7), rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.86))
         radii = (rng.uniform(0.2, 0.32) * scene.frame.half, rng.uniform(0.17, 0.27) * scene.frame.half)
         share = patch(scene, rng, centre, radii, rough=0.2, grain=12, softness=0.8)
         bronchi = _bronchogram(scene, rng, side, 1.9)
@@ -163,7 +161,7 @@ def plant_atelectasis(scene: Scene, rng: Generator) -> Mask:
         v, tilt = level_v + rng.normal(0, 0.01), common + rng.normal(0, 0.012)
         start, stop = rng.uniform(0.12, 0.3), rng.uniform(0.68, 0.92)
         nodes = [(start, v + tilt), ((start + stop) / 2, v + rng.normal(0, 0.012)), (stop, v - tilt)]
-        path = smooth_path(np.array([scene.spot(side, at, at, level) for at, level in nodes]))
+        path = smooth_path(np.array([scene.frame.spot(side, at, at, level) for at, level in nodes]))
         width = rng.uniform(0.034, 0.055) * scene.frame.height
         layer.polygon(_plate(path, width), rng.uniform(0.8, 1.0))
     bands = layer.array(2)
