@@ -34,13 +34,11 @@ from chexpert_hf.gate.features import (
 )
 
 GATE_FILE = "gate.safetensors"
-VERSION = "2"
+_VERSION = "2"
+_NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")  # the last may be negative
 
-LEAST_SIDE = 64
-"""Smaller images in pixels cannot be judged: a radiograph of 64 x 64 shows no more than lungs and heart."""
-
-LONGEST_PROPORTION = 2.5
-"""Chest radiographs are up to 1.5 times as long as wide, or as wide as long."""
+_LEAST_SIDE = 64  # pixels; a smaller radiograph shows no more than lungs and heart
+_LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _SAID_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
@@ -87,20 +85,14 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's verdict on one image.
-
-    Attributes:
-        is_chest_radiograph: Whether the model should judge it.
-        reason: One sentence why not; empty if it should.
-        warnings: Sentences on how the image seems to lie.
-        distance: How far the image, put upright if it is accepted so, is from the training images, as a multiple of
-            the limit; infinite if it was refused without computing it.
-    """
+    """The gate's verdict on one image."""
 
     is_chest_radiograph: bool
-    reason: str
-    warnings: tuple[str, ...]
+    reason: str  # one sentence why the image is refused; empty if it is not
+    warnings: tuple[str, ...]  # sentences on how the image seems to lie
     distance: float
+    """From the training images as a multiple of the limit, of the image put upright if it is accepted so; infinite if
+    the image was refused without computing it."""
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -110,7 +102,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateInput:
-    """One image, prepared for the gate; see `Gate.judge` for the flags."""
+    """One image, prepared for the gate by `Gate.prepare`."""
 
     gray: Tensor  # (1, RESOLUTION, RESOLUTION), uint8
     size: tuple[int, int]  # (width, height) of the whole image in pixels
@@ -119,21 +111,13 @@ class GateInput:
 
 
 class Distance(NamedTuple):
-    """The distance of features `(batch, num_features)` from those of the training images.
+    """The distance of features `(batch, num_features)` from those of the training images."""
 
-    Attributes:
-        centre: `(num_features,)`, the mean.
-        spread: `(num_features,)`, the standard deviation.
-        directions: `(num_directions, num_features)`, orthonormal: the principal ones.
-        variances: `(num_directions,)`, along them.
-        residual: The mean square of what lies outside of them.
-    """
-
-    centre: Floats
-    spread: Floats
-    directions: Floats
-    variances: Floats
-    residual: float
+    centre: Floats  # (num_features,), the mean
+    spread: Floats  # (num_features,), the standard deviation
+    directions: Floats  # (num_directions, num_features), orthonormal: the principal ones
+    variances: Floats  # (num_directions,), along them
+    residual: float  # the mean square of what lies outside of them
 
     def __call__(self, features: Floats) -> Floats:
         """Distances `(batch,)`, 2 on average for the training images.
@@ -149,55 +133,38 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """A fitted gate; `fit_gate` makes one.
-
-    Attributes:
-        distance: From the training images.
-        limit: Of the distance.
-        strict_limit: Of the distance of an image that must be put upright first: each further way to pass is one more
-            for what is no radiograph.
-        pose_weights: `(NUM_FEATURES, num_poses)`, with `pose_biases` `(num_poses,)` the linear discriminants of poses.
-        pose_margins: `(num_poses,)`, by how much a pose must beat UPRIGHT.
-        lateral_weights: `(THUMBNAIL_SIDE ** 2,)`: thumbnails whose weighted sum exceeds `lateral_limit` are lateral.
-        least_detail: Smoother images are refused; see `features.detail`.
-        num_images: Number of images that it was fitted on.
-        data_name: Their data set.
-        date: Of the fit.
-        knows_laterals: Whether lateral views were among them, so that no warning is given.
-    """
+    """A fitted gate; `fit_gate` makes one."""
 
     distance: Distance
-    limit: float
+    limit: float  # of the distance
     strict_limit: float
-    pose_weights: Floats
-    pose_biases: Floats
-    pose_margins: Floats
-    lateral_weights: Floats
-    lateral_limit: float
-    least_detail: float
-    num_images: int
+    """Of the distance of an image that must be put upright first: each further way to pass is one more for what is no
+    radiograph."""
+    pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
+    pose_biases: Floats  # (num_poses,)
+    pose_margins: Floats  # (num_poses,), by how much a pose must beat UPRIGHT
+    lateral_weights: Floats  # (THUMBNAIL_SIDE ** 2,), of a linear discriminant of lateral thumbnails
+    lateral_limit: float  # of their weighted sum
+    least_detail: float  # smoother images are refused; see `features.detail`
+    num_images: int  # that it was fitted on
     data_name: str
     date: str
     knows_laterals: bool = False
+    """Whether lateral views were among the images, so that no warning is given."""
 
-    def judge(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> Verdict:
-        """Judges one image.
+    @staticmethod
+    def prepare(image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
+        """Prepares an image for `judge_batch`; several threads may call it.
 
         Args:
             image: As `read_radiograph` gives it.
             is_colour: Whether it was in colour before that; `chexpert_hf.radiographs.colour.has_colour` tells.
-            is_lateral: Whether the file says that the view is lateral; `radiographs.projection.is_said_lateral` tells.
-                If it is None, the pixels decide.
+            is_lateral: Whether the file says that the view is lateral; if it is None, the pixels decide.
         """
-        return self.judge_batch([self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]
-
-    def prepare(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
-        """Prepares an image for `judge_batch`; arguments as for `judge`. Several threads may call it."""
-        size = image.info.get("original_size", image.size)
-        return GateInput(gray_levels(image), size, is_colour, is_lateral)
+        return GateInput(gray_levels(image), image.info.get("original_size", image.size), is_colour, is_lateral)
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
-        """Judges several images from `prepare`."""
+        """Judges images from `prepare`."""
         if not inputs:
             return []
         grays = torch.stack([one.gray for one in inputs])
@@ -244,9 +211,9 @@ class Gate:
         width, height = one.size
         if one.is_colour:
             return "it is a colour photograph or drawing."
-        if min(width, height) < LEAST_SIDE:
+        if min(width, height) < _LEAST_SIDE:
             return f"it has only {width} x {height} pixels."
-        if max(width, height) > LONGEST_PROPORTION * min(width, height):
+        if max(width, height) > _LONGEST_PROPORTION * min(width, height):
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
         if float(one.gray.float().std()) < _LEAST_CONTRAST:
             return "all of it is of about the same brightness."
@@ -260,7 +227,7 @@ class Gate:
         values = {**self.distance._asdict(), **vars(self)}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)) for name in _SHAPES}
         about = {name: repr(values[name]) for name in _NUMBERS}
-        about |= {"version": VERSION, "resolution": str(RESOLUTION)}
+        about |= {"version": _VERSION, "resolution": str(RESOLUTION)}
         about |= {"n": str(self.num_images), "data": self.data_name, "date": self.date}
         if self.knows_laterals:  # a file that does not say is of frontal views
             about["laterals"] = "yes"
@@ -283,9 +250,9 @@ class Gate:
             raise ModelFolderError(
                 f"{file} cannot be read as a gate ({first_line(error, 120)}); fit it again."
             ) from error
-        if about.get("version") != VERSION or about.get("resolution") != str(RESOLUTION):
+        if about.get("version") != _VERSION or about.get("resolution") != str(RESOLUTION):
             raise ModelFolderError(
-                f"{file} is a gate of another version or resolution, expected version {VERSION} at {RESOLUTION} "
+                f"{file} is a gate of another version or resolution, expected version {_VERSION} at {RESOLUTION} "
                 "pixels; fit it again with `chexpert-hf gate`."
             )
         _check_tensors(file, tensors)
@@ -304,9 +271,6 @@ class Gate:
             )
         except (KeyError, ValueError) as error:
             raise ModelFolderError(f"{file} is damaged ({first_line(error, 120)}); fit it again.") from error
-
-
-_NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")  # the last may be negative
 
 
 def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
