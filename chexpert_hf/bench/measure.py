@@ -23,6 +23,10 @@ REFERENCE = "chexpert-hf, torch fp32"
 """The contender whose probabilities the others' are compared with."""
 
 _COMPARED_FILES = 32
+_BATCHES = 8
+"""Through the network alone, in each round."""
+_SINGLES = 10
+"""Single images through the network, in each round."""
 _KIB_PER_MIB = 1024
 
 
@@ -57,27 +61,16 @@ class Spec:
 
 @dataclass
 class Figures:
-    """The results of one contender.
-
-    Attributes:
-        name: Of the contender.
-        saliency: Whether maps were computed.
-        end_to_end: Images per second from files to scores, of each round.
-        model_only: Images per second through the network in batches, of each round.
-        latencies: Seconds of single images through the network.
-        mebibytes: Peak memory of the process.
-        difference: Largest difference of a probability from the reference's; None where it cannot be compared.
-        failure: Why there are no figures.
-    """
+    """The results of one contender."""
 
     name: str
     saliency: bool = False
-    end_to_end: list[float] = field(default_factory=list)
-    model_only: list[float] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-    mebibytes: float | None = None
-    difference: float | None = None
-    failure: str | None = None
+    end_to_end: list[float] = field(default_factory=list)  # images per second from files to scores, of each round
+    model_only: list[float] = field(default_factory=list)  # images per second through the network, of each round
+    latencies: list[float] = field(default_factory=list)  # seconds of single images through the network
+    mebibytes: float | None = None  # peak memory of the process
+    difference: float | None = None  # largest, of a probability from the reference's; None if not comparable
+    failure: str | None = None  # why there are no results
 
     @property
     def title(self) -> str:
@@ -91,7 +84,7 @@ class _Process:
     def __init__(self, spec: Spec) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
         # Spawned: a forked process would share the memory of this one.
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence)
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence)
         self.ask(_load, spec.make)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,13 +92,19 @@ class _Process:
         if self.figures.failure is not None:
             return None
         try:
-            return self._pool.submit(_call, function, *arguments).result()
+            return self.pool.submit(_call, function, *arguments).result()
         except RuntimeError as error:  # `_call`'s, or that of a process that has died
             self.figures.failure = first_line(error)
             return None
 
-    def close(self) -> None:
-        self._pool.shutdown()
+    def take_turn(self, paths: Sequence[str]) -> None:
+        if answer := self.ask(_timed, "score", paths):
+            self.figures.end_to_end.append(len(paths) / answer[1])
+        if answer := self.ask(_timed, "forward_batches", _BATCHES):
+            self.figures.model_only.append(_BATCHES * self.spec.batch_size / answer[1])
+        for _ in range(_SINGLES):
+            if answer := self.ask(_timed, "forward", 1):
+                self.figures.latencies.append(answer[1])
 
 
 _loaded: list[Contender] = []
@@ -133,14 +132,11 @@ def _load(make: Callable[[], Contender]) -> None:
     _loaded.append(contender)
 
 
-def _scores(paths: Sequence[str]) -> NDArray[np.floating] | None:
-    return _loaded[0].score(paths)
-
-
-def _seconds(method: str, argument: Any) -> float:
+def _timed(method: str, argument: Any) -> tuple[Any, float]:
+    """The result of a method of the contender, and the seconds that it took."""
     start = time.perf_counter()
-    getattr(_loaded[0], method)(argument)
-    return time.perf_counter() - start
+    result = getattr(_loaded[0], method)(argument)
+    return result, time.perf_counter() - start
 
 
 def _peak_mebibytes() -> float:
@@ -148,22 +144,14 @@ def _peak_mebibytes() -> float:
 
 
 def run_benchmark(
-    specs: Sequence[Spec],
-    paths: Sequence[str],
-    *,
-    rounds: int,
-    batches: int = 8,
-    latencies: int = 10,
-    say: Callable[[str], None],
+    specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
 ) -> list[Figures]:
-    """Measures all contenders.
+    """Measures all contenders on radiographs.
 
     Args:
         specs: The contenders.
         paths: Radiographs; each round scores all of them.
         rounds: In each, every contender has its turn, in an order that is reversed each time.
-        batches: Through the network alone, in each round.
-        latencies: Single images, in each round.
         say: Takes lines about the progress.
     """
     processes: list[_Process] = []
@@ -177,59 +165,46 @@ def run_benchmark(
         for number in range(rounds):
             start = time.perf_counter()
             for process in processes if number % 2 == 0 else reversed(processes):
-                _take_turn(process, paths, batches, latencies)
+                process.take_turn(paths)
             say(f"Round {number + 1} of {rounds} took {time.perf_counter() - start:.0f} s.")
         for process in processes:
             process.figures.mebibytes = process.ask(_peak_mebibytes)
     finally:
         for process in processes:
-            process.close()
+            process.pool.shutdown()
     return [process.figures for process in processes]
-
-
-def _take_turn(process: _Process, paths: Sequence[str], batches: int, latencies: int) -> None:
-    figures = process.figures
-    if seconds := process.ask(_seconds, "score", paths):
-        figures.end_to_end.append(len(paths) / seconds)
-    if seconds := process.ask(_seconds, "forward_batches", batches):
-        figures.model_only.append(batches * process.spec.batch_size / seconds)
-    for _ in range(latencies):
-        if seconds := process.ask(_seconds, "forward", 1):
-            figures.latencies.append(seconds)
 
 
 def _compare_scores(processes: Sequence[_Process], paths: Sequence[str]) -> None:
     """Every contender scores the same files, which also warms up its reading."""
-    answers = [(process.figures, process.ask(_scores, paths)) for process in processes]
-    reference = next((scores for figures, scores in answers if figures.name == REFERENCE and scores is not None), None)
-    for figures, scores in answers:
-        if scores is not None and reference is not None:
-            figures.difference = float(np.abs(scores - reference).max())
+    answers = [(process.figures, process.ask(_timed, "score", paths)) for process in processes]
+    scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
+    reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
+    for figures, values in scores if reference is not None else ():
+        figures.difference = float(np.abs(values - reference).max())
 
 
 def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
     """A line per contender: medians over the rounds with the lowest and the highest, and ratios to the baseline."""
-    base = next((item for item in results if item.name == baseline and item.end_to_end), None)
-    width = max(len(item.title) for item in results)
-    ratio = f"x {baseline}"
+    base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
+    width, ratio = max(len(item.title) for item in results), f"x {baseline}" if base else ""
     lines = [
-        f"{'':<{width}}  {'files to scores, images/s':>26}  {ratio if base else ''}  "
-        f"{'network alone, images/s':>26}  {'one image p50, p95':>18}  {'memory':>9}  difference"
+        f"{'':<{width}}  {'files to scores, images/s':>26}  {ratio}  {'network alone, images/s':>26}  "
+        f"{'one image p50, p95':>18}  {'memory':>9}  difference"
     ]
     for item in results:
         if item.failure or not item.end_to_end:
             lines.append(f"{item.title:<{width}}  did not take part: {item.failure or 'no rounds'}")
             continue
-        times = f"{median(item.end_to_end) / median(base.end_to_end):>{len(ratio)}.2f}" if base else ""
+        times = f"{median(item.end_to_end) / median(base):>{len(ratio)}.2f}" if base else ""
         p50, p95 = (float(np.percentile(item.latencies, q)) * 1000 for q in (50, 95))
         memory = "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB"
         difference = "" if item.difference is None else f"{item.difference:.1e}"
+        rates = [
+            f"{median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in (item.end_to_end, item.model_only)
+        ]
         lines.append(
-            f"{item.title:<{width}}  {_rate(item.end_to_end):>26}  {times}  "
-            f"{_rate(item.model_only):>26}  {f'{p50:.0f}, {p95:.0f} ms':>18}  {memory:>9}  {difference}"
+            f"{item.title:<{width}}  {rates[0]:>26}  {times}  {rates[1]:>26}  {f'{p50:.0f}, {p95:.0f} ms':>18}  "
+            f"{memory:>9}  {difference}"
         )
     return "\n".join(lines)
-
-
-def _rate(values: Sequence[float]) -> str:
-    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"

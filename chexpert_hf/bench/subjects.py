@@ -15,8 +15,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.graphs.sample_images import phantoms
 
-_DISTINCT = 32
-"""Phantoms that are drawn; more files are copies of them."""
+_DISTINCT = 32  # phantoms that are drawn; more files are copies of them
 
 
 def untrained_model(folder: Path, image_size: int) -> Path:

@@ -36,13 +36,13 @@ def spec_of(folder, precision="fp32") -> Spec:
 def test_contenders_score_the_same_files_alike_and_a_broken_one_does_not_stop_the_others(tiny_folder, files, tmp_path):
     pipeline = Spec("transformers pipeline", partial(PipelineContender, str(tiny_folder), 2), 2)
     specs, said = [spec_of(tiny_folder), spec_of(tmp_path / "none", "bf16"), pipeline], []
-    ours, broken, pipeline = run_benchmark(specs, files, rounds=2, batches=1, latencies=1, say=said.append)
+    ours, broken, pipeline = run_benchmark(specs, files, rounds=2, say=said.append)
     assert "none" in broken.failure
     assert broken.end_to_end == []
     assert any("chexpert-hf, torch bf16 does not take part" in line for line in said)
     for figures in (ours, pipeline):
         assert figures.failure is None
-        assert len(figures.end_to_end) == len(figures.model_only) == len(figures.latencies) == 2
+        assert (len(figures.end_to_end), len(figures.model_only), len(figures.latencies)) == (2, 2, 20)
         assert min(figures.end_to_end + figures.model_only + figures.latencies) > 0
         assert figures.mebibytes > 100  # torch alone takes more
     assert ours.difference == 0
@@ -60,7 +60,7 @@ def test_every_contenders_scores_are_the_models(tiny_folder, files):
 def test_contenders_take_turns_in_an_order_that_is_turned_around(tmp_path, capfd):
     log = tmp_path / "turns.txt"
     specs = [Spec(name, partial(Recorder, name, str(log)), 1) for name in "abc"]
-    results = run_benchmark(specs, ["file"] * 33, rounds=3, batches=1, latencies=1, say=lambda line: None)
+    results = run_benchmark(specs, ["file"] * 33, rounds=3, say=lambda line: None)
     assert log.read_text() == "abccbaabc"
     assert [figures.failure for figures in results] == [None] * 3
     assert "a library's output" not in "".join(capfd.readouterr())
