@@ -11,112 +11,20 @@ by half an interspace, the carina at T5, an AP view that magnifies the heart and
 
 import numpy as np
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, Frame, Mask, Patient, Shape
-
-_WALL = (
-    (0.0, 0.36), (0.02, 0.48), (0.06, 0.6), (0.14, 0.735), (0.27, 0.85), (0.45, 0.945), (0.65, 0.99), (0.85, 1.0),
-    (1.0, 0.985), (1.3, 0.95),
-)  # fmt: skip
-_MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
+from chexpert_hf.phantoms import skeleton
+from chexpert_hf.phantoms.drawing import Floats, Generator, curve, smooth_step
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame
 
 
-def wall_at(v: float | Points) -> Points:
-    """Distance of the inner chest wall from the midline at `v`, in half breadths."""
-    positions, values = zip(*_WALL, strict=True)
-    return np.asarray(np.interp(v, positions, values))
+def frontal_chest(
+    frame: FrontalFrame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
+) -> tuple[dict[int, Floats], Floats, Floats]:
+    """Aerated lung per side, vessels, and everything else as if the lungs were solid, each `(height, width)` in cm."""
+    solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
+    return _lung_depths(frame), skeleton.vessels(frame, engorged), solid - skeleton.gas(frame, rng)
 
 
-class FrontalFrame(Frame):
-    """Outlines of a frontal radiograph."""
-
-    def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
-        super().__init__(patient, rng, projection, change)
-        self.centre = self.shape[1] * (0.5 + self.shift[0])
-        self.midline = self._midline(self.v).astype(np.float32)
-        self.wall = {side: self._border(side, _WALL, 0.9) for side in (RIGHT, LEFT)}
-        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in (RIGHT, LEFT)}
-        self.silhouette = self._silhouette(change)
-
-    def _extent(self, height: int, width: int) -> tuple[float, float, float]:
-        half = min(0.385 * width, 0.405 * height) * self.patient.breadth * self.zoom
-        lung_height = 2 * half * self.patient.lung_height * self.inspiration * 0.97
-        return half, lung_height, height * (0.115 + self.shift[1]) + max(0.0, 0.68 * height - lung_height) * 0.3
-
-    def place(self, u: float | Points, v: float | Points) -> Points:
-        u, v = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
-        x = self._midline(v) + u * self.half
-        return np.stack([x, self.top + v * self.height + self.tilt * u * self.half], axis=-1)
-
-    def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
-        return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
-
-    def across(self, side: int) -> Floats:
-        inner, outer = self.medial[side][:, None], self.wall[side][:, None]
-        return np.clip((self.x - inner) / (outer - inner), 0, 1)
-
-    def _midline(self, v: Points | Floats) -> Points:
-        bend = self.patient.scoliosis * np.sin(2 * np.pi * (np.asarray(v) - 0.1)) * self.half
-        return self.centre - self.tilt * (np.asarray(v) - 0.5) * self.height + bend
-
-    def _border(self, side: int, knots: tuple[tuple[float, float], ...], u: float) -> Floats:
-        v = self.v - np.float32(self.tilt * side * u * self.half / self.height)
-        widening = 1 + 0.5 * side * self.rotation
-        return self.midline + np.float32(side * self.half * widening) * curve(v, knots, 2.5)
-
-    def _dome(self, side: int, raised: float) -> Floats:
-        u = side * (self.x[0] - self._midline(np.ones(1))) / self.half
-        lower = self.patient.left_dome if side == LEFT else 0.0
-        base = 0.0 if self.inspiration > 0.93 else -0.02
-        knots = (
-            (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1),
-            (1.02, 1.16),
-        )  # fmt: skip
-        dome = curve(u if side == LEFT else u[::-1], knots, 6)
-        dome = (dome if side == LEFT else dome[::-1]) + lower + base
-        lift = raised * np.exp(-(((u - 0.45) / 0.45) ** 2))
-        return (self.top + (dome - lift) * self.height + self.tilt * side * 0.5 * self.half).astype(np.float32)
-
-    def _silhouette(self, change: Shape) -> dict[int, Floats]:
-        magnified = 1.1 if self.is_ap else 1.0
-        left = self.patient.heart_left * magnified * change.heart_left
-        right = self.patient.heart_right * magnified * change.heart_right
-        knob = self.patient.aortic_knob * (1.04 if magnified > 1 else 1.0)
-        wide, flare = change.mediastinum, 1 + 0.7 * (change.mediastinum - 1)
-        left_knots = (
-            (-0.3, 0.24), (-0.02, 0.17 * flare), (0.1, 0.155 * flare), (0.19, 0.85 * knob * flare),
-            (0.25, knob * flare), (0.31, 0.97 * knob * flare), (0.37, 0.165 * (0.4 + 0.6 * wide)),
-            (0.44, max(0.33 * left + 0.035, 0.13 * wide)),
-            (0.54, 0.55 * left), (0.66, 0.79 * left), (0.78, 0.95 * left), (0.88, left),
-            (0.98, 0.96 * left), (1.1, 0.72 * left),
-        )  # fmt: skip
-        right_knots = (
-            (-0.3, 0.24), (-0.02, 0.165 * flare), (0.15, 0.15 * wide), (0.35, 0.16 * wide), (0.46, 0.16 * flare),
-            (0.56, max(0.64 * right, 0.15)), (0.68, 0.9 * right), (0.8, right), (0.92, 0.92 * right),
-            (1.05, 0.7 * right),
-        )  # fmt: skip
-        turn = np.float32(self.rotation * self.half)
-        smoothing = 0.022 * self.height
-        return {
-            LEFT: self.midline + turn + np.float32(self.half) * curve(self.v, left_knots, smoothing),
-            RIGHT: self.midline + turn - np.float32(self.half) * curve(self.v, right_knots, smoothing),
-        }
-
-    def _within_lung(self, side: int) -> Mask:
-        return (side * self.x > side * self.medial[side][:, None]) & (side * self.x < side * self.wall[side][:, None])
-
-    def heart_mask(self) -> Mask:
-        floor = self.top + self.height * 1.06 + 0.05 * self.height * (self.x - self.midline.mean()) / self.half
-        rows = (self.v[:, None] > 0.44) & (self.y < floor)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
-
-    def upper_mediastinum_mask(self) -> Mask:
-        """The mediastinum above the heart, `(height, width)`."""
-        rows = (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
-
-
-def lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
+def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
     """Aerated lung along each ray, `(height, width)` in cm per side, in front of and behind the heart included."""
     by_row = curve(frame.v, ((-0.02, 0.0), (0.02, 4.5), (0.12, 9.5), (0.35, 13.0), (0.8, 13.5), (1.2, 11.5)), 3)
     right, left = frame.silhouette[RIGHT][:, None], frame.silhouette[LEFT][:, None]
@@ -135,7 +43,7 @@ def lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
     return depths
 
 
-def body(frame: FrontalFrame, rng: Generator) -> Floats:
+def _body(frame: FrontalFrame, rng: Generator) -> Floats:
     """Soft tissue of trunk, neck, shoulders, arms and breasts, `(height, width)` in cm, as if the lungs were solid."""
     patient, half = frame.patient, frame.half
     depth, flank, neck = 19.5 + 5.5 * patient.fat, 1.14 + 0.18 * patient.fat, 0.42 + 0.12 * patient.fat

@@ -5,15 +5,13 @@ towards the patient's left (the image's right); in lateral views it is 0 behind 
 ribs. `v` is in lung heights, 0 at the apex, 1 at the right dome.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Points
+from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
 
 Mask = NDArray[np.bool_]
 
@@ -56,14 +54,10 @@ class Shape:
     """Side -> how far volume loss raises that hemidiaphragm, in lung heights."""
 
 
-class Frame(ABC):
+class _Frame:
     """Where things are in one radiograph: outlines in pixels, one value per image row or column.
 
-    Args:
-        patient: The patient.
-        rng: Draws how the patient stood or lay.
-        projection: One of `PROJECTIONS`.
-        change: By the findings.
+    `rng` draws how the patient stood or lay; `change` is by the findings.
     """
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
@@ -78,18 +72,20 @@ class Frame(ABC):
         # About the long axis of the thorax: moves the front (heart, clavicles) against the spine, in half breadths.
         self.rotation = float(rng.normal(0, 0.03 if self.is_ap else 0.015))
         self.inspiration = float(rng.uniform(0.78, 0.93) if self.is_ap else rng.uniform(0.93, 1.03))
-        self.half, self.height, self.top = self._extent(*self.shape)
+        self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
+
+    def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
+        """Sets half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
+        self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
         self.y = np.arange(self.shape[0], dtype=np.float32)[:, None]
 
-    @abstractmethod
-    def _extent(self, height: int, width: int) -> tuple[float, float, float]:
-        """Half the breadth of the thorax, the lung height and the row of the apex, in pixels."""
-
-    @abstractmethod
     def place(self, u: float | Points, v: float | Points) -> Points:
         """Pixel positions, `(..., 2)` as x, y."""
+        u, v = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
+        rows = self.top + v * self.height + self.slope * u * self.half
+        return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(
         self, nodes: Sequence[tuple[float, float]], *, side: int = LEFT, shift: tuple[float, float] = (0.0, 0.0)
@@ -98,32 +94,155 @@ class Frame(ABC):
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
-    @cached_property
-    def dome(self) -> dict[int, Floats]:
-        """Side -> row of the hemidiaphragm in each column."""
-        return {side: self._dome(side, self.change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+    def _axis(self, v: Points | Floats) -> Points:
+        bend = self.bend * np.sin(2 * np.pi * (np.asarray(v) - 0.1)) * self.half
+        return np.asarray(self.origin - self.tilt * (np.asarray(v) - 0.5) * self.height + bend)
 
-    @abstractmethod
-    def _dome(self, side: int, raised: float) -> Floats: ...
+
+_WALL = (
+    (0.0, 0.36), (0.02, 0.48), (0.06, 0.6), (0.14, 0.735), (0.27, 0.85), (0.45, 0.945), (0.65, 0.99), (0.85, 1.0),
+    (1.0, 0.985), (1.3, 0.95),
+)  # fmt: skip
+_MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
+
+
+def wall_at(v: float | Points) -> Points:
+    """Distance of the inner chest wall from the midline at `v`, in half breadths."""
+    positions, values = zip(*_WALL, strict=True)
+    return np.asarray(np.interp(v, positions, values))
+
+
+class FrontalFrame(_Frame):
+    """Outlines of a frontal radiograph."""
+
+    def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
+        super().__init__(patient, rng, projection, change)
+        height, width = self.shape
+        half = min(0.385 * width, 0.405 * height) * patient.breadth * self.zoom
+        lungs = 2 * half * patient.lung_height * self.inspiration * 0.97
+        top = height * (0.115 + self.shift[1]) + max(0.0, 0.68 * height - lungs) * 0.3
+        self._lay_out(half, lungs, top, width * (0.5 + self.shift[0]), half)
+        self.midline = self._axis(self.v).astype(np.float32)
+        self.wall = {side: self._border(side, _WALL, 0.9) for side in (RIGHT, LEFT)}
+        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in (RIGHT, LEFT)}
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+        self.silhouette = self._silhouette(change)
+
+    def _border(self, side: int, knots: tuple[tuple[float, float], ...], u: float) -> Floats:
+        v = self.v - np.float32(self.tilt * side * u * self.half / self.height)
+        widening = 1 + 0.5 * side * self.rotation
+        return self.midline + np.float32(side * self.half * widening) * curve(v, knots, 2.5)
+
+    def _dome(self, side: int, raised: float) -> Floats:
+        u = side * (self.x[0] - self._axis(np.ones(1))) / self.half
+        lower = self.patient.left_dome if side == LEFT else 0.0
+        base = 0.0 if self.inspiration > 0.93 else -0.02
+        knots = (
+            (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1),
+            (1.02, 1.16),
+        )  # fmt: skip
+        dome = curve(u if side == LEFT else u[::-1], knots, 6)
+        dome = (dome if side == LEFT else dome[::-1]) + lower + base
+        lift = raised * np.exp(-(((u - 0.45) / 0.45) ** 2))
+        return (self.top + (dome - lift) * self.height + self.tilt * side * 0.5 * self.half).astype(np.float32)
+
+    def _silhouette(self, change: Shape) -> dict[int, Floats]:
+        magnified = 1.1 if self.is_ap else 1.0
+        left = self.patient.heart_left * magnified * change.heart_left
+        right = self.patient.heart_right * magnified * change.heart_right
+        knob = self.patient.aortic_knob * (1.04 if magnified > 1 else 1.0)
+        wide, flare = change.mediastinum, 1 + 0.7 * (change.mediastinum - 1)
+        left_knots = (
+            (-0.3, 0.24), (-0.02, 0.17 * flare), (0.1, 0.155 * flare), (0.19, 0.85 * knob * flare),
+            (0.25, knob * flare), (0.31, 0.97 * knob * flare), (0.37, 0.165 * (0.4 + 0.6 * wide)),
+            (0.44, max(0.33 * left + 0.035, 0.13 * wide)),
+            (0.54, 0.55 * left), (0.66, 0.79 * left), (0.78, 0.95 * left), (0.88, left),
+            (0.98, 0.96 * left), (1.1, 0.72 * left),
+        )  # fmt: skip
+        right_knots = (
+            (-0.3, 0.24), (-0.02, 0.165 * flare), (0.15, 0.15 * wide), (0.35, 0.16 * wide), (0.46, 0.16 * flare),
+            (0.56, max(0.64 * right, 0.15)), (0.68, 0.9 * right), (0.8, right), (0.92, 0.92 * right),
+            (1.05, 0.7 * right),
+        )  # fmt: skip
+        turn = np.float32(self.rotation * self.half)
+        smoothing = 0.022 * self.height
+        return {
+            LEFT: self.midline + turn + np.float32(self.half) * curve(self.v, left_knots, smoothing),
+            RIGHT: self.midline + turn - np.float32(self.half) * curve(self.v, right_knots, smoothing),
+        }
+
+    def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
+        """Pixel (x, y) of a point in a lung: `lateral` 0 at the mediastinum, 1 at the wall; `depth` 0 front, 1 back."""
+        return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
+
+    def across(self, side: int) -> Floats:
+        """For every pixel, 0 at the midline (lateral view: front) to 1 at the wall (back), `(height, width)`."""
+        inner, outer = self.medial[side][:, None], self.wall[side][:, None]
+        return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
     def lost_lung(self, side: int) -> Mask:
         """Where volume loss has raised the hemidiaphragm into what was lung, `(height, width)`."""
-        return self._within_lung(side) & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
+        x, inner, outer = side * self.x, side * self.medial[side][:, None], side * self.wall[side][:, None]
+        return (x > inner) & (x < outer) & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
 
-    @abstractmethod
-    def _within_lung(self, side: int) -> Mask: ...
-
-    @abstractmethod
     def heart_mask(self) -> Mask:
         """The heart below the great vessels, `(height, width)`."""
+        floor = self.top + self.height * 1.06 + 0.05 * self.height * (self.x - self.midline.mean()) / self.half
+        rows = (self.v[:, None] > 0.44) & (self.y < floor)
+        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
 
-    @abstractmethod
+    def upper_mediastinum_mask(self) -> Mask:
+        """The mediastinum above the heart, `(height, width)`."""
+        rows = (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
+        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
+
+
+class LateralFrame(_Frame):
+    """Outlines of a lateral radiograph."""
+
+    def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
+        super().__init__(patient, rng, projection, change)
+        height, width = self.shape
+        half = 0.385 * width * patient.breadth * self.zoom
+        lungs = min(2 * half * patient.lung_height * 0.97, 0.72 * height)
+        depth = 1.58 * half * (1 + 0.1 * patient.fat)
+        front = width * (0.47 + self.shift[0]) - 0.5 * depth
+        self._lay_out(half, lungs, height * (0.13 + self.shift[1]), front, depth)
+        self.w: Floats = ((self.x - self._axis(self.v)[:, None]) / depth).astype(np.float32)
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+
+    def _dome(self, side: int, raised: float) -> Floats:
+        knots = ((0.0, 1.02), (0.12, 0.96), (0.3, 0.92), (0.5, 0.95), (0.7, 1.05), (0.85, 1.17), (1.0, 1.3))
+        lower = self.patient.left_dome if side == LEFT else 0.0
+        w = (self.x[0] - self.origin) / self.unit
+        lift = raised * np.exp(-(((w - 0.4) / 0.4) ** 2))
+        return (self.top + (curve(w, knots, 6) + lower - lift) * self.height).astype(np.float32)
+
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
-        """Pixel (x, y) of a point in a lung: `lateral` 0 at the mediastinum, 1 at the wall; `depth` 0 front, 1 back."""
+        return self.place(0.12 + 0.72 * depth, v)
 
-    @abstractmethod
     def across(self, side: int) -> Floats:
-        """For every pixel, 0 at the midline (lateral view: front) to 1 at the wall (back), `(height, width)`."""
+        return np.clip(self.w, 0, 1)
+
+    def lost_lung(self, side: int) -> Mask:
+        within = (self.w > 0.03) & (self.w < 0.95)
+        return within & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
+
+    def heart_mask(self) -> Mask:
+        floor = np.maximum(self.dome[RIGHT], self.dome[LEFT])
+        return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
+
+    def heart_chord(self) -> Floats:
+        """Square of the share of the heart's depth along each ray, `(height, width)`."""
+        size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
+        dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
+        long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
+        along, across = (dw * 0.62 - dv * 0.78) / long, (dw * 0.78 + dv * 0.62) / short
+        # Broader at the apex than at the root of the vessels.
+        return np.clip(1 - along**2 - (across * (1 + 0.3 * along)) ** 2, 0, 1)
+
+
+Frame = FrontalFrame | LateralFrame
 
 
 @dataclass

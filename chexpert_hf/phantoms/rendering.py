@@ -12,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexpert_hf.labels import OBSERVATIONS, check_observations
-from chexpert_hf.phantoms import anatomy, film, lateral, skeleton
-from chexpert_hf.phantoms.anatomy import FrontalFrame
+from chexpert_hf.phantoms import film
+from chexpert_hf.phantoms.anatomy import frontal_chest
 from chexpert_hf.phantoms.devices import plant_support_devices
 from chexpert_hf.phantoms.drawing import Floats, Generator, cloud
 from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, break_ribs, fracture_mask, reshaped
-from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, PROJECTIONS, RIGHT, Mask, Patient, Scene
-from chexpert_hf.phantoms.lateral import LateralFrame
+from chexpert_hf.phantoms.frame import (
+    AIR_CONTRAST,
+    PROJECTIONS,
+    Frame,
+    FrontalFrame,
+    LateralFrame,
+    Mask,
+    Patient,
+    Scene,
+)
+from chexpert_hf.phantoms.lateral import lateral_chest
+from chexpert_hf.phantoms.skeleton import Break
 from chexpert_hf.phantoms.truth import CHILDREN, implied
 
 Key = tuple[int, ...]
@@ -32,8 +42,6 @@ class Phantom:
     """`(height, width)`, bright where little radiation came through."""
     masks: dict[str, Mask]
     """Positive observation -> `(height, width)`; without No Finding, and without what this projection does not show."""
-    projection: str
-    """One of `PROJECTIONS`."""
 
 
 def render_phantom(seed: int, observations: Collection[str] = (), *, projection: str = "PA") -> Phantom:
@@ -79,12 +87,14 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
     breaks = break_ribs(_stream(key, "Fracture")) if "Fracture" in planted else ()
     rng = np.random.default_rng([*key, 4, view])
     scene, solid = _normal_chest(frame, rng, 1.35 if "Edema" in planted else 1.0, breaks)
-    masks = {name: PLANTERS[name](scene, _stream(key, name)) for name in planted if name in PLANTERS}
+    masks: dict[str, Mask] = {}
+    for name in filter(PLANTERS.get, planted):
+        masks[name] = np.logical_or.reduce(list(PLANTERS[name](scene, _stream(key, name))))
     if "Cardiomegaly" in planted:
         masks["Cardiomegaly"] = frame.heart_mask()
-    if isinstance(frame, FrontalFrame) and "Enlarged Cardiomediastinum" in planted:
-        masks["Enlarged Cardiomediastinum"] = frame.upper_mediastinum_mask()
-    if isinstance(frame, FrontalFrame) and breaks:
+    if isinstance(frame, FrontalFrame):
+        if "Enlarged Cardiomediastinum" in planted:
+            masks["Enlarged Cardiomediastinum"] = frame.upper_mediastinum_mask()
         masks["Fracture"] = fracture_mask(frame, breaks)
     if "Support Devices" in planted:
         metal = plant_support_devices(frame, _stream(key, "Support Devices"))
@@ -93,10 +103,10 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
     thickness = solid + scene.vascular + scene.extra
     grey = film.expose(thickness, np.random.default_rng([*key, 3, view]), projection, patient.fat)
     grey = film.stamp_marker(film.collimate(grey, rng), rng, projection)
-    return Phantom(film.quantise(grey), _with_parents(masks), projection)
+    return Phantom(film.quantise(grey), _with_parents(masks))
 
 
-def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> FrontalFrame | LateralFrame:
+def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:
     """The outlines of the chest in one view, as the planted findings change them."""
     change = reshaped({name: _stream(key, name) for name in planted})
     frame = LateralFrame if projection == "Lateral" else FrontalFrame
@@ -108,21 +118,15 @@ def _stream(key: Key, name: str) -> Generator:
     return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
 
 
-def _normal_chest(
-    frame: FrontalFrame | LateralFrame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
-) -> tuple[Scene, Floats]:
+def _normal_chest(frame: Frame, rng: Generator, engorged: float, breaks: tuple[Break, ...]) -> tuple[Scene, Floats]:
     """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
     if isinstance(frame, FrontalFrame):
-        lungs, vessels = anatomy.lung_depths(frame), skeleton.vessels(frame, engorged)
-        solid = anatomy.body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
-        solid -= skeleton.gas(frame, rng)
+        lungs, vessels, solid = frontal_chest(frame, rng, engorged, breaks)
     else:
-        lungs, vessels = lateral.lateral_lung_depths(frame), lateral.lateral_vessels(frame, engorged)
-        solid = lateral.lateral_body(frame) + lateral.lateral_bones(frame) - lateral.lateral_gas(frame, rng)
-    air = lungs[RIGHT] + lungs[LEFT]
-    solid -= np.float32(AIR_CONTRAST) * air
+        lungs, vessels, solid = lateral_chest(frame, rng, engorged)
+    air = sum(lungs.values(), np.float32(0))
     vascular = vessels * np.minimum(air / 8, 1) + np.float32(0.022) * cloud(rng, frame.shape, 8) * air
-    return Scene(frame, lungs, np.zeros(frame.shape, dtype=np.float32), vascular), solid
+    return Scene(frame, lungs, np.zeros(frame.shape, np.float32), vascular), solid - np.float32(AIR_CONTRAST) * air
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:

@@ -1,26 +1,22 @@
 """Bones, airways and lung vessels of the frontal phantom, as maps of water-equivalent thickness in cm."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from chexpert_hf.phantoms.anatomy import FrontalFrame, wall_at
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, ribbon, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, wall_at
 
 NUM_RIBS = 10
 
 
-@dataclass(frozen=True)
-class Break:
+class Break(NamedTuple):
     """A displaced fracture of one rib."""
 
     side: int
     rib: int
-    position: float
-    """Along the posterior arc: 0 at the spine, 1 at the lateral wall."""
-    step: float
-    """Displacement across the rib, in rib widths."""
+    position: float  # along the posterior arc: 0 at the spine, 1 at the lateral wall
+    step: float  # displacement across the rib, in rib widths
     has_callus: bool
 
 
@@ -50,7 +46,7 @@ def _rib_levels(frame: FrontalFrame, num_points: int) -> tuple[Points, Points, P
     return np.linspace(0, 1, num_points)[None, :], start, drop, wall
 
 
-def ribs(frame: FrontalFrame, breaks: tuple[Break, ...] = ()) -> Floats:
+def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
     """All ribs, with the given fractures."""
     posterior, anterior = Layer(frame.shape), Layer(frame.shape)
     width = 0.034 * frame.height
@@ -139,7 +135,7 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
     return np.exp(-(scaled * scaled))
 
 
-def vessels(frame: FrontalFrame, engorged: float = 1.0) -> Floats:
+def vessels(frame: FrontalFrame, engorged: float) -> Floats:
     """Pulmonary arteries and veins branching from the hila."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
     layer, trees = Layer(frame.shape), []

@@ -16,8 +16,7 @@ from scipy import ndimage
 
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import Phantom, render_phantom, write_phantoms
-from chexpert_hf.phantoms.anatomy import FrontalFrame
-from chexpert_hf.phantoms.frame import LEFT, RIGHT
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame
 from chexpert_hf.phantoms.rendering import make_frame, patient_of
 from chexpert_hf.phantoms.truth import CHILDREN, PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
 
