@@ -54,12 +54,9 @@ class RuntimeContender(Contender):
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
-    """The runtimes and precisions that are installed, int8 where the model folder has such a graph.
+    """The runtimes and precisions that are installed, each with maps, too, if `saliency`.
 
-    Args:
-        model: Model folder.
-        batch_size: Images at once.
-        saliency: Each of them with maps, too.
+    int8 takes part where the model folder has such a graph.
     """
     has_openvino, has_onnx = find_spec("openvino") is not None, find_spec("onnxruntime") is not None
     openvino_graphs = [path.stem for path in (model / "openvino").glob("*.xml")]

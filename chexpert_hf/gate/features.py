@@ -26,6 +26,9 @@ NUM_STRUCTURES = 160
 
 NUM_FEATURES = THUMBNAIL_SIDE**2 + NUM_STRUCTURES
 
+THUMBNAIL, STRUCTURES = slice(THUMBNAIL_SIDE**2), slice(THUMBNAIL_SIDE**2, NUM_FEATURES)
+"""The parts of the features; the gray levels of thumbnails differ too much between hospitals to tell radiographs."""
+
 _CELL = 16  # pixels; edges and finer structure are averaged over cells of this side
 _EDGE_DIRECTIONS = 8
 _GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
@@ -64,16 +67,6 @@ def gate_features(gray: Tensor) -> Floats:
         (_by_cell((smooth - smoother).abs()) + _LEAST_DETAIL).log(),
     ]
     return torch.cat(parts, dim=1).double().numpy()
-
-
-def thumbnails(features: Floats) -> Floats:
-    """The thumbnails `(batch, THUMBNAIL_SIDE ** 2)` among features `(batch, NUM_FEATURES)`."""
-    return features[:, : THUMBNAIL_SIDE**2]
-
-
-def structures(features: Floats) -> Floats:
-    """The features without the thumbnails, whose gray levels differ too much between hospitals."""
-    return features[:, THUMBNAIL_SIDE**2 :]
 
 
 def _blurred(levels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate.features import Floats, detail, gate_features, gray_levels, structures, thumbnails
+from chexpert_hf.gate.features import STRUCTURES, THUMBNAIL, Floats, detail, gate_features, gray_levels
 from chexpert_hf.gate.gate import GATE_FILE, Distance, Gate, Pose
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.model_files import renew_checksums
@@ -53,7 +53,7 @@ def fit_folder_gate(
     Args:
         folder: Model folder.
         dataset: The split that the model was trained on, from `load_chexpert`.
-        data_name: For the record.
+        data_name: Name of the data, for the record.
         progress: Called with the number of radiographs that were read.
 
     Raises:
@@ -96,11 +96,11 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     whole, middle = (torch.stack(each) for each in zip(*grays, strict=True))  # (N, 1, RESOLUTION, RESOLUTION)
     features = [gate_features(middle if pose is Pose.CROPPED else pose.applied(whole)) for pose in Pose]
     upright = features[0]
-    limit, strict_limit = distance_limits(structures(upright))
+    limit, strict_limit = distance_limits(upright[:, STRUCTURES])
     pose_weights, pose_biases = _pose_discriminants(features)
-    lateral_weights, lateral_limit = _lateral_discriminant(thumbnails(upright))
+    lateral_weights, lateral_limit = _lateral_discriminant(upright[:, THUMBNAIL])
     return Gate(
-        distance=fit_distance(structures(upright)),
+        distance=fit_distance(upright[:, STRUCTURES]),
         limit=limit,
         strict_limit=strict_limit,
         pose_weights=pose_weights,
@@ -125,9 +125,8 @@ def evenly_spaced(items: Sequence[Item]) -> list[Item]:
 
 def _middle(image: Image.Image) -> Image.Image:
     margin = (1 - _CROPPED_SIDE) / 2
-    width, height = image.size
-    box = (round(margin * width), round(margin * height), round((1 - margin) * width), round((1 - margin) * height))
-    return image.crop(box) if box[2] > box[0] and box[3] > box[1] else image
+    left, top, right, bottom = (round(share * side) for share in (margin, 1 - margin) for side in image.size)
+    return image.crop((left, top, right, bottom)) if right > left and bottom > top else image
 
 
 def fit_distance(features: Floats) -> Distance:
@@ -193,7 +192,7 @@ def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
     """
     drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
     grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
-    lateral = thumbnails(gate_features(torch.cat([grays, grays.flip(-1)])))
+    lateral = gate_features(torch.cat([grays, grays.flip(-1)]))[:, THUMBNAIL]
     centre, spread = frontal.mean(axis=0), frontal.std(axis=0) + _TINY
     scaled = (frontal - centre) / spread
     covariance = scaled.T @ scaled / len(scaled) + _LATERAL_RIDGE * np.eye(len(spread))

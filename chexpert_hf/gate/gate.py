@@ -24,13 +24,13 @@ from chexpert_hf.gate.features import (
     NUM_FEATURES,
     NUM_STRUCTURES,
     RESOLUTION,
+    STRUCTURES,
+    THUMBNAIL,
     THUMBNAIL_SIDE,
     Floats,
     detail,
     gate_features,
     gray_levels,
-    structures,
-    thumbnails,
 )
 
 GATE_FILE = "gate.safetensors"
@@ -202,7 +202,7 @@ class Gate:
         if self.knows_laterals:
             return ()
         if is_lateral is None:
-            is_lateral = (thumbnails(features) @ self.lateral_weights).item() > self.lateral_limit
+            is_lateral = (features[:, THUMBNAIL] @ self.lateral_weights).item() > self.lateral_limit
             return (_LATERAL,) if is_lateral else ()
         return (_SAID_LATERAL,) if is_lateral else ()
 
@@ -220,7 +220,7 @@ class Gate:
         return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 
     def _relative(self, features: Floats) -> float:
-        return float(self.distance(structures(features))[0]) / self.limit
+        return float(self.distance(features[:, STRUCTURES])[0]) / self.limit
 
     def save(self, folder: Path) -> None:
         """Writes `gate.safetensors` into a model folder, whole or not at all."""
@@ -255,9 +255,9 @@ class Gate:
                 f"{file} is a gate of another version or resolution, expected version {_VERSION} at {RESOLUTION} "
                 "pixels; fit it again with `chexpert-hf gate`."
             )
-        _check_tensors(file, tensors)
-        values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
         try:
+            _check_tensors(tensors)
+            values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
             values |= {name: float(about[name]) for name in _NUMBERS}
             if not all(np.isfinite(values[name]) and values[name] > 0 for name in _NUMBERS[:-1]):
                 raise ValueError("its limits must be positive numbers")
@@ -270,23 +270,18 @@ class Gate:
                 **values,
             )
         except (KeyError, ValueError) as error:
-            raise ModelFolderError(f"{file} is damaged ({first_line(error, 120)}); fit it again.") from error
+            raise ModelFolderError(f"{file} is damaged ({first_line(error)}); fit it again.") from error
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises ModelFolderError unless all tensors are there, of shapes that belong together, and finite."""
-    variances = tensors.get("variances")
-    count = len(variances) if variances is not None and variances.ndim == 1 else 0
-    shapes = {name: tuple(count if side == -1 else side for side in shape) for name, shape in _SHAPES.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes or not count:
-        wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name)) or ["variances"]
-        raise ModelFolderError(
-            f"{file} does not hold the tensors of a gate ({wrong[0][:40]!r} is {found.get(wrong[0])}, expected "
-            f"{shapes.get(wrong[0])}); fit it again."
-        )
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise ModelFolderError(f"{file} is damaged: {name} is not all finite float32; fit it again.")
-    if not all(bool((tensors[name] > 0).all()) for name in ("spread", "variances")):
-        raise ModelFolderError(f"{file} is damaged: spread and variances must be positive; fit it again.")
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError unless all tensors are there, of shapes that belong together, and finite."""
+    count = tensors["variances"].numel() if "variances" in tensors else 0
+    for name in sorted({*tensors, *_SHAPES}):
+        expected = tuple(count if side == -1 else side for side in _SHAPES.get(name, ()))
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if name not in _SHAPES or found != expected or 0 in expected:
+            raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected {expected}")
+        if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} is not all finite float32")
+        if name in ("spread", "variances") and not bool((tensors[name] > 0).all()):
+            raise ValueError(f"{name} must be positive")

@@ -19,9 +19,8 @@ def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
     seeds = rng.integers(2**31, size=len(chosen))
     layer = Layer(frame.shape)
     for name, seed in zip(chosen, seeds, strict=True):
-        _, frontal, lateral = _DEVICES[str(name)]
-        if draw := frontal if frame.is_frontal else lateral:
-            draw(layer, frame, np.random.default_rng(int(seed)))
+        if frame.is_frontal or name not in _FRONTAL_ONLY:
+            _DEVICES[str(name)][1](layer, frame, np.random.default_rng(int(seed)))
     return layer.array() * np.float32(_THICKNESS_OF_METAL)
 
 
@@ -41,24 +40,29 @@ def _electrode(layer: Layer, frame: Frame, nodes: list[tuple[float, float]]) -> 
 
 
 def _pacemaker(layer: Layer, frame: Frame, rng: Generator) -> None:
+    r = 0.115 * frame.half
+    if not frame.is_frontal:
+        layer.disk(frame.place(0.06, 0.18), (0.32 * r, 1.15 * r), METAL)
+        _electrode(layer, frame, [(0.06, 0.18), (0.25, 0.06), (0.42, 0.2), (0.48, 0.5), (0.36, 0.82), (0.14, 0.9)])
+        return
     side = LEFT if rng.random() < 0.85 else RIGHT
     u, v = side * rng.uniform(0.68, 0.82), rng.uniform(0.14, 0.26)
-    box, r = frame.place(u, v), 0.115 * frame.half
+    box = frame.place(u, v)
     layer.disk(box, (r, 1.15 * r), METAL)
-    layer.disk(box + np.array([0.2, 0.25]) * r, (0.55 * r, 0.55 * r), 0.75)
+    layer.disk(box + np.array([0.2, 0.25]) * r, 0.55 * r, 0.75)
     layer.polygon(box + np.array([[-0.7, -1.35], [0.7, -1.35], [0.8, -0.7], [-0.8, -0.7]]) * r, 0.8)
     lead = [(u, v - 0.05), (side * 0.5, 0.06), (side * 0.2, 0.12), (-0.13, 0.25), (-0.17, 0.55), (-0.16, 0.72)]
     for tip in ([(-0.2, 0.78)], [(0.05, 0.88), (0.34, 0.97)])[: int(rng.integers(1, 3))]:
         _electrode(layer, frame, [*lead, *tip])
 
 
-def _lateral_pacemaker(layer: Layer, frame: Frame, _: Generator) -> None:
-    r = 0.115 * frame.half
-    layer.disk(frame.place(0.06, 0.18), (0.32 * r, 1.15 * r), METAL)
-    _electrode(layer, frame, [(0.06, 0.18), (0.25, 0.06), (0.42, 0.2), (0.48, 0.5), (0.36, 0.82), (0.14, 0.9)])
-
-
 def _ecg_leads(layer: Layer, frame: Frame, rng: Generator) -> None:
+    if not frame.is_frontal:
+        for v in (0.12, 0.85):
+            layer.disk(frame.place(-0.02, v), (2.0, 4.6), METAL)
+            nodes = [(-0.02, v), (0.2 * rng.random(), v + 0.3), (0.1, v + 0.6), (-0.1, 1.6)]
+            _wire(layer, frame, nodes, 1.3, 0.55)
+        return
     spots = [(-0.75, 0.08), (0.75, 0.06), (-0.8, 0.9), (0.82, 0.85), (0.2, 0.5)]
     for u, v in spots[: int(rng.integers(3, 6))]:
         u, v = u + rng.normal(0, 0.06), v + rng.normal(0, 0.05)
@@ -70,42 +74,30 @@ def _ecg_leads(layer: Layer, frame: Frame, rng: Generator) -> None:
         layer.disk(frame.place(u, v), 2.8, METAL)
 
 
-def _lateral_ecg_leads(layer: Layer, frame: Frame, rng: Generator) -> None:
-    for v in (0.12, 0.85):
-        layer.disk(frame.place(-0.02, v), (2.0, 4.6), METAL)
-        nodes = [(-0.02, v), (0.2 * rng.random(), v + 0.3), (0.1, v + 0.6), (-0.1, 1.6)]
-        _wire(layer, frame, nodes, 1.3, 0.55)
-
-
 def _endotracheal_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
-    _tube(layer, frame, [(0.02, -0.6), (0.0, -0.1), (-0.02, rng.uniform(0.2, 0.34))], 0.075)
-
-
-def _lateral_endotracheal_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
-    _tube(layer, frame, [(0.48, -0.5), (0.52, -0.1), (0.54, rng.uniform(0.2, 0.34))], 0.07)
+    tip = rng.uniform(0.2, 0.34)
+    nodes = [(0.02, -0.6), (0.0, -0.1), (-0.02, tip)] if frame.is_frontal else [(0.48, -0.5), (0.52, -0.1), (0.54, tip)]
+    _tube(layer, frame, nodes, 0.075 if frame.is_frontal else 0.07)
 
 
 def _central_line(layer: Layer, frame: Frame, rng: Generator) -> None:
     tip = rng.uniform(0.45, 0.62)
-    if rng.random() < 0.5:
-        nodes = [(-0.42, -0.35), (-0.3, -0.1), (-0.2, 0.1), (-0.15, 0.25)]
+    if not frame.is_frontal:
+        nodes = [(0.4, -0.35), (0.38, 0.0), (0.42, 0.25), (0.45, tip)]
+    elif rng.random() < 0.5:
+        nodes = [(-0.42, -0.35), (-0.3, -0.1), (-0.2, 0.1), (-0.15, 0.25), (-0.16, tip)]
     else:
         side = LEFT if rng.random() < 0.5 else RIGHT
-        nodes = [(side * 1.35, 0.3), (side * 0.9, 0.06), (side * 0.45, 0.05), (side * 0.15, 0.14), (-0.14, 0.26)]
-    _wire(layer, frame, [*nodes, (-0.16, tip)], 2.0, 0.6)
-
-
-def _lateral_central_line(layer: Layer, frame: Frame, rng: Generator) -> None:
-    _wire(layer, frame, [(0.4, -0.35), (0.38, 0.0), (0.42, 0.25), (0.45, rng.uniform(0.45, 0.62))], 2.0, 0.6)
+        arm = [(side * 1.35, 0.3), (side * 0.9, 0.06), (side * 0.45, 0.05), (side * 0.15, 0.14)]
+        nodes = [*arm, (-0.14, 0.26), (-0.16, tip)]
+    _wire(layer, frame, nodes, 2.0, 0.6)
 
 
 def _nasogastric_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
-    nodes = [(0.04, -0.6), (0.03, 0.0), (0.04, 0.5), (0.07, 0.9), (0.2, 1.08), (0.42, 1.2 + rng.uniform(0, 0.1))]
-    _wire(layer, frame, nodes, 1.8, 0.6)
-
-
-def _lateral_nasogastric_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
-    nodes = [(0.55, -0.5), (0.6, 0.0), (0.68, 0.6), (0.62, 0.95), (0.45, 1.15 + 0.05 * rng.random())]
+    if frame.is_frontal:
+        nodes = [(0.04, -0.6), (0.03, 0.0), (0.04, 0.5), (0.07, 0.9), (0.2, 1.08), (0.42, 1.2 + rng.uniform(0, 0.1))]
+    else:
+        nodes = [(0.55, -0.5), (0.6, 0.0), (0.68, 0.6), (0.62, 0.95), (0.45, 1.15 + rng.uniform(0, 0.05))]
     _wire(layer, frame, nodes, 1.8, 0.6)
 
 
@@ -118,15 +110,13 @@ def _port(layer: Layer, frame: Frame, rng: Generator) -> None:
 
 def _sternal_wires(layer: Layer, frame: Frame, rng: Generator) -> None:
     r, angles = 0.065 * frame.half, np.linspace(0.4, 2 * np.pi + 0.1, 16)
-    for v in np.linspace(0.2, 0.82, int(rng.integers(5, 8))):
-        centre = frame.place(frame.rotation + rng.normal(0, 0.008), v + rng.normal(0, 0.006))
-        layer.line(centre + np.stack([np.cos(angles) * r, np.sin(angles) * 0.6 * r], axis=1), 1.3, 0.85)
-
-
-def _lateral_sternal_wires(layer: Layer, frame: Frame, rng: Generator) -> None:
-    for v in np.linspace(0.2, 0.75, int(rng.integers(5, 8))):
-        w = float(np.interp(v, [0.1, 0.26, 0.5, 0.75], [0.27, 0.1, 0.02, -0.01]))
-        layer.disk(frame.place(w, v), (0.03 * frame.half, 0.02 * frame.half), 0.9)
+    for v in np.linspace(0.2, 0.82 if frame.is_frontal else 0.75, int(rng.integers(5, 8))):
+        if frame.is_frontal:
+            centre = frame.place(frame.rotation + rng.normal(0, 0.008), v + rng.normal(0, 0.006))
+            layer.line(centre + np.stack([np.cos(angles) * r, np.sin(angles) * 0.6 * r], axis=1), 1.3, 0.85)
+        else:
+            u = float(np.interp(v, [0.1, 0.26, 0.5, 0.75], [0.27, 0.1, 0.02, -0.01]))
+            layer.disk(frame.place(u, v), (0.03 * frame.half, 0.02 * frame.half), 0.9)
 
 
 def _chest_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
@@ -135,16 +125,16 @@ def _chest_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
     _tube(layer, frame, [(side * 1.5, v + 0.2), (side * 0.97, v), (side * 0.72, v - 0.2), (side * 0.5, v - 0.5)], 0.06)
 
 
-_Draw = Callable[[Layer, Frame, Generator], None]
-
-_DEVICES: dict[str, tuple[float, _Draw, _Draw | None]] = {
-    "pacemaker": (0.2, _pacemaker, _lateral_pacemaker),
-    "ECG leads": (0.22, _ecg_leads, _lateral_ecg_leads),
-    "endotracheal tube": (0.1, _endotracheal_tube, _lateral_endotracheal_tube),
-    "central line": (0.16, _central_line, _lateral_central_line),
-    "nasogastric tube": (0.1, _nasogastric_tube, _lateral_nasogastric_tube),
-    "port": (0.1, _port, None),
-    "sternal wires": (0.12, _sternal_wires, _lateral_sternal_wires),
-    "chest tube": (0.08, _chest_tube, None),
+_DEVICES: dict[str, tuple[float, Callable[[Layer, Frame, Generator], None]]] = {
+    "pacemaker": (0.2, _pacemaker),
+    "ECG leads": (0.22, _ecg_leads),
+    "endotracheal tube": (0.1, _endotracheal_tube),
+    "central line": (0.16, _central_line),
+    "nasogastric tube": (0.1, _nasogastric_tube),
+    "port": (0.1, _port),
+    "sternal wires": (0.12, _sternal_wires),
+    "chest tube": (0.08, _chest_tube),
 }
-"""How often each device is chosen (about what one sees on a mixed ward, not measured); frontal and lateral drawing."""
+"""How often each device is chosen, about as on a mixed ward (not measured), and how it is drawn."""
+
+_FRONTAL_ONLY = ("port", "chest tube")

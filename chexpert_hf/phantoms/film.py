@@ -3,11 +3,12 @@
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, enlarge
+
+_font = lru_cache(maxsize=16)(ImageFont.load_default)
 
 
 def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Floats:
@@ -77,13 +78,3 @@ def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
     part = ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     grey[rows, columns] = grey[rows, columns] * (1 - part) + 248 * part
     return grey
-
-
-def quantise(grey: Floats) -> NDArray[np.uint8]:
-    """Rounds grey levels to 8 bits."""
-    return np.clip(grey + np.float32(0.5), 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

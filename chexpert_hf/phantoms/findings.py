@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from scipy import ndimage
 
-from chexpert_hf.phantoms import opacities
-from chexpert_hf.phantoms.drawing import Generator, Layer, smooth_step
-from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, FrontalFrame, Mask, Scene, Shape, either_side, wall_at
-from chexpert_hf.phantoms.skeleton import Break, fragments, posterior_ribs
+from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, cloud, distance_from, smooth_path, smooth_step
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, Frame, Mask, Scene, Shape, either_side, wall_at
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
@@ -26,27 +24,6 @@ def reshaped(streams: Mapping[str, Generator]) -> Shape:
     if rng := streams.get("Atelectasis"):  # of the side that `plant_atelectasis` draws too
         shape.raised = {either_side(rng): float(rng.uniform(0.09, 0.16))}
     return shape
-
-
-def break_ribs(rng: Generator) -> tuple[Break, ...]:
-    """One to three neighbouring ribs, displaced."""
-    side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
-    position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
-    breaks = []
-    for rib in range(first, first + count):
-        place = float(position + rng.normal(0, 0.03))
-        step = float(rng.uniform(0.95, 1.4) * (1.15 if count == 1 else 1.0))
-        breaks.append(Break(side, rib, place, step, has_callus))
-    return tuple(breaks)
-
-
-def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
-    """The broken ends and the displaced stretch of each rib."""
-    layer, width = Layer(frame.shape), 0.034 * frame.height
-    for item in breaks:
-        inner, outer = fragments(posterior_ribs(frame, item.side)[item.rib], item, width)
-        layer.line(np.concatenate([inner[-5:], outer[:9]]), 3.8 * width, 1.0)
-    return layer.array() > 0.5
 
 
 def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
@@ -105,13 +82,135 @@ def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
     yield ((thickened > 0.4) | (calcified > 0.2)) & (lung > 0.1)
 
 
+def plant_lung_opacity(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """One to three hazy, ill-defined patches through which vessels still show (ground glass)."""
+    frame, side = scene.frame, either_side(rng)
+    for number in range(int(rng.integers(1, 4))):
+        side = side if number != 1 else -side
+        centre = frame.spot(side, rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.8), rng.uniform(0.25, 0.85))
+        radii = (rng.uniform(0.2, 0.34) * frame.half, rng.uniform(0.2, 0.36) * frame.half)
+        distance = distance_from(frame.shape, centre, radii, rng.uniform(-0.6, 0.6))
+        haze = _patch(rng, distance, rough=0.16, grain=16, softness=1.3)
+        yield scene.fill(side, haze * np.float32(rng.uniform(0.32, 0.5)), 0.12)
+
+
+def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """Round, well-defined nodules or a mass, denser than vessels."""
+    frame, is_mass = scene.frame, rng.random() < 0.4
+    for _ in range(1 if is_mass else int(rng.choice([1, 2, 4, 6], p=[0.45, 0.25, 0.2, 0.1]))):
+        side = either_side(rng)
+        radius_cm = rng.uniform(2.2, 3.4) if is_mass else rng.uniform(1.4, 2.1)
+        radius = radius_cm * frame.half / 13
+        # A large one keeps further from the chest wall, so that it stays within the lung.
+        lateral, depth = rng.uniform(0.28, 0.95 - 0.11 * radius_cm), rng.uniform(0.15, 0.85)
+        centre, stretch = frame.spot(side, lateral, depth, rng.uniform(0.24, 0.84)), rng.uniform(0.85, 1.15)
+        r = distance_from(frame.shape, centre, (radius * stretch, radius / stretch), rng.uniform(0, 3))
+        scene.extra += np.float32(AIR_CONTRAST * (1.6 * radius_cm + 2.4)) * np.sqrt(np.clip(1 - r * r, 0, 1))
+        yield r < 1
+
+
+def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """Perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
+    frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
+    ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
+    for side in (RIGHT, LEFT):
+        radii = (0.48 * reach * frame.half, 0.36 * reach * frame.height)
+        r = distance_from(frame.shape, frame.spot(side, 0.12, 0.5, 0.54), radii, 0)
+        wings = np.exp(-(r**2)) * np.clip(1 + 0.16 * ripple, 0.5, 1.5)
+        yield scene.fill(side, np.minimum(strength * wings, 0.85).astype(np.float32), 0.13)
+    for side in (RIGHT, LEFT) if frame.is_frontal else ():
+        for v in np.arange(0.72, 1.0, 0.035):
+            outer = frame.spot(side, 0.97, 0.5, v + rng.normal(0, 0.006))
+            inner = frame.spot(side, rng.uniform(0.78, 0.86), 0.5, v + rng.normal(0, 0.008))
+            lines.line(np.array([outer, inner]), 1.2, 0.8)
+    scene.extra += np.float32(1.3) * lines.array()
+    yield lines.array() > 0.2
+
+
+def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """A dense lobe with a straight fissure and air bronchograms."""
+    lobe = str(rng.choice(["upper", "middle", "lower", "lower"]))
+    side = RIGHT if lobe == "middle" else either_side(rng)
+    density = np.float32(rng.uniform(0.66, 0.88))
+    share = _lobe(scene.frame, side, lobe, rng) * density
+    share *= np.clip(1 + 0.06 * cloud(rng, scene.frame.shape, 12), 0.7, 1.2)
+    bronchi = _bronchogram(scene.frame, rng, side, {"upper": 0.5, "middle": 2.0, "lower": 2.3}[lobe])
+    yield scene.fill(side, np.clip(share, 0, 0.96) * (1 - np.float32(0.5) * bronchi), 0.3)
+
+
+def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
+    """Extent of a lobe, `(height, width)` in [0, 1]: straight at a fissure, fading elsewhere."""
+    across, ripple = frame.across(side), cloud(rng, frame.shape, 30)
+    v = frame.v[:, None] + 0.03 * ripple
+    fissure = frame.v[:, None] + 0.07 * (across - 0.5) + 0.006 * ripple - rng.uniform(-0.05, 0.05)
+    if lobe == "upper":
+        return smooth_step(fissure, 0.485, 0.465) * smooth_step(v, 0.02, 0.2)
+    if lobe == "middle":
+        return smooth_step(fissure, 0.52, 0.545) * smooth_step(across + 0.3 * (v - 0.75), 0.8, 0.45)
+    # Seen from the side, the oblique fissure keeps the lower lobe from the front of the chest.
+    behind = np.float32(1) if frame.is_frontal else smooth_step(across - 0.5 * (0.9 - v), 0.4, 0.48)
+    return smooth_step(v - rng.uniform(-0.05, 0.05), 0.56, 0.78) * behind
+
+
+def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Floats:
+    """Air-filled bronchi, `(height, width)` in [0, 1], that fan out from the hilum."""
+    layer, hilum = Layer(frame.shape), frame.spot(side, 0.1, 0.55, 0.5)
+    way = side if frame.is_frontal else 1
+    for _ in range(4):
+        angle = heading + rng.uniform(-0.5, 0.5) + rng.normal(0, 0.15) * np.linspace(0, 1, 5)
+        steps = np.linspace(0.15, 1, 5) * rng.uniform(0.25, 0.45) * frame.height
+        path = hilum + np.stack([way * np.sin(angle) * steps, -np.cos(angle) * steps], axis=1)
+        layer.line(path, 2.6, 1.0)
+        layer.line(path[2] + (path[3:] - path[2]) @ np.array([[0.8, 0.6], [-0.6, 0.8]]), 1.8, 0.9)
+    return layer.array()
+
+
+def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """A segmental consolidation: patchy, confluent, denser than haze, not bound to a lobe."""
+    frame, side = scene.frame, either_side(rng)
+    for number in range(int(rng.choice([1, 2], p=[0.7, 0.3]))):
+        side = -side if number else side
+        centre = frame.spot(side, rng.uniform(0.35, 0.7), rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.86))
+        radii = (rng.uniform(0.2, 0.32) * frame.half, rng.uniform(0.17, 0.27) * frame.half)
+        distance = distance_from(frame.shape, centre, radii, rng.uniform(-0.6, 0.6))
+        share = _patch(rng, distance, rough=0.2, grain=12, softness=0.8)
+        bronchi = _bronchogram(frame, rng, side, 1.9)
+        share *= np.clip(0.92 + 0.1 * cloud(rng, frame.shape, 10), 0.5, 1.12)
+        yield scene.fill(side, share * np.float32(rng.uniform(0.7, 0.85)) * (1 - np.float32(0.25) * bronchi), 0.2)
+
+
+def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
+    """An irregular patch, `(height, width)` in [0, 1]: `softness` 0 cuts its edge, `rough` breaks it up."""
+    shape = (distance.shape[0], distance.shape[1])
+    r = distance + np.float32(rough) * (0.6 * cloud(rng, shape, grain) + 0.4 * cloud(rng, shape, 3 * grain))
+    return smooth_step(r, 1 + softness * 0.5, 1 - softness * 0.5 - 0.1)
+
+
+def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
+    """Plate-like bands above a raised hemidiaphragm (`findings.reshaped`), below which the lung is airless, too."""
+    frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
+    count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
+    for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):
+        v, tilt = level + rng.normal(0, 0.01), common + rng.normal(0, 0.012)
+        start, stop = rng.uniform(0.12, 0.3), rng.uniform(0.68, 0.92)
+        nodes = [(start, v + tilt), ((start + stop) / 2, v + rng.normal(0, 0.012)), (stop, v - tilt)]
+        path = smooth_path(np.array([frame.spot(side, across, across, v) for across, v in nodes]))
+        t = np.linspace(0, 1, len(path))
+        thickness = rng.uniform(0.034, 0.055) * frame.height * np.sqrt(np.clip(4 * t * (1 - t), 0.05, 1))
+        half = np.stack([np.zeros_like(t), thickness / 2], axis=1)
+        layer.polygon(np.concatenate([path - half, (path + half)[::-1]]), rng.uniform(0.8, 1.0))
+    bands = layer.array(2)
+    scene.extra += np.float32(rng.uniform(2.8, 3.6)) * bands * np.minimum(scene.lungs[side] / 4, 1)
+    yield ((bands > 0.25) & (scene.lungs[side] > 0.8)) | frame.lost_lung(side)
+
+
 PLANTERS: dict[str, Callable[[Scene, Generator], Iterator[Mask]]] = {
-    "Lung Opacity": opacities.plant_lung_opacity,
-    "Lung Lesion": opacities.plant_lung_lesion,
-    "Edema": opacities.plant_edema,
-    "Consolidation": opacities.plant_consolidation,
-    "Pneumonia": opacities.plant_pneumonia,
-    "Atelectasis": opacities.plant_atelectasis,
+    "Lung Opacity": plant_lung_opacity,
+    "Lung Lesion": plant_lung_lesion,
+    "Edema": plant_edema,
+    "Consolidation": plant_consolidation,
+    "Pneumonia": plant_pneumonia,
+    "Atelectasis": plant_atelectasis,
     "Pneumothorax": plant_pneumothorax,
     "Pleural Effusion": plant_pleural_effusion,
     "Pleural Other": plant_pleural_other,

@@ -4,6 +4,7 @@ They replace CheXpert, which may not be redistributed, in tests, examples and fr
 radiograph, and its findings are known rather than read. They say nothing about how a model does on patients.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -14,9 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE
-from chexpert_hf.phantoms.rendering import patient_of, render_study
-from chexpert_hf.phantoms.truth import report_cells, sample_truth
+from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from chexpert_hf.phantoms.frame import Patient
+from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
 _STUDIES_PER_GROUP = 6
 """Of six studies in a row the last is the fifth patient's second: every fifth patient comes twice."""
@@ -27,6 +28,27 @@ _CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}
 
 _JPEG_QUALITY = 90
 
+_CHEXPERT_STUDIES = 187_641
+# In the order of the observations.
+_UNCERTAIN_STUDIES = (
+    0, 10_148, 6_597, 4_341, 1_071, 11_571, 23_976, 15_658, 29_377, 2_663, 9_419, 1_771, 484, 898
+)  # fmt: skip
+UNCERTAIN_RATES: dict[str, float] = {
+    name: count / _CHEXPERT_STUDIES for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)
+}
+"""Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
+
+UNCERTAIN_ODDS = 2.0
+"""How much more often a present finding is called uncertain than an absent one. An assumption; the paper is silent."""
+
+EXPLICIT_NEGATIVES = 0.25
+"""Share of the absent and not uncertain findings that the report denies; it passes over the others. An assumption."""
+
+PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
+    "Cardiomegaly": 0.12, "Atelectasis": 0.12, "Pleural Effusion": 0.14, "Support Devices": 0.35
+}  # fmt: skip
+"""Chance that each is planted in a study, independently. Not CheXpert's prevalences: those of its rare observations
+would leave a small folder without a single positive."""
 
 _Row = dict[str, str | int | float | None]
 _View = tuple[str, _Row, _Row]  # split, row of its table, row of truth.csv
@@ -101,7 +123,7 @@ def _patient_and_study(index: int) -> tuple[int, int]:
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_View]:
     """Draws and writes the views of a study with their masks."""
     patient_number, study_number = _patient_and_study(index)
-    patient, key = patient_of((seed, 2, patient_number)), (seed, 1, index)
+    patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
     positive = sample_truth(rng)
     frontal = "AP" if rng.random() < _CHANCE_OF_AP else "PA"
@@ -125,6 +147,41 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_V
         row.update(cells if split == "train" else truth)
         views.append((split, row, {"Path": path, **{name: int(value) for name, value in truth.items()}}))
     return views
+
+
+def sample_truth(rng: np.random.Generator) -> set[str]:
+    """Draws what is positive in a study, parents and No Finding included."""
+    planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
+    return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
+
+
+def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
+    """Draws one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
+
+    A study of No Finding has no uncertain cell besides Support Devices, as in CheXpert, so those with findings have
+    more of them: over all studies the rates are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    """
+    cells: dict[str, float | None] = {}
+    for name in OBSERVATIONS:
+        is_uncertain = rng.random() < _chance_of_uncertain(name, name in truth, "No Finding" in truth)
+        is_denied = rng.random() < EXPLICIT_NEGATIVES and name != "No Finding"
+        certain = POSITIVE if name in truth else NEGATIVE if is_denied else None
+        cells[name] = UNCERTAIN if is_uncertain else certain
+    return cells
+
+
+def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float:
+    if name == "No Finding" or (is_normal and name != "Support Devices"):
+        return 0.0
+    normal = 0.0 if name == "Support Devices" else _chance_of_none(set(PREVALENCES) - {"Support Devices"})
+    positive = 1 - _chance_of_none({name, *CHILDREN.get(name, ())})
+    when_negative = UNCERTAIN_RATES[name] / (UNCERTAIN_ODDS * positive + (1 - positive - normal))
+    return UNCERTAIN_ODDS * when_negative if is_positive else when_negative
+
+
+def _chance_of_none(names: set[str]) -> float:
+    """Chance that none of these observations is planted."""
+    return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)
 
 
 def _readme(name: str, num_studies: int, seed: int, valid_fraction: float) -> str:

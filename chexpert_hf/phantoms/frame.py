@@ -15,8 +15,6 @@ from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
 
 Mask = NDArray[np.bool_]
 
-PROJECTIONS = ("PA", "AP", "Lateral")
-
 RIGHT, LEFT = -1, 1
 """Sides of the patient, as the sign of `u`."""
 
@@ -25,9 +23,10 @@ AIR_CONTRAST = 0.74
 
 
 class Patient:
-    """The build of a patient, the same in all radiographs; lengths relative to the average."""
+    """The build of the patient that belongs to a key of random numbers; lengths relative to the average."""
 
-    def __init__(self, rng: Generator) -> None:
+    def __init__(self, key: tuple[int, ...]) -> None:
+        rng = np.random.default_rng([*key, 0])
         self.sex = "Female" if rng.random() < 0.45 else "Male"
         self.age = int(np.clip(rng.normal(60, 17), 18, 90))
         self.fat = float(rng.beta(1.6, 2.2))  # 0 is thin, 1 is obese
@@ -87,9 +86,7 @@ class _Frame:
         rows = self.top + v * self.height + self.slope * u * self.half
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
-    def trace(
-        self, nodes: Sequence[tuple[float, float]], *, side: int = LEFT, shift: tuple[float, float] = (0.0, 0.0)
-    ) -> Points:
+    def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
         """Pixel positions, `(n, 2)`, of a list of `(u, v)` given for the patient's left, mirrored and then shifted."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
@@ -126,12 +123,11 @@ class FrontalFrame(_Frame):
         self.wall = {side: self._border(side, _WALL, 0.9) for side in (RIGHT, LEFT)}
         self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in (RIGHT, LEFT)}
         self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
-        self.silhouette = self._silhouette(change)
+        self.silhouette = self._silhouette()
 
     def _border(self, side: int, knots: tuple[tuple[float, float], ...], u: float) -> Floats:
         v = self.v - np.float32(self.tilt * side * u * self.half / self.height)
-        widening = 1 + 0.5 * side * self.rotation
-        return self.midline + np.float32(side * self.half * widening) * curve(v, knots, 2.5)
+        return self.midline + np.float32(side * self.half * (1 + 0.5 * side * self.rotation)) * curve(v, knots, 2.5)
 
     def _dome(self, side: int, raised: float) -> Floats:
         u = side * (self.x[0] - self._axis(np.ones(1))) / self.half
@@ -146,12 +142,11 @@ class FrontalFrame(_Frame):
         lift = raised * np.exp(-(((u - 0.45) / 0.45) ** 2))
         return (self.top + (dome - lift) * self.height + self.tilt * side * 0.5 * self.half).astype(np.float32)
 
-    def _silhouette(self, change: Shape) -> dict[int, Floats]:
-        magnified = 1.1 if self.is_ap else 1.0
-        left = self.patient.heart_left * magnified * change.heart_left
-        right = self.patient.heart_right * magnified * change.heart_right
-        knob = self.patient.aortic_knob * (1.04 if magnified > 1 else 1.0)
-        wide, flare = change.mediastinum, 1 + 0.7 * (change.mediastinum - 1)
+    def _silhouette(self) -> dict[int, Floats]:
+        heart, knob = (1.1, 1.04 * self.patient.aortic_knob) if self.is_ap else (1.0, self.patient.aortic_knob)
+        left = self.patient.heart_left * heart * self.change.heart_left
+        right = self.patient.heart_right * heart * self.change.heart_right
+        wide, flare = self.change.mediastinum, 1 + 0.7 * (self.change.mediastinum - 1)
         left_knots = (
             (-0.3, 0.24), (-0.02, 0.17 * flare), (0.1, 0.155 * flare), (0.19, 0.85 * knob * flare),
             (0.25, knob * flare), (0.31, 0.97 * knob * flare), (0.37, 0.165 * (0.4 + 0.6 * wide)),
@@ -164,12 +159,9 @@ class FrontalFrame(_Frame):
             (0.56, max(0.64 * right, 0.15)), (0.68, 0.9 * right), (0.8, right), (0.92, 0.92 * right),
             (1.05, 0.7 * right),
         )  # fmt: skip
-        turn = np.float32(self.rotation * self.half)
-        smoothing = 0.022 * self.height
-        return {
-            LEFT: self.midline + turn + np.float32(self.half) * curve(self.v, left_knots, smoothing),
-            RIGHT: self.midline + turn - np.float32(self.half) * curve(self.v, right_knots, smoothing),
-        }
+        middle, half = self.midline + np.float32(self.rotation * self.half), np.float32(self.half)
+        edges = [curve(self.v, knots, 0.022 * self.height) for knots in (left_knots, right_knots)]
+        return {LEFT: middle + half * edges[0], RIGHT: middle - half * edges[1]}
 
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
         """Pixel (x, y) of a point in a lung: `lateral` 0 at the mediastinum, 1 at the wall; `depth` 0 front, 1 back."""

@@ -1,8 +1,8 @@
 """Synthetic chest radiographs with exact masks of every planted finding.
 
 `render_phantom` draws one radiograph; `folder` writes folders of them. The patient and the coordinates are in `frame`,
-tissues in `anatomy`, `skeleton` and `lateral`, planted findings in `findings`, `opacities` and `devices`, and the way
-from thickness to an image in `film`.
+tissues in `anatomy`, `skeleton` and `lateral`, planted findings in `findings` and `devices`, and the way from
+thickness to an image in `film`.
 """
 
 from collections.abc import Collection
@@ -11,37 +11,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.labels import OBSERVATIONS, check_observations
+from chexpert_hf.labels import OBSERVATIONS, PARENTS, ancestors, check_observations
 from chexpert_hf.phantoms import film
 from chexpert_hf.phantoms.anatomy import frontal_chest
 from chexpert_hf.phantoms.devices import plant_support_devices
 from chexpert_hf.phantoms.drawing import Floats, Generator, cloud
-from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, break_ribs, fracture_mask, reshaped
-from chexpert_hf.phantoms.frame import (
-    AIR_CONTRAST,
-    PROJECTIONS,
-    Frame,
-    FrontalFrame,
-    LateralFrame,
-    Mask,
-    Patient,
-    Scene,
-)
+from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, reshaped
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, Frame, FrontalFrame, LateralFrame, Mask, Patient, Scene
 from chexpert_hf.phantoms.lateral import lateral_chest
-from chexpert_hf.phantoms.skeleton import Break
-from chexpert_hf.phantoms.truth import CHILDREN, implied
+from chexpert_hf.phantoms.skeleton import Break, break_ribs, fracture_mask
 
 Key = tuple[int, ...]
+
+PROJECTIONS = ("PA", "AP", "Lateral")
+
+CHILDREN: dict[str, tuple[str, ...]] = {
+    parent: tuple(name for name in OBSERVATIONS if parent in ancestors(name))
+    for parent in sorted(set(PARENTS.values()))
+}
+"""Parent -> all observations below it in the label hierarchy; it is positive whenever one of them is."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic radiograph."""
+    """One synthetic radiograph.
 
-    image: NDArray[np.uint8]
-    """`(height, width)`, bright where little radiation came through."""
-    masks: dict[str, Mask]
-    """Positive observation -> `(height, width)`; without No Finding, and without what this projection does not show."""
+    `masks` is without No Finding, and without findings that this projection does not show.
+    """
+
+    image: NDArray[np.uint8]  # (height, width), bright where little radiation came through
+    masks: dict[str, Mask]  # positive observation -> (height, width)
 
 
 def render_phantom(seed: int, observations: Collection[str] = (), *, projection: str = "PA") -> Phantom:
@@ -68,12 +67,12 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
     wanted = set(check_observations(observations)) if observations else set()
     if "No Finding" in wanted and wanted - {"No Finding", "Support Devices"}:
         raise ValueError(f"No Finding excludes other findings, got: {', '.join(sorted(wanted))}.")
-    return render_study(patient_of((seed,)), (seed,), wanted, projection)
+    return render_study(Patient((seed,)), (seed,), wanted, projection)
 
 
-def patient_of(key: Key) -> Patient:
-    """The patient that belongs to a key of random numbers."""
-    return Patient(np.random.default_rng([*key, 0]))
+def implied(observations: set[str]) -> set[str]:
+    """The observations and all their parents in the hierarchy."""
+    return observations | {parent for parent, children in CHILDREN.items() if observations & set(children)}
 
 
 def render_study(patient: Patient, key: Key, observations: Collection[str], projection: str) -> Phantom:
@@ -103,7 +102,7 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
     thickness = solid + scene.vascular + scene.extra
     grey = film.expose(thickness, np.random.default_rng([*key, 3, view]), projection, patient.fat)
     grey = film.stamp_marker(film.collimate(grey, rng), rng, projection)
-    return Phantom(film.quantise(grey), _with_parents(masks))
+    return Phantom(np.clip(grey + np.float32(0.5), 0, 255).astype(np.uint8), _with_parents(masks))
 
 
 def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, ribbon, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, wall_at
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Mask, either_side, wall_at
 
-NUM_RIBS = 10
+_NUM_RIBS = 10
 
 
 class Break(NamedTuple):
@@ -20,16 +20,28 @@ class Break(NamedTuple):
     has_callus: bool
 
 
-def posterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(NUM_RIBS, 18, 2)` in pixels, of the posterior ribs from the spine to the lateral wall."""
+def break_ribs(rng: Generator) -> tuple[Break, ...]:
+    """One to three neighbouring ribs, displaced."""
+    side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
+    position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
+    breaks = []
+    for rib in range(first, first + count):
+        place = float(position + rng.normal(0, 0.03))
+        step = float(rng.uniform(0.95, 1.4) * (1.15 if count == 1 else 1.0))
+        breaks.append(Break(side, rib, place, step, has_callus))
+    return tuple(breaks)
+
+
+def _posterior_ribs(frame: FrontalFrame, side: int) -> Points:
+    """Centre lines, `(_NUM_RIBS, 18, 2)` in pixels, of the posterior ribs from the spine to the lateral wall."""
     t, start, drop, wall = _rib_levels(frame, 18)
     rise = np.where(start > 0.1, 0.035, 0.02)
     v = start - rise * np.sin(np.pi * np.minimum(t * 1.25, 1)) + drop * t**2.4
     return frame.place(side * (0.1 + (wall - 0.1) * np.sin(np.pi / 2 * t) ** 0.92), v)
 
 
-def anterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(NUM_RIBS, 14, 2)` in pixels, of the anterior ribs from the lateral wall to their cartilage."""
+def _anterior_ribs(frame: FrontalFrame, side: int) -> Points:
+    """Centre lines, `(_NUM_RIBS, 14, 2)` in pixels, of the anterior ribs from the lateral wall to their cartilage."""
     t, start, drop, wall = _rib_levels(frame, 14)
     stop = 0.24 + 0.36 * start
     u = wall - (wall - stop) * (1 - np.cos(np.pi / 2 * t)) ** 0.9
@@ -38,8 +50,8 @@ def anterior_ribs(frame: FrontalFrame, side: int) -> Points:
 
 
 def _rib_levels(frame: FrontalFrame, num_points: int) -> tuple[Points, Points, Points, Points]:
-    """Position along the rib, `(1, num_points)`, and per rib, `(NUM_RIBS, 1)`: start at the spine, drop, wall."""
-    number = np.arange(NUM_RIBS)[:, None]
+    """Position along the rib, `(1, num_points)`, and per rib, `(_NUM_RIBS, 1)`: start at the spine, drop, wall."""
+    number = np.arange(_NUM_RIBS)[:, None]
     start = 0.098 * number
     drop = np.where(number > 0, (0.1 + 0.012 * number) * frame.patient.rib_slope, 0.06)
     wall = wall_at(start + drop) * np.where(number > 0, 0.995, 0.8)
@@ -52,9 +64,9 @@ def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
     width = 0.034 * frame.height
     for side in (RIGHT, LEFT):
         broken = [item.rib for item in breaks if item.side == side]
-        for line in np.delete(posterior_ribs(frame, side), broken, axis=0):
+        for line in np.delete(_posterior_ribs(frame, side), broken, axis=0):
             posterior.tube(line, width, 0.78, 0.5)
-        for line in anterior_ribs(frame, side)[:7]:
+        for line in _anterior_ribs(frame, side)[:7]:
             anterior.tube(line, width * np.linspace(0.95, 1.25, 14), 0.5, 0.36)
     bones = posterior.array() * np.float32(1.35) + anterior.array() * np.float32(1.3)
     return bones + _broken_ribs(frame, breaks, width) if breaks else bones
@@ -63,7 +75,7 @@ def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
 def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...], width: float) -> Floats:
     bone, ends, bruise = Layer(frame.shape), Layer(frame.shape), Layer(frame.shape)
     for item in breaks:
-        inner, outer = fragments(posterior_ribs(frame, item.side)[item.rib], item, width)
+        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
         # Impacted bone is dense at once; in the weeks after, callus makes a spindle of the ends.
         spindle = np.array([0.45, 0.75, 1.0, 1.15, 0.95]) * width * (1.5 if item.has_callus else 1.0)
         for piece, end in ((inner, inner[-5:]), (outer, outer[4::-1])):
@@ -75,20 +87,27 @@ def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...], width: float) -
     return cortex + ends.array(2) * np.float32(2.4) + bruise.array(6) * np.float32(1.7)
 
 
-def fragments(line: Points, fracture: Break, width: float) -> list[Points]:
+def _fragments(line: Points, fracture: Break, width: float) -> list[Points]:
     """The two pieces of a broken rib: the outer one steps off, and a gap opens."""
     places = np.linspace(0, len(line) - 1, 120)
     dense = np.stack([np.interp(places, np.arange(len(line)), line[:, axis]) for axis in (0, 1)], 1)
     cut = round(fracture.position * 119)
-    gap = 2
-    inner, outer = dense[: cut - gap], dense[cut + gap :].copy()
+    inner, outer = dense[: cut - 2], dense[cut + 2 :].copy()
     tangent = dense[cut] - dense[cut - 4]
     normal = np.array([-tangent[1], tangent[0]]) / max(float(np.hypot(*tangent)), 1e-6)
     normal *= np.sign(normal[1]) or 1.0
     # The step fades towards the wall, where the outer piece still hangs in its muscles.
-    fade = np.linspace(1, 0.35, len(outer))[:, None]
-    outer += normal * fracture.step * width * fade
+    outer += normal * fracture.step * width * np.linspace(1, 0.35, len(outer))[:, None]
     return [inner[::-3][::-1], outer[::3]]
+
+
+def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
+    """The broken ends and the displaced stretch of each rib."""
+    layer, width = Layer(frame.shape), 0.034 * frame.height
+    for item in breaks:
+        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
+        layer.line(np.concatenate([inner[-5:], outer[:9]]), 3.8 * width, 1.0)
+    return layer.array() > 0.5
 
 
 def girdle(frame: FrontalFrame) -> Floats:

@@ -16,9 +16,9 @@ from scipy import ndimage
 
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import Phantom, render_phantom, write_phantoms
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame
-from chexpert_hf.phantoms.rendering import make_frame, patient_of
-from chexpert_hf.phantoms.truth import CHILDREN, PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
+from chexpert_hf.phantoms.folder import PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Patient
+from chexpert_hf.phantoms.rendering import CHILDREN, make_frame
 
 FINDINGS = [name for name in OBSERVATIONS if name != "No Finding"]
 SHOWN_IN_LATERAL = [
@@ -179,7 +179,7 @@ def test_air_is_dark_and_the_abdomen_is_bright() -> None:
 def test_cardiomegaly_raises_the_cardiothoracic_ratio_above_one_half(projection: str) -> None:
     for seed in SEEDS:
         heart = heart_breadth(render_phantom(seed, ["Cardiomegaly"], projection=projection).masks["Cardiomegaly"])
-        frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+        frame = make_frame(Patient((seed,)), (seed,), (), projection)
         assert isinstance(frame, FrontalFrame)
         thorax = float((frame.wall[LEFT] - frame.wall[RIGHT]).max())
         assert 0.53 < heart / thorax < 0.85
@@ -190,7 +190,7 @@ def test_cardiomegaly_raises_the_cardiothoracic_ratio_above_one_half(projection:
 def test_pleural_effusion_lies_in_the_lower_thorax(projection: str) -> None:
     for seed in SEEDS:
         fluid = np.argwhere(render_phantom(seed, ["Pleural Effusion"], projection=projection).masks["Pleural Effusion"])
-        frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+        frame = make_frame(Patient((seed,)), (seed,), (), projection)
         assert isinstance(frame, FrontalFrame)
         assert frame.v[round(fluid[:, 0].mean())] > 0.7
         assert frame.v[fluid[:, 0].min()] > 0.3
@@ -201,7 +201,7 @@ def test_pleural_effusion_lies_in_the_lower_thorax(projection: str) -> None:
 def test_edema_and_the_widened_mediastinum_are_on_both_sides_of_the_midline() -> None:
     for seed in SEEDS:
         masks = render_phantom(seed, ["Edema", "Enlarged Cardiomediastinum"]).masks
-        frame = make_frame(patient_of((seed,)), (seed,), (), "PA")
+        frame = make_frame(Patient((seed,)), (seed,), (), "PA")
         assert isinstance(frame, FrontalFrame)
         for mask in masks.values():
             right = (mask & (frame.x < frame.midline[:, None])).sum()
@@ -213,7 +213,7 @@ def test_the_same_finding_lies_at_the_same_height_in_both_views_of_a_study() -> 
         heights = []
         for projection in ("PA", "Lateral"):
             mask = render_phantom(seed, ["Lung Lesion"], projection=projection).masks["Lung Lesion"]
-            frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+            frame = make_frame(Patient((seed,)), (seed,), (), projection)
             heights.append(frame.v[round(np.argwhere(mask)[:, 0].mean())])
         assert heights[0] == pytest.approx(heights[1], abs=0.08)
 

@@ -273,7 +273,7 @@ def test_damaged_gates_are_one_line_each(gate, tmp_path):
     spoilt = {
         "not all finite": {"centre": torch.full((size,), torch.nan)},
         "must be positive": {"spread": torch.zeros(size)},
-        "does not hold the tensors": {"pose_biases": torch.zeros(2)},
+        "not the tensors of a gate": {"pose_biases": torch.zeros(2)},
         "'lateral_weights' is None": {"lateral_weights": None},
     }
     for message, changes in spoilt.items():
