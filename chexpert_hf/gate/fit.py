@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date as calendar
 from pathlib import Path
-from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -11,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
@@ -22,17 +24,12 @@ from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
 
-Item = TypeVar("Item")
-
 MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
-# The middle of a radiograph, as a share of each side: the lungs without the shoulders, the flanks and the abdomen.
-_CROPPED_SIDE = 0.56
-# An image may have somewhat less detail than the least detailed training image.
-_LEAST_DETAIL = 0.5
+_CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
+_LEAST_DETAIL = 0.5  # of that of the least detailed training image
 _NUM_PHANTOMS = 60
-
 _DIRECTIONS = 20  # in which training images may vary; 20 to 50 give the same results
 _IMAGES_PER_DIRECTION = 8
 _FOLDS = 5
@@ -97,7 +94,7 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     features = [gate_features(middle if pose is Pose.CROPPED else pose.applied(whole)) for pose in Pose]
     upright = features[0]
     limit, strict_limit = distance_limits(upright[:, STRUCTURES])
-    pose_weights, pose_biases = _pose_discriminants(features)
+    pose_weights, pose_biases, pose_margins = _pose_discriminants(features)
     lateral_weights, lateral_limit = _lateral_discriminant(upright[:, THUMBNAIL])
     return Gate(
         distance=fit_distance(upright[:, STRUCTURES]),
@@ -105,7 +102,7 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
         strict_limit=strict_limit,
         pose_weights=pose_weights,
         pose_biases=pose_biases,
-        pose_margins=_pose_margins(features),
+        pose_margins=pose_margins,
         lateral_weights=lateral_weights,
         lateral_limit=lateral_limit,
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
@@ -116,11 +113,9 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     )
 
 
-def evenly_spaced(items: Sequence[Item]) -> list[Item]:
-    """At most `MAX_IMAGES` of them, from the first to the last, so that no more need be read."""
-    if len(items) <= MAX_IMAGES:
-        return list(items)
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, MAX_IMAGES)]
+def evenly_spaced(files: Sequence[str]) -> list[str]:
+    """At most `MAX_IMAGES` of the files, from the first to the last, so that no more need be read."""
+    return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(len(files), MAX_IMAGES))]
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -163,25 +158,21 @@ def _fold_of(count: int) -> NDArray[np.int64]:
     return np.arange(count) * _FOLDS // count
 
 
-def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Weights `(num_features, num_poses)` and biases of linear discriminants of poses `(num_images, num_features)`."""
-    rows = np.concatenate(features)
-    centre, spread = rows.mean(axis=0), rows.std(axis=0) + _TINY
-    poses = np.repeat(np.arange(len(features)), len(features[0]))
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=_SHRINKAGE).fit((rows - centre) / spread, poses)
-    weights = fitted.coef_.T / spread[:, None]
-    return weights, fitted.intercept_ - centre @ weights
+def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
+    """Weights `(num_features, num_poses)` and biases of linear discriminants of the poses of the same images.
 
-
-def _pose_margins(features: Sequence[Floats]) -> Floats:
-    """By how much another pose beats UPRIGHT in .5 % of unseen upright images; at least 0."""
-    folds = _fold_of(len(features[0]))
-    leads = np.empty((len(folds), len(features)))
-    for fold in range(_FOLDS):
-        weights, biases = _pose_discriminants([rows[folds != fold] for rows in features])
-        scores = features[0][folds == fold] @ weights + biases
-        leads[folds == fold] = scores - scores[:, :1]
-    return np.maximum(np.quantile(leads, _QUANTILE, axis=0), 0)
+    Also the margins, at least 0, by which another pose beats the upright, first one in .5 % of unseen upright images.
+    """
+    count = len(features[0])
+    rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)
+    scaler, discriminants = StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=_SHRINKAGE)
+    model = make_pipeline(scaler, discriminants)
+    folds = PredefinedSplit(np.tile(_fold_of(count), len(features)))
+    unseen = cross_val_predict(model, rows, poses, cv=folds, method="decision_function")[:count]
+    margins = np.maximum(np.quantile(unseen - unseen[:, :1], _QUANTILE, axis=0), 0)
+    model.fit(rows, poses)
+    weights = discriminants.coef_.T / scaler.scale_[:, None]
+    return weights, discriminants.intercept_ - scaler.mean_ @ weights, margins
 
 
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
