@@ -1,1 +1,1 @@
-"""How fast models score on this machine."""
+"""Speed of the runtimes on this machine."""

@@ -19,14 +19,10 @@ from numpy.typing import NDArray
 
 from chexpert_hf.files import first_line
 
-REFERENCE = "chexpert-hf, torch fp32"
-"""The contender whose probabilities the others' are compared with."""
+REFERENCE = "chexpert-hf, torch fp32"  # the others' probabilities are compared with this contender's
 
 _COMPARED_FILES = 32
-_BATCHES = 8
-"""Through the network alone, in each round."""
-_SINGLES = 10
-"""Single images through the network, in each round."""
+_BATCHES, _SINGLES = 8, 10  # batches and single images through the network alone, in each round
 _KIB_PER_MIB = 1024
 
 

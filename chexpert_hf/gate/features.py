@@ -16,16 +16,10 @@ from chexpert_hf.image_processing_chexpert import to_gray_range
 
 Floats = NDArray[np.float64]
 
-RESOLUTION = 64
-"""Side in pixels at which the gate sees an image, whatever the model's own size is."""
-
+RESOLUTION = 64  # side in pixels at which the gate sees an image, whatever the model's own size is
 THUMBNAIL_SIDE = 8
-
-NUM_STRUCTURES = 160
-"""128 edge strengths and 32 strengths of finer structure."""
-
+NUM_STRUCTURES = 160  # 128 edge strengths and 32 strengths of finer structure
 NUM_FEATURES = THUMBNAIL_SIDE**2 + NUM_STRUCTURES
-
 THUMBNAIL, STRUCTURES = slice(THUMBNAIL_SIDE**2), slice(THUMBNAIL_SIDE**2, NUM_FEATURES)
 """The parts of the features; the gray levels of thumbnails differ too much between hospitals to tell radiographs."""
 
@@ -80,7 +74,7 @@ def _mean_of_3x3(levels: Tensor) -> Tensor:
 
 
 def _edges(smooth: Tensor) -> Tensor:
-    """How steeply the gray levels rise in each direction: `(batch, directions, height, width)`."""
+    """Slope of the gray levels in each direction, `(batch, directions, height, width)`; 0 where they fall."""
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
     steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT

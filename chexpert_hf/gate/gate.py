@@ -1,4 +1,4 @@
-"""The gate: says from the pixels whether an image is a chest radiograph like those that the model was trained on.
+"""The gate: decides from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
 It is fitted on radiographs alone, and it is one file of the model folder. Radiographs that are inverted or turned are
 accepted with a warning if they look like radiographs once they are put right. Lateral views are accepted with a
@@ -41,7 +41,7 @@ _LEAST_SIDE = 64  # pixels; a smaller radiograph shows no more than lungs and he
 _LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
-_SAID_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
+_RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
 # A lateral view is farther from frontal ones than they are from each other; what is farther still is no radiograph.
 _LATERAL_REACH = 2.5
@@ -50,7 +50,7 @@ _REFUSED = "This does not look like a chest radiograph: "
 
 
 class Pose(Enum):
-    """How a radiograph may lie, in the order of the gate's weights."""
+    """Poses of radiographs, in the order of the gate's weights."""
 
     UPRIGHT, INVERTED, LEFT, UPSIDE_DOWN, RIGHT, CROPPED = range(6)
 
@@ -90,9 +90,7 @@ class Verdict:
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is not
     warnings: tuple[str, ...]  # sentences on how the image seems to lie
-    distance: float
-    """From the training images as a multiple of the limit, of the image put upright if it is accepted so; infinite if
-    the image was refused without computing it."""
+    distance: float  # multiple of the limit, of the image put upright if it is accepted so; infinite if not computed
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -137,9 +135,7 @@ class Gate:
 
     distance: Distance
     limit: float  # of the distance
-    strict_limit: float
-    """Of the distance of an image that must be put upright first: each further way to pass is one more for what is no
-    radiograph."""
+    strict_limit: float  # of an image put upright, as another way to pass lets more pass that are no radiographs
     pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
     pose_biases: Floats  # (num_poses,)
     pose_margins: Floats  # (num_poses,), by how much a pose must beat UPRIGHT
@@ -149,8 +145,7 @@ class Gate:
     num_images: int  # that it was fitted on
     data_name: str
     date: str
-    knows_laterals: bool = False
-    """Whether lateral views were among the images, so that no warning is given."""
+    knows_laterals: bool = False  # lateral views were among the images, so that no warning is given
 
     @staticmethod
     def prepare(image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
@@ -159,7 +154,7 @@ class Gate:
         Args:
             image: As `read_radiograph` gives it.
             is_colour: Whether it was in colour before that; `chexpert_hf.radiographs.colour.has_colour` tells.
-            is_lateral: Whether the file says that the view is lateral; if it is None, the pixels decide.
+            is_lateral: Whether the file records a lateral view; if it is None, the pixels decide.
         """
         return GateInput(gray_levels(image), image.info.get("original_size", image.size), is_colour, is_lateral)
 
@@ -204,7 +199,7 @@ class Gate:
         if is_lateral is None:
             is_lateral = (features[:, THUMBNAIL] @ self.lateral_weights).item() > self.lateral_limit
             return (_LATERAL,) if is_lateral else ()
-        return (_SAID_LATERAL,) if is_lateral else ()
+        return (_RECORDED_LATERAL,) if is_lateral else ()
 
     def _plain_reason(self, one: GateInput, fine: float) -> str:
         """Reason to refuse an image without its features, as the end of a sentence; empty if there is none."""

@@ -135,6 +135,6 @@ _DEVICES: dict[str, tuple[float, Callable[[Layer, Frame, Generator], None]]] = {
     "sternal wires": (0.12, _sternal_wires),
     "chest tube": (0.08, _chest_tube),
 }
-"""How often each device is chosen, about as on a mixed ward (not measured), and how it is drawn."""
+"""Frequency of each device, about as on a mixed ward (not measured), and its drawing."""
 
 _FRONTAL_ONLY = ("port", "chest tube")

@@ -19,13 +19,9 @@ from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
-_STUDIES_PER_GROUP = 6
-"""Of six studies in a row the last is the fifth patient's second: every fifth patient comes twice."""
-
+_STUDIES_PER_GROUP = 6  # the last is the fifth patient's second: every fifth patient comes twice
 _CHANCE_OF_AP = 0.45
-_CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}
-"""A third of the studies have a lateral view; bedridden patients, who are imaged AP, rarely."""
-
+_CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}  # bedridden patients, who are imaged AP, rarely have one
 _JPEG_QUALITY = 90
 
 _CHEXPERT_STUDIES = 187_641
@@ -39,7 +35,7 @@ UNCERTAIN_RATES: dict[str, float] = {
 """Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
 UNCERTAIN_ODDS = 2.0
-"""How much more often a present finding is called uncertain than an absent one. An assumption; the paper is silent."""
+"""Ratio of uncertain calls of present findings to those of absent ones. An assumption; the paper is silent."""
 
 EXPLICIT_NEGATIVES = 0.25
 """Share of the absent and not uncertain findings that the report denies; it passes over the others. An assumption."""
@@ -63,13 +59,11 @@ def write_phantoms(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes a data set of phantoms in CheXpert's layout.
+    """Writes a data set of phantoms in CheXpert's layout; the folder's README describes its files.
 
-    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow.
-    `train.csv` has uncertain and blank cells as an automatic labeler would leave them, `valid.csv` the truth, as its
-    labels are radiologists' in CheXpert. `truth.csv` has the truth of every image, and `masks/` a 1-bit PNG of each
-    positive observation that can be pointed at. Labels belong to studies: a lateral view has those of its study, also
-    where it does not show the finding.
+    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As
+    CheXpert's, `train.csv` has an automatic labeler's uncertain and blank cells, and `valid.csv` the truth. A lateral
+    view has the labels of its study, also where it does not show the finding.
 
     Args:
         root: A folder that is empty or does not exist; its name is the first part of every `Path` cell.
@@ -83,14 +77,14 @@ def write_phantoms(
         FileExistsError: If `root` is a file or a folder that is not empty.
         ValueError: If another argument is out of range.
     """
-    for is_wrong, message in (
-        (num_studies < 1, f"Expected at least 1 study, got num_studies={num_studies}."),
-        (workers < 1, f"Expected at least 1 worker, got workers={workers}."),
-        (seed < 0, f"Expected a seed of at least 0, got {seed}."),
-        (not 0 <= valid_fraction < 1, f"Expected valid_fraction in [0, 1), got {valid_fraction}."),
-    ):
-        if is_wrong:
-            raise ValueError(message)
+    if num_studies < 1:
+        raise ValueError(f"Expected at least 1 study, got num_studies={num_studies}.")
+    if workers < 1:
+        raise ValueError(f"Expected at least 1 worker, got workers={workers}.")
+    if seed < 0:
+        raise ValueError(f"Expected a seed of at least 0, got {seed}.")
+    if not 0 <= valid_fraction < 1:
+        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     root = Path(root).resolve()
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise FileExistsError(f"Phantoms are written into a new or empty folder only; {root} is there and not empty.")

@@ -1,4 +1,4 @@
-"""The people of the phantoms, and where things are in one radiograph of them.
+"""Patients, outlines of the chest in one radiograph, and the scene that findings are planted in.
 
 Positions are given as `(u, v)`. In frontal views `u` is in half breadths of the thorax from the midline, positive
 towards the patient's left (the image's right); in lateral views it is 0 behind the breast bone and 1 at the back of the
@@ -15,11 +15,8 @@ from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
 
 Mask = NDArray[np.bool_]
 
-RIGHT, LEFT = -1, 1
-"""Sides of the patient, as the sign of `u`."""
-
-AIR_CONTRAST = 0.74
-"""Water replaced by a centimetre of aerated lung: lung has about a quarter of water's density."""
+RIGHT, LEFT = -1, 1  # sides of the patient, as the sign of `u`
+AIR_CONTRAST = 0.74  # water replaced by a centimetre of aerated lung, which has about a quarter of water's density
 
 
 class Patient:
@@ -44,17 +41,16 @@ class Patient:
 
 @dataclass
 class Shape:
-    """How findings change the outlines of the chest; the defaults change nothing."""
+    """Changes of the outlines of the chest by findings, as factors; the defaults change nothing."""
 
     heart_left: float = 1.0
     heart_right: float = 1.0
     mediastinum: float = 1.0
-    raised: dict[int, float] = field(default_factory=dict)
-    """Side -> how far volume loss raises that hemidiaphragm, in lung heights."""
+    raised: dict[int, float] = field(default_factory=dict)  # side -> rise of the hemidiaphragm, in lung heights
 
 
 class _Frame:
-    """Where things are in one radiograph: outlines in pixels, one value per image row or column.
+    """Outlines of the chest in one radiograph, in pixels, one value per image row or column.
 
     `rng` draws how the patient stood or lay; `change` is by the findings.
     """
@@ -173,7 +169,7 @@ class FrontalFrame(_Frame):
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
     def lost_lung(self, side: int) -> Mask:
-        """Where volume loss has raised the hemidiaphragm into what was lung, `(height, width)`."""
+        """Former lung into which volume loss has raised the hemidiaphragm, `(height, width)`."""
         x, inner, outer = side * self.x, side * self.medial[side][:, None], side * self.wall[side][:, None]
         return (x > inner) & (x < outer) & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
 
@@ -242,12 +238,9 @@ class Scene:
     """A radiograph in the making: the normal chest that findings are planted in."""
 
     frame: Frame
-    lungs: dict[int, Floats]
-    """Side -> aerated lung along each ray, `(height, width)` in cm."""
-    extra: Floats
-    """Added by findings, `(height, width)` in cm of water."""
-    vascular: Floats
-    """Vessels and parenchymal texture, `(height, width)` in cm of water; absent where there is no lung."""
+    lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm
+    extra: Floats  # added by findings, (height, width) in cm of water
+    vascular: Floats  # vessels and parenchymal texture, (height, width) in cm of water; absent where there is no lung
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
         """Replaces a share, in [0, 1], of a lung's air by fluid or tissue; returns where it is a fair part of it."""

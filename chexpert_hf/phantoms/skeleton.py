@@ -137,16 +137,20 @@ def girdle(frame: FrontalFrame) -> Floats:
 
 def spine(frame: FrontalFrame) -> Floats:
     """Vertebral bodies with discs, pedicles and spinous processes."""
+    reach = 0.17 * frame.half
+    columns = slice(max(0, int(frame.midline.min() - reach)), int(frame.midline.max() + reach))
     halfwidth = frame.half * curve(frame.v, ((-0.3, 0.095), (0.1, 0.1), (1.3, 0.13)), 4)[:, None]
-    dx = np.abs(frame.x - frame.midline[:, None]) / halfwidth
+    dx = np.abs(frame.x[:, columns] - frame.midline[:, None]) / halfwidth
     phase = (frame.v / 0.092 + 0.3) % 1.0
     disc = _bump(phase, 0.5, 0.09)[:, None]
     plates = (_bump(phase, 0.36, 0.05) + _bump(phase, 0.64, 0.05))[:, None]
     waist = dx * (1 - 0.06 * np.cos(2 * np.pi * phase)[:, None] ** 2)
     pedicles = _bump(phase, 0.85, 0.11)[:, None] * _bump(dx, 0.62, 0.17)
     process = _bump(phase, 0.2, 0.2)[:, None] * _bump(dx, 0, 0.14)
-    bone = smooth_step(waist, 1.12, 0.85) * (1.5 - 0.55 * disc + 0.35 * plates)
-    return bone + (0.6 * pedicles + 0.7 * process + 0.25 * _bump(waist, 0.93, 0.1))
+    bone = np.zeros(frame.shape, dtype=np.float32)
+    bone[:, columns] = smooth_step(waist, 1.12, 0.85) * (1.5 - 0.55 * disc + 0.35 * plates)
+    bone[:, columns] += 0.6 * pedicles + 0.7 * process + 0.25 * _bump(waist, 0.93, 0.1)
+    return bone
 
 
 def _bump(array: Floats, centre: float, width: float) -> Floats:
