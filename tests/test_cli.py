@@ -16,7 +16,7 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier, cli
 from chexpert_hf.cli import predicting
-from chexpert_hf.gate import fit_gate
+from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from tests.linked_folders import LAYOUTS, as_datalad

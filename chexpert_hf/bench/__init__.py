@@ -1,1 +1,1 @@
-"""How fast models score on this machine, side by side with other people's ways of doing the same."""
+"""Speed of the runtimes on this machine."""

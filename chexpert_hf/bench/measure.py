@@ -1,181 +1,206 @@
-"""Runs a benchmark: contenders take turns, round by round, so that whatever else the machine does hits them alike."""
+"""Runs a benchmark: contenders take turns, round by round, so that other load on the machine affects all alike.
 
-import json
-import subprocess
-import sys
+Each contender lives in a process of its own, so that its memory is its own and no thread pools interfere.
+"""
+
+import multiprocessing
+import os
+import resource
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from chexpert_hf.bench.contenders import Spec
+from chexpert_hf.files import first_line
 
-REFERENCE = Spec("chexpert-hf", "", "torch", "fp32").name
-BASELINE = "torchxrayvision"
+REFERENCE = "chexpert-hf, torch fp32"  # the others' probabilities are compared with this contender's
 
-_SCORED = 32
-"""Files on which scores are compared with the reference's."""
+_COMPARED_FILES = 32
+_BATCHES, _SINGLES = 8, 10  # batches and single images through the network alone, in each round
+_KIB_PER_MIB = 1024
+
+
+class Contender(ABC):
+    """A way of scoring radiographs that is timed; `batch_size` images go through the network at once."""
+
+    batch_size: int
+
+    @abstractmethod
+    def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
+        """From files to probabilities `(num_images, num_labels)`; None where they cannot be compared."""
+
+    @abstractmethod
+    def forward(self, count: int) -> None:
+        """The network alone, on one batch of `count` images in memory."""
+
+    def forward_batches(self, times: int) -> None:
+        """The network alone, on so many full batches, as it computes them in `score`."""
+        for _ in range(times):
+            self.forward(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A contender by name, and how its process makes it: `make` can be pickled."""
+
+    name: str
+    make: Callable[[], Contender]
+    batch_size: int
+    saliency: bool = False
 
 
 @dataclass
 class Figures:
-    """What was measured of one contender.
-
-    Attributes:
-        name: Of the contender.
-        saliency: Whether maps were computed.
-        end_to_end: Images per second from files to scores, of each round.
-        model_only: Images per second through the network in batches, of each round.
-        latencies: Seconds of single images through the network.
-        mebibytes: Peak memory of the process.
-        difference: Largest difference of a probability from PyTorch in float32; None where it cannot be compared.
-        failure: Why there are no figures.
-    """
+    """The results of one contender."""
 
     name: str
     saliency: bool = False
-    end_to_end: list[float] = field(default_factory=list)
-    model_only: list[float] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-    mebibytes: float | None = None
-    difference: float | None = None
-    failure: str | None = None
+    end_to_end: list[float] = field(default_factory=list)  # images per second from files to scores, of each round
+    model_only: list[float] = field(default_factory=list)  # images per second through the network, of each round
+    latencies: list[float] = field(default_factory=list)  # seconds of single images through the network
+    mebibytes: float | None = None  # peak memory of the process
+    difference: float | None = None  # largest, of a probability from the reference's; None if not comparable
+    failure: str | None = None  # why there are no results
 
     @property
     def title(self) -> str:
         """Name, and whether with maps."""
-        return f"{self.name}, with maps" if self.saliency and self.name.startswith("chexpert-hf") else self.name
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return asdict(self)
+        return f"{self.name}, with maps" if self.saliency else self.name
 
 
 class _Process:
-    """A contender in its process."""
+    """A contender in its process, which keeps it in `_loaded`."""
 
     def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.figures = Figures(spec.name, spec.saliency)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "chexpert_hf.bench.worker", json.dumps(spec.to_dict())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
+        # Spawned: a forked process would share the memory of this one.
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence)
+        self.ask(_load, spec.make)
 
-    def wait(self) -> None:
-        """Until it is loaded and warm, or has failed."""
-        self._receive()
-
-    def ask(self, what: str, **request: Any) -> Any:
-        """The answer to a request; None if the process is gone."""
-        if self.figures.failure is not None or self._process.stdin is None:
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The answer of the process to a call; None once it has failed."""
+        if self.figures.failure is not None:
             return None
-        self._process.stdin.write(json.dumps({"what": what, **request}) + "\n")
-        self._process.stdin.flush()
-        return self._receive()
-
-    def _receive(self) -> Any:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            _, errors = self._process.communicate()
-            lines = [text.strip() for text in errors.splitlines() if text.strip()]
-            self.figures.failure = lines[-1][:200] if lines else f"exit code {self._process.returncode}"
+        try:
+            return self.pool.submit(_call, function, *arguments).result()
+        except RuntimeError as error:  # `_call`'s, or that of a process that has died
+            self.figures.failure = first_line(error)
             return None
-        return json.loads(line)
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+    def take_turn(self, paths: Sequence[str]) -> None:
+        if answer := self.ask(_timed, "score", paths):
+            self.figures.end_to_end.append(len(paths) / answer[1])
+        if answer := self.ask(_timed, "forward_batches", _BATCHES):
+            self.figures.model_only.append(_BATCHES * self.spec.batch_size / answer[1])
+        for _ in range(_SINGLES):
+            if answer := self.ask(_timed, "forward", 1):
+                self.figures.latencies.append(answer[1])
+
+
+_loaded: list[Contender] = []
+
+
+def _silence() -> None:
+    """Discards the output of libraries, which would stand among the results."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function; every error becomes one that can be pickled."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _load(make: Callable[[], Contender]) -> None:
+    contender = make()
+    contender.forward_batches(1)
+    contender.forward(1)
+    _loaded.append(contender)
+
+
+def _timed(method: str, argument: Any) -> tuple[Any, float]:
+    """The result of a method of the contender, and the seconds that it took."""
+    start = time.perf_counter()
+    result = getattr(_loaded[0], method)(argument)
+    return result, time.perf_counter() - start
+
+
+def _peak_mebibytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MIB
 
 
 def run_benchmark(
-    specs: Sequence[Spec],
-    paths: Sequence[str],
-    *,
-    rounds: int,
-    batches: int = 8,
-    latencies: int = 10,
-    say: Callable[[str], None],
+    specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
 ) -> list[Figures]:
-    """Measures all contenders.
+    """Measures all contenders on radiographs.
 
     Args:
         specs: The contenders.
         paths: Radiographs; each round scores all of them.
-        rounds: In each, every contender has its turn, in an order that is turned around each time.
-        batches: Through the network alone, in each round.
-        latencies: Single images, in each round.
+        rounds: In each, every contender has its turn, in an order that is reversed each time.
         say: Takes lines about the progress.
     """
     processes: list[_Process] = []
     try:
         for spec in specs:  # one after the other: loading and converting take all cores
-            say(f"Loading {spec.name}{' with maps' if spec.saliency else ''}.")
             process = _Process(spec)
             processes.append(process)
-            process.wait()
-            if process.figures.failure:
-                say(f"{spec.name} does not take part: {process.figures.failure}")
-        _compare_scores(processes, paths[:_SCORED])
+            title, failure = process.figures.title, process.figures.failure
+            say(f"{title} does not take part: {failure}" if failure else f"Loaded {title}.")
+        _compare_scores(processes, paths[:_COMPARED_FILES])
         for number in range(rounds):
             start = time.perf_counter()
             for process in processes if number % 2 == 0 else reversed(processes):
-                _take_turn(process, paths, batches, latencies)
+                process.take_turn(paths)
             say(f"Round {number + 1} of {rounds} took {time.perf_counter() - start:.0f} s.")
         for process in processes:
-            if answer := process.ask("memory"):
-                process.figures.mebibytes = answer["mebibytes"]
+            process.figures.mebibytes = process.ask(_peak_mebibytes)
     finally:
         for process in processes:
-            process.close()
+            process.pool.shutdown()
     return [process.figures for process in processes]
 
 
-def _take_turn(process: _Process, paths: Sequence[str], batches: int, latencies: int) -> None:
-    figures = process.figures
-    if answer := process.ask("files", paths=list(paths)):
-        figures.end_to_end.append(len(paths) / answer["seconds"])
-    if answer := process.ask("batches", count=batches):
-        figures.model_only.append(batches * process.spec.batch_size / answer["seconds"])
-    if answer := process.ask("latencies", count=latencies):
-        figures.latencies += answer["seconds"]
-
-
 def _compare_scores(processes: Sequence[_Process], paths: Sequence[str]) -> None:
-    """Every contender scores the same files, the reference among them; that warms up its reading, too."""
-    answers = [(process, process.ask("scores", paths=list(paths))) for process in processes]
-    reference = next(
-        (np.array(answer["scores"]) for process, answer in answers if answer and process.spec.name == REFERENCE), None
-    )
-    for process, answer in answers:
-        if answer and answer["scores"] is not None and reference is not None:
-            process.figures.difference = float(np.abs(np.array(answer["scores"]) - reference).max())
+    """Every contender scores the same files, which also warms up its reading."""
+    answers = [(process.figures, process.ask(_timed, "score", paths)) for process in processes]
+    scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
+    reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
+    for figures, values in scores if reference is not None else ():
+        figures.difference = float(np.abs(values - reference).max())
 
 
-def as_table(results: Sequence[Figures]) -> str:
-    """A line per contender; rates are medians over the rounds with the lowest and the highest."""
-    baseline = next((item for item in results if item.name == BASELINE and item.end_to_end), None)
-    width = max(len(item.title) for item in results)
-    header = f"{'':<{width}}  {'files to scores, images/s':>26}"
-    header += f"  {'x ' + BASELINE:>17}" if baseline else ""
-    lines = [f"{header}  {'network alone, images/s':>26}  {'one image p50, p95':>18}  {'memory':>9}  difference"]
+def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
+    """A line per contender: medians over the rounds with the lowest and the highest, and ratios to the baseline."""
+    base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
+    width, ratio = max(len(item.title) for item in results), f"x {baseline}" if base else ""
+    lines = [
+        f"{'':<{width}}  {'files to scores, images/s':>26}  {ratio}  {'network alone, images/s':>26}  "
+        f"{'one image p50, p95':>18}  {'memory':>9}  difference"
+    ]
     for item in results:
         if item.failure or not item.end_to_end:
             lines.append(f"{item.title:<{width}}  did not take part: {item.failure or 'no rounds'}")
             continue
-        row = f"{item.title:<{width}}  {_rate(item.end_to_end):>26}"
-        row += f"  {median(item.end_to_end) / median(baseline.end_to_end):>17.2f}" if baseline else ""
+        times = f"{median(item.end_to_end) / median(base):>{len(ratio)}.2f}" if base else ""
         p50, p95 = (float(np.percentile(item.latencies, q)) * 1000 for q in (50, 95))
         memory = "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB"
         difference = "" if item.difference is None else f"{item.difference:.1e}"
+        rates = [
+            f"{median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in (item.end_to_end, item.model_only)
+        ]
         lines.append(
-            f"{row}  {_rate(item.model_only):>26}  {f'{p50:.0f}, {p95:.0f} ms':>18}  {memory:>9}  {difference}"
+            f"{item.title:<{width}}  {rates[0]:>26}  {times}  {rates[1]:>26}  {f'{p50:.0f}, {p95:.0f} ms':>18}  "
+            f"{memory:>9}  {difference}"
         )
     return "\n".join(lines)
-
-
-def _rate(values: Sequence[float]) -> str:
-    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"

@@ -1,4 +1,4 @@
-"""What a benchmark is run on: a model, radiographs, and a description of the machine."""
+"""The subjects of a benchmark: a model, radiographs, and a description of the machine."""
 
 import os
 import platform
@@ -15,8 +15,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.graphs.sample_images import phantoms
 
-_DISTINCT = 32
-"""Phantoms that are drawn; more files are copies of them."""
+_DISTINCT = 32  # phantoms that are drawn; more files are copies of them
 
 
 def untrained_model(folder: Path, image_size: int) -> Path:
@@ -40,33 +39,27 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
     """Paths of radiographs: those of a folder, or phantoms as JPEGs of 390 pixels."""
     if folder is None:
         scratch.mkdir()
-        return [str(path) for path in _phantom_files(scratch, limit)]
+        drawn = [
+            image.resize((390, 390), Image.Resampling.BILINEAR) for image in phantoms(min(limit, _DISTINCT), seed=0)
+        ]
+        paths = [scratch / f"{number:05d}.jpg" for number in range(limit)]
+        for number, path in enumerate(paths):
+            drawn[number % len(drawn)].save(path, quality=90)
+        return [str(path) for path in paths]
     files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]
     if not files:
         raise InputError(f"{folder} holds no radiographs but in archives; expected files.")
     return [str(file) for file in files[:limit]]
 
 
-def _phantom_files(folder: Path, count: int) -> list[Path]:
-    drawn = phantoms(min(count, _DISTINCT), seed=0)
-    images = [image.resize((390, 390), Image.Resampling.BILINEAR) for image in drawn]
-    paths = []
-    for number in range(count):
-        paths.append(folder / f"{number:05d}.jpg")
-        images[number % len(images)].save(paths[-1], quality=90)
-    return paths
-
-
 def machine() -> str:
     """Processor, cores and versions in a line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{_processor()}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        models = [platform.processor()]
+    processor = next(filter(None, models), platform.machine())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,5 +1,6 @@
 """Speed of the runtimes on this machine: bench."""
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -19,13 +20,13 @@ def bench(
     limit: Annotated[int, Option(min=8, help="At most so many radiographs.")] = 256,
     image_size: Annotated[int, Option(min=32, help="Of the untrained model, in pixels.")] = 224,
     batch_size: Annotated[int, Option(min=1, help="Images through the network at once.")] = 8,
-    rounds: Annotated[int, Option(min=1, help="Turns of each contender.")] = 3,
-    saliency: Annotated[bool, Option("--saliency", help="Compare maps, with pytorch-grad-cam.")] = False,
-    only: Annotated[str | None, Option(help="Contenders whose name has one of these in it: 'openvino,xray'.")] = None,
+    rounds: Annotated[int, Option(min=1, help="Turns of each runtime.")] = 3,
+    saliency: Annotated[bool, Option("--saliency", help="Each runtime with all maps, too.")] = False,
+    only: Annotated[str | None, Option(help="Runtimes whose name has one of these: 'openvino,torch bf16'.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Speed, memory and exactness of each runtime on this machine, next to other packages that are installed."""
-    from chexpert_hf.bench.contenders import installed_specs
+    """Measure speed, memory and exactness of each runtime on this machine."""
+    from chexpert_hf.bench.contenders import runtime_specs
     from chexpert_hf.bench.measure import as_table, run_benchmark
     from chexpert_hf.bench.subjects import machine, radiographs, untrained_model
 
@@ -35,12 +36,12 @@ def bench(
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no config.json; expected a model folder.")
         paths = radiographs(images, limit, Path(scratch) / "phantoms")
-        specs = installed_specs(folder, batch_size, saliency)
+        specs = runtime_specs(folder, batch_size, saliency)
         if only:
             specs = [spec for spec in specs if any(part.strip() in spec.name for part in only.split(","))]
         if not specs:
-            raise InputError(f"No contender's name has {only!r} in it; leave --only out to see them all.")
+            raise InputError(f"No runtime's name has {only!r} in it; run without --only to see them all.")
         results = run_benchmark(specs, paths, rounds=rounds, say=say_on_stderr)
     title = f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds."
-    result = {"machine": machine(), "images": len(paths), "results": [item.to_dict() for item in results]}
+    result = {"machine": machine(), "images": len(paths), "results": [asdict(item) for item in results]}
     show(result, f"{title}\n{as_table(results)}", as_json)

@@ -21,8 +21,7 @@ def gate(
     """Fit what tells a chest radiograph from any other image, on a model's training radiographs."""
     from chexpert_hf.errors import ModelFolderError
     from chexpert_hf.gate import GATE_FILE
-    from chexpert_hf.gate.fit import MAX_IMAGES
-    from chexpert_hf.gate.folder import fit_folder_gate
+    from chexpert_hf.gate.fit import MAX_IMAGES, fit_folder_gate
     from chexpert_hf.models.loading import load_model
 
     if not model.is_dir():

@@ -1,4 +1,4 @@
-"""What the gate looks at: a thumbnail, the directions of its edges and its fine structure. No network is needed.
+"""The gate's features: a thumbnail, the directions of its edges and its fine structure. No network is needed.
 
 Every image is brought to one gray range first, so that neither the scanner nor the export decides.
 """
@@ -14,15 +14,14 @@ from torch.nn import functional
 
 from chexpert_hf.image_processing_chexpert import to_gray_range
 
-RESOLUTION = 64
-"""Side in pixels at which the gate sees an image, whatever the model's own size is."""
+Floats = NDArray[np.float64]
 
+RESOLUTION = 64  # side in pixels at which the gate sees an image, whatever the model's own size is
 THUMBNAIL_SIDE = 8
-
-NUM_STRUCTURES = 160
-"""128 edge strengths and 32 strengths of finer structure."""
-
+NUM_STRUCTURES = 160  # 128 edge strengths and 32 strengths of finer structure
 NUM_FEATURES = THUMBNAIL_SIDE**2 + NUM_STRUCTURES
+THUMBNAIL, STRUCTURES = slice(THUMBNAIL_SIDE**2), slice(THUMBNAIL_SIDE**2, NUM_FEATURES)
+"""The parts of the features; the gray levels of thumbnails differ too much between hospitals to tell radiographs."""
 
 _CELL = 16  # pixels; edges and finer structure are averaged over cells of this side
 _EDGE_DIRECTIONS = 8
@@ -37,26 +36,18 @@ def gray_levels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(small))[None]
 
 
-def detail(gray: Tensor) -> NDArray[np.float64]:
-    """How much of an image is fine structure: `(batch,)`, 0 for a constant image or a smooth gradient.
-
-    Args:
-        gray: `(batch, 1, height, width)`, uint8.
-    """
+def detail(gray: Tensor) -> Floats:
+    """Share of fine structure in images `(batch, 1, height, width)`, uint8: 0 if constant or a smooth gradient."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
 
 
-def gate_features(gray: Tensor) -> NDArray[np.float64]:
-    """The features of images.
+def gate_features(gray: Tensor) -> Floats:
+    """Features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
-    Args:
-        gray: `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
-
-    Returns:
-        `(batch, NUM_FEATURES)`: the thumbnail without its brightness and contrast, and by cell the logarithms of the
-        edge strength in each direction and of the mean deviation from two blurred copies.
+    The thumbnail without its brightness and contrast; then, by cell, the logarithms of the edge strength in each
+    direction and of the mean deviation from two blurred copies.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
     smooth = _blurred(levels)
@@ -72,32 +63,18 @@ def gate_features(gray: Tensor) -> NDArray[np.float64]:
     return torch.cat(parts, dim=1).double().numpy()
 
 
-def thumbnails(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The thumbnails `(batch, THUMBNAIL_SIDE ** 2)` among features `(batch, NUM_FEATURES)`."""
-    return features[:, : THUMBNAIL_SIDE**2]
-
-
-def structures(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """All but the thumbnails, `(batch, NUM_STRUCTURES)`: what tells radiographs from other images.
-
-    The gray levels themselves differ too much between hospitals.
-    """
-    return features[:, THUMBNAIL_SIDE**2 :]
-
-
 def _blurred(levels: Tensor) -> Tensor:
-    """The mean of each pixel's 3 x 3 neighbourhood; sums of slices are seven times as fast as `avg_pool2d`."""
     return _mean_of_3x3(functional.pad(levels, (1, 1, 1, 1), mode="replicate"))
 
 
 def _mean_of_3x3(levels: Tensor) -> Tensor:
-    """`(batch, 1, height - 2, width - 2)`."""
+    """`(batch, 1, height - 2, width - 2)`; sums of slices are seven times as fast as `avg_pool2d`."""
     rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def _edges(smooth: Tensor) -> Tensor:
-    """How steeply the gray levels rise in each direction: `(batch, directions, height, width)`."""
+    """Slope of the gray levels in each direction, `(batch, directions, height, width)`; 0 where they fall."""
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
     steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT

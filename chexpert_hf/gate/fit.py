@@ -1,72 +1,110 @@
 """Fits the gate on a model's training images and synthetic lateral views. No images of anything else are needed."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date as calendar
+from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate.distance import (
-    Discriminant,
-    Floats,
-    distance_limits,
-    fit_discriminant,
-    fit_distance,
-    fit_poses,
-)
-from chexpert_hf.gate.features import detail, gate_features, gray_levels, structures, thumbnails
-from chexpert_hf.gate.gate import POSES, Gate, Pose
+from chexpert_hf.gate.features import STRUCTURES, THUMBNAIL, Floats, detail, gate_features, gray_levels
+from chexpert_hf.gate.gate import GATE_FILE, Distance, Gate, Pose
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.phantoms import render_phantom
-
-Item = TypeVar("Item")
+from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.radiographs.radiograph import read_radiograph
 
 MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
-# The middle of a radiograph, as a share of each side: the lungs without the shoulders, the flanks and the abdomen.
-_CROPPED_SIDE = 0.56
-# An image may have somewhat less detail than the least detailed training image.
-_LEAST_DETAIL = 0.5
+_CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
+_LEAST_DETAIL = 0.5  # of that of the least detailed training image
 _NUM_PHANTOMS = 60
+_DIRECTIONS = 20  # in which training images may vary; 20 to 50 give the same results
+_IMAGES_PER_DIRECTION = 8
+_FOLDS = 5
+_SHRINKAGE = 0.1
+_QUANTILE, _STRICT_QUANTILE = 0.995, 0.95
+_NORMAL_QUANTILE = 2.576  # of .995
+_ENOUGH_FOR_QUANTILE = 200  # images, of which one is above the quantile
+_LATERAL_QUANTILE = 0.997
+_LATERAL_RIDGE = 3.0  # times the variance of a feature
+_TINY = 1e-6
 
 
-def fit_gate(
-    images: Iterable[Image.Image],
-    *,
-    data_name: str,
-    date: str,
-    knows_laterals: bool = False,
+def fit_folder_gate(
+    folder: Path, dataset: datasets.Dataset, data_name: str, progress: Callable[[int], None] | None = None
 ) -> Gate:
+    """Fits a gate for the model of a folder, writes it there and renews the checksums.
+
+    Args:
+        folder: Model folder.
+        dataset: The split that the model was trained on, from `load_chexpert`.
+        data_name: Name of the data, for the record.
+        progress: Called with the number of radiographs that were read.
+
+    Raises:
+        InputError: If there are too few radiographs.
+        ModelFolderError: If the folder holds no model.
+        RadiographError: If a radiograph cannot be read; it says which.
+    """
+    processor = CheXpertImageProcessor.from_pretrained(folder)
+
+    def images() -> Iterator[Image.Image]:
+        for file in evenly_spaced(image_files(dataset)):
+            with naming(file):
+                image = read_radiograph(file, target_size=processor.decoded_side)
+            yield image
+            if progress:
+                progress(1)
+
+    today, knows_laterals = calendar.today().isoformat(), not all(dataset["is_frontal"][:])
+    gate = fit_gate(images(), data_name=data_name, date=today, knows_laterals=knows_laterals)
+    gate.save(folder)
+    renew_checksums(folder, [GATE_FILE])
+    return gate
+
+
+def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_laterals: bool = False) -> Gate:
     """Fits a gate.
 
     Args:
-        images: The training images as `read_radiograph` gives them; of more than `MAX_IMAGES`, evenly spaced ones are
-            taken. A patient's images should stand together.
-        data_name: Of the data, for the record.
+        images: Training images as `read_radiograph` gives them, a patient's side by side; `MAX_IMAGES` are enough.
+        data_name: Name of the data, for the record.
         date: Of the fit, such as "2026-11-23".
         knows_laterals: Whether there are lateral views among them.
 
     Raises:
         InputError: If there are fewer than `MIN_IMAGES`.
     """
-    grays = _thinned((gray_levels(image), gray_levels(_middle(image))) for image in images)
+    grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:
         raise InputError(f"Expected at least {MIN_IMAGES} radiographs to fit a gate on, got {len(grays)}; give more.")
-    whole = torch.stack([gray for gray, _ in grays])  # (N, 1, RESOLUTION, RESOLUTION)
-    middle = torch.stack([gray for _, gray in grays])
-    seen = [middle if pose is Pose.CROPPED else pose.applied(whole) for pose in POSES]
-    features = [gate_features(gray) for gray in seen]
+    whole, middle = (torch.stack(each) for each in zip(*grays, strict=True))  # (N, 1, RESOLUTION, RESOLUTION)
+    features = [gate_features(middle if pose is Pose.CROPPED else pose.applied(whole)) for pose in Pose]
     upright = features[0]
-    limit, strict_limit = distance_limits(structures(upright))
+    limit, strict_limit = distance_limits(upright[:, STRUCTURES])
+    pose_weights, pose_biases, pose_margins = _pose_discriminants(features)
+    lateral_weights, lateral_limit = _lateral_discriminant(upright[:, THUMBNAIL])
     return Gate(
-        distance=fit_distance(structures(upright)),
+        distance=fit_distance(upright[:, STRUCTURES]),
         limit=limit,
         strict_limit=strict_limit,
-        poses=fit_poses(features),
-        lateral=_lateral(upright),
+        pose_weights=pose_weights,
+        pose_biases=pose_biases,
+        pose_margins=pose_margins,
+        lateral_weights=lateral_weights,
+        lateral_limit=lateral_limit,
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,
@@ -75,37 +113,79 @@ def fit_gate(
     )
 
 
-def evenly_spaced(items: Sequence[Item]) -> list[Item]:
-    """At most `MAX_IMAGES` of them, from the first to the last, so that no more need be read."""
-    if len(items) <= MAX_IMAGES:
-        return list(items)
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, MAX_IMAGES)]
-
-
-def _thinned(images: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """At most `MAX_IMAGES`, evenly spaced, of what may be many more; no more than that is ever kept."""
-    kept: list[tuple[Tensor, Tensor]] = []
-    step = 1
-    for number, image in enumerate(images):
-        if number % step:
-            continue
-        if len(kept) == MAX_IMAGES:
-            kept, step = kept[::2], 2 * step
-            if number % step:
-                continue
-        kept.append(image)
-    return kept
+def evenly_spaced(files: Sequence[str]) -> list[str]:
+    """At most `MAX_IMAGES` of the files, from the first to the last, so that no more need be read."""
+    return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(len(files), MAX_IMAGES))]
 
 
 def _middle(image: Image.Image) -> Image.Image:
     margin = (1 - _CROPPED_SIDE) / 2
-    width, height = image.size
-    box = (round(margin * width), round(margin * height), round((1 - margin) * width), round((1 - margin) * height))
-    return image.crop(box) if box[2] > box[0] and box[3] > box[1] else image
+    left, top, right, bottom = (round(share * side) for share in (margin, 1 - margin) for side in image.size)
+    return image.crop((left, top, right, bottom)) if right > left and bottom > top else image
 
 
-def _lateral(frontal: Floats) -> Discriminant:
-    """Tells synthetic lateral views, facing either way, from frontal views with these features."""
+def fit_distance(features: Floats) -> Distance:
+    """The distance from images with these features, `(num_images, num_features)`."""
+    centre, spread = features.mean(axis=0), features.std(axis=0)
+    # A filter that hardly answers in any training image must not decide by the little that it does.
+    spread = spread + 0.05 * spread.mean() + _TINY
+    _, singular, directions = np.linalg.svd((features - centre) / spread, full_matrices=False)
+    variances = singular**2 / len(features)
+    count = max(1, min(_DIRECTIONS, len(features) // _IMAGES_PER_DIRECTION, len(variances) - 1))
+    residual = float(variances[count:].sum() + _TINY)
+    return Distance(centre, spread, directions[:count], variances[:count] + _TINY, residual)
+
+
+def distance_limits(features: Floats) -> tuple[float, float]:
+    """The distances that 99.5 % and 95 % of unseen images like these stay below.
+
+    The quantiles of the distances of each fifth of the images from the other four. With fewer than 200 images, of which
+    the first quantile is no more than the maximum, it is that of a log-normal distribution if that is larger.
+    """
+    folds = _fold_of(len(features))
+    distances = np.empty(len(features))
+    for fold in range(_FOLDS):
+        distances[folds == fold] = fit_distance(features[folds != fold])(features[folds == fold])
+    most, many = (float(value) for value in np.quantile(distances, (_QUANTILE, _STRICT_QUANTILE)))
+    if len(features) < _ENOUGH_FOR_QUANTILE:
+        logs = np.log(distances + _TINY)
+        most = float(max(most, np.exp(logs.mean() + _NORMAL_QUANTILE * logs.std())))
+    return most, many
+
+
+def _fold_of(count: int) -> NDArray[np.int64]:
+    """The fold of each image: stretches of the given order, so that a patient's images mostly stay together."""
+    return np.arange(count) * _FOLDS // count
+
+
+def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
+    """Weights `(num_features, num_poses)` and biases of linear discriminants of the poses of the same images.
+
+    Also the margins, at least 0, by which another pose beats the upright, first one in .5 % of unseen upright images.
+    """
+    count = len(features[0])
+    rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)
+    scaler, discriminants = StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=_SHRINKAGE)
+    model = make_pipeline(scaler, discriminants)
+    folds = PredefinedSplit(np.tile(_fold_of(count), len(features)))
+    unseen = cross_val_predict(model, rows, poses, cv=folds, method="decision_function")[:count]
+    margins = np.maximum(np.quantile(unseen - unseen[:, :1], _QUANTILE, axis=0), 0)
+    model.fit(rows, poses)
+    weights = discriminants.coef_.T / scaler.scale_[:, None]
+    return weights, discriminants.intercept_ - scaler.mean_ @ weights, margins
+
+
+def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
+    """Weights and limit that tell lateral thumbnails from these frontal ones, of which .3 % are taken for lateral.
+
+    The lateral views are synthetic and do not vary like real ones: only the mean of both ways to face is used, and the
+    covariance of the frontal views is far shrunk towards a diagonal.
+    """
     drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
     grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
-    return fit_discriminant(thumbnails(frontal), thumbnails(gate_features(torch.cat([grays, grays.flip(-1)]))))
+    lateral = gate_features(torch.cat([grays, grays.flip(-1)]))[:, THUMBNAIL]
+    centre, spread = frontal.mean(axis=0), frontal.std(axis=0) + _TINY
+    scaled = (frontal - centre) / spread
+    covariance = scaled.T @ scaled / len(scaled) + _LATERAL_RIDGE * np.eye(len(spread))
+    weights = np.linalg.solve(covariance, (lateral.mean(axis=0) - centre) / spread) / spread
+    return weights, float(np.quantile(frontal @ weights, _LATERAL_QUANTILE, method="higher"))

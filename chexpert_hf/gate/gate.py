@@ -1,15 +1,15 @@
-"""The gate: says from the pixels whether an image is a chest radiograph like those that the model was trained on.
+"""The gate: decides from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
 It is fitted on radiographs alone, and it is one file of the model folder. Radiographs that are inverted or turned are
 accepted with a warning if they look like radiographs once they are put right. Lateral views are accepted with a
 warning, and without one if the model was trained on some.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,30 +19,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chexpert_hf.errors import ModelFolderError
-from chexpert_hf.gate.distance import Discriminant, Distance, Floats, Poses
+from chexpert_hf.files import first_line, replacing
 from chexpert_hf.gate.features import (
     NUM_FEATURES,
     NUM_STRUCTURES,
     RESOLUTION,
+    STRUCTURES,
+    THUMBNAIL,
     THUMBNAIL_SIDE,
+    Floats,
     detail,
     gate_features,
     gray_levels,
-    structures,
-    thumbnails,
 )
 
 GATE_FILE = "gate.safetensors"
-VERSION = "2"
+_VERSION = "2"
+_NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")  # the last may be negative
 
-LEAST_SIDE = 64
-"""Smaller images in pixels cannot be judged: a radiograph of 64 x 64 shows no more than lungs and heart."""
-
-LONGEST_PROPORTION = 2.5
-"""Chest radiographs are up to 1.5 times as long as wide, or as wide as long."""
+_LEAST_SIDE = 64  # pixels; a smaller radiograph shows no more than lungs and heart
+_LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
-_SAID_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
+_RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
 # A lateral view is farther from frontal ones than they are from each other; what is farther still is no radiograph.
 _LATERAL_REACH = 2.5
@@ -50,30 +49,18 @@ _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
 
-class Pose(str, Enum):
-    """A way in which a radiograph may lie."""
+class Pose(Enum):
+    """Poses of radiographs, in the order of the gate's weights."""
 
-    UPRIGHT = "upright"
-    INVERTED = "inverted"
-    LEFT = "turned to the left"
-    UPSIDE_DOWN = "upside down"
-    RIGHT = "turned to the right"
-    CROPPED = "cropped"
+    UPRIGHT, INVERTED, LEFT, UPSIDE_DOWN, RIGHT, CROPPED = range(6)
 
-    def applied(self, gray: Tensor) -> Tensor:
-        """An upright image `(..., height, width)`, uint8, in this pose; CROPPED needs the whole image."""
+    def applied(self, gray: Tensor, *, undo: bool = False) -> Tensor:
+        """Turns or inverts an upright image `(..., height, width)`, uint8, or undoes that; CROPPED changes nothing."""
         if self is Pose.INVERTED:
             return 255 - gray
-        return gray.rot90(_QUARTERS.get(self, 0), (-2, -1))
+        quarters = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}.get(self, 0)  # counter-clockwise
+        return gray.rot90(-quarters if undo else quarters, (-2, -1))
 
-    def undone(self, gray: Tensor) -> Tensor:
-        """An image in this pose put upright; one that is cropped stays as it is."""
-        return 255 - gray if self is Pose.INVERTED else gray.rot90(-_QUARTERS.get(self, 0), (-2, -1))
-
-
-_QUARTERS = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}  # counter-clockwise
-
-POSES = tuple(Pose)
 
 _WARNINGS = {
     Pose.INVERTED: "This radiograph looks inverted: air seems to be bright and bone dark. Invert it for valid scores.",
@@ -83,23 +70,27 @@ _WARNINGS = {
     Pose.CROPPED: "This radiograph looks cropped: less of the chest is in it than in those that the model knows.",
 }
 
+# The file's tensors; the principal directions may be any number.
+_SHAPES = {
+    "centre": (NUM_STRUCTURES,),
+    "spread": (NUM_STRUCTURES,),
+    "directions": (-1, NUM_STRUCTURES),
+    "variances": (-1,),
+    "pose_weights": (NUM_FEATURES, len(Pose)),
+    "pose_biases": (len(Pose),),
+    "pose_margins": (len(Pose),),
+    "lateral_weights": (THUMBNAIL_SIDE**2,),
+}
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of one image.
-
-    Attributes:
-        is_chest_radiograph: Whether the model should judge it.
-        reason: One sentence why not; empty if it should.
-        warnings: Sentences on how the image seems to lie.
-        distance: How far the image, put upright if it is accepted so, is from the training images, as a multiple of
-            the limit; infinite if it was refused without looking at that.
-    """
+    """The gate's verdict on one image."""
 
     is_chest_radiograph: bool
-    reason: str
-    warnings: tuple[str, ...]
-    distance: float
+    reason: str  # one sentence why the image is refused; empty if it is not
+    warnings: tuple[str, ...]  # sentences on how the image seems to lie
+    distance: float  # multiple of the limit, of the image put upright if it is accepted so; infinite if not computed
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -109,52 +100,56 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateInput:
-    """One image, prepared for the gate.
+    """One image, prepared for the gate by `Gate.prepare`."""
 
-    Attributes:
-        gray: The gray levels `(1, RESOLUTION, RESOLUTION)`, uint8.
-        size: (width, height) of the whole image in pixels.
-        is_colour: Whether the image was in colour before it was read.
-        is_lateral: Whether the file says that the view is lateral; None if it does not say.
-    """
-
-    gray: Tensor
-    size: tuple[int, int]
+    gray: Tensor  # (1, RESOLUTION, RESOLUTION), uint8
+    size: tuple[int, int]  # (width, height) of the whole image in pixels
     is_colour: bool = False
     is_lateral: bool | None = None
 
 
+class Distance(NamedTuple):
+    """The distance of features `(batch, num_features)` from those of the training images."""
+
+    centre: Floats  # (num_features,), the mean
+    spread: Floats  # (num_features,), the standard deviation
+    directions: Floats  # (num_directions, num_features), orthonormal: the principal ones
+    variances: Floats  # (num_directions,), along them
+    residual: float  # the mean square of what lies outside of them
+
+    def __call__(self, features: Floats) -> Floats:
+        """Distances `(batch,)`, 2 on average for the training images.
+
+        The mean square along the directions, each in units of its variance, plus the square of what no direction
+        explains, in units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
+        """
+        scaled = (features - self.centre) / self.spread
+        along = scaled @ self.directions.T
+        outside = np.maximum((scaled**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        return (along**2 / self.variances).mean(axis=1) + outside / self.residual
+
+
 @dataclass(frozen=True)
 class Gate:
-    """A fitted gate; `fit_gate` makes one.
-
-    Attributes:
-        distance: From the training images.
-        limit: Of the distance.
-        strict_limit: Of the distance of an image that must be put upright first: each further way to pass is one more
-            for what is no radiograph.
-        poses: Tells how an image lies, in the order of `POSES`.
-        lateral: Tells lateral views from frontal ones by their thumbnails.
-        least_detail: Smoother images are refused; see `features.detail`.
-        num_images: That it was fitted on.
-        data_name: Of the data that these are from.
-        date: Of the fit.
-        knows_laterals: Whether there were lateral views among them, so that none is warned of.
-    """
+    """A fitted gate; `fit_gate` makes one."""
 
     distance: Distance
-    limit: float
-    strict_limit: float
-    poses: Poses
-    lateral: Discriminant
-    least_detail: float
-    num_images: int
+    limit: float  # of the distance
+    strict_limit: float  # of an image put upright, as another way to pass lets more pass that are no radiographs
+    pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
+    pose_biases: Floats  # (num_poses,)
+    pose_margins: Floats  # (num_poses,), by how much a pose must beat UPRIGHT
+    lateral_weights: Floats  # (THUMBNAIL_SIDE ** 2,), of a linear discriminant of lateral thumbnails
+    lateral_limit: float  # of their weighted sum
+    least_detail: float  # smoother images are refused; see `features.detail`
+    num_images: int  # that it was fitted on
     data_name: str
     date: str
-    knows_laterals: bool = False
+    knows_laterals: bool = False  # lateral views were among the images, so that no warning is given
 
-    def judge(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> Verdict:
-        """Judges one image.
+    @staticmethod
+    def prepare(image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
+        """Prepares an image for `judge_batch`; several threads may call it.
 
         Args:
             image: As `read_radiograph` gives it.
@@ -162,24 +157,14 @@ class Gate:
             is_lateral: Whether the file says that the view is lateral; `Radiograph.is_lateral` tells.
                 If it is None, the pixels are asked.
         """
-        return self.judge_batch([self.prepare(image, is_colour=is_colour, is_lateral=is_lateral)])[0]
-
-    def prepare(self, image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
-        """Prepares an image for `judge_batch`; arguments as for `judge`. Several threads may call it."""
-        size = image.info.get("original_size", image.size)
-        return GateInput(gray_levels(image), size, is_colour, is_lateral)
+        return GateInput(gray_levels(image), image.info.get("original_size", image.size), is_colour, is_lateral)
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
-        """Judges several images.
-
-        Args:
-            inputs: From `prepare`.
-        """
+        """Judges images from `prepare`."""
         if not inputs:
             return []
         grays = torch.stack([one.gray for one in inputs])
-        details = detail(grays)
-        reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, details, strict=True)]
+        reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, detail(grays), strict=True)]
         rest = [place for place, reason in enumerate(reasons) if not reason]
         rows = iter(gate_features(grays[rest])) if rest else iter(())
         return [
@@ -188,13 +173,13 @@ class Gate:
         ]
 
     def _verdict(self, one: GateInput, features: Floats) -> Verdict:
-        """The verdict on an image with these features `(1, num_features)`."""
+        """The verdict on an image with these features `(1, NUM_FEATURES)`."""
         distance = self._relative(features)
-        pose = POSES[int(self.poses(features)[0])]
+        scores = features @ self.pose_weights + self.pose_biases
+        pose = Pose(int((scores - scores[:, :1] - self.pose_margins).argmax()))
         warnings: tuple[str, ...] = ()
         if pose is not Pose.UPRIGHT:
-            undone = gate_features(pose.undone(one.gray)[None])
-            put_right = self._relative(undone)
+            put_right = self._relative(gate_features(pose.applied(one.gray, undo=True)[None]))
             # Cropping cannot be undone, so it leaves the distance as it is.
             if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
                 warnings = (_WARNINGS[pose],)
@@ -212,62 +197,38 @@ class Gate:
     def _view_warnings(self, features: Floats, is_lateral: bool | None) -> tuple[str, ...]:
         if self.knows_laterals:
             return ()
-        if is_lateral:
-            return (_SAID_LATERAL,)
-        return (_LATERAL,) if is_lateral is None and self.lateral(thumbnails(features))[0] else ()
+        if is_lateral is None:
+            is_lateral = (features[:, THUMBNAIL] @ self.lateral_weights).item() > self.lateral_limit
+            return (_LATERAL,) if is_lateral else ()
+        return (_RECORDED_LATERAL,) if is_lateral else ()
 
     def _plain_reason(self, one: GateInput, fine: float) -> str:
-        """Why an image is refused without looking at its features, as the end of a sentence; empty if not."""
+        """Reason to refuse an image without its features, as the end of a sentence; empty if there is none."""
         width, height = one.size
         if one.is_colour:
             return "it is a colour photograph or drawing."
-        if min(width, height) < LEAST_SIDE:
+        if min(width, height) < _LEAST_SIDE:
             return f"it has only {width} x {height} pixels."
-        if max(width, height) > LONGEST_PROPORTION * min(width, height):
+        if max(width, height) > _LONGEST_PROPORTION * min(width, height):
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
         if float(one.gray.float().std()) < _LEAST_CONTRAST:
             return "all of it is of about the same brightness."
-        if fine < self.least_detail:
-            return "it is smooth everywhere and shows no structure."
-        return ""
+        return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 
     def _relative(self, features: Floats) -> float:
-        return float(self.distance(structures(features))[0]) / self.limit
+        return float(self.distance(features[:, STRUCTURES])[0]) / self.limit
 
     def save(self, folder: Path) -> None:
         """Writes `gate.safetensors` into a model folder, whole or not at all."""
-        tensors = {
-            "centre": self.distance.centre,
-            "spread": self.distance.spread,
-            "directions": self.distance.directions,
-            "variances": self.distance.variances,
-            "pose_weights": self.poses.weights,
-            "pose_biases": self.poses.biases,
-            "pose_margins": self.poses.margins,
-            "lateral_weights": self.lateral.weights,
-        }
-        about = {
-            "version": VERSION,
-            "n": str(self.num_images),
-            "data": self.data_name,
-            "date": self.date,
-            "resolution": str(RESOLUTION),
-            "limit": repr(self.limit),
-            "strict_limit": repr(self.strict_limit),
-            "residual": repr(self.distance.residual),
-            "least_detail": repr(self.least_detail),
-            "lateral_limit": repr(self.lateral.limit),
-        }
+        values = {**self.distance._asdict(), **vars(self)}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)) for name in _SHAPES}
+        about = {name: repr(values[name]) for name in _NUMBERS}
+        about |= {"version": _VERSION, "resolution": str(RESOLUTION)}
+        about |= {"n": str(self.num_images), "data": self.data_name, "date": self.date}
         if self.knows_laterals:  # a file that does not say is of frontal views
             about["laterals"] = "yes"
-        partial = folder / f".{GATE_FILE}.{os.getpid()}"
-        arrays = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in tensors.items()}
-        try:
-            save_file(arrays, partial, metadata=about)
-            partial.chmod(0o644)  # others may read the weights, too
-            partial.replace(folder / GATE_FILE)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(folder / GATE_FILE) as partial:
+            save_file(tensors, partial, metadata=about)
 
     @classmethod
     def load(cls, path: Path) -> "Gate":
@@ -282,66 +243,41 @@ class Gate:
                 about = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
-            raise ModelFolderError(f"{file} cannot be read as a gate ({_first_line(error)}); fit it again.") from error
-        if about.get("version") != VERSION or about.get("resolution") != str(RESOLUTION):
             raise ModelFolderError(
-                f"{file} is a gate of another version or resolution, expected version {VERSION} at {RESOLUTION} "
+                f"{file} cannot be read as a gate ({first_line(error, 120)}); fit it again."
+            ) from error
+        if about.get("version") != _VERSION or about.get("resolution") != str(RESOLUTION):
+            raise ModelFolderError(
+                f"{file} is a gate of another version or resolution, expected version {_VERSION} at {RESOLUTION} "
                 "pixels; fit it again with `chexpert-hf gate`."
             )
-        _check_tensors(file, tensors)
         try:
-            return _gate_from(tensors, about)
+            _check_tensors(tensors)
+            values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+            values |= {name: float(about[name]) for name in _NUMBERS}
+            if not all(np.isfinite(values[name]) and values[name] > 0 for name in _NUMBERS[:-1]):
+                raise ValueError("its limits must be positive numbers")
+            return cls(
+                distance=Distance(*(values.pop(name) for name in Distance._fields)),
+                num_images=int(about["n"]),
+                data_name=about["data"],
+                date=about["date"],
+                knows_laterals=about.get("laterals") == "yes",
+                **values,
+            )
         except (KeyError, ValueError) as error:
-            raise ModelFolderError(f"{file} is damaged ({_first_line(error)}); fit it again.") from error
+            raise ModelFolderError(f"{file} is damaged ({first_line(error)}); fit it again.") from error
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises ModelFolderError unless all tensors are there, of shapes that belong together, and finite."""
-    count = len(tensors["variances"]) if "variances" in tensors and tensors["variances"].ndim == 1 else 0
-    shapes = {
-        "centre": (NUM_STRUCTURES,),
-        "spread": (NUM_STRUCTURES,),
-        "directions": (count, NUM_STRUCTURES),
-        "variances": (count,),
-        "pose_weights": (NUM_FEATURES, len(POSES)),
-        "pose_biases": (len(POSES),),
-        "pose_margins": (len(POSES),),
-        "lateral_weights": (THUMBNAIL_SIDE**2,),
-    }
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes or not count:
-        wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name)) or ["variances"]
-        raise ModelFolderError(
-            f"{file} does not hold the tensors of a gate ({wrong[0][:40]!r} is {found.get(wrong[0])}, expected "
-            f"{shapes.get(wrong[0])}); fit it again."
-        )
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise ModelFolderError(f"{file} is damaged: {name} is not all finite float32; fit it again.")
-    if not all(bool((tensors[name] > 0).all()) for name in ("spread", "variances")):
-        raise ModelFolderError(f"{file} is damaged: spread and variances must be positive; fit it again.")
-
-
-def _gate_from(tensors: dict[str, Tensor], about: dict[str, str]) -> Gate:
-    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-    numbers = {name: float(about[name]) for name in ("limit", "strict_limit", "residual", "least_detail")}
-    if not all(np.isfinite(value) and value > 0 for value in numbers.values()):
-        raise ValueError("its limits must be positive numbers")
-    return Gate(
-        distance=Distance(
-            arrays["centre"], arrays["spread"], arrays["directions"], arrays["variances"], numbers["residual"]
-        ),
-        limit=numbers["limit"],
-        strict_limit=numbers["strict_limit"],
-        poses=Poses(arrays["pose_weights"], arrays["pose_biases"], arrays["pose_margins"]),
-        lateral=Discriminant(arrays["lateral_weights"], float(about["lateral_limit"])),
-        least_detail=numbers["least_detail"],
-        num_images=int(about["n"]),
-        data_name=about["data"],
-        date=about["date"],
-        knows_laterals=about.get("laterals") == "yes",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError unless all tensors are there, of shapes that belong together, and finite."""
+    count = tensors["variances"].numel() if "variances" in tensors else 0
+    for name in sorted({*tensors, *_SHAPES}):
+        expected = tuple(count if side == -1 else side for side in _SHAPES.get(name, ()))
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if name not in _SHAPES or found != expected or 0 in expected:
+            raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected {expected}")
+        if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} is not all finite float32")
+        if name in ("spread", "variances") and not bool((tensors[name] > 0).all()):
+            raise ValueError(f"{name} must be positive")

@@ -1,6 +1,6 @@
 """Synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks of every planted finding."""
 
-from chexpert_hf.phantoms.folder import PhantomFolder, write_phantoms
+from chexpert_hf.phantoms.folder import write_phantoms
 from chexpert_hf.phantoms.rendering import PROJECTIONS, Phantom, render_phantom
 
-__all__ = ["PROJECTIONS", "Phantom", "PhantomFolder", "render_phantom", "write_phantoms"]
+__all__ = ["PROJECTIONS", "Phantom", "render_phantom", "write_phantoms"]

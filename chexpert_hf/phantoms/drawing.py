@@ -1,7 +1,4 @@
-"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, all as float arrays.
-
-Everything here knows pixels only; what a rib or a lung is stands in the modules that draw them.
-"""
+"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, as float arrays in pixels."""
 
 from collections.abc import Sequence
 
@@ -21,9 +18,8 @@ class Layer:
     """A picture of shapes with values in [0, 1], drawn at twice the resolution so that its edges are antialiased."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        height, width = shape
         self._shape = shape
-        self._image = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
+        self._image = Image.new("L", (shape[1] * _OVERSAMPLING, shape[0] * _OVERSAMPLING))
         self._draw = ImageDraw.Draw(self._image)
 
     def polygon(self, points: Points, value: float) -> None:
@@ -32,35 +28,27 @@ class Layer:
 
     def line(self, points: Points, width: float, value: float) -> None:
         """Draws a line of `width` pixels through `points`, `(n, 2)` as x, y in pixels."""
-        pixels = max(1, round(width * _OVERSAMPLING))
-        if pixels > 4:
-            # Pillow leaves wedges open at the joints of wide lines.
+        if round(width * _OVERSAMPLING) > 4:  # Pillow leaves wedges open at the joints of wide lines
             self.polygon(ribbon(points, width), value)
         else:
-            self._draw.line((points * _OVERSAMPLING).ravel().tolist(), fill=round(255 * value), width=pixels)
+            self.lines(points[None], width, value)
 
     def lines(self, segments: Points, width: float, value: float) -> None:
         """Draws many thin lines, `(num_lines, num_points, 2)`, of one width and value."""
-        fill, pixels = round(255 * value), max(1, round(width * _OVERSAMPLING))
+        pixels = max(1, round(width * _OVERSAMPLING))
         for coordinates in (segments * _OVERSAMPLING).reshape(len(segments), -1).tolist():
-            self._draw.line(coordinates, fill=fill, width=pixels)
+            self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
         """Draws a hollow tube seen from the side, as X-rays show a long bone: a dense rim around a lighter core."""
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
-    def tubes(self, paths: Points, width: float | Points, rim: float, core: float) -> None:
-        """Draws many tubes, `(num_tubes, num_points, 2)`, as `tube` does."""
-        for outer, inner in zip(ribbon(paths, width), ribbon(paths, np.asarray(width) - 2.0), strict=True):
-            self.polygon(outer, rim)
-            self.polygon(inner, core)
-
     def disk(self, centre: Sequence[float] | Points, radius: float | tuple[float, float], value: float) -> None:
         """Fills an ellipse of the given radius, or radii along x and y, in pixels."""
         rx, ry = radius if isinstance(radius, tuple) else (radius, radius)
         x, y = float(centre[0]), float(centre[1])
-        box = [(x - rx) * _OVERSAMPLING, (y - ry) * _OVERSAMPLING, (x + rx) * _OVERSAMPLING, (y + ry) * _OVERSAMPLING]
+        box = [side * _OVERSAMPLING for side in (x - rx, y - ry, x + rx, y + ry)]
         self._draw.ellipse(box, fill=round(255 * value))
 
     def array(self, softness: int = 1) -> Floats:
@@ -92,12 +80,9 @@ def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -
 
 
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
-    """Values at the equally spaced positions `at` of a line through `(position, value)` knots, rounded off.
+    """Values at equally spaced positions, `(n,)`, of a line through ascending `(position, value)` knots, rounded off.
 
-    Args:
-        at: `(n,)`, equally spaced, for instance one position per image row.
-        knots: Ascending in position; beyond the ends the line continues flat.
-        smoothing: Standard deviation of the Gaussian that rounds the corners, in samples.
+    `smoothing` is the standard deviation of the Gaussian that rounds the corners, in samples.
     """
     positions, values = zip(*knots, strict=True)
     return ndimage.gaussian_filter1d(np.interp(at, positions, values), smoothing, mode="nearest").astype(np.float32)

@@ -1,54 +1,53 @@
 """Folders of synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks.
 
-They stand in for CheXpert, which may not be passed on, in tests, examples and fresh installations: a phantom is
-nobody's radiograph, and what is in it is known rather than read. They say nothing about how a model does on patients.
+They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations: a phantom is nobody's
+radiograph, and its findings are known rather than read. They say nothing about how a model does on patients.
 """
 
-import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
-from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE
-from chexpert_hf.phantoms.patient import Patient
-from chexpert_hf.phantoms.rendering import patient_of, render_study
-from chexpert_hf.phantoms.truth import report_cells, sample_truth
+from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from chexpert_hf.phantoms.frame import Patient
+from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
-_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
-_STUDIES_PER_GROUP = 6
-"""Of six studies in a row the last is the fifth patient's second: every fifth patient comes twice."""
-
+_STUDIES_PER_GROUP = 6  # the last is the fifth patient's second: every fifth patient comes twice
 _CHANCE_OF_AP = 0.45
-_CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}
-"""A third of the studies have a lateral view; bedridden patients, who are imaged AP, rarely."""
-
+_CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}  # bedridden patients, who are imaged AP, rarely have one
 _JPEG_QUALITY = 90
 
+_CHEXPERT_STUDIES = 187_641
+# In the order of the observations.
+_UNCERTAIN_STUDIES = (
+    0, 10_148, 6_597, 4_341, 1_071, 11_571, 23_976, 15_658, 29_377, 2_663, 9_419, 1_771, 484, 898
+)  # fmt: skip
+UNCERTAIN_RATES: dict[str, float] = {
+    name: count / _CHEXPERT_STUDIES for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)
+}
+"""Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
-@dataclass(frozen=True)
-class _Study:
-    patient_number: int
-    number: int
-    patient: Patient
-    key: tuple[int, ...]
-    truth: set[str]
-    cells: dict[str, float | None]
-    projections: tuple[str, ...]
+UNCERTAIN_ODDS = 2.0
+"""Ratio of uncertain calls of present findings to those of absent ones. An assumption; the paper is silent."""
 
+EXPLICIT_NEGATIVES = 0.25
+"""Share of the absent and not uncertain findings that the report denies; it passes over the others. An assumption."""
 
-@dataclass(frozen=True)
-class PhantomFolder:
-    """What `write_phantoms` wrote."""
+PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
+    "Cardiomegaly": 0.12, "Atelectasis": 0.12, "Pleural Effusion": 0.14, "Support Devices": 0.35
+}  # fmt: skip
+"""Chance that each is planted in a study, independently. Not CheXpert's prevalences: those of its rare observations
+would leave a small folder without a single positive."""
 
-    root: Path
-    num_studies: dict[str, int]
-    """Split ("train", "valid") -> number of studies."""
-    num_images: dict[str, int]
+_Row = dict[str, str | int | float | None]
+_View = tuple[str, _Row, _Row]  # split, row of its table, row of truth.csv
 
 
 def write_phantoms(
@@ -59,14 +58,12 @@ def write_phantoms(
     valid_fraction: float = 0.2,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
-) -> PhantomFolder:
-    """Writes a data set of phantoms in CheXpert's layout.
+) -> None:
+    """Writes a data set of phantoms in CheXpert's layout; the folder's README describes its files.
 
-    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow.
-    `train.csv` has uncertain and blank cells as an automatic labeler would leave them, `valid.csv` the truth, as its
-    labels are radiologists' in CheXpert. `truth.csv` has the truth of every image, and `masks/` a 1-bit PNG of each
-    positive observation that can be pointed at. Labels belong to studies: a lateral view has those of its study, also
-    where it does not show the finding.
+    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As
+    CheXpert's, `train.csv` has an automatic labeler's uncertain and blank cells, and `valid.csv` the truth. A lateral
+    view has the labels of its study, also where it does not show the finding.
 
     Args:
         root: A folder that is empty or does not exist; its name is the first part of every `Path` cell.
@@ -80,39 +77,6 @@ def write_phantoms(
         FileExistsError: If `root` is a file or a folder that is not empty.
         ValueError: If another argument is out of range.
     """
-    _check(num_studies, seed, valid_fraction, workers)
-    root = Path(root).resolve()
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise FileExistsError(f"Phantoms are written into a new or empty folder only; {root} is there and not empty.")
-    root.mkdir(parents=True, exist_ok=True)
-    first_valid = _first_valid_study(num_studies, valid_fraction)
-    rows: dict[str, list[list[str]]] = {"train": [], "valid": []}
-    truths: list[list[str]] = []
-    studies = [
-        (_sample_study(seed, index), "train" if index < first_valid else "valid") for index in range(num_studies)
-    ]
-    for done, (study, split, views) in enumerate(_write_studies(root, studies, workers), start=1):
-        truth = {name: POSITIVE if name in study.truth else NEGATIVE for name in OBSERVATIONS}
-        for path, projection in views:
-            cells: Mapping[str, float | None] = study.cells if split == "train" else truth
-            rows[split].append(_row(f"{root.name}/{path}", study.patient, projection, cells))
-            truths.append([f"{root.name}/{path}", *(str(int(value)) for value in truth.values())])
-        if progress is not None:
-            progress(done)
-    for split, lines in rows.items():
-        if not lines:
-            continue  # a table without rows says nothing; without valid.csv, patients of train.csv are held out
-        _write_csv(root / f"{split}.csv", _COLUMNS, lines)
-    _write_csv(root / "truth.csv", ("Path", *OBSERVATIONS), truths)
-    (root / "README.md").write_text(_readme(root.name, num_studies, seed, valid_fraction), encoding="utf-8")
-    return PhantomFolder(
-        root=root,
-        num_studies={"train": first_valid, "valid": num_studies - first_valid},
-        num_images={split: len(lines) for split, lines in rows.items()},
-    )
-
-
-def _check(num_studies: int, seed: int, valid_fraction: float, workers: int) -> None:
     if num_studies < 1:
         raise ValueError(f"Expected at least 1 study, got num_studies={num_studies}.")
     if workers < 1:
@@ -121,6 +85,26 @@ def _check(num_studies: int, seed: int, valid_fraction: float, workers: int) -> 
         raise ValueError(f"Expected a seed of at least 0, got {seed}.")
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
+    root = Path(root).resolve()
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise FileExistsError(f"Phantoms are written into a new or empty folder only; {root} is there and not empty.")
+    root.mkdir(parents=True, exist_ok=True)
+    first_valid = num_studies - round(valid_fraction * num_studies)
+    if 0 < first_valid < num_studies and _patient_and_study(first_valid)[1] == 2:
+        first_valid -= 1  # both studies of a patient go to the same split
+    write, views = partial(_write_study, root, seed, first_valid), list[_View]()
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
+        for done, study in enumerate(studies, start=1):
+            views += study
+            if progress is not None:
+                progress(done)
+    for split in ("train", "valid"):
+        # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
+        if rows := [row for where, row, _ in views if where == split]:
+            pd.DataFrame(rows).to_csv(root / f"{split}.csv", index=False, lineterminator="\n")
+    pd.DataFrame([truth for _, _, truth in views]).to_csv(root / "truth.csv", index=False, lineterminator="\n")
+    (root / "README.md").write_text(_readme(root.name, num_studies, seed, valid_fraction), encoding="utf-8")
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
@@ -130,75 +114,68 @@ def _patient_and_study(index: int) -> tuple[int, int]:
     return group * last + min(place, last - 1) + 1, 2 if place == last else 1
 
 
-def _first_valid_study(num_studies: int, valid_fraction: float) -> int:
-    first = num_studies - round(valid_fraction * num_studies)
-    if 0 < first < num_studies and _patient_and_study(first)[1] == 2:
-        # Both studies of a patient go to the same split.
-        first -= 1
-    return first
-
-
-def _sample_study(seed: int, index: int) -> _Study:
-    patient_number, number = _patient_and_study(index)
-    key = (seed, 1, index)
+def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_View]:
+    """Draws and writes the views of a study with their masks."""
+    patient_number, study_number = _patient_and_study(index)
+    patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
-    truth = sample_truth(rng)
+    positive = sample_truth(rng)
     frontal = "AP" if rng.random() < _CHANCE_OF_AP else "PA"
     has_lateral = rng.random() < _CHANCE_OF_LATERAL[frontal]
-    return _Study(
-        patient_number=patient_number,
-        number=number,
-        patient=patient_of((seed, 2, patient_number)),
-        key=key,
-        truth=truth,
-        cells=report_cells(truth, rng),
-        projections=(frontal, "Lateral") if has_lateral else (frontal,),
-    )
-
-
-def _write_studies(
-    root: Path, studies: list[tuple[_Study, str]], workers: int
-) -> Iterator[tuple[_Study, str, list[tuple[str, str]]]]:
-    """Each study and its split, in order, with the path and projection of each view that was written."""
-    write = partial(_write_views, root)
-    if workers == 1:
-        for study, split in studies:
-            yield study, split, write((study, split))
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        for (study, split), views in zip(studies, pool.map(write, studies, chunksize=8), strict=True):
-            yield study, split, views
-
-
-def _write_views(root: Path, study_and_split: tuple[_Study, str]) -> list[tuple[str, str]]:
-    study, split = study_and_split
-    views = []
-    folder = f"{split}/patient{study.patient_number:05d}/study{study.number}"
+    truth = {name: POSITIVE if name in positive else NEGATIVE for name in OBSERVATIONS}
+    cells = report_cells(positive, rng)
+    split = "train" if index < first_valid else "valid"
+    folder, views = f"{split}/patient{patient_number:05d}/study{study_number}", list[_View]()
     (root / folder).mkdir(parents=True)
-    for number, projection in enumerate(study.projections, start=1):
-        phantom = render_study(study.patient, study.key, study.truth - {"No Finding"}, projection)
-        name = f"{folder}/view{number}_{'lateral' if projection == 'Lateral' else 'frontal'}"
+    for number, projection in enumerate((frontal, "Lateral") if has_lateral else (frontal,), start=1):
+        phantom = render_study(patient, key, positive - {"No Finding"}, projection)
+        view = "Lateral" if projection == "Lateral" else "Frontal"
+        name = f"{folder}/view{number}_{view.lower()}"
         Image.fromarray(phantom.image).save(root / f"{name}.jpg", quality=_JPEG_QUALITY)
-        masks = root / "masks" / name
-        if phantom.masks:
-            masks.mkdir(parents=True)
         for observation, mask in phantom.masks.items():
-            Image.fromarray(mask).save(masks / f"{observation}.png")
-        views.append((f"{name}.jpg", projection))
+            (root / "masks" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(root / "masks" / name / f"{observation}.png")
+        path = f"{root.name}/{name}.jpg"
+        row: _Row = {"Path": path, "Sex": patient.sex, "Age": patient.age, "Frontal/Lateral": view}
+        row["AP/PA"] = projection if view == "Frontal" else None
+        row.update(cells if split == "train" else truth)
+        views.append((split, row, {"Path": path, **{name: int(value) for name, value in truth.items()}}))
     return views
 
 
-def _row(path: str, patient: Patient, projection: str, cells: Mapping[str, float | None]) -> list[str]:
-    view = ["Lateral", ""] if projection == "Lateral" else ["Frontal", projection]
-    values = ["" if cells[name] is None else str(cells[name]) for name in OBSERVATIONS]
-    return [path, patient.sex, str(patient.age), *view, *values]
+def sample_truth(rng: np.random.Generator) -> set[str]:
+    """Draws what is positive in a study, parents and No Finding included."""
+    planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
+    return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
 
-def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
+    """Draws one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
+
+    A study of No Finding has no uncertain cell besides Support Devices, as in CheXpert, so those with findings have
+    more of them: over all studies the rates are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    """
+    cells: dict[str, float | None] = {}
+    for name in OBSERVATIONS:
+        is_uncertain = rng.random() < _chance_of_uncertain(name, name in truth, "No Finding" in truth)
+        is_denied = rng.random() < EXPLICIT_NEGATIVES and name != "No Finding"
+        certain = POSITIVE if name in truth else NEGATIVE if is_denied else None
+        cells[name] = UNCERTAIN if is_uncertain else certain
+    return cells
+
+
+def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float:
+    if name == "No Finding" or (is_normal and name != "Support Devices"):
+        return 0.0
+    normal = 0.0 if name == "Support Devices" else _chance_of_none(set(PREVALENCES) - {"Support Devices"})
+    positive = 1 - _chance_of_none({name, *CHILDREN.get(name, ())})
+    when_negative = UNCERTAIN_RATES[name] / (UNCERTAIN_ODDS * positive + (1 - positive - normal))
+    return UNCERTAIN_ODDS * when_negative if is_positive else when_negative
+
+
+def _chance_of_none(names: set[str]) -> float:
+    """Chance that none of these observations is planted."""
+    return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)
 
 
 def _readme(name: str, num_studies: int, seed: int, valid_fraction: float) -> str:

@@ -1,92 +1,33 @@
 """The normal lateral chest of a phantom: breast bone on the image's left, spine on its right.
 
-Positions are `(w, v)`: `w` is 0 behind the breast bone and 1 at the back of the ribs, `v` as in `anatomy`. Both lungs
-lie one over the other, so each contributes half of the air along a ray.
+Both lungs lie one over the other, so each contributes half of the air along a ray.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, smooth_path, smooth_step
-from chexpert_hf.phantoms.patient import LEFT, RIGHT, Patient, Posture, Shape
+from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, curve, smooth_path, smooth_step
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, LateralFrame
 from chexpert_hf.phantoms.skeleton import draw_vessels, vessel_tree
 
 _FRONT = ((-0.02, 0.5), (0.02, 0.4), (0.1, 0.26), (0.25, 0.12), (0.45, 0.05), (0.7, 0.02), (1.0, 0.03), (1.3, 0.08))
 _BACK = ((-0.02, 0.52), (0.02, 0.7), (0.1, 0.83), (0.25, 0.94), (0.5, 1.0), (0.8, 1.0), (1.1, 0.96), (1.3, 0.93))
 
 
-class LateralFrame:
-    """Where things are in one lateral radiograph; the counterpart of `anatomy.FrontalFrame`."""
-
-    def __init__(self, patient: Patient, posture: Posture, change: Shape) -> None:
-        self.patient, self.posture, self.shape = patient, posture, posture.shape
-        height, width = posture.shape
-        self.half = 0.385 * width * patient.breadth * posture.zoom
-        self.height = min(2 * self.half * patient.lung_height * 0.97, 0.72 * height)
-        self.depth = 1.58 * self.half * (1 + 0.1 * patient.fat)
-        self.top = height * (0.13 + posture.shift[1])
-        self.front = width * (0.47 + posture.shift[0]) - 0.5 * self.depth
-        self.v: Floats = ((np.arange(height) - self.top) / self.height).astype(np.float32)
-        self.x = np.arange(width, dtype=np.float32)[None, :]
-        self.y = np.arange(height, dtype=np.float32)[:, None]
-        self.w: Floats = ((self.x - self._lean(self.v)[:, None]) / self.depth).astype(np.float32)
-        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
-        self.resting_dome = {side: self._dome(side, 0.0) for side in change.raised}
-        self.change = change
-
-    def place(self, w: float | Points, v: float | Points) -> Points:
-        """Pixel positions, `(..., 2)` as x, y."""
-        w, v = np.broadcast_arrays(np.asarray(w, dtype=np.float64), np.asarray(v, dtype=np.float64))
-        return np.stack([self._lean(v) + w * self.depth, self.top + v * self.height], axis=-1)
-
-    def trace(self, nodes: Sequence[tuple[float, float]], *, shift: tuple[float, float] = (0.0, 0.0)) -> Points:
-        """Pixel positions, `(n, 2)`, of a list of `(w, v)`, shifted."""
-        w, v = np.array(nodes).T
-        return self.place(w + shift[0], v + shift[1])
-
-    def _lean(self, v: Points | Floats) -> Points:
-        return np.asarray(self.front - self.posture.tilt * (np.asarray(v) - 0.5) * self.height)
-
-    def _dome(self, side: int, raised: float) -> Floats:
-        knots = ((0.0, 1.02), (0.12, 0.96), (0.3, 0.92), (0.5, 0.95), (0.7, 1.05), (0.85, 1.17), (1.0, 1.3))
-        lower = self.patient.left_dome if side == LEFT else 0.0
-        w = (self.x[0] - self.front) / self.depth
-        lift = raised * np.exp(-(((w - 0.4) / 0.4) ** 2))
-        return (self.top + (curve(w, knots, 6) + lower - lift) * self.height).astype(np.float32)
-
-    def lost_lung(self, side: int) -> NDArray[np.bool_]:
-        """Where volume loss has raised the hemidiaphragm into what was lung, `(height, width)`."""
-        within = (self.w > 0.03) & (self.w < 0.95)
-        return within & (self.y > self.dome[side]) & (self.y < self.resting_dome[side])
-
-    def heart_mask(self) -> NDArray[np.bool_]:
-        """The heart behind the breast bone and above the lower dome, `(height, width)`."""
-        floor = np.maximum(self.dome[RIGHT], self.dome[LEFT])
-        return (self._heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
-
-    def heart(self) -> Floats:
-        """Share of the lungs' place that the heart and the great vessels take along each ray, `(height, width)`."""
-        arch = 0.3 * smooth_step(np.abs(self.w - 0.47), 0.3, 0.05) * smooth_step(self.v, 0.66, 0.2)[:, None]
-        return np.maximum(0.7 * np.sqrt(self._heart_chord()), arch).astype(np.float32)
-
-    def _heart_chord(self) -> Floats:
-        size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
-        dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.depth)
-        long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
-        along, across = (dw * 0.62 - dv * 0.78) / long, (dw * 0.78 + dv * 0.62) / short
-        # Broader at the apex than at the root of the vessels.
-        return np.clip(1 - along**2 - (across * (1 + 0.3 * along)) ** 2, 0, 1)
+def lateral_chest(frame: LateralFrame, rng: Generator, engorged: float) -> tuple[dict[int, Floats], Floats, Floats]:
+    """As `anatomy.frontal_chest`."""
+    solid = _body(frame) + _bones(frame) - _gas(frame, rng)
+    return _lung_depths(frame), _vessels(frame, engorged), solid
 
 
-def lateral_lung_depths(frame: LateralFrame) -> dict[int, Floats]:
+def _lung_depths(frame: LateralFrame) -> dict[int, Floats]:
     """Aerated lung along each ray, `(height, width)` in cm per side."""
     front, back = curve(frame.v, _FRONT, 3)[:, None], curve(frame.v, _BACK, 3)[:, None]
     s = np.clip((frame.w - front) / np.maximum(back - front, 0.02), 0, 1)
     profile = np.sqrt(np.sqrt(4 * s * (1 - s)))
     by_row = curve(frame.v, ((-0.02, 0.0), (0.03, 3.0), (0.15, 6.5), (0.4, 9.0), (0.9, 10.0), (1.3, 10.0)), 3)
-    free = 1 - frame.heart()
+    # The heart and the great vessels take their share of the lungs' place.
+    arch = 0.3 * smooth_step(np.abs(frame.w - 0.47), 0.3, 0.05) * smooth_step(frame.v, 0.66, 0.2)[:, None]
+    free = 1 - np.maximum(0.7 * np.sqrt(frame.heart_chord()), arch).astype(np.float32)
     depths = {}
     for side in (RIGHT, LEFT):
         above = np.clip((frame.dome[side][None, :] - frame.y) / 1.6 + 0.5, 0, 1)
@@ -94,15 +35,12 @@ def lateral_lung_depths(frame: LateralFrame) -> dict[int, Floats]:
     return depths
 
 
-def lateral_body(frame: LateralFrame) -> Floats:
+def _body(frame: LateralFrame) -> Floats:
     """Soft tissue of trunk, neck and raised arms, `(height, width)` in cm, as if the lungs were solid."""
     fat = frame.patient.fat
-    front = curve(
-        frame.v, ((-0.35, 0.3), (-0.2, 0.3), (-0.05, 0.1), (0.2, -0.08 - 0.1 * fat), (1.0, -0.1 - 0.2 * fat)), 6
-    )
-    back = curve(
-        frame.v, ((-0.35, 0.85), (-0.2, 0.9), (-0.02, 1.08), (0.2, 1.16 + 0.1 * fat), (1.3, 1.14 + 0.1 * fat)), 6
-    )
+    fronts = ((-0.35, 0.3), (-0.2, 0.3), (-0.05, 0.1), (0.2, -0.08 - 0.1 * fat), (1.0, -0.1 - 0.2 * fat))
+    backs = ((-0.35, 0.85), (-0.2, 0.9), (-0.02, 1.08), (0.2, 1.16 + 0.1 * fat), (1.3, 1.14 + 0.1 * fat))
+    front, back = curve(frame.v, fronts, 6), curve(frame.v, backs, 6)
     thick = curve(frame.v, ((-0.3, 13.0), (-0.12, 16.0), (0.0, 20.0), (0.2, 24.0), (0.5, 26.0), (1.4, 26.0)), 6)
     s = np.clip((frame.w - front[:, None]) / (back - front)[:, None], 0, 1)
     trunk = (thick + 3 * fat)[:, None] * np.sqrt(np.sqrt(4 * s * (1 - s)) * 0.55 + 0.45 * 4 * s * (1 - s))
@@ -111,65 +49,59 @@ def lateral_body(frame: LateralFrame) -> Floats:
     trunk += 2.0 * arm.array(8) * (trunk > 1)
     if frame.patient.sex == "Female":
         centre = frame.place(0.02, 0.72)
-        r = ((frame.x - centre[0]) / (0.17 * frame.depth)) ** 2 + ((frame.y - centre[1]) / (0.2 * frame.height)) ** 2
+        r = ((frame.x - centre[0]) / (0.17 * frame.unit)) ** 2 + ((frame.y - centre[1]) / (0.2 * frame.height)) ** 2
         trunk = np.maximum(trunk, np.float32(13.0) * np.sqrt(np.clip(1 - r, 0, 1)))
     return trunk.astype(np.float32)
 
 
-def lateral_bones(frame: LateralFrame) -> Floats:
+def _bones(frame: LateralFrame) -> Floats:
     """Spine, breast bone, ribs and shoulder blades, in cm."""
     bones, faint = Layer(frame.shape), Layer(frame.shape)
+    corners = np.array(
+        [[-1, -0.8], [-0.9, -1], [0.9, -1], [1, -0.8], [0.9, 0], [1, 0.8], [0.9, 1], [-0.9, 1], [-1, 0.8]]
+    )
     for number in range(16):
         v = -0.15 + 0.092 * number
-        centre = frame.place(_spine_w(v), v)
-        half_width, half_height = (0.056 + 0.0014 * number) * frame.depth, 0.038 * frame.height
+        centre = frame.place(0.76 + 0.1 * float(np.sin(np.pi * np.clip((v + 0.2) / 1.35, 0, 1.2))), v)
+        half_width, half_height = (0.056 + 0.0014 * number) * frame.unit, 0.038 * frame.height
         lean = 0.35 * np.cos(np.pi * (v + 0.15) / 1.25) * half_height
-        corners = np.array(
-            [[-1, -0.8], [-0.9, -1], [0.9, -1], [1, -0.8], [0.9, 0], [1, 0.8], [0.9, 1], [-0.9, 1], [-1, 0.8]]
-        )
         body = corners * [half_width, half_height] + np.stack([0 * corners[:, 0], lean * corners[:, 0]], axis=1)
         bones.polygon(centre + body, 0.62)
         bones.polygon(centre + 0.84 * body, 0.42)
         process = np.array([[1.1, -0.2], [1.7, -0.1], [2.6, 1.3], [2.3, 1.6], [1.6, 0.8], [1.1, 0.5]])
         faint.polygon(centre + process * [half_width, half_height], 0.5)
     sternum = smooth_path(frame.trace([(0.3, 0.09), (0.11, 0.26), (0.03, 0.5), (0.0, 0.75)]))
-    bones.tube(sternum, 0.042 * frame.depth, 0.6, 0.4)
+    bones.tube(sternum, 0.042 * frame.unit, 0.6, 0.4)
     for number in range(9):
         v = 0.03 + 0.098 * number
+        nodes = [(0.84, v), (0.98, v + 0.05), (0.93, v + 0.17), (0.6, v + 0.33), (0.3, v + 0.42)]
         for shift in (0.0, 0.022):
-            nodes = [(0.84, v), (0.98, v + 0.05), (0.93, v + 0.17), (0.6, v + 0.33), (0.3, v + 0.42)]
-            path = smooth_path(frame.trace(nodes, shift=(shift, shift)))
-            faint.tube(path, 0.03 * frame.height, 0.6, 0.35)
+            faint.tube(smooth_path(frame.trace(nodes, shift=(shift, shift))), 0.03 * frame.height, 0.6, 0.35)
     for shift in (0.0, 0.06):
         blade = frame.trace([(0.72, -0.05), (0.86, 0.15), (0.97, 0.42)], shift=(shift, 0.0))
         faint.line(smooth_path(blade), 3.0, 0.8)
     return bones.array() * np.float32(3.4) + faint.array() * np.float32(1.5)
 
 
-def _spine_w(v: float) -> float:
-    return 0.76 + 0.1 * float(np.sin(np.pi * np.clip((v + 0.2) / 1.35, 0, 1.2)))
-
-
-def lateral_vessels(frame: LateralFrame, engorged: float = 1.0) -> Floats:
+def _vessels(frame: LateralFrame, engorged: float) -> Floats:
     """Hilar vessels and their branches, in cm."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
     layer = Layer(frame.shape)
     hub = frame.place(0.5, 0.47)
     draw_vessels(layer, [vessel_tree(rng, hub, way, 0.2 * frame.height) for way in (-1, 1)], engorged)
-    layer.disk(hub, (0.06 * frame.depth, 0.045 * frame.height), 0.4)
-    layer.disk(
-        hub + np.array([0.03 * frame.depth, 0.06 * frame.height]), (0.04 * frame.depth, 0.05 * frame.height), 0.4
-    )
+    layer.disk(hub, (0.06 * frame.unit, 0.045 * frame.height), 0.4)
+    below = hub + np.array([0.03 * frame.unit, 0.06 * frame.height])
+    layer.disk(below, (0.04 * frame.unit, 0.05 * frame.height), 0.4)
     return layer.array() * np.float32(2.0)
 
 
-def lateral_gas(frame: LateralFrame, rng: Generator) -> Floats:
+def _gas(frame: LateralFrame, rng: Generator) -> Floats:
     """Air in trachea, main bronchi (seen end on) and stomach, in cm."""
     layer = Layer(frame.shape)
     trachea = smooth_path(frame.trace([(0.5, -0.4), (0.52, 0.0), (0.56, 0.4)]))
-    layer.line(trachea, 0.065 * frame.depth, 0.42)
-    layer.disk(frame.place(0.56, 0.42), 0.028 * frame.depth, 0.55)
+    layer.line(trachea, 0.065 * frame.unit, 0.42)
+    layer.disk(frame.place(0.56, 0.42), 0.028 * frame.unit, 0.55)
     if rng.random() < 0.75:
         centre = frame.place(rng.uniform(0.35, 0.5), 1.06 + frame.patient.left_dome)
-        layer.disk(centre, (0.12 * frame.depth, 0.05 * frame.height), 0.9)
+        layer.disk(centre, (0.12 * frame.unit, 0.05 * frame.height), 0.9)
     return layer.array(2) * np.float32(4.0)

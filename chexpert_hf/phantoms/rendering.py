@@ -1,8 +1,8 @@
 """Synthetic chest radiographs with exact masks of every planted finding.
 
-`render_phantom` draws one radiograph; `folder` writes folders of them. Who is imaged stands in `patient`, what the
-chest is made of in `anatomy`, `skeleton` and `lateral`, what is planted in it in `findings`, `opacities` and `devices`,
-how it becomes an image in `film`.
+`render_phantom` draws one radiograph; `folder` writes folders of them. The patient and the coordinates are in `frame`,
+tissues in `anatomy`, `skeleton` and `lateral`, planted findings in `findings` and `devices`, and the way from
+thickness to an image in `film`.
 """
 
 from collections.abc import Collection
@@ -11,32 +11,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.labels import OBSERVATIONS, check_observations
-from chexpert_hf.phantoms import anatomy, film, lateral, skeleton
-from chexpert_hf.phantoms.anatomy import AIR_CONTRAST, FrontalFrame
+from chexpert_hf.labels import OBSERVATIONS, PARENTS, ancestors, check_observations
+from chexpert_hf.phantoms import film
+from chexpert_hf.phantoms.anatomy import frontal_chest
 from chexpert_hf.phantoms.devices import plant_support_devices
 from chexpert_hf.phantoms.drawing import Floats, Generator, cloud
-from chexpert_hf.phantoms.findings import PLANTERS, RESHAPERS, break_ribs, fracture_mask
-from chexpert_hf.phantoms.lateral import LateralFrame
-from chexpert_hf.phantoms.patient import LEFT, RIGHT, Patient, Shape, sample_patient, sample_posture
-from chexpert_hf.phantoms.scene import Mask, Scene
-from chexpert_hf.phantoms.truth import CHILDREN, implied
+from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, reshaped
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, Frame, FrontalFrame, LateralFrame, Mask, Patient, Scene
+from chexpert_hf.phantoms.lateral import lateral_chest
+from chexpert_hf.phantoms.skeleton import Break, break_ribs, fracture_mask
+
+Key = tuple[int, ...]
 
 PROJECTIONS = ("PA", "AP", "Lateral")
 
-Key = tuple[int, ...]
+CHILDREN: dict[str, tuple[str, ...]] = {
+    parent: tuple(name for name in OBSERVATIONS if parent in ancestors(name))
+    for parent in sorted(set(PARENTS.values()))
+}
+"""Parent -> all observations below it in the label hierarchy; it is positive whenever one of them is."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic radiograph."""
+    """One synthetic radiograph.
 
-    image: NDArray[np.uint8]
-    """`(height, width)`, bright where little radiation came through."""
-    masks: dict[str, Mask]
-    """Positive observation -> `(height, width)`; without No Finding, and without what this projection does not show."""
-    projection: str
-    """One of `PROJECTIONS`."""
+    `masks` is without No Finding, and without findings that this projection does not show.
+    """
+
+    image: NDArray[np.uint8]  # (height, width), bright where little radiation came through
+    masks: dict[str, Mask]  # positive observation -> (height, width)
 
 
 def render_phantom(seed: int, observations: Collection[str] = (), *, projection: str = "PA") -> Phantom:
@@ -48,7 +52,7 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
 
     Args:
         seed: Not negative.
-        observations: What to plant. No Finding, or nothing, is a normal chest; Support Devices may be planted in one.
+        observations: To plant. No Finding, or nothing, is a normal chest; Support Devices may be planted in one.
         projection: "PA", "AP" or "Lateral". Pneumothorax, Pleural Other, Fracture and a widened upper mediastinum are
             not drawn in lateral views, where they are hard to see in reality.
 
@@ -63,103 +67,71 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
     wanted = set(check_observations(observations)) if observations else set()
     if "No Finding" in wanted and wanted - {"No Finding", "Support Devices"}:
         raise ValueError(f"No Finding excludes other findings, got: {', '.join(sorted(wanted))}.")
-    return render_study(patient_of((seed,)), (seed,), wanted, projection)
+    return render_study(Patient((seed,)), (seed,), wanted, projection)
 
 
-def patient_of(key: Key) -> Patient:
-    """The patient that belongs to a key of random numbers."""
-    return sample_patient(np.random.default_rng([*key, 0]))
+def implied(observations: set[str]) -> set[str]:
+    """The observations and all their parents in the hierarchy."""
+    return observations | {parent for parent, children in CHILDREN.items() if observations & set(children)}
 
 
 def render_study(patient: Patient, key: Key, observations: Collection[str], projection: str) -> Phantom:
     """Draws one view of a study: `key` decides posture, exposure and what the findings look like."""
-    planted = _leaves(observations)
-    view = PROJECTIONS.index(projection)
-    streams = _streams(key)
-    exposure = film.sample_exposure(np.random.default_rng([*key, 3, view]), projection, patient.fat)
-    breaks = break_ribs(np.random.default_rng(streams["Fracture"])) if "Fracture" in planted else ()
-    frame = make_frame(patient, key, planted, projection)
-    rng = np.random.default_rng([*key, 4, view])
-    engorged = 1.35 if "Edema" in planted else 1.0
-    scene, solid = _normal_chest(frame, rng, engorged, breaks)
-    masks = {name: PLANTERS[name](scene, np.random.default_rng(streams[name])) for name in planted if name in PLANTERS}
-    masks |= _outline_masks(frame, planted, breaks)
-    if "Support Devices" in planted:
-        metal = plant_support_devices(frame, np.random.default_rng(streams["Support Devices"]))
-        scene.extra += metal
-        masks["Support Devices"] = metal > 0.4
-    grey = film.expose(solid + scene.vascular + scene.extra, exposure)
-    grey = film.stamp_marker(film.collimate(grey, rng), rng, projection)
-    return Phantom(film.quantise(grey), _with_parents(masks), projection)
-
-
-def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> FrontalFrame | LateralFrame:
-    """The outlines of the chest in one view, as the planted findings change them."""
-    posture = sample_posture(np.random.default_rng([*key, 2, PROJECTIONS.index(projection)]), projection)
-    streams = _streams(key)
-    change = _combine([RESHAPERS[name](np.random.default_rng(streams[name])) for name in planted if name in RESHAPERS])
-    return LateralFrame(patient, posture, change) if projection == "Lateral" else FrontalFrame(patient, posture, change)
-
-
-def _streams(key: Key) -> dict[str, Key]:
-    """One stream of random numbers per observation, so that no finding depends on which others are planted."""
-    return {name: (*key, 1, number) for number, name in enumerate(OBSERVATIONS)}
-
-
-def _leaves(observations: Collection[str]) -> list[str]:
     chosen = implied(set(observations))
-    return [name for name in OBSERVATIONS if name in chosen and not chosen & set(CHILDREN.get(name, ()))]
-
-
-def _combine(changes: list[Shape]) -> Shape:
-    raised = {side: lift for change in changes for side, lift in change.raised.items()}
-    return Shape(
-        heart_left=max((change.heart_left for change in changes), default=1.0),
-        heart_right=max((change.heart_right for change in changes), default=1.0),
-        mediastinum=max((change.mediastinum for change in changes), default=1.0),
-        raised=raised,
-    )
-
-
-def _normal_chest(
-    frame: FrontalFrame | LateralFrame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
-) -> tuple[Scene, Floats]:
-    """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
-    if isinstance(frame, FrontalFrame):
-        lungs = anatomy.lung_depths(frame)
-        solid = anatomy.body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
-        solid -= skeleton.gas(frame, rng)
-        vessels = skeleton.vessels(frame, engorged)
-    else:
-        lungs = lateral.lateral_lung_depths(frame)
-        solid = lateral.lateral_body(frame) + lateral.lateral_bones(frame)
-        solid -= lateral.lateral_gas(frame, rng)
-        vessels = lateral.lateral_vessels(frame, engorged)
-    air = lungs[RIGHT] + lungs[LEFT]
-    solid -= np.float32(AIR_CONTRAST) * air
-    vascular = vessels * np.minimum(air / 8, 1) + np.float32(0.022) * cloud(rng, frame.shape, 8) * air
-    return Scene(frame, lungs, np.zeros(frame.shape, dtype=np.float32), vascular), solid
-
-
-def _outline_masks(
-    frame: FrontalFrame | LateralFrame, planted: list[str], breaks: tuple[skeleton.Break, ...]
-) -> dict[str, Mask]:
-    masks = {}
+    planted = [name for name in OBSERVATIONS if name in chosen and not chosen & set(CHILDREN.get(name, ()))]
+    if projection == "Lateral":
+        planted = [name for name in planted if name not in NOT_IN_LATERAL]
+    view = PROJECTIONS.index(projection)
+    frame = make_frame(patient, key, planted, projection)
+    breaks = break_ribs(_stream(key, "Fracture")) if "Fracture" in planted else ()
+    rng = np.random.default_rng([*key, 4, view])
+    scene, solid = _normal_chest(frame, rng, 1.35 if "Edema" in planted else 1.0, breaks)
+    masks: dict[str, Mask] = {}
+    for name in filter(PLANTERS.get, planted):
+        masks[name] = np.logical_or.reduce(list(PLANTERS[name](scene, _stream(key, name))))
     if "Cardiomegaly" in planted:
         masks["Cardiomegaly"] = frame.heart_mask()
     if isinstance(frame, FrontalFrame):
         if "Enlarged Cardiomediastinum" in planted:
             masks["Enlarged Cardiomediastinum"] = frame.upper_mediastinum_mask()
-        if breaks:
-            masks["Fracture"] = fracture_mask(frame, breaks)
-    return masks
+        masks["Fracture"] = fracture_mask(frame, breaks)
+    if "Support Devices" in planted:
+        metal = plant_support_devices(frame, _stream(key, "Support Devices"))
+        scene.extra += metal
+        masks["Support Devices"] = metal > 0.4
+    thickness = solid + scene.vascular + scene.extra
+    grey = film.expose(thickness, np.random.default_rng([*key, 3, view]), projection, patient.fat)
+    grey = film.stamp_marker(film.collimate(grey, rng), rng, projection)
+    return Phantom(np.clip(grey + np.float32(0.5), 0, 255).astype(np.uint8), _with_parents(masks))
+
+
+def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:
+    """The outlines of the chest in one view, as the planted findings change them."""
+    change = reshaped({name: _stream(key, name) for name in planted})
+    frame = LateralFrame if projection == "Lateral" else FrontalFrame
+    return frame(patient, np.random.default_rng([*key, 2, PROJECTIONS.index(projection)]), projection, change)
+
+
+def _stream(key: Key, name: str) -> Generator:
+    """Random numbers of an observation's own, so that no finding depends on which others are planted."""
+    return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
+
+
+def _normal_chest(frame: Frame, rng: Generator, engorged: float, breaks: tuple[Break, ...]) -> tuple[Scene, Floats]:
+    """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
+    if isinstance(frame, FrontalFrame):
+        lungs, vessels, solid = frontal_chest(frame, rng, engorged, breaks)
+    else:
+        lungs, vessels, solid = lateral_chest(frame, rng, engorged)
+    air = sum(lungs.values(), np.float32(0))
+    vascular = vessels * np.minimum(air / 8, 1) + np.float32(0.022) * cloud(rng, frame.shape, 8) * air
+    return Scene(frame, lungs, np.zeros(frame.shape, np.float32), vascular), solid - np.float32(AIR_CONTRAST) * air
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
     """Adds the implied parents' masks, drops the empty ones, and sorts by the order of the labels."""
     full = dict(masks)
     for parent, children in CHILDREN.items():
-        parts = [masks[name] for name in (parent, *children) if name in masks]
-        if parts:
+        if parts := [masks[name] for name in (parent, *children) if name in masks]:
             full[parent] = np.logical_or.reduce(parts)
     return {name: full[name] for name in OBSERVATIONS if name in full and full[name].any()}

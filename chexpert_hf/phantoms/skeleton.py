@@ -1,42 +1,47 @@
-"""Bones, airways and lung vessels of the frontal phantom, as maps of water-equivalent thickness in cm.
+"""Bones, airways and lung vessels of the frontal phantom, as maps of water-equivalent thickness in cm."""
 
-Coordinates and conventions are those of `anatomy`.
-"""
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from chexpert_hf.phantoms.anatomy import FrontalFrame
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, ribbon, smooth_path, smooth_step
-from chexpert_hf.phantoms.patient import LEFT, RIGHT
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Mask, either_side, wall_at
 
-NUM_RIBS = 10
+_NUM_RIBS = 10
 
 
-@dataclass(frozen=True)
-class Break:
+class Break(NamedTuple):
     """A displaced fracture of one rib."""
 
     side: int
     rib: int
-    position: float
-    """Along the posterior arc: 0 at the spine, 1 at the lateral wall."""
-    step: float
-    """Displacement across the rib, in rib widths."""
+    position: float  # along the posterior arc: 0 at the spine, 1 at the lateral wall
+    step: float  # displacement across the rib, in rib widths
     has_callus: bool
 
 
-def posterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(NUM_RIBS, 18, 2)` in pixels, of the posterior ribs from the spine to the lateral wall."""
+def break_ribs(rng: Generator) -> tuple[Break, ...]:
+    """One to three neighbouring ribs, displaced."""
+    side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
+    position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
+    breaks = []
+    for rib in range(first, first + count):
+        place = float(position + rng.normal(0, 0.03))
+        step = float(rng.uniform(0.95, 1.4) * (1.15 if count == 1 else 1.0))
+        breaks.append(Break(side, rib, place, step, has_callus))
+    return tuple(breaks)
+
+
+def _posterior_ribs(frame: FrontalFrame, side: int) -> Points:
+    """Centre lines, `(_NUM_RIBS, 18, 2)` in pixels, of the posterior ribs from the spine to the lateral wall."""
     t, start, drop, wall = _rib_levels(frame, 18)
     rise = np.where(start > 0.1, 0.035, 0.02)
     v = start - rise * np.sin(np.pi * np.minimum(t * 1.25, 1)) + drop * t**2.4
     return frame.place(side * (0.1 + (wall - 0.1) * np.sin(np.pi / 2 * t) ** 0.92), v)
 
 
-def anterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(NUM_RIBS, 14, 2)` in pixels, of the anterior ribs from the lateral wall to their cartilage."""
+def _anterior_ribs(frame: FrontalFrame, side: int) -> Points:
+    """Centre lines, `(_NUM_RIBS, 14, 2)` in pixels, of the anterior ribs from the lateral wall to their cartilage."""
     t, start, drop, wall = _rib_levels(frame, 14)
     stop = 0.24 + 0.36 * start
     u = wall - (wall - stop) * (1 - np.cos(np.pi / 2 * t)) ** 0.9
@@ -45,23 +50,24 @@ def anterior_ribs(frame: FrontalFrame, side: int) -> Points:
 
 
 def _rib_levels(frame: FrontalFrame, num_points: int) -> tuple[Points, Points, Points, Points]:
-    """Position along the rib, `(1, num_points)`, and per rib, `(NUM_RIBS, 1)`: start at the spine, drop, wall."""
-    number = np.arange(NUM_RIBS)[:, None]
+    """Position along the rib, `(1, num_points)`, and per rib, `(_NUM_RIBS, 1)`: start at the spine, drop, wall."""
+    number = np.arange(_NUM_RIBS)[:, None]
     start = 0.098 * number
     drop = np.where(number > 0, (0.1 + 0.012 * number) * frame.patient.rib_slope, 0.06)
-    wall = frame.wall_at(start + drop) * np.where(number > 0, 0.995, 0.8)
+    wall = wall_at(start + drop) * np.where(number > 0, 0.995, 0.8)
     return np.linspace(0, 1, num_points)[None, :], start, drop, wall
 
 
-def ribs(frame: FrontalFrame, breaks: tuple[Break, ...] = ()) -> Floats:
+def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
     """All ribs, with the given fractures."""
     posterior, anterior = Layer(frame.shape), Layer(frame.shape)
     width = 0.034 * frame.height
     for side in (RIGHT, LEFT):
-        lines = posterior_ribs(frame, side)
         broken = [item.rib for item in breaks if item.side == side]
-        posterior.tubes(np.delete(lines, broken, axis=0), width, 0.78, 0.5)
-        anterior.tubes(anterior_ribs(frame, side)[:7], width * np.linspace(0.95, 1.25, 14), 0.5, 0.36)
+        for line in np.delete(_posterior_ribs(frame, side), broken, axis=0):
+            posterior.tube(line, width, 0.78, 0.5)
+        for line in _anterior_ribs(frame, side)[:7]:
+            anterior.tube(line, width * np.linspace(0.95, 1.25, 14), 0.5, 0.36)
     bones = posterior.array() * np.float32(1.35) + anterior.array() * np.float32(1.3)
     return bones + _broken_ribs(frame, breaks, width) if breaks else bones
 
@@ -69,56 +75,54 @@ def ribs(frame: FrontalFrame, breaks: tuple[Break, ...] = ()) -> Floats:
 def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...], width: float) -> Floats:
     bone, ends, bruise = Layer(frame.shape), Layer(frame.shape), Layer(frame.shape)
     for item in breaks:
-        inner, outer = fragments(posterior_ribs(frame, item.side)[item.rib], item, width)
+        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
         # Impacted bone is dense at once; in the weeks after, callus makes a spindle of the ends.
         spindle = np.array([0.45, 0.75, 1.0, 1.15, 0.95]) * width * (1.5 if item.has_callus else 1.0)
         for piece, end in ((inner, inner[-5:]), (outer, outer[4::-1])):
             bone.tube(piece, width, 0.78, 0.5)
             ends.polygon(ribbon(end, spindle), 0.9)
         if not item.has_callus:
-            centre = (inner[-1] + outer[0]) / 2
-            bruise.disk(centre, (3.0 * width, 1.9 * width), 0.9)
+            bruise.disk((inner[-1] + outer[0]) / 2, (3.0 * width, 1.9 * width), 0.9)
     cortex = bone.array() * np.float32(1.35)
     return cortex + ends.array(2) * np.float32(2.4) + bruise.array(6) * np.float32(1.7)
 
 
-def fragments(line: Points, fracture: Break, width: float) -> list[Points]:
+def _fragments(line: Points, fracture: Break, width: float) -> list[Points]:
     """The two pieces of a broken rib: the outer one steps off, and a gap opens."""
-    at = fracture.position * (len(line) - 1)
-    dense = np.stack(
-        [np.interp(np.linspace(0, len(line) - 1, 120), np.arange(len(line)), line[:, i]) for i in (0, 1)], 1
-    )
-    cut = round(at / (len(line) - 1) * 119)
-    gap = 2
-    inner, outer = dense[: cut - gap], dense[cut + gap :].copy()
+    places = np.linspace(0, len(line) - 1, 120)
+    dense = np.stack([np.interp(places, np.arange(len(line)), line[:, axis]) for axis in (0, 1)], 1)
+    cut = round(fracture.position * 119)
+    inner, outer = dense[: cut - 2], dense[cut + 2 :].copy()
     tangent = dense[cut] - dense[cut - 4]
     normal = np.array([-tangent[1], tangent[0]]) / max(float(np.hypot(*tangent)), 1e-6)
     normal *= np.sign(normal[1]) or 1.0
     # The step fades towards the wall, where the outer piece still hangs in its muscles.
-    fade = np.linspace(1, 0.35, len(outer))[:, None]
-    outer += normal * fracture.step * width * fade
+    outer += normal * fracture.step * width * np.linspace(1, 0.35, len(outer))[:, None]
     return [inner[::-3][::-1], outer[::3]]
+
+
+def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
+    """The broken ends and the displaced stretch of each rib."""
+    layer, width = Layer(frame.shape), 0.034 * frame.height
+    for item in breaks:
+        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
+        layer.line(np.concatenate([inner[-5:], outer[:9]]), 3.8 * width, 1.0)
+    return layer.array() > 0.5
 
 
 def girdle(frame: FrontalFrame) -> Floats:
     """Clavicles, scapulae and humeral heads."""
     layer, faint = Layer(frame.shape), Layer(frame.shape)
-    is_ap = frame.posture.projection == "AP"
-    lift = -0.03 if is_ap else 0.0
+    lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
+    elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
+    clavicle = [(0.1, 0.135), (0.32, 0.1), (0.6, 0.03), (0.85, -0.01), (1.1, 0.0)]
+    blade = [
+        (1.12, 0.06), (0.97 + inward, 0.03), (0.9 + inward, 0.2), (1.0 + inward, 0.48), (1.07 + inward, 0.5),
+        (1.2, 0.18),
+    ]  # fmt: skip
     for side in (RIGHT, LEFT):
-        turn = frame.posture.rotation
-        nodes = [(0.1, 0.135), (0.32, 0.1), (0.6, 0.03), (0.85, -0.01), (1.1, 0.0)]
-        path = smooth_path(frame.trace(nodes, side=side, shift=(turn, lift)))
+        path = smooth_path(frame.trace(clavicle, side=side, shift=(frame.rotation, lift)))
         layer.tube(path, frame.height * np.linspace(0.055, 0.04, 24), 0.8, 0.5, 1.2)
-        inward = -0.16 if is_ap else 0.0
-        blade = [
-            (1.12, 0.06),
-            (0.97 + inward, 0.03),
-            (0.9 + inward, 0.2),
-            (1.0 + inward, 0.48),
-            (1.07 + inward, 0.5),
-            (1.2, 0.18),
-        ]
         outline = frame.trace(blade, side=side)
         faint.polygon(outline, 0.2)
         faint.line(smooth_path(outline[1:5]), 1.6, 0.5)
@@ -126,8 +130,7 @@ def girdle(frame: FrontalFrame) -> Floats:
         spine = smooth_path(frame.trace([(0.92 + inward, 0.13), (1.1, 0.04), (1.24, -0.03)], side=side))
         faint.line(spine, 3.5, 0.55)
         head = frame.place(side * 1.31, 0.06)
-        shaft = np.array([head, frame.place(side * (1.62 if is_ap else 1.95), 1.0 if is_ap else 0.75)])
-        layer.tube(shaft, 0.12 * frame.half, 0.75, 0.42, 2.0)
+        layer.tube(np.array([head, frame.place(side * elbow[0], elbow[1])]), 0.12 * frame.half, 0.75, 0.42, 2.0)
         layer.disk(head, 0.135 * frame.half, 0.62)
     return layer.array() * np.float32(1.9) + faint.array() * np.float32(1.2)
 
@@ -155,16 +158,16 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
     return np.exp(-(scaled * scaled))
 
 
-def vessels(frame: FrontalFrame, engorged: float = 1.0) -> Floats:
+def vessels(frame: FrontalFrame, engorged: float) -> Floats:
     """Pulmonary arteries and veins branching from the hila."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
-    layer = Layer(frame.shape)
-    trees = []
-    for side, hilum_v in ((RIGHT, 0.5), (LEFT, 0.46)):
-        hilum = frame.place(side * 0.17 + frame.posture.rotation * 0.5, hilum_v)
+    layer, trees = Layer(frame.shape), []
+    hila = ((RIGHT, 0.5), (LEFT, 0.46))
+    for side, v in hila:
+        hilum = frame.place(side * 0.17 + frame.rotation * 0.5, v)
         trees.append(vessel_tree(rng, hilum, side, 0.22 * frame.height))
     draw_vessels(layer, trees, engorged)
-    for side, v in ((RIGHT, 0.5), (LEFT, 0.46)):
+    for side, v in hila:
         for dv, size in ((-0.03, 0.05), (0.03, 0.065), (0.1, 0.045)):
             centre = frame.place(side * (0.18 + 0.2 * abs(dv)), v + dv)
             layer.disk(centre, (size * frame.half, size * 1.4 * frame.half), 0.42)
@@ -172,7 +175,7 @@ def vessels(frame: FrontalFrame, engorged: float = 1.0) -> Floats:
 
 
 def draw_vessels(layer: Layer, trees: list[list[Points]], engorged: float) -> None:
-    """Draws vessel trees, the finest and faintest branches first."""
+    """Draw vessel trees, the finest and faintest branches first."""
     widths, values = (3.4, 2.6, 1.8, 1.2, 0.9), (0.46, 0.42, 0.37, 0.3, 0.22)
     for level in reversed(range(len(widths))):
         layer.lines(np.concatenate([tree[level] for tree in trees]), widths[level] * engorged, values[level])
@@ -196,7 +199,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
         spread = rng.uniform(0.25, 0.7, len(angles)) * rng.choice([-1, 1], len(angles))
         forks, side_branches = angles + bends * 0.8 - spread * 0.5, angles + bends + spread
         starts = np.concatenate([lines[:, -1], lines[:, rng.integers(1, 4)]])
-        # Of the finest twigs only half are drawn: the others would be lost in the noise.
+        # Only half of the finest twigs are drawn: the others would be lost in the noise.
         parents = slice(0, len(angles)) if level == 3 else slice(0, 2 * len(angles))
         angles, starts = np.concatenate([forks, side_branches])[parents], starts[parents]
         lengths = np.tile(lengths, 2)[parents] * rng.uniform(0.5, 0.85, len(angles))
@@ -205,7 +208,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
 
 def gas(frame: FrontalFrame, rng: Generator) -> Floats:
     """Air in trachea, main bronchi, stomach and bowel, in cm."""
-    layer, half, turn = Layer(frame.shape), frame.half, frame.posture.rotation * 0.5
+    layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     bronchi = ([(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)])
     for nodes, width, value in ((trachea, 0.115, 0.5), (bronchi[0], 0.075, 0.34), (bronchi[1], 0.075, 0.34)):

@@ -20,8 +20,7 @@ from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PA
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.files import write_text
 from chexpert_hf.folders.dataset import predict_dataset
-from chexpert_hf.gate.fit import MIN_IMAGES
-from chexpert_hf.gate.folder import fit_folder_gate
+from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.models.half_precision import round_to_half
 from chexpert_hf.models.loading import load_model

@@ -2,17 +2,20 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.bench import measure, subjects
-from chexpert_hf.bench.contenders import CONTENDERS, OurContender, PipelineContender, Spec, installed_specs
-from chexpert_hf.bench.measure import BASELINE, Figures, as_table, run_benchmark
+from chexpert_hf.bench import subjects
+from chexpert_hf.bench.contenders import RuntimeContender, runtime_specs
+from chexpert_hf.bench.measure import REFERENCE, Figures, Spec, as_table, run_benchmark
+from tests.benchmarks.peers import PipelineContender, peer_specs
 
 from ..test_cli import run
+from .recorder import Recorder
 
 
 @pytest.fixture
@@ -25,20 +28,21 @@ def files(tmp_path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())]
 
 
+def spec_of(folder, precision="fp32") -> Spec:
+    make = partial(RuntimeContender, str(folder), "torch", precision, 2, False)
+    return Spec(f"chexpert-hf, torch {precision}", make, 2)
+
+
 def test_contenders_score_the_same_files_alike_and_a_broken_one_does_not_stop_the_others(tiny_folder, files, tmp_path):
-    specs = [
-        Spec("chexpert-hf", str(tiny_folder), "torch", "fp32", batch_size=2),
-        Spec("chexpert-hf", str(tmp_path / "none"), "torch", "bf16", batch_size=2),
-        Spec("transformers pipeline", str(tiny_folder), batch_size=2),
-    ]
-    said = []
-    ours, broken, pipeline = run_benchmark(specs, files, rounds=2, batches=1, latencies=1, say=said.append)
-    assert broken.failure
+    pipeline = Spec("transformers pipeline", partial(PipelineContender, str(tiny_folder), 2), 2)
+    specs, said = [spec_of(tiny_folder), spec_of(tmp_path / "none", "bf16"), pipeline], []
+    ours, broken, pipeline = run_benchmark(specs, files, rounds=2, say=said.append)
+    assert "none" in broken.failure
     assert broken.end_to_end == []
     assert any("chexpert-hf, torch bf16 does not take part" in line for line in said)
     for figures in (ours, pipeline):
         assert figures.failure is None
-        assert len(figures.end_to_end) == len(figures.model_only) == len(figures.latencies) == 2
+        assert (len(figures.end_to_end), len(figures.model_only), len(figures.latencies)) == (2, 2, 20)
         assert min(figures.end_to_end + figures.model_only + figures.latencies) > 0
         assert figures.mebibytes > 100  # torch alone takes more
     assert ours.difference == 0
@@ -49,83 +53,68 @@ def test_every_contenders_scores_are_the_models(tiny_folder, files):
     expected = [
         list(item.probabilities.values()) for item in CheXpertClassifier.from_pretrained(tiny_folder).predict(files)
     ]
-    spec = Spec("chexpert-hf", str(tiny_folder), "torch", "fp32", batch_size=2)
-    np.testing.assert_allclose(OurContender(spec).score(files), expected, atol=1e-6)
-    np.testing.assert_allclose(PipelineContender(spec).score(files), expected, atol=1e-6)
+    np.testing.assert_allclose(spec_of(tiny_folder).make().score(files), expected, atol=1e-6)
+    np.testing.assert_allclose(PipelineContender(str(tiny_folder), 2).score(files), expected, atol=1e-6)
 
 
-def test_contenders_take_turns_in_an_order_that_is_turned_around(monkeypatch, tiny_folder, files):
-    turns = []
-
-    class Process:
-        def __init__(self, spec):
-            self.spec, self.figures = spec, Figures(spec.name)
-
-        def wait(self):
-            pass
-
-        def ask(self, what, **request):
-            if what == "files":
-                turns.append(self.spec.precision)
-            return
-
-        def close(self):
-            turns.append("closed")
-
-    monkeypatch.setattr(measure, "_Process", Process)
-    specs = [Spec("chexpert-hf", str(tiny_folder), "torch", name) for name in ("a", "b", "c")]
-    run_benchmark(specs, files, rounds=3, say=lambda line: None)
-    assert "".join(turns[:9]) == "abccbaabc"
-    assert turns[9:] == ["closed"] * 3
+def test_contenders_take_turns_in_an_order_that_is_turned_around(tmp_path, capfd):
+    log = tmp_path / "turns.txt"
+    specs = [Spec(name, partial(Recorder, name, str(log)), 1) for name in "abc"]
+    results = run_benchmark(specs, ["file"] * 33, rounds=3, say=lambda line: None)
+    assert log.read_text() == "abccbaabc"
+    assert [figures.failure for figures in results] == [None] * 3
+    assert "a library's output" not in "".join(capfd.readouterr())
 
 
-def test_the_table_gives_medians_with_their_range_and_ratios_to_the_peer():
-    ours = Figures("chexpert-hf, torch fp32", False, [40.0, 60.0, 50.0], [80.0], [0.010] * 19 + [0.030], 1024.0, 0.0)
-    peer = Figures(BASELINE, False, [20.0, 25.0, 30.0], [35.0], [0.040], 512.0)
+def test_the_table_gives_medians_with_their_range_and_ratios_to_the_baseline():
+    ours = Figures(REFERENCE, False, [40.0, 60.0, 50.0], [80.0], [0.010] * 19 + [0.030], 1024.0, 0.0)
+    peer = Figures("torchxrayvision", False, [20.0, 25.0, 30.0], [35.0], [0.040], 512.0)
     failed = Figures("chexpert-hf, openvino bf16", failure="not installed")
-    header, *lines = as_table([ours, peer, failed]).splitlines()
+    header, *lines = as_table([ours, peer, failed], "torchxrayvision").splitlines()
     assert "x torchxrayvision" in header
     assert "50.0 (40.0 to 60.0)" in lines[0]
     assert " 2.00 " in lines[0]
     assert "10, 11 ms" in lines[0]
     assert "1,024 MiB" in lines[0]
     assert lines[2].endswith("did not take part: not installed")
+    header, *lines = as_table([ours, peer]).splitlines()
+    assert f"x {REFERENCE}" in header
+    assert " 0.50 " in lines[1]
 
 
 def test_int8_takes_part_only_where_the_model_folder_has_such_a_graph(tiny_folder, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    names = [spec.name for spec in installed_specs(tiny_folder, 8, saliency=False)]
+    monkeypatch.setattr("chexpert_hf.bench.contenders.find_spec", lambda name: object())
+    names = [spec.name for spec in runtime_specs(tiny_folder, 8, saliency=False)]
     assert "chexpert-hf, openvino bf16" in names
     assert "chexpert-hf, openvino int8" not in names
-    assert set(names[-2:]) == {"torchxrayvision", "transformers pipeline"}
     (tiny_folder / "openvino").mkdir()
     (tiny_folder / "openvino" / "openvino_model_int8.xml").touch()
-    assert "chexpert-hf, openvino int8" in [spec.name for spec in installed_specs(tiny_folder, 8, saliency=False)]
-    with_maps = installed_specs(tiny_folder, 8, saliency=True)
-    assert [spec.name for spec in with_maps][-1] == "pytorch-grad-cam"
-    assert {spec.saliency for spec in with_maps if spec.kind == "chexpert-hf"} == {False, True}
-    assert {spec.kind for spec in with_maps} <= CONTENDERS.keys()
+    assert "chexpert-hf, openvino int8" in [spec.name for spec in runtime_specs(tiny_folder, 8, saliency=False)]
+    assert {spec.saliency for spec in runtime_specs(tiny_folder, 8, saliency=True)} == {False, True}
 
 
-def test_peers_run_by_their_own_steps(tiny_folder, files):
-    for kind, needed in (("torchxrayvision", "torchxrayvision"), ("pytorch-grad-cam", "pytorch_grad_cam")):
-        pytest.importorskip(needed)
-        contender = CONTENDERS[kind](Spec(kind, str(tiny_folder), batch_size=2))
+@pytest.mark.parametrize("saliency", [False, True])
+def test_peers_run_by_their_own_steps(tiny_folder, files, saliency):
+    peers = [spec for spec in peer_specs(tiny_folder, 2, saliency) if "pipeline" not in spec.name]
+    if not peers:
+        pytest.skip("no such peer is installed")
+    for spec in peers:
+        contender = spec.make()
         assert contender.score(files[:2]) is None  # other labels, or maps: nothing to compare
         contender.forward_batches(2)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_network_alone_computes_as_many_images_as_it_says_and_as_scoring_does(tiny_folder, monkeypatch, count):
-    contender = CONTENDERS["chexpert-hf"](Spec("chexpert-hf", str(tiny_folder), "torch", "fp32", batch_size=8))
-    classifier, computed = contender._classifier, []
+    contender, computed = RuntimeContender(str(tiny_folder), "torch", "fp32", 8, False), []
+    classifier = contender.classifier
     workers = [copy.copy(classifier) for _ in range(count)]
     for number, worker in enumerate(workers):
         ask = lambda values, saliency, number=number: computed.append((number, len(values))) or (values, None)  # noqa: E731
         worker.runtime = ask
     if count == 1:
         classifier.runtime = workers[0].runtime
-    contender._workers = workers
+    contender.workers = workers
     contender.forward_batches(3)
     assert [size for _, size in computed] == ([8] * 3 if count == 1 else [4] * 6)
     assert {number for number, _ in computed} <= set(range(count))
@@ -145,6 +134,6 @@ def test_bench_prints_json_that_holds_every_figure(monkeypatch, capsys, tiny_fol
     assert result["name"] == "chexpert-hf, torch fp32"
     assert len(result["end_to_end"]) == 1
     code, _, err = run(monkeypatch, capsys, "bench", tiny_folder, tmp_path / "radiographs", "--only", "tensorrt")
-    assert (code, "No contender's name has 'tensorrt' in it" in err) == (2, True)
+    assert (code, "No runtime's name has 'tensorrt' in it" in err) == (2, True)
     code, _, err = run(monkeypatch, capsys, "bench", tmp_path / "radiographs")
     assert (code, "holds no config.json; expected a model folder" in err) == (2, True)

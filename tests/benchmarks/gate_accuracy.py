@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.gate import fit_gate
+from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.phantoms import render_phantom
@@ -121,6 +121,10 @@ TRANSFORMS = {
 }
 
 
+def judge(gate, image):
+    return gate.judge_batch([gate.prepare(image)])[0]
+
+
 def quantiles(distances):
     if not distances:
         return "-"
@@ -204,7 +208,7 @@ def main():
 
     print("\nwarnings on the valid split, transformed")
     for name, transform in TRANSFORMS.items():
-        verdicts = [gate.judge(transform(classifier.read(file).image)) for file in valid]
+        verdicts = [judge(gate, transform(classifier.read(file).image)) for file in valid]
         count = {text: sum(text in verdict.warnings for verdict in verdicts) for v in verdicts for text in v.warnings}
         accepted = sum(verdict.is_chest_radiograph for verdict in verdicts)
         print(f"  {name:16s} {accepted} of {len(verdicts)} accepted; {count or 'no warnings'}")
@@ -218,7 +222,7 @@ def main():
         "pydicom, pydicom-data": judge_files(classifier, [file for file in dicom if file not in chests]),
         "gradio, matplotlib": judge_files(classifier, unseen),
         "gradio, matplotlib in gray": judge_files(classifier, unseen, gray=True),
-        "drawn": [(name, gate.judge(image)) for name, image in drawn()],
+        "drawn": [(name, judge(gate, image)) for name, image in drawn()],
     }
     everything = [answer for title, verdicts in groups.items() for answer in report(title, verdicts, rows=True)]
     refused = len(everything) - sum(everything)
@@ -226,7 +230,7 @@ def main():
     if options.phantoms:
         for projection in ("PA", "AP", "Lateral"):
             drawn_ones = [render_phantom(seed, projection=projection).image for seed in range(900_000, 900_040)]
-            verdicts = [(str(place), gate.judge(Image.fromarray(one))) for place, one in enumerate(drawn_ones)]
+            verdicts = [(str(place), judge(gate, Image.fromarray(one))) for place, one in enumerate(drawn_ones)]
             report(f"phantoms, {projection}", verdicts, rows=False)
 
 

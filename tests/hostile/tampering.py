@@ -197,7 +197,7 @@ def ignored_plants(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
     write_checksums(folder)
     yield "hostile code in the folder, predict", partial(command, "predict", scene.film, "--model", folder)
     yield "hostile code in the folder, evaluate", partial(command, "evaluate", scene.data, "--model", folder)
-    timed = ("bench", folder, scene.film.parent, "--only", "pipeline", "--limit", 8, "--rounds", 1)
+    timed = ("bench", folder, scene.film.parent, "--only", "torch fp32", "--limit", 8, "--rounds", 1)
     yield "hostile code in the folder, bench", partial(command, *timed)
     yield "training_args.bin in a checkpoint, resumed", partial(_resume, scene, "training_args.bin")
 

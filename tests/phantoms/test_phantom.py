@@ -16,10 +16,9 @@ from scipy import ndimage
 
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import Phantom, render_phantom, write_phantoms
-from chexpert_hf.phantoms.anatomy import FrontalFrame
-from chexpert_hf.phantoms.patient import LEFT, RIGHT
-from chexpert_hf.phantoms.rendering import make_frame, patient_of
-from chexpert_hf.phantoms.truth import CHILDREN, PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
+from chexpert_hf.phantoms.folder import PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Patient
+from chexpert_hf.phantoms.rendering import CHILDREN, make_frame
 
 FINDINGS = [name for name in OBSERVATIONS if name != "No Finding"]
 SHOWN_IN_LATERAL = [
@@ -38,6 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def num_studies(root: Path) -> dict[str, int]:
+    return {split: len(list((root / split).glob("patient*/study*"))) for split in ("train", "valid")}
 
 
 def heart_breadth(mask: NDArray[np.bool_]) -> int:
@@ -176,7 +179,7 @@ def test_air_is_dark_and_the_abdomen_is_bright() -> None:
 def test_cardiomegaly_raises_the_cardiothoracic_ratio_above_one_half(projection: str) -> None:
     for seed in SEEDS:
         heart = heart_breadth(render_phantom(seed, ["Cardiomegaly"], projection=projection).masks["Cardiomegaly"])
-        frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+        frame = make_frame(Patient((seed,)), (seed,), (), projection)
         assert isinstance(frame, FrontalFrame)
         thorax = float((frame.wall[LEFT] - frame.wall[RIGHT]).max())
         assert 0.53 < heart / thorax < 0.85
@@ -187,7 +190,7 @@ def test_cardiomegaly_raises_the_cardiothoracic_ratio_above_one_half(projection:
 def test_pleural_effusion_lies_in_the_lower_thorax(projection: str) -> None:
     for seed in SEEDS:
         fluid = np.argwhere(render_phantom(seed, ["Pleural Effusion"], projection=projection).masks["Pleural Effusion"])
-        frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+        frame = make_frame(Patient((seed,)), (seed,), (), projection)
         assert isinstance(frame, FrontalFrame)
         assert frame.v[round(fluid[:, 0].mean())] > 0.7
         assert frame.v[fluid[:, 0].min()] > 0.3
@@ -198,7 +201,7 @@ def test_pleural_effusion_lies_in_the_lower_thorax(projection: str) -> None:
 def test_edema_and_the_widened_mediastinum_are_on_both_sides_of_the_midline() -> None:
     for seed in SEEDS:
         masks = render_phantom(seed, ["Edema", "Enlarged Cardiomediastinum"]).masks
-        frame = make_frame(patient_of((seed,)), (seed,), (), "PA")
+        frame = make_frame(Patient((seed,)), (seed,), (), "PA")
         assert isinstance(frame, FrontalFrame)
         for mask in masks.values():
             right = (mask & (frame.x < frame.midline[:, None])).sum()
@@ -210,7 +213,7 @@ def test_the_same_finding_lies_at_the_same_height_in_both_views_of_a_study() -> 
         heights = []
         for projection in ("PA", "Lateral"):
             mask = render_phantom(seed, ["Lung Lesion"], projection=projection).masks["Lung Lesion"]
-            frame = make_frame(patient_of((seed,)), (seed,), (), projection)
+            frame = make_frame(Patient((seed,)), (seed,), (), projection)
             heights.append(frame.v[round(np.argwhere(mask)[:, 0].mean())])
         assert heights[0] == pytest.approx(heights[1], abs=0.08)
 
@@ -348,18 +351,20 @@ def test_masks_are_there_for_what_is_positive_and_for_nothing_else(folder: Path)
 
 def test_a_study_does_not_depend_on_how_many_others_there_are(folder: Path, tmp_path: Path) -> None:
     reported: list[int] = []
-    few = write_phantoms(tmp_path / "few", num_studies=5, seed=3, valid_fraction=0.4, progress=reported.append)
+    few = tmp_path / "few"
+    write_phantoms(few, num_studies=5, seed=3, valid_fraction=0.4, progress=reported.append)
     assert reported == [1, 2, 3, 4, 5]
-    assert few.num_studies == {"train": 3, "valid": 2}
-    for file in few.root.rglob("*.jpg"):
-        inside = file.relative_to(few.root).parts[1:]
+    assert num_studies(few) == {"train": 3, "valid": 2}
+    for file in few.rglob("*.jpg"):
+        inside = file.relative_to(few).parts[1:]
         assert file.read_bytes() == folder.joinpath("train", *inside).read_bytes()
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     trees = []
     for place in ("a", "b"):
-        root = write_phantoms(tmp_path / place / "same", num_studies=6, seed=11).root
+        root = tmp_path / place / "same"
+        write_phantoms(root, num_studies=6, seed=11)
         trees.append({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()})
     assert trees[0] == trees[1]
     assert {"train.csv", "valid.csv", "truth.csv", "README.md"} < set(trees[0])
@@ -367,7 +372,8 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_both_studies_of_a_patient_go_to_the_same_split(tmp_path: Path) -> None:
     # The sixth study is the fifth patient's second, so that one study in valid becomes two.
-    assert write_phantoms(tmp_path / "x", num_studies=6, valid_fraction=1 / 6).num_studies == {"train": 4, "valid": 2}
+    write_phantoms(tmp_path / "x", num_studies=6, valid_fraction=1 / 6)
+    assert num_studies(tmp_path / "x") == {"train": 4, "valid": 2}
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.errors import InputError, ModelFolderError
-from chexpert_hf.gate import GATE_FILE, Gate, fit_gate
-from chexpert_hf.gate import fit as fitting
-from chexpert_hf.gate.distance import distance_limits, fit_distance
-from chexpert_hf.gate.folder import fit_folder_gate
+from chexpert_hf.gate import GATE_FILE, Gate, Verdict
+from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.radiographs.radiograph import open_radiograph, read_radiograph
 from tests.radiographs.test_dicom import make_dicom
 
 PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
+
+
+def judge(gate: Gate, image: Image.Image, **said: bool | None) -> Verdict:
+    return gate.judge_batch([gate.prepare(image, **said)])[0]
 
 
 def phantom(seed: int) -> Image.Image:
@@ -51,7 +53,7 @@ def textures() -> list[Image.Image]:
 
 
 def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gate, phantoms):
-    verdicts = [gate.judge(image) for image in phantoms[60:]]
+    verdicts = [judge(gate, image) for image in phantoms[60:]]
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 9
     assert sum(bool(verdict.warnings) for verdict in verdicts) <= 1
     assert all(verdict.reason == "" and verdict.distance <= 1 for verdict in verdicts if verdict.is_chest_radiograph)
@@ -69,7 +71,7 @@ def test_a_classifier_can_be_pickled_before_and_after_its_gate_was_asked(gate, s
 
 def test_textures_are_refused_with_how_far_they_are(gate):
     for image in textures():
-        verdict = gate.judge(image)
+        verdict = judge(gate, image)
         assert not verdict.is_chest_radiograph
         assert f"of the 60 radiographs that the model was fitted on ({verdict.distance:.1f} times" in verdict.reason
         assert verdict.distance > 1
@@ -86,7 +88,7 @@ def test_textures_are_refused_with_how_far_they_are(gate):
     ],
 )
 def test_what_needs_no_network_is_refused_in_plain_words(gate, image, is_colour, reason):
-    verdict = gate.judge(image, is_colour=is_colour)
+    verdict = judge(gate, image, is_colour=is_colour)
     assert not verdict.is_chest_radiograph
     assert reason in verdict.reason
 
@@ -101,7 +103,7 @@ def test_what_needs_no_network_is_refused_in_plain_words(gate, image, is_colour,
     ],
 )
 def test_radiographs_the_wrong_way_round_are_told_and_not_refused(gate, phantoms, transform, word):
-    verdicts = [gate.judge(transform(image)) for image in phantoms[60:]]
+    verdicts = [judge(gate, transform(image)) for image in phantoms[60:]]
     assert sum(word in " ".join(verdict.warnings) for verdict in verdicts) >= 8
     assert sum(verdict.is_chest_radiograph for verdict in verdicts) >= 8
 
@@ -111,7 +113,7 @@ def test_several_images_are_judged_as_each_of_them_alone(gate, phantoms):
     images = [*phantoms[60:63], *textures(), Image.new("L", (200, 200), 90), turned]
     together = gate.judge_batch([gate.prepare(image) for image in images])
     for verdict, image in zip(together, images, strict=True):
-        alone = gate.judge(image)
+        alone = judge(gate, image)
         assert (verdict.is_chest_radiograph, verdict.warnings) == (alone.is_chest_radiograph, alone.warnings)
         assert verdict.distance == pytest.approx(alone.distance, rel=1e-5)
     assert gate.judge_batch([]) == []
@@ -154,8 +156,8 @@ def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, phantoms
     assert (loaded.num_images, loaded.data_name, loaded.date) == (60, "phantoms", "2026-11-23")
     for image in [*phantoms[60:], *textures()]:
         first, second = (
-            gate.judge(image),
-            loaded.judge(image),
+            judge(gate, image),
+            judge(loaded, image),
         )
         assert first.is_chest_radiograph == second.is_chest_radiograph
         assert second.distance == pytest.approx(first.distance, rel=1e-3)
@@ -165,7 +167,7 @@ def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, phantoms
 
 
 def warnings_of(gate: Gate, image: Image.Image, **said: bool | None) -> str:
-    return " ".join(gate.judge(image, **said).warnings)
+    return " ".join(judge(gate, image, **said).warnings)
 
 
 UNSEEN_LATERALS = range(1000, 1020)  # others than those that a gate is fitted on
@@ -179,13 +181,13 @@ def laterals() -> list[Image.Image]:
 
 def test_lateral_views_are_accepted_with_a_warning_whichever_way_they_face(gate, phantoms, laterals):
     for images in (laterals, [ImageOps.mirror(image) for image in laterals]):
-        verdicts = [gate.judge(image) for image in images]
+        verdicts = [judge(gate, image) for image in images]
         assert sum(verdict.warnings == (LATERAL,) for verdict in verdicts) >= 18
-    assert sum(LATERAL in gate.judge(image).warnings for image in phantoms) <= 1
+    assert sum(LATERAL in judge(gate, image).warnings for image in phantoms) <= 1
 
 
 def test_the_word_of_the_file_about_the_view_counts_more_than_the_pixels(gate, phantoms, laterals):
-    frontal, lateral = phantoms[60], next(image for image in laterals if gate.judge(image).warnings)
+    frontal, lateral = phantoms[60], next(image for image in laterals if judge(gate, image).warnings)
     assert warnings_of(gate, frontal) == warnings_of(gate, frontal, is_lateral=False) == ""
     assert warnings_of(gate, frontal, is_lateral=True).startswith("This is a lateral view, as the DICOM file says.")
     assert warnings_of(gate, lateral, is_lateral=False) == ""
@@ -196,7 +198,7 @@ def test_a_gate_fitted_on_lateral_views_too_does_not_warn_of_them(gate, phantoms
     knowing.save(tmp_path)
     for one in (knowing, Gate.load(tmp_path)):
         assert all(warnings_of(one, image, is_lateral=True) == "" for image in laterals)
-        assert not any(LATERAL in one.judge(image).warnings for image in laterals)
+        assert not any(LATERAL in judge(one, image).warnings for image in laterals)
 
 
 def test_the_gray_range_of_the_export_does_not_matter(gate, phantoms):
@@ -207,7 +209,7 @@ def test_the_gray_range_of_the_export_does_not_matter(gate, phantoms):
     }
     for name, export in exports.items():
         for image in phantoms[60:]:
-            expected, found = gate.judge(image), gate.judge(image.point(export))
+            expected, found = judge(gate, image), judge(gate, image.point(export))
             assert found.is_chest_radiograph == expected.is_chest_radiograph, name
             assert found.distance == pytest.approx(expected.distance, rel=0.25), name
 
@@ -221,7 +223,7 @@ def test_films_of_other_hospitals_pass_and_other_images_do_not(real_data, tmp_pa
     fitted = fit_gate(map(read, train), data_name="NIH", date="-")
 
     def verdicts(pattern: str) -> list:
-        return [fitted.judge(read(file)) for file in sorted(real_data.glob(pattern))[::4]]
+        return [judge(fitted, read(file)) for file in sorted(real_data.glob(pattern))[::4]]
 
     for pattern, most_refused in (("external/*/*.*", 0.06), ("views/frontal/*", 0.06), ("NIH/valid/**/*.jpg", 0.04)):
         found = verdicts(pattern)
@@ -270,7 +272,7 @@ def test_damaged_gates_are_one_line_each(gate, tmp_path):
     spoilt = {
         "not all finite": {"centre": torch.full((size,), torch.nan)},
         "must be positive": {"spread": torch.zeros(size)},
-        "does not hold the tensors": {"pose_biases": torch.zeros(2)},
+        "not the tensors of a gate": {"pose_biases": torch.zeros(2)},
         "'lateral_weights' is None": {"lateral_weights": None},
     }
     for message, changes in spoilt.items():
@@ -292,12 +294,10 @@ def test_too_few_radiographs_are_refused(phantoms):
         fit_gate(phantoms[:5], data_name="phantoms", date="-")
 
 
-def test_of_many_radiographs_evenly_spaced_ones_are_kept(monkeypatch):
-    monkeypatch.setattr(fitting, "MAX_IMAGES", 8)
-    assert fitting._thinned((number, number) for number in range(37)) == [
-        (number, number) for number in range(0, 37, 8)
-    ]
-    assert fitting.evenly_spaced(range(15)) == [0, 2, 4, 6, 8, 10, 12, 14]
+def test_of_many_radiographs_evenly_spaced_ones_are_kept():
+    kept = evenly_spaced(range(2 * MAX_IMAGES - 1))
+    assert kept == list(range(0, 2 * MAX_IMAGES, 2))
+    assert evenly_spaced(kept) == kept
 
 
 def test_the_limit_is_what_995_in_1000_of_unseen_gaussian_images_stay_below():
@@ -343,7 +343,7 @@ def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, ph
 
 
 def gate_verdict(classifier, image):
-    return classifier.gate.judge(image)
+    return judge(classifier.gate, image)
 
 
 def test_the_command_writes_a_gate_on_real_radiographs_that_accepts_others(real_data, tiny_folder):

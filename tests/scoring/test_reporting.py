@@ -10,7 +10,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.report.reporting import assess_dataset, subgroup_columns
 from chexpert_hf.folders.dataset import predict_dataset
-from chexpert_hf.gate.folder import fit_folder_gate
+from chexpert_hf.gate.fit import fit_folder_gate
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import RadiographError
 
