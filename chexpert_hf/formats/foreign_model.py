@@ -113,9 +113,6 @@ def outputs_named(
         source: The source, for messages.
         labels: The user's names instead.
         classes: Possible numbers of outputs per name.
-
-    Raises:
-        WeightsError: If the numbers differ, there are no names, or one is unknown or given twice.
     """
     names = names if labels is None else labels
     if names is None:

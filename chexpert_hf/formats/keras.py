@@ -122,12 +122,7 @@ class Head(layers.Layer):
 
 
 def from_model_folder(folder: str | Path) -> CheXpertKeras:
-    """The Keras port of a model folder, with its weights.
-
-    Raises:
-        ModelFolderError: If the folder cannot be loaded.
-        KerasError: If it holds an ensemble, which has one port for each member.
-    """
+    """The Keras port of a model folder, with its weights; raises KerasError for an ensemble."""
     if (Path(folder) / ENSEMBLE_FILE).is_file():
         raise KerasError(f"{folder} is an ensemble, expected one model; take a folder of its 'members'.")
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")

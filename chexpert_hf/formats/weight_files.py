@@ -92,11 +92,7 @@ class WeightFile:
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Reads weights; nothing in the file is run.
-
-    Raises:
-        WeightsError: If there is no such file, it holds no weights, or more than weights.
-    """
+    """Reads weights and runs nothing; raises WeightsError for a file without weights, or with more than weights."""
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
     if path.suffix == ".safetensors":
@@ -139,16 +135,11 @@ def _read_pickle(path: Path) -> Any:
 
 
 def without_persistent_classes(content: bytes) -> bytes:
-    """A file of PyTorch before 1.6 in which no class is a persistent object; any other such file as it is.
+    """A file of PyTorch before 1.6 in which no class is a persistent object, which `weights_only` refuses.
 
-    In such a file each class is a persistent object of its own, which `weights_only` refuses whatever the class. The
-    file's instructions are read here, and none of them is followed: the persistent object becomes a call of `_CLASS_OF`
-    in the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names.
-
-    Raises:
-        ValueError: If it is no such file.
-
-    Source: torch 1.5, `serialization._legacy_save`.
+    The file's instructions are read here, and none of them is followed: such an object becomes a call of `_CLASS_OF` in
+    the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names. Raises
+    ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):

@@ -29,11 +29,7 @@ def assess_predictions(
 ) -> dict[str, Any]:
     """Metrics of predictions with 95 % intervals and by subgroups: the model's entry of `assess`, with `replicates`.
 
-    Args:
-        probabilities: `(num_views, num_labels)` of the split's rows.
-        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
-        config: Of the model.
-        replicates: Resamples of the patients.
+    The labels of the split are those of the model's observations, in its order.
     """
     labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
     result = assess(
