@@ -110,7 +110,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As in transformers; a head that was saved for other labels is initialised anew, even one of the same size.
 
-        The config of a model with a new head has no operating points, calibration and map offsets.
+        The config of a model with a new head has no operating points and no calibration.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(

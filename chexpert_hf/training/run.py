@@ -39,7 +39,6 @@ from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.registration import measure_map_offsets
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
 from chexpert_hf.training.trainer import CheXpertTrainer, build_trainer
 
@@ -138,9 +137,6 @@ def train(
         train_without = partial(_train_without, recipe=recipe, output=output, stage=stage, say=say)
         part = given.__getitem__ if given else train_without
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, part)
-    if recipe.register_maps:
-        measured = measure_map_offsets(CheXpertClassifier(final, processor), data["train"])
-        final.config.map_offsets = measured or None
     if recipe.stored_precision == "fp16":
         round_to_half(final)  # before the evaluation, whose figures are those of the weights that are stored
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has just trained or was resumed.

@@ -24,6 +24,7 @@ from chexpert_hf.gate.folder import fit_folder_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.radiographs.colour import has_colour
 from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from tests.radiographs.test_dicom import make_dicom
 
 PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
@@ -340,7 +341,7 @@ def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, ph
     red = Image.merge("RGB", [phantoms[60], Image.new("L", (160, 160)), Image.new("L", (160, 160))])
     assert "colour" in classifier.predict(red).gate.reason
     plain = CheXpertClassifier(classifier.model, classifier.processor)
-    assert CheXpertClassifier(plain.model, plain.processor, [classifier]).predict(phantoms[62]).gate == verdict
+    assert CheXpertEnsemble([plain, classifier]).predict(phantoms[62]).gate == verdict
 
 
 def gate_verdict(classifier, image):

@@ -35,6 +35,7 @@ from chexpert_hf.evaluation.localization.localize import localize_dataset, tune_
 from chexpert_hf.evaluation.localization.pointing import BASELINES, coarse_map, map_at, scored_images, untrained_like
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from chexpert_hf.scoring.saliency import SaliencyMaps
 
 # pycocotools 2.0.11 does not know numpy 2's copy keyword.
@@ -256,7 +257,7 @@ def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_
 
 def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, folder):
     finer = CheXpertImageProcessor(size={"height": 128, "width": 128})
-    ensemble = CheXpertClassifier(classifier.model, classifier.processor, [CheXpertClassifier(classifier.model, finer)])
+    ensemble = CheXpertEnsemble([classifier, CheXpertClassifier(classifier.model, finer)])
     for scored in scored_images(ensemble, dataset, [3, 0]):
         prediction = ensemble.predict(folder / name_of(scored.row), saliency=True)
         assert scored.maps.size == (70, 56)

@@ -17,9 +17,8 @@ from chexpert_hf.datasets.chexpert import BadFilesError
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.durable.intact import CheckpointError
 from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.losses import centring_loss, map_loss
+from chexpert_hf.training.losses import centring_loss, map_loss, offsets_of_peaks
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
 
@@ -319,12 +318,9 @@ def test_an_architecture_that_is_none_is_refused(values, message):
         build_model(RECIPE.override(**values))
 
 
-def test_a_run_with_the_loss_of_maps_trains_on_it_and_registers_its_maps(phantoms, finished, tmp_path):
-    recipe = RECIPE.override(map_loss=1.0, register_maps=True, epochs=1)
+def test_a_run_with_the_loss_of_maps_trains_on_it(phantoms, tmp_path):
+    recipe = RECIPE.override(map_loss=1.0, epochs=1)
     train(recipe, phantoms, tmp_path / "maps", say=lambda line: None)
-    offsets = CheXpertClassifier.from_pretrained(tmp_path / "maps").model.config.map_offsets
-    assert offsets
-    assert CheXpertClassifier.from_pretrained(finished).model.config.map_offsets is None
     trainer = build_trainer(
         recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path / "trainer"
     )

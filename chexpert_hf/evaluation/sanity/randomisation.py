@@ -27,7 +27,7 @@ from chexpert_hf.labels import POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.scoring.saliency import map_offsets, resize_maps
+from chexpert_hf.scoring.saliency import resize_maps
 
 Floats: TypeAlias = NDArray[np.floating]
 
@@ -204,8 +204,7 @@ def _look_at(
     maps = {name: output.saliency.float().cpu() for name, output in outputs.items()}
     regions = [_regions(processor, image) for image in images]
     size = (_PICTURE_SIDE, _PICTURE_SIDE)
-    offsets = map_offsets(networks[_MODEL].config)
-    full = [resize_maps(item.clamp(min=0), size, offsets=offsets) for item in maps[_MODEL]]
+    full = [resize_maps(item.clamp(min=0), size) for item in maps[_MODEL]]
     return _Seen(
         probabilities=outputs[_MODEL].logits.float().sigmoid().cpu().numpy(),
         maps={name: item.numpy() for name, item in maps.items()},
