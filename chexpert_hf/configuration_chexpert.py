@@ -13,6 +13,9 @@ from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parents_among, p
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
 
+BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size")
+"""Fields that define the backbone; `drop_rate` matters in training only."""
+
 _RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_evaluation")
 """Fields that describe the scores of a trained head, and mean nothing for a new one."""
 
@@ -161,6 +164,12 @@ class CheXpertConfig(PreTrainedConfig):
         """The observations under U-MultiClass, in the order of the model's outputs."""
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
         return tuple(name for name in self.observations if policies[name] == multiclass)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The fields that, with the weights, define a model's function of the pixels."""
+        fields = {name: getattr(self, name) for name in (*BACKBONE_FIELDS, "head_hidden_size", "label_parents")}
+        return {**fields, "observations": self.observations, "multiclass": self.multiclass_observations}
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.export_cards import timm_card, torchxrayvision_card
@@ -23,7 +23,6 @@ TORCHXRAYVISION_FILE = "model.pt"
 TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 """What torchxrayvision calls what CheXpert calls otherwise."""
 
-_ARCHITECTURE_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
 _INTERPOLATIONS = {
     PILImageResampling.BILINEAR: "bilinear",
     PILImageResampling.BICUBIC: "bicubic",
@@ -68,7 +67,7 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
         FormatError: With the reason.
     """
     defaults = CheXpertConfig()
-    others = [name for name in _ARCHITECTURE_FIELDS if getattr(config, name) != getattr(defaults, name)]
+    others = [name for name in BACKBONE_FIELDS[1:] if getattr(config, name) != getattr(defaults, name)]
     reasons = (
         (bool(others), f"the architecture is no DenseNet121 ({', '.join(others)})"),
         (config.head_hidden_size is not None, "its head has a hidden layer"),

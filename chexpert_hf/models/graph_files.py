@@ -21,17 +21,6 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 RECORD_FILE = "export.json"
 
-# What decides, beside the weights, which function of the pixels a model is.
-_ARCHITECTURE = (
-    "num_channels",
-    "growth_rate",
-    "block_config",
-    "num_init_features",
-    "bn_size",
-    "head_hidden_size",
-    "label_parents",
-)
-
 
 class RuntimeName(str, Enum):
     """What computes the scores."""
@@ -94,11 +83,8 @@ class GraphRecord:
 
 
 def fingerprint(model: CheXpertForImageClassification) -> str:
-    """SHA-256 of a model's weights and architecture; operating points and records, which do no arithmetic, left out."""
-    config = model.config
-    architecture = {name: getattr(config, name) for name in _ARCHITECTURE}
-    outputs = {"observations": config.observations, "multiclass": config.multiclass_observations}
-    digest = hashlib.sha256(json.dumps({**architecture, **outputs}, sort_keys=True).encode())
+    """SHA-256 of a model's weights and architecture; operating points and records are not part of it."""
+    digest = hashlib.sha256(json.dumps(model.config.architecture, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # As bytes, since numpy has no bfloat16.

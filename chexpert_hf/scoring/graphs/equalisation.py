@@ -8,7 +8,7 @@ Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activat
 """
 
 import copy
-from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ _SMALLEST = 0.01  # of the largest range; a channel silent on these images may b
 _TINY = 1e-6
 
 
+@torch.no_grad()
 def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> CheXpertForImageClassification:
     """Returns a model with the same outputs, up to rounding in float32, whose channels have similar ranges.
 
@@ -28,42 +29,28 @@ def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> Che
         pixel_values: `(num_images, num_channels, height, width)`, on which the ranges of the channels are measured.
     """
     equal = copy.deepcopy(model)
-    pairs = _norms_and_convolutions(equal)
-    peaks = _peaks(equal, [convolution for _, convolution in pairs], pixel_values)
-    with torch.no_grad():
-        for norm, convolution in pairs:
-            weights = _floored(convolution.weight.abs().amax(dim=(0, 2, 3)))  # (in_channels,)
-            factors = (weights / _floored(peaks[convolution])).sqrt()
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-            convolution.weight.div_(factors[:, None, None])
-    return equal
-
-
-def _norms_and_convolutions(model: CheXpertForImageClassification) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-    """Each convolution but the first, with the BatchNorm that comes before it: norm1 and conv1, norm and conv."""
-    modules = dict(model.features.named_modules())
-    pairs = ((modules.get(name.replace("conv", "norm")), module) for name, module in modules.items() if name != "conv0")
-    return [(norm, conv) for norm, conv in pairs if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)]
-
-
-@torch.no_grad()
-def _peaks(
-    model: CheXpertForImageClassification, convolutions: Iterable[nn.Module], pixel_values: Tensor
-) -> dict[nn.Module, Tensor]:
-    """The largest input of each convolution in each channel, `(in_channels,)`."""
+    layers = [layer for layer in equal.features.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
+    pairs = [
+        pair for pair in pairwise(layers) if isinstance(pair[0], nn.BatchNorm2d) and isinstance(pair[1], nn.Conv2d)
+    ]
     peaks: dict[nn.Module, Tensor] = {}
 
     def measure(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        peak = inputs[0].amax(dim=(0, 2, 3))
+        peak = inputs[0].amax(dim=(0, 2, 3))  # (in_channels,)
         peaks[convolution] = torch.maximum(peaks.get(convolution, peak), peak)
 
-    hooks = [convolution.register_forward_pre_hook(measure) for convolution in convolutions]
+    hooks = [convolution.register_forward_pre_hook(measure) for _, convolution in pairs]
     for batch in pixel_values.split(_BATCH):
-        model(batch)
+        equal(batch)
     for hook in hooks:
         hook.remove()
-    return peaks
+    for norm, convolution in pairs:
+        weights = _floored(convolution.weight.abs().amax(dim=(0, 2, 3)))  # (in_channels,)
+        factors = (weights / _floored(peaks[convolution])).sqrt()
+        norm.weight.mul_(factors)
+        norm.bias.mul_(factors)
+        convolution.weight.div_(factors[:, None, None])
+    return equal
 
 
 def _floored(ranges: Tensor) -> Tensor:
