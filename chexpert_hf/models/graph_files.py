@@ -1,7 +1,7 @@
-"""Exported graphs as files: where they lie, what `export.json` says of them, and whether one is of this very model.
+"""Exported graphs as files: names, what `export.json` records of them, and whether one belongs to a model.
 
-A graph is used only if it was made from these weights, for this input size, and its files are those that were written.
-The file names are those that optimum-intel and transformers.js look for.
+A graph is used only if it was made from these weights, for this input size, and its files are unchanged. The file names
+are those that optimum-intel and transformers.js look for.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RECORD_FILE = "export.json"
 
 
 class RuntimeName(str, Enum):
-    """What computes the scores."""
+    """The library that computes the scores."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -32,7 +32,7 @@ class RuntimeName(str, Enum):
 
 
 class Precision(str, Enum):
-    """What it is computed in."""
+    """The number format that the scores are computed in."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -57,7 +57,7 @@ class GraphError(InputError):
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """What `export.json` says of one graph.
+    """The entry of one graph in `export.json`.
 
     Attributes:
         runtime: `RuntimeName` that it is for.
@@ -66,9 +66,9 @@ class GraphRecord:
         input_size: (height, width) in pixels.
         sha256: Of each of its files, by the path in the model folder.
         versions: Of the libraries that made it.
-        weights_sha256: Of `model.safetensors` beside it, for those who check with other tools.
-        calibration: Which images it was quantised with, and how many.
-        parity: How far it is from the model, as measured when it was made.
+        weights_sha256: Of `model.safetensors` beside it, for other tools.
+        calibration: The images it was quantised with, and their number.
+        parity: Differences from the model, measured when it was made.
     """
 
     runtime: str
@@ -93,21 +93,14 @@ def fingerprint(model: CheXpertForImageClassification) -> str:
 
 
 def files_of(graph: str) -> tuple[str, ...]:
-    """The files of a graph: OpenVINO's has its weights beside it."""
-    return (graph, str(Path(graph).with_suffix(".bin").as_posix())) if graph.endswith(".xml") else (graph,)
+    """The files of a graph: OpenVINO stores the weights beside it."""
+    return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
 def find_graph(
     folder: Path, runtime: RuntimeName, precision: Precision, model: str, input_size: tuple[int, int]
 ) -> Path | None:
-    """The graph of a model in its folder; None if there is none.
-
-    Args:
-        folder: With `export.json`.
-        runtime: ONNX or OPENVINO.
-        precision: FP32, FP16 or INT8.
-        model: Fingerprint.
-        input_size: (height, width) in pixels.
+    """The graph of a model, given by its fingerprint, in a folder with `export.json`; None if there is none.
 
     Raises:
         GraphError: If there is one, but of other weights or another size, damaged, or of unknown origin.
@@ -117,18 +110,19 @@ def find_graph(
         return None
     record = read_records(folder).get(name)
     if record is None:
-        raise GraphError(f"{name} is not in {RECORD_FILE}, so nobody knows what it was made from")
+        raise GraphError(f"{name} is not in {RECORD_FILE}, so its origin is unknown")
     if record.model != model:
         raise GraphError(f"{name} was made from other weights")
     if tuple(record.input_size) != tuple(input_size):
-        raise GraphError(f"{name} is for {_size(record.input_size)} pixels and not for {_size(input_size)}")
+        made_for, wanted = (" x ".join(map(str, size)) for size in (record.input_size, input_size))
+        raise GraphError(f"{name} is for {made_for} pixels and not for {wanted}")
     if hashes(folder, files_of(name)) != dict(record.sha256):
         raise GraphError(f"{name} is damaged: its files are not those that {RECORD_FILE} describes")
     return folder / name
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """What a folder's `export.json` says, by the path of the graph; nothing if there is none.
+    """The records of a folder's `export.json`, by the path of the graph; none without the file.
 
     Raises:
         GraphError: If it is damaged.
@@ -154,7 +148,7 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The installed versions of packages that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -162,7 +156,3 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _size(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))

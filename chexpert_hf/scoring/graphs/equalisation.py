@@ -47,8 +47,8 @@ def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> Che
     for norm, convolution in pairs:
         weights = _floored(convolution.weight.abs().amax(dim=(0, 2, 3)))  # (in_channels,)
         factors = (weights / _floored(peaks[convolution])).sqrt()
-        norm.weight.mul_(factors)
-        norm.bias.mul_(factors)
+        for parameter in norm.parameters():  # weight and bias
+            parameter.mul_(factors)
         convolution.weight.div_(factors[:, None, None])
     return equal
 
