@@ -1,6 +1,6 @@
 """Smaller graphs from float32 ones: fp16 weights, or int8 by post-training quantisation on images.
 
-What comes after the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
+Everything behind the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
 and the label hierarchy's quotients of probabilities need it. So do the first convolution and the first dense layer:
 every later layer computes with their rounding errors, and they are a twentieth of the arithmetic.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.models.graph_files import RuntimeName
 from chexpert_hf.scoring.graphs.conversion import INPUT, save_onnx
-from chexpert_hf.scoring.graphs.optional_libraries import import_nncf, import_onnxruntime, import_openvino
+from chexpert_hf.scoring.graphs.optional_libraries import import_library
 
 if TYPE_CHECKING:
     import onnx
@@ -34,23 +34,22 @@ _POOLING = ("ReduceMean", "GlobalAveragePool")
 
 
 def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
-    """Writes a graph with fp16 weights.
-
-    Args:
-        runtime: ONNX or OPENVINO.
-        source: The float32 graph.
-        target: The graph to write; its folder is made.
+    """Writes a float32 graph for ONNX or OPENVINO with fp16 weights.
 
     Raises:
-        GraphError: If a library that this takes is not installed.
+        GraphError: If a library for that is not installed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _quietly():
-        (_halve_openvino if runtime is RuntimeName.OPENVINO else _halve_onnx)(source, target)
+        if runtime is RuntimeName.OPENVINO:
+            openvino = import_library("openvino")
+            openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=True)
+        else:
+            _halve_onnx(source, target)
 
 
 def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Images) -> None:
-    """Writes a graph that computes its convolutions in int8.
+    """Writes a float32 graph for ONNX or OPENVINO with convolutions in int8.
 
     Args:
         runtime: ONNX or OPENVINO.
@@ -59,20 +58,27 @@ def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Ima
         images: `(num_images, num_channels, height, width)`, on which the ranges of the activations are found.
 
     Raises:
-        GraphError: If a library that this takes is not installed.
+        GraphError: If a library for that is not installed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _quietly():
         (_quantise_openvino if runtime is RuntimeName.OPENVINO else _quantise_onnx)(source, target, images)
 
 
-def _halve_openvino(source: Path, target: Path) -> None:
-    openvino = import_openvino()
-    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=True)
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hides NNCF's progress bars on standard output, and ONNX Runtime's advice on the root logger."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
-    openvino, nncf = import_openvino(), import_nncf()
+    openvino, nncf = import_library("openvino"), import_library("nncf")
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.ERROR)
@@ -86,10 +92,9 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
         # Not validated, since names of shape arithmetic are not in NNCF's view of the graph.
         ignored_scope=nncf.IgnoredScope(names=[*_openvino_start(graph), *_openvino_head(graph)], validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # By default a range is the mean over images of their extremes, which cuts off every image's peaks: that
-            # moved probabilities of a small trained model by .40 instead of .12.
+            # By default a range is the mean over images of their extremes, which cuts off every image's peaks.
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            # It halves the weights of the first quantised layer, for processors without VNNI.
+            # The fix halves the weights of the first quantised layer, for processors without VNNI.
             overflow_fix=nncf.OverflowFix.DISABLE,
         ),
     )
@@ -97,7 +102,7 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
 
 
 def _halve_onnx(source: Path, target: Path) -> None:
-    import_onnxruntime()
+    import_library("onnxruntime")
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
@@ -111,7 +116,7 @@ def _halve_onnx(source: Path, target: Path) -> None:
 
 
 def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
-    import_onnxruntime()
+    import_library("onnxruntime")
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -142,10 +147,7 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
 
 
 def _openvino_start(graph: Any) -> list[str]:
-    """Names of the first convolutions, and of the BatchNorms of the first dense block.
-
-    NNCF would also quantise the input of a BatchNorm; in the first block that is the output of the first convolution.
-    """
+    """Names of the first convolutions, and of the BatchNorms of the first dense block, whose input NNCF quantises."""
     nodes = graph.get_ordered_ops()
     convolutions = [node for node in nodes if node.get_type_name() == "Convolution"][:_FLOAT_CONVOLUTIONS]
     first_block = takewhile(lambda node: node.get_type_name() != "AvgPool", nodes)
@@ -184,15 +186,3 @@ def _onnx_head(graph: "onnx.ModelProto") -> list[str]:
             behind.update(node.output)
             names.append(node.name)
     return names
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without NNCF's progress bars on standard output, and ONNX Runtime's advice on the root logger."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
