@@ -48,7 +48,6 @@ def ensemble_members(model: str | Path) -> list[str | Path]:
     if not path.is_file():
         return [model]
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["members"]
-        return [path.parent / name for name in names]
+        return [path.parent / name for name in json.loads(path.read_text(encoding="utf-8"))["members"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

@@ -1,12 +1,12 @@
-"""Exported graphs as files: names, what `export.json` records of them, and whether one belongs to a model.
+"""Exported graphs as files, with the names that optimum-intel and transformers.js look for, and their `export.json`.
 
-A graph is used only if it was made from these weights, for this input size, and its files are unchanged. The file names
-are those that optimum-intel and transformers.js look for.
+A graph is used only if it was made from these weights, for this input size, and its files are unchanged.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from importlib import metadata
@@ -67,7 +67,7 @@ class GraphRecord:
         sha256: Of each of its files, by the path in the model folder.
         versions: Of the libraries that made it.
         weights_sha256: Of `model.safetensors` beside it, for other tools.
-        calibration: The images it was quantised with, and their number.
+        calibration: Name and number of the images it was quantised with.
         parity: Differences from the model, measured when it was made.
     """
 
@@ -122,11 +122,7 @@ def find_graph(
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """The records of a folder's `export.json`, by the path of the graph; none without the file.
-
-    Raises:
-        GraphError: If it is damaged.
-    """
+    """The records of a folder's `export.json`, by the path of the graph; GraphError if the file is damaged."""
     try:
         text = (folder / RECORD_FILE).read_bytes()
     except OSError:
@@ -151,8 +147,6 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

@@ -11,11 +11,7 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 @torch.no_grad()
 def round_to_half(model: CheXpertForImageClassification) -> None:
-    """Rounds the weights of a float32 model in place to the values that `half_state_dict` stores.
-
-    Raises:
-        OverflowError: If a weight is larger than float16's largest number, 65,504.
-    """
+    """Rounds the weights of a float32 model in place to the values that `half_state_dict` stores."""
     model.load_state_dict(half_state_dict(model))
 
 

@@ -20,32 +20,13 @@ NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")
 """Read before scoring; exported graphs have checksums of their own in `export.json`."""
 
-CODE_FILES = (
-    "labels.py",
-    "configuration_chexpert.py",
-    "image_processing_chexpert.py",
-    "modeling_chexpert.py",
-)
+CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "modeling_chexpert.py")
 
-REQUIRED_FILES = (
-    "README.md",
-    *NEEDED_FILES,
-    *CODE_FILES,
-    "reference.json",
-)
+REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
 """A complete model folder has all of these."""
 
-OPTIONAL_FILES = (
-    "LICENSE",
-    "evaluation.json",
-    "recipe.yaml",
-    "curve.png",
-    "gate.safetensors",
-    "export.json",
-    "onnx/*.onnx",
-    "openvino/*.xml",
-    "openvino/*.bin",
-)
+_GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
+OPTIONAL_FILES = ("LICENSE", "evaluation.json", "recipe.yaml", "curve.png", "gate.safetensors", *_GRAPH_FILES)
 """Also published, where present: names, or patterns of paths."""
 
 PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
@@ -92,13 +73,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Updates the checksums of these files in a folder that has checksums; a file that is gone loses its own.
-
-    The other files keep theirs, so that a file that was damaged meanwhile is still found.
-
-    Raises:
-        ChecksumError: If `checksums.json` is damaged.
-    """
+    """Updates the checksums of these files only, in a folder that has checksums; a file that is gone loses its own."""
     sums = read_checksums(folder)
     if sums is not None:
         names = set(names)
@@ -140,12 +115,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
     """A line for each file that is not as it was saved; none for a folder without checksums.
 
-    Args:
-        folder: The model folder.
-        names: The files to look at; all that have a checksum or should if None.
-
-    Raises:
-        ChecksumError: If `checksums.json` itself is damaged.
+    `names` are the files to look at; by default all that have a checksum or should.
     """
     sums = read_checksums(folder)
     if sums is None:

@@ -8,18 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    IncompleteSnapshotError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
 from chexpert_hf.default_model import resolve_model
@@ -59,7 +48,7 @@ def expect_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
         is_id = repo_id.count("/") == 1
-    except HFValidationError:
+    except errors.HFValidationError:
         is_id = False
     if not is_id:
         raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.")
@@ -77,9 +66,7 @@ def model_folder(
     *,
     files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE),
 ) -> Path:
-    """The folder of a model; a repository is fetched into the cache, all of one commit.
-
-    Without a connection, a repository that is in the cache is taken from there.
+    """The folder of a model; a repository is fetched into the cache, or found there without a connection.
 
     Args:
         model: Path of a folder, id of a repository, or name of the bundled model.
@@ -102,9 +89,10 @@ def model_folder(
         ) from error
     with hub_errors(str(model), is_upload=False):
         try:
-            wanted = None if files is None else list(files)
-            folder = Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
-        except IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
+            folder = Path(
+                snapshot_download(str(model), revision=revision, allow_patterns=list(files) if files else None)
+            )
+        except errors.IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
             folder = Path(error.snapshot_path)
             if files is None or not all((folder / name).is_file() for name in NEEDED_FILES):
                 raise
@@ -121,18 +109,18 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
     except InputError:
         raise
     # hf_xet raises RuntimeError, the client ValueError where the store refuses a file.
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubError(f"{subject}: {_reason(subject, error, is_upload)}.") from error
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     """What went wrong, and what to do; without a full stop at its end."""
     cause: BaseException | None = error  # the first in the chain of causes that is the Hub's answer, or its absence
-    while cause is not None and not isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
+    while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__
-    if isinstance(cause, HfHubHTTPError):
+    if isinstance(cause, errors.HfHubHTTPError):
         return _refusal(subject, cause, is_upload)
-    if isinstance(cause, OfflineModeIsEnabled):
+    if isinstance(cause, errors.OfflineModeIsEnabled):
         cached = "" if is_upload else ", and this is not whole in the cache; unset it"
         return f"the Hub cannot be reached, since HF_HUB_OFFLINE is set{cached}"
     if cause is not None:
@@ -143,17 +131,17 @@ def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     return f"the {'upload' if is_upload else 'download'} did not succeed ({_line(error)}); repeat the command"
 
 
-def _refusal(subject: str, error: HfHubHTTPError, is_upload: bool) -> str:
+def _refusal(subject: str, error: errors.HfHubHTTPError, is_upload: bool) -> str:
     status, said = error.response.status_code, error.server_message or ""
     quoted = f" (HTTP {status}{f', {_line(said)}' if said else ''})"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{subject}"
         return f"the repository is gated; ask for access at {page}, {_LOG_IN}, and repeat the command"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "there is no such branch, tag or commit; without a revision, what is there now is taken"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return _STATUS[404] if is_upload else f"there is no such folder, and no such repository, {_HIDDEN}"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return f"a file is missing there; repeat the command{quoted}"
     if status == 403:
         return (_STORAGE if is_upload and _IS_ON_STORAGE.search(said) else _NO_RIGHT[is_upload]) + quoted

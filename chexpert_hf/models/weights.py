@@ -1,7 +1,4 @@
-"""Torchvision's ImageNet weights, and the old and new names of a DenseNet's weights.
-
-Source: torchvision's DenseNet121_Weights.IMAGENET1K_V1, https://pytorch.org/vision/stable/models/densenet.html.
-"""
+"""Torchvision's ImageNet weights of DenseNet121, and the old and new names of a DenseNet's weights."""
 
 import re
 from collections.abc import Mapping
@@ -30,11 +27,7 @@ def imagenet_cache_path() -> Path:
 
 
 def imagenet_state_dict() -> dict[str, Tensor]:
-    """Torchvision's DenseNet121 weights with today's names, from the cache or downloaded.
-
-    Raises:
-        WeightsError: If they can neither be found nor downloaded.
-    """
+    """Torchvision's weights with today's names, from the cache or downloaded; WeightsError if that fails."""
     weights = DenseNet121_Weights.IMAGENET1K_V1
     try:
         state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -49,12 +42,8 @@ def imagenet_state_dict() -> dict[str, Tensor]:
 def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A DenseNet's weights with today's names: 'norm1' for 'norm.1', and a counter of batches for each BatchNorm."""
     renamed = {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
-        for name in renamed
-        if name.endswith(".running_mean")
-    }
-    return counters | renamed
+    means = [name for name in renamed if name.endswith(".running_mean")]
+    return {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in means} | renamed
 
 
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from PIL import Image
@@ -150,13 +150,12 @@ class CheXpertClassifier:
         folders = [member for name in names for member in ensemble_members(name)]
         if not folders:
             raise ModelFolderError("Expected at least one model, got none.")
-        members = [cls._load(folder, runtime, precision, device, revision) for folder in folders]
+        options = {"runtime": runtime, "precision": precision, "device": device}
+        members = [cls._load(folder, revision, **options) for folder in folders]
         return members[0] if len(members) == 1 else CheXpertEnsemble(members)
 
     @classmethod
-    def _load(
-        cls, model: str | Path, runtime: str, precision: str, device: str | torch.device | None, revision: str | None
-    ) -> "CheXpertClassifier":
+    def _load(cls, model: str | Path, revision: str | None, **options: Any) -> "CheXpertClassifier":
         folder = model_folder(model, revision)
         network = load_model(folder, name=str(model))
         try:
@@ -170,14 +169,8 @@ class CheXpertClassifier:
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
                 f"{network.config.num_channels}; preprocessor_config.json and config.json are not of one model."
             )
-        opened = open_runtime(
-            network,
-            folder=Path(model) if Path(model).is_dir() else None,
-            runtime=runtime,
-            precision=precision,
-            device=device,
-            input_size=processor.output_size,
-        )
+        place = Path(model) if Path(model).is_dir() else None
+        opened = open_runtime(network, folder=place, input_size=processor.output_size, **options)
         gate = Gate.load(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
         return CheXpertClassifier(network, processor, runtime=opened, gate=gate)
 
@@ -231,12 +224,8 @@ class CheXpertClassifier:
             inputs: Paths, bytes, file objects, PIL images or arrays; a list of them gives a list.
             saliency: Whether to compute the maps.
             batch_size: Radiographs that go through the network at once.
-            errors: "raise" raises the error of the first input that cannot be read; "return" puts each error in the
-                place of its prediction. An error names a file without its folder, and the place in a list.
-
-        Raises:
-            RadiographError: If an input cannot be read and `errors` is "raise".
-            InputError: If `errors` is neither.
+            errors: "raise" raises the RadiographError of the first input that cannot be read; "return" puts each error
+                in the place of its prediction. An error names a file without its folder, and the place in a list.
         """
         if errors not in ("raise", "return"):
             raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
@@ -275,7 +264,7 @@ class CheXpertClassifier:
         yield from filter(None, read)
 
     def read(self, source: RadiographSource) -> Image.Image:
-        """Reads a radiograph as the model wants it; a large JPEG is scaled down while it is decoded.
+        """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
 
         Raises:
             RadiographError: If it cannot be read; it names a file without its folder.
@@ -332,10 +321,7 @@ class CheXpertClassifier:
                 yield prediction if verdict is None else replace(prediction, gate=verdict)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
-        """Classifiers with the same scores, one for each thread, that are faster together than this one.
-
-        This one alone where a runtime cannot do that; see `Runtime.side_by_side`.
-        """
+        """Classifiers with the same scores, one for each of several threads; see `Runtime.side_by_side`."""
         runtimes = self.runtime.side_by_side()
         if len(runtimes) == 1:
             return [self]
@@ -394,7 +380,7 @@ class CheXpertEnsemble(CheXpertClassifier):
         return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """As of one model; this one alone if any member's runtime cannot do that."""
+        """As of one model; this one alone unless all members' runtimes can."""
         workers = [member.side_by_side() for member in self.members]
         if min(map(len, workers)) == 1:
             return [self]

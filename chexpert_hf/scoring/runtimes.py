@@ -4,7 +4,6 @@
 and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +14,7 @@ from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
 from chexpert_hf.scoring.graphs.graph_cache import converted_graph
-from chexpert_hf.scoring.graphs.sessions import (
-    SESSIONS,
-    Runtime,
-    TorchRuntime,
-    openvino_has_bf16,
-    torch_has_bf16,
-)
+from chexpert_hf.scoring.graphs.sessions import SESSIONS, Runtime, TorchRuntime, openvino_has_bf16, torch_has_bf16
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]
 
@@ -38,16 +31,6 @@ _PRECISIONS = {
 _TITLES = {RuntimeName.OPENVINO: "OpenVINO", RuntimeName.ONNX: "ONNX Runtime", RuntimeName.TORCH: "PyTorch"}
 
 
-@dataclass(frozen=True)
-class _Request:
-    model: CheXpertForImageClassification
-    folder: Path | None
-    precision: Precision
-    device: torch.device
-    num_threads: int | None
-    input_size: tuple[int, int]
-
-
 def open_runtime(
     model: CheXpertForImageClassification,
     *,
@@ -60,14 +43,12 @@ def open_runtime(
 ) -> Runtime:
     """Makes a model ready to compute.
 
-    `precision="auto"` is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else fp32. fp16 is PyTorch on
-    a GPU, or an exported graph; int8 is always an exported graph.
-
     Args:
         model: The model. PyTorch computes with this very one: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
-        runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and logs it in `reason`.
-        precision: One of `Precision`.
+        runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and says so in `reason`.
+        precision: One of `Precision`. "auto" is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else
+            fp32. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
         device: Where to compute; if None, a GPU where there is one and the runtime can use it.
         num_threads: On the CPU; all cores if None. PyTorch has one number for the whole process.
         input_size: (height, width) of the image processor, in pixels.
@@ -78,11 +59,15 @@ def open_runtime(
     wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}, expected at least 1.")
-    request = _Request(model, folder, number, _device(device, wanted), num_threads, input_size)
+    place = _device(device, wanted)
     skipped = []
-    for name in _candidates(wanted, number, request.device):
+    for name in _candidates(wanted, number, place):
         try:
-            opened = _open_torch(request) if name is RuntimeName.TORCH else _open_graph(name, request)
+            opened = (
+                _open_torch(model, number, place, num_threads)
+                if name is RuntimeName.TORCH
+                else _open_graph(name, model, number, folder, num_threads, input_size)
+            )
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an optional library, there is the next
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
         else:
@@ -123,39 +108,47 @@ def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device)
     return able
 
 
-def _open_torch(request: _Request) -> Runtime:
-    precision, device = request.precision, request.device
+def _open_torch(
+    model: CheXpertForImageClassification, precision: Precision, device: torch.device, num_threads: int | None
+) -> Runtime:
     if precision is Precision.AUTO:
         # Not on a GPU: there the network waits for the files, and autocast was slower (README, Speed).
         precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
-    opened = TorchRuntime(request.model, precision, device, request.num_threads)
+    opened = TorchRuntime(model, precision, device, num_threads)
     opened.reason = f"PyTorch in {precision.value} on {device}"
     return opened
 
 
-def _open_graph(name: RuntimeName, request: _Request) -> Runtime:
+def _open_graph(
+    name: RuntimeName,
+    model: CheXpertForImageClassification,
+    asked: Precision,
+    folder: Path | None,
+    num_threads: int | None,
+    input_size: tuple[int, int],
+) -> Runtime:
     """Opens the graph of the model folder; without a usable one, that of the cache."""
-    precision = _graph_precision(name, request.precision)
+    precision = _graph_precision(name, asked)
     weights = Precision.FP32 if precision is Precision.BF16 else precision
-    key = fingerprint(request.model)
+    key = fingerprint(model)
     start = f"{_TITLES[name]} in {precision.value} on the CPU, with"
     note = ""
-    if request.folder is not None:
+    if folder is not None:
         try:
-            exported = find_graph(request.folder, name, weights, key, request.input_size)
+            exported = find_graph(folder, name, weights, key, input_size)
             if exported is not None:
-                opened = SESSIONS[name](exported, precision, request.num_threads)
-                opened.reason = f"{start} the exported {exported.relative_to(request.folder).as_posix()}"
+                opened = SESSIONS[name](exported, precision, num_threads)
+                opened.reason = f"{start} the exported {exported.relative_to(folder).as_posix()}"
                 return opened
         except Exception as error:  # noqa: BLE001 - a damaged graph makes its runtime raise anything
             note = f" ({_line(error)})"
     if weights is not Precision.FP32:
-        command = f"chexpert-hf export {request.folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
+        command = f"chexpert-hf export {folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
         raise GraphError(f"there is no {weights.value} graph of this model{note}; make one: {command}")
-    with converted_graph(request.model, name, key, request.input_size) as (path, origin):
-        opened = SESSIONS[name](path, precision, request.num_threads)
+    with converted_graph(model, name, key, input_size) as (path, origin):
+        opened = SESSIONS[name](path, precision, num_threads)
     opened.reason = f"{start} {origin}{note}"
     return opened
 

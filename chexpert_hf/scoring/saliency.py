@@ -1,7 +1,6 @@
 """From maps at the resolution of the last feature map to overlays on the radiograph.
 
-Source: Selvaraju et al. 2017, arXiv:1610.02391 (Grad-CAM keeps the positive part); Irvin et al. 2019, arXiv:1901.07031,
-section 5.
+Sources: Selvaraju et al. 2017, arXiv:1610.02391 (the positive part); Irvin et al. 2019, arXiv:1901.07031, section 5.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,24 +24,19 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 
 def positive_maps(saliency: Tensor) -> Tensor:
-    """The positive part of the maps of one image, in [0, 1].
+    """The positive part of the maps `(num_labels, h, w)` of one image, in [0, 1].
 
-    Args:
-        saliency: `(num_labels, h, w)`, as the model returns it.
-
-    Returns:
-        Of the same shape; 1 is the largest contribution to any observation's logit, so that observations can be
-        compared. All zeros for an observation without positive evidence.
+    1 is the largest contribution to any observation's logit, so that observations can be compared.
     """
     maps = saliency.float().clamp(min=0)
     return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
-    """Lays maps of what a model saw over the image, bilinearly.
+    """Lays maps `(num_labels, h, w)` of what a model saw over the image, bilinearly.
 
     Args:
-        maps: `(num_labels, h, w)`.
+        maps: The maps.
         size: (width, height) of the image.
         box: The part of the image that the model saw, from `CheXpertImageProcessor.seen_box`; all of it if None.
 
@@ -66,11 +60,10 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
 class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1], of its size.
 
-    They are stored at the model's resolution and resized on access, since those of a full-size radiograph take 26 MB
-    each.
+    They are resized on access, since those of a full-size radiograph take 26 MB each.
 
     Attributes:
-        positive: `(num_labels, h, w)` in [0, 1], as the model saw the radiograph.
+        positive: `(num_labels, h, w)` in [0, 1], at the model's resolution.
         observations: The names of the maps, in their order.
         size: (width, height) of the maps that are returned.
         box: The part of `size` that the model saw.
@@ -112,15 +105,12 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
 
 
 def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:
-    """Lays a map over a radiograph; where the map is 0 the radiograph stays as it is.
+    """Lays a map `(height, width)` in [0, 1] over a radiograph, which stays visible where the map is 0.
 
     Args:
         image: Any mode.
-        saliency: `(height, width)` in [0, 1], of the image's size.
-        opacity: In [0, 1], of the map at its strongest.
-
-    Returns:
-        An RGB image of the same size.
+        saliency: A map of the image's size.
+        opacity: In [0, 1], of the map where it is 1.
 
     Raises:
         ValueError: If the sizes differ or the opacity is outside [0, 1].

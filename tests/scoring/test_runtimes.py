@@ -17,6 +17,7 @@ import torch
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import PARENTS
+from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import fingerprint
 from chexpert_hf.scoring import runtimes
 from chexpert_hf.scoring.graphs import graph_cache
@@ -371,7 +372,7 @@ def test_a_model_is_converted_once(tiny_model, conversions, empty_cache):
 def test_changed_weights_and_another_size_or_version_are_converted_anew(tiny_model, conversions, monkeypatch):
     opened(tiny_model, "openvino")
     assert conversions == []
-    monkeypatch.setattr(graph_cache, "versions_of", lambda packages: {"openvino": "2030.1"})
+    monkeypatch.setattr(graph_files, "versions_of", lambda packages: {"openvino": "2030.1"})
     opened(tiny_model, "openvino")
     assert conversions == [SIZE]
     monkeypatch.undo()

@@ -39,10 +39,10 @@ class _TwoTensors(nn.Module):
 def write_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, path: Path, input_size: tuple[int, int]
 ) -> None:
-    """Converts a model to a float32 graph.
+    """Converts a model, which stays as it is, to a float32 graph for ONNX or OPENVINO.
 
     Args:
-        model: Stays as it is.
+        model: The model.
         runtime: ONNX or OPENVINO.
         path: Of the `.onnx` or `.xml` file; its folder is made.
         input_size: (height, width) in pixels.
@@ -89,7 +89,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def save_onnx(graph: "onnx.ModelProto", path: Path) -> None:
-    """Writes a valid ONNX graph, without the exporter's stack traces, which name files of this machine.
+    """Writes an ONNX graph without the exporter's stack traces, which name files of this machine.
 
     Raises:
         GraphError: If onnx's checker finds a fault in the graph.

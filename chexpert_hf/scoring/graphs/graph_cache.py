@@ -15,18 +15,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import (
-    GRAPH_FILES,
-    GraphError,
-    GraphRecord,
-    Precision,
-    RuntimeName,
-    files_of,
-    find_graph,
-    hashes,
-    versions_of,
-    write_records,
-)
+from chexpert_hf.models import graph_files
+from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName
 from chexpert_hf.scoring.graphs.conversion import write_graph
 from chexpert_hf.scoring.graphs.parity import measure_parity
 from chexpert_hf.scoring.graphs.sessions import SESSIONS
@@ -51,25 +41,18 @@ def cache_folder() -> Path:
 def converted_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int]
 ) -> Iterator[tuple[Path, str]]:
-    """A float32 graph of a model, from the cache or converted now; it exists until the context ends.
+    """A float32 graph of a model with the fingerprint `key`, from the cache or converted now, and its origin in words.
 
-    Args:
-        model: Stays as it is.
-        runtime: ONNX or OPENVINO.
-        key: The model's fingerprint.
-        input_size: (height, width) in pixels.
-
-    Yields:
-        The graph, and its origin in words.
+    The graph exists until the context ends.
 
     Raises:
         GraphError: If the graph does not give the model's scores, or a library for the conversion is not installed.
     """
-    made_from = [runtime.value, key, *map(str, input_size), str(versions_of(PACKAGES))]
+    made_from = [runtime.value, key, *map(str, input_size), str(graph_files.versions_of(PACKAGES))]
     name = f"{runtime.value}-{sha256(' '.join(made_from).encode()).hexdigest()[:32]}"
     entry = cache_folder() / "graphs" / name
     try:
-        found = find_graph(entry, runtime, Precision.FP32, key, input_size)
+        found = graph_files.find_graph(entry, runtime, Precision.FP32, key, input_size)
     except GraphError:  # damaged: it is converted again
         shutil.rmtree(entry, ignore_errors=True)
         found = None
@@ -93,13 +76,13 @@ def converted_graph(
             with suppress(OSError):  # another process was faster
                 folder = folder.rename(entry)
             _delete_oldest(entry.parent)
-        yield folder / GRAPH_FILES[runtime, Precision.FP32], origin
+        yield folder / graph_files.GRAPH_FILES[runtime, Precision.FP32], origin
 
 
 def _convert(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int], folder: Path
 ) -> None:
-    name = GRAPH_FILES[runtime, Precision.FP32]
+    name = graph_files.GRAPH_FILES[runtime, Precision.FP32]
     write_graph(model, runtime, folder / name, input_size)
     reference = copy.deepcopy(model).cpu().float().eval()
     shape = (_CHECKED_IMAGES, model.config.num_channels, *input_size)
@@ -107,8 +90,10 @@ def _convert(
     parity = measure_parity(reference, SESSIONS[runtime](folder / name, Precision.FP32), noise)
     if excess := parity.excess(Precision.FP32):
         raise GraphError(f"the converted graph is not the model: {excess}")
-    record = GraphRecord(runtime.value, Precision.FP32.value, key, input_size, hashes(folder, files_of(name)))
-    write_records(folder, {name: record})
+    record = graph_files.GraphRecord(
+        runtime.value, Precision.FP32.value, key, input_size, graph_files.hashes(folder, graph_files.files_of(name))
+    )
+    graph_files.write_records(folder, {name: record})
 
 
 def _delete_oldest(folder: Path) -> None:

@@ -54,13 +54,7 @@ def measure_parity(
     runtime: Callable[..., tuple[Tensor, Tensor | None]],
     pixel_values: Tensor,
 ) -> Parity:
-    """Compares a runtime with its model, which is in float32 on the CPU and in evaluation mode.
-
-    Args:
-        model: The model.
-        runtime: A `sessions.Runtime` of it.
-        pixel_values: `(num_images, num_channels, height, width)`.
-    """
+    """Compares a runtime with its model, which is in float32 on the CPU and in evaluation mode, on `pixel_values`."""
     batches = pixel_values.split(_BATCH)
     expected = [model(batch, output_saliency=True) for batch in batches]
     wanted, wanted_maps = (torch.cat([output[name] for output in expected]) for name in ("logits", "saliency"))

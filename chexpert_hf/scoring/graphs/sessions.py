@@ -83,11 +83,8 @@ class Runtime(ABC):
 class TorchRuntime(Runtime):
     """PyTorch, on any of its devices; bf16 and fp16 by autocast.
 
-    Args:
-        model: Moved to the device, put into evaluation mode and laid out channels last, which convolutions prefer.
-        precision: FP32, BF16 or FP16.
-        device: Where to compute.
-        num_threads: Of all of torch in this process, if given.
+    The model is moved to the device, put into evaluation mode and laid out channels last, which convolutions prefer.
+    `num_threads`, if given, is that of all of torch in this process.
     """
 
     name = RuntimeName.TORCH.value
@@ -118,12 +115,9 @@ class TorchRuntime(Runtime):
 
 
 class OpenVINORuntime(Runtime):
-    """A graph in OpenVINO, on the CPU; all threads work on one call.
+    """A graph, an `.xml` file, in OpenVINO on the CPU; all threads work on one call.
 
-    Args:
-        path: The graph's `.xml` file.
-        precision: FP32 or BF16 for a graph of float32 weights; FP16 or INT8 for one that was exported in it.
-        num_threads: All cores if None.
+    The precision is FP32 or BF16 for a graph of float32 weights; FP16 or INT8 for one that was exported in it.
     """
 
     name = RuntimeName.OPENVINO.value
@@ -173,13 +167,7 @@ class OpenVINORuntime(Runtime):
 
 
 class ONNXRuntime(Runtime):
-    """A graph in ONNX Runtime, on the CPU.
-
-    Args:
-        path: The graph's `.onnx` file.
-        precision: Of the graph's weights.
-        num_threads: All cores if None.
-    """
+    """A graph, an `.onnx` file, in ONNX Runtime on the CPU; the precision is that of its weights."""
 
     name = RuntimeName.ONNX.value
 
