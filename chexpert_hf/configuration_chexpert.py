@@ -13,7 +13,10 @@ from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parents_among, p
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
 
-_RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_offsets", "map_evaluation")
+BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size")
+"""Fields that define the backbone; `drop_rate` matters in training only."""
+
+_RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_evaluation")
 """Fields that describe the scores of a trained head, and mean nothing for a new one."""
 
 
@@ -50,9 +53,6 @@ class CheXpertConfig(PreTrainedConfig):
             were not.
         calibration: How and on what data the head was calibrated, for the record: its `slopes` and `intercepts` are
             in the weights already, and nothing may apply them again. None if it was not calibrated.
-        map_offsets: How far beside its own place a place of an observation's map looks on average, (down, right) as
-            shares of the input's height and width, so that maps can be laid where the evidence is; `saliency` itself
-            is as the network computes it. None if that was not measured.
         map_evaluation: How often the maps' maxima lie in findings that were marked (`hit_rate`), how often the best
             constant point does (`constant_point`), both in [0, 1], the number of findings (`n`), and who marked them
             (`reference`, a noun phrase). None if that was not measured.
@@ -86,7 +86,6 @@ class CheXpertConfig(PreTrainedConfig):
     operating_points: dict[str, float | int] | None = None
     operating_points_source: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
-    map_offsets: dict[str, Any] | None = None
     map_evaluation: dict[str, Any] | None = None
     model_name: str | None = None
     warnings: list[str] | tuple[str, ...] | None = None
@@ -99,6 +98,7 @@ class CheXpertConfig(PreTrainedConfig):
         names: dict[int, str] | dict[str, str] | None = getattr(self, "id2label", None)
         if names is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(OBSERVATIONS))
+        kwargs.pop("map_offsets", None)  # a field of configs written before it was removed
         super().__post_init__(**kwargs)
         self._fill_in()
 
@@ -164,6 +164,12 @@ class CheXpertConfig(PreTrainedConfig):
         """The observations under U-MultiClass, in the order of the model's outputs."""
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
         return tuple(name for name in self.observations if policies[name] == multiclass)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The fields that, with the weights, define a model's function of the pixels."""
+        fields = {name: getattr(self, name) for name in (*BACKBONE_FIELDS, "head_hidden_size", "label_parents")}
+        return {**fields, "observations": self.observations, "multiclass": self.multiclass_observations}
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -233,15 +239,6 @@ class CheXpertConfig(PreTrainedConfig):
                 "map_evaluation must have hit_rate and constant_point in [0, 1], n of at least 1 and the reference as "
                 f"one line of text, got {self.map_evaluation!r}."
             )
-
-    def validate_map_offsets(self) -> None:
-        """Raises ValueError if the offsets of the maps cannot be those of this model."""
-        for name, offset in (self.map_offsets or {}).items():
-            if name not in self.observations:
-                raise ValueError(f"map_offsets names {name!r}, which is not among: {', '.join(self.observations)}.")
-            is_pair = isinstance(offset, (list, tuple)) and len(offset) == 2
-            if not is_pair or not all(isinstance(share, (int, float)) and abs(share) < 1 for share in offset):
-                raise ValueError(f"The map offset of {name} is {offset!r}, expected two numbers in (-1, 1).")
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:

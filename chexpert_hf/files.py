@@ -108,6 +108,6 @@ def sha256_of(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
+def first_line(error: object, limit: int = 200) -> str:
     """The first line of an error's message, or the name of its class; at most `limit` characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:limit]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]

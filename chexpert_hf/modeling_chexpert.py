@@ -35,6 +35,8 @@ from .labels import (
 
 logger = logging.getLogger(__name__)
 
+LAST_STAGE = "last feature maps"
+
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
     UncertaintyPolicy.U_ZEROS: NEGATIVE,
@@ -110,7 +112,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As in transformers; a head that was saved for other labels is initialised anew, even one of the same size.
 
-        The config of a model with a new head has no operating points, calibration and map offsets.
+        The config of a model with a new head has no operating points and no calibration.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
@@ -214,7 +216,9 @@ class CheXpertForImageClassification(PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        features, hidden_states = self._feature_maps(pixel_values)  # (B, C, h, w)
+        stages = self.stages(pixel_values)
+        features = stages[LAST_STAGE]  # (B, C, h, w)
+        hidden_states = tuple(maps for name, maps in stages.items() if name.startswith("dense block"))
         pooled = _pooled(features)  # (B, C)
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
         logits = self._positive_minus_negative(outputs)
@@ -227,24 +231,26 @@ class CheXpertForImageClassification(PreTrainedModel):
         )
 
     def feature_maps(self, pixel_values: Tensor) -> Tensor:
-        """The last feature maps `(batch, channels, h, w)`, after the last ReLU: what the maps are made of."""
-        return self._feature_maps(pixel_values)[0]
+        """The last feature maps `(batch, channels, h, w)`, after the last ReLU, from which the maps are made."""
+        return self.stages(pixel_values)[LAST_STAGE]
 
     def logits_from(self, features: Tensor) -> Tensor:
         """Logits `(batch, num_labels)` from the last feature maps: `forward` is this after `feature_maps`."""
         return unconditional_logits(self._positive_minus_negative(self.classifier(_pooled(features))), self.config)
 
-    def _feature_maps(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The last feature maps after the last ReLU, and those after each dense block."""
-        features = pixel_values
-        after_blocks = []
+    def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """The feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
+
+        Keys: "stem", "dense block 1", "transition 1", ..., `LAST_STAGE`, which is after the last ReLU.
+        """
+        features, stages = pixel_values, {}
         for name, module in self.features.named_children():
-            if name.startswith("denseblock"):
-                features = self._dense_block(module, features)
-                after_blocks.append(features)
-            else:
-                features = module(features)
-        return functional.relu(features, inplace=True), tuple(after_blocks)
+            features = self._dense_block(module, features) if name.startswith("denseblock") else module(features)
+            title = name.replace("pool0", "stem").replace("block", " block ").replace("transition", "transition ")
+            if title != name:  # the other modules are layers of the stem, and the last norm
+                stages[title] = features
+        stages[LAST_STAGE] = functional.relu(features, inplace=True)
+        return stages
 
     def _dense_block(self, block: Any, features: Tensor) -> Tensor:
         """The maps after a dense block, whose layers gradient checkpointing computes again in the backward pass."""

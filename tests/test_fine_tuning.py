@@ -99,7 +99,6 @@ RECORDS = {
     "operating_points": {"Edema": 0.3, "Fracture": 0.7},
     "operating_points_source": {"data": "made up"},
     "calibration": {"slopes": {"Edema": 1.2}},
-    "map_offsets": {"Edema": [0.1, 0.1]},
     "policies_source": "made up",
 }
 HEADS = {
@@ -168,7 +167,7 @@ def test_other_labels_give_a_new_head_and_a_config_without_the_old_ones(trained_
     assert config.label2id == {name: index for index, name in enumerate(names)}
     assert config.uncertainty_policies == dict.fromkeys(names, "u-ignore")
     assert config.operating_points == dict.fromkeys(names, 0.5)
-    for field in ("operating_points_source", "calibration", "map_offsets", "policies_source", "label_parents"):
+    for field in ("operating_points_source", "calibration", "policies_source", "label_parents"):
         assert getattr(config, field) is None, field
 
     assert_new(model.last_layer)

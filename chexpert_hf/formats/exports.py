@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
 from chexpert_hf.formats.densenet_sources import TIMM_ARCHITECTURE, TIMM_RESAMPLING
@@ -19,7 +19,6 @@ from chexpert_hf.publishing.card import read_template
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
-_ARCHITECTURE_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
 
 
 class FormatError(InputError):
@@ -49,7 +48,7 @@ def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
 def refuse_model(config: CheXpertConfig, target: str) -> None:
     """Raises FormatError for all but a DenseNet121 with one linear output per observation."""
     defaults = CheXpertConfig()
-    others = [name for name in _ARCHITECTURE_FIELDS if getattr(config, name) != getattr(defaults, name)]
+    others = [name for name in BACKBONE_FIELDS[1:] if getattr(config, name) != getattr(defaults, name)]
     reasons = (
         (bool(others), f"the architecture is no DenseNet121 ({', '.join(others)})"),
         (config.head_hidden_size is not None, "its head has a hidden layer"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.files import write_json, write_text
 from chexpert_hf.models.model_files import NEEDED_FILES
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -19,17 +20,15 @@ An ensemble of {count} models, in `members`: the mean of their probabilities.
 
     CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
 
-What the members were trained on and how, the cards in `run-1`, `run-2`, ... say; `evaluation.json` has the figures of
-the ensemble on the split on which its members were chosen, so they are optimistic.
+The cards in `run-1`, `run-2`, ... describe how the members were trained. `evaluation.json` has the metrics of the
+ensemble on the split on which its members were chosen, so they are optimistic.
 """
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
     """Makes a folder an ensemble: copies of the members, in `members`, and `ensemble.json` that names them.
 
-    Args:
-        folder: Of the ensemble.
-        members: Model folders or checkpoints; weights, configuration and code are copied, nothing else.
+    Of each member, a model folder or checkpoint, only weights, configuration and code are copied.
     """
     names = []
     for number, member in enumerate(members, start=1):
@@ -38,10 +37,8 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
         for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
             shutil.copy(file, copy)
         names.append(copy.relative_to(folder).as_posix())
-    (folder / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2), encoding="utf-8")
-    (folder / "README.md").write_text(
-        _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name), encoding="utf-8"
-    )
+    write_json(folder / ENSEMBLE_FILE, {"members": names})
+    write_text(folder / "README.md", _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name))
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
@@ -51,7 +48,6 @@ def ensemble_members(model: str | Path) -> list[str | Path]:
     if not path.is_file():
         return [model]
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["members"]
-        return [path.parent / name for name in names]
+        return [path.parent / name for name in json.loads(path.read_text(encoding="utf-8"))["members"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

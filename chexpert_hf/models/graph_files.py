@@ -1,12 +1,12 @@
-"""Exported graphs as files: where they lie, what `export.json` says of them, and whether one is of this very model.
+"""Exported graphs as files, with the names that optimum-intel and transformers.js look for, and their `export.json`.
 
-A graph is used only if it was made from these weights, for this input size, and its files are those that were written.
-The file names are those that optimum-intel and transformers.js look for.
+A graph is used only if it was made from these weights, for this input size, and its files are unchanged.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from importlib import metadata
@@ -21,20 +21,9 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 RECORD_FILE = "export.json"
 
-# What decides, beside the weights, which function of the pixels a model is.
-_ARCHITECTURE = (
-    "num_channels",
-    "growth_rate",
-    "block_config",
-    "num_init_features",
-    "bn_size",
-    "head_hidden_size",
-    "label_parents",
-)
-
 
 class RuntimeName(str, Enum):
-    """What computes the scores."""
+    """The library that computes the scores."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -43,7 +32,7 @@ class RuntimeName(str, Enum):
 
 
 class Precision(str, Enum):
-    """What it is computed in."""
+    """The number format that the scores are computed in."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -68,7 +57,7 @@ class GraphError(InputError):
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """What `export.json` says of one graph.
+    """The entry of one graph in `export.json`.
 
     Attributes:
         runtime: `RuntimeName` that it is for.
@@ -77,9 +66,9 @@ class GraphRecord:
         input_size: (height, width) in pixels.
         sha256: Of each of its files, by the path in the model folder.
         versions: Of the libraries that made it.
-        weights_sha256: Of `model.safetensors` beside it, for those who check with other tools.
-        calibration: Which images it was quantised with, and how many.
-        parity: How far it is from the model, as measured when it was made.
+        weights_sha256: Of `model.safetensors` beside it, for other tools.
+        calibration: Name and number of the images it was quantised with.
+        parity: Differences from the model, measured when it was made.
     """
 
     runtime: str
@@ -94,11 +83,8 @@ class GraphRecord:
 
 
 def fingerprint(model: CheXpertForImageClassification) -> str:
-    """SHA-256 of a model's weights and architecture; operating points and records, which do no arithmetic, left out."""
-    config = model.config
-    architecture = {name: getattr(config, name) for name in _ARCHITECTURE}
-    outputs = {"observations": config.observations, "multiclass": config.multiclass_observations}
-    digest = hashlib.sha256(json.dumps({**architecture, **outputs}, sort_keys=True).encode())
+    """SHA-256 of a model's weights and architecture; operating points and records are not part of it."""
+    digest = hashlib.sha256(json.dumps(model.config.architecture, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # As bytes, since numpy has no bfloat16.
@@ -107,21 +93,14 @@ def fingerprint(model: CheXpertForImageClassification) -> str:
 
 
 def files_of(graph: str) -> tuple[str, ...]:
-    """The files of a graph: OpenVINO's has its weights beside it."""
-    return (graph, str(Path(graph).with_suffix(".bin").as_posix())) if graph.endswith(".xml") else (graph,)
+    """The files of a graph: OpenVINO stores the weights beside it."""
+    return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
 def find_graph(
     folder: Path, runtime: RuntimeName, precision: Precision, model: str, input_size: tuple[int, int]
 ) -> Path | None:
-    """The graph of a model in its folder; None if there is none.
-
-    Args:
-        folder: With `export.json`.
-        runtime: ONNX or OPENVINO.
-        precision: FP32, FP16 or INT8.
-        model: Fingerprint.
-        input_size: (height, width) in pixels.
+    """The graph of a model, given by its fingerprint, in a folder with `export.json`; None if there is none.
 
     Raises:
         GraphError: If there is one, but of other weights or another size, damaged, or of unknown origin.
@@ -131,22 +110,19 @@ def find_graph(
         return None
     record = read_records(folder).get(name)
     if record is None:
-        raise GraphError(f"{name} is not in {RECORD_FILE}, so nobody knows what it was made from")
+        raise GraphError(f"{name} is not in {RECORD_FILE}, so its origin is unknown")
     if record.model != model:
         raise GraphError(f"{name} was made from other weights")
     if tuple(record.input_size) != tuple(input_size):
-        raise GraphError(f"{name} is for {_size(record.input_size)} pixels and not for {_size(input_size)}")
+        made_for, wanted = (" x ".join(map(str, size)) for size in (record.input_size, input_size))
+        raise GraphError(f"{name} is for {made_for} pixels and not for {wanted}")
     if hashes(folder, files_of(name)) != dict(record.sha256):
         raise GraphError(f"{name} is damaged: its files are not those that {RECORD_FILE} describes")
     return folder / name
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """What a folder's `export.json` says, by the path of the graph; nothing if there is none.
-
-    Raises:
-        GraphError: If it is damaged.
-    """
+    """The records of a folder's `export.json`, by the path of the graph; GraphError if the file is damaged."""
     try:
         text = (folder / RECORD_FILE).read_bytes()
     except OSError:
@@ -168,15 +144,9 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The installed versions of packages that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _size(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))

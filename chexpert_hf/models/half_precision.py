@@ -11,40 +11,25 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 @torch.no_grad()
 def round_to_half(model: CheXpertForImageClassification) -> None:
-    """Rounds in place what is stored as float16 to what it will be when it is loaded again.
-
-    Args:
-        model: In float32, and still so afterwards.
-
-    Raises:
-        OverflowError: If a weight is larger than float16's largest number, 65,504.
-    """
-    for name, tensor in model.state_dict().items():
-        if name in _halved(model):
-            tensor.copy_(_half(name, tensor))
+    """Rounds the weights of a float32 model in place to the values that `half_state_dict` stores."""
+    model.load_state_dict(half_state_dict(model))
 
 
 def half_state_dict(model: CheXpertForImageClassification) -> dict[str, Tensor]:
-    """The weights as they are stored: float16 in convolutions and head, all else as it is.
+    """The weights as they are stored: float16 in convolutions and head, all else unchanged.
 
     Raises:
         OverflowError: If a weight is larger than float16's largest number, 65,504.
     """
-    halved = _halved(model)
-    return {name: _half(name, tensor) if name in halved else tensor for name, tensor in model.state_dict().items()}
-
-
-def _half(name: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if not half.isfinite().all():
-        raise OverflowError(f"{name} has weights beyond 65,504, which float16 cannot hold; store it in fp32.")
-    return half
-
-
-def _halved(model: nn.Module) -> set[str]:
-    return {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-        for parameter, _ in module.named_parameters(recurse=False)
-    }
+    stored = dict(model.state_dict())
+    for prefix, module in model.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        for parameter, values in module.named_parameters(recurse=False):
+            half = values.detach().half()
+            if not half.isfinite().all():
+                raise OverflowError(
+                    f"{prefix}.{parameter} has weights beyond 65,504, which float16 cannot hold; store it in fp32."
+                )
+            stored[f"{prefix}.{parameter}"] = half
+    return stored

@@ -1,7 +1,5 @@
-"""Loads the network of a model folder or repository, or says in one line why that is none."""
+"""Loads the network of a model folder or repository, with one-line errors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ from transformers.utils import logging
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import ModelFolderError
+from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.model_files import verify_loaded_files
+from chexpert_hf.models.model_files import LOADED_FILES, verify_checksums
 from chexpert_hf.models.repositories import model_folder
 
 
@@ -21,10 +20,10 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
     Args:
         model: Path of a folder, or id of a repository.
-        name: What messages and `config.name_or_path` call it; `model` if None.
+        name: The model's name in messages and `config.name_or_path`; `model` if None.
 
     Raises:
-        HubError: If it is no folder, and no repository that can be had.
+        HubError: If it is no folder, and the repository cannot be fetched.
         ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
         ChecksumError: If a file is not as it was when the folder was saved.
     """
@@ -37,15 +36,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             raise ModelFolderError(
                 f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
             )
-        loaded: tuple[CheXpertForImageClassification, dict[str, Any]]
-        with _without_report():
-            loaded = CheXpertForImageClassification.from_pretrained(
-                folder,
-                use_safetensors=True,
-                # Loaded as far as they fit, so that what does not is known by name; it is refused below.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        network, info = _load_quietly(folder)
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelFolderError(f"The config.json of {name!r} makes no model: {reason}") from error
@@ -54,12 +45,10 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"The weights of {name!r} are damaged ({error}); copy or download them again."
         ) from error
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise ModelFolderError(
-            f"No model could be loaded from {name!r}: {reason} Expected a folder with config.json and "
+            f"No model could be loaded from {name!r}: {first_line(error, 500)} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
         ) from error
-    network, info = loaded
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if wrong:
         kind, keys = next(iter(wrong.items()))
@@ -67,17 +56,22 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
             f"{' ...' if len(keys) > 5 else ''}."
         )
-    verify_loaded_files(folder)
+    verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
     network.config.name_or_path = name  # not the folder in the cache where a repository lies
     return network
 
 
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keeps transformers from logging a table of the keys that do not fit, which are refused in one line."""
+def _load_quietly(folder: Path) -> tuple[CheXpertForImageClassification, dict[str, Any]]:
+    """The model and its loading info, without transformers' table of the keys that do not fit."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        loaded: tuple[CheXpertForImageClassification, dict[str, Any]] = CheXpertForImageClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported in the info, by name
+            output_loading_info=True,
+        )
+        return loaded
     finally:
         logging.set_verbosity(before)

@@ -1,56 +1,36 @@
-"""Which files make a model folder, and the sums by which a changed byte in any of them is found.
+"""The files of a model folder, and the checksums by which a changed byte in any of them is found.
 
 `checksums.json` holds the SHA-256 of every file of the folder that is named here. It is written in one form only, so
-that a change of itself is found as well. What is loaded is verified then; `chexpert-hf check` verifies all.
+that a change of the file itself is found as well. Loading verifies what it loads; `chexpert-hf check` verifies all.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import sha256_of
+from chexpert_hf.files import sha256_of, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 
 NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-"""Without these nothing can be scored."""
+"""Required for scoring."""
 
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")
-"""What this package reads before it scores; exported graphs have sums of their own in `export.json`."""
+"""Read before scoring; exported graphs have checksums of their own in `export.json`."""
 
-CODE_FILES = (
-    "labels.py",
-    "configuration_chexpert.py",
-    "image_processing_chexpert.py",
-    "modeling_chexpert.py",
-)
+CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "modeling_chexpert.py")
 
-REQUIRED_FILES = (
-    "README.md",
-    *NEEDED_FILES,
-    *CODE_FILES,
-    "reference.json",
-)
-"""Without these a model folder is not complete."""
+REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
+"""A complete model folder has all of these."""
 
-OPTIONAL_FILES = (
-    "LICENSE",
-    "evaluation.json",
-    "recipe.yaml",
-    "curve.png",
-    "gate.safetensors",
-    "export.json",
-    "onnx/*.onnx",
-    "openvino/*.xml",
-    "openvino/*.bin",
-)
-"""What else of a model folder is meant for others: names, or patterns of paths."""
+_GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
+OPTIONAL_FILES = ("LICENSE", "evaluation.json", "recipe.yaml", "curve.png", "gate.safetensors", *_GRAPH_FILES)
+"""Also published, where present: names, or patterns of paths."""
 
 PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
-"""What a run leaves beside the model and keeps: hashes of patients' ids, its log, labels of single radiographs."""
+"""Left beside the model by a run, never published: hashes of patients' ids, its log, labels of single radiographs."""
 
 
 class ChecksumError(InputError):
@@ -58,7 +38,7 @@ class ChecksumError(InputError):
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The files without which a model folder is not complete, and that are not there."""
+    """The required files that are not there."""
     return [name for name in REQUIRED_FILES if not (folder / name).is_file()]
 
 
@@ -68,96 +48,8 @@ def published_files(folder: Path) -> list[str]:
 
 
 def summed_files(folder: Path) -> list[str]:
-    """The paths in a folder that have a sum: what is meant for others, and what a run keeps beside it."""
+    """The paths in a folder that have a checksum: published and private files, sorted."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *PRIVATE_FILES))
-
-
-def write_checksums(folder: Path) -> None:
-    """Writes `checksums.json` for the files as they are now, whole or not at all."""
-    _write(folder, {name: _sum(folder / name) for name in summed_files(folder)})
-
-
-def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Takes these files as they are now, in a folder that has sums; a folder without stays without.
-
-    The other files keep their sums, so that a file that was damaged meanwhile is still found.
-
-    Args:
-        folder: The model folder.
-        names: Paths in it; one that is gone loses its sum.
-
-    Raises:
-        ChecksumError: If `checksums.json` is damaged.
-    """
-    sums = read_checksums(folder)
-    if sums is not None:
-        new = {name: _sum(folder / name) for name in names if (folder / name).is_file()}
-        _write(folder, {name: value for name, value in sums.items() if name not in set(names)} | new)
-
-
-def read_checksums(folder: Path) -> dict[str, str] | None:
-    """The sums by path; None if the folder has none.
-
-    Raises:
-        ChecksumError: If the file is not as it was written.
-    """
-    try:
-        content = (folder / CHECKSUMS_FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ChecksumError(f"{folder / CHECKSUMS_FILE} cannot be read: {error.strerror}.") from error
-    try:
-        sums = {str(name): str(value) for name, value in json.loads(content)["sha256"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sums = {}
-    if content != _text(sums):
-        raise ChecksumError(f"{folder / CHECKSUMS_FILE} is damaged; copy or download the folder again.")
-    return sums
-
-
-def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """What is not as it was, a line for each file; nothing for a folder without sums.
-
-    Args:
-        folder: The model folder.
-        names: The files to look at; all that have a sum or should if None.
-
-    Raises:
-        ChecksumError: If `checksums.json` itself is damaged.
-    """
-    sums = read_checksums(folder)
-    if sums is None:
-        return []
-    wanted = set(sums) | set(summed_files(folder)) if names is None else set(names)
-    lines = []
-    for name in sorted(wanted):
-        is_there = (folder / name).is_file()
-        if name not in sums:
-            lines += [f"{name} has no sum"] if is_there else []
-        elif not is_there:
-            lines.append(f"{name} is missing")
-        elif sha256_of(folder / name) != sums[name]:
-            lines.append(f"{name} is not as it was saved")
-    return lines
-
-
-def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raises ChecksumError if a file of a folder with sums is not as it was; see `differences`."""
-    if found := differences(folder, names):
-        raise ChecksumError(
-            f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
-            f"or download it again; if you changed it yourself, accept it with `chexpert-hf check {folder} --accept`."
-        )
-
-
-def verify_loaded_files(folder: Path) -> None:
-    """Verifies what scores are computed from, in a folder with sums.
-
-    Raises:
-        ChecksumError: If a file is not as it was when the folder was saved.
-    """
-    verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
@@ -175,18 +67,75 @@ def matches(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
-def _sum(path: Path) -> str:
-    value = sha256_of(path)
-    if value is None:
-        raise ChecksumError(f"{path} cannot be read, so it has no sum.")
-    return value
+def write_checksums(folder: Path) -> None:
+    """Writes `checksums.json` for the files as they are now, whole or not at all."""
+    _write(folder, {}, summed_files(folder))
 
 
-def _write(folder: Path, sums: Mapping[str, str]) -> None:
-    partial = folder / f".{CHECKSUMS_FILE}.{os.getpid()}"
-    partial.write_bytes(_text(sums))
-    partial.replace(folder / CHECKSUMS_FILE)
+def renew_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Updates the checksums of these files only, in a folder that has checksums; a file that is gone loses its own."""
+    sums = read_checksums(folder)
+    if sums is not None:
+        names = set(names)
+        kept = {name: value for name, value in sums.items() if name not in names}
+        _write(folder, kept, [name for name in names if (folder / name).is_file()])
 
 
-def _text(sums: Mapping[str, str]) -> bytes:
-    return (json.dumps({"sha256": dict(sorted(sums.items()))}, indent=2) + "\n").encode()
+def _write(folder: Path, kept: Mapping[str, str], new: Iterable[str]) -> None:
+    sums = dict(kept)
+    for name in new:
+        value = sha256_of(folder / name)
+        if value is None:
+            raise ChecksumError(f"{folder / name} cannot be read, so it has no checksum.")
+        sums[name] = value
+    write_json(folder / CHECKSUMS_FILE, {"sha256": dict(sorted(sums.items()))})
+
+
+def read_checksums(folder: Path) -> dict[str, str] | None:
+    """The checksums by path; None if the folder has none.
+
+    Raises:
+        ChecksumError: If the file is not as it was written.
+    """
+    try:
+        content = (folder / CHECKSUMS_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ChecksumError(f"{folder / CHECKSUMS_FILE} cannot be read: {error.strerror}.") from error
+    try:
+        sums = {str(name): str(value) for name, value in json.loads(content)["sha256"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sums = {}
+    if content != (json.dumps({"sha256": dict(sorted(sums.items()))}, indent=2) + "\n").encode():
+        raise ChecksumError(f"{folder / CHECKSUMS_FILE} is damaged; copy or download the folder again.")
+    return sums
+
+
+def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
+    """A line for each file that is not as it was saved; none for a folder without checksums.
+
+    `names` are the files to look at; by default all that have a checksum or should.
+    """
+    sums = read_checksums(folder)
+    if sums is None:
+        return []
+    lines = []
+    for name in sorted({*sums, *summed_files(folder)} if names is None else set(names)):
+        is_there = (folder / name).is_file()
+        if name not in sums:
+            lines += [f"{name} has no checksum"] if is_there else []
+        elif not is_there:
+            lines.append(f"{name} is missing")
+        elif sha256_of(folder / name) != sums[name]:
+            lines.append(f"{name} is not as it was saved")
+    return lines
+
+
+def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Raises ChecksumError if a file of a folder with checksums is not as it was; see `differences`."""
+    if found := differences(folder, names):
+        raise ChecksumError(
+            f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
+            f"or download it again; if you changed it yourself, accept it with `chexpert-hf check {folder} --accept`."
+        )

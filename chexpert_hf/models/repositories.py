@@ -1,4 +1,4 @@
-"""Repositories of the Hub: fetching a model from one, and what can go wrong there, as one line that says what to do.
+"""Repositories of the Hub: fetching a model from one, with one-line errors that say what to do.
 
 Source of the cases: `huggingface_hub.utils.hf_raise_for_status` and `huggingface_hub.errors`, 2.4.
 """
@@ -8,22 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    IncompleteSnapshotError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
+from chexpert_hf.files import first_line
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, LOADED_FILES, NEEDED_FILES
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -50,16 +40,17 @@ _RETRY_AFTER = re.compile(r"Retry after (\d+) seconds")
 
 
 class HubError(InputError):
-    """What the Hub refused or could not do, with what to do."""
+    """A request that the Hub refused or could not answer, with what to do."""
 
 
 def expect_repo_id(repo_id: str) -> None:
     """Raises HubError unless this is an id of the form user/name."""
     try:
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.") from error
-    if repo_id.count("/") != 1:
+        is_id = repo_id.count("/") == 1
+    except errors.HFValidationError:
+        is_id = False
+    if not is_id:
         raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.")
 
 
@@ -75,17 +66,15 @@ def model_folder(
     *,
     files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE),
 ) -> Path:
-    """Where a model lies: a folder is that itself, a repository is brought into the cache, all of one commit.
-
-    A repository that is in the cache is taken from there where the Hub cannot be reached.
+    """The folder of a model; a repository is fetched into the cache, or found there without a connection.
 
     Args:
         model: Path of a folder, id of a repository, or name of the bundled model.
         revision: Branch, tag or commit of a repository.
-        files: Names or patterns of what is fetched of a repository; everything if None.
+        files: Names or patterns of the files to fetch; everything if None.
 
     Raises:
-        HubError: If there is no such folder, and the repository cannot be had.
+        HubError: If there is no such folder, and the repository cannot be fetched.
         ModelFolderError: If it cannot be an id of a repository either, or the repository holds no model.
     """
     model = resolve_model(model)
@@ -100,9 +89,10 @@ def model_folder(
         ) from error
     with hub_errors(str(model), is_upload=False):
         try:
-            wanted = None if files is None else list(files)
-            folder = Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
-        except IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
+            folder = Path(
+                snapshot_download(str(model), revision=revision, allow_patterns=list(files) if files else None)
+            )
+        except errors.IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
             folder = Path(error.snapshot_path)
             if files is None or not all((folder / name).is_file() for name in NEEDED_FILES):
                 raise
@@ -113,27 +103,24 @@ def model_folder(
 
 @contextmanager
 def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
-    """Turns what the Hub's client raises into HubError.
-
-    Args:
-        subject: The repository that it is about.
-        is_upload: Whether something is sent there; else it is fetched.
-    """
+    """Turns errors of the Hub's client about a repository into HubError."""
     try:
         yield
     except InputError:
         raise
     # hf_xet raises RuntimeError, the client ValueError where the store refuses a file.
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubError(f"{subject}: {_reason(subject, error, is_upload)}.") from error
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     """What went wrong, and what to do; without a full stop at its end."""
-    cause = _of_the_hub(error)
-    if isinstance(cause, HfHubHTTPError):
+    cause: BaseException | None = error  # the first in the chain of causes that is the Hub's answer, or its absence
+    while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
+        cause = cause.__cause__
+    if isinstance(cause, errors.HfHubHTTPError):
         return _refusal(subject, cause, is_upload)
-    if isinstance(cause, OfflineModeIsEnabled):
+    if isinstance(cause, errors.OfflineModeIsEnabled):
         cached = "" if is_upload else ", and this is not whole in the cache; unset it"
         return f"the Hub cannot be reached, since HF_HUB_OFFLINE is set{cached}"
     if cause is not None:
@@ -144,17 +131,17 @@ def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     return f"the {'upload' if is_upload else 'download'} did not succeed ({_line(error)}); repeat the command"
 
 
-def _refusal(subject: str, error: HfHubHTTPError, is_upload: bool) -> str:
+def _refusal(subject: str, error: errors.HfHubHTTPError, is_upload: bool) -> str:
     status, said = error.response.status_code, error.server_message or ""
     quoted = f" (HTTP {status}{f', {_line(said)}' if said else ''})"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{subject}"
         return f"the repository is gated; ask for access at {page}, {_LOG_IN}, and repeat the command"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "there is no such branch, tag or commit; without a revision, what is there now is taken"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return _STATUS[404] if is_upload else f"there is no such folder, and no such repository, {_HIDDEN}"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return f"a file is missing there; repeat the command{quoted}"
     if status == 403:
         return (_STORAGE if is_upload and _IS_ON_STORAGE.search(said) else _NO_RIGHT[is_upload]) + quoted
@@ -164,14 +151,5 @@ def _refusal(subject: str, error: HfHubHTTPError, is_upload: bool) -> str:
     return _STATUS.get(status, "the Hub has a problem of its own; repeat the command later") + quoted
 
 
-def _of_the_hub(error: BaseException | None) -> HTTPError | OfflineModeIsEnabled | None:
-    """The error itself or the first of its causes that says what the Hub answered, or that it did not."""
-    while error is not None and not isinstance(error, (HTTPError, OfflineModeIsEnabled)):
-        error = error.__cause__
-    return error
-
-
 def _line(error: object) -> str:
-    """The first line of what was said, not too long."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:120]
+    return first_line(error, 120).rstrip(".")

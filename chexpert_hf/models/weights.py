@@ -1,7 +1,4 @@
-"""Torchvision's ImageNet weights, and the names by which weights of a DenseNet are known; see `hub.foreign` for others.
-
-Source: torchvision's DenseNet121_Weights.IMAGENET1K_V1, https://pytorch.org/vision/stable/models/densenet.html.
-"""
+"""Torchvision's ImageNet weights of DenseNet121, and the old and new names of a DenseNet's weights."""
 
 import re
 from collections.abc import Mapping
@@ -13,6 +10,7 @@ from torch import Tensor
 from torchvision.models import DenseNet121_Weights
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 
 # Published checkpoints have 'norm.1' where torchvision's modules are now called 'norm1'.
@@ -24,50 +22,34 @@ class WeightsError(InputError):
 
 
 def imagenet_cache_path() -> Path:
-    """Where torchvision's ImageNet weights are looked for, and may be put by hand."""
+    """The file of torchvision's ImageNet weights in torch's cache, which may also be put there by hand."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
 
 
 def imagenet_state_dict() -> dict[str, Tensor]:
-    """Torchvision's DenseNet121 weights with today's names, from the cache or downloaded.
-
-    Raises:
-        WeightsError: If they can neither be found nor downloaded.
-    """
+    """Torchvision's weights with today's names, from the cache or downloaded; WeightsError if that fails."""
     weights = DenseNet121_Weights.IMAGENET1K_V1
     try:
         state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"ImageNet weights could not be downloaded from {weights.url} ({reason}). Put that file at "
+            f"ImageNet weights could not be downloaded from {weights.url} ({first_line(error)}). Put that file at "
             f"{imagenet_cache_path()}; or train with --init random, or import with --file FILE."
         ) from error
     return with_todays_names(state_dict)
 
 
 def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DenseNet's weights as today's modules call them.
-
-    'norm.1' becomes 'norm1', and BatchNorms of older files get their counter of batches, which nothing reads.
-    """
+    """A DenseNet's weights with today's names: 'norm1' for 'norm.1', and a counter of batches for each BatchNorm."""
     renamed = {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
-        for name in renamed
-        if name.endswith(".running_mean")
-    }
-    return counters | renamed
+    means = [name for name in renamed if name.endswith(".running_mean")]
+    return {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in means} | renamed
 
 
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Copies ImageNet weights into the backbone; the head stays as it is.
+    """Copies ImageNet weights, torchvision's or these, into a DenseNet121's backbone; the head stays as it is.
 
     A model with one channel gets the sum of the three channels' kernels: the same output as for three equal channels.
-
-    Args:
-        model: With DenseNet121's backbone.
-        state_dict: Torchvision's, for tests; fetched if None.
 
     Raises:
         WeightsError: If they cannot be fetched or the backbone is another.

@@ -1,22 +1,20 @@
-"""What computes the scores: PyTorch, ONNX Runtime or OpenVINO behind one call, chosen by what is there.
+"""The runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO behind one call, whichever is available.
 
-`auto` is PyTorch on a GPU; on a CPU OpenVINO, else ONNX Runtime, else PyTorch, for in this order they are fast there.
-Graphs for OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
+`auto` is PyTorch on a GPU; on a CPU the fastest there: OpenVINO, else ONNX Runtime, else PyTorch. Graphs for OpenVINO
+and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
-from chexpert_hf.scoring.graphs.graph_cache import SESSIONS, converted_graph
-from chexpert_hf.scoring.graphs.sessions import TorchRuntime, openvino_has_bf16, torch_has_bf16
+from chexpert_hf.scoring.graphs.graph_cache import converted_graph
+from chexpert_hf.scoring.graphs.sessions import SESSIONS, Runtime, TorchRuntime, openvino_has_bf16, torch_has_bf16
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]
 
@@ -33,51 +31,6 @@ _PRECISIONS = {
 _TITLES = {RuntimeName.OPENVINO: "OpenVINO", RuntimeName.ONNX: "ONNX Runtime", RuntimeName.TORCH: "PyTorch"}
 
 
-class Runtime(Protocol):
-    """A model that is ready to compute; several threads may call it at the same time.
-
-    Attributes:
-        name: "torch", "onnx" or "openvino".
-        precision: "fp32", "bf16", "fp16" or "int8".
-        reason: What was chosen and why, in a line for a user.
-        is_on_cpu: Whether it computes on the cores that everything else needs, too.
-    """
-
-    name: str
-    precision: str
-    reason: str
-    is_on_cpu: bool
-
-    def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Scores a batch.
-
-        Args:
-            pixel_values: `(batch, num_channels, height, width)`, from the image processor.
-            saliency: Whether to return maps.
-
-        Returns:
-            Float32 logits `(batch, num_labels)` and maps `(batch, num_labels, h, w)` or None; on the CPU, or on the GPU
-            if it computed them.
-        """
-
-    def side_by_side(self) -> "Sequence[Runtime]":
-        """Runtimes of the same model that compute at the same time, each on its share of the processors.
-
-        Called by a thread each, they do more together than this one, whose threads wait for each other at every layer
-        and for whatever else runs; a single call takes longer. Only this one where there is no such thing.
-        """
-
-
-@dataclass(frozen=True)
-class _Request:
-    model: CheXpertForImageClassification
-    folder: Path | None
-    precision: Precision
-    device: torch.device
-    num_threads: int | None
-    input_size: tuple[int, int]
-
-
 def open_runtime(
     model: CheXpertForImageClassification,
     *,
@@ -90,104 +43,45 @@ def open_runtime(
 ) -> Runtime:
     """Makes a model ready to compute.
 
-    `precision="auto"` is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else fp32. fp16 is PyTorch on
-    a GPU, or an exported graph; int8 is always an exported graph.
-
     Args:
         model: The model. PyTorch computes with this very one: it is moved to the device.
-        folder: The model folder, where exported graphs are looked for; None for a model that is in memory only.
-        runtime: One of `RuntimeName`. "auto" takes the next one where one is missing or broken, and says so.
-        precision: One of `Precision`.
+        folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
+        runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and says so in `reason`.
+        precision: One of `Precision`. "auto" is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else
+            fp32. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
         device: Where to compute; if None, a GPU where there is one and the runtime can use it.
         num_threads: On the CPU; all cores if None. PyTorch has one number for the whole process.
         input_size: (height, width) of the image processor, in pixels.
 
     Raises:
-        InputError: If what was asked for does not exist, is not installed, or has not been exported.
+        InputError: If the runtime or precision does not exist, is not installed, or has not been exported.
     """
     wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}, expected at least 1.")
     place = _device(device, wanted)
-    request = _Request(model, folder, number, place, num_threads, input_size)
-    passed_over = []
+    skipped = []
     for name in _candidates(wanted, number, place):
         try:
-            opened = _open(name, request)
+            opened = (
+                _open_torch(model, number, place, num_threads)
+                if name is RuntimeName.TORCH
+                else _open_graph(name, model, number, folder, num_threads, input_size)
+            )
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an optional library, there is the next
-            passed_over.append(f"{_TITLES[name]}: {_line(error)}")
+            skipped.append(f"{_TITLES[name]}: {_line(error)}")
         else:
-            if passed_over:
-                opened.reason += f". Passed over: {'; '.join(passed_over)}"
-            opened.reason += "."
+            opened.reason += f". Skipped: {'; '.join(skipped)}." if skipped else "."
             return opened
-    raise InputError(f"The model cannot be computed as asked. {'; '.join(passed_over)}.")
+    raise InputError(f"The model cannot be computed as asked. {'; '.join(skipped)}.")
 
 
-def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device) -> list[RuntimeName]:
-    names = [wanted] if wanted is not RuntimeName.AUTO else _ON_CPU if device.type == "cpu" else [RuntimeName.TORCH]
-    able = [name for name in names if precision in _PRECISIONS[name] | {Precision.AUTO}]
-    if not able:
-        able_to = ", ".join(item.value for item in Precision if item in _PRECISIONS[names[0]])
-        raise InputError(f"{_TITLES[names[0]]} does not compute in {precision.value}; expected one of: {able_to}.")
-    return able
-
-
-def _open(name: RuntimeName, request: _Request) -> Runtime:
-    if name is RuntimeName.TORCH:
-        return _open_torch(request)
-    precision = request.precision
-    if name is RuntimeName.OPENVINO:
-        precision = _openvino_precision(precision)
-    elif precision is Precision.AUTO:
-        precision = Precision.FP32
-    return _open_graph(name, precision, request)
-
-
-def _open_torch(request: _Request) -> Runtime:
-    precision, device = request.precision, request.device
-    if precision is Precision.AUTO:
-        # Not on a GPU: there the network waits for the files, and autocast was slower (README, Speed).
-        precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
-    if precision is Precision.FP16 and device.type == "cpu":
-        raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
-    opened = TorchRuntime(request.model, precision, device, request.num_threads)
-    opened.reason = f"PyTorch in {precision.value} on {device}"
-    return opened
-
-
-def _openvino_precision(precision: Precision) -> Precision:
-    if precision not in (Precision.AUTO, Precision.BF16):
-        return precision
-    if openvino_has_bf16():
-        return Precision.BF16
-    if precision is Precision.BF16:
-        raise GraphError("this processor does not compute in bf16")
-    return Precision.FP32
-
-
-def _open_graph(name: RuntimeName, precision: Precision, request: _Request) -> Runtime:
-    """From the model folder; if that has none that can be used, from the cache."""
-    weights = Precision.FP32 if precision is Precision.BF16 else precision
-    key = fingerprint(request.model)
-    start = f"{_TITLES[name]} in {precision.value} on the CPU, with"
-    note = ""
-    if request.folder is not None:
-        try:
-            exported = find_graph(request.folder, name, weights, key, request.input_size)
-            if exported is not None:
-                opened = SESSIONS[name](exported, precision, request.num_threads)
-                opened.reason = f"{start} the exported {exported.relative_to(request.folder).as_posix()}"
-                return opened
-        except Exception as error:  # noqa: BLE001 - a damaged graph makes its runtime raise anything
-            note = f" ({_line(error)})"
-    if weights is not Precision.FP32:
-        command = f"chexpert-hf export {request.folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
-        raise GraphError(f"there is no {weights.value} graph of this model{note}; make one: {command}")
-    with converted_graph(request.model, name, key, request.input_size) as (path, origin):
-        opened = SESSIONS[name](path, precision, request.num_threads)
-    opened.reason = f"{start} {origin}{note}"
-    return opened
+def _one_of(kind: type[_Choice], value: str, what: str) -> _Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(item.value for item in kind)
+        raise InputError(f"Unknown {what} {value!r}; expected one of: {expected}.") from None
 
 
 def _device(device: str | torch.device | None, runtime: RuntimeName) -> torch.device:
@@ -205,15 +99,67 @@ def _device(device: str | torch.device | None, runtime: RuntimeName) -> torch.de
     return place
 
 
-def _one_of(kind: type[_Choice], value: str, what: str) -> _Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        expected = ", ".join(item.value for item in kind)
-        raise InputError(f"Unknown {what} {value!r}; expected one of: {expected}.") from None
+def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device) -> list[RuntimeName]:
+    names = [wanted] if wanted is not RuntimeName.AUTO else _ON_CPU if device.type == "cpu" else [RuntimeName.TORCH]
+    able = [name for name in names if precision in _PRECISIONS[name] | {Precision.AUTO}]
+    if not able:
+        able_to = ", ".join(item.value for item in Precision if item in _PRECISIONS[names[0]])
+        raise InputError(f"{_TITLES[names[0]]} does not compute in {precision.value}; expected one of: {able_to}.")
+    return able
+
+
+def _open_torch(
+    model: CheXpertForImageClassification, precision: Precision, device: torch.device, num_threads: int | None
+) -> Runtime:
+    if precision is Precision.AUTO:
+        # Not on a GPU: there the network waits for the files, and autocast was slower (README, Speed).
+        precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
+    opened = TorchRuntime(model, precision, device, num_threads)
+    opened.reason = f"PyTorch in {precision.value} on {device}"
+    return opened
+
+
+def _open_graph(
+    name: RuntimeName,
+    model: CheXpertForImageClassification,
+    asked: Precision,
+    folder: Path | None,
+    num_threads: int | None,
+    input_size: tuple[int, int],
+) -> Runtime:
+    """Opens the graph of the model folder; without a usable one, that of the cache."""
+    precision = _graph_precision(name, asked)
+    weights = Precision.FP32 if precision is Precision.BF16 else precision
+    key = fingerprint(model)
+    start = f"{_TITLES[name]} in {precision.value} on the CPU, with"
+    note = ""
+    if folder is not None:
+        try:
+            exported = find_graph(folder, name, weights, key, input_size)
+            if exported is not None:
+                opened = SESSIONS[name](exported, precision, num_threads)
+                opened.reason = f"{start} the exported {exported.relative_to(folder).as_posix()}"
+                return opened
+        except Exception as error:  # noqa: BLE001 - a damaged graph makes its runtime raise anything
+            note = f" ({_line(error)})"
+    if weights is not Precision.FP32:
+        command = f"chexpert-hf export {folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
+        raise GraphError(f"there is no {weights.value} graph of this model{note}; make one: {command}")
+    with converted_graph(model, name, key, input_size) as (path, origin):
+        opened = SESSIONS[name](path, precision, num_threads)
+    opened.reason = f"{start} {origin}{note}"
+    return opened
+
+
+def _graph_precision(name: RuntimeName, precision: Precision) -> Precision:
+    if precision is Precision.AUTO:
+        return Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32
+    if precision is Precision.BF16 and not openvino_has_bf16():
+        raise GraphError("this processor does not compute in bf16")
+    return precision
 
 
 def _line(error: Exception) -> str:
-    """The first line of what went wrong."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    return first_line(error, 1000).rstrip(".")

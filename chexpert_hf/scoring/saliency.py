@@ -1,88 +1,57 @@
 """From maps at the resolution of the last feature map to overlays on the radiograph.
 
-Source: Selvaraju et al. 2017, arXiv:1610.02391 (Grad-CAM keeps the positive part); Irvin et al. 2019, arXiv:1901.07031,
-section 5.
+Sources: Selvaraju et al. 2017, arXiv:1610.02391 (the positive part); Irvin et al. 2019, arXiv:1901.07031, section 5.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from contourpy import contour_generator
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
-
 COLORMAP = "inferno"
-"""Perceptually uniform, and told apart with any colour vision."""
+"""Perceptually uniform, and distinguishable with any colour vision."""
 
-CONTOUR_LEVELS = (0.25, 0.5, 0.75)
-_LINES_PER_SIDE = 300
-"""Contours are a three-hundredth of the shorter side wide, so that they look alike in every size."""
-
-MapScale: TypeAlias = Literal["image", "map"]
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
 
 
-def positive_maps(saliency: Tensor, scale: MapScale = "image") -> Tensor:
-    """The positive part of the maps of one image, in [0, 1].
+def positive_maps(saliency: Tensor) -> Tensor:
+    """The positive part of the maps `(num_labels, h, w)` of one image, in [0, 1].
 
-    Args:
-        saliency: `(num_labels, h, w)`, as the model returns it.
-        scale: What becomes 1: with "image" the largest contribution to any observation's logit, so that observations
-            can be compared; with "map" the largest of each observation, so that a weak one can be seen.
-
-    Returns:
-        Of the same shape; all zeros for an observation that nothing speaks for, on either scale.
+    1 is the largest contribution to any observation's logit, so that observations can be compared.
     """
     maps = saliency.float().clamp(min=0)
-    strongest = maps.amax() if scale == "image" else maps.amax(dim=(1, 2), keepdim=True)
-    return maps / strongest.clamp(min=torch.finfo(maps.dtype).tiny)
+    return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def map_offsets(config: CheXpertConfig) -> Tensor | None:
-    """The offsets of a model's maps for `resize_maps`, 0 where one was not measured; None if none was."""
-    offsets = config.map_offsets
-    return torch.tensor([offsets.get(name, (0, 0)) for name in config.observations]).float() if offsets else None
-
-
-def resize_maps(
-    maps: Tensor, size: tuple[int, int], box: Box | None = None, offsets: Tensor | None = None
-) -> NDArray[np.float32]:
-    """Maps of what a model saw, on the image that it was taken from, bilinearly.
+def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
+    """Lays maps `(num_labels, h, w)` of what a model saw over the image, bilinearly.
 
     Args:
-        maps: `(num_labels, h, w)`.
+        maps: The maps.
         size: (width, height) of the image.
-        box: The part of the image that the model saw, as `CheXpertImageProcessor.seen_box` says; all of it if None.
-        offsets: `(num_labels, 2)`: how far (down, right) each map is moved, as shares of the box's sides; none if None.
+        box: The part of the image that the model saw, from `CheXpertImageProcessor.seen_box`; all of it if None.
 
     Returns:
         `(num_labels, height, width)`; 0 where the model saw nothing.
     """
     width, height = size
     left, top, right, bottom = box or (0, 0, width, height)
-    if (left, top, right, bottom) == (0, 0, width, height) and offsets is None:
-        resized = functional.interpolate(maps[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-        return resized.cpu().numpy()
+    if (left, top, right, bottom) == (0, 0, width, height):
+        return functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0].cpu().numpy()
     # The centre of each pixel, as a share of the box's sides.
     x = (torch.arange(width, device=maps.device) + 0.5 - left) / (right - left)
     y = (torch.arange(height, device=maps.device) + 0.5 - top) / (bottom - top)
     grid = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=2)[None].to(maps.dtype)
-    rows = maps[None]  # (1, num_labels, h, w): all maps at the places of the grid (1, height, width, 2)
-    if offsets is not None:
-        rows = maps[:, None]  # (num_labels, 1, h, w): each at places of its own
-        grid = grid - 2 * offsets.to(grid).flip(1)[:, None, None]
-    placed = functional.grid_sample(rows, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    placed = placed.reshape(len(maps), height, width)
+    placed = functional.grid_sample(maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
     is_seen = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))
     return (placed * is_seen).cpu().numpy()
 
@@ -91,13 +60,12 @@ def resize_maps(
 class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1], of its size.
 
-    They are kept as small as the model makes them, and resized when one is asked for: those of a full-size radiograph
-    are 26 MB each.
+    They are resized on access, since those of a full-size radiograph take 26 MB each.
 
     Attributes:
-        positive: `(num_labels, h, w)` in [0, 1], as the model saw the radiograph.
+        positive: `(num_labels, h, w)` in [0, 1], at the model's resolution.
         observations: The names of the maps, in their order.
-        size: (width, height) of the maps that are given out.
+        size: (width, height) of the maps that are returned.
         box: The part of `size` that the model saw.
     """
 
@@ -120,7 +88,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return float(self.positive[self._place(observation)].max())
 
     def is_empty(self, observation: str) -> bool:
-        """Whether nothing in the radiograph speaks for the observation: the map is 0 everywhere."""
+        """Whether there is no positive evidence for the observation: the map is 0 everywhere."""
         return self.peak(observation) == 0
 
     def at_size(self, size: tuple[int, int]) -> "SaliencyMaps":
@@ -129,10 +97,6 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         left, top, right, bottom = self.box
         return replace(self, size=size, box=(left * x, top * y, right * x, bottom * y))
 
-    def each_scaled(self) -> "SaliencyMaps":
-        """Each map on a scale of its own, so that a weak one can be seen; observations cannot be compared any more."""
-        return replace(self, positive=positive_maps(self.positive, "map"))
-
     def _place(self, observation: str) -> int:
         try:
             return list(self.observations).index(observation)
@@ -140,19 +104,13 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
             raise KeyError(f"{observation!r}; expected one of {', '.join(self.observations)}.") from None
 
 
-def overlay(
-    image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5, *, contours: bool = False
-) -> Image.Image:
-    """Lays a map over a radiograph; where the map is 0 the radiograph stays as it is.
+def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:
+    """Lays a map `(height, width)` in [0, 1] over a radiograph, which stays visible where the map is 0.
 
     Args:
         image: Any mode.
-        saliency: `(height, width)` in [0, 1], of the image's size.
-        opacity: In [0, 1], of the map at its strongest.
-        contours: Also draw the lines where the map is .25, .5 and .75.
-
-    Returns:
-        An RGB image of the same size.
+        saliency: A map of the image's size.
+        opacity: In [0, 1], of the map where it is 1.
 
     Raises:
         ValueError: If the sizes differ or the opacity is outside [0, 1].
@@ -167,27 +125,10 @@ def overlay(
     levels = (np.clip(saliency, 0, 1) * 255).round().astype(np.uint8)
     weight = opacity * np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # (256, 1)
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
-    blended = Image.fromarray((gray * (1 - weight)[levels] + (_colors() * weight)[levels]).round().astype(np.uint8))
-    if contours:
-        _draw_contours(blended, saliency)
-    return blended
+    return Image.fromarray((gray * (1 - weight)[levels] + (_colors() * weight)[levels]).round().astype(np.uint8))
 
 
 @cache
 def _colors() -> NDArray[np.float32]:
     """`(256, 3)` in [0, 255]."""
     return np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)
-
-
-def _draw_contours(image: Image.Image, saliency: NDArray[np.floating]) -> None:
-    draw = ImageDraw.Draw(image)
-    width = max(1, round(min(image.size) / _LINES_PER_SIDE))
-    generator = contour_generator(z=saliency)
-    for level in CONTOUR_LEVELS:
-        red, green, blue = _colors()[round(255 * (0.4 + 0.6 * level))]  # bright enough to be seen on black
-        for line in generator.lines(level):
-            draw.line(
-                [(float(x), float(y)) for x, y in np.asarray(line)],
-                fill=(round(red), round(green), round(blue)),
-                width=width,
-            )

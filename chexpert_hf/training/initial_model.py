@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import PAPER_PRESET, parents_among
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -21,7 +21,7 @@ CHOSEN_SOURCE = "chosen in the recipe of this run"
 GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
 """Percentiles that become black and white, and what the median becomes; see `to_gray_range`."""
 
-_BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size", "drop_rate")
+_BACKBONE_FIELDS = (*BACKBONE_FIELDS, "drop_rate")
 
 
 def build_model(recipe: Recipe) -> CheXpertForImageClassification:

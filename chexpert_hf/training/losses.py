@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from chexpert_hf.labels import IGNORED
-from chexpert_hf.modeling_chexpert import masked_mean
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, masked_mean
 
 AUC_MARGIN = 1.0
 """The margin of Yuan et al. 2021 for CheXpert."""
@@ -24,6 +24,7 @@ CENTRED = 0.02
 """Unit of `centring_loss`, as a share of an image's side."""
 
 _FAR = 5.0  # units beyond which a distance counts no more
+_LEAST_MASS = 1e-20
 
 
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
@@ -82,6 +83,40 @@ def map_loss(
 def centring_loss(offsets: Tensor) -> Tensor:
     """The mean squared length, in units of `CENTRED`, of offsets `(batch, 2)` from `offsets_of_peaks`."""
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
+
+
+def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, columns: Tensor) -> Tensor:
+    """Offset between the strongest cell of a map and the centre of the image region that drives it; differentiable.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: `(batch, num_channels, height, width)`.
+        columns: `(batch,)`: the observation of each image.
+
+    Returns:
+        `(batch, 2)`: (down, right), as shares of height and width. The region's centre is the centre of mass of the
+        squared gradient of the map's largest value.
+
+    Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128.
+    """
+    with torch.enable_grad():
+        values = pixel_values.detach().clone().requires_grad_()
+        maps = model(values, output_saliency=True).saliency[torch.arange(len(values)), columns]  # (B, h, w)
+        height, width = maps.shape[1:]
+        maps = maps.flatten(1)
+        peaks = maps.detach().argmax(dim=1)
+        (gradient,) = torch.autograd.grad(maps.gather(1, peaks[:, None]).sum(), values, create_graph=True)
+        mass = gradient.float().square().sum(dim=1)  # (B, height, width)
+        mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=_LEAST_MASS)
+        cells = torch.stack([(peaks // width + 0.5) / height, (peaks % width + 0.5) / width], dim=1)
+        down = (mass.sum(dim=2) * _pixel_centres(mass.shape[1], mass)).sum(dim=1)
+        right = (mass.sum(dim=1) * _pixel_centres(mass.shape[2], mass)).sum(dim=1)
+        return torch.stack([down, right], dim=1) - cells
+
+
+def _pixel_centres(count: int, like: Tensor) -> Tensor:
+    """The centres of so many pixels, as shares of the side."""
+    return (torch.arange(count, device=like.device) + 0.5) / count
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

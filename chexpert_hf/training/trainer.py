@@ -26,10 +26,9 @@ from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
-from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss
+from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss, offsets_of_peaks
 from chexpert_hf.training.normalisation import num_devices
 from chexpert_hf.training.recipe import Recipe
-from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
 METRIC = SCORE.removeprefix("eval_")
@@ -122,7 +121,7 @@ class CheXpertTrainer(DurableCheckpoints):
         network.eval()  # a few images are no batch to take statistics of
         try:
             with torch.autocast(pixel_values.device.type, enabled=False):
-                return centring_loss(offsets_of_peaks(network, pixel_values[rows].float(), columns, create_graph=True))
+                return centring_loss(offsets_of_peaks(network, pixel_values[rows].float(), columns))
         finally:
             network.train()
 

@@ -67,7 +67,7 @@ def test_a_file_that_is_gone_or_new_is_found(model_folder: Path) -> None:
     (model_folder / "gate.safetensors").write_bytes(b"a gate of somebody's")
     text = failed(check_folder(model_folder))["checksums"]
     assert "evaluation.json is missing" in text
-    assert "gate.safetensors has no sum" in text
+    assert "gate.safetensors has no checksum" in text
 
 
 def test_weights_that_score_otherwise_are_found_even_with_fitting_sums(model_folder: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -195,11 +194,11 @@ def test_a_repository_without_a_model_is_named_and_not_its_place_in_the_cache(hu
 def test_an_export_of_a_repository_starts_from_all_of_its_files(pushed: str, monkeypatch, tmp_path: Path) -> None:
     sources: list[Path] = []
 
-    def stop(job: Any, *_: object) -> None:
-        sources.append(job.source)
+    def stop(folder: Path) -> None:
+        sources.append(folder)
         raise InputError("far enough")
 
-    monkeypatch.setattr("chexpert_hf.scoring.graphs.export._make", stop)
+    monkeypatch.setattr("chexpert_hf.scoring.graphs.export.reference_phantom", stop)
     with pytest.raises(InputError, match="far enough"):
         export_model("me/tiny", "onnx", output=tmp_path / "out")
     assert (sources[0] / "README.md").is_file()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chexpert_hf.scoring.graphs.equalisation import equalise
+from chexpert_hf.scoring.graphs.quantisation import equalise
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.radiographs.radiograph import open_radiograph, read_radiograph
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from tests.radiographs.test_dicom import make_dicom
 
 PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
@@ -339,7 +340,7 @@ def test_the_classifier_judges_with_the_gate_of_its_folder(tiny_folder, gate, ph
     red = Image.merge("RGB", [phantoms[60], Image.new("L", (160, 160)), Image.new("L", (160, 160))])
     assert "colour" in classifier.predict(red).gate.reason
     plain = CheXpertClassifier(classifier.model, classifier.processor)
-    assert CheXpertClassifier(plain.model, plain.processor, [classifier]).predict(phantoms[62]).gate == verdict
+    assert CheXpertEnsemble([plain, classifier]).predict(phantoms[62]).gate == verdict
 
 
 def gate_verdict(classifier, image):

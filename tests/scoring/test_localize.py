@@ -41,6 +41,7 @@ from chexpert_hf.evaluation.localization.localize import (
 )
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from chexpert_hf.scoring.saliency import SaliencyMaps
 
 # pycocotools 2.0.11 does not know numpy 2's copy keyword.
@@ -254,7 +255,7 @@ def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_
 
 def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, folder):
     finer = CheXpertImageProcessor(size={"height": 128, "width": 128})
-    ensemble = CheXpertClassifier(classifier.model, classifier.processor, [CheXpertClassifier(classifier.model, finer)])
+    ensemble = CheXpertEnsemble([classifier, CheXpertClassifier(classifier.model, finer)])
     for row, (_, scored) in zip([3, 0], scored_images(ensemble, dataset, [3, 0]), strict=True):
         prediction = ensemble.predict(folder / name_of(row), saliency=True)
         assert scored.maps.size == (70, 56)

@@ -17,11 +17,11 @@ import torch
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import PARENTS
+from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import fingerprint
 from chexpert_hf.scoring import runtimes
 from chexpert_hf.scoring.graphs import graph_cache
-from chexpert_hf.scoring.graphs.cache_folder import cache_folder, keep_newest
-from chexpert_hf.scoring.graphs.graph_cache import converted_graph
+from chexpert_hf.scoring.graphs.graph_cache import cache_folder, converted_graph
 from chexpert_hf.scoring.graphs.sessions import torch_has_bf16
 from chexpert_hf.scoring.runtimes import RuntimeName, open_runtime
 
@@ -253,7 +253,7 @@ def test_auto_on_a_cpu_is_openvino_then_onnx_then_torch(tiny_model, on_a_cpu, op
     monkeypatch.setitem(sys.modules, "openvino", None)
     second = opened(tiny_model)
     assert second.name == "onnx"
-    assert 'Passed over: OpenVINO: OpenVINO is not installed: pip install "chexpert-hf[openvino]"' in second.reason
+    assert 'Skipped: OpenVINO: OpenVINO is not installed: pip install "chexpert-hf[openvino]"' in second.reason
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     third = opened(tiny_model)
     assert third.name == "torch"
@@ -284,12 +284,13 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
     assert [path for path in empty_cache.rglob("*") if path.is_file()] == []
 
 
-def test_auto_on_a_gpu_is_torch(tiny_model, monkeypatch):
+def test_auto_on_a_gpu_is_torch(tiny_model, monkeypatch, openvino):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert runtimes._device(None, runtimes.RuntimeName.AUTO) == torch.device("cuda")
-    assert runtimes._device(None, runtimes.RuntimeName.OPENVINO) == torch.device("cpu")
-    device = torch.device("cuda")
-    assert runtimes._candidates(runtimes.RuntimeName.AUTO, runtimes.Precision.AUTO, device) == ["torch"]
+    assert opened(tiny_model, "openvino").is_on_cpu
+    places = []
+    monkeypatch.setattr(tiny_model, "to", lambda *place, **_: places.append(place) or tiny_model)
+    runtime = opened(tiny_model)
+    assert (runtime.name, runtime.is_on_cpu, places[0]) == ("torch", False, (torch.device("cuda"),))
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -297,7 +298,7 @@ def test_auto_precision_is_bf16_where_the_processor_has_it(has_bf16, tiny_model,
     monkeypatch.setattr(runtimes, "openvino_has_bf16", lambda: has_bf16)
     monkeypatch.setattr(runtimes, "torch_has_bf16", lambda: has_bf16)
     wanted = "bf16" if has_bf16 else "fp32"
-    assert runtimes._openvino_precision(runtimes.Precision.AUTO) == wanted
+    assert opened(tiny_model, "openvino").precision == wanted
     assert opened(tiny_model, "torch", device="cpu").precision == wanted
 
 
@@ -371,7 +372,7 @@ def test_a_model_is_converted_once(tiny_model, conversions, empty_cache):
 def test_changed_weights_and_another_size_or_version_are_converted_anew(tiny_model, conversions, monkeypatch):
     opened(tiny_model, "openvino")
     assert conversions == []
-    monkeypatch.setattr(graph_cache, "versions_of", lambda packages: {"openvino": "2030.1"})
+    monkeypatch.setattr(graph_files, "versions_of", lambda packages: {"openvino": "2030.1"})
     opened(tiny_model, "openvino")
     assert conversions == [SIZE]
     monkeypatch.undo()
@@ -420,15 +421,15 @@ def test_conversions_at_the_same_time_leave_one_whole_graph(tiny_model, conversi
     assert "converted earlier" in opened(tiny_model, "openvino").reason
 
 
-def test_the_cache_keeps_what_was_used_last(tmp_path):
-    for number in range(5):
-        (tmp_path / f"{number}.blob").touch()
-        os.utime(tmp_path / f"{number}.blob", (number, number))
-    (tmp_path / "folder.blob").mkdir()
-    os.utime(tmp_path / "folder.blob", (0, 0))
-    os.utime(tmp_path / "1.blob", (9, 9))
-    keep_newest(tmp_path, "*.blob", 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.blob", "3.blob", "4.blob"]
+def test_the_cache_keeps_what_was_used_last(tiny_model, conversions, empty_cache, monkeypatch):
+    monkeypatch.setattr(graph_cache, "KEPT", 2)
+    for name, seconds in [("openvino-old", 1), ("onnx-older", 0), ("onnx-used", 9)]:
+        (empty_cache / "graphs" / name).mkdir(parents=True)
+        os.utime(empty_cache / "graphs" / name, (seconds, seconds))
+    opened(tiny_model, "openvino")
+    kept = {path.name for path in (empty_cache / "graphs").iterdir()}
+    assert (len(kept), "onnx-used" in kept) == (2, True)
+    assert "converted earlier" in opened(tiny_model, "openvino").reason
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch):

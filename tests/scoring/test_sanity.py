@@ -22,6 +22,7 @@ from chexpert_hf.evaluation.sanity.removal import choose_pairs, removal_check, r
 from chexpert_hf.evaluation.sanity.sanity import Verdict
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import RadiographError
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from tests.conftest import TINY
 
 
@@ -205,7 +206,7 @@ def test_a_sample_is_seeded_and_whole_if_it_is_large_enough():
 
 def test_what_cannot_be_checked_is_refused(classifier, files, tmp_path):
     with pytest.raises(InputError, match="one model, got an ensemble of 2"):
-        check_sanity(CheXpertClassifier(classifier.model, classifier.processor, [classifier]), files)
+        check_sanity(CheXpertEnsemble([classifier, classifier]), files)
     with pytest.raises(InputError, match=r"two or more radiographs.* got 1"):
         check_sanity(classifier, files[:1])
     (tmp_path / "no.png").write_bytes(b"no image")

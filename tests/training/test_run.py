@@ -17,9 +17,8 @@ from chexpert_hf.datasets.chexpert import BadFilesError
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.durable.intact import CheckpointError
 from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.losses import centring_loss, map_loss
+from chexpert_hf.training.losses import centring_loss, map_loss, offsets_of_peaks
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.registration import offsets_of_peaks
 from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,8 +68,6 @@ class SharedClassifier(CheXpertClassifier):
         batch_size: Radiographs that share a pass at most.
     """
 
-    _names_files = False  # what a visitor calls a file goes into no answer and no log
-
     def __init__(self, classifier: CheXpertClassifier, *, batch_size: int = SHARED) -> None:
         vars(self).update(vars(classifier))  # all that it is, whatever that comes to be
         self._classifier = classifier
@@ -108,6 +106,27 @@ class SharedClassifier(CheXpertClassifier):
             except RadiographError as error:
                 yield error
 
+    def predict(self, *inputs: Any, **options: Any) -> Any:
+        """As of `CheXpertClassifier`, but errors name no file, since no answer and no log may."""
+        try:
+            results = super().predict(*inputs, **options)
+        except RadiographError as error:
+            error.name = ""
+            raise
+        for result in results if isinstance(results, list) else [results]:
+            if isinstance(result, RadiographError):
+                result.name = ""
+        return results
+
+    def read(self, source: RadiographSource) -> Image.Image:
+        """As the classifier does."""
+        return self._classifier.read(source)
+
+    @property
+    def operating_points(self) -> dict[str, float]:
+        """Those of the classifier."""
+        return self._classifier.operating_points
+
     def close(self) -> None:
         """Answers all who wait with StoppedError, now; a pass that runs ends first."""
         with self._changed:
@@ -129,7 +148,7 @@ class SharedClassifier(CheXpertClassifier):
         """Read a radiograph and hand it to the network; returns the gate's verdict."""
         try:
             self._expect_open()  # before work that nobody would get anything of
-            prepared = self.prepare(self.read(source), for_gate=True)
+            prepared = self._classifier.prepare(self.read(source), for_gate=True)
             request.prepared = [replace(prepared, gate_input=None)]
             with self._changed:
                 self._expect_open()

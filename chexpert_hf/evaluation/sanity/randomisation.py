@@ -25,7 +25,7 @@ from chexpert_hf.labels import POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.scoring.saliency import map_offsets, resize_maps
+from chexpert_hf.scoring.saliency import resize_maps
 
 OUTSIDE, FRAME, MARKER = "outside the body", "outer frame", "side marker"
 _MODEL, _HEAD, _ALL = "model", "head", "all weights"
@@ -151,7 +151,7 @@ def _run(
     """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
-    offsets, size = map_offsets(classifier.model.config), (_PICTURE_SIDE, _PICTURE_SIDE)
+    size = (_PICTURE_SIDE, _PICTURE_SIDE)
     probabilities: list[FloatArray] = []
     maps: dict[str, list[FloatArray]] = {name: [] for name in networks}
     masses: dict[str, list[FloatArray]] = {name: [] for name in (OUTSIDE, FRAME, MARKER)}
@@ -168,7 +168,7 @@ def _run(
             maps[name].append(saliency.numpy())
             if name == _MODEL:
                 probabilities.append(output.logits.float().sigmoid().cpu().numpy())
-                full = [resize_maps(item.clamp(min=0), size, offsets=offsets) for item in saliency]
+                full = [resize_maps(item.clamp(min=0), size) for item in saliency]
         for image, positive in zip(images, full, strict=True):
             for name, region in _regions(classifier.processor, image).items():
                 masses[name].append(mass_inside(positive, region))

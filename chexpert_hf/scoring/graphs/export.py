@@ -1,6 +1,7 @@
-"""Exports a model as a graph into its folder, or into a copy of it, and refuses a graph that is not the model.
+"""Exports a model as a graph into its folder, or into a copy of it, and refuses a graph that differs from the model.
 
-What is written is whole or not there: a graph is made and measured in a temporary folder on the same disk, then moved.
+A graph is made and measured in a temporary folder on the same disk, then moved, so that it is written whole or not at
+all.
 """
 
 import os
@@ -16,34 +17,23 @@ from PIL import Image
 from torch import Tensor
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import sha256_of
+from chexpert_hf.files import new_folder, sha256_of
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import (
-    GRAPH_FILES,
-    RECORD_FILE,
-    GraphRecord,
-    Precision,
-    RuntimeName,
-    files_of,
-    fingerprint,
-    hashes,
-    read_records,
-    versions_of,
-    write_records,
-)
+from chexpert_hf.models import graph_files
+from chexpert_hf.models.graph_files import GRAPH_FILES, RECORD_FILE, GraphRecord, Precision, RuntimeName, files_of
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.scoring.graphs.conversion import write_graph
-from chexpert_hf.scoring.graphs.equalisation import equalise
-from chexpert_hf.scoring.graphs.graph_cache import PACKAGES, SESSIONS
-from chexpert_hf.scoring.graphs.parity import measure_parity
-from chexpert_hf.scoring.graphs.quantisation import halve_graph, quantise_graph
+from chexpert_hf.scoring.graphs.graph_cache import PACKAGES
+from chexpert_hf.scoring.graphs.parity import Parity, measure_parity
+from chexpert_hf.scoring.graphs.quantisation import equalise, halve_graph, quantise_graph
 from chexpert_hf.scoring.graphs.sample_images import phantoms, radiographs, reference_phantom
+from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 CALIBRATION_IMAGES = 200
-"""The number of images that int8 is quantised on; half as many more are held out to compare on."""
+"""The number of images for quantisation to int8; half as many more are held out for the comparison."""
 
 _REFERENCE_PHANTOMS = 16
 _REFERENCE_SEED, _CALIBRATION_SEED = 7_000, 8_000
@@ -61,7 +51,7 @@ class ExportedGraph:
     Attributes:
         folder: The model folder that it is in.
         name: Its path in the folder.
-        record: What `export.json` says of it.
+        record: Its entry in `export.json`.
     """
 
     folder: Path
@@ -75,28 +65,14 @@ class ExportedGraph:
 
 @dataclass(frozen=True)
 class _Job:
+    """The graph to make, and pixel values `(num_images, num_channels, height, width)` for comparing and quantising."""
+
     model: CheXpertForImageClassification
-    source: Path
     runtime: RuntimeName
     precision: Precision
     input_size: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        return GRAPH_FILES[self.runtime, self.precision]
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Pixel values `(num_images, num_channels, height, width)` to compare on and to quantise on, and their origin."""
-
     reference: Tensor
-    calibration: Tensor | None = None
-    origin: str = ""
-
-    @property
-    def record(self) -> dict[str, Any] | None:
-        return None if self.calibration is None else {"data": self.origin, "num_images": len(self.calibration)}
+    calibration: Tensor | None
 
 
 def export_model(
@@ -106,9 +82,9 @@ def export_model(
     *,
     output: Path | None = None,
     calibration: Path | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ExportedGraph:
-    """Writes a graph of a model, and how far it is from the model to `export.json`.
+    """Writes a graph of a model, and its differences from the model to `export.json`.
 
     Args:
         model: Model folder, or id of a repository.
@@ -116,39 +92,53 @@ def export_model(
         precision: "fp32", "fp16" or "int8".
         output: The model folder itself if None. Any other becomes a complete copy of it; one that is such a copy
             already gets the graph.
-        calibration: A CheXpert folder, or any folder of radiographs, for int8 to be quantised on; phantoms if None.
+        calibration: A CheXpert folder, or any folder of radiographs, for quantisation to int8; phantoms if None.
         say: Gets a line at the start of each stage.
 
     Raises:
         InputError: If the model or the images cannot be read, the folder holds something else or cannot be written, a
-            library is missing, or the graph is further from the model than `parity.BOUNDS` allow.
+            library is missing, or the graph differs from the model by more than `parity.BOUNDS` allow.
     """
-    say = say or _say_nothing
-    kind = _kind(runtime, precision)
+    kind = next((kind for kind in GRAPH_FILES if kind == (runtime, precision)), None)
+    if kind is None:
+        known = ", ".join(f"{name.value} in {number.value}" for name, number in GRAPH_FILES)
+        raise InputError(f"There are no graphs for {runtime} in {precision}; expected one of: {known}.")
     if calibration is not None and kind[1] is not Precision.INT8:
         raise InputError(f"Images to calibrate on are for int8; {precision} needs none.")
     source = model_folder(model, files=None)
     network = load_model(source, name=str(model)).float().eval()
     target = _target(model, source, output)
     processor = CheXpertImageProcessor.from_pretrained(source)
-    job = _Job(network, source, *kind, _input_size(processor))
+    size = dict(processor.size)
+    if not size.get("height") or not size.get("width"):
+        raise InputError(f"The image processor's size is {size}; a graph needs a fixed height and width.")
     with _staging(target) as staging:
-        samples = _samples(job, processor, calibration, say)
-        record = _make(job, staging / "graph", samples, say)
-        _publish(staging, job, record, target)
-    return ExportedGraph(target, job.name, record)
-
-
-def _say_nothing(line: str) -> None:
-    pass
-
-
-def _kind(runtime: str, precision: str) -> tuple[RuntimeName, Precision]:
-    for kind in GRAPH_FILES:
-        if kind == (runtime, precision):
-            return kind
-    known = ", ".join(f"{name.value} in {number.value}" for name, number in GRAPH_FILES)
-    raise InputError(f"There are no graphs for {runtime} in {precision}; expected one of: {known}.")
+        images, data = _images(source, kind[1], processor, calibration, say)
+        values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
+        count = len(images) // 3 if data else len(images)
+        job = _Job(network, *kind, (size["height"], size["width"]), values[:count], values[count:] if data else None)
+        parity = _make(job, staging / "graph", say)
+        name = GRAPH_FILES[kind]
+        record = GraphRecord(
+            runtime=runtime,
+            precision=precision,
+            model=graph_files.fingerprint(network),
+            input_size=job.input_size,
+            sha256=graph_files.hashes(staging / "graph", files_of(name)),
+            versions=graph_files.versions_of(PACKAGES),
+            weights_sha256=sha256_of(source / _WEIGHTS),
+            calibration={"data": data, "num_images": len(images) - count} if data else None,
+            parity=asdict(parity),
+        )
+        if _holds_something(target):
+            _add(staging / "graph", name, record, target)
+        else:
+            with new_folder(target) as copy:
+                # Training's checkpoints and hidden files, such as version control, are no part of a model.
+                ignored = shutil.ignore_patterns("checkpoints", ".*")
+                shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
+                _add(staging / "graph", name, record, copy)
+    return ExportedGraph(target, name, record)
 
 
 def _target(model: str | Path, source: Path, output: Path | None) -> Path:
@@ -167,13 +157,6 @@ def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _input_size(processor: CheXpertImageProcessor) -> tuple[int, int]:
-    size = dict(processor.size)
-    if not size.get("height") or not size.get("width"):
-        raise InputError(f"The image processor's size is {size}; a graph needs a fixed height and width.")
-    return size["height"], size["width"]
-
-
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's disk."""
@@ -187,75 +170,50 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _samples(
-    job: _Job, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
-) -> _Samples:
-    def pixels(images: list[Image.Image]) -> Tensor:
-        values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
-        return values
-
-    if job.precision is not Precision.INT8:
-        return _Samples(pixels(reference_phantom(job.source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED)))
+def _images(
+    source: Path,
+    precision: Precision,
+    processor: CheXpertImageProcessor,
+    calibration: Path | None,
+    say: Callable[[str], None],
+) -> tuple[list[Image.Image], str | None]:
+    """Images to compare on; for int8 three times as many, two thirds of them to quantise on, and their origin."""
+    if precision is not Precision.INT8:
+        return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), None
     count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
     if calibration is None:
         say(f"Drawing {count} phantoms to quantise on and to compare on")
-        found, origin = phantoms(count, seed=_CALIBRATION_SEED), "phantoms"
-    else:
-        say(f"Reading radiographs of {calibration} to quantise on and to compare on")
-        found, origin = radiographs(calibration, count, target_size=processor.longest_side), calibration.resolve().name
-    held_out = len(found) // 3
-    return _Samples(pixels(found[:held_out]), pixels(found[held_out:]), origin)
+        return phantoms(count, seed=_CALIBRATION_SEED), "phantoms"
+    say(f"Reading radiographs of {calibration} to quantise on and to compare on")
+    return radiographs(calibration, count, target_size=processor.longest_side), calibration.resolve().name
 
 
-def _make(job: _Job, folder: Path, samples: _Samples, say: Callable[[str], None]) -> GraphRecord:
-    """Writes the graph below a folder, and measures it."""
+def _make(job: _Job, folder: Path, say: Callable[[str], None]) -> Parity:
+    """Writes the graph below a folder, and measures its differences from the model."""
     say(f"Converting to {job.runtime.value}, {job.precision.value}")
-    graph, plain = folder / job.name, folder.parent / "fp32" / GRAPH_FILES[job.runtime, Precision.FP32]
-    source = job.model if samples.calibration is None else equalise(job.model, samples.calibration)
+    graph = folder / GRAPH_FILES[job.runtime, job.precision]
+    plain = folder.parent / "fp32" / GRAPH_FILES[job.runtime, Precision.FP32]
+    source = job.model if job.calibration is None else equalise(job.model, job.calibration)
     write_graph(source, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
     if job.precision is Precision.FP16:
         halve_graph(job.runtime, plain, graph)
-    elif samples.calibration is not None:
-        quantise_graph(job.runtime, plain, graph, samples.calibration.numpy())
-    say(f"Comparing with PyTorch on {len(samples.reference)} images")
-    parity = measure_parity(job.model, SESSIONS[job.runtime](graph, job.precision), samples.reference)
+    elif job.calibration is not None:
+        quantise_graph(job.runtime, plain, graph, job.calibration.numpy())
+    say(f"Comparing with PyTorch on {len(job.reference)} images")
+    parity = measure_parity(job.model, SESSIONS[job.runtime](graph, job.precision), job.reference)
     if excess := parity.excess(job.precision):
         raise InputError(
             f"The {job.runtime.value} graph in {job.precision.value} is too far from the model and was not kept: a "
             f"{excess}.{_ADVICE.get(job.precision, '')}"
         )
-    return GraphRecord(
-        runtime=job.runtime.value,
-        precision=job.precision.value,
-        model=fingerprint(job.model),
-        input_size=job.input_size,
-        sha256=hashes(folder, files_of(job.name)),
-        versions=versions_of(PACKAGES),
-        weights_sha256=sha256_of(job.source / _WEIGHTS),
-        calibration=samples.record,
-        parity=asdict(parity),
-    )
-
-
-def _publish(staging: Path, job: _Job, record: GraphRecord, target: Path) -> None:
-    """Moves the graph into the target; a target that is new is a copy of the source first."""
-    if _holds_something(target):
-        _add(staging / "graph", job.name, record, target)
-        return
-    copy = staging / "model"
-    # Training's checkpoints and what starts with a dot, such as version control, are no part of a model.
-    shutil.copytree(job.source, copy, ignore=shutil.ignore_patterns("checkpoints", ".*"))
-    _add(staging / "graph", job.name, record, copy)
-    if target.exists():
-        target.rmdir()
-    copy.rename(target)
+    return parity
 
 
 def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
-    records = read_records(folder)
+    """Moves a graph into a model folder; its record comes last, since a graph without one is not used."""
+    records = graph_files.read_records(folder)
     for file in files_of(name):
         (folder / file).parent.mkdir(exist_ok=True)
         os.replace(made / file, folder / file)
-    # Last: a graph that its record does not describe is not used.
-    write_records(folder, {**records, name: record})
+    graph_files.write_records(folder, {**records, name: record})
     renew_checksums(folder, [*files_of(name), RECORD_FILE])

@@ -1,12 +1,12 @@
 """Graphs that were converted on first use, kept in the user's cache: laid out there as in a model folder.
 
-A graph gets into the cache only after it has given the model's scores. A cache that cannot be written is done without.
+A graph gets into the cache only if it gives the model's scores. Without a writable cache, graphs are temporary.
 """
 
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -15,115 +15,92 @@ from tempfile import TemporaryDirectory
 import torch
 
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import (
-    GRAPH_FILES,
-    GraphError,
-    GraphRecord,
-    Precision,
-    RuntimeName,
-    files_of,
-    find_graph,
-    hashes,
-    versions_of,
-    write_records,
-)
-from chexpert_hf.scoring.graphs.cache_folder import cache_folder, keep_newest
+from chexpert_hf.models import graph_files
+from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName
 from chexpert_hf.scoring.graphs.conversion import write_graph
 from chexpert_hf.scoring.graphs.parity import measure_parity
-from chexpert_hf.scoring.graphs.sessions import ONNXRuntime, OpenVINORuntime
-
-SESSIONS: Mapping[RuntimeName, type[OpenVINORuntime] | type[ONNXRuntime]] = {
-    RuntimeName.OPENVINO: OpenVINORuntime,
-    RuntimeName.ONNX: ONNXRuntime,
-}
+from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
-"""What a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
+"""Libraries that a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
 
 KEPT = 24
-"""Graphs, those used last; one takes as much room as the model's weights in float32."""
+"""Graphs, the most recently used ones; one takes as much space as the model's weights in float32."""
 
 _CHECKED_IMAGES = 2
+
+
+def cache_folder() -> Path:
+    """`$CHEXPERT_HF_CACHE`, else `chexpert-hf` in `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time."""
+    if folder := os.environ.get("CHEXPERT_HF_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chexpert-hf"
 
 
 @contextmanager
 def converted_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int]
 ) -> Iterator[tuple[Path, str]]:
-    """A float32 graph of a model, from the cache or converted now; it is there until the context ends.
+    """A float32 graph of a model with the fingerprint `key`, from the cache or converted now, and its origin in words.
 
-    Args:
-        model: Stays as it is.
-        runtime: ONNX or OPENVINO.
-        key: The model's fingerprint.
-        input_size: (height, width) in pixels.
-
-    Yields:
-        The graph, and where it comes from, for a user.
+    The graph exists until the context ends.
 
     Raises:
-        GraphError: If the graph does not give the model's scores, or a library that converting takes is not installed.
+        GraphError: If the graph does not give the model's scores, or a library for the conversion is not installed.
     """
-    entry = cache_folder() / "graphs" / _entry_name(runtime, key, input_size)
-    if found := _find(entry, runtime, key, input_size):
-        _mark_as_used(entry)
+    made_from = [runtime.value, key, *map(str, input_size), str(graph_files.versions_of(PACKAGES))]
+    name = f"{runtime.value}-{sha256(' '.join(made_from).encode()).hexdigest()[:32]}"
+    entry = cache_folder() / "graphs" / name
+    try:
+        found = graph_files.find_graph(entry, runtime, Precision.FP32, key, input_size)
+    except GraphError:  # damaged: it is converted again
+        shutil.rmtree(entry, ignore_errors=True)
+        found = None
+    if found:
+        with suppress(OSError):  # somebody else's cache
+            os.utime(entry)
         yield found, "a graph converted earlier"
         return
-    origin = "a graph converted just now"
+    origin, is_kept = "a graph converted just now", True
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         staging = TemporaryDirectory(dir=entry.parent, prefix=".", ignore_cleanup_errors=True)
     except OSError as error:
-        origin += f", which is not kept ({cache_folder()} cannot be written: {error.strerror})"
+        origin, is_kept = f"{origin}, which is not kept ({cache_folder()} cannot be written: {error.strerror})", False
         staging = TemporaryDirectory(ignore_cleanup_errors=True)
     # Cleaning up may fail on Windows, where a runtime still maps the file.
-    with staging as name:
-        folder = Path(name) / "graph"
+    with staging as place:
+        folder = Path(place) / "graph"
         _convert(model, runtime, key, input_size, folder)
-        if Path(name).parent == entry.parent and _move(folder, entry):
-            folder = entry
-            keep_newest(entry.parent, "*-*", KEPT)
-        yield folder / GRAPH_FILES[runtime, Precision.FP32], origin
-
-
-def _entry_name(runtime: RuntimeName, key: str, input_size: tuple[int, int]) -> str:
-    made_from = [runtime.value, key, *map(str, input_size), str(versions_of(PACKAGES))]
-    return f"{runtime.value}-{sha256(' '.join(made_from).encode()).hexdigest()[:32]}"
-
-
-def _find(entry: Path, runtime: RuntimeName, key: str, input_size: tuple[int, int]) -> Path | None:
-    try:
-        return find_graph(entry, runtime, Precision.FP32, key, input_size)
-    except GraphError:  # damaged: it is converted again
-        shutil.rmtree(entry, ignore_errors=True)
-        return None
+        if is_kept:
+            with suppress(OSError):  # another process was faster
+                folder = folder.rename(entry)
+            _delete_oldest(entry.parent)
+        yield folder / graph_files.GRAPH_FILES[runtime, Precision.FP32], origin
 
 
 def _convert(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int], folder: Path
 ) -> None:
-    name = GRAPH_FILES[runtime, Precision.FP32]
+    name = graph_files.GRAPH_FILES[runtime, Precision.FP32]
     write_graph(model, runtime, folder / name, input_size)
     reference = copy.deepcopy(model).cpu().float().eval()
-    noise = torch.randn(
-        _CHECKED_IMAGES, model.config.num_channels, *input_size, generator=torch.Generator().manual_seed(0)
-    )
+    shape = (_CHECKED_IMAGES, model.config.num_channels, *input_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     parity = measure_parity(reference, SESSIONS[runtime](folder / name, Precision.FP32), noise)
     if excess := parity.excess(Precision.FP32):
         raise GraphError(f"the converted graph is not the model: {excess}")
-    record = GraphRecord(runtime.value, Precision.FP32.value, key, input_size, hashes(folder, files_of(name)))
-    write_records(folder, {name: record})
+    record = graph_files.GraphRecord(
+        runtime.value, Precision.FP32.value, key, input_size, graph_files.hashes(folder, graph_files.files_of(name))
+    )
+    graph_files.write_records(folder, {name: record})
 
 
-def _mark_as_used(entry: Path) -> None:
-    with suppress(OSError):  # somebody else's cache
-        os.utime(entry)
-
-
-def _move(folder: Path, entry: Path) -> bool:
-    """Whether the folder was moved into its place; it is not if another process was faster."""
-    try:
-        folder.rename(entry)
-    except OSError:
-        return False
-    return True
+def _delete_oldest(folder: Path) -> None:
+    """Deletes all entries of the cache but the most recently used ones."""
+    ages = {}
+    for entry in folder.glob("*-*"):
+        with suppress(OSError):  # another process deleted it
+            ages[entry] = entry.stat().st_mtime_ns
+    for entry in sorted(ages, key=ages.__getitem__, reverse=True)[KEPT:]:
+        shutil.rmtree(entry, ignore_errors=True)

@@ -1,62 +1,40 @@
-"""OpenVINO, NNCF and ONNX Runtime, imported without their telemetry.
+"""Optional libraries, imported without their telemetry.
 
 OpenVINO and NNCF report to Google Analytics and ONNX Runtime 1.32 to Microsoft, from the import on and without asking.
 Where radiographs are read, nothing may call home unless somebody decided so.
 """
 
+import importlib
 import os
 import sys
-from types import ModuleType
+from typing import Any
 
 from chexpert_hf.models.graph_files import GraphError
 
-
-def import_openvino() -> ModuleType:
-    """OpenVINO; its telemetry stays on in a process that has imported OpenVINO before.
-
-    Raises:
-        GraphError: If it is not installed.
-    """
-    _silence_openvino()
-    try:
-        import openvino
-    except ImportError as error:
-        raise GraphError('OpenVINO is not installed: pip install "chexpert-hf[openvino]"') from error
-    module: ModuleType = openvino
-    return module
+_LIBRARIES = {
+    "openvino": ("OpenVINO", "openvino"),
+    "nncf": ("NNCF", "openvino"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
+    "onnx": ("onnx", "onnx"),
+    "onnxscript": ("onnxscript", "onnx"),
+}
+"""By module: the library's name, and the extra of this package that installs it."""
 
 
-def import_nncf() -> ModuleType:
-    """NNCF, which quantises OpenVINO's graphs; silent, too, except for errors.
+def import_library(module: str) -> Any:
+    """An optional library; `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on.
+
+    OpenVINO's stays on in a process that imported OpenVINO before.
 
     Raises:
         GraphError: If it is not installed.
     """
-    _silence_openvino()
-    try:
-        import nncf
-    except ImportError as error:
-        raise GraphError('NNCF is not installed: pip install "chexpert-hf[openvino]"') from error
-    module: ModuleType = nncf
-    return module
-
-
-def import_onnxruntime() -> ModuleType:
-    """ONNX Runtime; `ORT_DISABLE_TELEMETRY=0` in the environment leaves its telemetry on.
-
-    Raises:
-        GraphError: If it is not installed.
-    """
-    # Its function disable_telemetry_events comes too late: by then there is a device id in the user's cache folder.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise GraphError('ONNX Runtime is not installed: pip install "chexpert-hf[onnx]"') from error
-    module: ModuleType = onnxruntime
-    return module
-
-
-def _silence_openvino() -> None:
-    """Makes the import of `openvino_telemetry` fail, upon which OpenVINO and NNCF do without."""
+    # Makes the import of this module fail, upon which OpenVINO and NNCF do without.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # this is how an import is blocked
+    # The function disable_telemetry_events comes too late: by then there is a device id in the user's cache folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    name, extra = _LIBRARIES[module]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise GraphError(f'{name} is not installed: pip install "chexpert-hf[{extra}]"') from error

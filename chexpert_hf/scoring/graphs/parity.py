@@ -1,4 +1,4 @@
-"""How far what a runtime computes is from the model in PyTorch, and how far it may be."""
+"""Differences between a runtime's outputs and the model in PyTorch, and their bounds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ BOUNDS: Mapping[Precision, tuple[str, float]] = {
     Precision.FP16: ("max_abs_probability_difference", 0.01),
     Precision.INT8: ("max_abs_probability_difference", 0.03),
 }
-"""Which field of a `Parity` each precision is judged by, and the most that it may be. Ours, not a source's: a float32
-graph does the same arithmetic in another order; .01 changes no reading, and .03 is for those who ask for int8."""
+"""The field of `Parity` by which each precision is judged, and its bound, our choice: a float32 graph does the same
+arithmetic in another order; .01 changes no reading, and .03 is for those who ask for int8."""
 
 _BATCH = 8
 
@@ -26,9 +26,9 @@ class Parity:
     """Largest differences from the model in float32 on the CPU, over all observations.
 
     Attributes:
-        num_images: On how many images.
+        num_images: The number of images compared.
         max_abs_probability_difference: In [0, 1].
-        p99_abs_probability_difference: What 99 % of the images stay within, in [0, 1].
+        p99_abs_probability_difference: Within this are 99 % of the images, in [0, 1].
         max_abs_logit_difference: In logits.
         max_relative_saliency_difference: Of the maps, as a share of the largest value of any map.
     """
@@ -40,7 +40,7 @@ class Parity:
     max_relative_saliency_difference: float
 
     def excess(self, precision: Precision) -> str | None:
-        """What is beyond the precision's bound, in words; None if nothing is."""
+        """The difference beyond the precision's bound, in words; None if there is none."""
         name, bound = BOUNDS[precision]
         measured: float = getattr(self, name)
         if measured <= bound:  # and so not if it is NaN
@@ -54,16 +54,11 @@ def measure_parity(
     runtime: Callable[..., tuple[Tensor, Tensor | None]],
     pixel_values: Tensor,
 ) -> Parity:
-    """Compares a runtime with the model that it computes.
-
-    Args:
-        model: In float32 on the CPU, in evaluation mode.
-        runtime: One of those in `sessions`.
-        pixel_values: `(num_images, num_channels, height, width)`.
-    """
-    expected = [model(batch, output_saliency=True) for batch in pixel_values.split(_BATCH)]
+    """Compares a runtime with its model, which is in float32 on the CPU and in evaluation mode, on `pixel_values`."""
+    batches = pixel_values.split(_BATCH)
+    expected = [model(batch, output_saliency=True) for batch in batches]
     wanted, wanted_maps = (torch.cat([output[name] for output in expected]) for name in ("logits", "saliency"))
-    outputs = [runtime(batch, saliency=True) for batch in pixel_values.split(_BATCH)]
+    outputs = [runtime(batch, saliency=True) for batch in batches]
     got = torch.cat([logits for logits, _ in outputs])
     got_maps = torch.cat([maps for _, maps in outputs if maps is not None])
     largest = wanted_maps.abs().max().clamp(min=torch.finfo(wanted_maps.dtype).tiny)
@@ -72,10 +67,6 @@ def measure_parity(
         num_images=len(pixel_values),
         max_abs_probability_difference=of_images.max().item(),
         p99_abs_probability_difference=of_images.quantile(0.99).item(),
-        max_abs_logit_difference=_largest(got - wanted),
-        max_relative_saliency_difference=_largest((got_maps - wanted_maps) / largest),
+        max_abs_logit_difference=(got - wanted).abs().max().item(),
+        max_relative_saliency_difference=((got_maps - wanted_maps) / largest).abs().max().item(),
     )
-
-
-def _largest(differences: Tensor) -> float:
-    return differences.abs().max().item()

@@ -1,4 +1,4 @@
-"""Images to quantise on and to compare on: radiographs of a folder, or phantoms where there are none."""
+"""Images for quantisation and comparison: radiographs of a folder, or phantoms."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,18 @@ _FEWEST = 10  # ranges of activations from fewer images are chance
 
 def phantoms(count: int, *, seed: int) -> list[Image.Image]:
     """Phantoms of all projections and observations in turn; `seed` and the `count - 1` after it are the patients."""
-    drawn = [
-        render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
+    return [
+        Image.fromarray(
+            render_phantom(
+                seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3]
+            ).image
+        )
         for number in range(count)
     ]
-    return [Image.fromarray(phantom.image) for phantom in drawn]
 
 
 def reference_phantom(folder: Path) -> list[Image.Image]:
-    """The phantom that a model folder's `reference.json` gives scores for; none if there is no such file.
+    """The phantom of a model folder's `reference.json`; none if there is no such file.
 
     Raises:
         InputError: If the file is damaged.
@@ -44,35 +47,26 @@ def reference_phantom(folder: Path) -> list[Image.Image]:
 
 
 def radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
-    """A random sample of the radiographs of a folder, the same each time; all of them if there are fewer.
+    """A random sample, the same each time, of at most `count` radiographs of a folder, read for this size in pixels.
 
-    Args:
-        folder: A CheXpert folder, whose train split is taken if there is one, or any folder with radiographs below it.
-        count: How many.
-        target_size: The side in pixels that they will be resized to.
+    The folder is a CheXpert folder, whose train split is taken if there is one, or any folder with radiographs.
 
     Raises:
         InputError: If there are too few, or one cannot be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a CheXpert folder or one with radiographs.")
-    paths = _paths(folder)
+    split = next((split for split in SPLIT_FILES if find_table(folder, split)), None)
+    if split is None:
+        paths = sorted(map(str, find_radiographs([folder]).files))
+    else:  # without the check of all 223,414 files: only a few hundred of them are read
+        paths = image_files(load_chexpert(folder, splits=[split], check_files=False, valid_fraction=0)[split])
     if len(paths) < _FEWEST:
         raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_FEWEST}.")
-    chosen = np.random.default_rng(0).permutation(len(paths))[:count]
-    return [_read(paths[place], target_size) for place in chosen]
-
-
-def _paths(folder: Path) -> list[str]:
-    for split in SPLIT_FILES:
-        if find_table(folder, split):
-            # Without the check of all 223,414 files: of these, a few hundred are read.
-            return image_files(load_chexpert(folder, splits=[split], check_files=False, valid_fraction=0)[split])
-    return sorted(map(str, find_radiographs([folder]).files))
-
-
-def _read(path: str, target_size: int) -> Image.Image:
-    try:
-        return read_radiograph(path, target_size=target_size)
-    except RadiographError as error:
-        raise InputError(f"{path}: {error}") from error
+    images = []
+    for place in np.random.default_rng(0).permutation(len(paths))[:count]:
+        try:
+            images.append(read_radiograph(paths[place], target_size=target_size))
+        except RadiographError as error:
+            raise InputError(f"{paths[place]}: {error}") from error
+    return images

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,10 @@ from torch import Tensor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import Precision, RuntimeName
 from chexpert_hf.scoring.graphs.conversion import INPUT, OUTPUTS
-from chexpert_hf.scoring.graphs.optional_libraries import import_onnxruntime, import_openvino
+from chexpert_hf.scoring.graphs.optional_libraries import import_library
 
 _LOGITS, _SALIENCY = OUTPUTS
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-
-# Always said, for by itself OpenVINO takes bf16 wherever the processor has it. Graphs of fp16 and int8 weights compute
-# the rest in float32, so that what was measured when they were exported holds on every processor.
-_OPENVINO_HINTS: Mapping[Precision, str] = {
-    Precision.FP32: "f32",
-    Precision.BF16: "bf16",
-    Precision.FP16: "f32",
-    Precision.INT8: "f32",
-}
 
 MOST_SIDE_BY_SIDE = 8
 """Calls at once: each has tensors of its own."""
@@ -43,22 +35,56 @@ def torch_has_bf16() -> bool:
 
 
 def openvino_has_bf16() -> bool:
-    """Whether OpenVINO can compute in bf16 on this CPU.
+    """Whether OpenVINO can compute in bf16 on this CPU."""
+    return "BF16" in import_library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    Raises:
-        GraphError: If OpenVINO is not installed.
+
+class Runtime(ABC):
+    """A model that is ready to compute; several threads may call it at the same time.
+
+    Attributes:
+        name: "torch", "onnx" or "openvino".
+        precision: "fp32", "bf16", "fp16" or "int8".
+        reason: Which runtime was chosen and why, in a line for a user.
+        is_on_cpu: Whether it computes on the CPU's cores.
     """
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+    name: str
+    is_on_cpu = True
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision, self.reason = precision.value, ""
+
+    @abstractmethod
+    def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Scores a batch.
+
+        Args:
+            pixel_values: `(batch, num_channels, height, width)`, from the image processor.
+            saliency: Whether to return maps.
+
+        Returns:
+            Float32 logits `(batch, num_labels)` and maps `(batch, num_labels, h, w)` or None; on the CPU, or on the GPU
+            if it computed them.
+
+        Raises:
+            ValueError: If a graph was made for images of another size.
+        """
+
+    def side_by_side(self) -> "Sequence[Runtime]":
+        """Runtimes of the same model, one for each of several threads, that compute at the same time.
+
+        Together they are faster than this one, whose threads wait for each other at every layer; a single call takes
+        longer. This one alone where the library has no such mode.
+        """
+        return [self]
 
 
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """PyTorch, on any of its devices; bf16 and fp16 by autocast.
 
-    Args:
-        model: Moved to the device, put into evaluation mode and laid out channels last, which convolutions prefer.
-        precision: FP32, BF16 or FP16.
-        device: Where to compute.
-        num_threads: Of all of torch in this process, if given.
+    The model is moved to the device, put into evaluation mode and laid out channels last, which convolutions prefer.
+    `num_threads`, if given, is that of all of torch in this process.
     """
 
     name = RuntimeName.TORCH.value
@@ -70,7 +96,7 @@ class TorchRuntime:
         device: torch.device,
         num_threads: int | None = None,
     ) -> None:
-        self.precision, self.reason = precision.value, ""
+        super().__init__(precision)
         self.is_on_cpu = device.type == "cpu"
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -81,35 +107,28 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Float32 logits `(batch, num_labels)` and, on request, maps `(batch, num_labels, h, w)`, on the device."""
+        """See `Runtime`."""
         values = pixel_values.to(self._device, self._model.dtype, memory_format=torch.channels_last)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             output = self._model(values, output_saliency=saliency)
         return output.logits.float(), output.saliency.float() if saliency else None
 
-    def side_by_side(self) -> "Sequence[TorchRuntime]":
-        """This one alone."""
-        return [self]
 
+class OpenVINORuntime(Runtime):
+    """A graph, an `.xml` file, in OpenVINO on the CPU; all threads work on one call.
 
-class OpenVINORuntime:
-    """A graph in OpenVINO, on the CPU; all threads work on one call.
-
-    Args:
-        path: The graph's `.xml` file.
-        precision: FP32 or BF16 for a graph of float32 weights; FP16 or INT8 for one that was exported in it.
-        num_threads: All cores if None.
+    The precision is FP32 or BF16 for a graph of float32 weights; FP16 or INT8 for one that was exported in it.
     """
 
     name = RuntimeName.OPENVINO.value
-    is_on_cpu = True
 
     def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
-        openvino = import_openvino()
-        self.precision, self.reason = precision.value, ""
-        self._core = openvino.Core()
+        super().__init__(precision)
+        self._core = import_library("openvino").Core()
         self._graph = self._core.read_model(path)
-        self._options = {"INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision]}
+        # Always set, since by default OpenVINO takes bf16 wherever the processor has it. Graphs of fp16 and int8
+        # weights compute the rest in float32, so that the differences measured at export hold on every processor.
+        self._options = {"INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32"}
         if num_threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = str(num_threads)
         self._shape = tuple(side.get_length() for side in list(self._graph.input(INPUT).partial_shape)[1:])
@@ -119,18 +138,13 @@ class OpenVINORuntime:
         self._streams: list[OpenVINORuntime] = []
 
     def _compiled(self, hint: str) -> Any:
-        # Without OpenVINO's cache of compiled graphs. It saves .07 s where starting takes 5; it is not checked (one
-        # flipped bit in it gave other scores without a word), sets the locale of the whole process while it writes, and
-        # after a graph had come from it, a signal ended the process (OpenVINO 2026).
+        # Without OpenVINO's cache of compiled graphs: it is not checked (a flipped bit silently gives other scores),
+        # sets the locale of the whole process while it writes, and saves little.
         options = {**self._options, "PERFORMANCE_HINT": hint, "PERFORMANCE_HINT_NUM_REQUESTS": str(MOST_SIDE_BY_SIDE)}
         return self._core.compile_model(self._graph, "CPU", options)
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Float32 logits `(batch, num_labels)` and, on request, maps `(batch, num_labels, h, w)`, on the CPU.
-
-        Raises:
-            ValueError: If the images are not of the graph's size.
-        """
+        """See `Runtime`."""
         values = _checked(pixel_values, self._shape).numpy()
         with self._lock:
             outputs = self._request.infer({INPUT: values}, share_inputs=True)  # the outputs are copies
@@ -138,7 +152,7 @@ class OpenVINORuntime:
         return torch.from_numpy(outputs[_LOGITS]), maps
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """See `Runtime`; OpenVINO's streams. Compiled when they are first asked for."""
+        """See `Runtime`; OpenVINO's streams, compiled on first use."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
@@ -152,21 +166,14 @@ class OpenVINORuntime:
         return other
 
 
-class ONNXRuntime:
-    """A graph in ONNX Runtime, on the CPU. Its sessions take calls from several threads.
-
-    Args:
-        path: The graph's `.onnx` file.
-        precision: Of the graph's weights.
-        num_threads: All cores if None.
-    """
+class ONNXRuntime(Runtime):
+    """A graph, an `.onnx` file, in ONNX Runtime on the CPU; the precision is that of its weights."""
 
     name = RuntimeName.ONNX.value
-    is_on_cpu = True
 
     def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
-        onnxruntime = import_onnxruntime()
-        self.precision, self.reason = precision.value, ""
+        super().__init__(precision)
+        onnxruntime = import_library("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         if num_threads is not None:
@@ -175,18 +182,10 @@ class ONNXRuntime:
         self._shape = tuple(self._session.get_inputs()[0].shape[1:])
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Float32 logits `(batch, num_labels)` and, on request, maps `(batch, num_labels, h, w)`, on the CPU.
-
-        Raises:
-            ValueError: If the images are not of the graph's size.
-        """
+        """See `Runtime`."""
         values = _checked(pixel_values, self._shape).numpy()
         outputs = self._session.run(list(OUTPUTS) if saliency else [_LOGITS], {INPUT: values})
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if saliency else None
-
-    def side_by_side(self) -> "Sequence[ONNXRuntime]":
-        """This one alone."""
-        return [self]
 
 
 def _checked(pixel_values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -196,3 +195,10 @@ def _checked(pixel_values: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"pixel_values has shape {tuple(pixel_values.shape)}, but the graph was made for (batch, {expected})."
         )
     return pixel_values.detach().to("cpu", torch.float32).contiguous()
+
+
+SESSIONS: Mapping[RuntimeName, type[OpenVINORuntime] | type[ONNXRuntime]] = {
+    RuntimeName.OPENVINO: OpenVINORuntime,
+    RuntimeName.ONNX: ONNXRuntime,
+}
+"""The runtimes of graphs."""
