@@ -49,26 +49,34 @@ _TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def require_mcp() -> None:
-    """Raises InputError if MCP is not installed."""
+def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
+    """The routes that serve the tools, and the context that their application has to run in.
+
+    Raises:
+        InputError: If MCP is not installed.
+    """
     try:
-        import mcp  # noqa: F401 - an optional extra
+        from mcp.server import Server
+        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+        from mcp.types import ImageContent, TextContent, Tool
     except ImportError:
         raise InputError("MCP is not installed; pip install 'chexpert-hf[mcp]', or serve without --mcp.") from None
-
-
-def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
-    """The routes that serve the tools, and the context that their application has to run in."""
-    from mcp.server import Server
-    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-    from mcp.types import ImageContent, TextContent, Tool
 
     server: Any = Server("chexpert-hf")  # its decorators have no types
 
     @server.list_tools()
     async def list_tools() -> list[Tool]:
         return [
-            Tool(name=name, description=text, inputSchema=_schema(fields)) for name, (text, fields) in _TOOLS.items()
+            Tool(
+                name=name,
+                description=text,
+                inputSchema={
+                    "type": "object",
+                    "properties": fields,
+                    "required": [field for field, about in fields.items() if "default" not in about],
+                },
+            )
+            for name, (text, fields) in _TOOLS.items()
         ]
 
     @server.call_tool()
@@ -88,8 +96,8 @@ def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], Abstra
             else:
                 answer = await score_rows(classifier, [_bytes_of(file) for file in given["files"]])
             return [TextContent(type="text", text=json.dumps(answer))]
-        except InputError:
-            raise  # the library answers with its message
+        except InputError:  # the library answers with its message
+            raise
         except Exception as error:  # noqa: BLE001 - its text may hold contents
             print(f"A request failed: {type(error).__name__}", file=sys.stderr)
             raise InputError(INTERNAL) from None
@@ -100,11 +108,6 @@ def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], Abstra
     manager = StreamableHTTPSessionManager(server, stateless=True)
     route = Route(PATH, redirect, methods=["GET", "POST", "DELETE"])
     return [route, Mount(PATH, manager.handle_request)], manager.run()
-
-
-def _schema(fields: dict[str, Any]) -> dict[str, Any]:
-    required = [name for name, field in fields.items() if "default" not in field]
-    return {"type": "object", "properties": fields, "required": required}
 
 
 def _bytes_of(url: str) -> bytes:

@@ -17,7 +17,6 @@ from typing_extensions import TypedDict
 
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate import Verdict
 from chexpert_hf.models.identity import model_name
 from chexpert_hf.radiographs.archives import ArchiveMember, source_of
 from chexpert_hf.radiographs.finding import archive_members
@@ -40,6 +39,12 @@ class GateVerdict(TypedDict):
     is_chest_radiograph: bool
     reason: str
     warnings: list[str]
+
+
+class Common(TypedDict):
+    error: str | None
+    notes: list[str]
+    gate: GateVerdict | None
 
 
 class Film(NamedTuple):
@@ -139,13 +144,16 @@ def names_of(classifier: CheXpertClassifier) -> str:
     return " + ".join(model_name(member.model) or "unnamed" for member in classifier.members)
 
 
-def gate_of(verdict: Verdict | None) -> GateVerdict | None:
-    """The verdict of the model's gate as JSON; None for a model without a gate."""
-    if verdict is None:
-        return None
-    return GateVerdict(
-        is_chest_radiograph=verdict.is_chest_radiograph, reason=verdict.reason, warnings=list(verdict.warnings)
-    )
+def common_of(result: Prediction | RadiographError) -> Common:
+    """The part of an answer that does not depend on its format."""
+    if isinstance(result, RadiographError):
+        return Common(error=result.reason, notes=[], gate=None)
+    gate = None
+    if (verdict := result.gate) is not None:
+        gate = GateVerdict(
+            is_chest_radiograph=verdict.is_chest_radiograph, reason=verdict.reason, warnings=list(verdict.warnings)
+        )
+    return Common(error=None, notes=list(result.notes), gate=gate)
 
 
 def _films(files: Sequence[Path | bytes]) -> list[Film]:

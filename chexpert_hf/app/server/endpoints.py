@@ -8,17 +8,16 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import gradio as gr
 from gradio import FileData
 from gradio.utils import get_upload_folder
+from typing_extensions import TypedDict
 
-from chexpert_hf.app.server.answers import OPACITY, GateVerdict, draw, gate_of, names_of, score, score_all
+from chexpert_hf.app.server.answers import OPACITY, Common, GateVerdict, common_of, draw, names_of, score, score_all
 from chexpert_hf.app.server.blocks import uploaded_path
 from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.errors import InputError
-from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 
 # Calls of each endpoint that are worked on at once: /predict fills the batches, /saliency encodes whole images.
@@ -39,14 +38,11 @@ class Answer(TypedDict):
     disclaimer: str
 
 
-class Row(TypedDict):
+class Row(Common):
     file: int
     member: int | None
     name: str | None
-    error: str | None
     observations: dict[str, Score] | None
-    notes: list[str]
-    gate: GateVerdict | None
 
 
 def add_endpoints(classifier: CheXpertClassifier) -> None:
@@ -95,10 +91,11 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
 async def score_one(classifier: CheXpertClassifier, source: Path | bytes) -> Answer:
     """The answer to `/predict`."""
     prediction = await score(classifier, source)
+    common, observations = common_of(prediction), _scores(classifier, prediction)
     return Answer(
-        observations=_scores(classifier, prediction),
-        gate=gate_of(prediction.gate),
-        notes=list(prediction.notes),
+        observations=observations,
+        gate=common["gate"],
+        notes=common["notes"],
         model=names_of(classifier),
         disclaimer=DISCLAIMER,
     )
@@ -106,18 +103,19 @@ async def score_one(classifier: CheXpertClassifier, source: Path | bytes) -> Ans
 
 async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | bytes]) -> list[Row]:
     """The answer to `/batch`."""
-    return [
-        Row(
-            file=film.file,
-            member=film.member,
-            name=film.name,
-            error=result.reason if isinstance(result, RadiographError) else None,
-            observations=None if isinstance(result, RadiographError) else _scores(classifier, result),
-            notes=[] if isinstance(result, RadiographError) else list(result.notes),
-            gate=None if isinstance(result, RadiographError) else gate_of(result.gate),
+    rows: list[Row] = []
+    for film, result in await score_all(classifier, files):
+        scores = _scores(classifier, result) if isinstance(result, Prediction) else None
+        rows.append(
+            {
+                "file": film.file,
+                "member": film.member,
+                "name": film.name,
+                "observations": scores,
+                **common_of(result),
+            }
         )
-        for film, result in await score_all(classifier, files)
-    ]
+    return rows
 
 
 def _scores(classifier: CheXpertClassifier, prediction: Prediction) -> dict[str, Score]:

@@ -2,7 +2,7 @@
 
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
@@ -11,16 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Template
 from typing_extensions import TypedDict
 
-from chexpert_hf.app.server.answers import (
-    OPACITY,
-    Film,
-    GateVerdict,
-    draw,
-    gate_of,
-    maps_of,
-    names_of,
-    score_all,
-)
+from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import BusyError, StoppedError
 from chexpert_hf.app.server.words import DISCLAIMER
@@ -39,15 +30,12 @@ MAX_FILE_BYTES = 100_000_000
 _MAX_NAME = 200
 
 
-class Row(TypedDict):
+class Row(Common):
     """The scores of one radiograph, or an error; `name` is that of the sender's file, in an archive "archive/file"."""
 
     name: str
-    error: str | None
     probabilities: dict[str, float] | None
     positives: dict[str, bool] | None
-    gate: GateVerdict | None
-    notes: list[str]
 
 
 class Maps(TypedDict):
@@ -56,20 +44,6 @@ class Maps(TypedDict):
     size: tuple[int, int]
     box: tuple[float, float, float, float]
     maps: dict[str, list[list[float]]]
-
-
-class Model(TypedDict):
-    """What computes. `sha256` is that of each member's weights, null for one that was not loaded from a folder."""
-
-    name: str
-    observations: list[str]
-    operating_points: dict[str, float]
-    input_size: tuple[int, int]
-    num_parameters: int
-    has_gate: bool
-    warnings: list[str]
-    sha256: list[str | None]
-    disclaimer: str
 
 
 def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
@@ -105,8 +79,8 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
         return JSONResponse(Maps(size=maps.size, box=maps.box, maps=dict(zip(maps.observations, values, strict=True))))
 
     @router.get("/model")
-    async def describe_model() -> Model:
-        """What computes the scores."""
+    async def describe_model() -> dict[str, Any]:
+        """Describe the model: name, observations, operating points, input size (height, width), warnings, checksums."""
         return model
 
     @router.get("/health")
@@ -132,29 +106,27 @@ async def _content(file: UploadFile) -> bytes:
 
 def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> Row:
     name = printable((file.filename or "")[:_MAX_NAME])
-    return Row(
-        name=f"{name}/{film.name}" if film.name else name,
-        error=result.reason if isinstance(result, RadiographError) else None,
-        probabilities=None if isinstance(result, RadiographError) else dict(result.probabilities),
-        positives=None if isinstance(result, RadiographError) else dict(result.positives),
-        gate=None if isinstance(result, RadiographError) else gate_of(result.gate),
-        notes=[] if isinstance(result, RadiographError) else list(result.notes),
-    )
+    return {
+        "name": f"{name}/{film.name}" if film.name else name,
+        "probabilities": dict(result.probabilities) if isinstance(result, Prediction) else None,
+        "positives": dict(result.positives) if isinstance(result, Prediction) else None,
+        **common_of(result),
+    }
 
 
-def _model(classifier: CheXpertClassifier) -> Model:
+def _model(classifier: CheXpertClassifier) -> dict[str, Any]:
     models, size = [member.model for member in classifier.members], classifier.processor.size
-    return Model(
-        name=names_of(classifier),
-        observations=list(classifier.observations),
-        operating_points=classifier.operating_points,
-        input_size=(size["height"], size["width"]),
-        num_parameters=sum(parameter.numel() for model in models for parameter in model.parameters()),
-        has_gate=classifier.has_gate,
-        warnings=list(model_warnings(models)),
-        sha256=[sha256_of(Path(str(model.name_or_path)) / "model.safetensors") for model in models],
-        disclaimer=DISCLAIMER,
-    )
+    return {
+        "name": names_of(classifier),
+        "observations": list(classifier.observations),
+        "operating_points": classifier.operating_points,
+        "input_size": (size["height"], size["width"]),
+        "num_parameters": sum(parameter.numel() for model in models for parameter in model.parameters()),
+        "has_gate": classifier.has_gate,
+        "warnings": list(model_warnings(models)),
+        "sha256": [sha256_of(Path(str(model.name_or_path)) / "model.safetensors") for model in models],
+        "disclaimer": DISCLAIMER,
+    }
 
 
 async def answer_error(_: Request, error: Exception) -> Response:

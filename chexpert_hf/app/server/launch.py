@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from types import FrameType
 from typing import Any
 
 import gradio as gr
@@ -15,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket, url_of
-from chexpert_hf.app.server.agents import agent_tools, require_mcp
+from chexpert_hf.app.server.agents import agent_tools
 from chexpert_hf.app.server.blocks import Page
 from chexpert_hf.app.server.http_api import MAX_FILE_BYTES, OPENAPI_URL, add_api, answer_error
 from chexpert_hf.app.server.scorer import SharedClassifier
@@ -27,6 +26,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 STOP_SECONDS = 5
 """How long requests are given to get their answer, once the server was told to stop."""
 
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _CLOSE_SECONDS = 1  # how long open pages are then given
 _PAGE_AT_ONCE = 4  # calls of each of the page's handlers
 _STATUS_SECONDS = 2  # between two reports of their place in the queue; by default Gradio sends all on each answer
@@ -50,9 +50,13 @@ _CLOSED: dict[str, Any] = {
 
 def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options: Any) -> None:
     """Serves as `serving` does, until SIGINT or SIGTERM, which end the process with exit code 0."""
-    with _stop_signal() as is_told, serving(build, classifier, **options) as url:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # also in the threads that are started now
+    with serving(build, classifier, **options) as url:
         print(f"The page is at {url}", flush=True)
-        is_told.wait()
+        signal.sigwait(_STOP_SIGNALS)
+        for number in _STOP_SIGNALS:  # a second one ends the process at once
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     # Nothing is left to do, and what the runtimes do at an interpreter's end took up to ten seconds.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -79,15 +83,13 @@ def serving(
         host: IPv4 or IPv6 address or host name to listen at; others than loopback get a warning without a password.
         port: The first free one from 7860 on if None.
         auth: (user, password) of those who may use the server; open to all if empty.
-        mcp: Also serve the endpoints as tools of the Model Context Protocol.
+        mcp: Also serve the endpoints as tools for agents (MCP).
         limits: The limits of requests.
-        look: Theme, css, head and the like, for `gr.mount_gradio_app`.
+        look: Theme and css, for `gr.mount_gradio_app`.
 
     Raises:
         InputError: If the port is taken, the address is not this machine's, or MCP is not installed.
     """
-    if mcp:
-        require_mcp()
     os.environ.update(_QUIET)
     limits = limits or Limits()
     with ExitStack() as stack:
@@ -95,13 +97,13 @@ def serving(
         if not is_loopback(host) and not auth:
             print(f"Warning: at {host} the page is open, without a password, to all who can reach it.", file=sys.stderr)
         stack.enter_context(private_folder())
-        tools, tools_run = agent_tools(classifier) if mcp else ([], nullcontext())
+        tools, running_tools = agent_tools(classifier) if mcp else ([], nullcontext())
         app = FastAPI(
             title="chexpert-hf",
             description=DISCLAIMER,
             openapi_url=OPENAPI_URL,
             routes=tools,
-            lifespan=lambda _: tools_run,
+            lifespan=lambda _: running_tools,
             **_CLOSED,
         )
         add_api(app, classifier)
@@ -118,7 +120,6 @@ def serving(
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
-            pwa=False,
             mcp_server=False,
             footer_links=[],
             **look,
@@ -152,21 +153,3 @@ def _answer_all(shell: Shell, classifier: CheXpertClassifier) -> None:
     time.sleep(0.2)  # who has just been queued comes for the answer
     while shell.num_open and time.monotonic() < end:
         time.sleep(0.02)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
-    is_told = threading.Event()
-
-    def tell(number: int, _frame: FrameType | None) -> None:
-        if is_told.is_set():
-            os._exit(128 + number)
-        is_told.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield is_told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

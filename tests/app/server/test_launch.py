@@ -124,7 +124,8 @@ def test_with_a_password_nothing_is_answered_without_it(classifier):
 
 
 def test_without_the_extra_mcp_is_one_line(classifier, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mcp", None)
+    for name in ("mcp", "mcp.server"):
+        monkeypatch.setitem(sys.modules, name, None)
     with (
         pytest.raises(InputError, match=r"pip install 'chexpert-hf\[mcp\]'"),
         serving(empty_page, classifier, mcp=True),
