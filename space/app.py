@@ -8,9 +8,13 @@ import json
 import os
 from pathlib import Path
 
-from chexpert_hf.app.demo import build_demo, launch
+from starlette.middleware import Middleware
+
+from chexpert_hf.app.demo import build_demo, launch, look
 from chexpert_hf.app.page.examples import find_examples
 from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.app.server.shell import Shell
+from chexpert_hf.app.server.temporary import private_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 try:
@@ -42,10 +46,20 @@ def main() -> None:
     examples = find_examples(HERE / "examples", None if spaces else classifier)
     if spaces:
         classifier.predict = spaces.GPU(classifier.predict)
-        launch(build_demo(classifier, examples), host="0.0.0.0")
+        with private_folder():
+            # ZeroGPU starts with Gradio's own launch, so that this server has no HTTP API beside it.
+            build_demo(classifier, examples).launch(
+                server_name="0.0.0.0",
+                show_error=False,
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                footer_links=[],
+                app_kwargs={"middleware": [Middleware(Shell)], "docs_url": None, "openapi_url": None},
+                **look(),
+            )
     else:
-        shared = SharedClassifier(classifier)
-        launch(build_demo(shared, examples), host="0.0.0.0", on_stop=shared.close)
+        launch(SharedClassifier(classifier), examples, host="0.0.0.0")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,19 @@
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 import yaml
-from gradio.blocks import Block
 from gradio.state_holder import SessionState
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.app.demo import build_demo, launch
-from chexpert_hf.errors import InputError
+from chexpert_hf.app.demo import build_demo
 from chexpert_hf.radiographs.radiograph import read_radiograph
 
 SPACE = Path(__file__).parents[1] / "space"
@@ -40,25 +39,8 @@ def test_page_offers_programs_its_endpoints_alone_and_tells_nobody(demo: gr.Bloc
     assert demo.delete_cache == (600, 600)
 
 
-def test_a_visit_to_the_page_has_gradios_configuration_of_it_without_asking_its_components(
-    classifier: CheXpertClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = build_demo(classifier, EXAMPLES)
-    launch(page, prevent_thread_lock=True)
-    monkeypatch.setattr(Block, "get_config", lambda *_: 1 / 0)
-    first = SessionState(page).config_values
-    monkeypatch.undo()
-    for block in page.blocks.values():
-        del block.get_config  # the memory of it; the component's own comes to light
-    as_gradio_makes_it = SessionState(page).config_values
-    page.close(verbose=False)
-    assert len(first) > 20
-    assert first == as_gradio_makes_it
-
-
 def test_what_one_visitor_does_changes_no_other_visitors_page(classifier: CheXpertClassifier) -> None:
     page = build_demo(classifier, EXAMPLES)
-    launch(page, prevent_thread_lock=True)
     one, other = SessionState(page), SessionState(page)
     before = copy.deepcopy(other.config_values)
     for key in one.config_values:
@@ -81,15 +63,45 @@ def _space_app() -> ModuleType:
 
 
 def test_space_builds_the_page_of_the_model_that_is_named(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched: list[tuple[gr.Blocks, dict[str, Any]]] = []
+    launched: list[tuple[CheXpertClassifier, Sequence[Path], dict[str, Any]]] = []
     app = _space_app()
     monkeypatch.setenv("MODEL_ID", str(tiny_folder))
-    monkeypatch.setattr(app, "launch", lambda demo, **settings: launched.append((demo, settings)))
+    monkeypatch.setattr(app, "launch", lambda *given, **settings: launched.append((*given, settings)))
     assert not launched  # importing launches nothing
     app.main()
-    ((page, settings),) = launched
-    assert settings["host"] == "0.0.0.0"
-    assert "Radiograph RG1" in str(page.get_config_file())
+    ((classifier, examples, settings),) = launched
+    assert settings == {"host": "0.0.0.0"}
+    assert classifier.observations == CheXpertClassifier.from_pretrained(tiny_folder).observations
+    assert "Radiograph RG1" in str(build_demo(classifier, examples).get_config_file())
+
+
+def test_space_on_zero_gpu_starts_by_gradios_own_launch_and_borrows_a_gpu_for_each_radiograph(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrowed: list[str] = []
+    answers: list[httpx.Response] = []
+    app, launch = _space_app(), gr.Blocks.launch
+
+    def borrow(function: Any) -> Any:
+        return lambda *given, **options: borrowed.append("a GPU") or function(*given, **options)
+
+    def launch_here(page: gr.Blocks, **settings: Any) -> None:
+        assert settings.pop("server_name") == "0.0.0.0"
+        _, url, _ = launch(page, prevent_thread_lock=True, quiet=True, **settings)
+        with httpx.Client(base_url=url, timeout=30) as http:
+            (path,) = http.post("/gradio_api/upload", files={"files": EXAMPLES[0].read_bytes()}).json()
+            event = http.post("/gradio_api/call/predict", json={"data": [{"path": path}]}).json()["event_id"]
+            answers.extend(http.get(path) for path in (f"/gradio_api/call/predict/{event}", "/monitoring"))
+        page.close(verbose=False)
+
+    monkeypatch.setenv("MODEL_ID", str(tiny_folder))
+    monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=borrow))
+    monkeypatch.setattr(gr.Blocks, "launch", launch_here)
+    app.main()
+    scored, hidden = answers
+    assert scored.text.startswith("event: complete")
+    assert borrowed == ["a GPU"]
+    assert (hidden.status_code, hidden.headers["x-content-type-options"]) == (404, "nosniff")
 
 
 def test_space_says_what_it_needs_and_its_examples_are_small() -> None:
@@ -100,15 +112,3 @@ def test_space_says_what_it_needs_and_its_examples_are_small() -> None:
     assert len(EXAMPLES) >= 2
     assert all(path.stat().st_size < 120_000 for path in EXAMPLES)
     assert all(read_radiograph(path).info["original_size"] > (300, 300) for path in EXAMPLES)
-
-
-@pytest.fixture
-def address(demo: gr.Blocks) -> Iterator[str]:
-    yield launch(demo, prevent_thread_lock=True)
-    demo.close()
-
-
-def test_port_in_use_is_one_clear_line(address: str, classifier: CheXpertClassifier) -> None:
-    port = int(address.rstrip("/").rsplit(":", 1)[1])
-    with pytest.raises(InputError, match=rf"cannot be served at 127\.0\.0\.1, port {port}"):
-        launch(build_demo(classifier), port=port, prevent_thread_lock=True)

@@ -1,12 +1,14 @@
-"""The page: `build_demo` puts its tabs together around a model, `launch` serves it.
+"""The page: `build_demo` lays out its tabs around a model, `launch` serves it.
 
-Uploads are read here and not kept: a file goes when Gradio's cache is emptied, images and maps live in the visitor's
-session until `SESSION_SECONDS` after they were made, or for an hour (Gradio's choice) if the tab was closed. Names of
-files reach the page only in the table of the visitor who gave them.
+Uploads are deleted when Gradio's cache is emptied. Images and maps live in the visitor's session until
+`SESSION_SECONDS` after they were made, or for an hour (Gradio's choice) if the tab was closed. Names of files reach the
+page only in the table of the visitor who gave them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -15,26 +17,17 @@ from chexpert_hf.app.page.html import about_html, header_html
 from chexpert_hf.app.page.model_facts import facts_of
 from chexpert_hf.app.page.style import CSS, FONTS
 from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
+from chexpert_hf.app.server import launch as server
+from chexpert_hf.app.server.blocks import Page
 from chexpert_hf.app.server.endpoints import add_endpoints
-from chexpert_hf.app.server.launch import launch as serve
 from chexpert_hf.app.server.temporary import KEEP_SECONDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
-def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Builds the page around a model.
-
-    Args:
-        classifier: The model, or what stands in front of it.
-        examples: Files to try, from `page.examples.find_examples`.
-
-    Returns:
-        The page; `launch` opens it.
-    """
+def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) -> Page:
+    """Builds the page around a model; `examples` are files to try, from `page.examples.find_examples`."""
     facts = facts_of(classifier)
-    with gr.Blocks(
-        title="CheXpert scores and maps", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
-    ) as demo:
+    with Page(title="CheXpert scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         gr.HTML(header_html(facts, len(classifier.observations)), apply_default_css=False)
         with gr.Tabs(selected="single", overflow_behavior="wrap") as tabs:
             with gr.Tab("One image", id="single"):
@@ -49,25 +42,11 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) ->
     return demo
 
 
-def launch(
-    demo: gr.Blocks,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: Sequence[tuple[str, str]] = (),
-    mcp: bool = False,
-    on_stop: Callable[[], None] | None = None,
-    prevent_thread_lock: bool = False,
-) -> str:
-    """Serves the page in its own look; see `serving.launch.launch`."""
-    return serve(
-        demo,
-        host=host,
-        port=port,
-        auth=auth,
-        mcp=mcp,
-        on_stop=on_stop,
-        prevent_thread_lock=prevent_thread_lock,
-        theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS),
-        css=CSS,
-    )
+def look() -> dict[str, Any]:
+    """The options of Gradio that give the page its look."""
+    return {"theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS), "css": CSS}
+
+
+def launch(classifier: CheXpertClassifier, examples: Sequence[Path] = (), **options: Any) -> None:
+    """Serves the page and the HTTP API until the process is told to stop; options as of `server.launch.serving`."""
+    server.launch(partial(build_demo, classifier, examples), classifier, **look(), **options)

@@ -123,14 +123,14 @@ def demo(
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
 
     with without_proxies():
-        from chexpert_hf.app.demo import build_demo, launch
+        from chexpert_hf.app.demo import launch
     from chexpert_hf.app.page.examples import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
     from chexpert_hf.publishing.spaces import template_folder
 
     classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
     examples = find_examples(template_folder() / "examples", classifier)
-    launch(build_demo(classifier, examples), host=host, port=port, auth=users, mcp=mcp, on_stop=classifier.close)
+    launch(classifier, examples, host=host, port=port, auth=users, mcp=mcp)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

@@ -59,7 +59,7 @@ class Load:
 
 
 class Client:
-    """Scores radiographs over one connection, with as little work as that takes.
+    """Scores radiographs by Gradio's endpoint over one connection, with as little work as that takes.
 
     The clients share the processors with the server: httpx needs two milliseconds for the three requests of a score.
 
@@ -95,10 +95,26 @@ class Client:
         return content
 
 
+class ApiClient(Client):
+    """Scores radiographs by the HTTP API, in one request each."""
+
+    def score(self, image: bytes) -> Scores:
+        (row,) = json.loads(self._ask("POST", "/api/v1/predict", _HEAD + image + _TAIL, _MULTIPART))
+        if row["error"]:
+            raise RefusedError(row["error"])
+        scores: Scores = row["probabilities"]
+        return scores
+
+
 def put_under_load(
-    server: Server, images: Sequence[bytes], truth: Sequence[Scores], clients: int, requests: int
+    server: Server,
+    images: Sequence[bytes],
+    truth: Sequence[Scores],
+    clients: int,
+    requests: int,
+    kind: type[Client] = Client,
 ) -> Load:
-    """So many clients, each with its own connection, ask as fast as they are answered."""
+    """Clients of a kind, each with its own connection, ask as fast as they are answered."""
     own = local()
     lost = wrong = 0
     latencies = np.zeros(requests)
@@ -106,7 +122,7 @@ def put_under_load(
     def one(number: int) -> None:
         nonlocal lost, wrong
         if not hasattr(own, "client"):
-            own.client = Client(server.url)
+            own.client = kind(server.url)
         start = time.perf_counter()
         try:
             answer = own.client.score(images[number % len(images)])
@@ -123,16 +139,18 @@ def put_under_load(
 
 
 def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, precision: str) -> float:
-    """Radiographs per second of `chexpert-hf predict`, without its start."""
+    """Radiographs per second of `chexpert-hf predict`, which asks the gate if there is one, without its start."""
     code = (
         "import sys, time\n"
+        "from chexpert_hf.folders.score_table import GateMode\n"
         "from chexpert_hf.scoring.classifier import CheXpertClassifier\n"
         "from chexpert_hf.folders.scoring import score_files\n"
         "model, runtime, precision, times, *files = sys.argv[1:]\n"
         "classifier = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision)\n"
-        "list(score_files(classifier, files[:16]))\n"
+        "gate = GateMode.FLAG if classifier.has_gate else GateMode.OFF\n"
+        "list(score_files(classifier, files[:16], gate=gate))\n"
         "start = time.perf_counter()\n"
-        "count = sum(1 for _ in score_files(classifier, files * int(times)))\n"
+        "count = sum(1 for _ in score_files(classifier, files * int(times), gate=gate))\n"
         "print(count / (time.perf_counter() - start))\n"
     )
     command = [sys.executable, "-c", code, model, runtime, precision, str(times), *files]

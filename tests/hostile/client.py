@@ -168,8 +168,24 @@ def ask(http: httpx.Client, endpoint: str, *arguments: object) -> object:
     return data[0]
 
 
+def score_by_api(http: httpx.Client, data: bytes, name: str = "film.png") -> Scores:
+    """Scores one radiograph by the HTTP API.
+
+    Raises:
+        RefusedError: If it is refused.
+    """
+    answer = http.post("/api/v1/predict", files={"files": (name, data)})
+    if answer.status_code != 200:
+        raise RefusedError(_detail(answer))
+    (row,) = answer.json()
+    if row["error"]:
+        raise RefusedError(row["error"])
+    scores: Scores = row["probabilities"]
+    return scores
+
+
 def score(http: httpx.Client, data: bytes, name: str = "film.png") -> Scores:
-    """Uploads and scores one radiograph."""
+    """Uploads and scores one radiograph by Gradio's endpoint."""
     answer = ask(http, "predict", {"path": upload(http, data, name)})
     return {observation: one["probability"] for observation, one in answer["observations"].items()}  # type: ignore[index]
 

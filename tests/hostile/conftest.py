@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.app.demo import build_demo
-from chexpert_hf.app.server.launch import launch
+from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.server.launch import serving
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.app.server.shell import Limits
 from tests.hostile.attacks import Attack, attacks
@@ -42,10 +42,11 @@ def sample() -> list[Attack]:
 @pytest.fixture(scope="module")
 def page(shared_tiny_model) -> Iterator[Page]:
     alone = CheXpertClassifier(shared_tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
-    shared = SharedClassifier(alone)
-    demo = build_demo(shared)
-    url = launch(demo, limits=LIMITS, on_stop=shared.close, prevent_thread_lock=True)
-    with connect(url.rstrip("/"), 60) as http:
-        yield Page(demo, http, alone)
-    demo.close(verbose=False)
-    shared.close()
+    shared, built = SharedClassifier(alone, max_waiting=LIMITS.waiting), []
+
+    def build() -> gr.Blocks:
+        built.append(build_demo(shared))
+        return built[0]
+
+    with serving(build, shared, limits=LIMITS, **look()) as url, connect(url.rstrip("/"), 60) as http:
+        yield Page(built[0], http, alone)

@@ -1,4 +1,7 @@
-"""G5, G6, G7 and G16: many clients at once, more than the queue holds, many requests in a row, and a stop meanwhile."""
+"""G5, G6, G7 and G16: many clients at once, more than the queue holds, many requests in a row, and a stop meanwhile.
+
+Load goes to the HTTP API; what Gradio's queue does with it is shown beside it.
+"""
 
 import signal
 import struct
@@ -7,12 +10,13 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from itertools import cycle, islice
 
 import numpy as np
 
-from tests.benchmarks.page_load import put_under_load
-from tests.hostile.client import JANITOR_SECONDS, RefusedError, Server, connect, score, served, upload
+from tests.benchmarks.page_load import ApiClient, Client, put_under_load
+from tests.hostile.client import JANITOR_SECONDS, RefusedError, Server, connect, score_by_api, served, upload
 from tests.hostile.promises import Figure, Settings, judged
 
 NUM_IMAGES = 40
@@ -30,9 +34,10 @@ def answer_many(settings: Settings) -> Iterator[Figure]:
     images = settings.images(NUM_IMAGES)
     with served(settings) as server:
         with connect(server.url) as http:
-            truth = [score(http, data) for data in images]
+            truth = [score_by_api(http, data) for data in images]
         alone = float(np.median(latencies(server, images, ALONE)))
-        load = put_under_load(server, images, truth, CLIENTS, REQUESTS)
+        load = put_under_load(server, images, truth, CLIENTS, REQUESTS, ApiClient)
+        by_gradio = put_under_load(server, images, truth, CLIENTS, REQUESTS, Client)
     p95 = float(np.quantile(load.latencies, 0.95))
     ratio = p95 / alone / CLIENTS
     yield judged(
@@ -43,6 +48,9 @@ def answer_many(settings: Settings) -> Iterator[Figure]:
             "one alone (ms, median)": round(alone * 1000),
             "p95 (s)": round(p95, 2),
             f"over {CLIENTS} x one alone": round(ratio, 2),
+            "by Gradio's queue: lost": by_gradio.lost,
+            "wrong by it": by_gradio.wrong,
+            "p95 by it (s)": round(float(np.quantile(by_gradio.latencies, 0.95)), 2),
         },
         {"none lost": load.lost == 0, "none wrong": load.wrong == 0, f"p95 at most {MAX_RATIO}": ratio <= MAX_RATIO},
     )
@@ -54,7 +62,7 @@ def latencies(server: Server, images: Sequence[bytes], count: int) -> list[float
     with connect(server.url) as http:
         for image in islice(cycle(images), count):
             start = time.perf_counter()
-            score(http, image)
+            score_by_api(http, image)
             found.append(time.perf_counter() - start)
     return found
 
@@ -66,7 +74,7 @@ def overfill(settings: Settings) -> Iterator[Figure]:
         refusals, lost = _ask_at_once(server, image)
         start = time.perf_counter()
         with connect(server.url) as http:
-            score(http, image)
+            score_by_api(http, image)
         seconds = time.perf_counter() - start
     slowest = max(refusals, default=0.0)
     yield judged(
@@ -93,24 +101,16 @@ def _ask_at_once(server: Server, image: bytes) -> tuple[list[float], list[str]]:
     lost: list[str] = []
 
     def one(_: int) -> None:
-        with connect(server.url, 300) as http:
-            path = None
-            while path is None:  # uploads are bounded, too
-                try:
-                    path = upload(http, image)
-                except RefusedError:
-                    time.sleep(0.1)
-            barrier.wait(300)
-            start = time.perf_counter()
-            answer = http.post("/gradio_api/call/predict", json={"data": [{"path": path}]})
-            if answer.status_code == 503 and "is busy" in answer.text:
+        client = ApiClient(server.url)
+        barrier.wait(300)
+        start = time.perf_counter()
+        try:
+            client.score(image)
+        except (RefusedError, HTTPException, OSError) as error:
+            if str(error).startswith("503 ") and "is busy" in str(error):
                 refusals.append(time.perf_counter() - start)
-            elif answer.status_code == 200:
-                events = http.get(f"/gradio_api/call/predict/{answer.json()['event_id']}").text
-                if "event: complete" not in events:
-                    lost.append(events)
             else:
-                lost.append(answer.text)
+                lost.append(str(error))
 
     with ThreadPoolExecutor(TOO_MANY) as pool:
         list(pool.map(one, range(TOO_MANY)))
@@ -135,7 +135,7 @@ def go_on(settings: Settings) -> Iterator[Figure]:
     ):
         for number in range(WARM_UP):
             for client in (http, other_http):
-                score(client, distinct(images[number % len(images)], number))
+                score_by_api(client, distinct(images[number % len(images)], number))
         descriptors, memory = server.num_descriptors(), server.memory()
         for number in range(count):
             image = distinct(images[number % len(images)], WARM_UP + number)
@@ -143,8 +143,10 @@ def go_on(settings: Settings) -> Iterator[Figure]:
             asked = [(http, busy), (other_http, resting)] if is_compared else [(http, busy)]
             for client, seconds in asked if number % 2 else reversed(asked):
                 start = time.perf_counter()
-                score(client, image)
+                score_by_api(client, image)
                 seconds.append(time.perf_counter() - start)
+                if number % 4 == 0:
+                    upload(client, image)  # Gradio's, which are files until the janitor comes
             if number % each == each - 1:
                 num_files.append(server.num_files())
         more = server.num_descriptors() - descriptors

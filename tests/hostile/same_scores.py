@@ -23,7 +23,7 @@ from chexpert_hf.app.page.uploads import Upload
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.folders.scoring import score_files
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from tests.hostile.client import Scores, Visitor, as_upload, ask, connect, score, served, upload
+from tests.hostile.client import Scores, Visitor, as_upload, ask, connect, score, score_by_api, served, upload
 from tests.hostile.promises import Figure, Settings, judged
 
 NUM_FILES = 40
@@ -44,8 +44,14 @@ def scores_everywhere(settings: Settings) -> Iterator[Figure]:
     with served(settings) as server, connect(server.url) as http:
         one = [score(http, file.read_bytes()) for file in files]
         batch = _of_rows(ask(http, "batch", [{"path": upload(http, file.read_bytes())} for file in files]))
+        by_api = [score_by_api(http, file.read_bytes()) for file in files]
         visited = _visit(http, files, one)
-    exact = {"/batch": batch, **_by_handlers(settings, files), "folder scoring": _of_folder(settings, files)}
+    exact = {
+        "/batch": batch,
+        "HTTP API": by_api,
+        **_by_handlers(settings, files),
+        "folder scoring": _of_folder(settings, files),
+    }
     studies = exact.pop("study tab")
     differing = {name: _num_different(one, scores) for name, scores in exact.items()}
     differing["study tab"] = _num_different(_maxima(one), studies)

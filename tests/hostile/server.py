@@ -2,20 +2,19 @@
 
 import sys
 
-from chexpert_hf.app.demo import build_demo
+from chexpert_hf.app.demo import launch
 from chexpert_hf.app.server import temporary
-from chexpert_hf.app.server.launch import launch
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.app.server.shell import Limits
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def main(model: str, runtime: str, precision: str, waiting: str, keep_seconds: str) -> None:
-    classifier = SharedClassifier(CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision))
-    demo = build_demo(classifier)
+    alone = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision)
+    classifier = SharedClassifier(alone, max_waiting=int(waiting))
     if float(keep_seconds):  # for the janitor alone: Gradio, which deletes what came whole, keeps the usual time
         temporary.KEEP_SECONDS, temporary.SWEEP_SECONDS = float(keep_seconds), 1
-    launch(demo, on_stop=classifier.close, limits=Limits(waiting=int(waiting)))
+    launch(classifier, limits=Limits(waiting=int(waiting)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ ASKED = 80
 
 MAX_RATIO = 2
 
+_PATHS = (b"/gradio_api/upload", b"/api/v1/predict")
 _UPLOAD = (
-    b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     b'Content-Length: 1000000\r\n\r\n--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 ) + b"x" * 1000
 _CALL = b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -84,14 +85,14 @@ def attack(address: Address, visitor: Connection) -> None:
     os.nice(19)
     visitor.send("ready")
     seconds = visitor.recv()
-    stalled = [_begin_upload(address) for _ in range(STALLED)]
+    stalled = [_begin_upload(address, number) for number in range(STALLED)]
     visitor.send("begun")
     start = time.monotonic()
     with ThreadPoolExecutor(LARGE) as pool:
         sending = []
         for number in range(ABORTED):
             time.sleep(max(0.0, start + seconds * number / ABORTED - time.monotonic()))
-            _begin_upload(address).close()
+            _begin_upload(address, number).close()
             if number % (ABORTED // LARGE) == 0:
                 sending.append(pool.submit(send_large, address, has_length=bool(number % 2)))
         outcomes = [future.result() for future in sending]
@@ -100,9 +101,10 @@ def attack(address: Address, visitor: Connection) -> None:
     visitor.send(tuple(outcomes.count(kind) for kind in ("refused", "closed", "accepted")))
 
 
-def _begin_upload(address: Address) -> socket.socket:
+def _begin_upload(address: Address, number: int) -> socket.socket:
+    """Half of them to Gradio, half to the HTTP API."""
     connection = socket.create_connection(address)
-    connection.sendall(_UPLOAD)
+    connection.sendall(_UPLOAD % _PATHS[number % 2])
     return connection
 
 

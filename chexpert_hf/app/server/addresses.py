@@ -1,5 +1,6 @@
-"""Network addresses of the server: which one it listens at, and how the process reaches itself."""
+"""Network addresses of the server, and proxies that must not stand between it and its clients."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -8,32 +9,41 @@ from ipaddress import ip_address
 
 from chexpert_hf.errors import InputError
 
+PORTS = range(7860, 7960)
+"""Ports of which the first free one is taken; the first is the one that Spaces expect."""
+
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
 
-def listening_address(host: str) -> str:
-    """Check that the server can listen at an address.
+def listening_socket(host: str, port: int | None = None) -> socket.socket:
+    """Opens a socket that listens at an address.
 
     Args:
         host: IPv4 or IPv6 address, with or without brackets, or a host name.
-
-    Returns:
-        The address as Gradio expects it: an IPv6 address in brackets.
+        port: The first free one of `PORTS` if None.
 
     Raises:
-        InputError: If no interface of this machine has the address.
+        InputError: If no interface of this machine has the address, or the port is taken.
     """
-    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(plain, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except (OSError, UnicodeError) as error:
-        raise InputError(
-            f"Expected an address of this machine for --host, got {host!r} ({error}); leave it out for 127.0.0.1, or "
-            "use 0.0.0.0 (IPv4) or :: (IPv6) for all networks."
-        ) from error
-    return f"[{plain}]" if ":" in plain else plain
+    plain, problem = host.strip("[]"), None
+    for number in PORTS if port is None else [port]:
+        try:
+            family = socket.getaddrinfo(plain, number, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server((plain, number), family=family, backlog=2048)
+        except (OSError, UnicodeError) as error:
+            problem = error
+            if not isinstance(error, OSError) or error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise InputError(
+                    f"Expected an address of this machine for --host, got {host!r} ({error}); leave it out for "
+                    "127.0.0.1, or use 0.0.0.0 (IPv4) or :: (IPv6) for all networks."
+                ) from error
+    raise InputError(f"The page cannot be served at {host}, port {port or 'from 7860 on'}: {problem}") from problem
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """The address at which a browser on this machine reaches a socket that listens at `host`."""
+    plain = {"0.0.0.0": "localhost", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+    return f"http://{f'[{plain}]' if ':' in plain else plain}:{listener.getsockname()[1]}/"
 
 
 def is_loopback(host: str) -> bool:
@@ -48,16 +58,14 @@ def is_loopback(host: str) -> bool:
 def without_proxies() -> Iterator[None]:
     """Make HTTP clients ignore the proxies that environment variables name.
 
-    For the import of Gradio, which creates a client, and for its start, which asks its own server whether it answers.
-    A SOCKS proxy makes httpx fail even for an address that `no_proxy` excludes by name; only `*` switches proxies off.
+    For the import of Gradio, which creates a client: a SOCKS proxy makes httpx fail even for an address that `no_proxy`
+    excludes by name; only `*` switches proxies off.
     """
-    before = {name: os.environ.get(name) for name in _NO_PROXY}
+    before = {name: os.environ[name] for name in _NO_PROXY if name in os.environ}
     os.environ.update(dict.fromkeys(_NO_PROXY, "*"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in _NO_PROXY:
+            del os.environ[name]
+        os.environ.update(before)

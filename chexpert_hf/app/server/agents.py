@@ -1,118 +1,120 @@
-"""The endpoints as tools of the Model Context Protocol: what agents may send, and how they are answered.
+"""The endpoints as tools of the Model Context Protocol (MCP), for agents.
 
-Gradio serves the tools. By itself it tells agents to send addresses, which this server does not fetch, takes no lists
-of files, leaves what was sent in a folder that is never emptied, and answers in Python's notation; that is replaced.
+Files come as data: URLs: this server fetches no addresses and opens no paths, and nothing of them is kept on disk.
 """
 
 import base64
 import json
-import tempfile
-from pathlib import Path
+import sys
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import gradio as gr
-from gradio_client.utils import handle_file, is_file_obj_with_meta
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Mount, Route
 
+from chexpert_hf.app.server.answers import OPACITY, draw
+from chexpert_hf.app.server.blocks import INTERNAL
+from chexpert_hf.app.server.endpoints import score_one, score_rows
 from chexpert_hf.errors import InputError
+from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+PATH = "/gradio_api/mcp"
 FILE_FORMAT = "data: URL of the file, such as data:image/png;base64,..."
-
 NO_DATA_URL = "Expected a file as a data: URL in base64; this server fetches no addresses and opens no paths."
 
-_GRADIOS_ADVICE = " If a user passes a file as an input"
-"""The beginning of what Gradio adds to a description: to use a tool that is not served here."""
+_FILE = {
+    "type": "string",
+    "format": FILE_FORMAT,
+    "description": "The bytes of a JPEG, PNG, TIFF, BMP, WebP or DICOM file as a data: URL.",
+}
+_TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "predict": (
+        "Scores one chest radiograph: the probability of each observation. Research software, not a medical device.",
+        {"file": _FILE},
+    ),
+    "saliency": (
+        "Draws where in a chest radiograph an observation's score comes from. Not a medical device.",
+        {
+            "file": _FILE,
+            "observation": {"type": "string", "description": "One of the model's observations, such as Edema."},
+            "opacity": {"type": "number", "default": OPACITY, "description": "Of the map, from 0 to 1."},
+            "raw": {"type": "boolean", "default": False, "description": "The map alone instead of the overlay."},
+        },
+    ),
+    "batch": (
+        "Scores many chest radiographs, and those in ZIP archives; a file that cannot be read is a row with an error.",
+        {"files": {"type": "array", "items": _FILE}},
+    ),
+}
 
-Position = list[str | int]
 
+def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
+    """The routes that serve the tools, and the context that their application has to run in.
 
-def require_mcp() -> None:
-    """Raises InputError if MCP is not installed."""
+    Raises:
+        InputError: If MCP is not installed.
+    """
     try:
-        import gradio.mcp  # noqa: F401 - an optional extra
+        from mcp.server import Server
+        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+        from mcp.types import ImageContent, TextContent, Tool
     except ImportError:
         raise InputError("MCP is not installed; pip install 'chexpert-hf[mcp]', or serve without --mcp.") from None
 
+    server: Any = Server("chexpert-hf")  # its decorators have no types
 
-def prepare_tools(demo: gr.Blocks, folder: Path) -> None:
-    """Changes what the tools of a page that has been launched say, take and answer.
+    @server.list_tools()
+    async def list_tools() -> list[Tool]:
+        return [
+            Tool(
+                name=name,
+                description=text,
+                inputSchema={
+                    "type": "object",
+                    "properties": fields,
+                    "required": [field for field, about in fields.items() if "default" not in about],
+                },
+            )
+            for name, (text, fields) in _TOOLS.items()
+        ]
 
-    Args:
-        demo: The page.
-        folder: Of uploads, in which what agents send is kept as long as these.
+    @server.call_tool()
+    async def call_tool(name: str, given: dict[str, Any]) -> list[TextContent | ImageContent]:
+        try:
+            if name == "saliency":
+                image = await draw(
+                    classifier,
+                    _bytes_of(given["file"]),
+                    given["observation"],
+                    given.get("opacity"),
+                    given.get("raw", False),
+                )
+                return [ImageContent(type="image", data=base64.b64encode(image).decode(), mimeType="image/png")]
+            if name == "predict":
+                answer: object = await score_one(classifier, _bytes_of(given["file"]))
+            else:
+                answer = await score_rows(classifier, [_bytes_of(file) for file in given["files"]])
+            return [TextContent(type="text", text=json.dumps(answer))]
+        except InputError:  # the library answers with its message
+            raise
+        except Exception as error:  # noqa: BLE001 - its text may hold contents
+            print(f"A request failed: {type(error).__name__}", file=sys.stderr)
+            raise InputError(INTERNAL) from None
 
-    Raises:
-        InputError: If the tools are not served.
-    """
-    server: Any = demo.mcp_server_obj
-    if not demo.mcp_server or server is None:
-        raise InputError(f"The tools for MCP cannot be served: {demo.mcp_error}")
-    simplify, describe, answer = (
-        server.simplify_filedata_schema,
-        server.get_fn_description,
-        server.postprocess_output_data,
-    )
-    server.simplify_filedata_schema = lambda schema: with_format(*simplify(schema))
-    server.get_fn_description = lambda *which: _without_advice(*describe(*which))
-    server.convert_strings_to_filedata = lambda values, positions: with_files(values, positions, folder)
-    server.postprocess_output_data = lambda data, *where: answer([_as_json(one) for one in data], *where)
+    async def redirect(_: Request) -> RedirectResponse:
+        return RedirectResponse(f"{PATH}/", 307)
 
-
-def with_format(schema: dict[str, Any], positions: list[Position]) -> tuple[dict[str, Any], list[Position]]:
-    """A tool's schema in which each file says what it is, and the positions of the files in it."""
-    for position in positions:
-        node: Any = schema["properties"]
-        for step in position:
-            node = node[step]
-        node["format"] = FILE_FORMAT
-        node.pop("required", None)  # of the object that a file is for other programs
-    return schema, positions
-
-
-def with_files(values: dict[str, Any], positions: list[Position], folder: Path) -> dict[str, Any]:
-    """A tool's arguments with files, as clients of Gradio send them, for data: URLs.
-
-    Args:
-        values: By name.
-        positions: Of files in the schema; a list of them is at `[name, "items"]`.
-        folder: For the files.
-
-    Raises:
-        InputError: If one is anything else than a data: URL.
-    """
-    values = dict(values)
-    for name, *is_list in positions:
-        if name in values:
-            given = values[name]
-            if is_list and not isinstance(given, list):
-                raise InputError(NO_DATA_URL)
-            values[name] = [_file(one, folder) for one in given] if is_list else _file(given, folder)
-    return values
+    manager = StreamableHTTPSessionManager(server, stateless=True)
+    route = Route(PATH, redirect, methods=["GET", "POST", "DELETE"])
+    return [route, Mount(PATH, manager.handle_request)], manager.run()
 
 
-def tool_error(call: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The answer to a call that is refused: an agent reads it, where an HTTP status would end its session."""
-    result = {"content": [{"type": "text", "text": reason}], "isError": True}
-    return {"jsonrpc": "2.0", "id": call.get("id"), "result": result}
-
-
-def _file(given: object, folder: Path) -> Any:
-    header, _, encoded = given.partition(",") if isinstance(given, str) else ("", "", "")
+def _bytes_of(url: str) -> bytes:
+    header, _, encoded = url.partition(",")
     if not header.startswith("data:") or not header.endswith(";base64"):
         raise InputError(NO_DATA_URL)
     try:
-        content = base64.b64decode(encoded, validate=True)
+        return base64.b64decode(encoded, validate=True)
     except ValueError:
         raise InputError(NO_DATA_URL) from None
-    path = Path(tempfile.mkdtemp(dir=folder)) / "file"
-    path.write_bytes(content)
-    return handle_file(str(path))
-
-
-def _without_advice(description: str, parameters: dict[str, str]) -> tuple[str, dict[str, str]]:
-    return description.partition(_GRADIOS_ADVICE)[0], parameters
-
-
-def _as_json(output: Any) -> Any:
-    if isinstance(output, (dict, list)) and not is_file_obj_with_meta(output):
-        return json.dumps(output)
-    return output

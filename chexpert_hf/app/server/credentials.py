@@ -1,27 +1,27 @@
 """User names and passwords, from a file or the environment: an argument would show them to all users of a machine."""
 
+import base64
+import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from chexpert_hf.errors import InputError
 
-MIN_LENGTH = 8
+_MIN_LENGTH = 8
 
 
 def read_credentials(file: Path | None, variable: str | None) -> list[tuple[str, str]]:
-    """The users who may open the page.
+    """Reads the users who may open the page, as (user, password); none for a page that is open.
 
     Args:
-        file: A line `user:password` for each; others than its owner may not read it.
-        variable: The value of an environment variable, `user:password`.
-
-    Returns:
-        (user, password) of each; empty for a page that is open.
+        file: A line `user:password` for each; only its owner may be able to read it.
+        variable: The value of an environment variable, `user:password`; used without a file.
 
     Raises:
         InputError: If a line is not `user:password`, a password is short, or others may read the file.
     """
-    lines: list[str] = []
+    lines = [variable] if variable and file is None else []
     if file is not None:
         try:
             if stat.S_IMODE(file.stat().st_mode) & 0o077:
@@ -31,13 +31,21 @@ def read_credentials(file: Path | None, variable: str | None) -> list[tuple[str,
             raise InputError(f"{file} cannot be read, expected lines of user:password; check it.") from error
         if not lines:
             raise InputError(f"{file} is empty, expected lines of user:password.")
-    elif variable:
-        lines = [variable]
     return [_credential(line) for line in lines]
+
+
+def is_authorized(header: str, users: Sequence[tuple[str, str]]) -> bool:
+    """Whether an `Authorization` header (Basic) names a user with the password, compared in constant time."""
+    scheme, _, encoded = header.partition(" ")
+    try:
+        given = base64.b64decode(encoded, validate=True) if scheme.lower() == "basic" else b""
+    except ValueError:
+        return False
+    return any(secrets.compare_digest(given, f"{user}:{password}".encode()) for user, password in users)
 
 
 def _credential(line: str) -> tuple[str, str]:
     user, separator, password = line.strip().partition(":")
-    if not user or not separator or len(password) < MIN_LENGTH:
-        raise InputError(f"Expected user:password with a password of at least {MIN_LENGTH} characters, got another.")
+    if not user or not separator or len(password) < _MIN_LENGTH:
+        raise InputError(f"Expected user:password with a password of at least {_MIN_LENGTH} characters, got another.")
     return user, password

@@ -1,4 +1,4 @@
-"""A folder of its own for what visitors upload: nobody else may look into it, and nothing stays in it for long."""
+"""A folder for uploads that only its owner may open, and in which nothing stays for long."""
 
 import os
 import shutil
@@ -10,18 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 KEEP_SECONDS = 600
-"""Age at which a file is deleted, whether its upload came to an end or not."""
+"""Age at which a file is deleted, whether its upload was finished or not."""
 
 SWEEP_SECONDS = 30
-"""How often is looked for such files."""
+"""Time between two sweeps."""
 
 _PREFIX = "chexpert-hf-"
 _OWNER_FILE = "owner.pid"
+_VARIABLE = "GRADIO_TEMP_DIR"
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder, mode 0700, that Gradio uses, swept while it is there, and deleted at the end.
+    """A new folder, mode 0700, that Gradio uses; it is swept regularly and deleted at the end.
 
     Folders that killed servers of this user left behind are deleted at the start.
     """
@@ -30,8 +31,8 @@ def private_folder() -> Iterator[Path]:
     (folder / _OWNER_FILE).write_text(str(os.getpid()), encoding="ascii")
     uploads = folder / "uploads"
     uploads.mkdir(mode=0o700)
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    before = {name: os.environ[name] for name in [_VARIABLE] if name in os.environ}
+    os.environ[_VARIABLE] = str(uploads)
     stop = threading.Event()
     janitor = threading.Thread(target=_sweep_until, args=(stop, uploads), name="janitor", daemon=True)
     janitor.start()
@@ -40,61 +41,45 @@ def private_folder() -> Iterator[Path]:
     finally:
         stop.set()
         janitor.join()
-        if before is None:
-            del os.environ["GRADIO_TEMP_DIR"]
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before
+        del os.environ[_VARIABLE]
+        os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder: Path, older_than: float) -> int:
-    """Deletes files by the time of their last change, and folders that are empty.
-
-    Args:
-        folder: Links in it are deleted, not followed.
-        older_than: In seconds since the epoch.
+    """Deletes files, links and empty folders that were last changed before a time, in seconds since the epoch.
 
     Returns:
-        How many files went.
+        How many files were deleted.
     """
     count = 0
     for parent, folders, files in os.walk(folder, topdown=False):
-        for name in files:
-            with suppress(FileNotFoundError):  # Gradio deletes, too
-                path = os.path.join(parent, name)
+        for name in files + folders:
+            path = os.path.join(parent, name)
+            with suppress(OSError):  # deleted by Gradio, or a folder that is not empty
                 if os.lstat(path).st_mtime < older_than:
-                    os.unlink(path)
-                    count += 1
-        for name in folders:
-            with suppress(OSError):  # not empty, or a file came in between
-                path = os.path.join(parent, name)
-                if os.path.islink(path):
-                    os.unlink(path)
-                elif os.lstat(path).st_mtime < older_than:
-                    os.rmdir(path)
+                    (os.unlink if name in files or os.path.islink(path) else os.rmdir)(path)
+                    count += name in files
     return count
 
 
 def remove_orphans(parent: Path) -> None:
-    """Deletes this user's folders whose server does not run any more."""
+    """Deletes this user's folders whose server is not running any more."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             status = folder.lstat()
             owner = int((folder / _OWNER_FILE).read_text(encoding="ascii"))
         except (OSError, ValueError):  # somebody else's, or being made just now
             continue
-        if folder.is_symlink() or status.st_uid != os.getuid() or _runs(owner):
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.is_symlink() and status.st_uid == os.getuid() and not _is_running(owner):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 

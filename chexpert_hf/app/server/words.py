@@ -1,5 +1,3 @@
-"""What the server says in more than one place."""
+"""Texts that are shown in several places."""
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
-
-STOPPING = "The server is stopping; try again in a minute."

@@ -21,7 +21,8 @@ from chexpert_hf import (
     CheXpertForImageClassification,
     CheXpertImageProcessor,
 )
-from chexpert_hf.app.demo import build_demo, launch
+from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.server.launch import serving
 from chexpert_hf.gate import Verdict
 from chexpert_hf.phantoms import render_phantom
 from tests.conftest import TINY
@@ -164,9 +165,9 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def address(demo: gr.Blocks) -> Iterator[str]:
-    yield launch(demo, prevent_thread_lock=True)
-    demo.close()
+def address(classifier: CheXpertClassifier) -> Iterator[str]:
+    with serving(lambda: build_demo(classifier, EXAMPLES), classifier, **look()) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,22 +1,23 @@
 """A server around a tiny model, in this process: endpoints behind the whole shell."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import gradio as gr
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
+from chexpert_hf.app.server.blocks import Page
 from chexpert_hf.app.server.endpoints import add_endpoints
-from chexpert_hf.app.server.launch import launch
+from chexpert_hf.app.server.launch import serving
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.app.server.shell import Limits
 
 LIMITS = Limits(upload_bytes=3_000_000, json_bytes=100_000, waiting=40)
+MAX_WAITING = 40
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ class StubGate:
         return [self.judged(one) for one in inputs]
 
 
+def page_of(classifier: CheXpertClassifier) -> Callable[[], Page]:
+    """Builds a page that has nothing but the endpoints."""
+
+    def build() -> Page:
+        with Page() as page:
+            add_endpoints(classifier)
+        return page
+
+    return build
+
+
+def empty_page() -> Page:
+    with Page() as page:
+        pass
+    return page
+
+
 @pytest.fixture(scope="package")
 def classifier(shared_tiny_model) -> CheXpertClassifier:
     return CheXpertClassifier(shared_tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
@@ -67,11 +85,9 @@ def classifier(shared_tiny_model) -> CheXpertClassifier:
 
 @pytest.fixture(scope="package")
 def server(classifier) -> Iterator[Server]:
-    shared = SharedClassifier(classifier)
-    with gr.Blocks(analytics_enabled=False) as demo:
-        add_endpoints(shared)
-    url = launch(demo, limits=LIMITS, on_stop=shared.close, prevent_thread_lock=True)
-    with httpx.Client(base_url=url.rstrip("/"), timeout=30) as http:
+    shared = SharedClassifier(classifier, max_waiting=MAX_WAITING)
+    with (
+        serving(page_of(shared), shared, limits=LIMITS) as url,
+        httpx.Client(base_url=url.rstrip("/"), timeout=30) as http,
+    ):
         yield Server(url, shared, http)
-    demo.close(verbose=False)
-    shared.close()

@@ -6,24 +6,26 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from chexpert_hf.app.server.endpoints import MAX_BATCH, add_endpoints, score_rows, uploaded_path
+from chexpert_hf.app.server.answers import MAX_BATCH
+from chexpert_hf.app.server.blocks import uploaded_path
+from chexpert_hf.app.server.launch import serving
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_run import batch_size_for
 from chexpert_hf.folders.scoring import score_files
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.saliency import overlay
-from tests.app.server.conftest import StubGate, png
+from tests.app.server.conftest import StubGate, page_of, png
 from tests.dicom_files import dicom_without_pixels
 from tests.radiographs.test_dicom import FILM, make_dicom
 
@@ -52,7 +54,7 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     def fail(*_, **__):
         raise RuntimeError("PLANTED^NAME")
 
-    monkeypatch.setattr(server.classifier, "predict", fail)
+    monkeypatch.setattr(server.classifier, "submit", fail)
     answer = server.result("predict", {"path": server.upload(png())})
     assert "The server could not answer this" in answer
     log = "".join(capsys.readouterr())
@@ -133,18 +135,6 @@ def test_a_batch_is_a_row_for_each_radiograph_and_for_each_in_an_archive(server,
         assert scores == classifier.predict(data).probabilities
 
 
-def test_a_batch_that_fails_leaves_no_thread_behind(classifier, tmp_path, monkeypatch):
-    before = set(threading.enumerate())
-    monkeypatch.setattr("chexpert_hf.app.server.endpoints._scores", lambda *rest: 1 / 0)
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path in paths:
-        path.write_bytes(png())
-    with pytest.raises(ZeroDivisionError, match="division") as caught:
-        list(score_rows(classifier, paths))
-    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
-    assert caught.traceback  # which holds what was under way
-
-
 def test_too_many_in_one_batch_are_refused_before_any_is_read(server):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -212,14 +202,15 @@ def test_no_file_outside_the_uploads_is_read_and_no_address_fetched(server, tmp_
     ):
         for file in ({"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}):
             for endpoint in ("predict", "batch"):
-                assert server.call(endpoint, file if endpoint == "predict" else [file]).status_code == 400
-        assert server.http.get(f"/gradio_api/file={path}").status_code == 404
+                answer = server.result(endpoint, file if endpoint == "predict" else [file])
+                assert "was uploaded to this server" in answer
+        assert server.http.get(f"/gradio_api/file={path}").status_code in (403, 404)
     link = Path(uploaded).with_name("link.png")
     link.symlink_to(tmp_path / "x.png")
-    assert server.call("predict", {"path": str(link)}).status_code == 400
+    assert "was uploaded to this server" in server.result("predict", {"path": str(link)})
 
 
-def test_an_endpoint_takes_the_path_of_an_upload_and_no_other_even_without_the_shell(tmp_path, monkeypatch):
+def test_an_endpoint_takes_the_path_of_an_upload_and_no_other_even_by_itself(tmp_path, monkeypatch):
     uploads, outside = tmp_path / "uploads", tmp_path / "outside.png"
     uploads.mkdir()
     outside.write_bytes(png(1))
@@ -284,9 +275,10 @@ def test_the_examples_of_the_readme_run(server, tmp_path):
         assert "Edema" in done.stdout
 
 
-def test_endpoints_take_any_classifier(classifier):
-    import gradio as gr
-
-    with gr.Blocks(analytics_enabled=False) as demo:
-        add_endpoints(classifier)
-    assert {fn.api_name for fn in demo.fns.values()} == {"predict", "saliency", "batch"}
+def test_endpoints_take_a_classifier_that_shares_no_batches(classifier):
+    with (
+        serving(page_of(classifier), classifier) as url,
+        httpx.Client(base_url=url.rstrip("/"), timeout=30) as http,
+    ):
+        (row,) = http.post("/api/v1/predict", files={"files": png(3)}).json()
+    assert row["probabilities"] == classifier.predict(png(3)).probabilities

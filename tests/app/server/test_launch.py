@@ -9,38 +9,43 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import gradio as gr
 import httpx
 import pytest
 
-from chexpert_hf.app.server.addresses import is_loopback, listening_address
-from chexpert_hf.app.server.launch import launch, stop
-from chexpert_hf.app.server.shell import Limits, ShellState
+from chexpert_hf.app.server.addresses import is_loopback, listening_socket
+from chexpert_hf.app.server.blocks import Page
+from chexpert_hf.app.server.launch import serving
 from chexpert_hf.errors import InputError
-from tests.app.server.conftest import png
+from tests.app.server.conftest import empty_page, page_of, png
 
 SERVE = """
-import sys, threading, torch, gradio as gr
+import sys, threading
+from tests.app.server.conftest import page_of
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.app.server.endpoints import add_endpoints
 from chexpert_hf.app.server.launch import launch
 from chexpert_hf.app.server.scorer import SharedClassifier
 
-classifier = SharedClassifier(CheXpertClassifier.from_pretrained(sys.argv[1]))
-classifier.batch_size, predict = 1, classifier._classifier.predict_prepared
+class Slow:
+    # Batches take long enough for others to wait.
+    name, precision, reason, is_on_cpu, is_slow = "slow", "fp32", "", True, False
+    def __init__(self, runtime):
+        self.runtime = runtime
+    def __call__(self, pixel_values, *, saliency=False):
+        threading.Event().wait(0.5 * self.is_slow)
+        return self.runtime(pixel_values, saliency=saliency)
+    def side_by_side(self):
+        return [self]
 
-def slowly(*images, **options):
-    threading.Event().wait(0.5)  # a pass takes long enough for others to wait
-    return predict(*images, **options)
-
-classifier._classifier.predict_prepared = slowly
-with gr.Blocks(analytics_enabled=False) as demo:
-    add_endpoints(classifier)
-launch(demo, on_stop=classifier.close)
+alone = CheXpertClassifier.from_pretrained(sys.argv[1])
+slow = Slow(alone.runtime)
+shared = SharedClassifier(CheXpertClassifier(alone.model, alone.processor, runtime=slow))
+slow.is_slow = True
+launch(page_of(shared), shared)
 """
 CLIENTS = 20
+USERS = [("ada", "correct horse")]
 
 
 @pytest.fixture
@@ -89,71 +94,77 @@ def test_on_sigterm_each_who_waits_is_told_nothing_is_left_and_the_exit_is_clean
     assert "Traceback" not in errors
 
 
-def test_from_the_moment_of_the_stop_on_nobody_is_let_in():
-    state = ShellState(Limits(), is_uploaded=lambda _: True, num_waiting=lambda: 0)
-    demo, seen = MagicMock(), []
-    demo._queue.__len__.return_value, demo._queue.active_jobs = 0, []
-    stop(demo, state, on_stop=lambda: seen.append(state.is_stopping))
-    assert seen == [True]
-    demo.close.assert_called_once()
-
-
-def test_an_address_that_others_reach_gets_a_warning_unless_there_is_a_password(capsys, monkeypatch):
-    monkeypatch.setattr(gr.Blocks, "launch", lambda *_, **__: (None, "http://x/", None))
-    for host, auth, is_warned in (("0.0.0.0", (), True), ("0.0.0.0", [("a", "b")], False), ("127.0.0.1", (), False)):
-        demo = gr.Blocks(analytics_enabled=False)
-        launch(demo, host=host, auth=auth, prevent_thread_lock=True)
-        demo.close()
-        assert ("without a password" in capsys.readouterr().err) is is_warned
+def test_an_address_that_others_reach_gets_a_warning_unless_there_is_a_password(classifier, capsys):
+    for host, auth, is_warned in (("0.0.0.0", (), True), ("0.0.0.0", USERS, False), ("127.0.0.1", (), False)):
+        with serving(empty_page, classifier, host=host, auth=auth):
+            assert ("without a password" in capsys.readouterr().err) is is_warned
 
 
 def test_with_a_password_nothing_is_answered_without_it(classifier):
-    from chexpert_hf.app.server.endpoints import add_endpoints
-
-    with gr.Blocks(analytics_enabled=False) as demo:
-        add_endpoints(classifier)
-    url = launch(demo, auth=[("ada", "correct horse")], prevent_thread_lock=True).rstrip("/")
-    try:
-        with httpx.Client(base_url=url) as http:
-            for path in ("/config", "/gradio_api/info", "/gradio_api/call/predict/x", "/gradio_api/queue/data"):
-                assert http.get(path).status_code == 401
-            assert http.post("/gradio_api/upload", files={"files": ("a", b"a")}).status_code == 401
-            assert http.post("/gradio_api/call/predict", json={"data": []}).status_code == 401
-            wrong = http.post("/login", data={"username": "ada", "password": "wrong"})
-            assert wrong.status_code == 400
-            right = http.post("/login", data={"username": "ada", "password": "correct horse"})
-            assert right.status_code == 200
-            http.cookies.update(right.cookies)
-            assert http.get("/config").status_code == 200
-    finally:
-        demo.close(verbose=False)
-
-
-def test_without_the_extra_mcp_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio.mcp", None)
-    with pytest.raises(InputError, match=r"pip install 'chexpert-hf\[mcp\]'"):
-        launch(gr.Blocks(analytics_enabled=False), mcp=True)
+    closed = ("/config", "/gradio_api/info", "/gradio_api/call/predict/x", "/gradio_api/queue/data")
+    with (
+        serving(page_of(classifier), classifier, auth=USERS) as url,
+        httpx.Client(base_url=url.rstrip("/")) as http,
+    ):
+        for path in (*closed, "/api/v1/model", "/api/v1/docs", "/api/v1/openapi.json"):
+            assert http.get(path).status_code == 401
+        assert http.post("/gradio_api/upload", files={"files": ("a", b"a")}).status_code == 401
+        assert http.post("/gradio_api/call/predict", json={"data": []}).status_code == 401
+        assert http.get("/api/v1/health").status_code == 200
+        for auth, status in ((None, 401), (("ada", "wrong"), 401), (USERS[0], 200)):
+            assert http.post("/api/v1/predict", files={"files": png()}, auth=auth).status_code == status
+        for header in ("Basic", "Basic ***", "Bearer YWRhOmNvcnJlY3QgaG9yc2U="):
+            assert http.get("/api/v1/model", headers={"Authorization": header}).status_code == 401
+        wrong = http.post("/login", data={"username": "ada", "password": "wrong"})
+        assert wrong.status_code == 400
+        right = http.post("/login", data={"username": "ada", "password": "correct horse"})
+        assert right.status_code == 200
+        http.cookies.update(right.cookies)
+        assert http.get("/config").status_code == 200
 
 
-def test_a_port_that_is_taken_is_one_line_and_leaves_no_folder(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with gr.Blocks(analytics_enabled=False) as demo:
+def test_without_the_extra_mcp_is_one_line(classifier, monkeypatch):
+    for name in ("mcp", "mcp.server"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with (
+        pytest.raises(InputError, match=r"pip install 'chexpert-hf\[mcp\]'"),
+        serving(empty_page, classifier, mcp=True),
+    ):
         pass
-    with pytest.raises(InputError, match="The page cannot be served at"):
-        launch(demo, port=int(server.url.split(":")[-1].strip("/")))
+
+
+def test_a_port_that_is_taken_is_one_line_and_leaves_no_folder(server, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    port = int(server.url.split(":")[-1].strip("/"))
+    with (
+        pytest.raises(InputError, match=rf"cannot be served at 127\.0\.0\.1, port {port}"),
+        serving(empty_page, classifier, port=port),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_components_that_were_made_before_lie_in_the_private_folder(server):
-    folder = os.environ["GRADIO_TEMP_DIR"]
-    assert Path(server.upload(png(1))).is_relative_to(folder)
-    with gr.Blocks(analytics_enabled=False) as demo:
-        text = gr.Textbox()
-    text.GRADIO_CACHE = "elsewhere"
-    from chexpert_hf.app.server.launch import _keep_files_in
+def test_without_a_port_the_next_free_one_is_taken(classifier):
+    with serving(empty_page, classifier) as first, serving(empty_page, classifier) as second:
+        assert first != second
+        assert [httpx.get(f"{url}api/v1/health").json() for url in (first, second)] == [{"status": "ok"}] * 2
 
-    _keep_files_in(demo, Path(folder))
-    assert folder == text.GRADIO_CACHE
+
+def test_files_of_components_lie_in_the_private_folder(classifier):
+    pages = []
+
+    def build():
+        with Page() as page:
+            gr.File()
+        pages.append(page)
+        return page
+
+    with serving(build, classifier) as url, httpx.Client(base_url=url.rstrip("/")) as http:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        (path,) = http.post("/gradio_api/upload", files={"files": ("film.png", png(1))}).json()
+        assert Path(path).is_relative_to(folder)
+        assert all(Path(block.GRADIO_CACHE) == folder for block in pages[0].blocks.values())
+    assert not folder.exists()
 
 
 def test_loopback_is_what_stays_on_this_machine():
@@ -165,7 +176,7 @@ def test_loopback_is_what_stays_on_this_machine():
 def test_an_address_of_another_machine_is_one_line_at_once(host):
     begin = time.monotonic()
     with pytest.raises(InputError, match=f"Expected an address of this machine for --host, got '{host}'"):
-        listening_address(host)
+        listening_socket(host)
     assert time.monotonic() - begin < 5
 
 
@@ -180,24 +191,24 @@ from chexpert_hf.app.server.addresses import without_proxies
 with without_proxies():
     import gradio as gr
     import httpx
-from chexpert_hf.app.server.launch import launch
-for host in sys.argv[1:]:
-    with gr.Blocks(analytics_enabled=False) as demo:
-        gr.Textbox()
-    url = launch(demo, host=host, prevent_thread_lock=True)
-    print(url, httpx.Client(trust_env=False).get(url).status_code)
-    demo.close(verbose=False)
+from tests.app.server.conftest import empty_page
+from chexpert_hf.app.server.launch import serving
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+classifier = CheXpertClassifier.from_pretrained(sys.argv[1])
+for host in sys.argv[2:]:
+    with serving(empty_page, classifier, host=host) as url:
+        print(url, httpx.Client(trust_env=False).get(url).status_code)
 print([os.environ.get(name) for name in ("no_proxy", "NO_PROXY")])
 """
 
 
-def test_the_page_starts_at_each_own_address_whatever_the_proxies():
+def test_the_page_starts_at_each_own_address_whatever_the_proxies(tiny_folder):
     hosts = ["127.0.0.1", "localhost", "::1", "[::1]", "::", "0.0.0.0"]
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | PROXIES
-    command = [sys.executable, "-c", OPEN, *hosts]
+    command = [sys.executable, "-c", OPEN, str(tiny_folder), *hosts]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    *pages, variables = [line for line in done.stdout.splitlines() if not line.startswith("The page is at")]
+    *pages, variables = [line for line in done.stdout.splitlines() if not line.startswith("Warning")]
     shown = ["127.0.0.1", "localhost", "[::1]", "[::1]", "[::1]", "localhost"]
     assert [re.sub(r":\d+/", "/", page) for page in pages] == [f"http://{host}/ 200" for host in shown]
     assert variables == "[None, None]"
@@ -211,26 +222,31 @@ def test_what_gradio_would_record_is_off(server):
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
-def test_fastapi_tells_no_collector_of_a_request(classifier):
-    provider = Recorder()
-    with gr.Blocks(analytics_enabled=False) as demo:
-        gr.Textbox()
-    url = launch(demo, prevent_thread_lock=True)
-    settings = getattr(demo.app, "_telemetry", None)
-    if settings is None:
-        pytest.skip("this FastAPI has no telemetry")
-    settings["tracer_provider"] = settings["meter_provider"] = settings["logger_provider"] = provider
-    assert httpx.get(url).status_code == 200
-    demo.close(verbose=False)
-    assert provider.asked == []
-
+TELL = """
+import sys
+import httpx
+from opentelemetry import metrics, trace
+from chexpert_hf.app.server.launch import serving
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+from tests.app.server.conftest import empty_page
 
 class Recorder:
-    """A provider of traces, measures and logs that keeps what it is asked for."""
-
-    def __init__(self):
-        self.asked = []
-
+    asked = []
     def __getattr__(self, name):
         self.asked.append(name)
         raise AttributeError(name)
+
+classifier = CheXpertClassifier.from_pretrained(sys.argv[1])
+trace.set_tracer_provider(Recorder())
+metrics.set_meter_provider(Recorder())
+with serving(empty_page, classifier) as url:
+    for path in ("", "api/v1/model"):
+        assert httpx.get(f"{url}{path}").status_code == 200
+print(Recorder.asked)
+"""
+
+
+def test_fastapi_tells_no_collector_of_a_request(tiny_folder):
+    pytest.importorskip("opentelemetry")
+    done = subprocess.run([sys.executable, "-c", TELL, str(tiny_folder)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

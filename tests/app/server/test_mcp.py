@@ -5,34 +5,31 @@ import base64
 import io
 import json
 import os
+import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.server.agents import FILE_FORMAT, NO_DATA_URL
-from chexpert_hf.app.server.endpoints import add_endpoints
-from chexpert_hf.app.server.launch import launch
-from tests.app.server.conftest import png
+from chexpert_hf.app.server.launch import serving
+from tests.app.server.conftest import page_of, png
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
-import gradio.mcp
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 
 @pytest.fixture(scope="module")
 def url(classifier: CheXpertClassifier) -> Iterator[str]:
-    with gr.Blocks(analytics_enabled=False) as demo:
-        add_endpoints(classifier)
-    yield launch(demo, mcp=True, prevent_thread_lock=True)
-    demo.close(verbose=False)
+    with serving(page_of(classifier), classifier, mcp=True) as url:
+        yield url
 
 
 def as_agent(url: str, act: Callable[[ClientSession], Awaitable[Any]]) -> Any:
@@ -77,7 +74,6 @@ def test_an_agent_finds_three_tools_with_typed_arguments_and_what_they_are_for(u
     assert "JPEG, PNG, TIFF" in tools["predict"].inputSchema["properties"]["file"]["description"]
     for tool in tools.values():
         assert "chest radiograph" in tool.description
-        assert "upload_file_to_gradio" not in tool.description  # there is no such tool here
 
 
 def test_an_agent_gets_the_scores_of_predict_for_a_data_url_and_a_map(url, classifier):
@@ -99,13 +95,22 @@ def test_an_agent_gets_the_scores_of_predict_for_a_data_url_and_a_map(url, class
     assert "the content is none of these" in second["error"]
 
 
-def test_what_an_agent_sends_lies_in_the_private_folder_and_nowhere_else(url):
-    gradios = Path(gradio.mcp.DEFAULT_TEMP_DIR)
-    before = set(gradios.glob("**/*"))
-    assert not as_agent(url, lambda session: session.call_tool("predict", {"file": data_url(png(4))})).isError
-    uploads = [file for file in Path(os.environ["GRADIO_TEMP_DIR"]).glob("**/*") if file.is_file()]
-    assert png(4) in [file.read_bytes() for file in uploads]
-    assert set(gradios.glob("**/*")) == before
+def test_nothing_of_what_an_agent_sends_is_kept(url):
+    def files():
+        return {path for path in Path(os.environ["GRADIO_TEMP_DIR"]).parent.glob("**/*") if path.is_file()}
+
+    before = files()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("film.png", png(4))
+
+    async def act(session: ClientSession) -> Any:
+        await session.call_tool("predict", {"file": data_url(png(4))})
+        return await session.call_tool("batch", {"files": [data_url(buffer.getvalue())]})
+
+    (row,) = json.loads(as_agent(url, act).content[0].text)
+    assert (row["name"], row["error"]) == ("film.png", None)
+    assert files() == before
 
 
 @pytest.mark.parametrize(
@@ -129,3 +134,14 @@ def test_an_address_or_a_path_is_refused_in_one_line_and_the_session_goes_on(url
     log = "".join(capfd.readouterr())
     assert "Traceback" not in log
     assert "passwd" not in log
+
+
+def test_with_a_password_no_agent_is_served_without_it(classifier):
+    users = [("ada", "correct horse")]
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    headers = {"Accept": "application/json, text/event-stream"}
+    with serving(page_of(classifier), classifier, mcp=True, auth=users) as url:
+        for path in ("gradio_api/mcp", "gradio_api/mcp/"):
+            for auth, status in ((None, 401), (("ada", "wrong"), 401), (users[0], 200)):
+                answer = httpx.post(f"{url}{path}", json=call, headers=headers, auth=auth, follow_redirects=True)
+                assert answer.status_code == status

@@ -6,12 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chexpert_hf.app.server.headers import HEADERS, SecurityHeaders
-from chexpert_hf.app.server.shell import Limits, RequestShell, ShellState
+from chexpert_hf.app.server.blocks import INTERNAL
+from chexpert_hf.app.server.shell import HEADERS, Limits, Shell
 
-LIMITS = Limits(
-    upload_bytes=1000, json_bytes=200, stall_seconds=0.05, upload_seconds=0.5, uploads=2, yield_seconds=0, waiting=3
-)
+LIMITS = Limits(upload_bytes=1000, json_bytes=200, mcp_bytes=400, stall_seconds=0.05, upload_seconds=0.5, uploads=2)
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 
 
@@ -33,10 +31,6 @@ class Inner:
             raise self.error
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
-
-
-def state(waiting=0, **options):
-    return ShellState(LIMITS, lambda path: path.startswith("/uploads/"), lambda: waiting, **options)
 
 
 async def request(shell, path, *, method="POST", chunks=(b"",), length=None, stalls=False):
@@ -64,8 +58,9 @@ def in_a_thread(coroutine):
         return thread.submit(asyncio.run, coroutine).result()
 
 
-def ask(path, inner=None, shell_state=None, **options):
-    shell = RequestShell(inner or Inner(), shell_state or state())
+def ask(path, inner=None, has_mcp=False, is_stopping=False, **options):
+    shell = Shell(inner or Inner(), limits=LIMITS, has_mcp=has_mcp)
+    shell.is_stopping = is_stopping
     return in_a_thread(request(shell, path, **options))
 
 
@@ -85,8 +80,7 @@ def test_what_the_page_needs_is_served(path):
         "/gradio_api/run-history/records",
         "/gradio_api/proxy=https://x.hf.space/",
         "/gradio_api/file=http://169.254.169.254/latest",
-        "/gradio_api/file=/etc/passwd",
-        "/gradio_api/file=/uploads/../etc/passwd/",
+        "/gradio_api/file=etc/passwd",
         "/gradio_api/vibe-code/",
         "/gradio_api/dev/reload",
         "/gradio_api/stream/a/b/c",
@@ -95,8 +89,7 @@ def test_what_the_page_needs_is_served(path):
     ],
 )
 def test_what_the_page_does_not_need_is_not_there(path):
-    shell_state = ShellState(LIMITS, lambda path: path == "/uploads/x", lambda: 0)
-    assert ask(path, method="GET", shell_state=shell_state)[0] == 404
+    assert ask(path, method="GET")[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -142,7 +135,7 @@ def test_an_upload_that_drips_is_given_up_in_the_end():
         async def send(message):
             sent.append(message)
 
-        shell = RequestShell(Inner(), state())
+        shell = Shell(Inner(), limits=LIMITS)
         scope = {"type": "http", "method": "POST", "path": UPLOAD, "root_path": "", "headers": []}
         await asyncio.wait_for(shell(scope, receive, send), 10)
         return sent[0]["status"]
@@ -150,94 +143,74 @@ def test_an_upload_that_drips_is_given_up_in_the_end():
     assert in_a_thread(drip()) == 408
 
 
-def test_the_upload_that_has_been_silent_longest_gives_way_to_a_new_one():
-    async def three():
-        shell = RequestShell(Inner(), state())
-        stalled = [asyncio.create_task(request(shell, UPLOAD, chunks=[b"x"], stalls=True)) for _ in range(2)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        new = await request(shell, UPLOAD, chunks=[b"new"])
-        return new, [(await task)[0] for task in stalled]
-
-    assert in_a_thread(three()) == ((200, "ok"), [503, 408])
-
-
-@pytest.mark.parametrize(
-    "argument",
-    [
-        {"path": "/etc/passwd"},
-        {"path": "http://169.254.169.254/", "meta": {"_type": "gradio.FileData"}},
-        {"url": "http://169.254.169.254/", "meta": {"_type": "gradio.FileData"}},
-        {"path": None},
-        [[{"a": {"path": "file:///etc/passwd"}}]],
-    ],
-)
-def test_a_call_that_names_a_file_that_nobody_uploaded_is_refused(argument):
-    inner = Inner()
-    status, text = ask(JOIN, inner, chunks=[json.dumps({"data": [argument]}).encode()])
-    assert (status, inner.bodies) == (400, [])
-    assert "was uploaded" in text
-
-
-def test_a_call_that_names_an_uploaded_file_passes():
-    body = json.dumps({"data": [{"path": "/uploads/a/b.png", "url": "http://127.0.0.1/x"}]}).encode()
-    assert ask(JOIN, chunks=[body])[0] == 200
-
-
-@pytest.mark.parametrize("body", [b"{", b"[" * 150, b"\xff"])
-def test_what_is_no_json_is_refused(body):
-    assert ask(JOIN, chunks=[body])[0] == 400
-
-
-def test_an_agent_may_send_bytes_and_is_told_that_no_address_is_fetched():
-    def call(file, method="tools/call"):
-        body = json.dumps({"id": 7, "method": method, "params": {"arguments": {"file": file}}}).encode()
-        return ask("/gradio_api/mcp/", chunks=[body], shell_state=state(has_mcp=True))
-
-    assert call("data:image/png;base64,AAAA") == (200, "ok")
-    assert call("https://example.org/", method="initialize") == (200, "ok")
-    for address in ("http://169.254.169.254/", " HTTPS://example.org/"):
-        status, text = call(address)
-        answer = json.loads(text)
-        assert (status, answer["id"], answer["result"]["isError"]) == (200, 7, True)
-        assert "fetches no addresses" in answer["result"]["content"][0]["text"]
-
-
-def test_a_full_queue_says_so():
-    status, text = ask(JOIN, shell_state=state(waiting=3), chunks=[b"{}"])
-    assert status == 503
-    assert json.loads(text)["detail"].startswith("The server is busy, 3 requests are waiting")
-    assert ask(JOIN, shell_state=state(waiting=2), chunks=[b"{}"])[0] == 200
-
-
-def test_of_many_who_come_at_the_same_moment_no_more_get_in_than_the_queue_holds():
-    async def five():
+def test_more_uploads_than_may_be_on_their_way_are_refused_and_those_that_are_whole_do_not_count():
+    async def four():
         opened = asyncio.Event()
 
         async def slow(scope, receive, send):
+            await receive()
             await opened.wait()
             await Inner()(scope, receive, send)
 
-        shell = RequestShell(slow, state())
-        tasks = [asyncio.create_task(request(shell, JOIN, chunks=[b"{}"])) for _ in range(5)]
-        for _ in range(10):
+        shell = Shell(slow, limits=LIMITS)
+        stalled = [asyncio.create_task(request(shell, UPLOAD, chunks=[b"x"], stalls=True)) for _ in range(2)]
+        for _ in range(5):
             await asyncio.sleep(0)
-        opened.set()
-        return sorted([(await task)[0] for task in tasks])
+        refused = await request(shell, UPLOAD, chunks=[b"new"])
+        for task in stalled:
+            task.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
+        whole = []
+        for _ in range(4):
+            whole.append(asyncio.create_task(request(shell, UPLOAD, chunks=[b"x"])))
+            await asyncio.sleep(0.01)
+        num_open = shell.num_open
+        for task in whole:
+            task.cancel()
+        await asyncio.gather(*whole, return_exceptions=True)
+        return refused, num_open, shell.num_open
 
-    assert in_a_thread(five()) == [200, 200, 200, 503, 503]
+    (status, text), *num_open = in_a_thread(four())
+    assert (status, "is busy with 2 uploads" in text) == (503, True)
+    assert num_open == [4, 0]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/model", "/api/v1/docs", "/api/v1/openapi.json", "/api/v1/health"])
+def test_the_api_is_served(path):
+    assert ask(path, method="GET") == (200, "ok")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/predict", "/api/v1/saliency"])
+def test_uploads_to_the_api_are_bounded_as_others(path):
+    assert ask(path, chunks=[b"x" * 900]) == (200, "ok")
+    assert ask(path, length=1001)[0] == 413
+    assert ask(path, chunks=[b"x" * 1001])[0] == 413
+    assert ask(path, chunks=[b"x"], stalls=True)[0] == 408
+    assert ask(path, method="GET")[0] == 404
+
+
+def test_calls_by_mcp_are_bounded_and_only_served_where_they_are_wanted():
+    assert ask("/gradio_api/mcp/", chunks=[b"x" * 400], has_mcp=True) == (200, "ok")
+    assert ask("/gradio_api/mcp/", chunks=[b"x" * 401], has_mcp=True)[0] == 413
+    assert ask("/gradio_api/mcp/", method="DELETE", has_mcp=True) == (200, "ok")
+    assert ask("/gradio_api/mcp/")[0] == 404
+
+
+@pytest.mark.parametrize(("method", "status"), [("DELETE", 404), ("OPTIONS", 404), ("PUT", 405)])
+def test_other_methods_are_refused(method, status):
+    assert ask("/config", method=method)[0] == status
 
 
 def test_a_stopping_server_takes_nothing_in_and_still_gives_out():
-    shell_state = state(is_stopping=True)
-    assert ask(JOIN, shell_state=shell_state, chunks=[b"{}"])[0] == 503
-    assert ask(UPLOAD, shell_state=shell_state)[0] == 503
-    assert ask("/gradio_api/queue/data", method="GET", shell_state=shell_state)[0] == 200
+    assert ask(JOIN, is_stopping=True, chunks=[b"{}"])[0] == 503
+    assert ask(UPLOAD, is_stopping=True)[0] == 503
+    assert ask("/api/v1/health", method="GET", is_stopping=True)[0] == 503
+    assert ask("/gradio_api/queue/data", method="GET", is_stopping=True)[0] == 200
 
 
 def test_what_goes_wrong_is_one_line_without_the_cause(capsys):
     status, text = ask(JOIN, Inner(KeyError("Doe^Jane.dcm")), chunks=[b"{}"])
-    assert (status, json.loads(text)) == (500, {"detail": "The server could not answer this."})
+    assert (status, json.loads(text)) == (500, {"detail": INTERNAL})
     assert capsys.readouterr().err == "A request failed: KeyError\n"
 
 
@@ -252,7 +225,7 @@ def test_every_answer_tells_browsers_what_the_page_may_do():
             return {"type": "http.request", "body": b"", "more_body": False}
 
         scope = {"type": "http", "method": "GET", "path": "/gradio_api/file=/x", "root_path": "", "headers": []}
-        await SecurityHeaders(Inner())(scope, receive, send)
+        await Shell(Inner())(scope, receive, send)
 
     in_a_thread(run())
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

@@ -1,0 +1,188 @@
+"""Answers to requests for scores and maps, the same for Gradio, the HTTP API and agents."""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from typing_extensions import TypedDict
+
+from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.errors import InputError
+from chexpert_hf.models.identity import model_name
+from chexpert_hf.radiographs.archives import ArchiveMember, source_of
+from chexpert_hf.radiographs.finding import archive_members
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.radiographs.walk import Found
+from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
+from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
+
+MAX_BATCH = 500
+"""Radiographs in one request, those in archives included."""
+
+OPACITY = 0.5
+"""Default opacity of a map over a radiograph."""
+
+_ROWS_AT_ONCE = 8  # of one request: few enough to leave room for others
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+class GateVerdict(TypedDict):
+    is_chest_radiograph: bool
+    reason: str
+    warnings: list[str]
+
+
+class Common(TypedDict):
+    error: str | None
+    notes: list[str]
+    gate: GateVerdict | None
+
+
+class Film(NamedTuple):
+    """A radiograph of a request: the number of its file from 1, in an archive also its number there and its name."""
+
+    file: int
+    member: int | None
+    name: str | None
+    source: Path | bytes | ArchiveMember
+
+
+async def score(
+    classifier: CheXpertClassifier, source: str | Path | bytes, *, saliency: bool = False, may_refuse: bool = False
+) -> Prediction:
+    """Scores a radiograph without blocking the event loop.
+
+    Args:
+        classifier: Best a SharedClassifier; any other is called in a thread.
+        source: A file or its bytes.
+        saliency: Whether to compute the maps.
+        may_refuse: Whether to raise BusyError where too many are waiting.
+    """
+    if isinstance(classifier, SharedClassifier):
+        return await asyncio.wrap_future(classifier.submit(source, saliency=saliency, may_refuse=may_refuse))
+    return await run_in_threadpool(lambda: classifier.predict(source, saliency=saliency))
+
+
+async def score_all(
+    classifier: CheXpertClassifier, files: Sequence[Path | bytes]
+) -> list[tuple[Film, Prediction | RadiographError]]:
+    """Scores radiographs and those in ZIP archives; a file that cannot be read gets an error in its place.
+
+    Raises:
+        InputError: If there are more than `MAX_BATCH`.
+        BusyError: If too many are waiting before the first one is scored.
+    """
+    with ExitStack() as stack:
+        if any(map(_is_zip, files)):
+            films = await run_in_threadpool(_films, [_stored(file, stack) for file in files])
+        else:
+            films = _films(files)
+        slots = asyncio.Semaphore(_ROWS_AT_ONCE)
+
+        async def one(film: Film, may_refuse: bool) -> Prediction | RadiographError:
+            async with slots:
+                try:
+                    source = film.source
+                    data = await run_in_threadpool(source_of, source) if isinstance(source, ArchiveMember) else source
+                    return await score(classifier, data, may_refuse=may_refuse)
+                except RadiographError as error:
+                    return error
+
+        results = [await one(film, True) for film in films[:1]]
+        tasks = [asyncio.ensure_future(one(film, False)) for film in films[1:]]
+        try:
+            results += await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+    return list(zip(films, results, strict=True))
+
+
+async def draw(
+    classifier: CheXpertClassifier, source: Path | bytes, observation: object, opacity: object, raw: bool = False
+) -> bytes:
+    """A PNG of an observation's map over a radiograph, or of the map alone.
+
+    Raises:
+        InputError: If the model has no such observation, the opacity is not in [0, 1], or the file cannot be read.
+    """
+    opacity = OPACITY if opacity is None else opacity  # JSON clients send null for "not given"
+    if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
+        raise InputError("Expected an opacity from 0 to 1.")
+    values = (await maps_of(classifier, source, observation))[str(observation)]
+
+    def encode() -> bytes:
+        if raw:
+            image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+        else:
+            image = overlay(read_radiograph(source), values, opacity)
+        stream = io.BytesIO()
+        image.save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    return await run_in_threadpool(encode)
+
+
+async def maps_of(classifier: CheXpertClassifier, source: Path | bytes, observation: object) -> SaliencyMaps:
+    """The maps of a radiograph. Raises InputError if the model has no such observation or the file cannot be read."""
+    if observation not in classifier.observations:
+        raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
+    return (await score(classifier, source, saliency=True, may_refuse=True)).maps
+
+
+def names_of(classifier: CheXpertClassifier) -> str:
+    """The model's name, or the names of an ensemble's members; never where a folder lies."""
+    return " + ".join(model_name(member.model) or "unnamed" for member in classifier.members)
+
+
+def common_of(result: Prediction | RadiographError) -> Common:
+    """The part of an answer that does not depend on its format."""
+    if isinstance(result, RadiographError):
+        return Common(error=result.reason, notes=[], gate=None)
+    gate = None
+    if (verdict := result.gate) is not None:
+        gate = GateVerdict(
+            is_chest_radiograph=verdict.is_chest_radiograph, reason=verdict.reason, warnings=list(verdict.warnings)
+        )
+    return Common(error=None, notes=list(result.notes), gate=gate)
+
+
+def _films(files: Sequence[Path | bytes]) -> list[Film]:
+    films: list[Film] = []
+    for number, file in enumerate(files, start=1):
+        if isinstance(file, Path) and _is_zip(file):
+            members = islice(archive_members(str(file), Found(), others=True), MAX_BATCH + 1)
+            films += [
+                Film(number, place if member.name else None, member.name or None, member)
+                for place, member in enumerate(members, start=1)
+            ]
+        else:
+            films.append(Film(number, None, None, file))
+        if len(films) > MAX_BATCH:
+            raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
+    return films
+
+
+def _is_zip(file: Path | bytes) -> bool:
+    if isinstance(file, bytes):
+        return file.startswith(_ZIP_MAGIC)
+    with file.open("rb") as stream:
+        return stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+
+
+def _stored(file: Path | bytes, stack: ExitStack) -> Path | bytes:
+    """A file, an archive in memory as a file that is deleted with `stack`."""
+    if isinstance(file, Path) or not _is_zip(file):
+        return file
+    path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"
+    path.write_bytes(file)
+    return path

@@ -1,0 +1,140 @@
+"""The HTTP API for programs: files in as multipart/form-data, JSON or PNG out; described at `/api/v1/docs`."""
+
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Template
+from typing_extensions import TypedDict
+
+from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
+from chexpert_hf.app.server.blocks import INTERNAL
+from chexpert_hf.app.server.scheduler import BusyError, StoppedError
+from chexpert_hf.app.server.words import DISCLAIMER
+from chexpert_hf.errors import InputError, printable
+from chexpert_hf.files import sha256_of
+from chexpert_hf.models.identity import model_warnings
+from chexpert_hf.radiographs.radiograph import RadiographError
+from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
+
+PREFIX = "/api/v1"
+OPENAPI_URL = f"{PREFIX}/openapi.json"
+
+MAX_FILE_BYTES = 100_000_000
+"""Largest uploaded file: a 16-bit radiograph of 50 megapixels."""
+
+_MAX_NAME = 200
+
+
+class Row(Common):
+    """The scores of one radiograph, or an error; `name` is that of the sender's file, in an archive "archive/file"."""
+
+    name: str
+    probabilities: dict[str, float] | None
+    positives: dict[str, bool] | None
+
+
+class Maps(TypedDict):
+    """Maps (rows of values in [0, 1]) on the part `box` (left, top, right, bottom) of an image of `size` pixels."""
+
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+    maps: dict[str, list[list[float]]]
+
+
+def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
+    """Adds the API and its description to an application."""
+    router, model = APIRouter(prefix=PREFIX), _model(classifier)
+
+    @router.post("/predict", response_model=list[Row])
+    async def predict(
+        files: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.")],
+    ) -> Response:
+        """Score radiographs, also those in ZIP archives: a row for each."""
+        contents = [await _content(file) for file in files]
+        scored = await score_all(classifier, contents)
+        return JSONResponse([_row(files[film.file - 1], film, result) for film, result in scored])
+
+    @router.post("/saliency", response_model=Maps, responses={200: {"content": {"image/png": {}}}})
+    async def saliency(
+        file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP or DICOM.")],
+        observation: Annotated[str, Form(description="One of the model's observations, such as Edema.")],
+        opacity: Annotated[float, Form(description="Of the map over the radiograph.", ge=0, le=1)] = OPACITY,
+        format: Annotated[
+            Literal["overlay", "map", "json"],
+            Form(description="PNG of the map over the radiograph, PNG of the map alone, or all maps as numbers."),
+        ] = "overlay",
+    ) -> Response:
+        """Show where in a radiograph an observation's score comes from."""
+        content = await _content(file)
+        if format != "json":
+            image = await draw(classifier, content, observation, opacity, format == "map")
+            return Response(image, media_type="image/png")
+        maps = await maps_of(classifier, content, observation)
+        values = np.asarray(maps.positive.float()).round(4).tolist()
+        return JSONResponse(Maps(size=maps.size, box=maps.box, maps=dict(zip(maps.observations, values, strict=True))))
+
+    @router.get("/model")
+    async def describe_model() -> dict[str, Any]:
+        """Describe the model: name, observations, operating points, input size (height, width), warnings, checksums."""
+        return model
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the server takes requests; asks for no password."""
+        return {"status": "ok"}
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        template = package_files(__package__).joinpath("docs.html").read_text(encoding="utf-8")
+        return HTMLResponse(Template(template, autoescape=True).render(api=app.openapi()))
+
+    app.include_router(router)
+    for kind in (InputError, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer_error)
+
+
+async def _content(file: UploadFile) -> bytes:
+    if (file.size or 0) > MAX_FILE_BYTES:
+        raise InputError(f"Expected a file of at most {MAX_FILE_BYTES // 1_000_000} MB, got more; export it smaller.")
+    return await file.read()
+
+
+def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> Row:
+    name = printable((file.filename or "")[:_MAX_NAME])
+    return {
+        "name": f"{name}/{film.name}" if film.name else name,
+        "probabilities": dict(result.probabilities) if isinstance(result, Prediction) else None,
+        "positives": dict(result.positives) if isinstance(result, Prediction) else None,
+        **common_of(result),
+    }
+
+
+def _model(classifier: CheXpertClassifier) -> dict[str, Any]:
+    models, size = [member.model for member in classifier.members], classifier.processor.size
+    return {
+        "name": names_of(classifier),
+        "observations": list(classifier.observations),
+        "operating_points": classifier.operating_points,
+        "input_size": (size["height"], size["width"]),
+        "num_parameters": sum(parameter.numel() for model in models for parameter in model.parameters()),
+        "has_gate": classifier.has_gate,
+        "warnings": list(model_warnings(models)),
+        "sha256": [sha256_of(Path(str(model.name_or_path)) / "model.safetensors") for model in models],
+        "disclaimer": DISCLAIMER,
+    }
+
+
+async def answer_error(_: Request, error: Exception) -> Response:
+    """One line for an error, without what was sent; of what nobody expected the log gets the kind."""
+    if isinstance(error, RequestValidationError):
+        lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
+        return JSONResponse({"detail": f"{'; '.join(lines)}; see {PREFIX}/docs."}, 422)
+    if isinstance(error, (BusyError, StoppedError)):
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+    is_input = isinstance(error, InputError)
+    return JSONResponse({"detail": str(error) if is_input else INTERNAL}, 400 if is_input else 500)

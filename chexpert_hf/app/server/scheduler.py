@@ -1,0 +1,145 @@
+"""A scheduler that gathers requests of many callers into batches; it knows neither models nor servers."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from chexpert_hf.errors import InputError
+
+Source = TypeVar("Source")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Compute: TypeAlias = Callable[[list[Item], Hashable, bool], Sequence[Result]]
+"""(items, kind, is_alone) -> a result for each item; `is_alone` tells that no other batch is running or waiting."""
+
+STOPPING = "The server is stopping; try again in a minute."
+
+
+class StoppedError(InputError):
+    """The server is stopping and takes no more requests."""
+
+
+class BusyError(InputError):
+    """Too many requests are waiting."""
+
+
+@dataclass(eq=False)
+class _Request:
+    kind: Hashable
+    answer: "Future[Any]" = field(default_factory=Future)
+    item: Any = None
+
+
+class Scheduler(Generic[Source, Item, Result]):
+    """Prepares each request in a thread, and computes those that wait together in batches, the oldest first.
+
+    A request that comes alone starts at once; nobody waits for a batch to fill up.
+
+    Args:
+        prepare: Makes an item of what a caller gave; several threads call it at once.
+        compute: One function for each batch that may be computed at the same time.
+        readers: Threads that prepare; `close` ends them.
+        workers: As many threads as there are functions; `close` ends them.
+        batch_size: Largest batch. Requests that wait are divided among the functions.
+        max_waiting: Requests without an answer, above which `submit` may refuse.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Source], Item],
+        compute: Sequence[Compute[Item, Result]],
+        readers: Executor,
+        workers: Executor,
+        *,
+        batch_size: int = 8,
+        max_waiting: int = 256,
+    ) -> None:
+        self._prepare, self._free, self._num_workers = prepare, list(compute), len(compute)
+        self._readers, self._workers = readers, workers
+        self._batch_size, self._max_waiting = batch_size, max_waiting
+        self._lock = threading.Lock()
+        self._waiting: deque[_Request] = deque()
+        self._num_open = 0
+        self._is_closed = False
+
+    def submit(self, source: Source, kind: Hashable = None, *, may_refuse: bool = False) -> "Future[Result]":
+        """Queues a request; only requests of equal kind share a batch.
+
+        Returns:
+            The result, or the exception of `prepare` or `compute`; StoppedError if the scheduler is closed first.
+
+        Raises:
+            BusyError: If `may_refuse` and `max_waiting` requests wait already.
+            StoppedError: If the scheduler is closed.
+        """
+        request = _Request(kind)
+        with self._lock:
+            self._expect_open()
+            if may_refuse and self._num_open >= self._max_waiting:
+                raise BusyError(f"The server is busy, {self._num_open} requests are waiting; try again in a minute.")
+            self._num_open += 1
+            self._readers.submit(self._read, request, source)
+        request.answer.add_done_callback(self._leave)
+        return request.answer
+
+    def close(self) -> None:
+        """Answers all who wait with StoppedError, now; batches that are running are finished."""
+        with self._lock:
+            self._is_closed = True
+            waiting = [*self._waiting]
+            self._waiting.clear()
+        for request in waiting:
+            request.answer.set_exception(StoppedError(STOPPING))
+        self._readers.shutdown(wait=False)
+        self._workers.shutdown(wait=False)
+
+    def _expect_open(self) -> None:
+        if self._is_closed:
+            raise StoppedError(STOPPING)
+
+    def _leave(self, _: "Future[Any]") -> None:
+        with self._lock:
+            self._num_open -= 1
+
+    def _read(self, request: _Request, source: Source) -> None:
+        if not request.answer.set_running_or_notify_cancel():
+            return
+        try:
+            self._expect_open()  # before work that is of no use to anybody
+            request.item = self._prepare(source)
+            with self._lock:
+                self._expect_open()
+                self._waiting.append(request)
+                self._workers.submit(self._compute_next)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+            request.answer.set_exception(error)
+
+    def _compute_next(self) -> None:
+        with self._lock:
+            if not (batch := self._take_batch()):  # an earlier batch took them along
+                return
+            is_alone = not self._waiting and len(self._free) == self._num_workers
+            compute = self._free.pop()
+        try:
+            results = compute([request.item for request in batch], batch[0].kind, is_alone)
+            for request, result in zip(batch, results, strict=True):
+                request.answer.set_result(result)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers get it
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.set_exception(error)
+        finally:
+            with self._lock:
+                self._free.append(compute)
+
+    def _take_batch(self) -> list[_Request]:
+        size = min(self._batch_size, -(-len(self._waiting) // self._num_workers))
+        batch = list(islice((one for one in self._waiting if one.kind == self._waiting[0].kind), size))
+        for request in batch:
+            self._waiting.remove(request)
+        return batch
