@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_chexpert import CheXpertConfig
-    from .data.chexpert import load_chexpert
-    from .data.radiograph import RadiographError, read_radiograph
+    from .datasets.chexpert import load_chexpert
+    from .radiographs.radiograph import RadiographError, read_radiograph
     from .image_processing_chexpert import CheXpertImageProcessor
-    from .inference.classifier import CheXpertClassifier, Prediction
+    from .scoring.classifier import CheXpertClassifier, Prediction
     from .labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
     from .modeling_chexpert import CheXpertForImageClassification
 

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib import colormaps
-from numpy.typing import NDArray
 
 from chexpert_hf.app.page import text
 from chexpert_hf.app.page.model_facts import ModelFacts
@@ -60,11 +57,6 @@ def render(template: str, **values: Any) -> Markup:
 def data_url(data: bytes, media_type: str = "image/jpeg") -> str:
     """Bytes as an address that needs no request."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def color_table(colormap: str) -> NDArray[np.uint8]:
-    """The 256 colours of a colormap, `(256, 3)`."""
-    return np.rint(colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
 
 
 def error_html(reason: str) -> Markup:

@@ -10,13 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from chexpert_hf.app.page.activations import activations_html
 from chexpert_hf.app.page.html import delivery_html, error_html, note_html, render
 from chexpert_hf.app.page.limits import SESSION_SECONDS
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Study, read_study
-from chexpert_hf.app.page.report import report_html
-from chexpert_hf.app.page.result import result_html
+from chexpert_hf.app.page.result import activations_html, report_html, result_html
 from chexpert_hf.app.page.style import BUTTONS_JS, DELIVERY_JS, VIEWER_JS
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.archives import RadiographFile

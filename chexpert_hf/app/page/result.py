@@ -1,22 +1,42 @@
-"""The viewer of a radiograph or a study: the scores as HTML, and the images and maps for `assets/viewer.js`.
+"""HTML of a radiograph's or study's results: the viewer, the report, and the feature activations.
 
-The maps go to the browser as small as the model makes them, 14 of them a few kilobytes, in 256 levels; it enlarges
-them, colours them and lays them over the radiograph as `scoring.saliency.overlay` does.
+The maps go to the browser as small as the model makes them, 14 of them a few kilobytes, in 256 levels;
+`assets/viewer.js` enlarges and colours them and lays them over the radiograph as `scoring.saliency.overlay` does.
 """
 
 import base64
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from chexpert_hf.app.page.html import color_table, data_url, render
+from chexpert_hf.app.page.html import data_url, render, shown_first
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.reading import Reading, Study
+from chexpert_hf.app.page.reading import Reading, Study, bytes_of, encode
+from chexpert_hf.app.page.style import REPORT_CSS
 from chexpert_hf.app.page.text import DEFINITIONS, describe_map
-from chexpert_hf.scoring.saliency import COLORMAP
+from chexpert_hf.radiographs.archives import RadiographFile
+from chexpert_hf.scoring.activations import Stage, feature_activations
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.saliency import COLORMAP as MAPS_COLORMAP
+from chexpert_hf.scoring.saliency import overlay
+
+ACTIVATIONS_COLORMAP = "viridis"
+
+NUM_MAPS = 4  # in a report
+_MAX_VIEWS = 4  # in a report
+_REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to the inch
+_REPORT_OPACITY = 0.5
+_ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
 
 def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
@@ -33,7 +53,7 @@ def _payload(study: Study) -> str:
         "definitions": [DEFINITIONS.get(name, "") for name in names],
         "chosen": names.index(study.most_probable),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
-        "colors": base64.b64encode(color_table(COLORMAP).tobytes()).decode(),
+        "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
         "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
     }
     return json.dumps(content, separators=(",", ":"))
@@ -53,3 +73,92 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
         "empty": [maps.is_empty(name) for name in probabilities],
         "probabilities": [round(value, 3) for value in probabilities.values()],
     }
+
+
+def report_html(
+    study: Study,
+    facts: ModelFacts,
+    operating_points: Mapping[str, float],
+    *,
+    chosen: str | None = None,
+    now: datetime | None = None,
+) -> str:
+    """A report of a radiograph or study, complete in itself: one printed page with images, maps, scores and disclaimer.
+
+    HTML and not PDF: it opens and prints everywhere, can be searched and read aloud, and its style for paper keeps it
+    on one sheet of A4 or Letter. It has no script, requests nothing, and holds no file name.
+
+    Args:
+        study: The views with scores and maps.
+        facts: About the model.
+        operating_points: For each observation.
+        chosen: The observation of the first map; the most probable ones follow, `NUM_MAPS` in all.
+        now: The time of the report, in UTC; the current time if None.
+    """
+    return render(
+        "report.html",
+        css=REPORT_CSS,
+        study=study,
+        facts=facts,
+        operating_points=operating_points,
+        images=[(caption, data_url(_small_jpeg(image))) for caption, image in _report_images(study, chosen)],
+        version=version("chexpert-hf"),
+        time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
+    """Views, then maps of the chosen and the most probable observations, with captions."""
+    for number, reading in list(study.views.items())[:_MAX_VIEWS]:
+        yield study.label(number), reading.image()
+    names = [name for name in shown_first(study.probabilities) if name != chosen]
+    for name in [*([chosen] if chosen else []), *names][:NUM_MAPS]:
+        number = study.view_of()[name]
+        reading = study.views[number]
+        place = f", View {number}" if study.is_numbered else ""
+        empty = ": empty" if reading.prediction.maps.is_empty(name) else ""
+        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name], _REPORT_OPACITY)
+
+
+def _small_jpeg(image: Image.Image) -> bytes:
+    image.thumbnail((_REPORT_SIDE, _REPORT_SIDE))
+    return encode(image)
+
+
+def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:
+    """The feature maps of one radiograph, from a forward pass of its own; of an ensemble, in its first member.
+
+    Raises:
+        RadiographError: If it cannot be read.
+        ExpiredError: If it has been deleted.
+    """
+    image = classifier.read(bytes_of(file)).image
+    pixel_values = classifier.processor(image, return_tensors="pt")["pixel_values"].to(classifier.model.device)
+    stages = feature_activations(classifier.model, pixel_values.to(classifier.model.dtype))
+    return render(
+        "activations.html",
+        stages=[(stage, _activation_images(stage)) for stage in stages],
+        proportion=image.width / image.height,
+    )
+
+
+def _activation_images(stage: Stage) -> list[tuple[str, str]]:
+    """The titles and addresses of a stage's images."""
+    strongest = ((f"channel {channel}", stage.maps[channel]) for channel in stage.strongest())
+    return [(title, data_url(_png(values), "image/png")) for title, values in (("mean", stage.mean), *strongest)]
+
+
+def _png(values: Tensor) -> bytes:
+    array = values.numpy()
+    span = float(array.max() - array.min())
+    levels = np.rint((array - array.min()) / (span or 1) * 255).astype(np.uint8)
+    image = Image.fromarray(_color_table(ACTIVATIONS_COLORMAP)[levels])
+    image.thumbnail((_ACTIVATION_SIDE, _ACTIVATION_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _color_table(colormap: str) -> NDArray[np.uint8]:
+    """The 256 colours of a colormap, `(256, 3)`."""
+    return np.rint(colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
