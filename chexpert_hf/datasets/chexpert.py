@@ -58,7 +58,7 @@ def load_chexpert(
     num_patients: int | None = None,
     valid_fraction: float = 0.1,
 ) -> DatasetDict:
-    """Loads a data set in CheXpert's layout.
+    """Loads a data set in CheXpert's layout: the splits in the order asked for, rows in the order of the files.
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
@@ -80,9 +80,6 @@ def load_chexpert(
         num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
-
-    Returns:
-        The splits in the order asked for, rows in the order of the files.
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.

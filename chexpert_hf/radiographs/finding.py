@@ -35,10 +35,10 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     # A dictionary, for its order. Names are cheap to compare and links are told by name too: a link and its target are
     # two radiographs, as they are for every other tool.
     files: dict[RadiographFile, None] = {}
-    for path in map(_normal, paths):
+    for path in (str(Path(path)) for path in paths):
         for match in [path] if os.path.lexists(path) else _matches(path, found, follow_links):
             files.update(dict.fromkeys(radiographs_in(match, found, follow_links=follow_links)))
-    for path in map(_normal, listed):
+    for path in (str(Path(path)) for path in listed):
         files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
@@ -61,10 +61,6 @@ def read_list(file: Path) -> list[str]:
     else:  # names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding
         names = os.fsdecode(data.removeprefix(BOM_UTF8)).split("\n")
     return [name.rstrip("\r") for name in names if name.rstrip("\r")]
-
-
-def _normal(path: str | Path) -> str:
-    return str(Path(path))
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:

@@ -43,11 +43,7 @@ RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.
 
 
 def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
-    """Reads one radiograph to an 8-bit grayscale image; arguments and errors as in `open_radiograph`.
-
-    Returns:
-        An image of mode L with `original_size`, and `notes` if there are any, in its `info`; see `Radiograph`.
-    """
+    """Reads one radiograph as `open_radiograph` does; its image has `original_size` and any `notes` in `info`."""
     return open_radiograph(source, target_size=target_size).image
 
 

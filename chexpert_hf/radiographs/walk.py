@@ -67,11 +67,14 @@ class Walk:
         """A folder and what is below it, each with whether it is a folder to search."""
         yield folder, True
         try:
-            entries = _entries(folder)
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             yield folder, False
             return
-        for entry in entries:
+        for entry in found:
+            if entry.name.startswith(".") or is_system_file(entry.name):
+                continue
             is_link = entry.is_symlink()
             is_outside = is_link and self.leads_outside(entry.path)
             is_skipped = is_outside and not self._follow_links
@@ -95,9 +98,3 @@ class Walk:
         kind = kind_of_file(path)
         self._found.num_imageless += kind is Kind.IMAGELESS
         return kind is Kind.RADIOGRAPH
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        wanted = [entry for entry in entries if not entry.name.startswith(".") and not is_system_file(entry.name)]
-    return sorted(wanted, key=lambda entry: entry.name)
