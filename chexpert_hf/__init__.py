@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .configuration_chexpert import CheXpertConfig
     from .datasets.chexpert import load_chexpert
-    from .radiographs.radiograph import RadiographError, read_radiograph
     from .image_processing_chexpert import CheXpertImageProcessor
-    from .scoring.classifier import CheXpertClassifier, Prediction
     from .labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
     from .modeling_chexpert import CheXpertForImageClassification
+    from .radiographs.radiograph import RadiographError, read_radiograph
+    from .scoring.classifier import CheXpertClassifier, Prediction
 
 __version__ = "0.1.0"
 

@@ -26,7 +26,6 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        partial.chmod(_READABLE)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 # dependencies = [
 #     "accelerate>=1.10",
 #     "datasets>=5.2",
-#     "contourpy>=1.2.1",
 #     "evaluate>=0.4.6",
 #     "gradio>=6.30,<7",
 #     "huggingface-hub>=2.0",
@@ -23,7 +22,7 @@
 #     "torch>=2.8",
 #     "torchvision>=0.23",
 #     "transformers>=5.20,<6",
-#     "typer>=0.16",
+#     "typer>=0.19",
 # ]
 # ///
 """Training as a script; the options are those of `chexpert-hf train`.

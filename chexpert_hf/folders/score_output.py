@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import write_text
+from chexpert_hf.files import replacing, write_text
 from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -150,9 +150,7 @@ def _are_same_scores(started: object, now: object) -> bool:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
-    # Not by `files.replacing`, which lets other users read what it writes.
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path):
+    with writing(path), replacing(path) as partial:
         if path.suffix.lower() == ".parquet":
             _write_parquet(partial, columns, iter(rows))
         else:
@@ -162,7 +160,6 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
                 stream.writelines(map(lines.line, rows))
         with partial.open("r+b") as stream:
             os.fsync(stream.fileno())  # the rows it was made from are removed next
-        os.replace(partial, path)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:

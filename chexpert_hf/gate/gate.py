@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chexpert_hf.errors import ModelFolderError
-from chexpert_hf.files import first_line, replacing
+from chexpert_hf.files import first_line, make_readable, replacing
 from chexpert_hf.gate.features import (
     NUM_FEATURES,
     NUM_STRUCTURES,
@@ -229,6 +229,7 @@ class Gate:
             about["laterals"] = "yes"
         with replacing(folder / GATE_FILE) as partial:
             save_file(tensors, partial, metadata=about)
+            make_readable(partial)
 
     @classmethod
     def load(cls, path: Path) -> "Gate":
