@@ -52,7 +52,7 @@ _RESOLVED = {
 
 @dataclass
 class CheXpertOutput(ModelOutput):
-    """What `CheXpertForImageClassification` returns.
+    """Output of `CheXpertForImageClassification`.
 
     Attributes:
         loss: Scalar, if labels were given.
@@ -60,8 +60,8 @@ class CheXpertOutput(ModelOutput):
             positive minus that of negative, so its sigmoid is p1 / (p0 + p1).
         uncertainty: `(batch, num_multiclass)`: the probability of the uncertain class, in the order of the config's
             `multiclass_observations`; None if there are none.
-        saliency: `(batch, num_labels, h, w)`, on request: how much each place of the last feature map contributes to
-            each logit. For a linear head the spatial mean of a map plus the head's bias is the logit. Grad-CAM is its
+        saliency: `(batch, num_labels, h, w)`, on request: the contribution of each cell of the last feature map to each
+            logit. For a linear head the spatial mean of a map plus the head's bias is the logit. Grad-CAM is its
             positive part.
         hidden_states: On request, the feature maps `(batch, channels, h, w)` after each dense block.
     """
@@ -110,7 +110,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a head that was saved for other labels is initialised anew, even one of the same size.
+        """As in transformers; a head that was saved for other labels is re-initialised, even one of the same size.
 
         The config of a model with a new head has no operating points and no calibration.
         """
@@ -152,7 +152,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         return last
 
     def _reinitialise_last_layer(self) -> list[str]:
-        """Draws the weights of the head's last layer anew, as `_init_weights` does; returns their names."""
+        """Re-initialises the head's last layer as `_init_weights` does; returns the names of its weights."""
         last = self.last_layer
         last.reset_parameters()
         nn.init.zeros_(last.bias)
@@ -161,14 +161,14 @@ class CheXpertForImageClassification(PreTrainedModel):
         ]
 
     def freeze_backbone(self) -> None:
-        """Stops the training of all but the head; the statistics of the backbone's BatchNorm stay as they are, too."""
+        """Trains the head only; the statistics of the backbone's BatchNorm stay as they are, too."""
         self.features.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CheXpertForImageClassification":
-        """As in torch, but what is frozen stays in evaluation mode: a backbone, or single BatchNorms as under LoRA.
+        """As in torch, but frozen parts stay in evaluation mode: a backbone, or single BatchNorms as under LoRA.
 
-        Their running statistics would drift otherwise, and are in no adapter that holds only what was trained.
+        Their running statistics would drift otherwise, and no adapter of trained weights holds them.
         """
         super().train(mode)
         if not _is_trained(self.features):
@@ -194,10 +194,10 @@ class CheXpertForImageClassification(PreTrainedModel):
         Args:
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
-                config's policies are applied; also targets in [0, 1], and -100 for what takes no part in the loss.
-                Integers `(batch,)` are class indices: that label is positive and all others are negative.
-            loss_weights: `(batch, num_labels)`: how much each label counts in the sum of the losses; 1 if None. Its
-                name must not contain "label": the Trainer takes every argument whose name does for a label column.
+                config's policies are applied; also targets in [0, 1], and -100 for cells without a loss. Integers
+                `(batch,)` are class indices: that label is positive and all others are negative.
+            loss_weights: `(batch, num_labels)`: weight of each label in the sum of the losses; 1 if None. Its name must
+                not contain "label": the Trainer takes every argument whose name does for a label column.
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
             num_items_in_batch: Known labels of all the batches of an optimizer step, by which the sum of the losses is

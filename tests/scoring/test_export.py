@@ -21,8 +21,8 @@ from chexpert_hf.models.graph_files import GRAPH_FILES, hashes, read_records, wr
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.graphs import export
+from chexpert_hf.scoring.graphs.conversion import Parity
 from chexpert_hf.scoring.graphs.export import export_model
-from chexpert_hf.scoring.graphs.parity import Parity
 from chexpert_hf.scoring.runtimes import Precision, RuntimeName, open_runtime
 
 onnx = pytest.importorskip("onnx")

@@ -22,6 +22,7 @@ from chexpert_hf.models.graph_files import fingerprint
 from chexpert_hf.scoring import runtimes
 from chexpert_hf.scoring.graphs import graph_cache
 from chexpert_hf.scoring.graphs.graph_cache import cache_folder, converted_graph
+from chexpert_hf.scoring.graphs.optional_libraries import import_library
 from chexpert_hf.scoring.graphs.sessions import torch_has_bf16
 from chexpert_hf.scoring.runtimes import RuntimeName, open_runtime
 
@@ -233,10 +234,17 @@ def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx):
     assert one_thread is None or one_thread.side_by_side() == [one_thread]
 
 
-def test_num_threads_reaches_the_runtimes(tiny_model, openvino, onnx):
-    compiled = opened(tiny_model, "openvino", num_threads=1)._request.get_compiled_model()
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
-    assert opened(tiny_model, "onnx", num_threads=1)._session.get_session_options().intra_op_num_threads == 1
+def test_num_threads_reaches_the_runtimes(tiny_model, openvino, onnx, monkeypatch):
+    seen = {}
+    core, library = import_library("openvino").Core, import_library("onnxruntime")
+    compile_model, session = core.compile_model, library.InferenceSession
+    monkeypatch.setattr(core, "compile_model", lambda *a: seen.update(a[-1]) or compile_model(*a))
+    monkeypatch.setattr(
+        library, "InferenceSession", lambda *a, **o: seen.update(onnx=a[1].intra_op_num_threads) or session(*a, **o)
+    )
+    opened(tiny_model, "openvino", num_threads=1)
+    opened(tiny_model, "onnx", num_threads=1)
+    assert (seen["INFERENCE_NUM_THREADS"], seen["onnx"]) == ("1", 1)
     before = torch.get_num_threads()
     try:
         opened(tiny_model, "torch", num_threads=1, device="cpu")

@@ -25,9 +25,8 @@ from chexpert_hf.models.graph_files import GRAPH_FILES, RECORD_FILE, GraphRecord
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.models.repositories import model_folder
-from chexpert_hf.scoring.graphs.conversion import write_graph
+from chexpert_hf.scoring.graphs.conversion import Parity, measure_parity, write_graph
 from chexpert_hf.scoring.graphs.graph_cache import PACKAGES
-from chexpert_hf.scoring.graphs.parity import Parity, measure_parity
 from chexpert_hf.scoring.graphs.quantisation import equalise, halve_graph, quantise_graph
 from chexpert_hf.scoring.graphs.sample_images import phantoms, radiographs, reference_phantom
 from chexpert_hf.scoring.graphs.sessions import SESSIONS
@@ -97,7 +96,7 @@ def export_model(
 
     Raises:
         InputError: If the model or the images cannot be read, the folder holds something else or cannot be written, a
-            library is missing, or the graph differs from the model by more than `parity.BOUNDS` allow.
+            library is missing, or the graph differs from the model by more than `conversion.BOUNDS` allow.
     """
     kind = next((kind for kind in GRAPH_FILES if kind == (runtime, precision)), None)
     if kind is None:

@@ -17,8 +17,7 @@ import torch
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName
-from chexpert_hf.scoring.graphs.conversion import write_graph
-from chexpert_hf.scoring.graphs.parity import measure_parity
+from chexpert_hf.scoring.graphs.conversion import measure_parity, write_graph
 from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
