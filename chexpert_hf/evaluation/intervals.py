@@ -66,7 +66,7 @@ class PatientBootstrap:
             )
 
     def weights(self) -> Iterator[FloatArray]:
-        """How often each study occurs in each resample, in blocks of `(num_studies, up to BLOCK)`."""
+        """Counts of each study in each resample, in blocks of `(num_studies, up to BLOCK)`."""
         names, patient = np.unique(np.asarray(self.patients, dtype=str), return_inverse=True)
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.replicates, BLOCK):

@@ -1,4 +1,4 @@
-"""How well probabilities agree with labels, per study and observation, as the CheXpert paper measures it.
+"""Agreement of probabilities with labels, per study and observation, as the CheXpert paper measures it.
 
 Unknown labels are NaN and are ignored. A metric that the data cannot define is NaN, never .5.
 

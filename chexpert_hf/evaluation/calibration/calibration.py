@@ -38,7 +38,7 @@ class CalibrationError(InputError):
 
 
 class Method(str, Enum):
-    """How a model is calibrated."""
+    """The ways to calibrate a model."""
 
     PLATT = "platt"  # a line for each observation's logit
     TEMPERATURE = "temperature"  # one divisor for the logits of all observations

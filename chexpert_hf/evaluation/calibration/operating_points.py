@@ -13,7 +13,7 @@ from chexpert_hf.evaluation.metrics import FloatArray
 
 
 class Criterion(str, Enum):
-    """How an operating point is chosen."""
+    """The criteria to choose an operating point by."""
 
     YOUDEN = "youden"  # the largest sensitivity + specificity
     SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
