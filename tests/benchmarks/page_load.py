@@ -138,8 +138,12 @@ def put_under_load(
     return Load(lost, wrong, time.perf_counter() - start, latencies)
 
 
-def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, precision: str) -> float:
-    """Radiographs per second of `chexpert-hf predict`, which asks the gate if there is one, without its start."""
+def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, precision: str) -> tuple[float, float]:
+    """Of `chexpert-hf predict`, which asks the gate if there is one, without its start.
+
+    Returns:
+        Radiographs per second, and processor seconds per radiograph.
+    """
     code = (
         "import sys, time\n"
         "from chexpert_hf.folders.score_table import GateMode\n"
@@ -149,12 +153,13 @@ def predict_rate(model: str, files: Sequence[str], times: int, runtime: str, pre
         "classifier = CheXpertClassifier.from_pretrained(model, runtime=runtime, precision=precision)\n"
         "gate = GateMode.FLAG if classifier.has_gate else GateMode.OFF\n"
         "list(score_files(classifier, files[:16], gate=gate))\n"
-        "start = time.perf_counter()\n"
+        "start, busy = time.perf_counter(), time.process_time()\n"
         "count = sum(1 for _ in score_files(classifier, files * int(times), gate=gate))\n"
-        "print(count / (time.perf_counter() - start))\n"
+        "print(count / (time.perf_counter() - start), (time.process_time() - busy) / count)\n"
     )
     command = [sys.executable, "-c", code, model, runtime, precision, str(times), *files]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    rate, busy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
+    return float(rate), float(busy)
 
 
 def main() -> None:
@@ -170,7 +175,7 @@ def main() -> None:
     files = [str(file) for file in find_radiographs([options.radiographs]).files[:NUM_IMAGES]]
     images = [Path(file).read_bytes() for file in files]
 
-    before = predict_rate(options.model, files, 5, options.runtime, options.precision)
+    before, _ = predict_rate(options.model, files, 5, options.runtime, options.precision)
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -191,7 +196,7 @@ def main() -> None:
             result = put_under_load(server, images, truth, clients, requests)
             state = server.memory("VmHWM"), server.num_descriptors(), server.num_files()
             results.append((clients, requests, result, state))
-    after = predict_rate(options.model, files, 5, options.runtime, options.precision)
+    after, _ = predict_rate(options.model, files, 5, options.runtime, options.precision)
     print(
         f"predict: {before:.1f} radiographs a second before, {after:.1f} after; load average {os.getloadavg()[0]:.1f}"
     )

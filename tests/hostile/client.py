@@ -51,6 +51,11 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(what)) // 1024
 
+    def processor_seconds(self) -> float:
+        """That the process has taken since its start, of all processors together."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def files(self) -> list[Path]:
         """In its temporary folder, but for the owner's number."""
         # Unlike `rglob`, `walk` does not mind that the server deletes folders meanwhile.

@@ -124,7 +124,8 @@ def serving(
             footer_links=[],
             **look,
         )
-        shell = Shell(app, users=auth, limits=limits, has_mcp=mcp)
+        refusal = classifier.refusal if isinstance(classifier, SharedClassifier) else str
+        shell = Shell(app, auth, limits, mcp, refusal)
         server = uvicorn.Server(
             uvicorn.Config(
                 shell, log_level="warning", ws="none", server_header=False, timeout_graceful_shutdown=_CLOSE_SECONDS

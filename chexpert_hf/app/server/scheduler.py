@@ -80,12 +80,18 @@ class Scheduler(Generic[Source, Item, Result]):
         request = _Request(kind)
         with self._lock:
             self._expect_open()
-            if may_refuse and self._num_open >= self._max_waiting:
-                raise BusyError(f"The server is busy, {self._num_open} requests are waiting; try again in a minute.")
+            if may_refuse and (reason := self.refusal()):
+                raise BusyError(reason)
             self._num_open += 1
             self._readers.submit(self._read, request, source)
         request.answer.add_done_callback(self._leave)
         return request.answer
+
+    def refusal(self) -> str:
+        """Why `submit` would raise BusyError now; empty if there is room."""
+        if self._num_open < self._max_waiting:
+            return ""
+        return f"The server is busy, {self._num_open} requests are waiting; try again in a minute."
 
     def close(self) -> None:
         """Answers all who wait with StoppedError, now; batches that are running are finished."""

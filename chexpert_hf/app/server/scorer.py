@@ -72,6 +72,10 @@ class SharedClassifier(CheXpertClassifier):
         """Queues a radiograph; its prediction is that of `predict`. Raises as `Scheduler.submit`."""
         return self._scheduler.submit(source, saliency, may_refuse=may_refuse)
 
+    def refusal(self) -> str:
+        """Why `submit` may refuse a radiograph now; empty if there is room."""
+        return self._scheduler.refusal()
+
     def close(self) -> None:
         """Answers all who wait with StoppedError, now."""
         self._scheduler.close()

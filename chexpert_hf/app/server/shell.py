@@ -8,7 +8,7 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import HTTPException
@@ -72,6 +72,7 @@ class Shell:
         users: (user, password) of those who may use the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
+        refusal: Why calls of the HTTP API are refused now, before their bodies are read; empty if they are not.
 
     Attributes:
         is_stopping: Set to refuse requests from then on.
@@ -79,9 +80,14 @@ class Shell:
     """
 
     def __init__(
-        self, app: ASGIApp, users: Sequence[tuple[str, str]] = (), limits: Limits = Limits(), has_mcp: bool = False
+        self,
+        app: ASGIApp,
+        users: Sequence[tuple[str, str]] = (),
+        limits: Limits = Limits(),
+        has_mcp: bool = False,
+        refusal: Callable[[], str] = str,
     ) -> None:
-        self._app, self._users, self._limits, self._has_mcp = app, users, limits, has_mcp
+        self._app, self._users, self._limits, self._has_mcp, self._refusal = app, users, limits, has_mcp, refusal
         self.is_stopping = False
         self.num_open = 0
         self._uploads: set[Receive] = set()
@@ -139,6 +145,8 @@ class Shell:
         if method != "POST":
             await self._app(scope, receive, send)
             return
+        if path.startswith(_API) and (reason := self._refusal()):
+            raise _refusal(503, reason)
         max_bytes = limits.upload_bytes if path in _UPLOADS else limits.mcp_bytes if is_mcp else limits.json_bytes
         length = headers.get("Content-Length", "0")
         if not length.isdecimal():

@@ -58,8 +58,8 @@ def in_a_thread(coroutine):
         return thread.submit(asyncio.run, coroutine).result()
 
 
-def ask(path, inner=None, has_mcp=False, is_stopping=False, **options):
-    shell = Shell(inner or Inner(), limits=LIMITS, has_mcp=has_mcp)
+def ask(path, inner=None, has_mcp=False, is_stopping=False, refusal=str, **options):
+    shell = Shell(inner or Inner(), limits=LIMITS, has_mcp=has_mcp, refusal=refusal)
     shell.is_stopping = is_stopping
     return in_a_thread(request(shell, path, **options))
 
@@ -187,6 +187,14 @@ def test_uploads_to_the_api_are_bounded_as_others(path):
     assert ask(path, chunks=[b"x" * 1001])[0] == 413
     assert ask(path, chunks=[b"x"], stalls=True)[0] == 408
     assert ask(path, method="GET")[0] == 404
+
+
+def test_where_the_api_would_refuse_no_body_is_read_and_the_page_goes_on():
+    inner = Inner()
+    status, text = ask("/api/v1/predict", inner, chunks=[b"x"], refusal=lambda: "The server is busy.")
+    assert (status, json.loads(text), inner.bodies) == (503, {"detail": "The server is busy."}, [])
+    assert ask("/api/v1/health", inner, method="GET", refusal=lambda: "The server is busy.") == (200, "ok")
+    assert ask(UPLOAD, inner, refusal=lambda: "The server is busy.") == (200, "ok")
 
 
 def test_calls_by_mcp_are_bounded_and_only_served_where_they_are_wanted():
