@@ -19,7 +19,6 @@ import httpx
 
 from chexpert_hf.app.demo import build_demo
 from chexpert_hf.app.page.panel import Kept
-from chexpert_hf.app.page.uploads import Upload
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.folders.scoring import score_files
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -68,7 +67,7 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     """What the page's handlers keep: the numbers that everything is drawn from."""
     classifier = SharedClassifier(_classifier(settings))
     demo = build_demo(classifier)
-    uploads = [Upload(file, file.name) for file in files]
+    uploads = [{"path": str(file), "orig_name": file.name} for file in files]
     try:
         single = [_kept(demo, "show_file", [one]) for one in uploads]
         studies = [_kept(demo, "show_study", uploads[at : at + VIEWS]) for at in range(0, len(uploads), VIEWS)]
@@ -82,7 +81,7 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     }
 
 
-def _kept(demo: gr.Blocks, handler: str, uploads: list[Upload]) -> Scores:
+def _kept(demo: gr.Blocks, handler: str, uploads: list[dict[str, str]]) -> Scores:
     kept = _state(_call(demo, handler, uploads))
     if kept is not None and (kept.study is None or kept.study.failures):  # the gate took one for something else
         kept = _state(_call(demo, "score_anyway", kept))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import gradio as gr
 
@@ -22,7 +23,7 @@ from chexpert_hf.app.page.limits import MAX_FILES, PROGRESS_SECONDS, SESSION_SEC
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
 from chexpert_hf.app.page.style import DELIVERY_JS, TABLE_JS
 from chexpert_hf.app.page.text import EXPIRED, FORMATS
-from chexpert_hf.app.page.uploads import Upload, upload_field
+from chexpert_hf.app.page.uploads import upload_field, uploads_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -50,8 +51,8 @@ def build_batch_tab(
     def show_status(html: str) -> Updates:
         return {status: gr.HTML(html, visible=bool(html))}
 
-    def score_all(uploads: list[Upload], ungated: bool) -> Iterator[Updates]:
-        if not uploads:
+    def score_all(value: Any, ungated: bool) -> Iterator[Updates]:
+        if not (uploads := uploads_of(value)):
             return
         found = Found()
         try:
@@ -74,10 +75,8 @@ def build_batch_tab(
             done.append(row)
             if time.monotonic() - shown_at > PROGRESS_SECONDS:
                 shown_at = time.monotonic()
-                # The field in every update: one that an update leaves out Gradio makes anew from its class for the rest
-                # of the visit, and `upload_field` would be lost on it.
-                yield {files: None, rows: tuple(done), **show_status(progress_html(len(done), len(items), "Scored"))}
-        yield {files: None, **finished(tuple(done), found.notes())}
+                yield {rows: tuple(done), **show_status(progress_html(len(done), len(items), "Scored"))}
+        yield finished(tuple(done), found.notes())
 
     def finished(done: tuple[ListedFile, ...], notes: Sequence[str] = ()) -> Updates:
         html = table_html(done, classifier.operating_points, notes)
@@ -130,7 +129,7 @@ def build_batch_tab(
 
     quiet = {"show_progress": "hidden", **PRIVATE}
     outputs = [files, rows, status, stop, downloads, archive, table]
-    run = files.upload(score_all, [files, is_ungated], outputs, **quiet)
+    run = files.upload(score_all, [files, is_ungated], outputs, preprocess=False, **quiet)
     stop.click(finished, [rows], [rows, status, stop, downloads, table], cancels=[run], **quiet)
     table.open(open_row, [rows], [tabs, status, *single.outputs], show_progress_on=[table], **PRIVATE)
     csv.click(deliver_csv, [rows], [delivery, status], **quiet)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -12,7 +13,7 @@ from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
 from chexpert_hf.app.page.style import BUTTONS_JS, PASTE_JS
 from chexpert_hf.app.page.text import FORMATS, only_first
-from chexpert_hf.app.page.uploads import Upload, upload_field
+from chexpert_hf.app.page.uploads import upload_field, uploads_of
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
@@ -26,8 +27,8 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
             thumbnails = gr.HTML(examples_html(examples), js_on_load=BUTTONS_JS, elem_id="examples", **PLAIN)
     panel = Panel(classifier, facts, is_study=False)
 
-    def show_file(uploads: list[Upload]) -> Updates:
-        if not uploads:
+    def show_file(value: Any) -> Updates:
+        if not (uploads := uploads_of(value)):
             return {files: None}
         first, *others = uploads
         return {files: None, **panel.show([first.path], note=only_first(first.name, len(others)) if others else "")}
@@ -36,7 +37,7 @@ def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples
         return {files: None, **panel.show([examples[int(event.index)]])}
 
     outputs = [files, *panel.outputs]
-    files.upload(show_file, [files], outputs, show_progress_on=[files], **PRIVATE)
+    files.upload(show_file, [files], outputs, preprocess=False, show_progress_on=[files], **PRIVATE)
     thumbnails.select(show_example, None, outputs, show_progress_on=[files], **PRIVATE)
     return panel
 
@@ -48,12 +49,13 @@ def build_study_tab(classifier: CheXpertClassifier, facts: ModelFacts) -> None:
     gr.HTML(f'<p class="formats">{hint} {FORMATS}</p>', **PLAIN)
     panel = Panel(classifier, facts, is_study=True)
 
-    def show_study(uploads: list[Upload]) -> Updates:
-        if not uploads:
+    def show_study(value: Any) -> Updates:
+        if not (uploads := uploads_of(value)):
             return {files: None}
         if len(uploads) > MAX_VIEWS:
             reason = f"Expected at most {MAX_VIEWS} views of one study, got {len(uploads)}; choose fewer."
             return {files: None, **panel.refuse(error_html(reason))}
         return {files: None, **panel.show([upload.path for upload in uploads])}
 
-    files.upload(show_study, [files], [files, *panel.outputs], show_progress_on=[files], **PRIVATE)
+    outputs = [files, *panel.outputs]
+    files.upload(show_study, [files], outputs, preprocess=False, show_progress_on=[files], **PRIVATE)

@@ -18,23 +18,22 @@ class Upload:
 
 
 def upload_field(label: str, elem_id: str) -> gr.File:
-    """A field whose value reaches handlers as a list of `Upload`.
+    """A field for files, whose events need `preprocess=False` and whose value `uploads_of` reads.
 
-    No file types: Gradio would drop the many DICOM files without a suffix. The reader looks inside.
+    Gradio's own preprocessing leaves an empty temporary file behind for each upload. No file types: Gradio would drop
+    the many DICOM files without a suffix. The reader looks inside.
     """
-    field = gr.File(
+    return gr.File(
         label=label,
         file_count="multiple",  # of a single file, the browser would drop the others silently
         height=140,
         elem_id=elem_id,
         elem_classes="upload-field",
     )
-    # On the instance: a subclass would make Gradio write a stub file beside this one, and its own way of giving out
-    # paths leaves an empty temporary file behind for each.
-    field.preprocess = _uploads
-    return field
 
 
-def _uploads(payload: Any) -> list[Upload]:
-    files = payload.root if payload is not None else []
-    return [Upload(Path(file.path), (file.orig_name or Path(file.path).name)[:_MAX_NAME]) for file in files]
+def uploads_of(value: list[dict[str, Any]] | None) -> list[Upload]:
+    """The files in an unprocessed value of an upload field."""
+    return [
+        Upload(Path(file["path"]), (file["orig_name"] or Path(file["path"]).name)[:_MAX_NAME]) for file in value or ()
+    ]

@@ -12,7 +12,6 @@ from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.page.limits import MAX_VIEWS, SESSION_SECONDS
 from chexpert_hf.app.page.panel import Kept
 from chexpert_hf.app.page.text import EXPIRED
-from chexpert_hf.app.page.uploads import Upload
 from chexpert_hf.radiographs.radiograph import RadiographError
 from tests.app.page.conftest import JUDGED
 from tests.app.page.test_result import rows_of
@@ -31,8 +30,8 @@ def call(demo: gr.Blocks, handler: str, *arguments: Any, place: int = 0) -> dict
     return {part.elem_id or type(part).__name__: value for part, value in answer.items()}
 
 
-def uploads(*paths: Path) -> list[Upload]:
-    return [Upload(path, path.name) for path in paths]
+def uploads(*paths: Path) -> list[dict[str, str]]:
+    return [{"path": str(path), "orig_name": path.name} for path in paths]
 
 
 def test_handler_shows_the_scores_of_predict(
