@@ -1,7 +1,9 @@
 """Data flows one way and imports point one way: a module imports only from packages above its own."""
 
 import ast
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import chexpert_hf
@@ -135,3 +137,103 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, chexpert_hf.cli; print([m for m in ('torch', 'transformers', 'gradio') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+# Settings that their library documents as such.
+SETTINGS = {"torch.backends.cudnn.deterministic"}
+
+# Private names of other libraries, by the one module that may use them, each with its reason and the tested version.
+PRIVATE_NAMES = {
+    "training/durable/trainer_checkpoints.py": "transformers 5.20: the Trainer's steps of saving and loading",
+    "image_processing_chexpert.py": "transformers 5.20: `_preprocess` and its input, as every processor",
+    "modeling_chexpert.py": "transformers 5.20: `_init_weights` and `_gradient_checkpointing_func`, as every model",
+    "app/page/model_facts.py": "transformers 5.20: `config._commit_hash`, the only record of a repository's commit",
+    "app/server/launch.py": "Python: `os._exit`, to end while threads of other libraries still run",
+}
+
+
+def names_of_libraries(tree: ast.Module) -> set[str]:
+    """Names in a module that stand for something of another library."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and not (node.module or "").startswith("chexpert_hf"):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [alias for alias in node.names if not alias.name.startswith("chexpert_hf")]
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in names}
+    return found
+
+
+def root_of(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def patches(tree: ast.Module) -> list[str]:
+    """Assignments to attributes of other libraries' modules and classes, by a statement or by `setattr`."""
+    libraries, found = names_of_libraries(tree), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            found += [ast.unparse(node)] if root_of(node) in libraries else []
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"setattr", "delattr"}:
+            found += [ast.unparse(node)] if root_of(node.args[0]) in libraries else []
+    return [one for one in found if one not in SETTINGS]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def own_private_names(trees: Iterable[ast.Module]) -> set[str]:
+    """Private names that the package defines: functions, classes, attributes and variables."""
+    found = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return {name for name in found if is_private(name)}
+
+
+def parsed() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()
+    }
+
+
+def test_nothing_of_another_library_is_replaced_at_run_time():
+    assert {name: found for name, tree in parsed().items() if (found := patches(tree))} == {}
+    example = "import fastapi.dependencies.utils as utils\nutils.run_in_threadpool = print\nsetattr(utils, 'x', 1)"
+    assert len(patches(ast.parse(example))) == 2
+
+
+def test_private_names_of_other_libraries_stand_in_the_modules_that_are_listed():
+    trees = parsed()
+    own = own_private_names(trees.values()) | {"_asdict", "_fields", "_replace"}  # of named tuples, documented
+    users = {
+        name
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own)
+        or (isinstance(node, ast.ImportFrom) and not node.level and any(is_private(one.name) for one in node.names))
+    }
+    assert users <= PRIVATE_NAMES.keys()
+
+
+def test_no_test_uses_a_private_name_of_the_package():
+    own = own_private_names(parsed().values())
+    found = []
+    for path in Path(__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = own_private_names([tree])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("chexpert_hf"):
+                found += [f"{path.name}: {one.name}" for one in node.names if is_private(one.name)]
+            elif isinstance(node, ast.Attribute) and node.attr in own - defined:
+                found += [] if root_of(node) in {"self", "cls"} else [f"{path.name}: {ast.unparse(node)}"]
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"chexpert_hf[.\w]*\._[a-z]\w*", str(node.value)):
+                found.append(f"{path.name}: {node.value}")
+    assert [one for one in found if "DurableCheckpoints._save_checkpoint" not in one] == []  # the Trainer's, for kills
