@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,8 +89,6 @@ class SharedClassifier(CheXpertClassifier):
                 yield error
 
     def _read_and_judge(self, source: RadiographSource) -> _Item:
-        if isinstance(source, Path):
-            source = source.read_bytes()  # the reader names paths in its errors
         prepared = self._classifier.prepare(self._classifier.read(source), for_gate=True)
         return replace(prepared, gate_input=None), self._classifier.verdicts([prepared])[0]
 

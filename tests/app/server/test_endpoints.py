@@ -233,10 +233,11 @@ def test_limits_hold_on_the_running_server(server):
 
 
 def test_no_name_of_a_file_is_in_an_answer(server):
-    path = server.upload(png(9), "Doe^Jane.png")
-    assert "Doe" not in server.result("predict", {"path": path})
-    assert "Doe" not in server.result("batch", [{"path": path}])
-    assert "Doe" not in server.result("saliency", {"path": path}, "Edema", 0.5, False)
+    for data in (png(9), b"no image", b""):
+        path = server.upload(data, "Doe^Jane.png")
+        assert "Doe" not in server.result("predict", {"path": path})
+        assert "Doe" not in server.result("batch", [{"path": path}])
+        assert "Doe" not in server.result("saliency", {"path": path}, "Edema", 0.5, False)
 
 
 def test_clients_are_told_what_goes_in_and_comes_out(server):
