@@ -59,9 +59,9 @@ class Film(NamedTuple):
 async def score(
     classifier: CheXpertClassifier, data: bytes, *, saliency: bool = False, may_refuse: bool = False
 ) -> Prediction:
-    """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse, with BusyError."""
+    """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse."""
     if isinstance(classifier, SharedClassifier):
-        return await asyncio.wrap_future(classifier.submit(data, saliency=saliency, may_refuse=may_refuse))
+        return await asyncio.wrap_future(classifier.scheduler.submit(data, saliency, may_refuse=may_refuse))
     return await run_in_threadpool(lambda: classifier.predict(data, saliency=saliency))
 
 
@@ -72,7 +72,7 @@ async def score_all(
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
-        BusyError: If too many are waiting before the first one is scored.
+        UnavailableError: If too many are waiting before the first one is scored.
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
-from chexpert_hf.app.server.scheduler import BusyError, StoppedError
+from chexpert_hf.app.server.scheduler import UnavailableError
 from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.files import sha256_of
@@ -134,7 +134,7 @@ async def answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"detail": f"{'; '.join(lines)}; see {PREFIX}/docs."}, 422)
-    if isinstance(error, (BusyError, StoppedError)):
+    if isinstance(error, UnavailableError):
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
     is_input = isinstance(error, InputError)
     return JSONResponse({"detail": str(error) if is_input else INTERNAL}, 400 if is_input else 500)

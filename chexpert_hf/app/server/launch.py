@@ -128,7 +128,7 @@ def serving(
             footer_links=[],
             **look,
         )
-        refusal = classifier.refusal if isinstance(classifier, SharedClassifier) else str
+        refusal = classifier.scheduler.refusal if isinstance(classifier, SharedClassifier) else str
         shell = Shell(app, auth, limits, mcp, refusal)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -144,17 +144,12 @@ def serving(
         try:
             yield url_of(host, listener)
         finally:
-            _answer_all(shell, classifier)
+            shell.is_stopping = True
+            if isinstance(classifier, SharedClassifier):
+                classifier.close()
+            end = time.monotonic() + STOP_SECONDS
+            time.sleep(0.2)  # who has just been queued comes for the answer
+            while shell.num_open and time.monotonic() < end:
+                time.sleep(0.02)
             server.should_exit = True
             thread.join()
-
-
-def _answer_all(shell: Shell, classifier: CheXpertClassifier) -> None:
-    """Refuses new requests and waits until those that are open have their answers, for some seconds at most."""
-    end = time.monotonic() + STOP_SECONDS
-    shell.is_stopping = True
-    if isinstance(classifier, SharedClassifier):
-        classifier.close()
-    time.sleep(0.2)  # who has just been queued comes for the answer
-    while shell.num_open and time.monotonic() < end:
-        time.sleep(0.02)

@@ -54,7 +54,7 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     def fail(*_, **__):
         raise RuntimeError("PLANTED^NAME")
 
-    monkeypatch.setattr(server.classifier, "submit", fail)
+    monkeypatch.setattr(server.classifier.scheduler, "submit", fail)
     answer = server.result("predict", {"path": server.upload(png())})
     assert "The server could not answer this" in answer
     log = "".join(capsys.readouterr())
