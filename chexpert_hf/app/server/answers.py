@@ -57,19 +57,12 @@ class Film(NamedTuple):
 
 
 async def score(
-    classifier: CheXpertClassifier, source: str | Path | bytes, *, saliency: bool = False, may_refuse: bool = False
+    classifier: CheXpertClassifier, data: bytes, *, saliency: bool = False, may_refuse: bool = False
 ) -> Prediction:
-    """Scores a radiograph without blocking the event loop.
-
-    Args:
-        classifier: Best a SharedClassifier; any other is called in a thread.
-        source: A file or its bytes.
-        saliency: Whether to compute the maps.
-        may_refuse: Whether to raise BusyError where too many are waiting.
-    """
+    """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse."""
     if isinstance(classifier, SharedClassifier):
-        return await asyncio.wrap_future(classifier.submit(source, saliency=saliency, may_refuse=may_refuse))
-    return await run_in_threadpool(lambda: classifier.predict(source, saliency=saliency))
+        return await asyncio.wrap_future(classifier.scheduler.submit(data, saliency, may_refuse=may_refuse))
+    return await run_in_threadpool(lambda: classifier.predict(data, saliency=saliency))
 
 
 async def score_all(
@@ -79,7 +72,7 @@ async def score_all(
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
-        BusyError: If too many are waiting before the first one is scored.
+        UnavailableError: If too many are waiting before the first one is scored.
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):
@@ -92,7 +85,7 @@ async def score_all(
             async with slots:
                 try:
                     source = film.source
-                    data = await run_in_threadpool(source_of, source) if isinstance(source, ArchiveMember) else source
+                    data = source if isinstance(source, bytes) else await run_in_threadpool(_read, source)
                     return await score(classifier, data, may_refuse=may_refuse)
                 except RadiographError as error:
                     return error
@@ -108,7 +101,7 @@ async def score_all(
 
 
 async def draw(
-    classifier: CheXpertClassifier, source: Path | bytes, observation: object, opacity: object, raw: bool = False
+    classifier: CheXpertClassifier, data: bytes, observation: object, opacity: object, raw: bool = False
 ) -> bytes:
     """A PNG of an observation's map over a radiograph, or of the map alone.
 
@@ -118,13 +111,13 @@ async def draw(
     opacity = OPACITY if opacity is None else opacity  # JSON clients send null for "not given"
     if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise InputError("Expected an opacity from 0 to 1.")
-    values = (await maps_of(classifier, source, observation))[str(observation)]
+    values = (await maps_of(classifier, data, observation))[str(observation)]
 
     def encode() -> bytes:
         if raw:
             image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
         else:
-            image = overlay(read_radiograph(source), values, opacity)
+            image = overlay(read_radiograph(data), values, opacity)
         stream = io.BytesIO()
         image.save(stream, "PNG", compress_level=1)
         return stream.getvalue()
@@ -132,11 +125,11 @@ async def draw(
     return await run_in_threadpool(encode)
 
 
-async def maps_of(classifier: CheXpertClassifier, source: Path | bytes, observation: object) -> SaliencyMaps:
+async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: object) -> SaliencyMaps:
     """The maps of a radiograph. Raises InputError if the model has no such observation or the file cannot be read."""
     if observation not in classifier.observations:
         raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
-    return (await score(classifier, source, saliency=True, may_refuse=True)).maps
+    return (await score(classifier, data, saliency=True, may_refuse=True)).maps
 
 
 def names_of(classifier: CheXpertClassifier) -> str:
@@ -170,6 +163,11 @@ def _films(files: Sequence[Path | bytes]) -> list[Film]:
         if len(films) > MAX_BATCH:
             raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
     return films
+
+
+def _read(source: Path | ArchiveMember) -> bytes:
+    content = source_of(source)
+    return content if isinstance(content, bytes) else Path(content).read_bytes()  # errors about bytes name no file
 
 
 def _is_zip(file: Path | bytes) -> bool:

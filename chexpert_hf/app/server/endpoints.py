@@ -12,6 +12,7 @@ from pathlib import Path
 import gradio as gr
 from gradio import FileData
 from gradio.utils import get_upload_folder
+from starlette.concurrency import run_in_threadpool
 from typing_extensions import TypedDict
 
 from chexpert_hf.app.server.answers import OPACITY, Common, GateVerdict, common_of, draw, names_of, score, score_all
@@ -54,7 +55,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM.
         """
-        return await score_one(classifier, uploaded_path(file))
+        return await score_one(classifier, await _content(file))
 
     async def saliency(file: FileData, observation: str, opacity: float = OPACITY, raw: bool = False) -> FileData:
         """Draws where in a chest radiograph an observation's score comes from. Not a medical device.
@@ -65,7 +66,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
             opacity: Of the map over the radiograph, from 0 to 1; 0.5 if null.
             raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
         """
-        image = await draw(classifier, uploaded_path(file), observation, opacity, raw)
+        image = await draw(classifier, await _content(file), observation, opacity, raw)
         path = os.path.join(tempfile.mkdtemp(dir=get_upload_folder()), "map.png")
         with open(path, "wb") as stream:
             stream.write(image)
@@ -88,9 +89,9 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
     gr.api(batch, api_name="batch", concurrency_limit=_BATCHES_AT_ONCE)
 
 
-async def score_one(classifier: CheXpertClassifier, source: Path | bytes) -> Answer:
+async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
     """The answer to `/predict`."""
-    prediction = await score(classifier, source)
+    prediction = await score(classifier, data)
     common, observations = common_of(prediction), _scores(classifier, prediction)
     return Answer(
         observations=observations,
@@ -116,6 +117,10 @@ async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | byte
             }
         )
     return rows
+
+
+async def _content(file: object) -> bytes:
+    return await run_in_threadpool(uploaded_path(file).read_bytes)
 
 
 def _scores(classifier: CheXpertClassifier, prediction: Prediction) -> dict[str, Score]:

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
-from chexpert_hf.app.server.scheduler import BusyError, StoppedError
+from chexpert_hf.app.server.scheduler import UnavailableError
 from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.files import sha256_of
@@ -31,7 +31,7 @@ _MAX_NAME = 200
 
 
 class Row(Common):
-    """The scores of one radiograph, or an error; `name` is that of the sender's file, in an archive "archive/file"."""
+    """The scores of one radiograph or an error; the name is that of the sender's file, in an archive "archive/file"."""
 
     name: str
     probabilities: dict[str, float] | None
@@ -39,7 +39,7 @@ class Row(Common):
 
 
 class Maps(TypedDict):
-    """Maps (rows of values in [0, 1]) on the part `box` (left, top, right, bottom) of an image of `size` pixels."""
+    """Rows of values in [0, 1] on a box (left, top, right, bottom) of an image whose size (width, height) is given."""
 
     size: tuple[int, int]
     box: tuple[float, float, float, float]
@@ -54,7 +54,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
     async def predict(
         files: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.")],
     ) -> Response:
-        """Score radiographs, also those in ZIP archives: a row for each."""
+        """Score radiographs, also those in ZIP archives. Answers with a list of Row, one for each radiograph."""
         contents = [await _content(file) for file in files]
         scored = await score_all(classifier, contents)
         return JSONResponse([_row(files[film.file - 1], film, result) for film, result in scored])
@@ -69,7 +69,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
             Form(description="PNG of the map over the radiograph, PNG of the map alone, or all maps as numbers."),
         ] = "overlay",
     ) -> Response:
-        """Show where in a radiograph an observation's score comes from."""
+        """Show where in a radiograph an observation's score comes from. Answers with a PNG, or with Maps."""
         content = await _content(file)
         if format != "json":
             image = await draw(classifier, content, observation, opacity, format == "map")
@@ -134,7 +134,7 @@ async def answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"detail": f"{'; '.join(lines)}; see {PREFIX}/docs."}, 422)
-    if isinstance(error, (BusyError, StoppedError)):
+    if isinstance(error, UnavailableError):
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
     is_input = isinstance(error, InputError)
     return JSONResponse({"detail": str(error) if is_input else INTERNAL}, 400 if is_input else 500)

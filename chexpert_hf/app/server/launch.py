@@ -26,7 +26,6 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 STOP_SECONDS = 5
 """How long requests are given to get their answer, once the server was told to stop."""
 
-_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _CLOSE_SECONDS = 1  # how long open pages are then given
 _PAGE_AT_ONCE = 4  # calls of each of the page's handlers
 _STATUS_SECONDS = 2  # between two reports of their place in the queue; by default Gradio sends all on each answer
@@ -50,13 +49,18 @@ _CLOSED: dict[str, Any] = {
 
 def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options: Any) -> None:
     """Serves as `serving` does, until SIGINT or SIGTERM, which end the process with exit code 0."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # also in the threads that are started now
+    is_told = threading.Event()
+
+    def tell(number: int, _: object) -> None:
+        if is_told.is_set():  # a second signal ends the process at once
+            os._exit(128 + number)
+        is_told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, tell)
     with serving(build, classifier, **options) as url:
         print(f"The page is at {url}", flush=True)
-        signal.sigwait(_STOP_SIGNALS)
-        for number in _STOP_SIGNALS:  # a second one ends the process at once
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        is_told.wait()
     # Nothing is left to do, and what the runtimes do at an interpreter's end took up to ten seconds.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,7 +128,7 @@ def serving(
             footer_links=[],
             **look,
         )
-        refusal = classifier.refusal if isinstance(classifier, SharedClassifier) else str
+        refusal = classifier.scheduler.refusal if isinstance(classifier, SharedClassifier) else str
         shell = Shell(app, auth, limits, mcp, refusal)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -140,17 +144,12 @@ def serving(
         try:
             yield url_of(host, listener)
         finally:
-            _answer_all(shell, classifier)
+            shell.is_stopping = True
+            if isinstance(classifier, SharedClassifier):
+                classifier.close()
+            end = time.monotonic() + STOP_SECONDS
+            time.sleep(0.2)  # who has just been queued comes for the answer
+            while shell.num_open and time.monotonic() < end:
+                time.sleep(0.02)
             server.should_exit = True
             thread.join()
-
-
-def _answer_all(shell: Shell, classifier: CheXpertClassifier) -> None:
-    """Refuses new requests and waits until those that are open have their answers, for some seconds at most."""
-    end = time.monotonic() + STOP_SECONDS
-    shell.is_stopping = True
-    if isinstance(classifier, SharedClassifier):
-        classifier.close()
-    time.sleep(0.2)  # who has just been queued comes for the answer
-    while shell.num_open and time.monotonic() < end:
-        time.sleep(0.02)

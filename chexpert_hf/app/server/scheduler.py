@@ -20,12 +20,8 @@ Compute: TypeAlias = Callable[[list[Item], Hashable, bool], Sequence[Result]]
 STOPPING = "The server is stopping; try again in a minute."
 
 
-class StoppedError(InputError):
-    """The server is stopping and takes no more requests."""
-
-
-class BusyError(InputError):
-    """Too many requests are waiting."""
+class UnavailableError(InputError):
+    """No request is taken now: too many are waiting, or the server is stopping."""
 
 
 @dataclass(eq=False)
@@ -71,42 +67,41 @@ class Scheduler(Generic[Source, Item, Result]):
         """Queues a request; only requests of equal kind share a batch.
 
         Returns:
-            The result, or the exception of `prepare` or `compute`; StoppedError if the scheduler is closed first.
+            The result, or the exception of `prepare` or `compute`; UnavailableError if the scheduler is closed first.
 
         Raises:
-            BusyError: If `may_refuse` and `max_waiting` requests wait already.
-            StoppedError: If the scheduler is closed.
+            UnavailableError: If the scheduler is closed, or `may_refuse` and `max_waiting` requests wait already.
         """
         request = _Request(kind)
         with self._lock:
             self._expect_open()
             if may_refuse and (reason := self.refusal()):
-                raise BusyError(reason)
+                raise UnavailableError(reason)
             self._num_open += 1
             self._readers.submit(self._read, request, source)
         request.answer.add_done_callback(self._leave)
         return request.answer
 
     def refusal(self) -> str:
-        """Why `submit` would raise BusyError now; empty if there is room."""
+        """Why `submit` may refuse a request now; empty if there is room."""
         if self._num_open < self._max_waiting:
             return ""
         return f"The server is busy, {self._num_open} requests are waiting; try again in a minute."
 
     def close(self) -> None:
-        """Answers all who wait with StoppedError, now; batches that are running are finished."""
+        """Answers all who wait with UnavailableError, now; batches that are running are finished."""
         with self._lock:
             self._is_closed = True
             waiting = [*self._waiting]
             self._waiting.clear()
         for request in waiting:
-            request.answer.set_exception(StoppedError(STOPPING))
+            request.answer.set_exception(UnavailableError(STOPPING))
         self._readers.shutdown(wait=False)
         self._workers.shutdown(wait=False)
 
     def _expect_open(self) -> None:
         if self._is_closed:
-            raise StoppedError(STOPPING)
+            raise UnavailableError(STOPPING)
 
     def _leave(self, _: "Future[Any]") -> None:
         with self._lock:

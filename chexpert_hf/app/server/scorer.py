@@ -5,10 +5,9 @@ trial at the start finds that they do, as in PyTorch, every radiograph gets a ba
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,10 @@ class SharedClassifier(CheXpertClassifier):
 
     Args:
         classifier: Computes the scores; not to be used by others meanwhile.
-        max_waiting: Radiographs without an answer, above which `submit` may refuse more.
+        max_waiting: Radiographs without an answer, above which the scheduler may refuse more.
+
+    Attributes:
+        scheduler: Gives the predictions of `predict`; the kind of a request is whether maps are wanted.
     """
 
     def __init__(self, classifier: CheXpertClassifier, *, max_waiting: int = MAX_WAITING) -> None:
@@ -48,7 +50,7 @@ class SharedClassifier(CheXpertClassifier):
             side_by_side = classifier.side_by_side()
             if len(side_by_side) > 1 and keeps_bits(classifier, side_by_side[0], (1, _TRIAL_ROWS)):
                 workers, batch_size = [*side_by_side], ROWS_SIDE_BY_SIDE
-        self._scheduler: Scheduler[RadiographSource, _Item, Prediction] = Scheduler(
+        self.scheduler: Scheduler[RadiographSource, _Item, Prediction] = Scheduler(
             self._read_and_judge,
             [_compute_by(worker, classifier) for worker in workers],
             _pool(num_threads(), "read"),
@@ -66,26 +68,16 @@ class SharedClassifier(CheXpertClassifier):
         """Reads a radiograph as the classifier that computes wants it."""
         return self._classifier.read(source)
 
-    def submit(
-        self, source: RadiographSource, *, saliency: bool = False, may_refuse: bool = False
-    ) -> "Future[Prediction]":
-        """Queues a radiograph; its prediction is that of `predict`. Raises as `Scheduler.submit`."""
-        return self._scheduler.submit(source, saliency, may_refuse=may_refuse)
-
-    def refusal(self) -> str:
-        """Why `submit` may refuse a radiograph now; empty if there is room."""
-        return self._scheduler.refusal()
-
     def close(self) -> None:
-        """Answers all who wait with StoppedError, now."""
-        self._scheduler.close()
+        """Answers all who wait with UnavailableError, now."""
+        self.scheduler.close()
 
     def _each(
         self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
     ) -> Iterator[Prediction | RadiographError]:
         for source in inputs:
             try:
-                yield self.submit(source, saliency=saliency).result()
+                yield self.scheduler.submit(source, saliency).result()
             except RadiographError as error:
                 yield error
 
@@ -102,8 +94,6 @@ class SharedClassifier(CheXpertClassifier):
         return results
 
     def _read_and_judge(self, source: RadiographSource) -> _Item:
-        if isinstance(source, Path):
-            source = source.read_bytes()  # the reader names paths in its errors
         prepared = self._classifier.prepare(self._classifier.read(source), for_gate=True)
         return replace(prepared, gate_input=None), self._classifier.verdicts([prepared])[0]
 

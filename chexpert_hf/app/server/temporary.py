@@ -46,21 +46,14 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path, older_than: float) -> int:
-    """Deletes files, links and empty folders that were last changed before a time, in seconds since the epoch.
-
-    Returns:
-        How many files were deleted.
-    """
-    count = 0
+def sweep(folder: Path, older_than: float) -> None:
+    """Deletes files, links and empty folders that were last changed before a time, in seconds since the epoch."""
     for parent, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             path = os.path.join(parent, name)
             with suppress(OSError):  # deleted by Gradio, or a folder that is not empty
                 if os.lstat(path).st_mtime < older_than:
                     (os.unlink if name in files or os.path.islink(path) else os.rmdir)(path)
-                    count += name in files
-    return count
 
 
 def remove_orphans(parent: Path) -> None:

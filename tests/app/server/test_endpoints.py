@@ -54,7 +54,7 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     def fail(*_, **__):
         raise RuntimeError("PLANTED^NAME")
 
-    monkeypatch.setattr(server.classifier, "submit", fail)
+    monkeypatch.setattr(server.classifier.scheduler, "submit", fail)
     answer = server.result("predict", {"path": server.upload(png())})
     assert "The server could not answer this" in answer
     log = "".join(capsys.readouterr())
@@ -233,10 +233,11 @@ def test_limits_hold_on_the_running_server(server):
 
 
 def test_no_name_of_a_file_is_in_an_answer(server):
-    path = server.upload(png(9), "Doe^Jane.png")
-    assert "Doe" not in server.result("predict", {"path": path})
-    assert "Doe" not in server.result("batch", [{"path": path}])
-    assert "Doe" not in server.result("saliency", {"path": path}, "Edema", 0.5, False)
+    for data in (png(9), b"no image", b""):
+        path = server.upload(data, "Doe^Jane.png")
+        assert "Doe" not in server.result("predict", {"path": path})
+        assert "Doe" not in server.result("batch", [{"path": path}])
+        assert "Doe" not in server.result("saliency", {"path": path}, "Edema", 0.5, False)
 
 
 def test_clients_are_told_what_goes_in_and_comes_out(server):

@@ -139,7 +139,7 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     def fail(*_, **__):
         raise RuntimeError("PLANTED^NAME")
 
-    monkeypatch.setattr(server.classifier, "submit", fail)
+    monkeypatch.setattr(server.classifier.scheduler, "submit", fail)
     answer = server.http.post("/api/v1/predict", files={"files": ("PLANTED^NAME", png())})
     assert (answer.status_code, answer.json()) == (500, {"detail": INTERNAL})
     assert "".join(capfd.readouterr()) == "A request failed: RuntimeError\n"

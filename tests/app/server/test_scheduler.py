@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chexpert_hf.app.server.scheduler import BusyError, Scheduler, StoppedError
+from chexpert_hf.app.server.scheduler import Scheduler, UnavailableError
 
 
 class Held:
@@ -141,7 +141,7 @@ def test_a_full_queue_refuses_at_once_and_takes_requests_again_when_there_is_roo
     scheduler = schedule(held, max_waiting=3)
     answers = [scheduler.submit(number, may_refuse=True) for number in range(3)]
     begin = time.monotonic()
-    with pytest.raises(BusyError, match="3 requests are waiting"):
+    with pytest.raises(UnavailableError, match="3 requests are waiting"):
         scheduler.submit(3, may_refuse=True)
     assert time.monotonic() - begin < 1
     answers.append(scheduler.submit(4))  # of who may not be refused
@@ -171,9 +171,9 @@ def test_closing_tells_all_who_wait_at_once_and_finishes_what_is_running(schedul
     waiting = scheduler.submit(2)
     wait_until_prepared(scheduler)
     scheduler.close()
-    with pytest.raises(StoppedError, match="is stopping"):
+    with pytest.raises(UnavailableError, match="is stopping"):
         waiting.result(0)
-    with pytest.raises(StoppedError, match="is stopping"):
+    with pytest.raises(UnavailableError, match="is stopping"):
         scheduler.submit(3)
     held.opened.set()
     assert running.result(20) == 10
@@ -186,5 +186,5 @@ def test_closing_tells_those_who_are_not_prepared_yet(schedule):
     scheduler.close()
     opened.set()
     for answer in answers:
-        with pytest.raises(StoppedError):
+        with pytest.raises(UnavailableError):
             answer.result(20)
