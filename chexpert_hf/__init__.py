@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+DISCLAIMER = "Research software, not a medical device: not for diagnosis."
+
 _HOMES = {
     "CheXpertConfig": "configuration_chexpert",
     "CheXpertImageProcessor": "image_processing_chexpert",

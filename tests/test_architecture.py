@@ -139,9 +139,6 @@ def test_importing_the_package_imports_nothing_heavy():
     assert answer.stdout.strip() == "[]"
 
 
-# Settings that their library documents as such.
-SETTINGS = {"torch.backends.cudnn.deterministic"}
-
 # Private names of other libraries, by the one module that may use them, each with its reason and the tested version.
 PRIVATE_NAMES = {
     "training/durable/trainer_checkpoints.py": "transformers 5.20: the Trainer's steps of saving and loading",
@@ -152,33 +149,10 @@ PRIVATE_NAMES = {
 }
 
 
-def names_of_libraries(tree: ast.Module) -> set[str]:
-    """Names in a module that stand for something of another library."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and not node.level and not (node.module or "").startswith("chexpert_hf"):
-            found |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names = [alias for alias in node.names if not alias.name.startswith("chexpert_hf")]
-            found |= {(alias.asname or alias.name).split(".")[0] for alias in names}
-    return found
-
-
 def root_of(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def patches(tree: ast.Module) -> list[str]:
-    """Assignments to attributes of other libraries' modules and classes, by a statement or by `setattr`."""
-    libraries, found = names_of_libraries(tree), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
-            found += [ast.unparse(node)] if root_of(node) in libraries else []
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"setattr", "delattr"}:
-            found += [ast.unparse(node)] if root_of(node.args[0]) in libraries else []
-    return [one for one in found if one not in SETTINGS]
 
 
 def is_private(name: str) -> bool:
@@ -202,12 +176,6 @@ def parsed() -> dict[str, ast.Module]:
     return {
         path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()
     }
-
-
-def test_nothing_of_another_library_is_replaced_at_run_time():
-    assert {name: found for name, tree in parsed().items() if (found := patches(tree))} == {}
-    example = "import fastapi.dependencies.utils as utils\nutils.run_in_threadpool = print\nsetattr(utils, 'x', 1)"
-    assert len(patches(ast.parse(example))) == 2
 
 
 def test_private_names_of_other_libraries_stand_in_the_modules_that_are_listed():

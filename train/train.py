@@ -4,6 +4,7 @@
 #     "accelerate>=1.10",
 #     "datasets>=5.2",
 #     "evaluate>=0.4.6",
+#     "fastapi>=0.115",
 #     "gradio>=6.30,<7",
 #     "huggingface-hub>=2.0",
 #     "jinja2>=3.1",
@@ -23,6 +24,8 @@
 #     "torchvision>=0.23",
 #     "transformers>=5.20,<6",
 #     "typer>=0.19",
+#     "typing-extensions>=4.12",
+#     "uvicorn>=0.22",
 # ]
 # ///
 """Training as a script; the options are those of `chexpert-hf train`.

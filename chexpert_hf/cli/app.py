@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Exit, Option, Typer, echo
 
-from chexpert_hf import __version__
+from chexpert_hf import DISCLAIMER, __version__
 from chexpert_hf.cli.options import Split
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from chexpert_hf.datasets.reference import Reference
     from chexpert_hf.scoring.classifier import CheXpertClassifier
-
-DISCLAIMER = "Research software, not a medical device."
 
 app = Typer(
     name="chexpert-hf",

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page.html import render, shown_first
 from chexpert_hf.app.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
 from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
-from chexpert_hf.app.page.text import DISCLAIMER
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
 from chexpert_hf.folders.scoring import FileResult

@@ -13,6 +13,7 @@ from uuid import uuid4
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page import text
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.labels import OBSERVATIONS
@@ -46,7 +47,7 @@ def _source_of(name: str) -> str:
 
 _ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.globals |= {name: value for name, value in vars(text).items() if name.isupper()}
-_ENVIRONMENT.globals |= {"by_probability": by_probability, "clinical_order": clinical_order}
+_ENVIRONMENT.globals |= {"DISCLAIMER": DISCLAIMER, "by_probability": by_probability, "clinical_order": clinical_order}
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -9,7 +9,6 @@ from typing import Any
 
 from chexpert_hf.labels import OBSERVATIONS
 
-DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 EXPIRED = "This page was left alone for a while and its radiographs have been deleted; upload them again."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."

@@ -15,9 +15,9 @@ from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from typing_extensions import TypedDict
 
+from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.server.answers import OPACITY, Common, GateVerdict, common_of, draw, names_of, score, score_all
 from chexpert_hf.app.server.blocks import uploaded_path
-from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.errors import InputError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 

@@ -11,10 +11,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Template
 from typing_extensions import TypedDict
 
+from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import UnavailableError
-from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.identity import model_warnings

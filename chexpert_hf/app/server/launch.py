@@ -13,6 +13,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket, url_of
 from chexpert_hf.app.server.agents import agent_tools
 from chexpert_hf.app.server.blocks import Page
@@ -20,7 +21,6 @@ from chexpert_hf.app.server.http_api import MAX_FILE_BYTES, OPENAPI_URL, add_api
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.app.server.shell import Limits, Shell
 from chexpert_hf.app.server.temporary import private_folder
-from chexpert_hf.app.server.words import DISCLAIMER
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 STOP_SECONDS = 5

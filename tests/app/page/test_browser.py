@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexpert_hf import OBSERVATIONS, CheXpertClassifier
+from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.app.page.html import clinical_order
-from chexpert_hf.app.page.text import DISCLAIMER
 from tests.app.page.conftest import (
     BROKEN_PNG,
     EMPTY,
