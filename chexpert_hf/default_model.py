@@ -1,6 +1,6 @@
 """The bundled model: it comes with the package, is used where no model is named, and has a name of its own."""
 
-import logging
+import warnings
 from pathlib import Path
 
 DEFAULT_NAME = "nih"
@@ -8,13 +8,11 @@ DEFAULT_NAME = "nih"
 DEFAULT_MODEL = Path(__file__).with_name("nih")
 """A DenseNet121 trained on 1,679 radiographs of ChestX-ray14; see `train/bundled_model.py`."""
 
-_logger = logging.getLogger(__name__)
-
 
 def resolve_model(model: str | Path) -> str | Path:
     """Translate the name of the bundled model into its folder.
 
-    A folder of that name in the current folder takes precedence, which is logged.
+    A folder of that name in the current folder takes precedence, with a warning.
 
     Args:
         model: Path of a model folder, id of a repository, or the name of the bundled model.
@@ -27,5 +25,5 @@ def resolve_model(model: str | Path) -> str | Path:
     if not Path(DEFAULT_NAME).is_dir():
         return DEFAULT_MODEL
     folder = Path(DEFAULT_NAME).resolve()
-    _logger.warning("Using the folder %s, not the bundled model of the same name.", folder)
+    warnings.warn(f"Using the folder {folder}, not the bundled model of the same name.", stacklevel=2)
     return folder

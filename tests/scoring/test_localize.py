@@ -296,7 +296,8 @@ def test_no_more_images_than_two_batches_are_held_at_once(classifier, dataset, s
 
 
 def test_masks_of_phantoms_are_found_and_belong_to_their_images(tmp_path, classifier):
-    root = write_phantoms(tmp_path / "phantoms", num_studies=4, seed=5, valid_fraction=0.8).root
+    root = tmp_path / "phantoms"
+    write_phantoms(root, num_studies=4, seed=5, valid_fraction=0.8)
     truth = find_ground_truth(root)
     assert isinstance(truth, MaskFolder)
     dataset = load_chexpert(root, splits=["valid"], frontal_only=True)["valid"]

@@ -9,8 +9,10 @@ from ipaddress import ip_address
 
 from chexpert_hf.errors import InputError
 
-PORTS = range(7860, 7960)
-"""Ports of which the first free one is taken; the first is the one that Spaces expect."""
+FIRST_PORT = 7860
+"""The port that Spaces expect; `GRADIO_SERVER_PORT` names another, as for any Gradio app."""
+
+_NUM_PORTS = 100
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
@@ -20,13 +22,14 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
 
     Args:
         host: IPv4 or IPv6 address, with or without brackets, or a host name.
-        port: The first free one of `PORTS` if None.
+        port: The first free one from `GRADIO_SERVER_PORT` or `FIRST_PORT` on if None.
 
     Raises:
         InputError: If no interface of this machine has the address, or the port is taken.
     """
     plain, problem = host.strip("[]"), None
-    for number in PORTS if port is None else [port]:
+    first = int(os.environ.get("GRADIO_SERVER_PORT", FIRST_PORT))
+    for number in range(first, first + _NUM_PORTS) if port is None else [port]:
         try:
             family = socket.getaddrinfo(plain, number, type=socket.SOCK_STREAM)[0][0]
             return socket.create_server((plain, number), family=family, backlog=2048)
@@ -37,7 +40,7 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
                     f"Expected an address of this machine for --host, got {host!r} ({error}); leave it out for "
                     "127.0.0.1, or use 0.0.0.0 (IPv4) or :: (IPv6) for all networks."
                 ) from error
-    raise InputError(f"The page cannot be served at {host}, port {port or 'from 7860 on'}: {problem}") from problem
+    raise InputError(f"The page cannot be served at {host}, port {port or f'from {first} on'}: {problem}") from problem
 
 
 def url_of(host: str, listener: socket.socket) -> str:
