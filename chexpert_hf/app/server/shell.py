@@ -48,6 +48,7 @@ _POST = re.compile(
 _SERVED = {"GET": _GET, "HEAD": _GET, "POST": _POST}
 _UPLOADS = ("/gradio_api/upload", f"{_API}predict", f"{_API}saliency")
 _ENDLESS = "/gradio_api/heartbeat/"  # open as long as a page is
+_DRAINED_BYTES, _DRAIN_SECONDS = 10_000_000, 0.5  # of the body of a refused request
 _NOT_KEPT = (_API, "/gradio_api/file=", "/gradio_api/queue/", "/gradio_api/call/", "/gradio_api/upload")
 
 # Gradio's page has scripts in its HTML, and runs the `js_on_load` of gr.HTML by `new Function`. Spaces frame it.
@@ -119,6 +120,8 @@ class Shell:
             await self._handle(scope, path, receive, send_with_headers)
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+            if scope["method"] == "POST" and refusal.status_code != 408:
+                await _drain(receive)
         except asyncio.CancelledError:
             if not self.is_stopping:  # then uvicorn would log it with a traceback
                 raise
@@ -187,10 +190,23 @@ class Shell:
         return bounded
 
 
+async def _drain(receive: Receive) -> None:
+    """Reads some of a body that is not wanted: a client that is still sending would see a reset, not the answer."""
+    end, num_bytes = time.monotonic() + _DRAIN_SECONDS, 0
+    while num_bytes < _DRAINED_BYTES and (seconds := end - time.monotonic()) > 0:
+        try:
+            message = await asyncio.wait_for(receive(), seconds)
+        except asyncio.TimeoutError:
+            return
+        num_bytes += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
 def _too_large(limit: int) -> HTTPException:
     return _refusal(413, f"Expected a request of at most {limit // 1_000_000} MB, got more; send less at once.")
 
 
 def _refusal(status: int, reason: str) -> HTTPException:
-    # The rest of the body is not read, so the connection is of no use any more.
+    # The rest of a large body is not read, so the connection is of no use any more.
     return HTTPException(status, reason, {"Connection": "close"} | ({"Retry-After": "5"} if status == 503 else {}))
