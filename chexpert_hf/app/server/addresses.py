@@ -32,7 +32,10 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
     for number in range(first, first + _NUM_PORTS) if port is None else [port]:
         try:
             family = socket.getaddrinfo(plain, number, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((plain, number), family=family, backlog=2048)
+            listener = socket.create_server((plain, number), family=family, backlog=2048)
+            # Accepted sockets take it over. Without it, an answer in two packets waits for a delayed acknowledgement.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return listener
         except (OSError, UnicodeError) as error:
             problem = error
             if not isinstance(error, OSError) or error.errno not in (errno.EADDRINUSE, errno.EACCES):

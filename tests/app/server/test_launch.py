@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +179,13 @@ def test_an_address_of_another_machine_is_one_line_at_once(host):
     with pytest.raises(InputError, match=f"Expected an address of this machine for --host, got '{host}'"):
         listening_socket(host)
     assert time.monotonic() - begin < 5
+
+
+def test_answers_are_sent_at_once_and_do_not_wait_for_acknowledgements():
+    with listening_socket("127.0.0.1") as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 PROXIES = {
