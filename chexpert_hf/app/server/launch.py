@@ -27,6 +27,7 @@ STOP_SECONDS = 5
 """How long requests are given to get their answer, once the server was told to stop."""
 
 _CLOSE_SECONDS = 1  # how long open pages are then given
+_END_SECONDS = 2  # how long the server may take to end after that
 _PAGE_AT_ONCE = 4  # calls of each of the page's handlers
 _STATUS_SECONDS = 2  # between two reports of their place in the queue; by default Gradio sends all on each answer
 
@@ -60,7 +61,8 @@ def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options:
         signal.signal(number, tell)
     with serving(build, classifier, **options) as url:
         print(f"The page is at {url}", flush=True)
-        is_told.wait()
+        while not is_told.wait(1):  # a signal that another thread received does not end a wait without a limit
+            pass
     # Nothing is left to do, and what the runtimes do at an interpreter's end took up to ten seconds.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -152,4 +154,4 @@ def serving(
             while shell.num_open and time.monotonic() < end:
                 time.sleep(0.02)
             server.should_exit = True
-            thread.join()
+            thread.join(_CLOSE_SECONDS + _END_SECONDS)  # what hangs in a library must not keep the process
