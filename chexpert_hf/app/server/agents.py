@@ -4,6 +4,7 @@ Files come as data: URLs: this server fetches no addresses and opens no paths, a
 """
 
 import base64
+import io
 import json
 import sys
 from contextlib import AbstractAsyncContextManager
@@ -94,7 +95,7 @@ def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], Abstra
             if name == "predict":
                 answer: object = await score_one(classifier, _bytes_of(given["file"]))
             else:
-                answer = await score_rows(classifier, [_bytes_of(file) for file in given["files"]])
+                answer = await score_rows(classifier, [io.BytesIO(_bytes_of(file)) for file in given["files"]])
             return [TextContent(type="text", text=json.dumps(answer))]
         except InputError:  # the library answers with its message
             raise

@@ -2,12 +2,13 @@
 
 import asyncio
 import io
+import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from gradio.utils import get_upload_folder
@@ -53,7 +54,7 @@ class Film(NamedTuple):
     file: int
     member: int | None
     name: str | None
-    source: Path | bytes | ArchiveMember
+    source: Path | BinaryIO | ArchiveMember
 
 
 async def score(
@@ -66,9 +67,11 @@ async def score(
 
 
 async def score_all(
-    classifier: CheXpertClassifier, files: Sequence[Path | bytes]
+    classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]
 ) -> list[tuple[Film, Prediction | RadiographError]]:
     """Scores radiographs and those in ZIP archives; a file that cannot be read gets an error in its place.
+
+    Only the files that are being scored are in memory.
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
@@ -76,7 +79,7 @@ async def score_all(
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):
-            films = await run_in_threadpool(_films, [_stored(file, stack) for file in files])
+            films = await run_in_threadpool(lambda: _films([_stored(file, stack) for file in files]))
         else:
             films = _films(files)
         slots = asyncio.Semaphore(_ROWS_AT_ONCE)
@@ -84,8 +87,7 @@ async def score_all(
         async def one(film: Film, may_refuse: bool) -> Prediction | RadiographError:
             async with slots:
                 try:
-                    source = film.source
-                    data = source if isinstance(source, bytes) else await run_in_threadpool(_read, source)
+                    data = await run_in_threadpool(_read, film.source)
                     return await score(classifier, data, may_refuse=may_refuse)
                 except RadiographError as error:
                     return error
@@ -149,7 +151,7 @@ def common_of(result: Prediction | RadiographError) -> Common:
     return Common(error=None, notes=list(result.notes), gate=gate)
 
 
-def _films(files: Sequence[Path | bytes]) -> list[Film]:
+def _films(files: Sequence[Path | BinaryIO]) -> list[Film]:
     films: list[Film] = []
     for number, file in enumerate(files, start=1):
         if isinstance(file, Path) and _is_zip(file):
@@ -165,22 +167,25 @@ def _films(files: Sequence[Path | bytes]) -> list[Film]:
     return films
 
 
-def _read(source: Path | ArchiveMember) -> bytes:
+def _read(source: Path | BinaryIO | ArchiveMember) -> bytes:
+    if not isinstance(source, (Path, ArchiveMember)):
+        return source.read()
     content = source_of(source)
     return content if isinstance(content, bytes) else Path(content).read_bytes()  # errors about bytes name no file
 
 
-def _is_zip(file: Path | bytes) -> bool:
-    if isinstance(file, bytes):
-        return file.startswith(_ZIP_MAGIC)
-    with file.open("rb") as stream:
-        return stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+def _is_zip(file: Path | BinaryIO) -> bool:
+    with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+        head = stream.read(len(_ZIP_MAGIC))
+        stream.seek(0)
+    return head == _ZIP_MAGIC
 
 
-def _stored(file: Path | bytes, stack: ExitStack) -> Path | bytes:
-    """A file, an archive in memory as a file that is deleted with `stack`."""
+def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
+    """A file, an archive without a path as a file that is deleted with `stack`."""
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"
-    path.write_bytes(file)
+    with path.open("wb") as stream:
+        shutil.copyfileobj(file, stream)
     return path

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import gradio as gr
 from gradio import FileData
@@ -102,7 +103,7 @@ async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
     )
 
 
-async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | bytes]) -> list[Row]:
+async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]) -> list[Row]:
     """The answer to `/batch`."""
     rows: list[Row] = []
     for film, result in await score_all(classifier, files):

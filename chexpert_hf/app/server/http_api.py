@@ -55,8 +55,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
         files: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.")],
     ) -> Response:
         """Score radiographs, also those in ZIP archives. Answers with a list of Row, one for each radiograph."""
-        contents = [await _content(file) for file in files]
-        scored = await score_all(classifier, contents)
+        scored = await score_all(classifier, [_checked(file).file for file in files])
         return JSONResponse([_row(files[film.file - 1], film, result) for film, result in scored])
 
     @router.post("/saliency", response_model=Maps, responses={200: {"content": {"image/png": {}}}})
@@ -70,7 +69,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
         ] = "overlay",
     ) -> Response:
         """Show where in a radiograph an observation's score comes from. Answers with a PNG, or with Maps."""
-        content = await _content(file)
+        content = await _checked(file).read()
         if format != "json":
             image = await draw(classifier, content, observation, opacity, format == "map")
             return Response(image, media_type="image/png")
@@ -98,10 +97,10 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
         app.add_exception_handler(kind, answer_error)
 
 
-async def _content(file: UploadFile) -> bytes:
+def _checked(file: UploadFile) -> UploadFile:
     if (file.size or 0) > MAX_FILE_BYTES:
         raise InputError(f"Expected a file of at most {MAX_FILE_BYTES // 1_000_000} MB, got more; export it smaller.")
-    return await file.read()
+    return file
 
 
 def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> Row:

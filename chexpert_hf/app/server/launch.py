@@ -24,7 +24,7 @@ from chexpert_hf.app.server.temporary import private_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 STOP_SECONDS = 5
-"""How long requests are given to get their answer, once the server was told to stop."""
+"""Time for open requests to be answered, once the server was told to stop."""
 
 _CLOSE_SECONDS = 1  # how long open pages are then given
 _END_SECONDS = 2  # how long the server may take to end after that

@@ -62,7 +62,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""What browsers may do with the page; sent with every answer."""
+"""Headers of every answer, which restrict what browsers may do with the page."""
 
 
 class Shell:

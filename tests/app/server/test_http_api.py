@@ -1,9 +1,11 @@
 """The HTTP API behind the whole shell, as programs reach it."""
 
+import asyncio
 import io
 import json
 import os
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chexpert_hf.app.server.answers import score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.http_api import MAX_FILE_BYTES
 from chexpert_hf.app.server.launch import serving
@@ -271,3 +274,30 @@ def test_nothing_that_was_sent_stays_on_the_disk(server):
     predict(server, png(6), buffer.getvalue())
     server.http.post("/api/v1/saliency", files={"file": png(5)}, data={"observation": "Edema"}).raise_for_status()
     assert files() == before
+
+
+class RecordedFile(io.BytesIO):
+    """A file that counts itself as read once its content was taken."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        type(self).num_read += size == -1
+        return super().read(size)
+
+
+def test_files_of_a_request_are_read_when_their_turn_comes():
+    ahead, done = [], 0
+
+    class Counting:
+        def predict(self, data, *, saliency):
+            nonlocal done
+            ahead.append(RecordedFile.num_read - done)
+            time.sleep(0.01)
+            done += 1
+            return data
+
+    files = [RecordedFile(png(seed)) for seed in range(40)]
+    results = asyncio.run(score_all(Counting(), files))
+    assert [data for _, data in results] == [png(seed) for seed in range(40)]
+    assert max(ahead) < 20
