@@ -32,9 +32,9 @@ _EXPECTED = (
 )
 
 SCIKIT_IMAGE = "scikit-image"
-# What scikit-image takes for the outside of an image in torchxrayvision's scale of [-1024, 1024] is 0: the middle gray.
+# scikit-image takes 0 for the outside of an image, the middle gray of torchxrayvision's scale of [-1024, 1024].
 _OUTSIDE = 127.5
-# Where scipy cuts a Gaussian off, in standard deviations.
+# Radius of scipy's Gaussian filter, in standard deviations.
 _TRUNCATE = 4.0
 
 # Share of each side that does not count in the gray range: borders, collimators and side markers lie there.
@@ -99,7 +99,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     @property
     def decoded_side(self) -> int | None:
-        """What a decoder that scales down must leave; None if it must not, because pixels are wanted as elsewhere."""
+        """Smallest side to which a decoder may scale down; None if it must not, to equal another library's pixels."""
         return None if self.resize_like else self.longest_side
 
     @property
@@ -290,7 +290,7 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
 
 
 def resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What `skimage.transform.resize(image, ..., mode="constant", preserve_range=True)` makes of an image.
+    """Resizes like `skimage.transform.resize(image, ..., mode="constant", preserve_range=True)`.
 
     A Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices. The
     outside is middle gray, as it is for an image in [-1024, 1024].

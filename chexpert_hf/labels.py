@@ -46,7 +46,7 @@ IGNORED = -100.0
 
 
 class UncertaintyPolicy(str, Enum):
-    """What becomes of an uncertain label in training, by the names of Irvin et al. 2019, section 3.1.
+    """The training target of an uncertain label, by the names of Irvin et al. 2019, section 3.1.
 
     The two with label smoothing (LSR) are of Pham et al. 2019, "Interpreting chest X-rays via CNNs that exploit
     hierarchical disease dependencies and uncertainty labels", arXiv:1911.06475.
@@ -72,7 +72,7 @@ SMOOTHING_RANGES: dict[UncertaintyPolicy, tuple[float, float]] = {
     UncertaintyPolicy.U_ZEROS_LSR: (0.0, 0.3),
     UncertaintyPolicy.U_ONES_LSR: (0.55, 0.85),
 }
-"""Where smoothed uncertain labels are drawn from, uniformly. Source: Pham et al. 2019, arXiv:1911.06475."""
+"""Ranges from which smoothed uncertain labels are drawn, uniformly. Source: Pham et al. 2019, arXiv:1911.06475."""
 
 PAPER_PRESET = "paper"
 PAPER_POLICIES: dict[str, UncertaintyPolicy] = {
@@ -96,7 +96,7 @@ PARENTS: dict[str, str] = {
 
 
 class BlankPolicy(str, Enum):
-    """What a blank cell counts as: negative, as in the paper, or unknown and left out of loss and metrics."""
+    """Meaning of a blank cell: negative, as in the paper, or unknown and left out of loss and metrics."""
 
     NEGATIVE = "negative"
     UNKNOWN = "unknown"

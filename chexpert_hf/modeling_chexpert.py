@@ -44,7 +44,7 @@ _RESOLVED = {
     # Until a teacher has given the probability, there is nothing to learn from.
     UncertaintyPolicy.U_SELF_TRAINED: IGNORED,
     UncertaintyPolicy.U_MULTICLASS: UNCERTAIN,
-    # What a data set does not draw by sample is the middle of the range.
+    # The middle of the range, where a data set does not draw targets by sample.
     UncertaintyPolicy.U_ZEROS_LSR: sum(SMOOTHING_RANGES[UncertaintyPolicy.U_ZEROS_LSR]) / 2,
     UncertaintyPolicy.U_ONES_LSR: sum(SMOOTHING_RANGES[UncertaintyPolicy.U_ONES_LSR]) / 2,
 }

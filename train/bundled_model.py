@@ -30,7 +30,7 @@ from train.bundled_model_card import Sources, describe
 NUM_PHANTOMS = 5300
 PHANTOM_SEED = 2026
 FINAL = {"epochs": 6, "learning_rate": 3e-4, "distillation": 0.8}
-"""How the last stage differs from the recipe `nih`."""
+"""Values of the last stage that differ from the recipe `nih`."""
 
 _BUNDLED = (
     f"It comes with the package chexpert-hf, which uses it where no model is named, and calls it `{DEFAULT_NAME}`. In "

@@ -50,7 +50,7 @@ _POINTERS = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the radiographs and readings lie; the parts of the card without their data are left out.
+    """Paths of the radiographs and readings; the parts of the card without their data are left out.
 
     Attributes:
         data: The folder in CheXpert's layout, with boxes.csv.
@@ -303,7 +303,7 @@ def _without_image(valid: Scored, train: Scored) -> Floats:
 
 
 def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
-    """What the calibration, fitted on the training patients, is worth on the others."""
+    """Calibration errors before and after, on patients that the calibration was not fitted on."""
     raw = uncalibrated(valid.probabilities, config)
     rows = []
     for k, name in enumerate(config.observations):
@@ -372,7 +372,7 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "black border of 10 %": _framed(0),
     "white border of 10 %": _framed(255),
 }
-"""What an export may do to a film."""
+"""Changes that an export may make to a radiograph."""
 
 
 def _gray_range(classifier: CheXpertClassifier, valid: Scored) -> list[str]:

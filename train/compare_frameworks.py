@@ -55,7 +55,7 @@ _MIB_IN_KIB = 1024
 
 @dataclass(frozen=True)
 class Contender:
-    """What the comparison asks of a framework; all arrays, so that no framework's types are seen."""
+    """The interface of a framework to the comparison; arrays only, none of the framework's types."""
 
     score: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]

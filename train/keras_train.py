@@ -40,7 +40,7 @@ from keras import ops  # isort: skip
 POLICIES = tuple(
     item.value for item in (UncertaintyPolicy.U_IGNORE, UncertaintyPolicy.U_ZEROS, UncertaintyPolicy.U_ONES)
 )
-# What a recipe may hold that is not done here: field, and the only value that is.
+# Fields of a recipe that are not supported here, with the only value that is.
 _ONLY: dict[str, Any] = {
     "loss": "cross-entropy",
     "class_weights": False,

@@ -25,7 +25,7 @@ SIZE = 1024
 """Longest side in pixels of the radiograph."""
 
 SEEDS = range(5)
-"""Of the patients, in the order in which they are tried."""
+"""Seeds of the patients, in the order in which they are tried."""
 
 _QUALITY = 92
 

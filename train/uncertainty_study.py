@@ -1,4 +1,4 @@
-"""What each uncertainty policy is worth where the hidden truth of uncertain labels is known.
+"""Compare the uncertainty policies where the hidden truth of uncertain labels is known.
 
     python -m train.uncertainty_study --output runs/uncertainty
 
@@ -127,7 +127,7 @@ def draw(data: Path, unseen: Path, num_studies: int) -> None:
 
 
 def planted_and_sizes(root: Path) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """What is drawn in each image, and the share of the image that two of the findings cover."""
+    """The findings drawn in each image, and the share of the image that two of the findings cover."""
     planted = pd.read_csv(root / "truth.csv").set_index("Path")
     return planted, {name: _mask_sizes(root, planted, name) for name in (MOSTLY_POSITIVE, MIDDLE_CLASS)}
 
@@ -141,7 +141,7 @@ def _write_labels(root: Path, labels: pd.DataFrame) -> None:
 
 
 def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from: float) -> pd.DataFrame:
-    """What counts as positive: what was planted, but of pneumothoraces only those of at least some size."""
+    """The true labels: planted findings are positive, but of pneumothoraces only those of at least some size."""
     hidden = planted[list(OBSERVATIONS)].astype(float)
     hidden[MIDDLE_CLASS] = (sizes[MIDDLE_CLASS] >= counts_from).astype(float)
     return hidden

@@ -133,7 +133,7 @@ class WeightedFigures:
         """Prepares the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
         known = np.flatnonzero(~np.isnan(labels))
         p, y = probabilities[known], labels[known] == 1
-        # Of the scores in descending order only those matter at which recall rises: the steps.
+        # In descending order of the scores, recall rises only at some of them: the steps.
         _, rank = np.unique(-p, return_inverse=True)
         has_positive = np.bincount(rank, y) > 0
         step = np.cumsum(has_positive)[rank] - 1

@@ -37,7 +37,7 @@ except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names no
 
 HEAD = "head"  # the name of the layer that gives logits and maps
 
-# Of each kind of layer: Keras's name of a weight, PyTorch's, and PyTorch's axes in the order of Keras.
+# For each kind of layer: a weight's name in Keras and in PyTorch, and PyTorch's axes in the order of Keras.
 _WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
     "Conv2D": [("kernel", "weight", (2, 3, 1, 0))],
     "BatchNormalization": [

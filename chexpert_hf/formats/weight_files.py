@@ -40,7 +40,7 @@ _HARMLESS = (
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
-# Where checkpoints keep the weights.
+# Keys under which checkpoints keep the weights.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 _PREFIX = re.compile(
     r"^(?:(?:module|model|timm_model|densenet121|densenet|backbone)\.)+(?=features\.|classifier\.|op_threshs$)"

@@ -114,7 +114,7 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
-    """What went wrong, and what to do; without a full stop at its end."""
+    """The reason of a failure and what to do, without a full stop at its end."""
     cause: BaseException | None = error  # the first in the chain of causes that is the Hub's answer, or its absence
     while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__

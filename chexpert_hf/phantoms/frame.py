@@ -29,7 +29,7 @@ class Patient:
         self.fat = float(rng.beta(1.6, 2.2))  # 0 is thin, 1 is obese
         self.breadth = float(rng.uniform(0.93, 1.04)) * (0.97 if self.sex == "Female" else 1.0)
         self.lung_height = float(rng.uniform(0.84, 1.0))  # apex to right dome, in breadths of the thorax
-        # How far the heart reaches to the patient's left and right of the midline, in half breadths.
+        # Extent of the heart to the patient's left and right of the midline, in half breadths.
         self.heart_left = float(rng.uniform(0.52, 0.62))
         self.heart_right = float(rng.uniform(0.22, 0.29))
         self.aortic_knob = float(rng.uniform(0.17, 0.21) + 0.05 * (self.age > 60) * rng.random())

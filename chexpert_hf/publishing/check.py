@@ -28,7 +28,7 @@ PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", Runtime
 _BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
 # Formats that may run code when they are read; OpenVINO's `.bin` in `openvino/` holds numbers only.
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
-# What a run leaves below its model folder, and is no part of the model.
+# Folders that a training run leaves in its model folder, and that are no part of the model.
 _OWN_FOLDERS = ("checkpoints", "members", "teacher", "conditional", "folds", "logs")
 
 

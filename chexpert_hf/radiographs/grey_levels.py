@@ -13,7 +13,7 @@ from chexpert_hf.errors import InputError, printable
 
 WHITE = 255  # the brightest grey level of an 8-bit image
 
-# What Pillow, pydicom and their codecs raise on malformed files; warnings under `-W error`.
+# Exceptions of Pillow, pydicom and their codecs on malformed files; warnings under `-W error`.
 MALFORMED = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zipfile.BadZipFile),

@@ -90,8 +90,9 @@ def test_the_command_line_sends_a_model_and_checks_it_where_it_went(
     answers = []
     for words in (["push", str(saved_folder), "me/tiny", "--private", "--json"], ["check", "me/tiny", "--json"]):
         monkeypatch.setattr(sys, "argv", ["chexpert-hf", *words])
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             main()
+        assert not stop.value.code
         answers.append(json.loads(capsys.readouterr().out))
     pushed, checked = answers
     assert hub.repo("me/tiny").private

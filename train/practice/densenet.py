@@ -17,7 +17,7 @@ IMAGENET_121 = (6, 12, 24, 16)
 """Layers in each dense block of DenseNet-121: 2 convolutions in each, and stem, 3 transitions, classifier. Table 1."""
 
 CIFAR_BC_100 = (16, 16, 16)
-"""Of DenseNet-BC with 100 layers: (100 - 4) / 3 / 2 in each of three blocks of the same depth. Section 3."""
+"""Layers per block of DenseNet-BC with 100 layers, (100 - 4) / 3 / 2 in three blocks of the same depth. Section 3."""
 
 BOTTLENECK = 4
 """The 1 x 1 convolution makes 4k feature maps. Section 3, "Bottleneck layers"."""

@@ -1,4 +1,4 @@
-"""What a network confuses, and what its dense blocks make of an image, as PNG files."""
+"""Confusion matrix and feature maps of a network, as PNG files."""
 
 from pathlib import Path
 

@@ -71,7 +71,7 @@ def choose_operating_point(
     true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
     num_positive = int(true[-1])
     num_negative = len(labels) - num_positive
-    # How many studies a negative one stands for, where positive ones stand for one.
+    # The weight of a negative study, relative to a positive one.
     weight = 1.0 if prevalence is None else (1 - prevalence) / prevalence * num_positive / num_negative
     ppv = true / (true + weight * (called - true))
     wanted = rule.wanted or 0.0

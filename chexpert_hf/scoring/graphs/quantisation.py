@@ -33,7 +33,7 @@ Images = NDArray[np.float32]
 # The first convolution, and the two of the first dense layer.
 _FLOAT_CONVOLUTIONS = 3
 
-# What the exporters make of global average pooling; it comes once, right behind the last feature maps.
+# Global average pooling as the exporters write it; it comes once, right behind the last feature maps.
 _POOLING = ("ReduceMean", "GlobalAveragePool")
 
 _EQUALISED_BATCH = 8

@@ -29,7 +29,7 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 def torch_has_bf16() -> bool:
     """Whether this CPU multiplies bf16, as far as torch can tell."""
-    # Of torch 2.9 and newer; older ones do not say.
+    # Only torch 2.9 and newer report this.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 

@@ -186,5 +186,5 @@ def test_closing_tells_those_who_are_not_prepared_yet(schedule):
     scheduler.close()
     opened.set()
     for answer in answers:
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="The server is stopping"):
             answer.result(20)
