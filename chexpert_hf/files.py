@@ -32,9 +32,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file by a text in UTF-8, whole or not at all."""
+    """Replaces a file by a text in UTF-8, with the same bytes on every system, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,7 +76,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".chexpert-hf-", dir=folder.parent))
     except OSError as error:
-        raise FolderError(f"{folder} cannot be made ({error.strerror}); choose another place.") from error
+        raise FolderError(f"{folder} cannot be made ({_reason(error)}); choose another place.") from error
     try:
         partial = beside / folder.name
         partial.mkdir()
@@ -85,9 +85,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         partial.rename(folder)
     except OSError as error:
-        raise FolderError(f"{folder} could not be written ({error.strerror}); nothing of it was left.") from error
+        raise FolderError(f"{folder} could not be written ({_reason(error)}); nothing of it was left.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def result_folder(folder: Path) -> None:
+    """Makes a folder for results, if it is not there.
+
+    Raises:
+        FolderError: If it is a file, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be a folder for the results: {_reason(error)}.") from error
 
 
 def make_readable(path: Path) -> None:
@@ -110,3 +122,7 @@ def sha256_of(path: Path) -> str | None:
 def first_line(error: object, limit: int = 200) -> str:
     """The first line of an error's message, or the name of its class; at most `limit` characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or first_line(error)

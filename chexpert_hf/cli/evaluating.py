@@ -19,6 +19,7 @@ from chexpert_hf.cli.app import (
 )
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import result_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -41,7 +42,7 @@ def evaluate(
     aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
-        bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw; it is said.")
+        bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw, with a warning.")
     ] = False,
     thumbnails: Annotated[
         int, Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
@@ -57,7 +58,7 @@ def evaluate(
     ] = None,
     reference_name: options.ReferenceName = None,
     update_card: Annotated[
-        bool, Option("--update-card", help="Also put the figures on --reference into the model folder's card.")
+        bool, Option("--update-card", help="Also put the metrics on --reference into the model folder's card.")
     ] = False,
     labels_name: Annotated[
         str | None,
@@ -80,6 +81,8 @@ def evaluate(
         raise InputError(
             "--update-card needs --reference, --output and, as --model, one local folder other than the bundled model."
         )
+    if output is not None:
+        result_folder(output)
     models = {"ensemble": model} if ensemble else {name: [path] for name, path in _names_of(model).items()}
     classifiers = {name: load_classifier(paths) for name, paths in models.items()}
     first_name, first = next(iter(classifiers.items()))
@@ -132,9 +135,8 @@ def _short_results(
     """The evaluation of each model, and the metrics on the second standard: as values for JSON, and as tables."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
-    from chexpert_hf.evaluation.report.reporting import reference_figures
+    from chexpert_hf.evaluation.report.reporting import evaluate_predictions, reference_figures
     from chexpert_hf.folders.dataset import predict_dataset
-    from chexpert_hf.publishing.measured import evaluate_predictions
 
     probabilities = {name: predict_dataset(one, dataset, progress) for name, one in classifiers.items()}
     evaluations = {

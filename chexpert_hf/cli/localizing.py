@@ -17,6 +17,7 @@ from chexpert_hf.cli.app import (
     show,
 )
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import result_folder
 
 
 @app.command()
@@ -51,10 +52,7 @@ def localize(
     number = _parse_threshold(threshold)
     if reference and annotations:
         raise InputError("Expected --reference or --annotations, got both; pass the file that has the boxes.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output} cannot be a folder for the results: {error.strerror}.") from error
+    result_folder(output)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
     truth = Boxes(standard) if standard else find_ground_truth(find_dataset_folder(data), annotations)
@@ -91,7 +89,7 @@ def sanity(
     ],
     model: options.Models,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; more are drawn from by --seed.")] = 50,
-    seed: Annotated[int, Option(min=0, help="Of the sample, the re-drawn weights and the random order.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of the sample, the randomised weights and the random order.")] = 0,
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for sanity.json and the plot, sanity.png.")
     ] = None,
@@ -108,6 +106,8 @@ def sanity(
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
 
+    if output is not None:
+        result_folder(output)
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])

@@ -246,6 +246,6 @@ def test_the_report_has_the_checks_as_a_section(root, classifier, tmp_path):
         assert "Sanity of the maps of b" in text
         assert "The maps change when the weights do: " in text
     markdown = (tmp_path / "report.md").read_text()
-    assert {row.count("|") for row in markdown.splitlines() if row.startswith(("| head", "| re-drawn"))} == {7}
+    assert {row.count("|") for row in markdown.splitlines() if row.startswith(("| head", "| randomised"))} == {7}
     assert (tmp_path / "sanity.png").is_file()
     assert (tmp_path / "sanity_2.png").is_file()

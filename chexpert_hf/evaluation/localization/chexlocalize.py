@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.localization import Mask
-from chexpert_hf.files import first_line
+from chexpert_hf.files import first_line, write_text
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
 TASKS = (
@@ -144,7 +144,7 @@ def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]
         empty = RunLengths.encode(np.zeros(sizes.pop(), dtype=bool))
         chosen = {task: by_observation.get(observation, empty) for observation, task in TASK_OF.items()}
         images[name] = {task: {"size": list(mask.size), "counts": mask.counts} for task, mask in chosen.items()}
-    file.write_text(json.dumps(images), encoding="utf-8")
+    write_text(file, json.dumps(images))
 
 
 def write_map(

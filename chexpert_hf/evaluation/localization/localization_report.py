@@ -1,7 +1,6 @@
 """Localization results as text, Markdown, JSON and CSV."""
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
@@ -14,6 +13,7 @@ from chexpert_hf.evaluation.localization.localization import PRIORS, Localizatio
 from chexpert_hf.evaluation.localization.localize import BASELINES, MODEL, POINTERS, LocalizationResult
 from chexpert_hf.evaluation.metrics import plain
 from chexpert_hf.evaluation.tables import aligned, as_estimate, markdown, number
+from chexpert_hf.files import result_folder, write_json, write_text
 
 
 def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
@@ -66,10 +66,10 @@ def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] 
 
 def write_localization(folder: Path, result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> None:
     """Writes localization.json, localization.csv (a row for each finding of each image) and localization.md."""
-    folder.mkdir(parents=True, exist_ok=True)
+    result_folder(folder)
     figures = {"title": title, "warnings": list(warnings), **as_dictionary(result)}
-    (folder / "localization.json").write_text(json.dumps(figures, indent=1, allow_nan=False), encoding="utf-8")
-    (folder / "localization.md").write_text(as_markdown(result, title, warnings), encoding="utf-8")
+    write_json(folder / "localization.json", figures)
+    write_text(folder / "localization.md", as_markdown(result, title, warnings))
     with (folder / "localization.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         scores = [f"{pointer.replace(' ', '_')}_{name}" for pointer in POINTERS for name in ("hit", "iou", "x", "y")]

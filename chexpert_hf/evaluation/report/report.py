@@ -5,7 +5,6 @@ The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -23,6 +22,7 @@ from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDAR
 from chexpert_hf.evaluation.sanity.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_tables
 from chexpert_hf.evaluation.tables import aligned, as_estimate, number
+from chexpert_hf.files import result_folder, write_json
 
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
@@ -94,9 +94,9 @@ class ReportData:
 
 def write_report(folder: Path, data: ReportData) -> None:
     """Writes the whole folder; files of an earlier report are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
+    result_folder(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     views, studies = pd.DataFrame({"path": data.paths}), pd.DataFrame({"study": data.studies})
     tables = ((views, data.view_scores), (studies, {"truth": data.truth, **data.scores}))
     for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
@@ -166,7 +166,7 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
     """File name -> caption and picture; of the scores none if nothing can be judged."""
     sanity = {
         "sanity" if number == 1 else f"sanity_{number}": (
-            f"Maps of {name}: alike after a re-draw of weights (ticks: with another radiograph; dotted: the bound), "
+            f"Maps of {name}: alike with randomised weights (ticks: with another radiograph; dotted: the bound), "
             "and deletion and insertion curves beside random order.",
             sanity_figure(checks),
         )

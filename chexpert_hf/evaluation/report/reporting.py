@@ -7,8 +7,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
@@ -35,9 +37,15 @@ def evaluate_dataset(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Evaluates a model on a split that holds the labels of its observations, in its order."""
-    probabilities = predict_dataset(classifier, dataset, progress)
-    truth = _truth(classifier, dataset)
-    return evaluate_probabilities(probabilities, truth, dataset["study"][:], classifier.observations)
+    return evaluate_predictions(predict_dataset(classifier, dataset, progress), dataset, classifier.model.config)
+
+
+def evaluate_predictions(
+    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
+) -> Evaluation:
+    """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
+    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
 
 
 def assess_dataset(

@@ -1,6 +1,5 @@
 """Sanity checks as text, tables, JSON and a plot."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from chexpert_hf.evaluation.sanity.sanity import (
     area_under,
 )
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
+from chexpert_hf.files import result_folder, write_json
 
 _GREY = "0.45"
 
@@ -50,10 +50,10 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
     return [
         SanityTable(
             "The maps change when the weights do",
-            ("re-drawn", "correlation, absolute", "signed", "other radiograph", "by chance", "passed"),
+            ("randomised", "correlation, absolute", "signed", "other radiograph", "by chance", "passed"),
             [_weight_row(check) for check in checks.weights],
             f"Mean Spearman correlation of the signed maps, at {checks.map_size[0]} x {checks.map_size[1]}, with those "
-            f"after the re-draw; passed below {number(MOST_ALIKE, 2)}, 1 is a map that does not depend on these "
+            f"after randomising; passed below {number(MOST_ALIKE, 2)}, 1 is a map that does not depend on these "
             "weights. Other radiograph: what all share, such as a bright centre. By chance: the map shifted elsewhere."
             + "".join(_alike(checks.observations, check) for check in checks.weights),
         ),
@@ -105,9 +105,8 @@ def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
 
 def write_sanity(folder: Path, checks: SanityChecks) -> None:
     """Writes sanity.json and sanity.png; the folder is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_dictionary(checks), indent=1, allow_nan=False)
-    (folder / "sanity.json").write_text(text, encoding="utf-8")
+    result_folder(folder)
+    write_json(folder / "sanity.json", as_dictionary(checks))
     sanity_figure(checks).savefig(folder / "sanity.png")
 
 
@@ -147,7 +146,7 @@ def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
     axes.set_yticks(rows, checks.observations)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_title("Maps after a re-draw of weights", fontsize=9)
+    axes.set_title("Maps after randomising weights", fontsize=9)
     axes.set_xlabel("Mean |rank correlation|", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.3, -0.16), ncols=3, columnspacing=1.2)
 
