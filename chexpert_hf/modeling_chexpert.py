@@ -112,7 +112,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As in transformers; a head that was saved for other labels is re-initialised, even one of the same size.
 
-        The config of a model with a new head has no operating points and no calibration.
+        The config of a model with a new head has no operating points, calibration or evaluation of maps.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(

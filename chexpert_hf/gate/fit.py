@@ -18,7 +18,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
 from chexpert_hf.gate.features import STRUCTURES, THUMBNAIL, Floats, detail, gate_features, gray_levels
 from chexpert_hf.gate.gate import GATE_FILE, Distance, Gate, Pose
-from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.models.loading import load_processor
 from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.grey_levels import naming
@@ -58,7 +58,7 @@ def fit_folder_gate(
         ModelFolderError: If the folder holds no model.
         RadiographError: If a radiograph cannot be read; it says which.
     """
-    processor = CheXpertImageProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
 
     def images() -> Iterator[Image.Image]:
         for file in evenly_spaced(image_files(dataset)):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from chexpert_hf.gate.features import (
     gate_features,
     gray_levels,
 )
+from chexpert_hf.radiographs.radiograph import Radiograph
 
 GATE_FILE = "gate.safetensors"
 _VERSION = "2"
@@ -148,16 +148,11 @@ class Gate:
     knows_laterals: bool = False  # lateral views were among the images, so that no warning is given
 
     @staticmethod
-    def prepare(image: Image.Image, *, is_colour: bool = False, is_lateral: bool | None = None) -> GateInput:
-        """Prepares an image for `judge_batch`; several threads may call it.
-
-        Args:
-            image: As `read_radiograph` gives it.
-            is_colour: Whether it was in colour before that; `Radiograph.is_colour` tells.
-            is_lateral: Whether the file says that the view is lateral; `Radiograph.is_lateral` tells.
-                If it is None, the pixels are asked.
-        """
-        return GateInput(gray_levels(image), image.info.get("original_size", image.size), is_colour, is_lateral)
+    def prepare(radiograph: Radiograph) -> GateInput:
+        """Prepares a radiograph for `judge_batch`; several threads may call it. Without a view, the pixels decide."""
+        return GateInput(
+            gray_levels(radiograph.image), radiograph.original_size, radiograph.is_colour, radiograph.is_lateral
+        )
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
         """Judges images from `prepare`."""
@@ -256,8 +251,10 @@ class Gate:
             _check_tensors(tensors)
             values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
             values |= {name: float(about[name]) for name in _NUMBERS}
-            if not all(np.isfinite(values[name]) and values[name] > 0 for name in _NUMBERS[:-1]):
-                raise ValueError("its limits must be positive numbers")
+            if not all(map(np.isfinite, (values[name] for name in _NUMBERS))):
+                raise ValueError("its limits must be finite")
+            if not all(values[name] > 0 for name in _NUMBERS[:-1]):
+                raise ValueError("its limits but lateral_limit must be positive")
             return cls(
                 distance=Distance(*(values.pop(name) for name in Distance._fields)),
                 num_images=int(about["n"]),

@@ -1,4 +1,4 @@
-"""Loads the network of a model folder or repository, with one-line errors."""
+"""Loads network and image processor of a model folder or repository, with one-line errors."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from transformers.utils import logging
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.model_files import LOADED_FILES, verify_checksums
 from chexpert_hf.models.repositories import model_folder
@@ -59,6 +60,21 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
     verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
     network.config.name_or_path = name  # not the folder in the cache where a repository lies
     return network
+
+
+def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
+    """Loads the image processor of a model folder; `name` is the model's in messages, `folder` if None.
+
+    Raises:
+        ModelFolderError: If there is none.
+    """
+    try:
+        processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise ModelFolderError(
+            f"{name or folder} has no image processor; expected preprocessor_config.json beside config.json."
+        ) from error
+    return processor
 
 
 def _load_quietly(folder: Path) -> tuple[CheXpertForImageClassification, dict[str, Any]]:

@@ -24,7 +24,7 @@ _ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmle
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
-_ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
@@ -77,7 +77,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """A member's bytes; RadiographError if it is damaged, encrypted, too large, an archive itself, or not there."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
-        if data.startswith(_ZIP_MAGIC):
+        if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
         return data
 
@@ -127,6 +127,11 @@ def open_archive(path: str) -> Archive:
 @lru_cache(maxsize=2)
 def _open(version: tuple[str, int, int]) -> Archive:
     return Archive(version[0])
+
+
+def close_archives() -> None:
+    """Closes the archives that are kept open, once nobody reads from them."""
+    _open.cache_clear()
 
 
 def is_archive(path: str | Path) -> bool:

@@ -34,7 +34,7 @@ class Radiograph:
 
     image: Image.Image  # mode L, upright; possibly scaled down while it was decoded
     original_size: tuple[int, int]  # the full image's (width, height) when upright
-    is_colour: bool = False  # DICOM is not looked at
+    is_colour: bool = False  # DICOM is not looked at, others only if asked
     is_lateral: bool | None = None  # by the DICOM header; None where nothing is said
     notes: tuple[str, ...] = ()  # a line for each part of a DICOM header that was supplied or ignored
 
@@ -44,10 +44,12 @@ RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.
 
 def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
     """Reads one radiograph as `open_radiograph` does; its image has `original_size` and any `notes` in `info`."""
-    return open_radiograph(source, target_size=target_size).image
+    return open_radiograph(source, target_size=target_size, with_colour=False).image
 
 
-def open_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Radiograph:
+def open_radiograph(
+    source: RadiographSource, *, target_size: int | None = None, with_colour: bool = True
+) -> Radiograph:
     """Reads one radiograph with all that is known of it.
 
     JPEG, PNG, TIFF, BMP, WebP and DICOM are told apart by content. Colour becomes luma, transparent parts black, the
@@ -60,6 +62,7 @@ def open_radiograph(source: RadiographSource, *, target_size: int | None = None)
             uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
         target_size: The side in pixels that the image will be resized to, if known. A JPEG is then scaled down by 2, 4
             or 8 while it is decoded, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
+        with_colour: Whether to find out `is_colour`, for which a colour JPEG is decoded twice.
 
     Raises:
         RadiographError: If it is missing, damaged, cut short, too large, not one image of a known format, or its grey
@@ -72,11 +75,11 @@ def open_radiograph(source: RadiographSource, *, target_size: int | None = None)
     if isinstance(source, np.ndarray):
         source = _image_of(source)
     if isinstance(source, Image.Image):
-        gray, is_colour = read_pillow(source)
+        gray, is_colour = read_pillow(source, with_colour=with_colour)
         radiograph = Radiograph(gray, gray.size, is_colour)
     else:
         with _open_stream(source) as stream:
-            radiograph = _read_stream(stream, target_size)
+            radiograph = _read_stream(stream, target_size, with_colour)
     radiograph.image.info = {"original_size": radiograph.original_size}
     if radiograph.notes:
         radiograph.image.info["notes"] = radiograph.notes
@@ -115,7 +118,7 @@ def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
     raise RadiographError("Expected a file, got a folder or device; name the image file itself.")
 
 
-def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
+def _read_stream(stream: BinaryIO, target_size: int | None, with_colour: bool) -> Radiograph:
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if num_bytes == 0:
@@ -128,7 +131,7 @@ def _read_stream(stream: BinaryIO, target_size: int | None) -> Radiograph:
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if (file_format := format_of(head)) != "DICOM":
-        return Radiograph(*read_raster(stream, file_format, target_size))
+        return Radiograph(*read_raster(stream, file_format, target_size, with_colour=with_colour))
     from chexpert_hf.radiographs.dicom.dicom import read_dicom  # pydicom takes .2 s to import
 
     pixels, is_lateral, notes = read_dicom(stream)

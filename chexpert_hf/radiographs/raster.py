@@ -99,12 +99,13 @@ def _begins_with_element(head: bytes) -> bool:
 
 
 def read_raster(
-    stream: BinaryIO, file_format: str, target_size: int | None
+    stream: BinaryIO, file_format: str, target_size: int | None, *, with_colour: bool
 ) -> tuple[Image.Image, tuple[int, int], bool]:
     """Decodes one image file of the format that `format_of` named.
 
     Returns:
-        The upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
+        The upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour,
+        which takes a second look at a JPEG and is False if `with_colour` is.
     """
     try:
         if file_format == "PNG":
@@ -123,6 +124,8 @@ def read_raster(
         raise
     except MALFORMED as error:
         raise RadiographError(_why_unreadable(stream, file_format, error)) from None
+    if not with_colour:
+        return gray, (height, width) if sides_swap else (width, height), False
     if file_format == "JPEG" and not is_gray:  # of which only the luma was decoded
         stream.seek(0)
         image = _OPENERS[file_format](stream)
@@ -152,12 +155,12 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
     )
 
 
-def read_pillow(image: Image.Image) -> tuple[Image.Image, bool]:
+def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, bool]:
     """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour."""
     check_size(*image.size)
     with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)
-    return gray, _is_colourful(image)
+    return gray, with_colour and _is_colourful(image)
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:

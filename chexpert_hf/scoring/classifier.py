@@ -19,7 +19,7 @@ from chexpert_hf.gate import GATE_FILE, Gate, GateInput, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.ensembles import ensemble_members
-from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
@@ -146,12 +146,7 @@ class CheXpertClassifier:
     def _load(cls, model: str | Path, revision: str | None, **options: Any) -> "CheXpertClassifier":
         folder = model_folder(model, revision)
         network = load_model(folder, name=str(model))
-        try:
-            processor = CheXpertImageProcessor.from_pretrained(folder)
-        except OSError as error:
-            raise ModelFolderError(
-                f"{model} has no image processor; expected preprocessor_config.json beside config.json."
-            ) from error
+        processor = load_processor(folder, name=str(model))
         if processor.num_channels != network.config.num_channels:
             raise ModelFolderError(
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
@@ -258,7 +253,7 @@ class CheXpertClassifier:
             RadiographError: If it cannot be read; it names a file without its folder.
         """
         with naming(_name(source)):
-            return open_radiograph(source, target_size=self._decoded_side)
+            return open_radiograph(source, target_size=self._decoded_side, with_colour=self.has_gate)
 
     @property
     def _decoded_side(self) -> int | None:
@@ -288,7 +283,7 @@ class CheXpertClassifier:
         image = radiograph.image
         gate_input = None
         if for_gate and self.gate is not None:
-            gate_input = self.gate.prepare(image, is_colour=radiograph.is_colour, is_lateral=radiograph.is_lateral)
+            gate_input = self.gate.prepare(radiograph)
         return Prepared(self._gray_levels(image), radiograph.original_size, radiograph.notes, gate_input)
 
     def _gray_levels(self, image: Image.Image) -> tuple[Tensor, ...]:
@@ -299,6 +294,8 @@ class CheXpertClassifier:
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
         """Scores what `prepare` gives as it comes, one batch at a time."""
+        if batch_size < 1:
+            raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
         radiographs = iter(radiographs)
         while batch := list(islice(radiographs, batch_size)):
             for prediction, verdict in zip(self._predict_batch(batch, saliency), self.verdicts(batch), strict=True):

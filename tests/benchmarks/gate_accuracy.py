@@ -29,7 +29,7 @@ from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.radiographs.radiograph import RadiographError, open_radiograph, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "tempor", "magna")
@@ -122,7 +122,7 @@ TRANSFORMS = {
 
 
 def judge(gate, image):
-    return gate.judge_batch([gate.prepare(image)])[0]
+    return gate.judge_batch([gate.prepare(open_radiograph(image))])[0]
 
 
 def quantiles(distances):

@@ -20,7 +20,7 @@ from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
-from chexpert_hf.radiographs.radiograph import open_radiograph, read_radiograph
+from chexpert_hf.radiographs.radiograph import Radiograph, open_radiograph, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertEnsemble
 from tests.radiographs.test_dicom import make_dicom
 
@@ -28,7 +28,7 @@ PROCESSOR = CheXpertImageProcessor(size={"height": 64, "width": 64})
 
 
 def judge(gate: Gate, image: Image.Image, **said: bool | None) -> Verdict:
-    return gate.judge_batch([gate.prepare(image, **said)])[0]
+    return gate.judge_batch([gate.prepare(Radiograph(image, image.info.get("original_size", image.size), **said))])[0]
 
 
 def phantom(seed: int) -> Image.Image:
@@ -112,7 +112,7 @@ def test_radiographs_the_wrong_way_round_are_told_and_not_refused(gate, phantoms
 def test_several_images_are_judged_as_each_of_them_alone(gate, phantoms):
     turned = phantoms[64].transpose(Image.Transpose.ROTATE_180)
     images = [*phantoms[60:63], *textures(), Image.new("L", (200, 200), 90), turned]
-    together = gate.judge_batch([gate.prepare(image) for image in images])
+    together = gate.judge_batch([gate.prepare(Radiograph(image, image.size)) for image in images])
     for verdict, image in zip(together, images, strict=True):
         alone = judge(gate, image)
         assert (verdict.is_chest_radiograph, verdict.warnings) == (alone.is_chest_radiograph, alone.warnings)

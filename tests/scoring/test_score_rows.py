@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class StubGate:
     """Takes bright images for no radiographs, and warns of a white corner."""
 
-    def prepare(self, image, **_):
-        return np.asarray(image)
+    def prepare(self, radiograph):
+        return np.asarray(radiograph.image)
 
     def judge_batch(self, inputs):
         return [

@@ -5,6 +5,7 @@ fixed, which lets the runtimes plan memory and choose kernels once, and which th
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ class Parity:
         """The difference beyond the precision's bound, in words; None if there is none."""
         name, bound = BOUNDS[precision]
         measured: float = getattr(self, name)
-        if measured <= bound:  # and so not if it is NaN
+        if not all(math.isfinite(value) for value in vars(self).values()):
+            return "difference that is not finite"
+        if measured <= bound:
             return None
         return f"{name.replace('_', ' ')} of {measured:.2g} on {self.num_images} images, at most {bound:g} is allowed"
 

@@ -22,7 +22,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import GRAPH_FILES, RECORD_FILE, GraphRecord, Precision, RuntimeName, files_of
-from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.scoring.graphs.conversion import Parity, measure_parity, write_graph
@@ -107,7 +107,7 @@ def export_model(
     source = model_folder(model, files=None)
     network = load_model(source, name=str(model)).float().eval()
     target = _target(model, source, output)
-    processor = CheXpertImageProcessor.from_pretrained(source)
+    processor = load_processor(source, name=str(model))
     size = dict(processor.size)
     if not size.get("height") or not size.get("width"):
         raise InputError(f"The image processor's size is {size}; a graph needs a fixed height and width.")

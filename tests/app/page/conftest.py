@@ -25,6 +25,7 @@ from chexpert_hf.app.demo import build_demo, look
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.gate import Verdict
 from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.radiographs.radiograph import Radiograph
 from tests.conftest import TINY
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "space" / "examples").rglob("*.jpg"))
@@ -43,8 +44,8 @@ EMPTY = "Edema"
 class StubGate:
     """Refuses images of one gray level, warns of a white corner, and takes its time over slow ones."""
 
-    def prepare(self, image: Image.Image, **_: object) -> np.ndarray:
-        return np.asarray(image)
+    def prepare(self, radiograph: Radiograph) -> np.ndarray:
+        return np.asarray(radiograph.image)
 
     def judge_batch(self, inputs: Sequence[np.ndarray]) -> list[Verdict]:
         return list(map(self._verdict, inputs))

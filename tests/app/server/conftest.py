@@ -54,8 +54,8 @@ class StubGate:
     def __init__(self, judged):
         self.judged = judged
 
-    def prepare(self, image, **_):
-        return image
+    def prepare(self, radiograph):
+        return radiograph.image
 
     def judge_batch(self, inputs):
         return [self.judged(one) for one in inputs]
