@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from chexpert_hf.default_model import DEFAULT_NAME
-from chexpert_hf.models.model_files import CODE_FILES, write_checksums
+from chexpert_hf.models.model_files import CODE_FILES, RECIPE_FILE, write_checksums
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.publishing.card import rename_card
+from chexpert_hf.publishing.card import public_recipe, rename_card
 from chexpert_hf.training.recipe import Recipe
-from chexpert_hf.training.run import RECIPE_FILE, train
+from chexpert_hf.training.run import train
 from train.bundled_model_card import Sources, describe
 
 NUM_PHANTOMS = 5300
@@ -58,8 +58,7 @@ def main() -> None:
 def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
     """Trains all networks, or what is left of them; gives the folders of the cross-fitted ones and of the last one."""
     phantoms = work / "phantoms"
-    if not (phantoms / "valid.csv").exists():
-        shutil.rmtree(phantoms, ignore_errors=True)
+    if not phantoms.exists():
         write_phantoms(
             phantoms,
             num_studies=NUM_PHANTOMS,
@@ -73,7 +72,8 @@ def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
         _trained(recipe.override(held_out_fold=fold), data, work / f"fold-{fold + 1}")
         for fold in range(recipe.calibration_folds)
     ]
-    first = _trained(recipe.override(distillation=0.0, calibration_folds=0, seed=1), data, work / "first")
+    alone = recipe.override(distillation=0.0, calibration_folds=0, seed=1)
+    first = _trained(alone, data, work / "first")
     final = recipe.override(
         **FINAL,
         init=str(first),
@@ -107,27 +107,16 @@ def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, A
     config["map_evaluation"] = dict(map_evaluation)
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     recipe = Recipe.load(model / RECIPE_FILE)
-    _without_paths(recipe).save(output / RECIPE_FILE)
+    recipe.override(**public_recipe(recipe.to_dict())).save(output / RECIPE_FILE)
     for name in CODE_FILES:
         (output / name).symlink_to(f"../{name}")
     card = (model / "README.md").read_text(encoding="utf-8")
-    for path in (recipe.init, *recipe.distillation_models, *recipe.calibration_models):
-        card = card.replace(path, Path(path).name)
     before, limits, after = card.partition("## Limits\n")
     card = rename_card(f"{before}{section}\n{limits}{after}", DEFAULT_NAME)
     heading, ways, rest = card.partition("## How to use\n")
     card = f"{heading}{ways}\n{_BUNDLED}\n{rest}"
     (output / "README.md").write_text(card, encoding="utf-8")
     write_checksums(output)
-
-
-def _without_paths(recipe: Recipe) -> Recipe:
-    """The recipe with the names of the stages' folders instead of their paths."""
-    return recipe.override(
-        init=Path(recipe.init).name,
-        distillation_models=[Path(name).name for name in recipe.distillation_models],
-        calibration_models=[Path(name).name for name in recipe.calibration_models],
-    )
 
 
 if __name__ == "__main__":

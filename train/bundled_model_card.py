@@ -21,24 +21,25 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.delong import delong_interval
-from chexpert_hf.evaluation.intervals import Estimate, wilson_interval
+from chexpert_hf.evaluation.intervals import Estimate, PatientBootstrap, percentile_interval, wilson_interval
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localization import PRIORS
 from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, localize_dataset, rows_with_truth
-from chexpert_hf.evaluation.metrics import evaluation_labels, observation_metrics
+from chexpert_hf.evaluation.metrics import (
+    MIN_STUDIES_PER_CLASS,
+    FloatArray,
+    WeightedFigures,
+    evaluation_labels,
+    observation_metrics,
+)
 from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.labels import COMPETITION_OBSERVATIONS
+from chexpert_hf.models.model_files import RECIPE_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.training.cross_fitting import fold_of_images
 from chexpert_hf.training.recipe import Recipe
-from chexpert_hf.training.run import RECIPE_FILE
 
-FEW = 5
-"""Positive or negative images below which an AUROC is not given."""
-
-Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
-
-COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
 _POINTERS = {
     MODEL: "the model",
@@ -78,8 +79,8 @@ class Scored:
 
     name: str
     dataset: datasets.Dataset
-    probabilities: Floats
-    truth: Floats
+    probabilities: FloatArray
+    truth: FloatArray
 
     @property
     def patients(self) -> NDArray[np.str_]:
@@ -142,8 +143,8 @@ _STAGES = (
 
 _INTRODUCTION = (
     "Each figure is an AUROC with its 95 % interval (DeLong, by patient), of a model that has not seen the patient; n "
-    f"is positive / negative images. Fewer than {FEW} of either are not judged. The radiographs are a union of several "
-    "public samples of ChestX-ray14, so that prevalences mean nothing."
+    f"is positive / negative images. Fewer than {MIN_STUDIES_PER_CLASS} of either are not judged. The radiographs are "
+    "a union of several public samples of ChestX-ray14, so that prevalences mean nothing."
 )
 
 
@@ -158,7 +159,7 @@ def _readings(file: Path) -> pd.DataFrame:
     return table.assign(view=table["Path"].map(_view)).drop_duplicates("view").set_index("view").drop(columns="Path")
 
 
-def _scored(name: str, split: datasets.Dataset, probabilities: Floats, recipe: Recipe) -> Scored:
+def _scored(name: str, split: datasets.Dataset, probabilities: FloatArray, recipe: Recipe) -> Scored:
     return Scored(name, split, probabilities, evaluation_labels(np.asarray(split["labels"][:]), recipe.blank_labels))
 
 
@@ -167,11 +168,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _auroc(scores: Floats, truth: Floats, patients: NDArray[np.str_]) -> str:
+def _auroc(scores: FloatArray, truth: FloatArray, patients: NDArray[np.str_]) -> str:
     known = ~np.isnan(truth)
     scores, truth, patients = scores[known], truth[known], patients[known]
     positive, negative = int((truth == 1).sum()), int((truth == 0).sum())
-    if min(positive, negative) < FEW:
+    if min(positive, negative) < MIN_STUDIES_PER_CLASS:
         return f"not judged; n {positive} / {negative}"
     return f"{_interval(delong_interval(scores, truth, patients.tolist()))}; n {positive} / {negative}"
 
@@ -185,7 +186,7 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
         [name, *(_auroc(one.probabilities[:, k], one.truth[:, k], one.patients) for one in (valid, train))]
         for k, name in enumerate(observations)
     ]
-    five = [observations.index(name) for name in COMPETITION]
+    five = [observations.index(name) for name in COMPETITION_OBSERVATIONS]
     for name, columns in (("mean of all", list(range(len(observations)))), ("mean of the five of CheXpert", five)):
         rows.append([name, *(_mean(one, columns) for one in (valid, train))])
     return [
@@ -197,26 +198,13 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
 
 def _mean(scored: Scored, columns: Sequence[int], resamples: int = 1000) -> str:
     """The mean AUROC with a bootstrap interval by patient."""
-    rng = np.random.default_rng(0)
-    rows_of = [np.flatnonzero(scored.patients == patient) for patient in np.unique(scored.patients)]
+    figures = [WeightedFigures(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
 
-    def mean(rows: NDArray[np.intp]) -> float:
-        return float(np.mean([_plain_auroc(scored.probabilities[rows, k], scored.truth[rows, k]) for k in columns]))
+    def mean(weights: FloatArray) -> FloatArray:
+        return np.mean([one.auroc(weights) for one in figures], axis=0)
 
-    drawn = [
-        mean(np.concatenate([rows_of[k] for k in rng.integers(0, len(rows_of), len(rows_of))]))
-        for _ in range(resamples)
-    ]
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return _interval(Estimate(mean(np.arange(len(scored.truth))), float(low), float(high)))
-
-
-def _plain_auroc(scores: Floats, truth: Floats) -> float:
-    positive, negative = scores[truth == 1], np.sort(scores[truth == 0])
-    if not len(positive) or not len(negative):
-        return float("nan")
-    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
-    return float(below.mean() / 2 / len(negative))
+    replicates = PatientBootstrap(scored.patients.tolist(), resamples).replicate(mean)
+    return _interval(percentile_interval(float(mean(np.ones((len(scored.truth), 1)))[0]), replicates))
 
 
 def _radiologists(sources: Sources, scored: Sequence[Scored], observations: Sequence[str]) -> list[str]:
@@ -285,8 +273,8 @@ def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> l
     ]
 
 
-def _without_image(valid: Scored, train: Scored) -> Floats:
-    def features(scored: Scored) -> Floats:
+def _without_image(valid: Scored, train: Scored) -> FloatArray:
+    def features(scored: Scored) -> FloatArray:
         data = scored.dataset
         number = [int(patient.removeprefix("patient")) for patient in scored.patients]
         is_ap, is_male = np.asarray(data["projection"][:]) == "AP", np.asarray(data["sex"][:]) == "Male"
@@ -319,7 +307,7 @@ def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
     ]
 
 
-def uncalibrated(probabilities: Floats, config: CheXpertConfig) -> Floats:
+def uncalibrated(probabilities: FloatArray, config: CheXpertConfig) -> FloatArray:
     """The probabilities `(num_images, num_labels)` that the model would give without its lines of Platt scaling."""
     record = config.calibration or {}
     slopes = np.array([record["slopes"].get(name, 1.0) for name in config.observations])
@@ -404,7 +392,7 @@ def _gray_range(classifier: CheXpertClassifier, valid: Scored) -> list[str]:
     ]
 
 
-def _array(predictions: Sequence[Prediction]) -> Floats:
+def _array(predictions: Sequence[Prediction]) -> FloatArray:
     return np.array([list(one.probabilities.values()) for one in predictions])
 
 

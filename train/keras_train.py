@@ -24,12 +24,12 @@ from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patien
 from chexpert_hf.formats.keras import HEAD, CheXpertKeras, from_torch, to_torch
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, UncertaintyPolicy
-from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.models.model_files import RECIPE_FILE, write_checksums
 from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.training.batches import RadiographDataset
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.run import RECIPE_FILE, describe_data, load_data
+from chexpert_hf.training.run import describe_data, load_data
 from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
@@ -52,6 +52,11 @@ _ONLY: dict[str, Any] = {
     "runs": 1,
     "calibration_folds": 0,
     "checkpoint": "last",
+    "map_loss": 0.0,
+    "map_centring": 0.0,
+    "distillation": 0.0,
+    "drop_last": False,
+    "sync_batch_norm": False,
 }
 _TORCH_ADAM_EPSILON = 1e-8
 _EVALUATION_BATCH_SIZE = 32

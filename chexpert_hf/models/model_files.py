@@ -26,7 +26,12 @@ REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
 """A complete model folder has all of these."""
 
 _GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
-OPTIONAL_FILES = ("LICENSE", "evaluation.json", "recipe.yaml", "curve.png", "gate.safetensors", *_GRAPH_FILES)
+RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
+
+RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "folds", "logs")
+"""Folders that a training run leaves in its model folder, and that are no part of the model."""
+
+OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.safetensors", *_GRAPH_FILES)
 """Also published, where present: names, or patterns of paths."""
 
 PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import first_line
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, LOADED_FILES, NEEDED_FILES
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _CHANGED = "somebody changed it at the same moment; repeat the command"
@@ -64,7 +64,7 @@ def model_folder(
     model: str | Path,
     revision: str | None = None,
     *,
-    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE),
+    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE),
 ) -> Path:
     """The folder of a model; a repository is fetched into the cache, or found there without a connection.
 

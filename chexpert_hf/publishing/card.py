@@ -21,6 +21,9 @@ _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DO
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
+MODEL_FIELDS = ("init", "teacher", "distillation_models", "calibration_models")
+"""Fields of a recipe that name models, as paths or repositories."""
+
 _TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
 
 
@@ -132,10 +135,13 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe without paths of this machine: models and files are named without their folders."""
-    return {
-        field: Path(value).name if field in ("init", "teacher") and value is not None and _is_local(value) else value
-        for field, value in recipe.items()
-    }
+    return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    return Path(value).name if value and _is_local(value) else value
 
 
 def _is_local(value: str) -> bool:

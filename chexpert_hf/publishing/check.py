@@ -14,7 +14,7 @@ from chexpert_hf.files import first_line, sha256_of
 from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, RUN_FOLDERS
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card_check import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
@@ -28,8 +28,6 @@ PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", Runtime
 _BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
 # Formats that may run code when they are read; OpenVINO's `.bin` in `openvino/` holds numbers only.
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
-# Folders that a training run leaves in its model folder, and that are no part of the model.
-_OWN_FOLDERS = ("checkpoints", "members", "teacher", "conditional", "folds", "logs")
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _check_files(folder: Path) -> str:
         path.as_posix()
         for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
         if path.as_posix() not in (*known, CHECKSUMS_FILE)
-        and path.parts[0] not in _OWN_FOLDERS
+        and path.parts[0] not in RUN_FOLDERS
         and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
     ]
     for suffixes, problem in (

@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels
 from chexpert_hf.evaluation.report.reporting import subgroup_columns
-
-
-def evaluate_predictions(
-    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
-) -> Evaluation:
-    """AUROC per study of predictions `(num_views, num_labels)` for a split; see `assess_predictions`."""
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
-    return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
 
 
 def assess_predictions(

@@ -17,7 +17,7 @@ from chexpert_hf.folders.score_table import readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.half_precision import half_state_dict
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, write_checksums
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, write_checksums
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, terms_of
@@ -25,7 +25,6 @@ from chexpert_hf.publishing.measured import evaluation_record
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 REFERENCE_FILE = "reference.json"
-EVALUATION_FILE = "evaluation.json"
 CARD_FILE = "README.md"
 REFERENCE_PHANTOM: Mapping[str, Any] = {"seed": 0, "observations": ["Pleural Effusion"], "projection": "PA"}
 _SECOND_STANDARDS = "second_reference_standards"

@@ -20,13 +20,12 @@ from chexpert_hf.files import write_text
 from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import read_records
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, OPTIONAL_FILES, REQUIRED_FILES
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, OPTIONAL_FILES, RECIPE_FILE, REQUIRED_FILES
 from chexpert_hf.models.repositories import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.publishing.card import public_recipe, rename_card
 from chexpert_hf.publishing.card_check import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE
 
-_RECIPE_FILE = "recipe.yaml"
 # A licence that somebody added to the repository is theirs.
 _OURS = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
 
@@ -69,9 +68,9 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) is not fit to be shown: {'; '.join(problems[:3])}.")
     write_text(staging / CARD_FILE, card)
-    if _RECIPE_FILE in names:
-        recipe = yaml.safe_load((staging / _RECIPE_FILE).read_text(encoding="utf-8"))
-        write_text(staging / _RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False))
+    if RECIPE_FILE in names:
+        recipe = yaml.safe_load((staging / RECIPE_FILE).read_text(encoding="utf-8"))
+        write_text(staging / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False))
     model_files.write_checksums(staging)
     return listing(staging)
 

@@ -5,6 +5,7 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2: DenseNet121 from Image
 policy; U-Ones is the single policy without a second stage or a third class that does best there (table 3).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ _REMOVED = "register_maps"  # a field of earlier recipes, which had no influence
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
     "at least 1": lambda value: value >= 1,
-    "more than 0": lambda value: value > 0,
+    "more than 0": lambda value: 0 < value < math.inf,
     "in [0, 1)": lambda value: 0 <= value < 1,
     "in [0, .5)": lambda value: 0 <= value < 0.5,
     "in [0, 1]": lambda value: 0 <= value <= 1,
@@ -65,7 +66,7 @@ class Recipe:
     teacher: str | None = _value(
         None, "For u-self-trained: a model or a soft_labels.csv, to skip the first stage.", flag=True
     )
-    teacher_epochs: float | None = _value(None, "Passes of that first stage; as many as `epochs` if None.")
+    teacher_epochs: float | None = _value(None, "Passes of that stage; as many as `epochs` if None.", "more than 0")
     conditional_epochs: float = _value(
         0, "First learn children in the label hierarchy where parents are positive.", "at least 0", flag=True
     )
@@ -81,7 +82,7 @@ class Recipe:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; with random weights only."""
     num_channels: int = _value(3, "3 or 1.", "one of: 1, 3", flag=True)
-    head_hidden_size: int | None = _value(None, "Hidden layer in the head.", flag=True)
+    head_hidden_size: int | None = _value(None, "Hidden layer in the head.", "at least 1", flag=True)
     head_dropout: float = _value(0.0, "Dropout behind the hidden layer of the head.", "in [0, 1)")
     freeze_backbone: bool = _value(False, "Train the head only.", flag=True)
 
@@ -89,7 +90,7 @@ class Recipe:
     image_size: int = _value(320, "Height and width in pixels.", "at least 1", flag=True)
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
     frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
-    num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", flag=True)
+    num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", "at least 1", flag=True)
     valid_fraction: float = _value(0.1, "Share of the patients held out where the data has no valid.csv.", "in (0, 1)")
 
     # Augmentation, without a flip: it moves the heart
@@ -207,9 +208,14 @@ class Recipe:
                 _expect(name, value, is_list, _LISTS[name])
             elif name == "architecture":
                 _expect(name, value, isinstance(value, Mapping), "a mapping of fields")
+                blocks = value.get("block_config", ())
+                _expect("block_config", blocks, isinstance(blocks, Sequence), "a list of whole numbers")
+            elif name == "policy" and isinstance(value, Mapping):
+                is_text = all(isinstance(one, str) for one in (*value, *value.values()))
+                _expect(name, value, is_text, "a mapping of observations to policies")
             elif isinstance(kinds[0], str):
                 _expect(name, value, value in kinds, f"one of: {', '.join(kinds)}")
-            elif not (value is None and type(None) in kinds) and not (name == "policy" and isinstance(value, Mapping)):
+            elif not (value is None and type(None) in kinds):
                 accepted = (int, float) if kinds[0] is float else kinds[0]
                 is_right = isinstance(value, accepted) and (kinds[0] is bool or not isinstance(value, bool))
                 _expect(name, value, is_right, _KINDS[kinds[0]])
@@ -252,11 +258,11 @@ class Recipe:
         path = path if path.exists() else own.get(str(path), path)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecipeError(f"The recipe {path} cannot be read: {first_line(error)}") from error
         if not isinstance(values, dict):
             raise RecipeError(f"The recipe {path} is no mapping of fields to values.")
-        return cls().override(**{name: value for name, value in values.items() if name != _REMOVED})
+        return cls().override(**{str(name): value for name, value in values.items() if name != _REMOVED})
 
     def override(self, **values: Any) -> "Recipe":
         """The recipe with other values.

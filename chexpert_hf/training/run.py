@@ -17,16 +17,16 @@ from transformers import TrainerState, set_seed
 from chexpert_hf.datasets.chexpert import BadFilesError, load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
-from chexpert_hf.evaluation.report.reporting import evaluate_dataset
-from chexpert_hf.files import write_text
+from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
+from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.models.half_precision import round_to_half
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import write_checksums
-from chexpert_hf.publishing.measured import assess_predictions, evaluate_predictions
-from chexpert_hf.publishing.model_folder import EVALUATION_FILE, save_model_folder
+from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums
+from chexpert_hf.publishing.measured import assess_predictions, evaluation_record
+from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
@@ -35,7 +35,7 @@ from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.stages import RECIPE_FILE, Stages, expect_same_recipe
+from chexpert_hf.training.stages import Stages, expect_same_recipe
 from chexpert_hf.training.trainer import build_trainer
 
 REPORTERS = ("none", "tensorboard", "trackio")
@@ -97,7 +97,7 @@ def train(
     run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say)
     stages = Stages(recipe, output, run, say)
     if recipe.runs > 1:
-        return _train_several(stages, data)
+        return _train_several(stages, data, root)
     start = stages.start()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
 
@@ -148,7 +148,7 @@ def train(
         elif recipe.held_out_fold is None:
             fit_folder_gate(output, data["train"], f"{root.resolve().name} (train)")
         write_text(output / "history.json", json.dumps(trainer.state.log_history, indent=1))
-        plot_curve(trainer.state.log_history, output / "curve.png", best_step)
+        plot_curve(trainer.state.log_history, output / CURVE_FILE, best_step)
         write_checksums(output)
     PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
     if recipe.checkpoint == "last":
@@ -186,7 +186,7 @@ def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) ->
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
-def _train_several(stages: Stages, data: datasets.DatasetDict) -> TrainingResult:
+def _train_several(stages: Stages, data: datasets.DatasetDict, root: Path) -> TrainingResult:
     """Independent runs, and the ensemble of their best checkpoints."""
     recipe, output = stages.recipe, stages.output
     members: list[Path] = []
@@ -202,7 +202,8 @@ def _train_several(stages: Stages, data: datasets.DatasetDict) -> TrainingResult
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:
-        write_text(output / EVALUATION_FILE, json.dumps({"split": "valid", **evaluation.to_dict()}, indent=2))
+        described = describe_data(data, root, recipe.observations)
+        write_json(output / EVALUATION_FILE, evaluation_record(evaluation, described, was_chosen_on_it=True))
     return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
 
 

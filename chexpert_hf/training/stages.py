@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import CHECKSUMS_FILE
+from chexpert_hf.models.model_files import CURVE_FILE, RECIPE_FILE, read_checksums
 from chexpert_hf.models.repositories import model_folder
+from chexpert_hf.publishing.card import MODEL_FIELDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
-
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Stages:
         """The model folder of a stage, which is trained, continued or complete already."""
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
-        is_complete = resume and (folder / CHECKSUMS_FILE).exists()  # which is written last
+        is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the last that is written before them
         PartialState().wait_for_everyone()  # all have looked before the first one writes
         if is_complete:
             expect_same_recipe(recipe, folder)
@@ -92,8 +91,10 @@ class Stages:
         names = list(recipe.distillation_models)
         for number in range(1, 1 if names else recipe.distillation_teachers + 1):
             self.say(f"Teacher {number} of {recipe.distillation_teachers}.")
-            folds = {} if recipe.held_out_fold is not None else {"calibration_folds": 0}
-            teacher = recipe.override(distillation=0.0, seed=recipe.seed + number, **folds)
+            values: dict[str, Any] = {"distillation": 0.0, "seed": recipe.seed + number}
+            if recipe.held_out_fold is None:
+                values |= {"calibration_folds": 0, "calibration_models": ()}
+            teacher = recipe.override(**values)
             names.append(str(self.trained(teacher, f"teachers/teacher-{number}")))
         models = [load_model(name) for name in names]
         for name, model in zip(names, models, strict=True):
@@ -126,7 +127,9 @@ def expect_same_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def _resolved(name: str, value: Any) -> Any:
-    return Path(value).resolve() if value and name in ("init", "teacher") else value
+    if name not in MODEL_FIELDS or not value:
+        return value
+    return [Path(one).resolve() for one in value] if isinstance(value, list) else Path(value).resolve()
 
 
 def _without_self_training(recipe: Recipe) -> dict[str, str]:

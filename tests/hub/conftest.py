@@ -12,10 +12,11 @@ from huggingface_hub import HfApi, constants
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patient_hashes
+from chexpert_hf.evaluation.report.reporting import evaluate_predictions
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.graph_files import GraphRecord, fingerprint, hashes, write_records
 from chexpert_hf.models.model_files import write_checksums
-from chexpert_hf.publishing.measured import assess_predictions, evaluate_predictions
+from chexpert_hf.publishing.measured import assess_predictions
 from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.training.recipe import Recipe
 

@@ -64,6 +64,8 @@ def test_a_path_of_this_machine_is_shown_as_a_name(card: str, tmp_path: Path) ->
     recipe = {"init": str(tmp_path), "teacher": "me/model", "seed": 1}
     assert public_recipe(recipe) == {"init": tmp_path.name, "teacher": "me/model", "seed": 1}
     assert public_recipe({"init": "../x/y", "teacher": None}) == {"init": "y", "teacher": None}
+    lists = {"distillation_models": ["/home/me/a", "me/b"], "calibration_models": []}
+    assert public_recipe(lists) == {"distillation_models": ["a", "me/b"], "calibration_models": []}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.graph_files import RuntimeName
-from chexpert_hf.models.model_files import write_checksums
+from chexpert_hf.models.model_files import RUN_FOLDERS, write_checksums
 from chexpert_hf.publishing import check
 from chexpert_hf.publishing.check import FAILED, LEFT_OUT, OK, CheckReport, check_folder
 
@@ -94,6 +94,14 @@ def test_what_may_run_code_is_found(model_folder: Path, name: str, message: str)
     (model_folder / name).parent.mkdir(exist_ok=True)
     (model_folder / name).write_bytes(b"x")
     assert message in failed(check_folder(model_folder))["files"]
+
+
+@pytest.mark.parametrize("name", RUN_FOLDERS)
+def test_the_folders_of_a_runs_stages_are_no_part_of_the_model(model_folder: Path, name: str) -> None:
+    state = model_folder / name / "stage-1" / "optimizer.pt"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_bytes(b"x")
+    assert check_folder(model_folder).is_ok
 
 
 def test_a_run_may_keep_its_checkpoints_and_notes_beside_the_model(model_folder: Path) -> None:

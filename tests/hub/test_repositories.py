@@ -67,6 +67,7 @@ def test_only_what_is_loaded_is_fetched_and_all_of_it_is_of_one_commit(pushed: s
     assert {path.name for path in folder.iterdir()} == {
         "checksums.json",
         "config.json",
+        "evaluation.json",
         "model.safetensors",
         "preprocessor_config.json",
     }

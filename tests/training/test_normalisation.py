@@ -2,9 +2,12 @@ import datasets
 import pytest
 import torch
 
-from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.normalisation import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.run import load_data
+from chexpert_hf.training.trainer import build_trainer
 
 from ..conftest import TINY
 
@@ -110,7 +113,11 @@ def test_synchronised_statistics_are_refused_in_one_process_with_several_gpus(mo
 def test_a_synchronised_model_is_saved_as_any_other(tiny_model, tmp_path):
     pixel_values = torch.randn(2, 3, 64, 64)
     expected = tiny_model(pixel_values).logits
-    torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model)
+    write_phantoms(tmp_path / "phantoms", num_studies=8, seed=5)
+    synchronised = recipe(sync_batch_norm=True)
+    data = load_data(synchronised, tmp_path / "phantoms")
+    trainer = build_trainer(synchronised, tiny_model, CheXpertImageProcessor(), data, tmp_path / "run")
+    tiny_model = trainer.model
     assert isinstance(tiny_model.features.norm0, torch.nn.SyncBatchNorm)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tiny_model.modules())
     tiny_model.save_pretrained(tmp_path)

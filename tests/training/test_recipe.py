@@ -73,6 +73,13 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("{cache: true, workers: 2}", "cache is True, expected false, or workers 0"),
         ("- a list", "no mapping of fields"),
         ("a: b: c", "cannot be read"),
+        ("1: 2", "A recipe has no field '1'"),
+        ("policy: {Edema: 1}", "expected a mapping of observations to policies"),
+        ("architecture: {block_config: 4}", "block_config is 4, expected a list of whole numbers"),
+        ("num_patients: 0", "num_patients is 0, expected at least 1"),
+        ("head_hidden_size: -3", "head_hidden_size is -3, expected at least 1"),
+        ("teacher_epochs: -1", "teacher_epochs is -1, expected more than 0"),
+        ("epochs: .inf", "epochs is inf, expected more than 0"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_with_its_field(tmp_path, text, message):
@@ -84,6 +91,12 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_its_field(tmp_path, text, 
 def test_a_recipe_of_an_earlier_version_loads_without_the_field_that_is_gone(tmp_path):
     (tmp_path / "recipe.yaml").write_text("register_maps: true\nepochs: 2\n")
     assert Recipe.load(tmp_path / "recipe.yaml") == Recipe(epochs=2)
+
+
+def test_a_recipe_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes("model_name: Lungenflügel".encode("utf-16"))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "recipe.yaml")
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path):

@@ -171,6 +171,9 @@ def test_several_runs_make_an_ensemble_of_their_best_checkpoints(phantoms, ensem
         ".safetensors",
     }
     assert "not a medical device" in (ensemble / "README.md").read_text()
+    record = json.loads((ensemble / "evaluation.json").read_text())
+    assert record["data"]["name"] == phantoms.name  # without which the page shows no metrics
+    assert record["data"]["train"]["images"] > 0
     for run in ("run-1", "run-2"):
         kept = checkpoints_by_step(ensemble / run / "checkpoints")
         assert len(kept) in (2, 3)  # the best two, and the newest if it is not one of them

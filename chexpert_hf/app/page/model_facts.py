@@ -4,9 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import hf_hub_download
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
@@ -15,8 +13,7 @@ from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.identity import model_name, model_warnings
-from chexpert_hf.models.repositories import HubError, hub_errors
-from chexpert_hf.publishing.model_folder import EVALUATION_FILE
+from chexpert_hf.models.model_files import EVALUATION_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _SHOWN_DIGITS = 12
@@ -65,7 +62,7 @@ class ModelFacts:
     """The statements of the page about a model.
 
     Attributes:
-        weights: Identifies the weights: the revision of the repository, or the start of a SHA-256.
+        weights: The start of the SHA-256 of the weights.
         num_parameters: Of all members.
         input_size: (height, width) in pixels.
         maps_note: Whether the maps point at findings, for one model; empty if that was not measured.
@@ -97,49 +94,36 @@ class ModelFacts:
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
-    """Reads the facts from the folder or repository that a model was loaded from."""
+    """Reads the facts from the folder that a model was loaded from, for a repository in the cache."""
     models = [member.model for member in classifier.members]
     places = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size
     return ModelFacts(
         name=f"of {len(models)} members" if others else model_name(model),
-        weights=", ".join(_weights(each.config, place) for each, place in zip(models, places, strict=True)),
+        weights=", ".join(map(_weights, places)),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
-        metrics=_metrics(_file(model.config, _common_place(places), EVALUATION_FILE)),
+        metrics=_metrics(_common_place(places)),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
     )
 
 
 def _common_place(places: list[str]) -> str:
-    """The folder or repository of a model, or the folder of an ensemble; empty for members from anywhere."""
+    """The folder of a model, or the folder of an ensemble; empty for members from anywhere."""
     if len(places) == 1:
         return places[0]
     (first, *others) = {Path(place).parent.parent for place in places}
     return str(first) if not others and (first / ENSEMBLE_FILE).is_file() else ""
 
 
-def _file(config: Any, place: str, name: str) -> Path | None:
-    """A file of a model's folder, or of the revision of its repository that was loaded."""
-    if Path(place).is_dir():
-        path = Path(place) / name
-        return path if place and path.is_file() else None
-    with suppress(HubError), hub_errors(place, is_upload=False):
-        return Path(hf_hub_download(place, name, revision=config._commit_hash))
-    return None
-
-
-def _weights(config: Any, place: str) -> str:
-    if place and not Path(place).is_dir():
-        return f"revision {str(config._commit_hash)[:_SHOWN_DIGITS]}"
-    path = _file(config, place, "model.safetensors")
-    digest = sha256_of(path) if path else None
+def _weights(place: str) -> str:
+    digest = sha256_of(Path(place) / "model.safetensors") if place else None
     return f"SHA-256 {digest[:_SHOWN_DIGITS]}" if digest else "not from a file"
 
 
-def _metrics(path: Path | None) -> Metrics | None:
-    """The metrics in a file; None if it does not hold them."""
+def _metrics(place: str) -> Metrics | None:
+    """The metrics in a model's folder; None if it holds none."""
     with suppress(OSError, ValidationError):
-        return Metrics.model_validate_json(path.read_bytes()) if path else None
+        return Metrics.model_validate_json((Path(place) / EVALUATION_FILE).read_bytes()) if place else None
     return None

@@ -61,13 +61,15 @@ def fault_of(folder: Path) -> str | None:
 
 
 def to_disk(path: Path) -> None:
-    """Brings the content of a file, or the names in a folder, to the disk, if the operating system supports it."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Brings the content of a file to the disk, or the names in a folder where the operating system can."""
+    is_posix = os.name == "posix"
+    if path.is_dir() and not is_posix:
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_posix else os.O_RDWR)  # Windows flushes writable files only
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _names(folder: Path) -> list[str]:
