@@ -12,8 +12,10 @@ from starlette.middleware import Middleware
 
 from chexpert_hf.app.demo import build_demo, launch, look
 from chexpert_hf.app.page.examples import find_examples
+from chexpert_hf.app.server.blocks import SESSIONS
+from chexpert_hf.app.server.launch import PAGE_OPTIONS, queued
 from chexpert_hf.app.server.scorer import SharedClassifier
-from chexpert_hf.app.server.shell import Shell
+from chexpert_hf.app.server.shell import Limits, Shell
 from chexpert_hf.app.server.temporary import private_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -48,14 +50,10 @@ def main() -> None:
         classifier.predict = spaces.GPU(classifier.predict)
         with private_folder():
             # ZeroGPU starts with Gradio's own launch, so that this server has no HTTP API beside it.
-            build_demo(classifier, examples).launch(
+            queued(build_demo(classifier, examples), Limits()).launch(
                 server_name="0.0.0.0",
-                show_error=False,
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                footer_links=[],
-                app_kwargs={"middleware": [Middleware(Shell)], "docs_url": None, "openapi_url": None},
+                state_session_capacity=SESSIONS,
+                **PAGE_OPTIONS | {"app_kwargs": PAGE_OPTIONS["app_kwargs"] | {"middleware": [Middleware(Shell)]}},
                 **look(),
             )
     else:

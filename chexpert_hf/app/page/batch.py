@@ -29,7 +29,6 @@ from chexpert_hf.scoring.saliency import overlay
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _MAX_STEM = 60
-_OPACITY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,5 +152,5 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, predi
     first, *others = shown_first(prediction.probabilities)
     above = [name for name in others if prediction.positives[name]]
     for name in (name for name in prediction.probabilities if name in (first, *above)):
-        archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay(image, maps[name], _OPACITY)))
+        archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay(image, maps[name])))
     return None

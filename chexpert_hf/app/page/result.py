@@ -35,7 +35,6 @@ ACTIVATIONS_COLORMAP = "viridis"
 NUM_MAPS = 4  # in a report
 _MAX_VIEWS = 4  # in a report
 _REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to the inch
-_REPORT_OPACITY = 0.5
 _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
 
@@ -117,7 +116,7 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
         reading = study.views[number]
         place = f", View {number}" if study.is_numbered else ""
         empty = ": empty" if reading.prediction.maps.is_empty(name) else ""
-        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name], _REPORT_OPACITY)
+        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name])
 
 
 def _small_jpeg(image: Image.Image) -> bytes:

@@ -12,7 +12,7 @@ from chexpert_hf.errors import InputError
 FIRST_PORT = 7860
 """The port that Spaces expect; `GRADIO_SERVER_PORT` names another, as for any Gradio app."""
 
-_NUM_PORTS = 100
+_NUM_PORTS, _MAX_PORT = 100, 65_535
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
@@ -28,15 +28,15 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
         InputError: If no interface of this machine has the address, or the port is taken.
     """
     plain, problem = host.strip("[]"), None
-    first = int(os.environ.get("GRADIO_SERVER_PORT", FIRST_PORT))
-    for number in range(first, first + _NUM_PORTS) if port is None else [port]:
+    first = _first_port()
+    for number in range(first, min(first + _NUM_PORTS, _MAX_PORT + 1)) if port is None else [port]:
         try:
             family = socket.getaddrinfo(plain, number, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((plain, number), family=family, backlog=2048)
             # Accepted sockets take it over. Without it, an answer in two packets waits for a delayed acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return listener
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, OverflowError) as error:
             problem = error
             if not isinstance(error, OSError) or error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise InputError(
@@ -44,6 +44,13 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
                     "127.0.0.1, or use 0.0.0.0 (IPv4) or :: (IPv6) for all networks."
                 ) from error
     raise InputError(f"The page cannot be served at {host}, port {port or f'from {first} on'}: {problem}") from problem
+
+
+def _first_port() -> int:
+    text = os.environ.get("GRADIO_SERVER_PORT", str(FIRST_PORT))
+    if not text.isdecimal() or not 0 < int(text) <= _MAX_PORT:
+        raise InputError(f"Expected a port from 1 to {_MAX_PORT} as GRADIO_SERVER_PORT, got {text!r}; correct it.")
+    return int(text)
 
 
 def url_of(host: str, listener: socket.socket) -> str:

@@ -39,7 +39,7 @@ _TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "file": _FILE,
             "observation": {"type": "string", "description": "One of the model's observations, such as Edema."},
-            "opacity": {"type": "number", "default": OPACITY, "description": "Of the map, from 0 to 1."},
+            "opacity": {"type": "number", "default": OPACITY, "description": "Opacity of the map, from 0 to 1."},
             "raw": {"type": "boolean", "default": False, "description": "The map alone instead of the overlay."},
         },
     ),

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.identity import model_name
-from chexpert_hf.radiographs.archives import ArchiveMember, source_of
+from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives, source_of
 from chexpert_hf.radiographs.finding import archive_members
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.radiographs.walk import Found
@@ -33,7 +33,6 @@ OPACITY = 0.5
 """Default opacity of a map over a radiograph."""
 
 _ROWS_AT_ONCE = 8  # of one request: few enough to leave room for others
-_ZIP_MAGIC = b"PK\x03\x04"
 
 
 class GateVerdict(TypedDict):
@@ -75,7 +74,7 @@ async def score_all(
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
-        UnavailableError: If too many are waiting before the first one is scored.
+        UnavailableError: If too many are waiting when the first one is submitted.
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):
@@ -92,10 +91,9 @@ async def score_all(
                 except RadiographError as error:
                     return error
 
-        results = [await one(film, True) for film in films[:1]]
-        tasks = [asyncio.ensure_future(one(film, False)) for film in films[1:]]
+        tasks = [asyncio.ensure_future(one(film, place == 0)) for place, film in enumerate(films)]
         try:
-            results += await asyncio.gather(*tasks)
+            results = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -176,9 +174,9 @@ def _read(source: Path | BinaryIO | ArchiveMember) -> bytes:
 
 def _is_zip(file: Path | BinaryIO) -> bool:
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
-        head = stream.read(len(_ZIP_MAGIC))
+        head = stream.read(len(ZIP_MAGIC))
         stream.seek(0)
-    return head == _ZIP_MAGIC
+    return head == ZIP_MAGIC
 
 
 def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
@@ -186,6 +184,7 @@ def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"
+    stack.callback(close_archives)  # before the folder is deleted
     with path.open("wb") as stream:
         shutil.copyfileobj(file, stream)
     return path

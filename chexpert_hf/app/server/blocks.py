@@ -14,7 +14,7 @@ from chexpert_hf.errors import InputError
 INTERNAL = "The server could not answer this; its log says what kind of error it was."
 
 _NOT_UPLOADED = "Expected a file that was uploaded to this server, got another path or address; upload it first."
-_SESSIONS = 200  # whose state Gradio keeps; each call by a program is one
+SESSIONS = 200  # whose state Gradio keeps; each call by a program is one
 
 
 class Page(gr.Blocks):
@@ -22,7 +22,7 @@ class Page(gr.Blocks):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(analytics_enabled=False, **options)
-        self.state_session_capacity = _SESSIONS
+        self.state_session_capacity = SESSIONS
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
         """Calls a handler as Gradio does, unless its inputs name a file that was not uploaded.

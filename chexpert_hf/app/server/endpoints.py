@@ -64,7 +64,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
         Args:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM.
             observation: One of the model's observations, such as Edema.
-            opacity: Of the map over the radiograph, from 0 to 1; 0.5 if null.
+            opacity: Opacity of the map over the radiograph, from 0 to 1; 0.5 if null.
             raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
         """
         image = await draw(classifier, await _content(file), observation, opacity, raw)
@@ -92,7 +92,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
 
 async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
     """The answer to `/predict`."""
-    prediction = await score(classifier, data)
+    prediction = await score(classifier, data, may_refuse=True)
     common, observations = common_of(prediction), _scores(classifier, prediction)
     return Answer(
         observations=observations,

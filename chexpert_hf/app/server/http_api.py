@@ -62,7 +62,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
     async def saliency(
         file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP or DICOM.")],
         observation: Annotated[str, Form(description="One of the model's observations, such as Edema.")],
-        opacity: Annotated[float, Form(description="Of the map over the radiograph.", ge=0, le=1)] = OPACITY,
+        opacity: Annotated[float, Form(description="Opacity of the map over the radiograph.", ge=0, le=1)] = OPACITY,
         format: Annotated[
             Literal["overlay", "map", "json"],
             Form(description="PNG of the map over the radiograph, PNG of the map alone, or all maps as numbers."),
@@ -129,7 +129,7 @@ def _model(classifier: CheXpertClassifier) -> dict[str, Any]:
 
 
 async def answer_error(_: Request, error: Exception) -> Response:
-    """One line for an error, without what was sent; of what nobody expected the log gets the kind."""
+    """Answers an error in one line, without the contents of the request."""
     if isinstance(error, RequestValidationError):
         lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"detail": f"{'; '.join(lines)}; see {PREFIX}/docs."}, 422)

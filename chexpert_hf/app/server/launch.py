@@ -48,6 +48,25 @@ _CLOSED: dict[str, Any] = {
 }
 
 
+PAGE_OPTIONS: dict[str, Any] = {
+    "app_kwargs": {**_CLOSED, "openapi_url": None, "exception_handlers": {Exception: answer_error}},
+    "show_error": False,
+    "max_file_size": MAX_FILE_BYTES,
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "footer_links": [],
+}
+"""Options of Gradio for a page with nothing but what it needs, mounted here or launched by Gradio in a Space."""
+
+
+def queued(page: Page, limits: Limits) -> Page:
+    """A page with its queue bounded, in a process that tells no collector of telemetry anything."""
+    os.environ.update(_QUIET)
+    page.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
+    return page
+
+
 def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options: Any) -> None:
     """Serves as `serving` does, until SIGINT or SIGTERM, which end the process with exit code 0."""
     is_told = threading.Event()
@@ -96,7 +115,6 @@ def serving(
     Raises:
         InputError: If the port is taken, the address is not this machine's, or MCP is not installed.
     """
-    os.environ.update(_QUIET)
     limits = limits or Limits()
     with ExitStack() as stack:
         listener = stack.enter_context(listening_socket(host, port))
@@ -113,23 +131,8 @@ def serving(
             **_CLOSED,
         )
         add_api(app, classifier)
-        page = build()
-        page.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
-        gr.mount_gradio_app(
-            app,
-            page,
-            "/",
-            auth=list(auth) or None,
-            app_kwargs={**_CLOSED, "openapi_url": None, "exception_handlers": {Exception: answer_error}},
-            show_error=False,
-            max_file_size=MAX_FILE_BYTES,
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            footer_links=[],
-            **look,
-        )
+        page = queued(build(), limits)
+        gr.mount_gradio_app(app, page, "/", auth=list(auth) or None, mcp_server=False, **PAGE_OPTIONS, **look)
         refusal = classifier.scheduler.refusal if isinstance(classifier, SharedClassifier) else str
         shell = Shell(app, auth, limits, mcp, refusal)
         server = uvicorn.Server(

@@ -17,8 +17,8 @@ from PIL import Image
 from chexpert_hf.app.server.scheduler import Compute, Scheduler
 from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
 from chexpert_hf.gate import Verdict
-from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource
-from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction, Prepared
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, RadiographSource
+from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 
 MAX_WAITING = 256
 
@@ -61,12 +61,26 @@ class SharedClassifier(CheXpertClassifier):
 
     @property
     def operating_points(self) -> dict[str, float]:
-        """Those of the classifier that computes."""
+        """The wrapped classifier's operating points."""
         return self._classifier.operating_points
 
-    def read(self, source: RadiographSource) -> Any:
-        """Reads a radiograph as the classifier that computes wants it."""
+    def read(self, source: RadiographSource) -> Radiograph:
+        """Reads a radiograph like the wrapped classifier."""
         return self._classifier.read(source)
+
+    def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
+        """Prepares a radiograph like the wrapped classifier."""
+        return self._classifier.prepare(radiograph, for_gate=for_gate)
+
+    def predict_prepared(
+        self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Iterator[Prediction]:
+        """Scores like the wrapped classifier, past the scheduler."""
+        return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
+
+    def side_by_side(self) -> Sequence[CheXpertClassifier]:
+        """Those of the wrapped classifier."""
+        return self._classifier.side_by_side()
 
     def close(self) -> None:
         """Answers all who wait with UnavailableError, now."""
@@ -82,7 +96,7 @@ class SharedClassifier(CheXpertClassifier):
                 yield error
 
     def predict(self, *inputs: Any, **options: Any) -> Any:
-        """As of `CheXpertClassifier`, but errors name no file, since no answer and no log may."""
+        """Predicts like `CheXpertClassifier`; errors name no file, since no answer and no log may."""
         try:
             results = super().predict(*inputs, **options)
         except RadiographError as error:

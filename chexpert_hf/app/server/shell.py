@@ -73,7 +73,7 @@ class Shell:
         users: (user, password) of those who may use the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Why calls of the HTTP API are refused now, before their bodies are read; empty if they are not.
+        refusal: Why calls of the HTTP API and MCP are refused now, before their bodies are read; empty if they are not.
 
     Attributes:
         is_stopping: Set to refuse requests from then on.
@@ -120,7 +120,8 @@ class Shell:
             await self._handle(scope, path, receive, send_with_headers)
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
-            if scope["method"] == "POST" and refusal.status_code != 408:
+            is_expecting = Headers(scope=scope).get("Expect", "").lower() == "100-continue"  # and sends nothing yet
+            if scope["method"] == "POST" and refusal.status_code != 408 and not is_expecting:
                 await _drain(receive)
         except asyncio.CancelledError:
             if not self.is_stopping:  # then uvicorn would log it with a traceback
@@ -145,10 +146,12 @@ class Shell:
         needs_login = self._users and (is_mcp or path.startswith(_API)) and path != _HEALTH
         if needs_login and not is_authorized(headers.get("Authorization", ""), self._users):
             raise HTTPException(401, "Expected user and password.", {"WWW-Authenticate": "Basic"})
+        if is_mcp and method == "GET":  # an endless stream, for which a server without sessions has no use
+            raise _refusal(405, "This method is not served here.")
         if method != "POST":
             await self._app(scope, receive, send)
             return
-        if path.startswith(_API) and (reason := self._refusal()):
+        if (is_mcp or path.startswith(_API)) and (reason := self._refusal()):
             raise _refusal(503, reason)
         max_bytes = limits.upload_bytes if path in _UPLOADS else limits.mcp_bytes if is_mcp else limits.json_bytes
         length = headers.get("Content-Length", "0")

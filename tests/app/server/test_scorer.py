@@ -35,6 +35,7 @@ def test_maps_go_to_those_who_asked_for_them_and_scores_are_the_same(shared):
         futures = [callers.submit(shared.predict, png(1), saliency=bool(number % 2)) for number in range(8)]
     predictions = [future.result() for future in futures]
     assert [one.saliency is not None for one in predictions] == [False, True] * 4
+    assert len({tuple(one.probabilities.values()) for one in predictions}) == 1
 
 
 def test_who_sends_what_cannot_be_read_is_told_and_the_others_are_scored(shared):
