@@ -5,7 +5,7 @@ Each contender lives in a process of its own, so that its memory is its own and 
 
 import multiprocessing
 import os
-import resource
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ REFERENCE = "chexpert-hf, torch fp32"  # the others' probabilities are compared 
 
 _COMPARED_FILES = 32
 _BATCHES, _SINGLES = 8, 10  # batches and single images through the network alone, in each round
-_KIB_PER_MIB = 1024
+_UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024  # bytes on macOS, else KiB
 
 
 class Contender(ABC):
@@ -135,8 +135,13 @@ def _timed(method: str, argument: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MIB
+def _peak_mebibytes() -> float | None:
+    """Largest resident size of this process; None where the operating system has no `resource`."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNITS_PER_MIB
 
 
 def run_benchmark(
@@ -183,24 +188,27 @@ def _compare_scores(processes: Sequence[_Process], paths: Sequence[str]) -> None
 def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
     """A line per contender: medians over the rounds with the lowest and the highest, and ratios to the baseline."""
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
-    width, ratio = max(len(item.title) for item in results), f"x {baseline}" if base else ""
-    lines = [
-        f"{'':<{width}}  {'files to scores, images/s':>26}  {ratio}  {'network alone, images/s':>26}  "
-        f"{'one image p50, p95':>18}  {'memory':>9}  difference"
-    ]
+    from chexpert_hf.evaluation.tables import aligned  # not by the measured processes
+
+    header = ["", "files to scores, images/s", "network alone, images/s", "one image p50, p95", "memory", "difference"]
+    cells = [header[:2] + [f"x {baseline}"] * bool(base) + header[2:]]
     for item in results:
         if item.failure or not item.end_to_end:
-            lines.append(f"{item.title:<{width}}  did not take part: {item.failure or 'no rounds'}")
+            cells.append([item.title, f"did not take part: {item.failure or 'no rounds'}"])
             continue
-        times = f"{median(item.end_to_end) / median(base):>{len(ratio)}.2f}" if base else ""
         p50, p95 = (float(np.percentile(item.latencies, q)) * 1000 for q in (50, 95))
-        memory = "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB"
-        difference = "" if item.difference is None else f"{item.difference:.1e}"
         rates = [
             f"{median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in (item.end_to_end, item.model_only)
         ]
-        lines.append(
-            f"{item.title:<{width}}  {rates[0]:>26}  {times}  {rates[1]:>26}  {f'{p50:.0f}, {p95:.0f} ms':>18}  "
-            f"{memory:>9}  {difference}"
+        cells.append(
+            [
+                item.title,
+                rates[0],
+                *([f"{median(item.end_to_end) / median(base):.2f}"] if base else []),
+                rates[1],
+                f"{p50:.0f}, {p95:.0f} ms",
+                "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB",
+                "" if item.difference is None else f"{item.difference:.1e}",
+            ]
         )
-    return "\n".join(lines)
+    return aligned(cells, right=range(1, len(cells[0]) - 1))

@@ -133,4 +133,4 @@ def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients
         + num_negative / (num_negative - 1) * (negative @ negative)
         + 2 * count / (count - 1) * (positive @ negative)
     )
-    return float(variance), num_positive, num_negative
+    return max(float(variance), 0.0), num_positive, num_negative  # rounding may take it below 0

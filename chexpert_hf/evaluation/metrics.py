@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, containers and arrays, rounded to six places, as plain types for JSON, with None for NaN."""
+    """Dataclasses, containers and arrays (rounded to six places) as plain types for JSON, with None for NaN."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
 def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy.NEGATIVE) -> FloatArray:
     """Labels of the CSV files, 1, 0, -1 (uncertain) and NaN (blank), as the truth of an evaluation, in {0, 1, NaN}.
 
-    What is uncertain is unknown. A blank is negative, as in the paper, or unknown.
+    Uncertain labels become NaN. A blank is negative, as in the paper, or unknown.
     """
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
         labels = np.where(np.isnan(labels), NEGATIVE, labels)

@@ -59,7 +59,7 @@ def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     patients = set(patients)
     return [
         f"{len(shared):,} of these {len(patients):,} patients are, by their ids, among those that the model "
-        f"was {purpose}: figures on them are optimistic."
+        f"was {purpose}: metrics on them are optimistic."
         for file, purpose in _PURPOSES.items()
         if (folder / file).exists() and (shared := overlapping_patients(folder / file, patients))
     ]

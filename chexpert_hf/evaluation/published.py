@@ -6,14 +6,14 @@ Source: Irvin et al. 2019, arXiv:1901.07031: table 3 (AUROC on the 200 studies o
 
 from collections.abc import Collection
 
+from chexpert_hf.labels import COMPETITION_OBSERVATIONS
+
 PAPER = "Irvin et al. 2019"
 
-_OBSERVATIONS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-
-TEST_AUROC = dict(zip(_OBSERVATIONS, (0.85, 0.90, 0.90, 0.92, 0.97), strict=True))
+TEST_AUROC = dict(zip(COMPETITION_OBSERVATIONS, (0.85, 0.90, 0.90, 0.92, 0.97), strict=True))
 """The paper's ensemble on the hidden test set."""
 
-VALID_AUROC = dict(zip(_OBSERVATIONS, (0.858, 0.854, 0.939, 0.941, 0.936), strict=True))
+VALID_AUROC = dict(zip(COMPETITION_OBSERVATIONS, (0.858, 0.854, 0.939, 0.941, 0.936), strict=True))
 """The best policy of each observation on the validation set, on which it was also chosen."""
 
 RADIOLOGISTS: dict[str, dict[str, tuple[float, float]]] = {

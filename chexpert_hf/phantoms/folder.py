@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from chexpert_hf.files import new_folder
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
@@ -74,7 +75,7 @@ def write_phantoms(
         progress: Called after each study with the number of studies written so far.
 
     Raises:
-        FileExistsError: If `root` is a file or a folder that is not empty.
+        FolderError: If `root` is a file or a folder that is not empty, or cannot be written.
         ValueError: If another argument is out of range.
     """
     if num_studies < 1:
@@ -86,25 +87,23 @@ def write_phantoms(
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     root = Path(root).resolve()
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise FileExistsError(f"Phantoms are written into a new or empty folder only; {root} is there and not empty.")
-    root.mkdir(parents=True, exist_ok=True)
     first_valid = num_studies - round(valid_fraction * num_studies)
     if 0 < first_valid < num_studies and _patient_and_study(first_valid)[1] == 2:
         first_valid -= 1  # both studies of a patient go to the same split
-    write, views = partial(_write_study, root, seed, first_valid), list[_View]()
-    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
-        studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
-        for done, study in enumerate(studies, start=1):
-            views += study
-            if progress is not None:
-                progress(done)
-    for split in ("train", "valid"):
-        # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
-        if rows := [row for where, row, _ in views if where == split]:
-            pd.DataFrame(rows).to_csv(root / f"{split}.csv", index=False, lineterminator="\n")
-    pd.DataFrame([truth for _, _, truth in views]).to_csv(root / "truth.csv", index=False, lineterminator="\n")
-    (root / "README.md").write_text(_readme(root.name, num_studies, seed, valid_fraction), encoding="utf-8")
+    with new_folder(root) as folder:
+        write, views = partial(_write_study, folder, seed, first_valid), list[_View]()
+        with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+            studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
+            for done, study in enumerate(studies, start=1):
+                views += study
+                if progress is not None:
+                    progress(done)
+        for split in ("train", "valid"):
+            # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
+            if rows := [row for where, row, _ in views if where == split]:
+                pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False, lineterminator="\n")
+        pd.DataFrame([truth for _, _, truth in views]).to_csv(folder / "truth.csv", index=False, lineterminator="\n")
+        (folder / "README.md").write_text(_readme(folder.name, num_studies, seed, valid_fraction), encoding="utf-8")
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:

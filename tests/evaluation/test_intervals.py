@@ -310,6 +310,14 @@ def test_a_study_that_is_there_twice_makes_no_interval_or_test_narrower(seed):
     assert delong_interval(twice[0], twice[2]).low > once[0].low
 
 
+def test_a_variance_that_rounding_takes_below_0_is_0():
+    names = np.repeat(np.arange(12), 2)
+    for seed in range(300):  # each patient has a positive and a negative study of the same score
+        scores, labels = np.repeat(np.random.default_rng(seed).normal(size=12), 2), np.tile([1.0, 0.0], 12)
+        assert delong_variance(scores, labels, names) >= 0
+        delong_test(scores, -scores, labels, names)
+
+
 def test_one_study_per_patient_is_plain_delong_and_one_patient_has_no_variance():
     scores, labels = tied_case(3)
     assert delong_variance(scores, labels, list("abcdefghijklmnopqrstuvwxyz0123")) == delong_variance(scores, labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import Phantom, render_phantom, write_phantoms
 from chexpert_hf.phantoms.folder import PREVALENCES, UNCERTAIN_RATES, report_cells, sample_truth
@@ -378,7 +379,7 @@ def test_both_studies_of_a_patient_go_to_the_same_split(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="new or empty folder only"):
+    with pytest.raises(FolderError, match="is not empty; choose a new or empty folder"):
         write_phantoms(tmp_path, num_studies=1)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
