@@ -40,7 +40,7 @@ def predict(
     output: Annotated[
         Path | None, Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with an output that is there.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Score again into an output that is there.")] = False,
     study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
     num_shards: Annotated[int | None, Option(min=1, help="Divide the radiographs among so many runs.")] = None,

@@ -27,7 +27,7 @@ def check(
 ) -> None:
     """Is the model what it was when it was saved, and does it compute here what it computed there?
 
-    Recomputes its reference scores in every runtime that is installed, and looks at sums, card, code and config. The
+    Recomputes its reference scores in every runtime that is installed, and checks checksums, card, code and config. The
     exit code is 1 if anything FAILED.
     """
     from chexpert_hf.models.model_files import write_checksums

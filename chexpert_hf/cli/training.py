@@ -13,7 +13,6 @@ from chexpert_hf.cli import options
 from chexpert_hf.cli.app import app, progress_bar, quiet_transformers, say_on_stderr, show
 from chexpert_hf.cli.predicting import demo
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import require_empty
 from chexpert_hf.training.recipe import Recipe
 
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
@@ -31,7 +30,6 @@ def phantom(
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
     from chexpert_hf.phantoms import write_phantoms
 
-    require_empty(output)
     with progress_bar(studies, "studies") as bar:
         write_phantoms(
             output,

@@ -4,6 +4,7 @@ Beside the output stands `<output>.run.json`, the record of how the run was star
 or one row per study) is made at the end from `<output>.views.jsonl`, which grows as radiographs are scored.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,6 +151,8 @@ def _are_same_scores(started: object, now: object) -> bool:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
+        left.unlink(missing_ok=True)
     with writing(path), replacing(path) as partial:
         if path.suffix.lower() == ".parquet":
             _write_parquet(partial, columns, iter(rows))
