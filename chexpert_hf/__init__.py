@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_chexpert import CheXpertConfig
-    from .datasets.chexpert import load_chexpert
+    from .datasets.loading import load_chexpert
     from .image_processing_chexpert import CheXpertImageProcessor
     from .labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
     from .modeling_chexpert import CheXpertForImageClassification
@@ -28,7 +28,7 @@ _HOMES = {
     "COMPETITION_OBSERVATIONS": "labels",
     "OBSERVATIONS": "labels",
     "RadiographError": "radiographs.radiograph",
-    "load_chexpert": "datasets.chexpert",
+    "load_chexpert": "datasets.loading",
     "read_radiograph": "radiographs.radiograph",
 }
 

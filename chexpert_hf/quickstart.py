@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.evaluation.report.report import as_table
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.files import require_empty

@@ -18,8 +18,8 @@ from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.evaluation.delong import delong_interval
 from chexpert_hf.evaluation.intervals import Estimate, PatientBootstrap, percentile_interval, wilson_interval
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth

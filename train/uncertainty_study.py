@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.phantoms import write_phantoms

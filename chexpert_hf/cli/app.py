@@ -87,7 +87,7 @@ def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) ->
 
 def load_split(data: Path, split: Split, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
     """Loads one split of a CheXpert folder; `options` are those of `load_chexpert`."""
-    from chexpert_hf.datasets.chexpert import load_chexpert
+    from chexpert_hf.datasets.loading import load_chexpert
 
     return load_chexpert(data, splits=[split], observations=observations, say=say_on_stderr, **options)[split]
 

@@ -43,7 +43,7 @@ def localize(
     as_json: options.AsJson = False,
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.datasets.tables import find_dataset_folder
+    from chexpert_hf.datasets.chexpert import find_dataset_folder
     from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
@@ -100,7 +100,7 @@ def sanity(
 
     A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
     """
-    from chexpert_hf.datasets.tables import find_table
+    from chexpert_hf.datasets.chexpert import find_table
     from chexpert_hf.evaluation.sanity.randomisation import check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.removal import PAIRS
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity

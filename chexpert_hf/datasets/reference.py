@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexpert_hf.csv_dialect import dialect_of
-from chexpert_hf.datasets.tables import BLANKS, listed, parse_number
+from chexpert_hf.datasets.chexpert import BLANKS, listed, parse_number
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerState, set_seed
 
-from chexpert_hf.datasets.chexpert import BadFilesError, load_chexpert
+from chexpert_hf.datasets.loading import BadFilesError, load_chexpert
 from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, per_study
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions

@@ -22,8 +22,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor

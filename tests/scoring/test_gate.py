@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor, cli
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.report.reporting import assess_dataset, subgroup_columns
 from chexpert_hf.folders.dataset import predict_dataset

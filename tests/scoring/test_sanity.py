@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.cli import app
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import assess_dataset

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from scipy.special import logit
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.calibration.calibration import fit_platt
 from chexpert_hf.evaluation.metrics import evaluation_labels, per_study

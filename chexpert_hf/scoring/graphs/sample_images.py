@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.chexpert import SPLIT_FILES, find_table
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.datasets.tables import SPLIT_FILES, find_table
+from chexpert_hf.datasets.loading import load_chexpert
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import PROJECTIONS, render_phantom
