@@ -1,7 +1,7 @@
-"""A CheXpert folder as a `datasets.DatasetDict`: splits, filters, subsets by patient, and the check of its files.
+"""A folder as a `datasets.DatasetDict`: its layout, splits, filters, subsets by patient, and the check of its files.
 
-Labels stay as the CSV has them (1, 0, -1, NaN for blank): an uncertainty policy is applied when a batch is made. Images
-are stored as paths and decoded on access.
+Labels stay as the files have them (1, 0, -1, NaN for blank): an uncertainty policy is applied when a batch is made.
+Images are stored as paths and decoded on access.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 2.
 """
@@ -17,23 +17,21 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, NamedSplit, Value
 
-from chexpert_hf.datasets.chexpert import (
-    SPLIT_FILES,
-    CheXpertDataError,
-    find_dataset_folder,
-    find_table,
-    listed,
-    read_table,
-)
+from chexpert_hf.datasets.cells import DatasetError, listed
+from chexpert_hf.datasets.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.image_files import find_bad_files
-from chexpert_hf.labels import OBSERVATIONS, check_observations
+from chexpert_hf.datasets.layout import SPLITS, Layout
+from chexpert_hf.labels import check_observations
 
-_LABELS_LINE = "CheXpert observations in the order of `labels`: "
+LAYOUTS: tuple[Layout, ...] = (CHEXPERT_LAYOUT,)
+"""The layouts that are recognised, in this order."""
+
+_LABELS_LINE = "Observations in the order of `labels`: "
 _COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
 
-class BadFilesError(CheXpertDataError):
+class BadFilesError(DatasetError):
     """Radiographs of the tables that cannot be read; `faults` says what is wrong with each path."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
@@ -46,7 +44,35 @@ class BadFilesError(CheXpertDataError):
         pd.DataFrame(self.faults.items(), columns=["path", "fault"]).to_csv(path, index=False)
 
 
-def load_chexpert(
+def find_layout(root: str | Path) -> tuple[Layout, Path]:
+    """The layout of a data set and its absolute folder: `root`, or the only folder in it that holds one.
+
+    Raises:
+        DatasetError: If no layout is recognised there, or several folders in it hold data sets.
+    """
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise DatasetError(f"Expected the folder of a data set, but {str(root)!r} is not a folder.")
+    for folders in ([root], sorted(folder for folder in root.iterdir() if folder.is_dir())):
+        found = [(layout, folder) for folder in folders for layout in LAYOUTS if layout.is_in(folder)]
+        if len(found) > 1:
+            names = listed([folder.name for _, folder in found])
+            raise DatasetError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
+        if found:
+            layout, folder = found[0]
+            return layout, folder.resolve()
+    raise DatasetError(
+        f"No CheXpert table in {str(root)!r} or in a folder directly in it; looked for "
+        f"{'; '.join(layout.files for layout in LAYOUTS)}. Pass the folder that holds train.csv."
+    )
+
+
+def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
+    """Whether a folder itself holds one of the splits in a layout that is recognised."""
+    return any(layout.has_split(Path(folder), split) for layout in LAYOUTS for split in splits)
+
+
+def load_dataset(
     root: str | Path,
     *,
     splits: Sequence[str] = ("train", "valid"),
@@ -58,7 +84,7 @@ def load_chexpert(
     num_patients: int | None = None,
     valid_fraction: float = 0.1,
 ) -> DatasetDict:
-    """Loads a data set in CheXpert's layout: the splits in the order asked for, rows in the order of the files.
+    """Loads a data set in a layout that is recognised: splits in the order asked for, rows in the order of the files.
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
@@ -76,32 +102,33 @@ def load_chexpert(
         follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
         say: Takes a line for the user about how many links were followed, if any were.
         frontal_only: Whether to leave out laterals.
-        observations: What `labels` holds, in this order; all 14 in the order of the CSV by default.
+        observations: What `labels` holds, in this order: columns of the files; all of the layout's by default.
         num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
-        CheXpertDataError: If a table is missing or has a value that CheXpert does not define, two splits share a
+        DatasetError: If a table is missing or has a value that CheXpert does not define, two splits share a
             patient, or `frontal_only` leaves nothing.
         ValueError: If an argument is not one of those named here.
     """
-    names = check_observations(OBSERVATIONS if observations is None else observations)
-    if unknown := [split for split in splits if split not in SPLIT_FILES]:
-        raise ValueError(f"Expected splits from {', '.join(SPLIT_FILES)}, got {unknown[0]!r}.")
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
-    folder = find_dataset_folder(root)
-    tables = _read_splits(folder, splits, names, valid_fraction)
+    asked = None if observations is None else check_observations(observations)
+    layout, folder = find_layout(root)
+    names = asked or layout.labels.names
+    tables = _read_splits(layout, folder, splits, names, valid_fraction)
     for split, table in tables.items() if frontal_only else ():
         tables[split] = table[table["is_frontal"]]
         if tables[split].empty:
-            raise CheXpertDataError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
+            raise DatasetError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
     if num_patients is not None and "train" in tables:
         patients = _shuffled(tables["train"]["patient"])
         if not 1 <= num_patients <= len(patients):
-            raise CheXpertDataError(
+            raise DatasetError(
                 f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filter leaves, "
                 f"got {num_patients}."
             )
@@ -117,19 +144,16 @@ def load_chexpert(
     return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
 
 
+load_chexpert = load_dataset
+"""The name of `load_dataset` in version 0.1.0."""
+
+
 def _read_splits(
-    folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float
+    layout: Layout, folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float
 ) -> dict[str, pd.DataFrame]:
-    has_valid = find_table(folder, "valid") is not None
-    tables = {}
-    for source in dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits):
-        file = find_table(folder, source)
-        if file is None:
-            raise CheXpertDataError(
-                f"No table of the {source} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[source])}. "
-                "Add it, or leave the split out."
-            )
-        tables[source] = read_table(file, observations, has_acquisition=source != "test")
+    has_valid = layout.has_split(folder, "valid")
+    sources = dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits)
+    tables = {source: layout.read(folder, source, observations) for source in sources}
     if "train" in tables and not has_valid:
         patients = _shuffled(tables["train"]["patient"])
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
@@ -137,14 +161,14 @@ def _read_splits(
         tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
     for split in splits:
         if tables[split].empty:
-            raise CheXpertDataError(
+            raise DatasetError(
                 f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
                 "train.csv leaves it none. Add a valid.csv, or choose another fraction."
             )
     for one, other in combinations(dict.fromkeys(splits), 2):
         shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
         if shared:
-            raise CheXpertDataError(
+            raise DatasetError(
                 f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
                 f"{other} would be too good. Take their rows out of one of the tables."
             )

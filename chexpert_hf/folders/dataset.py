@@ -24,7 +24,7 @@ def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograp
 def predict_dataset(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Probabilities `(num_views, num_labels)` of the images of a split from `load_chexpert`.
+    """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
 
     Args:
         classifier: The model.

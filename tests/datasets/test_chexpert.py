@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chexpert_hf import CheXpertConfig
-from chexpert_hf.datasets.loading import load_chexpert
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.labels import OBSERVATIONS, UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import resolve_labels
 from chexpert_hf.training.targets import TrainingTargets
@@ -45,7 +45,7 @@ def table() -> Path:
 def train(table, tmp_path_factory):
     root = tmp_path_factory.mktemp("chexpert")
     (root / "train.csv.gz").symlink_to(table)
-    return load_chexpert(root, splits=["train"], check_files=False, valid_fraction=0)["train"]
+    return load_dataset(root, splits=["train"], check_files=False, valid_fraction=0)["train"]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.image_files import find_bad_files
-from chexpert_hf.datasets.loading import BadFilesError, CheXpertDataError, load_chexpert
+from chexpert_hf.datasets.loading import BadFilesError, load_dataset
 from chexpert_hf.labels import OBSERVATIONS
 from tests.linked_folders import LAYOUTS, as_datalad
 
@@ -61,7 +62,7 @@ def write_images(folder: Path, rows: list[Row]) -> None:
 
 def labels_only(folder: Path, **options: object) -> datasets.DatasetDict:
     """Loads without looking at images, and all of train.csv, unless `options` say otherwise."""
-    return load_chexpert(folder, **{"splits": ["train"], "check_files": False, "valid_fraction": 0.0} | options)  # type: ignore[arg-type]
+    return load_dataset(folder, **{"splits": ["train"], "check_files": False, "valid_fraction": 0.0} | options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -84,14 +85,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_labels_keep_the_values_of_the_csv_with_nan_for_a_blank(folder: Path) -> None:
-    first = dict(zip(OBSERVATIONS, load_chexpert(folder)["train"][0]["labels"], strict=True))
+    first = dict(zip(OBSERVATIONS, load_dataset(folder)["train"][0]["labels"], strict=True))
     assert (first["Edema"], first["Fracture"], first["Pneumonia"]) == (1.0, -1.0, 0.0)
     assert math.isnan(first["Cardiomegaly"])
     assert sum(map(math.isnan, first.values())) == 11
 
 
 def test_a_row_tells_patient_study_view_and_projection(folder: Path) -> None:
-    train = load_chexpert(folder)["train"].remove_columns(["image", "labels"])
+    train = load_dataset(folder)["train"].remove_columns(["image", "labels"])
     assert train[1] == {
         "path": "train/patient00001/study1/view2_lateral.jpg",
         "patient": "patient00001",
@@ -119,7 +120,7 @@ def test_labels_follow_the_order_asked_for_whatever_the_order_of_the_file(tmp_pa
 
 
 def test_observation_names_survive_filter_select_and_disk(folder: Path, tmp_path: Path) -> None:
-    train = load_chexpert(folder, observations=["Edema", "Fracture"])["train"]
+    train = load_dataset(folder, observations=["Edema", "Fracture"])["train"]
     narrowed = train.remove_columns("image").filter(lambda row: row["is_frontal"]).select([0, 1])
     narrowed.save_to_disk(tmp_path / "saved")
     saved = datasets.load_from_disk(tmp_path / "saved")
@@ -130,7 +131,7 @@ def test_observation_names_survive_filter_select_and_disk(folder: Path, tmp_path
 def test_an_image_is_decoded_on_access_and_not_before(folder: Path) -> None:
     broken = folder / "train/patient00002/study3/view1_frontal.jpg"
     broken.write_bytes(b"this is no JPEG")
-    train = load_chexpert(folder, check_files=False)["train"]
+    train = load_dataset(folder, check_files=False)["train"]
     assert train[0]["image"].size == (10, 8)
     with pytest.raises(OSError, match="cannot identify image file"):
         train[2]["image"]
@@ -144,7 +145,7 @@ def test_an_image_is_decoded_on_access_and_not_before(folder: Path) -> None:
 def test_images_are_found_for_every_prefix_and_both_roots(folder: Path, prefix: str, is_parent: bool) -> None:
     text = (folder / "train.csv").read_text()
     (folder / "train.csv").write_text(text.replace("CheXpert-v1.0-small/", prefix))
-    train = load_chexpert(folder.parent if is_parent else folder)["train"]
+    train = load_dataset(folder.parent if is_parent else folder)["train"]
     assert train["path"][0] == "train/patient00001/study1/view1_frontal.jpg"
     assert train[0]["image"].size == (10, 8)
 
@@ -162,30 +163,28 @@ def test_labels_load_from_a_lone_table_without_images(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_table_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(CheXpertDataError, match=r"looked for train\.csv, train\.csv\.gz, valid\.csv.*Pass the folder"):
-        load_chexpert(tmp_path)
-    with pytest.raises(CheXpertDataError, match=r"'.*nowhere' is not a folder"):
-        load_chexpert(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"looked for train\.csv, train\.csv\.gz, valid\.csv.*Pass the folder"):
+        load_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"'.*nowhere' is not a folder"):
+        load_dataset(tmp_path / "nowhere")
 
 
 def test_two_data_sets_in_the_root_are_ambiguous(tmp_path: Path) -> None:
     for name in ("full", "small"):
         write_table(tmp_path / name / "train.csv", [radiograph(1)])
-    with pytest.raises(CheXpertDataError, match=r"several data sets \(full, small\); pass one of them"):
-        load_chexpert(tmp_path)
+    with pytest.raises(DatasetError, match=r"several data sets \(full, small\); pass one of them"):
+        load_dataset(tmp_path)
 
 
 def test_a_split_without_a_table_is_named(folder: Path) -> None:
-    with pytest.raises(
-        CheXpertDataError, match=r"No table of the test split.*test\.csv, test\.csv\.gz, test_labels\.csv"
-    ):
-        load_chexpert(folder, splits=["test"])
+    with pytest.raises(DatasetError, match=r"No table of the test split.*test\.csv, test\.csv\.gz, test_labels\.csv"):
+        load_dataset(folder, splits=["test"])
 
 
 def test_a_test_table_of_paths_and_labels_loads(folder: Path) -> None:
     row = radiograph(64741, {"Edema": "1"}, split="test", side="lateral")
     write_table(folder / "test_labels.csv", [row], ["Path", *OBSERVATIONS])
-    test = load_chexpert(folder, splits=["test"], check_files=False)["test"].remove_columns("image")
+    test = load_dataset(folder, splits=["test"], check_files=False)["test"].remove_columns("image")
     assert [test[name][0] for name in ("is_frontal", "view", "sex", "age", "projection")] == [
         False,
         1,
@@ -237,21 +236,19 @@ def test_a_subset_leaves_the_valid_split_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 61])
 def test_a_subset_of_no_or_too_many_patients_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(CheXpertDataError, match=f"num_patients from 1 to 60, .* got {count}"):
+    with pytest.raises(DatasetError, match=f"num_patients from 1 to 60, .* got {count}"):
         labels_only(many_patients(tmp_path), num_patients=count)
 
 
 def test_a_patient_in_both_tables_is_a_leak(folder: Path) -> None:
     write_table(folder / "valid.csv", [radiograph(2), radiograph(9)])
-    with pytest.raises(CheXpertDataError, match=r"train and valid share 1 patients \(patient00002\)"):
-        load_chexpert(folder, check_files=False)
+    with pytest.raises(DatasetError, match=r"train and valid share 1 patients \(patient00002\)"):
+        load_dataset(folder, check_files=False)
 
 
 @pytest.mark.parametrize(("count", "fraction", "empty"), [(5, 0.0, "valid"), (1, 0.5, "train")])
 def test_a_split_that_would_be_empty_is_refused(tmp_path: Path, count: int, fraction: float, empty: str) -> None:
-    with pytest.raises(
-        CheXpertDataError, match=f"{empty} is empty: there is no valid.csv, and valid_fraction={fraction}"
-    ):
+    with pytest.raises(DatasetError, match=f"{empty} is empty: there is no valid.csv, and valid_fraction={fraction}"):
         labels_only(many_patients(tmp_path, count), splits=["train", "valid"], valid_fraction=fraction)
 
 
@@ -264,7 +261,7 @@ def test_laterals_can_be_left_out(folder: Path) -> None:
 
 def test_a_split_without_frontal_radiographs_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "train.csv", [radiograph(1, side="lateral"), radiograph(2, side="lateral")])
-    with pytest.raises(CheXpertDataError, match="All 2 radiographs of train are laterals"):
+    with pytest.raises(DatasetError, match="All 2 radiographs of train are laterals"):
         labels_only(tmp_path, frontal_only=True)
 
 
@@ -272,7 +269,7 @@ def test_a_split_without_frontal_radiographs_is_named(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"splits": ["train", "val"]}, "Expected splits from train, valid, test, got 'val'"),
-        ({"observations": ["Effusion"]}, "'Effusion' is not a CheXpert observation"),
+        ({"observations": ["Edema", "Edema"]}, "Each observation may be named once"),
         ({"valid_fraction": 1.0}, r"valid_fraction in \[0, 1\), got 1.0"),
     ],
 )
@@ -355,7 +352,7 @@ def test_capital_suffixes_and_absolute_paths_below_the_folder_lead_to_the_files(
     for table in ("train.csv", "valid.csv"):
         text = (folder / table).read_text().replace(".jpg", ".JPG")
         (folder / table).write_text(text.replace("CheXpert-v1.0-small", str(tmp_path / "link"), 2))
-    train = load_chexpert(folder)["train"]
+    train = load_dataset(folder)["train"]
     assert train["path"][0] == "train/patient00001/study1/view1_frontal.JPG"
     assert [image.size for image in train["image"][:]] == [(10, 8)] * 4
 
@@ -385,7 +382,7 @@ def test_a_bad_cell_is_named_with_file_row_column_value_and_expectation(
     tmp_path: Path, column: str, value: str, message: str
 ) -> None:
     write_table(tmp_path / "train.csv", [radiograph(1), radiograph(2), radiograph(3, {column: value}), radiograph(4)])
-    with pytest.raises(CheXpertDataError, match=rf"^train\.csv row 4: {message}") as refusal:
+    with pytest.raises(DatasetError, match=rf"^train\.csv row 4: {message}") as refusal:
         labels_only(tmp_path)
     assert "\n" not in str(refusal.value)
 
@@ -397,7 +394,7 @@ def test_a_bad_cell_is_named_with_file_row_column_value_and_expectation(
 def test_paths_that_could_leave_the_root_are_refused_and_listed(tmp_path: Path, path: str) -> None:
     tail = "train/patient00002/study1/view1_frontal.jpg"
     write_table(tmp_path / "train.csv", [radiograph(1), radiograph(2, {"Path": path + tail})])
-    with pytest.raises(CheXpertDataError, match=r"1 paths are absolute or contain '\.\.'.*: row 3 '.*patient00002"):
+    with pytest.raises(DatasetError, match=r"1 paths are absolute or contain '\.\.'.*: row 3 '.*patient00002"):
         labels_only(tmp_path)
 
 
@@ -405,16 +402,24 @@ def test_missing_columns_are_all_named(tmp_path: Path) -> None:
     row = radiograph(1)
     write_table(tmp_path / "train.csv", [row], [name for name in row if name not in ("Age", "Edema", "Fracture")])
     with pytest.raises(
-        CheXpertDataError, match=r"train\.csv lacks the columns 'Age', 'Edema', 'Fracture'; .* it has Path, Sex"
+        DatasetError, match=r"train\.csv lacks the columns 'Age', 'Edema', 'Fracture'; it has Path, Sex"
     ):
         labels_only(tmp_path)
+
+
+def test_columns_of_ones_own_are_labels_and_a_wrong_name_gets_the_near_one(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.csv", [radiograph(1, {"TB": "1"}), radiograph(2, {"TB": ""})])
+    labels = labels_only(tmp_path, observations=["TB", "Edema"], valid_fraction=0)["train"]["labels"]
+    np.testing.assert_array_equal(labels, [[1, np.nan], [np.nan, np.nan]])
+    with pytest.raises(DatasetError, match=r"lacks the column 'Effusion'.* such as 'Pleural Effusion'\.$"):
+        labels_only(tmp_path, observations=["Effusion"])
 
 
 def test_an_observation_that_was_not_asked_for_may_be_missing(tmp_path: Path) -> None:
     row = radiograph(1, {"Edema": "1"})
     write_table(tmp_path / "train.csv", [row], [name for name in row if name != "Fracture"])
     assert labels_only(tmp_path, observations=["Edema"])["train"]["labels"][0] == [1.0]
-    with pytest.raises(CheXpertDataError, match="lacks the column 'Fracture'"):
+    with pytest.raises(DatasetError, match="lacks the column 'Fracture'"):
         labels_only(tmp_path, observations=["Edema", "Fracture"])
 
 
@@ -430,7 +435,7 @@ def test_further_columns_are_left_out_whatever_they_hold(tmp_path: Path) -> None
 def test_a_path_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     again = radiograph(2, {"Path": "train/patient00002/study1/view1_frontal.jpg"})
     write_table(tmp_path / "train.csv", [radiograph(1), radiograph(2), radiograph(3), again])
-    with pytest.raises(CheXpertDataError, match=r"train\.csv row 5: Path is 'train/patient00002.*as in row 3 already"):
+    with pytest.raises(DatasetError, match=r"train\.csv row 5: Path is 'train/patient00002.*as in row 3 already"):
         labels_only(tmp_path)
 
 
@@ -441,7 +446,7 @@ def test_a_path_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         (b"\x1f\x8b\x00 no gzip", r"train\.csv (cannot be read as CSV|lacks the columns)"),
         (
             b"Path;Sex\nx;y\n",
-            r"train\.csv lacks the columns 'Age', .* and 12 more; of CheXpert's columns it has Path, Sex",
+            r"train\.csv lacks the columns 'Age', .* and 12 more; it has Path, Sex",
         ),
         (b"Path,Sex\na,b\nc\n", r"train\.csv cannot be read as CSV: .*Row #3: Expected 2 columns, got 1"),
         (b"Path,Edema,Edema\na,1,0\n", r"train\.csv has the column 'Edema' more than once"),
@@ -452,7 +457,7 @@ def test_a_file_that_is_no_table_of_chexpert_is_refused_in_one_line(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "train.csv").write_bytes(content)
-    with pytest.raises(CheXpertDataError, match=message) as refusal:
+    with pytest.raises(DatasetError, match=message) as refusal:
         labels_only(tmp_path)
     assert "\n" not in str(refusal.value)
 
@@ -464,24 +469,22 @@ def test_bad_files_are_counted_and_listed_before_anything_is_returned(folder: Pa
     (folder / "train/patient00001/study1/view1_frontal.jpg").unlink()
     (folder / "train/patient00002/study3/view1_frontal.jpg").write_bytes(b"")
     (folder / "valid/patient64541/study1/view1_frontal.jpg").unlink()
-    with pytest.raises(
-        CheXpertDataError, match=r"3 of 5 files cannot be used: train/patient00001.*\(missing\)"
-    ) as refusal:
-        load_chexpert(folder)
+    with pytest.raises(DatasetError, match=r"3 of 5 files cannot be used: train/patient00001.*\(missing\)") as refusal:
+        load_dataset(folder)
     assert "train/patient00002/study3/view1_frontal.jpg (empty)" in str(refusal.value)
     assert "valid/patient64541/study1/view1_frontal.jpg (missing)" in str(refusal.value)
 
 
 def test_a_long_list_of_bad_files_is_cut_short(tmp_path: Path) -> None:
     folder = many_patients(tmp_path)
-    with pytest.raises(CheXpertDataError, match=r"120 of 120 files cannot be used: .* and 115 more") as refusal:
-        load_chexpert(folder)
+    with pytest.raises(DatasetError, match=r"120 of 120 files cannot be used: .* and 115 more") as refusal:
+        load_dataset(folder)
     assert str(refusal.value).count("(missing)") == 5
 
 
 def test_files_of_laterals_that_are_left_out_need_not_be_there(folder: Path) -> None:
     (folder / "train/patient00001/study1/view2_lateral.jpg").unlink()
-    assert load_chexpert(folder, frontal_only=True)["train"].num_rows == 3
+    assert load_dataset(folder, frontal_only=True)["train"].num_rows == 3
 
 
 @pytest.mark.parametrize("linked", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001", "train"])
@@ -489,8 +492,8 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder: Path, tmp_path: 
     outside = tmp_path / "elsewhere"
     (folder / linked).rename(outside)
     (folder / linked).symlink_to(outside)
-    with pytest.raises(CheXpertDataError, match=r"train/patient00001/study1/view1_frontal\.jpg \(outside the folder\)"):
-        load_chexpert(folder, follow_links=False)
+    with pytest.raises(DatasetError, match=r"train/patient00001/study1/view1_frontal\.jpg \(outside the folder\)"):
+        load_dataset(folder, follow_links=False)
 
 
 @pytest.mark.parametrize("linked", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001", "train"])
@@ -498,7 +501,7 @@ def test_links_are_followed_and_counted(folder: Path, tmp_path: Path, linked: st
     (folder / linked).rename(tmp_path / "elsewhere")
     (folder / linked).symlink_to(tmp_path / "elsewhere")
     lines: list[str] = []
-    train = load_chexpert(folder, say=lines.append)["train"]
+    train = load_dataset(folder, say=lines.append)["train"]
     assert [image.size for image in train["image"][:]] == [(10, 8)] * 4
     count = {"view1_frontal.jpg": 1, "patient00001": 2, "train": 4}[linked.rpartition("/")[2]]
     assert lines == [f"Radiographs reached through links: {count} of 5."]
@@ -506,8 +509,8 @@ def test_links_are_followed_and_counted(folder: Path, tmp_path: Path, linked: st
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_data_sets_of_the_hub_datalad_and_dvc_load(folder: Path, layout: Callable[[Path], Path]) -> None:
-    expected = load_chexpert(folder)["train"].remove_columns("image").to_pandas()
-    train = load_chexpert(layout(folder))["train"]
+    expected = load_dataset(folder)["train"].remove_columns("image").to_pandas()
+    train = load_dataset(layout(folder))["train"]
     pd.testing.assert_frame_equal(train.remove_columns("image").to_pandas(), expected)
     assert train[2]["image"].size == (10, 8)
 
@@ -519,11 +522,11 @@ def test_content_that_has_not_been_fetched_is_named_in_words(folder: Path) -> No
     pointer.unlink()
     pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
     with pytest.raises(BadFilesError, match=r"git-annex link has not been fetched; run 'datalad get'") as refusal:
-        load_chexpert(folder)
+        load_dataset(folder)
     assert "run 'git lfs pull'" in refusal.value.faults["train/patient00003/study1/view1_frontal.jpg"]
     (folder / "train.csv").resolve().unlink()
-    with pytest.raises(CheXpertDataError, match=r"train\.csv cannot be read\. The content of this git-annex link"):
-        load_chexpert(folder)
+    with pytest.raises(DatasetError, match=r"train\.csv cannot be read\. The content of this git-annex link"):
+        load_dataset(folder)
 
 
 def test_a_link_within_the_folder_and_a_linked_root_are_fine(folder: Path, tmp_path: Path) -> None:
@@ -532,7 +535,7 @@ def test_a_link_within_the_folder_and_a_linked_root_are_fine(folder: Path, tmp_p
     (folder / "train/patient00002/study3/view1_frontal.jpg").rename(folder / "moved.jpg")
     (folder / "train/patient00002/study3/view1_frontal.jpg").symlink_to(folder / "moved.jpg")
     (tmp_path / "link").symlink_to(folder)
-    train = load_chexpert(tmp_path / "link")["train"]
+    train = load_dataset(tmp_path / "link")["train"]
     assert train.num_rows == 4
     assert find_bad_files(tmp_path / "link", train["path"][:]) == {}
 
@@ -565,7 +568,7 @@ def test_twenty_bad_files_of_a_thousand_are_all_named(tmp_path: Path) -> None:
         expected[path] = fault
         damage[fault](folder / path)
     with pytest.raises(BadFilesError, match=r"20 of 1,000 files cannot be used: .* and 15 more") as refusal:
-        load_chexpert(folder, valid_fraction=0.1, follow_links=False)
+        load_dataset(folder, valid_fraction=0.1, follow_links=False)
     assert refusal.value.faults == expected
     assert "\n" not in str(refusal.value)
     refusal.value.write_list(tmp_path / "new" / "list.csv")
@@ -602,7 +605,7 @@ def test_without_check_files_no_image_is_touched(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "stat", touched)
     monkeypatch.setattr(os, "lstat", touched)
     with pytest.raises(AssertionError, match="was looked at"):
-        load_chexpert(folder)
+        load_dataset(folder)
     assert labels_only(folder)["train"].num_rows == 4
 
 
@@ -610,7 +613,7 @@ def test_without_check_files_no_image_is_touched(folder: Path, monkeypatch: pyte
 
 
 def test_nih_mini_loads_with_its_published_counts(real_data: Path) -> None:
-    splits = load_chexpert(real_data / "NIH-mini")
+    splits = load_dataset(real_data / "NIH-mini")
     assert (splits["train"].num_rows, splits["valid"].num_rows) == (582, 109)
     labels = splits["train"].with_format("numpy")["labels"][:]  # (582, 14)
     positives = dict(zip(OBSERVATIONS, (labels == 1).sum(axis=0).tolist(), strict=True))

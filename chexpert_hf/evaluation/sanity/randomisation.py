@@ -91,7 +91,7 @@ def dataset_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> SanityChecks:
-    """`check_sanity` on at most `limit` radiographs, drawn by `seed`, of a split from `load_chexpert`."""
+    """`check_sanity` on at most `limit` radiographs, drawn by `seed`, of a split from `load_dataset`."""
     part = dataset.select(sample_rows(len(dataset), limit, seed))
     return check_sanity(
         classifier,
