@@ -13,10 +13,9 @@ from pathlib import Path, PureWindowsPath
 from threading import Lock
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from chexpert_hf.radiographs.grey_levels import RadiographError, refusing
-from chexpert_hf.radiographs.radiograph import MAX_PIXELS
+from chexpert_hf.radiographs.grey_levels import MAX_PIXELS, RadiographError, refusing
+from chexpert_hf.radiographs.raster import HEAD_BYTES
 
-HEAD_BYTES = 512  # identify a file's format and, in a DICOM file, the storage class
 MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
 MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
 MAX_EXPANSION = 200  # times an archive's size; radiographs become 1 to 10 times, deflate's limit is 1,032 times

@@ -7,9 +7,8 @@ from enum import Enum, auto
 from functools import partial
 from typing import BinaryIO
 
-from chexpert_hf.radiographs.archives import HEAD_BYTES
 from chexpert_hf.radiographs.grey_levels import NotFetchedError, RadiographError
-from chexpert_hf.radiographs.raster import format_of
+from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of
 
 # Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})

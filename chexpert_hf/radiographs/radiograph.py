@@ -21,10 +21,9 @@ from chexpert_hf.radiographs.grey_levels import (
     refusing,
     to_8_bit,
 )
-from chexpert_hf.radiographs.raster import format_of, read_pillow, read_raster
+from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of, read_pillow, read_raster
 from chexpert_hf.radiographs.unfetched import why_missing
 
-HEAD_BYTES = 132
 _MAX_FILE_BYTES = 10 * MAX_PIXELS  # five times the largest image of 16 bits
 
 

@@ -27,6 +27,8 @@ _COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which 
 _COLOUR_SIDE = 64
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
+HEAD_BYTES = 512  # tell a file's format and, in a DICOM file, the storage class
+
 _MAX_PNG_CHUNKS = 1 << 16
 _MAX_PNG_TEXTS = 16  # Pillow inflates each compressed one to up to 1 MB before it looks at the image
 
@@ -67,7 +69,7 @@ _OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
 
 
 def format_of(head: bytes) -> str:
-    """The format that a file's first 132 bytes announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
+    """The format that a file's first `HEAD_BYTES` announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
 
     Raises:
         RadiographError: If it is none of these.
