@@ -2,17 +2,26 @@
 
 import glob
 import os
+import stat
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from io import BytesIO
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from chexpert_hf.csv_dialect import encoding_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, is_archive, open_archive
-from chexpert_hf.radiographs.grey_levels import RadiographError
-from chexpert_hf.radiographs.kinds import SUFFIXES, Kind, has_radiographs_name, is_system_file, kind_of, kind_of_file
+from chexpert_hf.radiographs.grey_levels import NotFetchedError, RadiographError
+from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of
+
+# Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+
+# In lower case; macOS and Windows add these to folders and archives.
+_SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 _Sort: TypeAlias = Literal["folder", "unreadable folder", "file", "link"]
 
@@ -57,8 +66,8 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     """
     found = Found()
     named = [match for path in paths for match in _matches(str(Path(path)), found, follow_links)]
-    # A dictionary, for its order. Names are cheap to compare and links are told by name too: a link and its target are
-    # two radiographs, as they are for every other tool.
+    # A dictionary, for its order. Files are compared by name: a link and its target are two radiographs, as they are
+    # for every other tool.
     files: dict[RadiographFile, None] = {}
     for path in [*named, *(str(Path(path)) for path in listed)]:
         files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
@@ -66,7 +75,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
     if not found.files:
         raise InputError(
             f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
-            f"{', '.join(sorted(SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
+            f"{', '.join(sorted(_SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
         )
     return found
 
@@ -92,7 +101,7 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
         return _Walk(path, found, follow_links).files()
     if is_archive(path):
         return archive_members(path, found)
-    is_imageless = kind_of_file(path) is Kind.IMAGELESS
+    is_imageless = _kind_of_file(path) is _Kind.IMAGELESS
     found.num_imageless += is_imageless
     return iter([] if is_imageless or is_system_file(path) else [path])
 
@@ -111,10 +120,10 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
     for name in archive.names():
         if is_system_file(name) or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             continue
-        kind = kind_of(name, archive.head, archive.open)
-        found.num_imageless += kind is Kind.IMAGELESS
+        kind = _kind_of(name, archive.head, lambda name: BytesIO(archive.read(name)))
+        found.num_imageless += kind is _Kind.IMAGELESS
         # An archive in the archive is taken, to be reported: it was packed for the radiographs in it.
-        if kind is Kind.RADIOGRAPH or is_archive(name) or (others and kind is Kind.OTHER):
+        if kind is _Kind.RADIOGRAPH or is_archive(name) or (others and kind is _Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
     if not taken:
@@ -210,7 +219,7 @@ class _Walk:
                     self._found.num_links += is_link
                     yield from self._below(entry.path, target)
             elif is_skipped:
-                self._found.num_outside += has_radiographs_name(entry.path)
+                self._found.num_outside += _has_radiographs_name(entry.path)
             else:
                 yield entry.path, "link" if is_link else "file"
 
@@ -218,6 +227,70 @@ class _Walk:
         if is_archive(path):
             self._found.num_archives += 1
             return False
-        kind = kind_of_file(path)
-        self._found.num_imageless += kind is Kind.IMAGELESS
-        return kind is Kind.RADIOGRAPH
+        kind = _kind_of_file(path)
+        self._found.num_imageless += kind is _Kind.IMAGELESS
+        return kind is _Kind.RADIOGRAPH
+
+
+class _Kind(Enum):
+    """The kind of a file in a folder or archive."""
+
+    RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
+    IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
+    OTHER = auto()
+
+
+def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
+    """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
+    has_suffix = _suffix(name) in _SUFFIXES
+    if has_suffix and not _may_be_dicom(name):
+        return _Kind.RADIOGRAPH
+    kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
+    start = head(name)
+    if start is None:
+        return kind_by_name
+    try:
+        if format_of(start) != "DICOM":
+            return _Kind.RADIOGRAPH
+    except NotFetchedError:
+        return kind_by_name
+    except RadiographError:
+        return _Kind.RADIOGRAPH if has_suffix else _Kind.OTHER
+    from chexpert_hf.radiographs.dicom.dicom import holds_image  # pydicom takes .2 s to import
+
+    return _Kind.RADIOGRAPH if holds_image(start, lambda: whole(name)) else _Kind.IMAGELESS
+
+
+def _kind_of_file(path: str) -> _Kind:
+    return _kind_of(path, _head, lambda path: open(path, "rb"))
+
+
+def _head(path: str) -> bytes | None:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
+            return b""
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return None
+
+
+def is_system_file(name: str) -> bool:
+    """Whether the operating system added a file to those of the user, such as `._a.png`."""
+    parts = name.lower().replace(os.sep, "/").split("/")
+    return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
+
+
+def _has_radiographs_name(name: str) -> bool:
+    """Whether a radiograph may have this name: with a suffix of images, or without any, as `IM0001`."""
+    return _suffix(name) in _SUFFIXES or _may_be_dicom(name)
+
+
+def _may_be_dicom(name: str) -> bool:
+    """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
+    suffix = _suffix(name)
+    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
