@@ -195,7 +195,8 @@ def _to_standard_output(
     from chexpert_hf.folders.scoring import common_folder
 
     size, lines = batch_size_for(files, batch_size), CsvLines(rows.columns(by_study=by_study))
-    results = score_with_overlays(classifier, files, overlays, common_folder(files), size, rows.gate)
+    common = common_folder(files) if overlays else None  # files on two drives of Windows have none
+    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate)
     with progress_bar(0, "radiographs") as bar:
         progress = _Progress(bar)
         views = rows.rows(progress(results, 0, len(files)))
