@@ -26,13 +26,7 @@ def predict_dataset(
 ) -> NDArray[np.float64]:
     """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
 
-    Args:
-        classifier: The model.
-        dataset: The split.
-        progress: Called with the number of images that were added.
-
-    Raises:
-        RadiographError: If an image cannot be read; it says which.
+    `progress` is called with 1 after each image. A RadiographError names the image that cannot be read.
     """
     rows = []
     files = image_files(dataset)
