@@ -7,7 +7,7 @@ in the batch; and Keras does not count batches, so that `num_batches_tracked` is
 Source of the calls: Keras 3.15, https://keras.io/api/.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,13 @@ except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names no
 
 HEAD = "head"  # the name of the layer that gives logits and maps
 
-# For each kind of layer: a weight's name in Keras and in PyTorch, and PyTorch's axes in the order of Keras.
-_WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
-    "Conv2D": [("kernel", "weight", (2, 3, 1, 0))],
-    "BatchNormalization": [
-        ("gamma", "weight", (0,)),
-        ("beta", "bias", (0,)),
-        ("moving_mean", "running_mean", (0,)),
-        ("moving_variance", "running_var", (0,)),
-    ],
-    "Dense": [("kernel", "weight", (1, 0)), ("bias", "bias", (0,))],
-}
+# A layer's weights in Keras -> in PyTorch.
+_NAMES = {
+    "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}  # fmt: skip
+# Number of a weight's axes -> PyTorch's axes in the order of Keras.
+_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 _UNMAPPED = "num_batches_tracked"
 _CHANNELS = {"data_format": "channels_last"}
 
@@ -156,37 +152,35 @@ def write_back(port: CheXpertKeras, folder: str | Path) -> None:
 
 def state_dict(port: keras.Model) -> dict[str, Tensor]:
     """The port's weights under PyTorch's names and in its shapes."""
-    arrays = {
-        name: np.asarray(ops.convert_to_numpy(variable), dtype=np.float32).transpose(np.argsort(axes))
-        for name, variable, axes in _pairs(port)
+    arrays = {name: ops.convert_to_numpy(variable).astype(np.float32) for name, variable in _pairs(port)}
+    return {
+        name: torch.from_numpy(array.transpose(np.argsort(_AXES[array.ndim])).copy()) for name, array in arrays.items()
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
     """Copies all of PyTorch's weights; raises KerasError if one is missing, is left over, or has another shape."""
-    pairs = list(_pairs(port))
-    expected, given = {name for name, _, _ in pairs}, {name for name in weights if not name.endswith(_UNMAPPED)}
-    if expected != given:
-        name = min(expected ^ given)
-        raise KerasError(
-            f"The weights do not fit the network: {name} is {'missing' if name in expected else 'left over'}."
-        )
-    for name, variable, axes in pairs:
-        values = weights[name].detach().float().cpu().numpy().transpose(axes)
+    expected, given = dict(_pairs(port)), {name for name in weights if not name.endswith(_UNMAPPED)}
+    if expected.keys() != given:
+        name = min(expected.keys() ^ given)
+        fault = "missing" if name in expected else "left over"
+        raise KerasError(f"The weights do not fit the network: {name} is {fault}.")
+    for name, variable in expected.items():
+        values = weights[name].detach().float().cpu().numpy()
+        values = values.transpose(_AXES.get(values.ndim))
         if values.shape != tuple(variable.shape):
             raise KerasError(f"The weights do not fit: {name} gives {values.shape}, expected {tuple(variable.shape)}.")
         variable.assign(values)
 
 
-def _pairs(port: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-    """PyTorch's name of each weight, Keras's variable, and PyTorch's axes in the order of Keras."""
+def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
+    """PyTorch's name of each weight, and Keras's variable."""
     found, head = set(), port.get_layer(HEAD)
     for layer in (*port.layers, head.hidden, head.last):
-        for attribute, name, axes in _WEIGHTS.get(type(layer).__name__, ()):
-            variable = getattr(layer, attribute)
-            found.add(id(variable))
-            yield f"{layer.name.replace('-', '.')}.{name}", variable, axes
+        for attribute, name in _NAMES.items():
+            if isinstance(variable := getattr(layer, attribute, None), keras.Variable):
+                found.add(id(variable))
+                yield f"{layer.name.replace('-', '.')}.{name}", variable
     unmapped = [variable.path for variable in port.weights if id(variable) not in found and "seed" not in variable.path]
     if unmapped:
         raise KerasError(f"{unmapped[0]} has no counterpart in PyTorch; expected the port as it was built.")
@@ -241,11 +235,8 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
 
 def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
     """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
-    paths = np.eye(config.num_labels, dtype=np.float32)
-    for row, name in enumerate(config.observations):
-        for ancestor in ancestors(name, config.label_parents or {}):
-            paths[row, config.observations.index(ancestor)] = 1
-    return paths
+    ways = [{name, *ancestors(name, config.label_parents or {})} for name in config.observations]
+    return np.array([[name in way for name in config.observations] for way in ways], dtype=np.float32)
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
