@@ -60,10 +60,8 @@ class Layer:
 
 def ribbon(points: Points, width: float | Points) -> Points:
     """Outline, `(..., 2 n, 2)`, of a band of `width` (one, or one per point) around lines through `(..., n, 2)`."""
-    tangents = np.empty_like(points)
-    tangents[..., 1:-1, :] = points[..., 2:, :] - points[..., :-2, :]
-    tangents[..., 0, :] = points[..., 1, :] - points[..., 0, :]
-    tangents[..., -1, :] = points[..., -1, :] - points[..., -2, :]
+    padded = np.concatenate([points[..., :1, :], points, points[..., -1:, :]], axis=-2)
+    tangents = padded[..., 2:, :] - padded[..., :-2, :]
     scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))
     offsets = tangents[..., ::-1] * scale[..., None] * np.array([-1.0, 1.0])
     return np.concatenate([points + offsets, (points - offsets)[..., ::-1, :]], axis=-2)
@@ -71,12 +69,16 @@ def ribbon(points: Points, width: float | Points) -> Points:
 
 def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -> Points:
     """A smooth line, `(num, 2)`, near the given corner points and through the first and last of them."""
-    corners = np.asarray(points, dtype=np.float64)
-    at = np.linspace(0, len(corners) - 1, num)
-    path = np.stack([np.interp(at, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1)], axis=1)
-    rounded = ndimage.gaussian_filter1d(path, num / len(corners) / 2.2, axis=0, mode="nearest")
+    path = resampled(np.asarray(points, dtype=np.float64), num)
+    rounded = ndimage.gaussian_filter1d(path, num / len(points) / 2.2, axis=0, mode="nearest")
     rounded[0], rounded[-1] = path[0], path[-1]
     return rounded
+
+
+def resampled(points: Points, num: int) -> Points:
+    """The line through `points` as `num` points, `(num, 2)`, equally many between each two."""
+    at = np.linspace(0, len(points) - 1, num)
+    return np.stack([np.interp(at, np.arange(len(points)), points[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, cloud, distance_from, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, Frame, Mask, Scene, Shape, either_side, wall_at
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, Mask, Scene, Shape, either_side, wall_at
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
@@ -49,7 +49,7 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
 def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Fluid in the costophrenic angle, its upper edge a meniscus that climbs the chest wall."""
     frame, first, amount = scene.frame, either_side(rng), rng.uniform(0.1, 0.5) ** 1.1
-    for side in (RIGHT, LEFT) if rng.random() < 0.35 else (first,):
+    for side in SIDES if rng.random() < 0.35 else (first,):
         level = 1.02 - amount * (1.0 if side == first else rng.uniform(0.5, 0.9))
         across = frame.across(side)
         climb = 0.13 * across**4 + (0.05 * (1 - across) ** 4 if frame.is_frontal else 0.08 * (1 - across) ** 6)
@@ -63,7 +63,7 @@ def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
     frame, rind, plaques = scene.frame, Layer(scene.frame.shape), Layer(scene.frame.shape)
     angles, t = np.linspace(0, 2 * np.pi, 15)[:-1], np.linspace(0, 1, 30)
     first, is_bilateral = either_side(rng), rng.random() < 0.5
-    for side in (RIGHT, LEFT) if is_bilateral else (first,):
+    for side in SIDES if is_bilateral else (first,):
         v = np.linspace(rng.uniform(0.12, 0.35), rng.uniform(0.7, 0.98), 30)
         bumps = ndimage.gaussian_filter1d(rng.standard_normal(30), 2.0) * 1.6
         thickness = rng.uniform(0.07, 0.12) * np.clip(1 + 0.6 * bumps, 0.4, 2) * np.sqrt(np.clip(6 * t * (1 - t), 0, 1))
@@ -113,12 +113,12 @@ def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
     frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
-    for side in (RIGHT, LEFT):
+    for side in SIDES:
         radii = (0.48 * reach * frame.half, 0.36 * reach * frame.height)
         r = distance_from(frame.shape, frame.spot(side, 0.12, 0.5, 0.54), radii, 0)
         wings = np.exp(-(r**2)) * np.clip(1 + 0.16 * ripple, 0.5, 1.5)
         yield scene.fill(side, np.minimum(strength * wings, 0.85).astype(np.float32), 0.13)
-    for side in (RIGHT, LEFT) if frame.is_frontal else ():
+    for side in SIDES if frame.is_frontal else ():
         for v in np.arange(0.72, 1.0, 0.035):
             outer = frame.spot(side, 0.97, 0.5, v + rng.normal(0, 0.006))
             inner = frame.spot(side, rng.uniform(0.78, 0.86), 0.5, v + rng.normal(0, 0.008))

@@ -15,7 +15,7 @@ from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
 
 Mask = NDArray[np.bool_]
 
-RIGHT, LEFT = -1, 1  # sides of the patient, as the sign of `u`
+RIGHT, LEFT = SIDES = (-1, 1)  # sides of the patient, as the sign of `u`
 AIR_CONTRAST = 0.74  # water replaced by a centimetre of aerated lung, which has about a quarter of water's density
 
 
@@ -96,6 +96,9 @@ _WALL = (
     (0.0, 0.36), (0.02, 0.48), (0.06, 0.6), (0.14, 0.735), (0.27, 0.85), (0.45, 0.945), (0.65, 0.99), (0.85, 1.0),
     (1.0, 0.985), (1.3, 0.95),
 )  # fmt: skip
+_DOME = (
+    (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1), (1.02, 1.16)
+)  # fmt: skip
 _MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
 
 
@@ -116,9 +119,9 @@ class FrontalFrame(_Frame):
         top = height * (0.115 + self.shift[1]) + max(0.0, 0.68 * height - lungs) * 0.3
         self._lay_out(half, lungs, top, width * (0.5 + self.shift[0]), half)
         self.midline = self._axis(self.v).astype(np.float32)
-        self.wall = {side: self._border(side, _WALL, 0.9) for side in (RIGHT, LEFT)}
-        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in (RIGHT, LEFT)}
-        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+        self.wall = {side: self._border(side, _WALL, 0.9) for side in SIDES}
+        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in SIDES}
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in SIDES}
         self.silhouette = self._silhouette()
 
     def _border(self, side: int, knots: tuple[tuple[float, float], ...], u: float) -> Floats:
@@ -129,12 +132,7 @@ class FrontalFrame(_Frame):
         u = side * (self.x[0] - self._axis(np.ones(1))) / self.half
         lower = self.patient.left_dome if side == LEFT else 0.0
         base = 0.0 if self.inspiration > 0.93 else -0.02
-        knots = (
-            (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1),
-            (1.02, 1.16),
-        )  # fmt: skip
-        dome = curve(u if side == LEFT else u[::-1], knots, 6)
-        dome = (dome if side == LEFT else dome[::-1]) + lower + base
+        dome = curve(u[::side], _DOME, 6)[::side] + lower + base
         lift = raised * np.exp(-(((u - 0.45) / 0.45) ** 2))
         return (self.top + (dome - lift) * self.height + self.tilt * side * 0.5 * self.half).astype(np.float32)
 
@@ -146,9 +144,8 @@ class FrontalFrame(_Frame):
         left_knots = (
             (-0.3, 0.24), (-0.02, 0.17 * flare), (0.1, 0.155 * flare), (0.19, 0.85 * knob * flare),
             (0.25, knob * flare), (0.31, 0.97 * knob * flare), (0.37, 0.165 * (0.4 + 0.6 * wide)),
-            (0.44, max(0.33 * left + 0.035, 0.13 * wide)),
-            (0.54, 0.55 * left), (0.66, 0.79 * left), (0.78, 0.95 * left), (0.88, left),
-            (0.98, 0.96 * left), (1.1, 0.72 * left),
+            (0.44, max(0.33 * left + 0.035, 0.13 * wide)), (0.54, 0.55 * left), (0.66, 0.79 * left),
+            (0.78, 0.95 * left), (0.88, left), (0.98, 0.96 * left), (1.1, 0.72 * left),
         )  # fmt: skip
         right_knots = (
             (-0.3, 0.24), (-0.02, 0.165 * flare), (0.15, 0.15 * wide), (0.35, 0.16 * wide), (0.46, 0.16 * flare),
@@ -176,13 +173,14 @@ class FrontalFrame(_Frame):
     def heart_mask(self) -> Mask:
         """The heart below the great vessels, `(height, width)`."""
         floor = self.top + self.height * 1.06 + 0.05 * self.height * (self.x - self.midline.mean()) / self.half
-        rows = (self.v[:, None] > 0.44) & (self.y < floor)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
+        return self._mediastinum() & (self.v[:, None] > 0.44) & (self.y < floor)
 
     def upper_mediastinum_mask(self) -> Mask:
         """The mediastinum above the heart, `(height, width)`."""
-        rows = (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
+        return self._mediastinum() & (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
+
+    def _mediastinum(self) -> Mask:
+        return (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
 
 
 class LateralFrame(_Frame):
@@ -197,7 +195,7 @@ class LateralFrame(_Frame):
         front = width * (0.47 + self.shift[0]) - 0.5 * depth
         self._lay_out(half, lungs, height * (0.13 + self.shift[1]), front, depth)
         self.w: Floats = ((self.x - self._axis(self.v)[:, None]) / depth).astype(np.float32)
-        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in SIDES}
 
     def _dome(self, side: int, raised: float) -> Floats:
         knots = ((0.0, 1.02), (0.12, 0.96), (0.3, 0.92), (0.5, 0.95), (0.7, 1.05), (0.85, 1.17), (1.0, 1.3))

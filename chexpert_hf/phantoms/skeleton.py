@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, ribbon, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Mask, either_side, wall_at
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, SIDES, FrontalFrame, Mask, either_side, wall_at
 
 _NUM_RIBS = 10
 
@@ -62,7 +62,7 @@ def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
     """All ribs, with the given fractures."""
     posterior, anterior = Layer(frame.shape), Layer(frame.shape)
     width = 0.034 * frame.height
-    for side in (RIGHT, LEFT):
+    for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
         for line in np.delete(_posterior_ribs(frame, side), broken, axis=0):
             posterior.tube(line, width, 0.78, 0.5)
@@ -120,7 +120,7 @@ def girdle(frame: FrontalFrame) -> Floats:
         (1.12, 0.06), (0.97 + inward, 0.03), (0.9 + inward, 0.2), (1.0 + inward, 0.48), (1.07 + inward, 0.5),
         (1.2, 0.18),
     ]  # fmt: skip
-    for side in (RIGHT, LEFT):
+    for side in SIDES:
         path = smooth_path(frame.trace(clavicle, side=side, shift=(frame.rotation, lift)))
         layer.tube(path, frame.height * np.linspace(0.055, 0.04, 24), 0.8, 0.5, 1.2)
         outline = frame.trace(blade, side=side)
