@@ -5,6 +5,7 @@ radiograph, and its findings are known rather than read. They say nothing about 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -20,19 +21,12 @@ from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
-_STUDIES_PER_GROUP = 6  # the last is the fifth patient's second: every fifth patient comes twice
 _CHANCE_OF_AP = 0.45
 _CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}  # bedridden patients, who are imaged AP, rarely have one
 _JPEG_QUALITY = 90
 
-_CHEXPERT_STUDIES = 187_641
-# In the order of the observations.
-_UNCERTAIN_STUDIES = (
-    0, 10_148, 6_597, 4_341, 1_071, 11_571, 23_976, 15_658, 29_377, 2_663, 9_419, 1_771, 484, 898
-)  # fmt: skip
-UNCERTAIN_RATES: dict[str, float] = {
-    name: count / _CHEXPERT_STUDIES for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)
-}
+_UNCERTAIN_STUDIES = (0, 10148, 6597, 4341, 1071, 11571, 23976, 15658, 29377, 2663, 9419, 1771, 484, 898)
+UNCERTAIN_RATES = {name: count / 187_641 for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)}
 """Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
 UNCERTAIN_ODDS = 2.0
@@ -48,7 +42,6 @@ PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
 would leave a small folder without a single positive."""
 
 _Row = dict[str, str | int | float | None]
-_View = tuple[str, _Row, _Row]  # split, row of its table, row of truth.csv
 
 
 def write_phantoms(
@@ -78,43 +71,40 @@ def write_phantoms(
         FolderError: If `root` is a file or a folder that is not empty, or cannot be written.
         ValueError: If another argument is out of range.
     """
-    if num_studies < 1:
-        raise ValueError(f"Expected at least 1 study, got num_studies={num_studies}.")
-    if workers < 1:
-        raise ValueError(f"Expected at least 1 worker, got workers={workers}.")
-    if seed < 0:
-        raise ValueError(f"Expected a seed of at least 0, got {seed}.")
-    if not 0 <= valid_fraction < 1:
-        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
+    for is_valid, message in (
+        (num_studies >= 1, f"Expected at least 1 study, got num_studies={num_studies}."),
+        (workers >= 1, f"Expected at least 1 worker, got workers={workers}."),
+        (seed >= 0, f"Expected a seed of at least 0, got {seed}."),
+        (0 <= valid_fraction < 1, f"Expected valid_fraction in [0, 1), got {valid_fraction}."),
+    ):
+        if not is_valid:
+            raise ValueError(message)
     root = Path(root).resolve()
     first_valid = num_studies - round(valid_fraction * num_studies)
     if 0 < first_valid < num_studies and _patient_and_study(first_valid)[1] == 2:
         first_valid -= 1  # both studies of a patient go to the same split
     with new_folder(root) as folder:
-        write, views = partial(_write_study, folder, seed, first_valid), list[_View]()
+        write, tables = partial(_write_study, folder, seed, first_valid), defaultdict[str, list[_Row]](list)
         with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
             studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
             for done, study in enumerate(studies, start=1):
-                views += study
+                for table, row in study:
+                    tables[table].append(row)
                 if progress is not None:
                     progress(done)
-        for split in ("train", "valid"):
-            # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
-            if rows := [row for where, row, _ in views if where == split]:
-                pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False, lineterminator="\n")
-        pd.DataFrame([truth for _, _, truth in views]).to_csv(folder / "truth.csv", index=False, lineterminator="\n")
+        for table, rows in tables.items():
+            pd.DataFrame(rows).to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
         (folder / "README.md").write_text(_readme(folder.name, num_studies, seed, valid_fraction), encoding="utf-8")
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
     """Patient number and study number, both from 1, of the study with this index."""
-    group, place = divmod(index, _STUDIES_PER_GROUP)
-    last = _STUDIES_PER_GROUP - 1
-    return group * last + min(place, last - 1) + 1, 2 if place == last else 1
+    group, place = divmod(index, 6)  # the last is the fifth patient's second: every fifth patient comes twice
+    return 5 * group + min(place, 4) + 1, 2 if place == 5 else 1
 
 
-def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_View]:
-    """Draws and writes the views of a study with their masks."""
+def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
+    """Draws and writes the views of a study with their masks; returns rows, each with the name of its table."""
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
@@ -124,7 +114,7 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_V
     truth = {name: POSITIVE if name in positive else NEGATIVE for name in OBSERVATIONS}
     cells = report_cells(positive, rng)
     split = "train" if index < first_valid else "valid"
-    folder, views = f"{split}/patient{patient_number:05d}/study{study_number}", list[_View]()
+    folder, rows = f"{split}/patient{patient_number:05d}/study{study_number}", list[tuple[str, _Row]]()
     (root / folder).mkdir(parents=True)
     for number, projection in enumerate((frontal, "Lateral") if has_lateral else (frontal,), start=1):
         phantom = render_study(patient, key, positive - {"No Finding"}, projection)
@@ -138,8 +128,8 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_V
         row: _Row = {"Path": path, "Sex": patient.sex, "Age": patient.age, "Frontal/Lateral": view}
         row["AP/PA"] = projection if view == "Frontal" else None
         row.update(cells if split == "train" else truth)
-        views.append((split, row, {"Path": path, **{name: int(value) for name, value in truth.items()}}))
-    return views
+        rows += (split, row), ("truth", {"Path": path, **{name: int(value) for name, value in truth.items()}})
+    return rows
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
@@ -166,7 +156,7 @@ def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float |
 def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float:
     if name == "No Finding" or (is_normal and name != "Support Devices"):
         return 0.0
-    normal = 0.0 if name == "Support Devices" else _chance_of_none(set(PREVALENCES) - {"Support Devices"})
+    normal = 0.0 if name == "Support Devices" else _chance_of_none(PREVALENCES.keys() - {"Support Devices"})
     positive = 1 - _chance_of_none({name, *CHILDREN.get(name, ())})
     when_negative = UNCERTAIN_RATES[name] / (UNCERTAIN_ODDS * positive + (1 - positive - normal))
     return UNCERTAIN_ODDS * when_negative if is_positive else when_negative

@@ -7,7 +7,7 @@ thickness to an image in `film`.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,12 @@ from chexpert_hf.phantoms.skeleton import Break, break_ribs, fracture_mask
 
 Key = tuple[int, ...]
 
-_font = lru_cache(maxsize=16)(ImageFont.load_default)
+_font = cache(ImageFont.load_default)
 
 PROJECTIONS = ("PA", "AP", "Lateral")
 
-CHILDREN: dict[str, tuple[str, ...]] = {
-    parent: tuple(name for name in OBSERVATIONS if parent in ancestors(name))
-    for parent in sorted(set(PARENTS.values()))
+CHILDREN = {
+    parent: tuple(name for name in OBSERVATIONS if parent in ancestors(name)) for parent in sorted({*PARENTS.values()})
 }
 """Parent -> all observations below it in the label hierarchy; it is positive whenever one of them is."""
 
@@ -80,10 +79,9 @@ def implied(observations: set[str]) -> set[str]:
 
 def render_study(patient: Patient, key: Key, observations: Collection[str], projection: str) -> Phantom:
     """Draws one view of a study: `key` decides posture, exposure and what the findings look like."""
-    chosen = implied(set(observations))
-    planted = [name for name in OBSERVATIONS if name in chosen and not chosen & set(CHILDREN.get(name, ()))]
-    if projection == "Lateral":
-        planted = [name for name in planted if name not in NOT_IN_LATERAL]
+    chosen, hidden = implied(set(observations)), NOT_IN_LATERAL if projection == "Lateral" else ()
+    shown = [name for name in OBSERVATIONS if name in chosen and name not in hidden]
+    planted = [name for name in shown if not chosen & set(CHILDREN.get(name, ()))]
     view = PROJECTIONS.index(projection)
     frame = make_frame(patient, key, planted, projection)
     breaks = break_ribs(_stream(key, "Fracture")) if "Fracture" in planted else ()
@@ -133,11 +131,9 @@ def _normal_chest(frame: Frame, rng: Generator, engorged: float, breaks: tuple[B
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
     """Adds the implied parents' masks, drops the empty ones, and sorts by the order of the labels."""
-    full = dict(masks)
-    for parent, children in CHILDREN.items():
-        if parts := [masks[name] for name in (parent, *children) if name in masks]:
-            full[parent] = np.logical_or.reduce(parts)
-    return {name: full[name] for name in OBSERVATIONS if name in full and full[name].any()}
+    parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
+    full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}
+    return {name: mask for name, mask in full.items() if mask.any()}
 
 
 def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Floats:
@@ -172,10 +168,8 @@ def collimate(grey: Floats, rng: Generator) -> Floats:
     slant = rng.normal(0, 0.008, 4)
     left, right = inset[0] * width, (1 - inset[1]) * width
     top, bottom = inset[2] * height, (1 - inset[3]) * height
-    corners = [
-        (left + slant[0] * height, top), (right + slant[1] * height, top + slant[2] * width),
-        (right, bottom), (left, bottom + slant[3] * width),
-    ]  # fmt: skip
+    upper = [(left + slant[0] * height, top), (right + slant[1] * height, top + slant[2] * width)]
+    corners = [*upper, (right, bottom), (left, bottom + slant[3] * width)]
     field = Image.new("L", (width, height), 8)
     ImageDraw.Draw(field).polygon(corners, fill=255)
     return grey * (np.asarray(field, dtype=np.float32) * np.float32(1 / 255))
@@ -201,9 +195,7 @@ def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
     plate = plate.rotate(float(rng.normal(0, 5)), Image.Resampling.BILINEAR)
     x = rng.uniform(0.87, 0.92) * width if is_left else rng.uniform(0.08, 0.13) * width
     y = rng.uniform(0.08, 0.3) * height
-    left, top = round(x) - 48, round(y) - 48
-    rows, columns = slice(max(top, 0), min(top + 96, height)), slice(max(left, 0), min(left + 96, width))
-    ink = np.asarray(plate, dtype=np.float32) * np.float32(1 / 255)
-    part = ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    grey[rows, columns] = grey[rows, columns] * (1 - part) + 248 * part
-    return grey
+    layer = Image.new("L", (width, height))
+    layer.paste(plate, (round(x) - 48, round(y) - 48))
+    ink = np.asarray(layer, dtype=np.float32) * np.float32(1 / 255)
+    return grey * (1 - ink) + 248 * ink
