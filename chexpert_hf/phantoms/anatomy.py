@@ -12,16 +12,24 @@ by half an interspace, the carina at T5, an AP view that magnifies the heart and
 import numpy as np
 
 from chexpert_hf.phantoms import skeleton
-from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, curve, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, SIDES, FrontalFrame, LateralFrame
+from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, cloud, curve, smooth_step
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, FrontalFrame, LateralFrame, Scene
 
 
-def frontal_chest(
-    frame: FrontalFrame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
-) -> tuple[dict[int, Floats], Floats, Floats]:
-    """Aerated lung per side, vessels, and everything else as if the lungs were solid, each `(height, width)` in cm."""
-    solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
-    return _lung_depths(frame), skeleton.vessels(frame, engorged), solid - skeleton.gas(frame, rng)
+def normal_chest(
+    frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
+) -> tuple[Scene, Floats]:
+    """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
+    if isinstance(frame, FrontalFrame):
+        solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
+        solid = solid - skeleton.gas(frame, rng)
+        lungs, vessels = _lung_depths(frame), skeleton.vessels(frame, engorged)
+    else:
+        solid = _lateral_body(frame) + _lateral_bones(frame) - _lateral_gas(frame, rng)
+        lungs, vessels = _lateral_lungs(frame), _lateral_vessels(frame, engorged)
+    air = sum(lungs.values(), np.float32(0))
+    vascular = vessels * np.minimum(air / 8, 1) + np.float32(0.022) * cloud(rng, frame.shape, 8) * air
+    return Scene(frame, lungs, np.zeros(frame.shape, np.float32), vascular), solid - np.float32(AIR_CONTRAST) * air
 
 
 def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
@@ -80,12 +88,6 @@ _FRONT = ((-0.02, 0.5), (0.02, 0.4), (0.1, 0.26), (0.25, 0.12), (0.45, 0.05), (0
 _BACK = ((-0.02, 0.52), (0.02, 0.7), (0.1, 0.83), (0.25, 0.94), (0.5, 1.0), (0.8, 1.0), (1.1, 0.96), (1.3, 0.93))
 
 
-def lateral_chest(frame: LateralFrame, rng: Generator, engorged: float) -> tuple[dict[int, Floats], Floats, Floats]:
-    """As `frontal_chest`; breast bone on the image's left, spine on its right, and half of the air in each lung."""
-    solid = _lateral_body(frame) + _lateral_bones(frame) - _lateral_gas(frame, rng)
-    return _lateral_lungs(frame), _lateral_vessels(frame, engorged), solid
-
-
 def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
     """Aerated lung along each ray, `(height, width)` in cm per side."""
     front, back = curve(frame.v, _FRONT, 3)[:, None], curve(frame.v, _BACK, 3)[:, None]
@@ -133,16 +135,14 @@ def _lateral_bones(frame: LateralFrame) -> Floats:
         bones.polygon(centre + body, 0.62)
         bones.polygon(centre + 0.84 * body, 0.42)
         faint.polygon(centre + process * half, 0.5)
-    sternum = smooth_path(frame.trace([(0.3, 0.09), (0.11, 0.26), (0.03, 0.5), (0.0, 0.75)]))
-    bones.tube(sternum, 0.042 * frame.unit, 0.6, 0.4)
+    bones.tube(frame.path([(0.3, 0.09), (0.11, 0.26), (0.03, 0.5), (0.0, 0.75)]), 0.042 * frame.unit, 0.6, 0.4)
     for number in range(9):
         v = 0.03 + 0.098 * number
         nodes = [(0.84, v), (0.98, v + 0.05), (0.93, v + 0.17), (0.6, v + 0.33), (0.3, v + 0.42)]
         for shift in (0.0, 0.022):
-            faint.tube(smooth_path(frame.trace(nodes, shift=(shift, shift))), 0.03 * frame.height, 0.6, 0.35)
+            faint.tube(frame.path(nodes, shift=(shift, shift)), 0.03 * frame.height, 0.6, 0.35)
     for shift in (0.0, 0.06):
-        blade = [(0.72, -0.05), (0.86, 0.15), (0.97, 0.42)]
-        faint.line(smooth_path(frame.trace(blade, shift=(shift, 0.0))), 3.0, 0.8)
+        faint.line(frame.path([(0.72, -0.05), (0.86, 0.15), (0.97, 0.42)], shift=(shift, 0.0)), 3.0, 0.8)
     return bones.array() * np.float32(3.4) + faint.array() * np.float32(1.5)
 
 
@@ -159,7 +159,7 @@ def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
 def _lateral_gas(frame: LateralFrame, rng: Generator) -> Floats:
     """Air in trachea, main bronchi (seen end on) and stomach, in cm."""
     layer = Layer(frame.shape)
-    layer.line(smooth_path(frame.trace([(0.5, -0.4), (0.52, 0.0), (0.56, 0.4)])), 0.065 * frame.unit, 0.42)
+    layer.line(frame.path([(0.5, -0.4), (0.52, 0.0), (0.56, 0.4)]), 0.065 * frame.unit, 0.42)
     layer.disk(frame.place(0.56, 0.42), 0.028 * frame.unit, 0.55)
     if rng.random() < 0.75:
         centre = frame.place(rng.uniform(0.35, 0.5), 1.06 + frame.patient.left_dome)

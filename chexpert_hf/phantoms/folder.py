@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexpert_hf.files import new_folder
+from chexpert_hf.files import new_folder, write_text
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
@@ -94,7 +94,13 @@ def write_phantoms(
                     progress(done)
         for table, rows in tables.items():
             pd.DataFrame(rows).to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
-        (folder / "README.md").write_text(_readme(folder.name, num_studies, seed, valid_fraction), encoding="utf-8")
+        text = (
+            Path(__file__)
+            .with_name("folder_readme.md")
+            .read_text(encoding="utf-8")
+            .format(name=folder.name, num_studies=num_studies, seed=seed, valid_fraction=valid_fraction)
+        )
+        write_text(folder / "README.md", text)
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
@@ -165,22 +171,3 @@ def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float
 def _chance_of_none(names: set[str]) -> float:
     """Chance that none of these observations is planted."""
     return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)
-
-
-def _readme(name: str, num_studies: int, seed: int, valid_fraction: float) -> str:
-    return f"""# Synthetic chest radiographs
-
-These images are drawn by a program. They show no patient, and results on them say nothing about patients.
-
-Made with `chexpert_hf.phantoms`:
-
-    write_phantoms(Path("{name}"), num_studies={num_studies}, seed={seed}, valid_fraction={valid_fraction})
-
-- `train.csv`, `valid.csv`: CheXpert's columns. Cells: 1.0 positive, 0.0 negative, -1.0 uncertain, blank unmentioned;
-  `valid.csv` has the truth.
-- `train/`, `valid/`: `patientNNNNN/studyN/viewN_frontal.jpg` and `viewN_lateral.jpg`; no patient is in both.
-- `truth.csv`: what is really there, 0 or 1, for every image and observation.
-- `masks/`: for every image a folder with one 1-bit PNG per positive observation that the view shows.
-
-Uncertain cells are as frequent as in CheXpert (Irvin et al. 2019, Table 1); prevalences are not CheXpert's.
-"""

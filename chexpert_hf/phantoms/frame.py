@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
+from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve, smooth_path
 
 Mask = NDArray[np.bool_]
 
@@ -86,6 +86,10 @@ class _Frame:
         """Pixel positions, `(n, 2)`, of a list of `(u, v)` given for the patient's left, mirrored and then shifted."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
+
+    def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
+        """A smooth line, `(24, 2)` in pixels, near the positions of `trace`."""
+        return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
         bend = self.bend * np.sin(2 * np.pi * (np.asarray(v) - 0.1)) * self.half

@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from chexpert_hf.labels import OBSERVATIONS, PARENTS, ancestors, check_observations
-from chexpert_hf.phantoms.anatomy import frontal_chest, lateral_chest
+from chexpert_hf.phantoms.anatomy import normal_chest
 from chexpert_hf.phantoms.devices import plant_support_devices
-from chexpert_hf.phantoms.drawing import Floats, Generator, cloud, enlarge
+from chexpert_hf.phantoms.drawing import Floats, Generator, enlarge
 from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, reshaped
-from chexpert_hf.phantoms.frame import AIR_CONTRAST, Frame, FrontalFrame, LateralFrame, Mask, Patient, Scene
-from chexpert_hf.phantoms.skeleton import Break, break_ribs, fracture_mask
+from chexpert_hf.phantoms.frame import Frame, FrontalFrame, LateralFrame, Mask, Patient
+from chexpert_hf.phantoms.skeleton import break_ribs, fracture_mask
 
 Key = tuple[int, ...]
 
@@ -86,7 +86,7 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
     frame = make_frame(patient, key, planted, projection)
     breaks = break_ribs(_stream(key, "Fracture")) if "Fracture" in planted else ()
     rng = np.random.default_rng([*key, 4, view])
-    scene, solid = _normal_chest(frame, rng, 1.35 if "Edema" in planted else 1.0, breaks)
+    scene, solid = normal_chest(frame, rng, 1.35 if "Edema" in planted else 1.0, breaks)
     masks: dict[str, Mask] = {}
     for name in filter(PLANTERS.get, planted):
         masks[name] = np.logical_or.reduce(list(PLANTERS[name](scene, _stream(key, name))))
@@ -116,17 +116,6 @@ def make_frame(patient: Patient, key: Key, planted: Collection[str], projection:
 def _stream(key: Key, name: str) -> Generator:
     """Random numbers of an observation's own, so that no finding depends on which others are planted."""
     return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
-
-
-def _normal_chest(frame: Frame, rng: Generator, engorged: float, breaks: tuple[Break, ...]) -> tuple[Scene, Floats]:
-    """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
-    if isinstance(frame, FrontalFrame):
-        lungs, vessels, solid = frontal_chest(frame, rng, engorged, breaks)
-    else:
-        lungs, vessels, solid = lateral_chest(frame, rng, engorged)
-    air = sum(lungs.values(), np.float32(0))
-    vascular = vessels * np.minimum(air / 8, 1) + np.float32(0.022) * cloud(rng, frame.shape, 8) * air
-    return Scene(frame, lungs, np.zeros(frame.shape, np.float32), vascular), solid - np.float32(AIR_CONTRAST) * air
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:

@@ -116,14 +116,13 @@ def girdle(frame: FrontalFrame) -> Floats:
     medial = [(0.97 + inward, 0.03), (0.9 + inward, 0.2), (1.0 + inward, 0.48), (1.07 + inward, 0.5)]
     blade = [(1.12, 0.06), *medial, (1.2, 0.18)]
     for side in SIDES:
-        path = smooth_path(frame.trace(clavicle, side=side, shift=(frame.rotation, lift)))
+        path = frame.path(clavicle, side, shift=(frame.rotation, lift))
         layer.tube(path, frame.height * np.linspace(0.055, 0.04, 24), 0.8, 0.5, 1.2)
         outline = frame.trace(blade, side=side)
         faint.polygon(outline, 0.2)
         faint.line(smooth_path(outline[1:5]), 1.6, 0.5)
         faint.line(smooth_path(outline[3:6]), 2.4, 0.6)
-        spine = [(0.92 + inward, 0.13), (1.1, 0.04), (1.24, -0.03)]
-        faint.line(smooth_path(frame.trace(spine, side=side)), 3.5, 0.55)
+        faint.line(frame.path([(0.92 + inward, 0.13), (1.1, 0.04), (1.24, -0.03)], side), 3.5, 0.55)
         head = frame.place(side * 1.31, 0.06)
         layer.tube(np.array([head, frame.place(side * elbow[0], elbow[1])]), 0.12 * frame.half, 0.75, 0.42, 2.0)
         layer.disk(head, 0.135 * frame.half, 0.62)
@@ -205,7 +204,7 @@ def gas(frame: FrontalFrame, rng: Generator) -> Floats:
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]
     for nodes, width, value in ((trachea, 0.115, 0.5), (right, 0.075, 0.34), (left, 0.075, 0.34)):
-        layer.line(smooth_path(frame.trace(nodes, shift=(turn, 0.0))), width * half, value)
+        layer.line(frame.path(nodes, shift=(turn, 0.0)), width * half, value)
     if rng.random() < 0.75:
         centre = frame.place(rng.uniform(0.3, 0.5), 1.06 + frame.patient.left_dome + rng.uniform(0.06, 0.1))
         radius = rng.uniform(0.1, 0.2) * half
