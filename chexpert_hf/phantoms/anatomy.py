@@ -1,8 +1,7 @@
-"""The normal chest of a phantom: thickness that X-rays meet on their way, in centimetres of water.
+"""The normal chest of a phantom: thickness along each ray, in centimetres of water.
 
-A radiograph shows the logarithm of the transmitted intensity, so tissues that lie one behind the other add up: each is
-drawn on its own as a map of water-equivalent thickness, and overlap (ribs through the heart, vessels under the
-diaphragm) comes by itself.
+A radiograph shows the logarithm of the transmitted intensity, so tissues one behind the other add up: each is drawn on
+its own as a map of water-equivalent thickness. In lateral views the breast bone is on the image's left.
 
 Proportions were set by eye and by textbook rules: cardiothoracic ratio below .5 in PA, the right hemidiaphragm higher
 by half an interspace, the carina at T5, an AP view that magnifies the heart and shows less inspiration
@@ -33,7 +32,7 @@ def normal_chest(
 
 
 def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
-    """Aerated lung along each ray, `(height, width)` in cm per side, in front of and behind the heart included."""
+    """Aerated lung along each ray, `(height, width)` in cm per side, also in front of and behind the heart."""
     by_row = curve(frame.v, ((-0.02, 0.0), (0.02, 4.5), (0.12, 9.5), (0.35, 13.0), (0.8, 13.5), (1.2, 11.5)), 3)
     right, left = frame.silhouette[RIGHT][:, None], frame.silhouette[LEFT][:, None]
     chord = np.maximum((frame.x - right) * (left - frame.x), 0) * (2 / (left - right)) ** 2
@@ -94,7 +93,6 @@ def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
     s = np.clip((frame.w - front) / np.maximum(back - front, 0.02), 0, 1)
     profile = np.sqrt(np.sqrt(4 * s * (1 - s)))
     by_row = curve(frame.v, ((-0.02, 0.0), (0.03, 3.0), (0.15, 6.5), (0.4, 9.0), (0.9, 10.0), (1.3, 10.0)), 3)
-    # The heart and the great vessels take their share of the lungs' place.
     arch = 0.3 * smooth_step(np.abs(frame.w - 0.47), 0.3, 0.05) * smooth_step(frame.v, 0.66, 0.2)[:, None]
     free = 1 - np.maximum(0.7 * np.sqrt(frame.heart_chord()), arch).astype(np.float32)
     above = {side: np.clip((frame.dome[side][None, :] - frame.y) / 1.6 + 0.5, 0, 1) for side in SIDES}

@@ -29,7 +29,7 @@ def _wire(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: f
 
 
 def _tube(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: float) -> None:
-    # A plastic tube is faint; the radiopaque stripe along it is what one sees.
+    # A plastic tube is faint; the radiopaque stripe along it is visible.
     layer.line(_wire(layer, frame, nodes, width * frame.half, 0.16), 1.0, 0.55)
 
 

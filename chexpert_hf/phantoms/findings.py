@@ -1,8 +1,8 @@
-"""The findings that phantoms can have, drawn as a radiologist would describe them, each with its exact mask.
+"""The findings of phantoms, drawn as radiologists describe them, each with its exact mask.
 
 Every `plant_*` function adds thickness to a `Scene` and yields the mask of each addition, `(height, width)` boolean.
-Place, size and density come from the generator, which is the same for all views of a study. Descriptions follow Hansell
-et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
+The generator is the same for all views of a study. Descriptions follow Hansell et al. 2008, "Fleischner Society:
+Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """The outlines of a chest with these findings, each with its stream of random numbers."""
+    """Changes of the outlines by these findings, each given with its generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -180,14 +180,14 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
-    """An irregular patch, `(height, width)` in [0, 1]: `softness` 0 cuts its edge, `rough` breaks it up."""
+    """An irregular patch, `(height, width)` in [0, 1]: `softness` blurs its edge, `rough` breaks it up."""
     shape = (distance.shape[0], distance.shape[1])
     r = distance + np.float32(rough) * (0.6 * cloud(rng, shape, grain) + 0.4 * cloud(rng, shape, 3 * grain))
     return smooth_step(r, 1 + softness * 0.5, 1 - softness * 0.5 - 0.1)
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Plate-like bands above a raised hemidiaphragm (`findings.reshaped`), below which the lung is airless, too."""
+    """Plate-like bands above a hemidiaphragm that `reshaped` has raised; the lung below it is airless, too."""
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):
@@ -215,7 +215,7 @@ PLANTERS: dict[str, Callable[[Scene, Generator], Iterator[Mask]]] = {
     "Pleural Effusion": plant_pleural_effusion,
     "Pleural Other": plant_pleural_other,
 }
-"""The findings that are added to the scene; the others change outlines, break ribs or lie on top (devices)."""
+"""The findings that are added to the scene; the others change outlines, break ribs or are devices."""
 
 NOT_IN_LATERAL = ("Enlarged Cardiomediastinum", "Pneumothorax", "Pleural Other", "Fracture")
 """The findings that lateral views do not show."""

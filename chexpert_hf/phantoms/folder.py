@@ -1,7 +1,7 @@
 """Folders of synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks.
 
-They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations: a phantom is nobody's
-radiograph, and its findings are known rather than read. They say nothing about how a model does on patients.
+They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations. Results on them say
+nothing about patients.
 """
 
 import math
@@ -30,16 +30,15 @@ UNCERTAIN_RATES = {name: count / 187_641 for name, count in zip(OBSERVATIONS, _U
 """Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
 UNCERTAIN_ODDS = 2.0
-"""Ratio of uncertain calls of present findings to those of absent ones. An assumption; the paper is silent."""
+"""Ratio of uncertain calls of present findings to those of absent ones. An assumption."""
 
 EXPLICIT_NEGATIVES = 0.25
-"""Share of the absent and not uncertain findings that the report denies; it passes over the others. An assumption."""
+"""Share of the absent and not uncertain findings that the report denies; the others are blank. An assumption."""
 
 PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
     "Cardiomegaly": 0.12, "Atelectasis": 0.12, "Pleural Effusion": 0.14, "Support Devices": 0.35
 }  # fmt: skip
-"""Chance that each is planted in a study, independently. Not CheXpert's prevalences: those of its rare observations
-would leave a small folder without a single positive."""
+"""Chance of each in a study, independently. Higher than CheXpert's, so that a small folder has positives of each."""
 
 _Row = dict[str, str | int | float | None]
 
@@ -53,18 +52,18 @@ def write_phantoms(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes a data set of phantoms in CheXpert's layout; the folder's README describes its files.
+    """Write a data set of phantoms in CheXpert's layout; the folder's README describes its files.
 
-    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As
-    CheXpert's, `train.csv` has an automatic labeler's uncertain and blank cells, and `valid.csv` the truth. A lateral
-    view has the labels of its study, also where it does not show the finding.
+    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As in
+    CheXpert, `train.csv` has the uncertain and blank cells of an automatic labeler, and `valid.csv` the truth. A
+    lateral view has the labels of its study, also those of findings that it does not show.
 
     Args:
-        root: A folder that is empty or does not exist; its name is the first part of every `Path` cell.
+        root: A new or empty folder; its name is the first part of every `Path` cell.
         num_studies: In both splits together, at least 1.
-        seed: Not negative.
+        seed: At least 0.
         valid_fraction: Share of the studies in the valid split, in [0, 1); no patient is in both.
-        workers: Processes that draw; their number changes nothing but the time.
+        workers: Number of processes; it does not change the files.
         progress: Called after each study with the number of studies written so far.
 
     Raises:
@@ -110,7 +109,7 @@ def _patient_and_study(index: int) -> tuple[int, int]:
 
 
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
-    """Draws and writes the views of a study with their masks; returns rows, each with the name of its table."""
+    """Draw and write the views of a study with their masks; return rows, each with the name of its table."""
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
@@ -139,16 +138,16 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draws what is positive in a study, parents and No Finding included."""
+    """Draw the positive observations of a study, parents and No Finding included."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Draws one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
+    """Draw one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
 
-    A study of No Finding has no uncertain cell besides Support Devices, as in CheXpert, so those with findings have
-    more of them: over all studies the rates are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    As in CheXpert, a study of No Finding has no uncertain cell besides Support Devices; over all studies the rates are
+    `UNCERTAIN_RATES`. No Finding itself is positive or blank.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:

@@ -20,7 +20,7 @@ AIR_CONTRAST = 0.74  # water replaced by a centimetre of aerated lung, which has
 
 
 class Patient:
-    """The build of the patient that belongs to a key of random numbers; lengths relative to the average."""
+    """The build of a patient, drawn from a seed; lengths relative to the average."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         rng = np.random.default_rng([*key, 0])
@@ -41,7 +41,7 @@ class Patient:
 
 @dataclass
 class Shape:
-    """Changes of the outlines of the chest by findings, as factors; the defaults change nothing."""
+    """Changes of the outlines of the chest by findings, as factors."""
 
     heart_left: float = 1.0
     heart_right: float = 1.0
@@ -50,10 +50,7 @@ class Shape:
 
 
 class _Frame:
-    """Outlines of the chest in one radiograph, in pixels, one value per image row or column.
-
-    `rng` draws how the patient stood or lay; `change` is by the findings.
-    """
+    """Outlines of the chest in one radiograph, in pixels, one value per image row or column; `rng` draws posture."""
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
         self.patient, self.change, self.is_ap = patient, change, projection == "AP"
@@ -70,7 +67,7 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Sets half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
+        """Set half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
@@ -83,7 +80,7 @@ class _Frame:
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Pixel positions, `(n, 2)`, of a list of `(u, v)` given for the patient's left, mirrored and then shifted."""
+        """Pixel positions, `(n, 2)`, of `(u, v)` given for the patient's left, mirrored for the right, then shifted."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
@@ -237,7 +234,7 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """A radiograph in the making: the normal chest that findings are planted in."""
+    """The normal chest that findings are planted in."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm
@@ -245,11 +242,11 @@ class Scene:
     vascular: Floats  # vessels and parenchymal texture, (height, width) in cm of water; absent where there is no lung
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
-        """Replaces a share, in [0, 1], of a lung's air by fluid or tissue; returns where it is a fair part of it."""
+        """Replace a share, in [0, 1], of a lung's air by fluid or tissue; return where it is above the threshold."""
         self.extra += np.float32(AIR_CONTRAST) * self.lungs[side] * share
         return (share > threshold) & (self.lungs[side] > 0.8)
 
 
 def either_side(rng: Generator) -> int:
-    """Draws a side."""
+    """Draw a side."""
     return RIGHT if rng.random() < 0.5 else LEFT

@@ -1,8 +1,7 @@
 """Synthetic chest radiographs with exact masks of every planted finding.
 
-`render_phantom` draws one radiograph; `folder` writes folders of them. The patient and the coordinates are in `frame`,
-tissues in `anatomy`, `skeleton` and `lateral`, planted findings in `findings` and `devices`, and the way from
-thickness to an image in `film`.
+`render_phantom` draws one radiograph. The patient and the coordinates are in `frame`, tissues in `anatomy` and
+`skeleton`, planted findings in `findings` and `devices`.
 """
 
 from collections.abc import Collection
@@ -36,31 +35,28 @@ CHILDREN = {
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic radiograph.
-
-    `masks` is without No Finding, and without findings that this projection does not show.
-    """
+    """One synthetic radiograph; `masks` has neither No Finding nor findings that this projection does not show."""
 
     image: NDArray[np.uint8]  # (height, width), bright where little radiation came through
     masks: dict[str, Mask]  # positive observation -> (height, width)
 
 
 def render_phantom(seed: int, observations: Collection[str] = (), *, projection: str = "PA") -> Phantom:
-    """Draws one radiograph.
+    """Draw one radiograph.
 
-    The same seed is the same patient in the same position, with or without findings, and the same findings in every
-    projection. A parent in the label hierarchy is drawn on its own only where none of its children is asked for;
-    otherwise it is implied, and its mask is the union of theirs.
+    The same seed gives the same patient in the same position, with or without findings, and the same findings in every
+    projection. A parent in the label hierarchy is drawn only where none of its children is; otherwise it is implied,
+    and its mask is the union of theirs.
 
     Args:
-        seed: Not negative.
-        observations: To plant. No Finding, or nothing, is a normal chest; Support Devices may be planted in one.
-        projection: "PA", "AP" or "Lateral". Pneumothorax, Pleural Other, Fracture and a widened upper mediastinum are
-            not drawn in lateral views, where they are hard to see in reality.
+        seed: At least 0.
+        observations: Findings to plant. No Finding, or nothing, is a normal chest, which may have Support Devices.
+        projection: "PA", "AP" or "Lateral". Lateral views do not show Pneumothorax, Pleural Other, Fracture and
+            Enlarged Cardiomediastinum, which are hard to see in them in reality.
 
     Raises:
-        ValueError: If an observation or the projection is unknown, if No Finding is combined with a finding, or if the
-            seed is negative.
+        ValueError: If an observation or the projection is unknown, the seed is negative, or No Finding is combined
+            with a finding.
     """
     if projection not in PROJECTIONS:
         raise ValueError(f"Unknown projection {projection!r}; expected one of: {', '.join(PROJECTIONS)}.")
@@ -78,7 +74,7 @@ def implied(observations: set[str]) -> set[str]:
 
 
 def render_study(patient: Patient, key: Key, observations: Collection[str], projection: str) -> Phantom:
-    """Draws one view of a study: `key` decides posture, exposure and what the findings look like."""
+    """Draw one view of a study; `key` seeds posture, exposure and the appearance of findings."""
     chosen, hidden = implied(set(observations)), NOT_IN_LATERAL if projection == "Lateral" else ()
     shown = [name for name in OBSERVATIONS if name in chosen and name not in hidden]
     planted = [name for name in shown if not chosen & set(CHILDREN.get(name, ()))]
@@ -114,22 +110,22 @@ def make_frame(patient: Patient, key: Key, planted: Collection[str], projection:
 
 
 def _stream(key: Key, name: str) -> Generator:
-    """Random numbers of an observation's own, so that no finding depends on which others are planted."""
+    """A generator for one observation, so that no finding depends on which others are planted."""
     return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
-    """Adds the implied parents' masks, drops the empty ones, and sorts by the order of the labels."""
+    """The masks and those of implied parents, without empty ones, in the order of the labels."""
     parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
     full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}
     return {name: mask for name, mask in full.items() if mask.any()}
 
 
 def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Floats:
-    """Turns thickness, `(height, width)` in cm of water, into grey levels in [0, 255].
+    """Turn thickness, `(height, width)` in cm of water, into grey levels in [0, 255].
 
-    The exposure is drawn from `rng`; it follows the patient's build (`fat`), as automatic exposure control does, and
-    portable AP views are noisier, softer and flatter.
+    Exposure follows the patient's build (`fat`), as with automatic exposure control; portable AP views are noisier,
+    softer and flatter.
     """
     is_ap, is_lateral = projection == "AP", projection == "Lateral"
     centre = float(12.4 + 4.4 * fat + 2.2 * is_lateral + rng.normal(0, 0.55))  # shown as mid grey
@@ -149,7 +145,7 @@ def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Fl
 
 
 def collimate(grey: Floats, rng: Generator) -> Floats:
-    """Blackens what the collimator's blades covered: on some images a border, now and then slanted."""
+    """Blacken the border that the collimator's blades cover on some images."""
     if rng.random() < 0.55:
         return grey
     height, width = grey.shape
@@ -165,7 +161,7 @@ def collimate(grey: Floats, rng: Generator) -> Floats:
 
 
 def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
-    """Places the side marker, an L on the patient's left or an R on the right, and perhaps the projection beside it."""
+    """Draw the side marker, an L on the patient's left or an R on the right, and on some AP views the projection."""
     height, width = grey.shape
     is_left = projection == "Lateral" or rng.random() < 0.75
     size = int(rng.integers(15, 23))

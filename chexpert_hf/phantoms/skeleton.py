@@ -32,7 +32,7 @@ class Break(NamedTuple):
 
 
 def break_ribs(rng: Generator) -> tuple[Break, ...]:
-    """One to three neighbouring ribs, displaced."""
+    """Draw fractures of one to three neighbouring ribs."""
     side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
     position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
     wider = 1.15 if count == 1 else 1.0
