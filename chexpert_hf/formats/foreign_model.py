@@ -30,15 +30,13 @@ class ForeignModel:
     def build(self) -> CheXpertForImageClassification:
         """The model; raises WeightsError if weights are missing, left over, or of another size."""
         model = CheXpertForImageClassification(self.config)
-        expected, given = (
-            {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            for tensors in (model.state_dict(), self.tensors)
-        )
-        sizes = [(name, given[name], shape) for name, shape in expected.items() if name in given]
+        given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        odd = [name for name in expected if name in given and given[name] != expected[name]]
         problems = {
             "misses": [name for name in expected if name not in given],
             "has the unknown": [name for name in given if name not in expected],
-            "has other sizes:": [f"{name} is {size}, expected {shape}" for name, size, shape in sizes if size != shape],
+            "has other sizes:": [f"{name} is {given[name]}, expected {expected[name]}" for name in odd],
         }
         for problem, names in problems.items():
             if names:
@@ -133,11 +131,6 @@ def _observation_named(name: str) -> str | None:
     plain = name.strip().replace("_", " ")
     plain = _OTHER_NAMES.get(plain, plain)
     return plain if plain in OBSERVATIONS else None
-
-
-def head_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the classifier."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
 
 
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from chexpert_hf.files import new_folder, require_empty
-from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, head_of, num_outputs, outputs_named
+from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -25,20 +25,15 @@ from chexpert_hf.models.weights import WeightsError, imagenet_state_dict
 from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
 from chexpert_hf.publishing.model_folder import save_imported_folder
 
+Labels = Sequence[str] | None
+
 SOURCES = "torchvision, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
 TIMM_ARCHITECTURE = "densenet121"
-TIMM_RESAMPLING = {
-    "bilinear": PILImageResampling.BILINEAR,
-    "bicubic": PILImageResampling.BICUBIC,
-    "nearest": PILImageResampling.NEAREST,
-}
+TIMM_RESAMPLING = {name: PILImageResampling[name.upper()] for name in ("bilinear", "bicubic", "nearest")}
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 _NUM_IMAGENET_CLASSES = 1000
-_IMAGENET_SIDE = 224
-_STANFORD_SIDE = 320
 _NUM_FEATURES = 1024  # of DenseNet121's last layer
 _STUDENT_OUTPUTS = ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")
-_STUDENT_DROPOUT = 0.5
 _UNTRAINED = "The head is new: until it is trained, every score is .5 and every map is empty. It judges nothing."
 _JFHEALTHCARE = (
     "jfhealthcare's network pools by average and maximum behind an attention block, with a BatchNorm for each "
@@ -46,9 +41,7 @@ _JFHEALTHCARE = (
 )
 
 
-def import_model(
-    source: str, output: Path, *, file: Path | None = None, labels: Sequence[str] | None = None
-) -> ForeignModel:
+def import_model(source: str, output: Path, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
     """Writes a complete model folder from others' weights; returns what was written.
 
     Args:
@@ -69,7 +62,7 @@ def import_model(
     return foreign
 
 
-def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] | None = None) -> ForeignModel:
+def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
     """The model of a source; see `import_model`."""
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not rest:
@@ -92,17 +85,13 @@ def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] 
     return read(read_weight_file(path), labels, path.name)
 
 
-def _square(side: int) -> CheXpertImageProcessor:
+def _square(side: int = 224) -> CheXpertImageProcessor:
     """Resizes to a square without keeping the aspect ratio; ImageNet's statistics."""
     return CheXpertImageProcessor(size={"height": side, "width": side})
 
 
 def _untrained(
-    tensors: Mapping[str, Tensor],
-    processor: CheXpertImageProcessor,
-    labels: Sequence[str] | None,
-    source: str,
-    licence: str,
+    tensors: Mapping[str, Tensor], processor: CheXpertImageProcessor, labels: Labels, source: str, licence: str
 ) -> ForeignModel:
     """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
     try:
@@ -122,20 +111,17 @@ def _untrained(
     return Outputs(observations, tuple(range(size))).model(tensors, processor, origin, _UNTRAINED, head=head)
 
 
-def from_torchvision(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> ForeignModel:
+def from_torchvision(tensors: Mapping[str, Tensor], labels: Labels) -> ForeignModel:
     """Torchvision's DenseNet121, trained on ImageNet, with a new head."""
-    source = (
-        "torchvision's DenseNet121_Weights.IMAGENET1K_V1, "
-        "https://pytorch.org/vision/stable/models/generated/torchvision.models.densenet121.html"
-    )
+    page = "https://pytorch.org/vision/stable/models/generated/torchvision.models.densenet121.html"
     licence = (
         "torchvision, which published the weights, is BSD-3-Clause. ImageNet's images are for research and teaching "
         "that is not commercial."
     )
-    return _untrained(tensors, _square(_IMAGENET_SIDE), labels, source, licence)
+    return _untrained(tensors, _square(), labels, f"torchvision's DenseNet121_Weights.IMAGENET1K_V1, {page}", licence)
 
 
-def from_timm(path: Path, labels: Sequence[str] | None) -> ForeignModel:
+def from_timm(path: Path, labels: Labels) -> ForeignModel:
     """A state_dict, or a folder with config.json and weights; ImageNet's 1,000 classes get a new head."""
     config, files = {}, [path]
     if path.is_dir():
@@ -148,7 +134,7 @@ def from_timm(path: Path, labels: Sequence[str] | None) -> ForeignModel:
     if channels == 1 and not config:
         raise WeightsError(f"{path.name} has one channel, normalised in an unknown way; expected a timm folder.")
     settings = config.get("pretrained_cfg", {})
-    processor = _timm_processor(settings, channels) if config else _square(_IMAGENET_SIDE)
+    processor = _timm_processor(settings, channels) if config else _square()
     total, source = num_outputs(tensors), f"the {'folder' if config else 'file'} {path.name}"
     named = settings.get("license") or config.get("license")
     licence = (
@@ -216,7 +202,7 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
     return numbers if len(numbers) == channels else [sum(numbers) / len(numbers)] * channels
 
 
-def from_stanford(file: WeightFile, labels: Sequence[str] | None, source: str) -> ForeignModel:
+def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
     """One of the 30 checkpoints of the CheXpert paper's authors.
 
     The outputs are one per observation, or three: uncertain, negative, positive, in this order. Here the positive class
@@ -226,10 +212,9 @@ def from_stanford(file: WeightFile, labels: Sequence[str] | None, source: str) -
     tensors, total = file.tensors, num_outputs(file.tensors)
     names = _task_names(file.beside.get("task_sequence"))
     outputs = outputs_named(names, total, source, labels=labels, classes=(1, 3))
-    is_multiclass, layer = outputs.classes == 3, head_of(tensors)
-    head = outputs.layer_of(layer)
-    for name, tensor in layer.items() if is_multiclass else ():
-        uncertain, negative, positive = tensor.unflatten(0, (-1, 3))[list(outputs.rows)].unbind(dim=1)
+    is_multiclass, head = outputs.classes == 3, outputs.layer_of(tensors)
+    for name in head if is_multiclass else ():
+        uncertain, negative, positive = tensors[name].unflatten(0, (-1, 3))[list(outputs.rows)].unbind(dim=1)
         head[name] = torch.cat([positive, negative, uncertain])  # (3 * n, ...)
     policy = UncertaintyPolicy.U_MULTICLASS if is_multiclass else UncertaintyPolicy.U_IGNORE
     order = "; three classes per observation, brought into another order" if is_multiclass else ""
@@ -248,7 +233,7 @@ def from_stanford(file: WeightFile, labels: Sequence[str] | None, source: str) -
         citations=(CHEXPERT_CITATION,),
     )
     policies = dict.fromkeys(outputs.observations, policy.value)
-    return outputs.model(tensors, _square(_STANFORD_SIDE), origin, head=head, uncertainty_policies=policies)
+    return outputs.model(tensors, _square(320), origin, head=head, uncertainty_policies=policies)
 
 
 def _task_names(tasks: Any) -> list[str] | None:
@@ -260,7 +245,7 @@ def _task_names(tasks: Any) -> list[str] | None:
     return list(tasks) if is_list else None
 
 
-def from_student(file: WeightFile, labels: Sequence[str] | None, source: str) -> ForeignModel:
+def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
     """The original student project's network: five outputs behind a hidden layer; see `from_stanford`."""
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
@@ -276,6 +261,6 @@ def from_student(file: WeightFile, labels: Sequence[str] | None, source: str) ->
         limits=(few,) if set(outputs.observations) == set(COMPETITION_OBSERVATIONS) else (),
         citations=(CHEXPERT_CITATION,),
     )
-    head = head_of(tensors) | outputs.layer_of(tensors, "classifier.3")
-    fields = {"head_hidden_size": hidden, "head_dropout": _STUDENT_DROPOUT}
-    return outputs.model(tensors, _square(_IMAGENET_SIDE), origin, head=head, **fields)
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+    head |= outputs.layer_of(tensors, "classifier.3")
+    return outputs.model(tensors, _square(), origin, head=head, head_hidden_size=hidden, head_dropout=0.5)
