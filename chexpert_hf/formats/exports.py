@@ -24,11 +24,11 @@ _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 
 
 class FormatError(InputError):
-    """A model that a format cannot express, with the reason."""
+    """A format cannot express a model, with the reason."""
 
 
 def export_format(model: str, target: str, output: Path) -> Remarks:
-    """Writes a model folder or repository for "timm" or "torchxrayvision"; returns sentences for the user.
+    """Write a model folder or repository for "timm" or "torchxrayvision"; return remarks for the user.
 
     Raises:
         FormatError: If the format cannot express the model.
@@ -48,7 +48,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raises FormatError for all but a DenseNet121 with one linear output per observation."""
+    """Raise FormatError unless the model is a DenseNet121 with one linear output per observation."""
     defaults = CheXpertConfig()
     others = [name for name in BACKBONE_FIELDS[1:] if getattr(config, name) != getattr(defaults, name)]
     reasons = {
@@ -63,7 +63,7 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
 
 
 def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
-    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
+    """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
     settings, state_dict = _timm_settings(processor), _own_tensors(model)
     if model.config.num_channels == 1:
         # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
@@ -89,7 +89,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
 
 
 def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
-    """timm's preparation of images like the processor's."""
+    """The settings of timm that prepare images as the processor does."""
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
@@ -110,7 +110,7 @@ def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
 def write_torchxrayvision(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> Remarks:
-    """Writes `model.pt` for torchxrayvision's own DenseNet; see `export_card.md`."""
+    """Write `model.pt` for torchxrayvision's own DenseNet; see `export_card.md`."""
     theirs = torchxrayvision_processor()
     for name in ("image_mean", "image_std", "do_rescale", "do_normalize"):
         ours, expected = (np.ravel(getattr(one, name)).tolist() for one in (processor, theirs))

@@ -1,4 +1,4 @@
-"""A model that others trained, in this package's terms, and the mapping of its outputs to observations."""
+"""A model that others trained, under this package's names, and the mapping of its outputs to observations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "Effusion": "Pleural Effusio
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """An imported model before it is written: its weights by this package's names, and sentences for the user."""
+    """An imported model: its weights under this package's names, and remarks for the user."""
 
     config: CheXpertConfig
     processor: CheXpertImageProcessor
@@ -28,7 +28,7 @@ class ForeignModel:
     remarks: tuple[str, ...] = ()
 
     def build(self) -> CheXpertForImageClassification:
-        """The model; raises WeightsError if weights are missing, left over, or of another size."""
+        """The model; raises WeightsError for weights that are missing, unknown, or of another size."""
         model = CheXpertForImageClassification(self.config)
         given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -48,7 +48,7 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a head that are observations, by CheXpert's names."""
+    """The outputs of a head that are observations of CheXpert."""
 
     observations: tuple[str, ...]
     rows: tuple[int, ...]  # position of each observation among the outputs
@@ -69,7 +69,7 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """The model of all weights of a source, or of its backbone and another head, with more fields of the config."""
+        """The model of a source's backbone with its own or another head; `config` are further fields of the config."""
         if self.dropped:
             dropped = ", ".join(self.dropped)
             remarks = (f"Dropped, for CheXpert has no such observations: {dropped}.", *remarks)
@@ -134,7 +134,7 @@ def _observation_named(name: str) -> str | None:
 
 
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:
-    """The number of outputs of a linear layer; raises WeightsError if it is not there."""
+    """The number of outputs of a linear layer; raises WeightsError if there is no such layer."""
     weight = tensors.get(f"{layer}.weight")
     if weight is None or weight.ndim != 2:
         head = _shown(sorted(name for name in tensors if name.startswith("classifier"))) or "missing"

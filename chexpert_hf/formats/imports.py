@@ -42,13 +42,13 @@ _JFHEALTHCARE = (
 
 
 def import_model(source: str, output: Path, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
-    """Writes a complete model folder from others' weights; returns what was written.
+    """Write a complete model folder from weights that others trained.
 
     Args:
         source: One of `SOURCES`.
-        output: Must be new or empty; it is written whole or not at all.
-        file: The weights, where `source` does not name them: instead of a download.
-        labels: The names of the outputs where the source has none (empty to drop one), or a new head's observations.
+        output: A new or empty folder; it is written whole or not at all.
+        file: The weights, where `source` does not name a file; nothing is downloaded then.
+        labels: Names of the outputs where the source has none (empty to drop one), or a new head's observations.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
@@ -86,7 +86,7 @@ def read_source(source: str, *, file: Path | None = None, labels: Labels = None)
 
 
 def _square(side: int = 224) -> CheXpertImageProcessor:
-    """Resizes to a square without keeping the aspect ratio; ImageNet's statistics."""
+    """Resizing to a square without keeping the aspect ratio; ImageNet's statistics."""
     return CheXpertImageProcessor(size={"height": side, "width": side})
 
 
@@ -173,7 +173,7 @@ def _timm_config(folder: Path) -> dict[str, Any]:
 
 
 def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImageProcessor:
-    """The processor that does the same as timm's evaluation transform."""
+    """The processor equivalent to timm's evaluation transform."""
     try:
         _, height, width = values["input_size"]
         mean, std = _per_channel(values["mean"], channels), _per_channel(values["std"], channels)
@@ -195,7 +195,7 @@ def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImagePr
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """As many values as channels; timm takes the mean of three for one channel."""
+    """One value per channel; like timm, the mean of three for one channel."""
     numbers = [float(value) for value in values]
     if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):
         raise ValueError(f"{len(numbers)} values for {channels} channels")
@@ -205,9 +205,8 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
 def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
     """One of the 30 checkpoints of the CheXpert paper's authors.
 
-    The outputs are one per observation, or three: uncertain, negative, positive, in this order. Here the positive class
-    of all observations comes first, then the negative and the uncertain ones. `labels` are the names of the
-    observations where the file does not say them; `source` is the name of the file.
+    Each observation has one output, or three: uncertain, negative, positive. These are reordered: first the positive
+    class of all observations, then the negative and the uncertain ones. `source` is the name of the file.
     """
     tensors, total = file.tensors, num_outputs(file.tensors)
     names = _task_names(file.beside.get("task_sequence"))
@@ -237,7 +236,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
 
 
 def _task_names(tasks: Any) -> list[str] | None:
-    """Names in the order of the outputs, from a list or a mapping of names to places."""
+    """Names in the order of the outputs, from a list or a mapping of names to positions."""
     if isinstance(tasks, Mapping) and all(isinstance(place, int) for place in tasks.values()):
         by_place = {place: str(name) for name, place in tasks.items()}
         return [by_place[place] for place in range(len(tasks))] if by_place.keys() == set(range(len(tasks))) else None

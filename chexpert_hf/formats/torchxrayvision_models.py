@@ -1,7 +1,7 @@
 """torchxrayvision's seven DenseNet121: their addresses and outputs, and their conversion to model folders.
 
-Their outputs are bent so that each operating point comes to lie at .5; here scores stay plain probabilities and the
-operating points stay operating points.
+torchxrayvision rescales outputs so that each operating point is .5; here scores are plain probabilities, and operating
+points are kept as such.
 
 Source: torchxrayvision 1.5.7, `models.model_urls` and `utils.get_cache_dir` (Apache-2.0); Cohen et al. 2022,
 arXiv:2111.00595; Cohen et al. 2020, arXiv:2002.02497.
@@ -82,7 +82,7 @@ MODELS: Mapping[str, PublishedModel] = {
 
 
 def published_model(name: str) -> PublishedModel:
-    """One of the models by its name, with or without `densenet121-res224-`; raises WeightsError if there is none."""
+    """A model by its name, with or without `densenet121-res224-`; raises WeightsError if there is none."""
     if model := MODELS.get(name.removeprefix(PREFIX)):
         return model
     known = ", ".join(PREFIX + each for each in MODELS)
@@ -96,7 +96,7 @@ def fetched_file(model: PublishedModel) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(model.url, str(path))  # by a temporary file, so that none is half there
+        torch.hub.download_url_to_file(model.url, str(path))  # atomic: writes a temporary file first
     except (OSError, RuntimeError) as error:
         advice = f"put that file at {path}, or name it with --file"
         raise WeightsError(f"{model.url} could not be downloaded ({first_line(error)}); {advice}.") from error
@@ -104,9 +104,9 @@ def fetched_file(model: PublishedModel) -> Path:
 
 
 def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
-    """The trained outputs that have one of CheXpert's names, with their operating points.
+    """The model of the trained outputs that CheXpert has a name for; `source` is its name for the card.
 
-    These are the ones in the weights (`op_threshs`), or the published ones. `source` is the name for the card.
+    Operating points are those in the weights (`op_threshs`), or else the published ones.
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
@@ -142,7 +142,7 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """The operating points in the weights by output, without those that are NaN; None if the weights have none."""
+    """The operating point of each output in the weights, except NaN; None if the weights have none."""
     values = tensors.get(_THRESHOLDS)
     if values is None:
         return None
@@ -155,7 +155,7 @@ def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
 
 
 def processor() -> CheXpertImageProcessor:
-    """Gives the pixel values of torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)`."""
+    """The processor with the pixel values of torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)`."""
     return CheXpertImageProcessor(
         size={"height": SIDE, "width": SIDE},
         do_square_crop=True,

@@ -1,8 +1,7 @@
-"""Weights from a file that others wrote: safetensors, or a pickle of which nothing is run.
+"""Reading weights from a file that others wrote: safetensors, or a pickle, of which nothing is run.
 
-Pickles are read with `torch.load(weights_only=True)`. Files that hold a whole module, as torchxrayvision's do, name the
-classes of its layers; each of these names stands here for an object that only keeps its state, from which the
-parameters are taken.
+Pickles are read with `torch.load(weights_only=True)`. Files of a whole module, such as torchxrayvision's, name the
+classes of its layers; each is replaced by an object that only keeps its state, from which the parameters are taken.
 """
 
 import io
@@ -48,16 +47,16 @@ _MALFORMED = (
     pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
     MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_CLASS_OF = "chexpert_hf.class_of"  # gives the second of its values, in rewritten pickles
+_CLASS_OF = "chexpert_hf.class_of"  # in rewritten pickles: a function that returns its second argument
 _CALL = b"c" + _CLASS_OF.replace(".", "\n").encode() + b"\n"
-_PICKLES_IN_FRONT = 3  # of an object before PyTorch 1.6: a magic number, the format's version, facts on the machine
+_PICKLES_IN_FRONT = 3  # before an object in files of PyTorch before 1.6: magic number, format version, machine
 _NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
 
 
 class _Inert:
-    """Stands for whatever a pickle names: keeps its state, does nothing."""
+    """A placeholder for objects in a pickle: keeps their state, does nothing."""
 
-    dump_patches = False  # torch asks
+    dump_patches = False  # read by torch
     state: Any = None
 
     def __new__(cls, *_: Any) -> "_Inert":
@@ -68,14 +67,14 @@ class _Inert:
 
 
 class WeightFile(NamedTuple):
-    """Tensors by torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
+    """Tensors under torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     beside: Mapping[str, Any]
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Reads weights and runs nothing; raises WeightsError for a file without weights, or with more than weights."""
+    """Read weights without running code; raise WeightsError for a file without weights, or with other objects."""
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
     if path.suffix == ".safetensors":
@@ -117,11 +116,11 @@ def _read_pickle(path: Path) -> Any:
 
 
 def without_persistent_classes(content: bytes) -> bytes:
-    """A file of PyTorch before 1.6 in which no class is a persistent object, which `weights_only` refuses.
+    """Rewrite a file of PyTorch before 1.6 so that no class is a persistent object, which `weights_only` refuses.
 
-    The file's instructions are read here, and none of them is followed: such an object becomes a call of `_CLASS_OF` in
-    the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names. Raises
-    ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
+    The pickle's instructions are parsed, not run: such an object becomes a call of `_CLASS_OF` in the allow-list.
+    Nothing else changes, so `weights_only` still checks everything that the file names. Raises ValueError for other
+    files. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):
@@ -142,7 +141,7 @@ def without_persistent_classes(content: bytes) -> bytes:
 
 
 def _split(content: Any, path: Path) -> WeightFile:
-    """The tensors of a checkpoint, wherever it keeps them, and the rest."""
+    """The tensors of a checkpoint, alone or under a known key, and the rest."""
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
         return WeightFile(tensors, {})
