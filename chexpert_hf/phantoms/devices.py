@@ -11,7 +11,7 @@ METAL = 1.0
 
 
 def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
-    """One to three devices, `(height, width)` in cm; the mask of the devices is where this is positive."""
+    """One to three devices, `(height, width)` in cm of water."""
     odds = np.array([chance for chance, _ in _DEVICES])
     chosen = rng.choice(len(_DEVICES), size=int(rng.integers(1, 4)), replace=False, p=odds / odds.sum())
     layer = Layer(frame.shape)
@@ -19,7 +19,7 @@ def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
         draw = _DEVICES[device][1]
         if frame.is_frontal or draw not in (_port, _chest_tube):
             draw(layer, frame, np.random.default_rng(int(seed)))
-    return layer.array() * np.float32(9.0)
+    return layer.array() * np.float32(9.0)  # of metal
 
 
 def _wire(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: float, value: float) -> Points:

@@ -33,16 +33,16 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
     v, pivot_u, pivot_v = np.linspace(0.0, 1.08, 40), 0.2, 0.95
     u = pivot_u + (wall_at(v) - 0.01 - pivot_u) * (size + 0.06 * np.clip(v - 0.7, 0, 1))
     pleura = frame.place(side * u, pivot_v + (v - pivot_v) * (size + 0.04))
-    collapsed, line = Layer(frame.shape), Layer(frame.shape)
+    collapsed, line, is_lung = Layer(frame.shape), Layer(frame.shape), lung > 0.3
     apex, base = frame.place(side * 0.02, (1 - size) * pivot_v), frame.place(side * np.array([0.9, 0.02]), 1.3)
     collapsed.polygon(np.concatenate([pleura, base, apex[None]]), 1.0)
     line.line(pleura, 1.5, 1.0)
-    space = (1 - collapsed.array()) * (lung > 0.3)
+    space = (1 - collapsed.array()) * is_lung
     scene.vascular *= 1 - space
     # Free air instead of lung, and the collapsed lung is denser by the air that it lost.
     scene.extra -= np.float32(1 - AIR_CONTRAST) * lung * space
-    scene.extra += np.float32(0.15 * (1 - size) * AIR_CONTRAST) * lung * ((1 - space) * (lung > 0.3))
-    scene.extra += np.float32(1.5) * line.array() * (lung > 0.3)
+    scene.extra += np.float32(0.15 * (1 - size) * AIR_CONTRAST) * lung * ((1 - space) * is_lung)
+    scene.extra += np.float32(1.5) * line.array() * is_lung
     yield space > 0.5
 
 
@@ -205,16 +205,11 @@ def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 PLANTERS: dict[str, Callable[[Scene, Generator], Iterator[Mask]]] = {
-    "Lung Opacity": plant_lung_opacity,
-    "Lung Lesion": plant_lung_lesion,
-    "Edema": plant_edema,
-    "Consolidation": plant_consolidation,
-    "Pneumonia": plant_pneumonia,
-    "Atelectasis": plant_atelectasis,
-    "Pneumothorax": plant_pneumothorax,
-    "Pleural Effusion": plant_pleural_effusion,
+    "Lung Opacity": plant_lung_opacity, "Lung Lesion": plant_lung_lesion, "Edema": plant_edema,
+    "Consolidation": plant_consolidation, "Pneumonia": plant_pneumonia, "Atelectasis": plant_atelectasis,
+    "Pneumothorax": plant_pneumothorax, "Pleural Effusion": plant_pleural_effusion,
     "Pleural Other": plant_pleural_other,
-}
+}  # fmt: skip
 """The findings that are added to the scene; the others change outlines, break ribs or are devices."""
 
 NOT_IN_LATERAL = ("Enlarged Cardiomediastinum", "Pneumothorax", "Pleural Other", "Fracture")
