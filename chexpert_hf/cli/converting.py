@@ -37,10 +37,11 @@ def import_weights(
 
     quiet_transformers()
     names = None if labels is None else [name.strip() for name in labels.split(",")]
-    imported = import_model(source, output, file=file, labels=names)
-    result = {name: getattr(imported, name) for name in ("observations", "operating_points", "remarks")}
-    done = f"Wrote {imported.folder}: {len(imported.observations)} observations: {', '.join(imported.observations)}."
-    show({"folder": str(imported.folder), **result}, "\n".join([done, *imported.remarks]), as_json)
+    model = import_model(source, output, file=file, labels=names)
+    observations, points = model.config.observations, model.config.operating_points or {}
+    done = f"Wrote {output}: {len(observations)} observations: {', '.join(observations)}."
+    result = {"folder": str(output), "observations": observations, "operating_points": points, "remarks": model.remarks}
+    show(result, "\n".join([done, *model.remarks]), as_json)
 
 
 @app.command()

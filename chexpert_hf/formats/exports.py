@@ -11,22 +11,24 @@ from torch import Tensor
 from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
-from chexpert_hf.formats.densenet_sources import TIMM_ARCHITECTURE, TIMM_RESAMPLING
+from chexpert_hf.formats.imports import TIMM_ARCHITECTURE, TIMM_RESAMPLING
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.publishing.card import read_template
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+Remarks = tuple[str, ...]
+
 _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 
 
 class FormatError(InputError):
-    """A model that a format cannot express, with the reason."""
+    """A format cannot express a model, with the reason."""
 
 
-def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
-    """Writes a model folder or repository for "timm" or "torchxrayvision"; returns sentences for the user.
+def export_format(model: str, target: str, output: Path) -> Remarks:
+    """Write a model folder or repository for "timm" or "torchxrayvision"; return remarks for the user.
 
     Raises:
         FormatError: If the format cannot express the model.
@@ -38,83 +40,77 @@ def export_format(model: str, target: str, output: Path) -> tuple[str, ...]:
     if len(classifier.members) > 1:
         raise FormatError(f"{target} cannot express an ensemble; export its members one by one.")
     refuse_model(classifier.model.config, target)
-    write = write_timm if target == "timm" else write_torchxrayvision
     card = read_template(Path(__file__).with_name("export_card.md"))
+    write = write_timm if target == "timm" else write_torchxrayvision
     with new_folder(output) as folder:
         write_text(folder / "README.md", card.render(target=target, name=folder.name, config=classifier.model.config))
         return write(folder, classifier.model, classifier.processor)
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raises FormatError for all but a DenseNet121 with one linear output per observation."""
+    """Raise FormatError unless the model is a DenseNet121 with one linear output per observation."""
     defaults = CheXpertConfig()
     others = [name for name in BACKBONE_FIELDS[1:] if getattr(config, name) != getattr(defaults, name)]
-    reasons = (
-        (bool(others), f"the architecture is no DenseNet121 ({', '.join(others)})"),
-        (config.head_hidden_size is not None, "its head has a hidden layer"),
-        (bool(config.label_parents), "its probabilities are products along a label hierarchy"),
-        (bool(config.multiclass_observations), "its head has three classes per observation (U-MultiClass)"),
-    )
-    for applies, reason in reasons:
+    reasons = {
+        f"the architecture is no DenseNet121 ({', '.join(others)})": others,
+        "its head has a hidden layer": config.head_hidden_size is not None,
+        "its probabilities are products along a label hierarchy": config.label_parents,
+        "its head has three classes per observation (U-MultiClass)": config.multiclass_observations,
+    }
+    for reason, applies in reasons.items():
         if applies:
             raise FormatError(f"{target} cannot express this model: {reason}; expected DenseNet121 with a linear head.")
 
 
-def write_timm(
-    folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
-) -> tuple[str, ...]:
-    """A folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
-    settings, remarks = _timm_settings(processor)
-    state_dict = _own_tensors(model)
+def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
+    """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
+    settings, state_dict = _timm_settings(processor), _own_tensors(model)
     if model.config.num_channels == 1:
         # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
         name = "features.conv0.weight"
         state_dict[name] = torch.cat([state_dict[name], torch.zeros_like(state_dict[name]).repeat(1, 2, 1, 1)], dim=1)
-    observations = model.config.observations
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
     make_readable(folder / "model.safetensors")
-    common = {"architecture": TIMM_ARCHITECTURE, "num_classes": len(observations)}
+    common = {"architecture": TIMM_ARCHITECTURE, "num_classes": model.config.num_labels}
     config = {
         **common,
         "num_features": model.classifier.in_features,
-        "label_names": list(observations),
+        "label_names": list(model.config.observations),
         "problem_type": "multi_label_classification",
         "global_pool": "avg",
         "pretrained_cfg": {**common, "first_conv": "features.conv0", "classifier": "classifier", **settings},
     }
     write_json(folder / "config.json", config)
-    return remarks
+    differs = (
+        f"timm cannot resize as {processor.resize_like} does: the network is the same to the last bit, but its pixel "
+        "values differ, and so do the scores of files."
+    )
+    return (differs,) if processor.resize_like else ()
 
 
-def _timm_settings(processor: CheXpertImageProcessor) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """timm's preparation of images like the processor's, and a sentence on the difference, if there is any."""
+def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
+    """The settings of timm that prepare images as the processor does."""
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
     interpolation = {value: name for name, value in TIMM_RESAMPLING.items()}.get(processor.resample)
     if interpolation is None:
         raise FormatError("timm cannot express the image processor: it is not bilinear, bicubic or nearest.")
-    is_centre = bool(processor.do_center_crop or processor.do_square_crop)
-    settings = {
+    return {
         "input_size": [3, height, width],
         "fixed_input_size": False,
         "interpolation": interpolation,
         "crop_pct": height / processor.size["shortest_edge"] if processor.do_center_crop else 1.0,
-        "crop_mode": "center" if is_centre else "squash",
+        "crop_mode": "center" if processor.do_center_crop or processor.do_square_crop else "squash",
         "mean": (list(processor.image_mean) * 3)[:3],
         "std": (list(processor.image_std) * 3)[:3],
     }
-    differs = (
-        f"timm cannot resize as {processor.resize_like} does: the network is the same to the last bit, but its pixel "
-        "values differ, and so do the scores of files."
-    )
-    return settings, (differs,) if processor.resize_like else ()
 
 
 def write_torchxrayvision(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
-) -> tuple[str, ...]:
-    """A file for torchxrayvision's own DenseNet, and a README that loads it."""
+) -> Remarks:
+    """Write `model.pt` for torchxrayvision's own DenseNet; see `export_card.md`."""
     theirs = torchxrayvision_processor()
     for name in ("image_mean", "image_std", "do_rescale", "do_normalize"):
         ours, expected = (np.ravel(getattr(one, name)).tolist() for one in (processor, theirs))
@@ -125,9 +121,8 @@ def write_torchxrayvision(
             )
     config, (height, width) = model.config, processor.output_size
     if height != width:
-        raise FormatError(
-            f"torchxrayvision cannot express this model: it takes squares, not {height} x {width} pixels."
-        )
+        size = f"{height} x {width} pixels"
+        raise FormatError(f"torchxrayvision cannot express this model: it takes squares, not {size}.")
     points = config.operating_points or {}
     thresholds = torch.tensor([points[name] for name in config.observations])
     checkpoint = {

@@ -1,4 +1,4 @@
-"""A model that others trained, in this package's terms, and the mapping of its outputs to observations."""
+"""A model that others trained, under this package's names, and the mapping of its outputs to observations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,13 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.weights import WeightsError
 from chexpert_hf.publishing.data_terms import ImportedFrom
 
-_OTHER_NAMES = {
-    "Airspace Opacity": "Lung Opacity",  # cheXlocalize, and Stanford's code
-    "Effusion": "Pleural Effusion",  # torchxrayvision
-}
-_SHOWN = 5
+# In cheXlocalize and Stanford's code, and in torchxrayvision.
+_OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "Effusion": "Pleural Effusion"}
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """An imported model before it is written: its weights by this package's names, and sentences for the user."""
+    """An imported model: its weights under this package's names, and remarks for the user."""
 
     config: CheXpertConfig
     processor: CheXpertImageProcessor
@@ -31,43 +28,32 @@ class ForeignModel:
     remarks: tuple[str, ...] = ()
 
     def build(self) -> CheXpertForImageClassification:
-        """The model; raises WeightsError if weights are missing, left over, or of another size."""
+        """The model; raises WeightsError for weights that are missing, unknown, or of another size."""
         model = CheXpertForImageClassification(self.config)
-        expected, given = model.state_dict(), self.tensors
+        given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        odd = [name for name in expected if name in given and given[name] != expected[name]]
         problems = {
             "misses": [name for name in expected if name not in given],
             "has the unknown": [name for name in given if name not in expected],
-            "has other sizes:": [
-                f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-                for name, tensor in expected.items()
-                if name in given and given[name].shape != tensor.shape
-            ],
+            "has other sizes:": [f"{name} is {given[name]}, expected {expected[name]}" for name in odd],
         }
         for problem, names in problems.items():
             if names:
-                raise WeightsError(
-                    f"The source {problem} {len(names)} weight{'s' if len(names) > 1 else ''} {_shown(names)}; "
-                    "expected a DenseNet121 with torchvision's names."
-                )
-        model.load_state_dict(dict(given))
+                weights = f"{len(names)} weight{'s' if len(names) > 1 else ''} {_shown(names)}"
+                raise WeightsError(f"The source {problem} {weights}; expected a DenseNet121 with torchvision's names.")
+        model.load_state_dict(dict(self.tensors))
         return model.eval()
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a head that are observations, by CheXpert's names.
-
-    Attributes:
-        observations: The names.
-        rows: The place of each among the outputs.
-        dropped: Names of the outputs that CheXpert has no name for.
-        classes: Number of outputs per name.
-    """
+    """The outputs of a head that are observations of CheXpert."""
 
     observations: tuple[str, ...]
-    rows: tuple[int, ...]
-    dropped: tuple[str, ...] = ()
-    classes: int = 1
+    rows: tuple[int, ...]  # position of each observation among the outputs
+    dropped: tuple[str, ...] = ()  # names of outputs that CheXpert has no name for
+    classes: int = 1  # outputs per name
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
         """The weight and bias of a linear layer for these outputs."""
@@ -83,18 +69,19 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """The model of all weights of a source, or of its backbone and another head, with more fields of the config."""
-        head = self.layer_of(tensors) if head is None else head
-        dropped = f"Dropped, for CheXpert has no such observations: {', '.join(self.dropped)}."
-        backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        """The model of a source's backbone with its own or another head; `config` are further fields of the config."""
+        if self.dropped:
+            dropped = ", ".join(self.dropped)
+            remarks = (f"Dropped, for CheXpert has no such observations: {dropped}.", *remarks)
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),
             num_channels=processor.num_channels,
             policies_source="not recorded in the weights that were imported",
             **config,
         )
-        all_remarks = (dropped, *remarks) if self.dropped else remarks
-        return ForeignModel(full_config, processor, backbone | dict(head), origin, all_remarks)
+        backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        head = self.layer_of(tensors) if head is None else head
+        return ForeignModel(full_config, processor, {**backbone, **head}, origin, remarks)
 
 
 def outputs_named(
@@ -108,10 +95,10 @@ def outputs_named(
     """The outputs that have one of CheXpert's names.
 
     Args:
-        names: Of all outputs, as the source has them; empty for an output that was never trained.
+        names: Names of all outputs in the source; empty for an output that was never trained.
         total: Number of outputs.
-        source: The source, for messages.
-        labels: The user's names instead.
+        source: Name of the source for messages.
+        labels: Names given by the user instead.
         classes: Possible numbers of outputs per name.
     """
     names = names if labels is None else labels
@@ -119,10 +106,8 @@ def outputs_named(
         raise WeightsError(f"{source} does not say what its {total} outputs are; name them with --labels.")
     expected = [number * len(names) for number in classes]
     if total not in expected:
-        raise WeightsError(
-            f"{source} has {total} outputs, expected {' or '.join(map(str, expected))}, for the names {_shown(names)}; "
-            "name each output with --labels."
-        )
+        numbers = f"{total} outputs, expected {' or '.join(map(str, expected))}"
+        raise WeightsError(f"{source} has {numbers}, for the names {_shown(names)}; name each output with --labels.")
     known = [_observation_named(name) for name in names]
     if labels is not None:
         try:
@@ -133,18 +118,15 @@ def outputs_named(
             raise WeightsError(f"--labels: {error}") from error
     observations = tuple(name for name in known if name)
     if not observations:
-        raise WeightsError(
-            f"None of the source's outputs has one of CheXpert's names ({_shown(names)}); say what they are with "
-            "--labels."
-        )
+        given = f"None of the source's outputs has one of CheXpert's names ({_shown(names)})"
+        raise WeightsError(f"{given}; name each output with --labels.")
     if len(set(observations)) < len(observations):
-        raise WeightsError(f"Two of the source's outputs have one name ({_shown(observations)}); say --labels.")
-    return Outputs(
-        observations,
-        rows=tuple(row for row, name in enumerate(known) if name),
-        dropped=tuple(name for name, ours in zip(names, known, strict=True) if name and not ours),
-        classes=total // len(names),
-    )
+        raise WeightsError(
+            f"Two of the source's outputs have one name ({_shown(observations)}); name each output with --labels."
+        )
+    rows = tuple(row for row, name in enumerate(known) if name)
+    dropped = tuple(name for name, ours in zip(names, known, strict=True) if name and not ours)
+    return Outputs(observations, rows, dropped, classes=total // len(names))
 
 
 def _observation_named(name: str) -> str | None:
@@ -154,15 +136,13 @@ def _observation_named(name: str) -> str | None:
 
 
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:
-    """The number of outputs of a linear layer; raises WeightsError if it is not there."""
+    """The number of outputs of a linear layer; raises WeightsError if there is no such layer."""
     weight = tensors.get(f"{layer}.weight")
     if weight is None or weight.ndim != 2:
-        heads = sorted(name for name in tensors if name.startswith("classifier"))
-        raise WeightsError(
-            f"The source has no linear layer {layer}; its head is {_shown(heads) if heads else 'missing'}."
-        )
+        head = _shown(sorted(name for name in tensors if name.startswith("classifier"))) or "missing"
+        raise WeightsError(f"The source has no linear layer {layer}; its head is {head}.")
     return weight.shape[0]
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -1,45 +1,54 @@
-"""A model folder from weights that others trained."""
+"""Model folders from weights that others trained.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Sources: torchvision's DenseNet121_Weights; timm 1.0.31, `data.transforms_factory` and `data.config`; transformers 5.23,
+`models.timm_wrapper`; Irvin et al. 2019, arXiv:1901.07031, and the code that its authors published with their 30
+checkpoints, as it is in torchxrayvision 1.5.7 (`baseline_models.chexpert`).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.image_utils import PILImageResampling
 
 from chexpert_hf.files import new_folder, require_empty
-from chexpert_hf.formats.densenet_sources import from_stanford, from_student, from_timm, from_torchvision
-from chexpert_hf.formats.foreign_model import ForeignModel
+from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
-from chexpert_hf.formats.weight_files import read_weight_file
+from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, UncertaintyPolicy, check_observations
 from chexpert_hf.models.weights import WeightsError, imagenet_state_dict
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
 from chexpert_hf.publishing.model_folder import save_imported_folder
 
-SOURCES = "torchvision, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
+Labels = Sequence[str] | None
 
+SOURCES = "torchvision, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
+TIMM_ARCHITECTURE = "densenet121"
+TIMM_RESAMPLING = {name: PILImageResampling[name.upper()] for name in ("bilinear", "bicubic", "nearest")}
+_TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+_NUM_IMAGENET_CLASSES = 1000
+_NUM_FEATURES = 1024  # of DenseNet121's last layer
+_STUDENT_OUTPUTS = ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")
+_UNTRAINED = "The head is new: until it is trained, every score is .5 and every map is empty. It judges nothing."
 _JFHEALTHCARE = (
     "jfhealthcare's network pools by average and maximum behind an attention block, with a BatchNorm for each "
     "observation, which a DenseNet with one head cannot express; torchxrayvision.baseline_models.jfhealthcare runs it."
 )
 
 
-@dataclass(frozen=True)
-class ImportedFolder:
-    """A written model folder, and sentences for the user."""
-
-    folder: Path
-    observations: tuple[str, ...]
-    operating_points: dict[str, float]
-    remarks: tuple[str, ...]
-
-
-def import_model(
-    source: str, output: Path, *, file: Path | None = None, labels: Sequence[str] | None = None
-) -> ImportedFolder:
-    """Writes a complete model folder from others' weights.
+def import_model(source: str, output: Path, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
+    """Write a complete model folder from weights that others trained.
 
     Args:
         source: One of `SOURCES`.
-        output: Must be new or empty; it is written whole or not at all.
-        file: The weights, where `source` does not name them: instead of a download.
-        labels: The names of the outputs where the source has none (empty to drop one), or a new head's observations.
+        output: A new or empty folder; it is written whole or not at all.
+        file: The weights, where `source` does not name a file; nothing is downloaded then.
+        labels: Names of the outputs where the source has none (empty to drop one), or a new head's observations.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
@@ -50,10 +59,10 @@ def import_model(
     model = foreign.build()
     with new_folder(output) as folder:
         save_imported_folder(folder, model, foreign.processor, foreign.origin)
-    return ImportedFolder(output, model.config.observations, dict(model.config.operating_points or {}), foreign.remarks)
+    return foreign
 
 
-def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] | None = None) -> ForeignModel:
+def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
     """The model of a source; see `import_model`."""
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not rest:
@@ -74,3 +83,183 @@ def read_source(source: str, *, file: Path | None = None, labels: Sequence[str] 
         return from_timm(path, labels)
     read = from_stanford if kind == "stanford" else from_student
     return read(read_weight_file(path), labels, path.name)
+
+
+def _square(side: int = 224) -> CheXpertImageProcessor:
+    """Resizing to a square without keeping the aspect ratio; ImageNet's statistics."""
+    return CheXpertImageProcessor(size={"height": side, "width": side})
+
+
+def _untrained(
+    tensors: Mapping[str, Tensor], processor: CheXpertImageProcessor, labels: Labels, source: str, licence: str
+) -> ForeignModel:
+    """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
+    try:
+        observations = check_observations(OBSERVATIONS if labels is None else labels, OBSERVATIONS)
+    except ValueError as error:
+        raise WeightsError(f"--labels: {error}") from error
+    origin = ImportedFrom(
+        source=source,
+        data="ImageNet: photographs, no radiographs",
+        conversion="the head for ImageNet's classes was replaced by one of zeros, which is to be trained",
+        licence=licence,
+        limits=(_UNTRAINED,),
+        citations=("russakovsky2015imagenet", CHEXPERT_CITATION),
+    )
+    size = len(observations)
+    head = {"classifier.weight": torch.zeros(size, _NUM_FEATURES), "classifier.bias": torch.zeros(size)}
+    return Outputs(observations, tuple(range(size))).model(tensors, processor, origin, _UNTRAINED, head=head)
+
+
+def from_torchvision(tensors: Mapping[str, Tensor], labels: Labels) -> ForeignModel:
+    """Torchvision's DenseNet121, trained on ImageNet, with a new head."""
+    page = "https://pytorch.org/vision/stable/models/generated/torchvision.models.densenet121.html"
+    licence = (
+        "torchvision, which published the weights, is BSD-3-Clause. ImageNet's images are for research and teaching "
+        "that is not commercial."
+    )
+    return _untrained(tensors, _square(), labels, f"torchvision's DenseNet121_Weights.IMAGENET1K_V1, {page}", licence)
+
+
+def from_timm(path: Path, labels: Labels) -> ForeignModel:
+    """A state_dict, or a folder with config.json and weights; ImageNet's 1,000 classes get a new head."""
+    config, files = {}, [path]
+    if path.is_dir():
+        config, files = _timm_config(path), [path / name for name in _TIMM_FILES if (path / name).is_file()]
+        if not files:
+            raise WeightsError(f"{path} has no weights; expected {' or '.join(_TIMM_FILES)}.")
+    tensors = read_weight_file(files[0]).tensors
+    first = tensors.get("features.conv0.weight")
+    channels = 1 if first is not None and first.ndim == 4 and first.shape[1] == 1 else 3
+    if channels == 1 and not config:
+        raise WeightsError(f"{path.name} has one channel, normalised in an unknown way; expected a timm folder.")
+    settings = config.get("pretrained_cfg", {})
+    processor = _timm_processor(settings, channels) if config else _square()
+    total, source = num_outputs(tensors), f"the {'folder' if config else 'file'} {path.name}"
+    named = settings.get("license") or config.get("license")
+    licence = (
+        f"The source gives the licence {named}; the data that it was trained on may have terms of their own."
+        if named
+        else "The source names no licence; ask its authors before you use or pass on the weights."
+    )
+    if total == _NUM_IMAGENET_CLASSES and (labels is None or len(labels) < total):
+        source = f"timm's {TIMM_ARCHITECTURE} ({source})"
+        return _untrained(tensors, processor, labels, source, licence)
+    outputs = outputs_named(config.get("label_names"), total, path.name, labels=labels)
+    prepared = "as its config.json says" if config else "assumed to be 224 pixels with ImageNet's statistics"
+    origin = ImportedFrom(
+        source=f"a {TIMM_ARCHITECTURE} of timm ({source})",
+        data="data that the source does not name",
+        conversion=f"the preparation of images is {prepared}",
+        licence=licence,
+    )
+    assumed = "The file does not say how images are prepared; assumed: 224 pixels, ImageNet's statistics."
+    return outputs.model(tensors, processor, origin, *(() if config else (assumed,)))
+
+
+def _timm_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = config["architecture"]
+        config["pretrained_cfg"] = dict(config["pretrained_cfg"])
+        if config.get("label_names") is not None:
+            config["label_names"] = [str(name) for name in config["label_names"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = "expected one with architecture and pretrained_cfg"
+        raise WeightsError(f"{folder} has no config.json of timm; {expected}.") from error
+    if architecture != TIMM_ARCHITECTURE:
+        raise WeightsError(f"{folder} holds timm's {architecture}, expected {TIMM_ARCHITECTURE}.")
+    return dict(config)
+
+
+def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImageProcessor:
+    """The processor equivalent to timm's evaluation transform."""
+    try:
+        _, height, width = values["input_size"]
+        mean, std = _per_channel(values["mean"], channels), _per_channel(values["std"], channels)
+        pct, mode = float(values.get("crop_pct") or 1), values.get("crop_mode") or "center"
+        resample = TIMM_RESAMPLING[values.get("interpolation") or "bilinear"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"pretrained_cfg in timm's config.json cannot be used ({type(error).__name__}: {error}); expected "
+            "input_size, mean, std, and a bilinear, bicubic or nearest interpolation."
+        ) from error
+    sizes: dict[str, Any] = {"size": {"height": height, "width": width}}
+    if mode == "center" and height == width:
+        edge = {"shortest_edge": math.floor(height / pct)}
+        sizes = {"size": edge, "do_center_crop": True, "crop_size": sizes["size"]}
+    elif mode != "squash" or pct != 1:
+        pixels = f"{height} x {width} pixels"
+        raise WeightsError(f"timm's crop_mode {mode!r} with crop_pct {pct} and {pixels} cannot be expressed.")
+    return CheXpertImageProcessor(image_mean=mean, image_std=std, resample=resample, **sizes)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """One value per channel; like timm, the mean of three for one channel."""
+    numbers = [float(value) for value in values]
+    if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):
+        raise ValueError(f"{len(numbers)} values for {channels} channels")
+    return numbers if len(numbers) == channels else [sum(numbers) / len(numbers)] * channels
+
+
+def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
+    """One of the 30 checkpoints of the CheXpert paper's authors.
+
+    Each observation has one output, or three: uncertain, negative, positive. These are reordered: first the positive
+    class of all observations, then the negative and the uncertain ones. `source` is the name of the file.
+    """
+    tensors, total = file.tensors, num_outputs(file.tensors)
+    names = _task_names(file.beside.get("task_sequence"))
+    outputs = outputs_named(names, total, source, labels=labels, classes=(1, 3))
+    is_multiclass, head = outputs.classes == 3, outputs.layer_of(tensors)
+    for name in head if is_multiclass else ():
+        uncertain, negative, positive = tensors[name].unflatten(0, (-1, 3))[list(outputs.rows)].unbind(dim=1)
+        head[name] = torch.cat([positive, negative, uncertain])  # (3 * n, ...)
+    policy = UncertaintyPolicy.U_MULTICLASS if is_multiclass else UncertaintyPolicy.U_IGNORE
+    order = "; three classes per observation, brought into another order" if is_multiclass else ""
+    origin = ImportedFrom(
+        source=f"one of the 30 checkpoints of the authors of the CheXpert paper (the file {source}), "
+        "https://stanfordmlgroup.github.io/competitions/chexpert/",
+        data="CheXpert",
+        conversion=f"three equal channels, ImageNet's statistics, 320 pixels without keeping the aspect ratio{order}",
+        licence="The file names no licence. CheXpert's research use agreement (Stanford University School of Medicine) "
+        "forbids commercial and clinical use; who uses the weights should have accepted it.",
+        license_name="chexpert-research-use-agreement",
+        limits=(
+            "The checkpoint does not say how gray levels were normalised; ImageNet's statistics are assumed.",
+            "The paper's figures are of an ensemble of 30 checkpoints, and this is one of them.",
+        ),
+        citations=(CHEXPERT_CITATION,),
+    )
+    policies = dict.fromkeys(outputs.observations, policy.value)
+    return outputs.model(tensors, _square(320), origin, head=head, uncertainty_policies=policies)
+
+
+def _task_names(tasks: Any) -> list[str] | None:
+    """Names in the order of the outputs, from a list or a mapping of names to positions."""
+    if isinstance(tasks, Mapping) and all(isinstance(place, int) for place in tasks.values()):
+        by_place = {place: str(name) for name, place in tasks.items()}
+        return [by_place[place] for place in range(len(tasks))] if by_place.keys() == set(range(len(tasks))) else None
+    is_list = isinstance(tasks, (list, tuple)) and tasks and all(isinstance(name, str) for name in tasks)
+    return list(tasks) if is_list else None
+
+
+def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
+    """The original student project's network: five outputs behind a hidden layer; see `from_stanford`."""
+    tensors = file.tensors
+    hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
+    outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)
+    few = f"It knows only {len(COMPETITION_OBSERVATIONS)} of CheXpert's 14 observations."
+    origin = ImportedFrom(
+        source=f"the original student project's network (the file {source})",
+        data="CheXpert, which the file does not say itself",
+        conversion="three equal channels with ImageNet's statistics, 224 pixels without keeping the aspect ratio; the "
+        "sigmoid at its end is taken by whoever reads the logits",
+        licence="The file names no licence; ask its authors. CheXpert's research use agreement holds as well.",
+        license_name="unknown-and-chexpert-research-use-agreement",
+        limits=(few,) if set(outputs.observations) == set(COMPETITION_OBSERVATIONS) else (),
+        citations=(CHEXPERT_CITATION,),
+    )
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+    head |= outputs.layer_of(tensors, "classifier.3")
+    return outputs.model(tensors, _square(), origin, head=head, head_hidden_size=hidden, head_dropout=0.5)

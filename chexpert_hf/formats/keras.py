@@ -1,13 +1,13 @@
-"""The Keras 3 port of a model folder: the same network with logits and maps in TensorFlow, JAX or PyTorch, and back.
+"""The Keras 3 port of a model folder: the same network in TensorFlow, JAX or PyTorch, and the way back.
 
-`KERAS_BACKEND` in the environment chooses one before Keras is imported. Training differs from PyTorch: the running
-variance of BatchNorm takes a batch's variance as it is, in PyTorch times n / (n - 1), n being the values of a channel
-in the batch; and Keras does not count batches, so that `num_batches_tracked` is 0 afterwards.
+The environment variable `KERAS_BACKEND` chooses the backend before Keras is imported. Training differs from PyTorch:
+BatchNorm's running variance takes the biased variance of a batch, PyTorch's the unbiased one; and Keras does not count
+batches, so `num_batches_tracked` is 0 afterwards.
 
 Source of the calls: Keras 3.15, https://keras.io/api/.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +37,26 @@ except (ImportError, ValueError) as error:  # ValueError: KERAS_BACKEND names no
 
 HEAD = "head"  # the name of the layer that gives logits and maps
 
-# For each kind of layer: a weight's name in Keras and in PyTorch, and PyTorch's axes in the order of Keras.
-_WEIGHTS: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]] = {
-    "Conv2D": [("kernel", "weight", (2, 3, 1, 0))],
-    "BatchNormalization": [
-        ("gamma", "weight", (0,)),
-        ("beta", "bias", (0,)),
-        ("moving_mean", "running_mean", (0,)),
-        ("moving_variance", "running_var", (0,)),
-    ],
-    "Dense": [("kernel", "weight", (1, 0)), ("bias", "bias", (0,))],
-}
+# A layer's weights in Keras -> in PyTorch.
+_NAMES = {
+    "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}  # fmt: skip
+# Number of a weight's axes -> PyTorch's axes in the order of Keras.
+_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 _UNMAPPED = "num_batches_tracked"
 _CHANNELS = {"data_format": "channels_last"}
 
 
 class KerasError(InputError):
-    """A model that has no Keras port, or weights that do not fit one, with the reason."""
+    """A model has no Keras port, or weights do not fit one, with the reason."""
 
 
 class CheXpertKeras(keras.Model):
-    """The port: `pixel_values` (batch, num_channels, height, width) of any size in, as the processor makes them.
+    """The port of `CheXpertForImageClassification`; layers have PyTorch's names with "-" for ".".
 
-    Its outputs are `logits` (batch, num_labels) and `saliency` (batch, num_labels, h, w), as those of
-    `CheXpertForImageClassification`. Layers have PyTorch's names with "-" for ".".
+    Its input are the processor's `pixel_values` (batch, num_channels, height, width) of any size, its outputs `logits`
+    (batch, num_labels) and `saliency` (batch, num_labels, h, w).
     """
 
     def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
@@ -86,7 +82,7 @@ class Head(layers.Layer):
         self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        """Makes the weights for features of this shape."""
+        """Create the weights for features of this shape."""
         num_features: int | None = shape[-1]
         if self.hidden is not None:
             self.hidden.build((None, num_features))
@@ -145,7 +141,7 @@ def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
 
 
 def write_back(port: CheXpertKeras, folder: str | Path) -> None:
-    """Writes a model folder; an existing card stays, with new sections on calibration and operating points."""
+    """Write a model folder; an existing card gets new sections on calibration and operating points."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     to_torch(port).save_pretrained(folder)
@@ -156,37 +152,35 @@ def write_back(port: CheXpertKeras, folder: str | Path) -> None:
 
 def state_dict(port: keras.Model) -> dict[str, Tensor]:
     """The port's weights under PyTorch's names and in its shapes."""
-    arrays = {
-        name: np.asarray(ops.convert_to_numpy(variable), dtype=np.float32).transpose(np.argsort(axes))
-        for name, variable, axes in _pairs(port)
+    arrays = {name: ops.convert_to_numpy(variable).astype(np.float32) for name, variable in _pairs(port)}
+    return {
+        name: torch.from_numpy(array.transpose(np.argsort(_AXES[array.ndim])).copy()) for name, array in arrays.items()
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
-    """Copies all of PyTorch's weights; raises KerasError if one is missing, is left over, or has another shape."""
-    pairs = list(_pairs(port))
-    expected, given = {name for name, _, _ in pairs}, {name for name in weights if not name.endswith(_UNMAPPED)}
-    if expected != given:
-        name = min(expected ^ given)
-        raise KerasError(
-            f"The weights do not fit the network: {name} is {'missing' if name in expected else 'left over'}."
-        )
-    for name, variable, axes in pairs:
-        values = weights[name].detach().float().cpu().numpy().transpose(axes)
+    """Copy all of PyTorch's weights; raise KerasError if one is missing, left over, or of another shape."""
+    expected, given = dict(_pairs(port)), {name for name in weights if not name.endswith(_UNMAPPED)}
+    if expected.keys() != given:
+        name = min(expected.keys() ^ given)
+        fault = "missing" if name in expected else "left over"
+        raise KerasError(f"The weights do not fit the network: {name} is {fault}.")
+    for name, variable in expected.items():
+        values = weights[name].detach().float().cpu().numpy()
+        values = values.transpose(_AXES.get(values.ndim))
         if values.shape != tuple(variable.shape):
             raise KerasError(f"The weights do not fit: {name} gives {values.shape}, expected {tuple(variable.shape)}.")
         variable.assign(values)
 
 
-def _pairs(port: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-    """PyTorch's name of each weight, Keras's variable, and PyTorch's axes in the order of Keras."""
+def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
+    """PyTorch's name of each weight, and Keras's variable."""
     found, head = set(), port.get_layer(HEAD)
     for layer in (*port.layers, head.hidden, head.last):
-        for attribute, name, axes in _WEIGHTS.get(type(layer).__name__, ()):
-            variable = getattr(layer, attribute)
-            found.add(id(variable))
-            yield f"{layer.name.replace('-', '.')}.{name}", variable, axes
+        for attribute, name in _NAMES.items():
+            if isinstance(variable := getattr(layer, attribute, None), keras.Variable):
+                found.add(id(variable))
+                yield f"{layer.name.replace('-', '.')}.{name}", variable
     unmapped = [variable.path for variable in port.weights if id(variable) not in found and "seed" not in variable.path]
     if unmapped:
         raise KerasError(f"{unmapped[0]} has no counterpart in PyTorch; expected the port as it was built.")
@@ -195,8 +189,8 @@ def _pairs(port: keras.Model) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
 def _features(images: Any, config: CheXpertConfig) -> Any:
     """The last feature maps `(batch, h, w, channels)`, after the ReLU, of images `(batch, height, width, channels)`.
 
-    PyTorch pads a convolution or pooling of stride 2 on both sides, Keras's "same" mostly on one: so padding stands
-    here as layers of its own. The input of maximum pooling is not negative: zeros are as good as PyTorch's -inf.
+    Padding has its own layers, for with stride 2 PyTorch pads on both sides, Keras's "same" mostly on one. The input of
+    maximum pooling is not negative, so zeros do the same as PyTorch's -inf.
     """
     width = config.bn_size * config.growth_rate
     features = layers.ZeroPadding2D(3, **_CHANNELS)(images)
@@ -220,18 +214,18 @@ def _features(images: Any, config: CheXpertConfig) -> Any:
 
 
 def _convolution(name: str, channels: int, size: int, **options: Any) -> Any:
-    # PyTorch's module names hold dots, which Keras's PyTorch backend cannot have in names.
+    # PyTorch's module names contain dots, which Keras's PyTorch backend does not allow in names.
     options |= {"kernel_initializer": keras.initializers.HeNormal(), "name": name.replace(".", "-"), **_CHANNELS}
     return layers.Conv2D(channels, size, use_bias=False, **options)
 
 
 def _norm_relu(name: str, features: Any) -> Any:
-    # torch.nn.BatchNorm2d's values, by which the networks were trained; Keras counts momentum the other way round.
+    # The values of torch.nn.BatchNorm2d; Keras's momentum is 1 - PyTorch's.
     return ops.relu(layers.BatchNormalization(momentum=1 - 0.1, epsilon=1e-5, name=name.replace(".", "-"))(features))
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """`(num_outputs, num_labels)`, from the head's outputs to logits, z1 - z0 under U-MultiClass; None without any."""
+    """`(num_outputs, num_labels)`, from the head's outputs to logits, z1 - z0 under U-MultiClass; None if identity."""
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):
@@ -241,11 +235,8 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
 
 def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
     """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
-    paths = np.eye(config.num_labels, dtype=np.float32)
-    for row, name in enumerate(config.observations):
-        for ancestor in ancestors(name, config.label_parents or {}):
-            paths[row, config.observations.index(ancestor)] = 1
-    return paths
+    ways = [{name, *ancestors(name, config.label_parents or {})} for name in config.observations]
+    return np.array([[name in way for name in config.observations] for way in ways], dtype=np.float32)
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:

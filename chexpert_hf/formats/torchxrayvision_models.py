@@ -1,17 +1,16 @@
 """torchxrayvision's seven DenseNet121: their addresses and outputs, and their conversion to model folders.
 
-Their outputs are bent so that each operating point comes to lie at .5; here scores stay plain probabilities and the
-operating points stay operating points.
+torchxrayvision rescales outputs so that each operating point is .5; here scores are plain probabilities, and operating
+points are kept as such.
 
 Source: torchxrayvision 1.5.7, `models.model_urls` and `utils.get_cache_dir` (Apache-2.0); Cohen et al. 2022,
 arXiv:2111.00595; Cohen et al. 2020, arXiv:2002.02497.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from urllib.error import URLError
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,21 +25,8 @@ PREFIX = "densenet121-res224-"
 SIDE = 224
 _THRESHOLDS = "op_threshs"  # the buffer with the operating points of the outputs
 
-# fmt: off
-_OF_CHEST_XRAY14 = (
-    "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema", "Fibrosis", "Effusion",
-    "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass", "Hernia",
-)
-# fmt: on
-_SEVEN = ("Atelectasis", "Consolidation", "Pneumothorax", "Edema", "Effusion", "Pneumonia", "Cardiomegaly")
-_OTHERS = ("Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum")
-_CHEXPERT_LIKE = (*_SEVEN, *_OTHERS)
-TARGETS = (*_OF_CHEST_XRAY14, *_OTHERS)
-"""The 18 outputs of each model, in their order."""
 
-
-@dataclass(frozen=True)
-class PublishedModel:
+class PublishedModel(NamedTuple):
     """One of the models: its address, its training data, and the operating point of each output that was trained."""
 
     url: str
@@ -48,64 +34,59 @@ class PublishedModel:
     thresholds: Mapping[str, float]
 
 
-def _published(file: str, data: str, names: tuple[str, ...], *points: float) -> PublishedModel:
-    file = f"{file}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
-    url = f"https://github.com/mlmed/torchxrayvision/releases/download/v1/{file}"
-    return PublishedModel(url, data, dict(zip(names, points, strict=True)))
-
-
-# fmt: off
-MODELS: Mapping[str, PublishedModel] = {
-    "all": _published(
+_FILES_AND_DATA = {
+    "all": (
         "nih-pc-chex-mimic_ch-google-openi-kaggle",
         "ChestX-ray14 (NIH), PadChest, CheXpert, MIMIC-CXR, Google's labels of ChestX-ray14, OpenI, RSNA Pneumonia",
-        TARGETS, 0.07422872, 0.038290843, 0.09814756, 0.0098118475, 0.023601074, 0.0022490358, 0.010060724,
-        0.103246614, 0.056810737, 0.026791653, 0.050318155, 0.023985857, 0.01939503, 0.042889766, 0.053369623,
-        0.035975814, 0.20204692, 0.05015312,
     ),
-    "nih": _published(
-        "nih", "ChestX-ray14 of the NIH Clinical Center",
-        _OF_CHEST_XRAY14, 0.039117552, 0.0034529066, 0.11396341, 0.0057298196, 0.00045666535, 0.0018880932,
-        0.012037827, 0.038744126, 0.0037213727, 0.014730946, 0.016149804, 0.054241467, 0.037198864, 0.0004403434,
-    ),
-    "pc": _published(
-        "pc", "PadChest",
-        (*_OF_CHEST_XRAY14, "Fracture"), 0.031012505, 0.013347598, 0.081435576, 0.001262615, 0.002587246,
-        0.0035944257, 0.0023071, 0.055412333, 0.044385884, 0.042766232, 0.043258056, 0.037629247, 0.005658899,
-        0.0091741895, 0.026507627,
-    ),
-    "chex": _published(
-        "chex", "CheXpert",
-        _CHEXPERT_LIKE, 0.1988969, 0.05710573, 0.0531293, 0.1435217, 0.27212676, 0.07749717, 0.19712369, 0.09932402,
-        0.09273402, 0.3270967, 0.10888247,
-    ),
-    "rsna": _published(
-        "kaggle", "the radiographs of the RSNA Pneumonia Detection Challenge",
-        ("Pneumonia", "Lung Opacity"), 0.13486601, 0.13511065,
-    ),
-    "mimic_nb": _published(
-        "mimic_nb", "MIMIC-CXR with labels by NegBio",
-        _CHEXPERT_LIKE, 0.08558747, 0.011884617, 0.0040595434, 0.010733786, 0.118761964, 0.022924708, 0.06358637,
-        0.022143636, 0.017476924, 0.1258702, 0.014020768,
-    ),
-    "mimic_ch": _published(
-        "mimic_ch", "MIMIC-CXR with labels by CheXpert's labeler",
-        _CHEXPERT_LIKE, 0.09121389, 0.010573786, 0.005023008, 0.003698257, 0.08001232, 0.037242252, 0.05006329,
-        0.019866971, 0.03823637, 0.11303808, 0.0069147074,
-    ),
+    "nih": ("nih", "ChestX-ray14 of the NIH Clinical Center"),
+    "pc": ("pc", "PadChest"),
+    "chex": ("chex", "CheXpert"),
+    "rsna": ("kaggle", "the radiographs of the RSNA Pneumonia Detection Challenge"),
+    "mimic_nb": ("mimic_nb", "MIMIC-CXR with labels by NegBio"),
+    "mimic_ch": ("mimic_ch", "MIMIC-CXR with labels by CheXpert's labeler"),
 }
-# fmt: on
+# Output -> its operating point in each of these models; None where it was not trained.
+_POINTS = {
+    "Atelectasis": (0.07422872, 0.039117552, 0.031012505, 0.1988969, None, 0.08558747, 0.09121389),
+    "Consolidation": (0.038290843, 0.0034529066, 0.013347598, 0.05710573, None, 0.011884617, 0.010573786),
+    "Infiltration": (0.09814756, 0.11396341, 0.081435576, None, None, None, None),
+    "Pneumothorax": (0.0098118475, 0.0057298196, 0.001262615, 0.0531293, None, 0.0040595434, 0.005023008),
+    "Edema": (0.023601074, 0.00045666535, 0.002587246, 0.1435217, None, 0.010733786, 0.003698257),
+    "Emphysema": (0.0022490358, 0.0018880932, 0.0035944257, None, None, None, None),
+    "Fibrosis": (0.010060724, 0.012037827, 0.0023071, None, None, None, None),
+    "Effusion": (0.103246614, 0.038744126, 0.055412333, 0.27212676, None, 0.118761964, 0.08001232),
+    "Pneumonia": (0.056810737, 0.0037213727, 0.044385884, 0.07749717, 0.13486601, 0.022924708, 0.037242252),
+    "Pleural_Thickening": (0.026791653, 0.014730946, 0.042766232, None, None, None, None),
+    "Cardiomegaly": (0.050318155, 0.016149804, 0.043258056, 0.19712369, None, 0.06358637, 0.05006329),
+    "Nodule": (0.023985857, 0.054241467, 0.037629247, None, None, None, None),
+    "Mass": (0.01939503, 0.037198864, 0.005658899, None, None, None, None),
+    "Hernia": (0.042889766, 0.0004403434, 0.0091741895, None, None, None, None),
+    "Lung Lesion": (0.053369623, None, None, 0.09932402, None, 0.022143636, 0.019866971),
+    "Fracture": (0.035975814, None, 0.026507627, 0.09273402, None, 0.017476924, 0.03823637),
+    "Lung Opacity": (0.20204692, None, None, 0.3270967, 0.13511065, 0.1258702, 0.11303808),
+    "Enlarged Cardiomediastinum": (0.05015312, None, None, 0.10888247, None, 0.014020768, 0.0069147074),
+}
+TARGETS = tuple(_POINTS)
+"""The 18 outputs of each model, in their order."""
+
+MODELS: Mapping[str, PublishedModel] = {
+    name: PublishedModel(
+        "https://github.com/mlmed/torchxrayvision/releases/download/v1/"
+        f"{file}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
+        data,
+        {target: point for target, points in _POINTS.items() if (point := points[column]) is not None},
+    )
+    for column, (name, (file, data)) in enumerate(_FILES_AND_DATA.items())
+}
 
 
 def published_model(name: str) -> PublishedModel:
-    """One of the models by its name, with or without `densenet121-res224-`; raises WeightsError if there is none."""
-    try:
-        return MODELS[name.removeprefix(PREFIX)]
-    except KeyError:
-        known = ", ".join(PREFIX + each for each in MODELS)
-        raise WeightsError(
-            f"torchxrayvision has no model {name!r} that can be imported; expected one of: {known}."
-        ) from None
+    """A model by its name, with or without `densenet121-res224-`; raises WeightsError if there is none."""
+    if model := MODELS.get(name.removeprefix(PREFIX)):
+        return model
+    known = ", ".join(PREFIX + each for each in MODELS)
+    raise WeightsError(f"torchxrayvision has no model {name!r} that can be imported; expected one of: {known}.")
 
 
 def fetched_file(model: PublishedModel) -> Path:
@@ -115,26 +96,24 @@ def fetched_file(model: PublishedModel) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(model.url, str(path))  # by a temporary file, so that none is half there
-    except (URLError, OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"{model.url} could not be downloaded ({first_line(error)}); put that file at {path}, or name it with "
-            "--file."
-        ) from error
+        torch.hub.download_url_to_file(model.url, str(path))  # atomic: writes a temporary file first
+    except (OSError, RuntimeError) as error:
+        advice = f"put that file at {path}, or name it with --file"
+        raise WeightsError(f"{model.url} could not be downloaded ({first_line(error)}); {advice}.") from error
     return path
 
 
 def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
-    """The trained outputs that have one of CheXpert's names, with their operating points.
+    """The model of the trained outputs that CheXpert has a name for; `source` is its name for the card.
 
-    These are the ones in the weights (`op_threshs`), or the published ones. `source` is the name for the card.
+    Operating points are those in the weights (`op_threshs`), or else the published ones.
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
     trained = [name if name in model.thresholds else "" for name in TARGETS]
     outputs = outputs_named(trained, num_outputs(tensors), "The source")
     thresholds = model.thresholds if own_points is None else own_points
-    targets = {name: TARGETS[row] for name, row in zip(outputs.observations, outputs.rows, strict=True)}
+    points = {name: thresholds.get(TARGETS[row]) for name, row in zip(outputs.observations, outputs.rows, strict=True)}
     dropped = f"outputs that CheXpert has no name for are dropped ({', '.join(outputs.dropped)}); "
     origin = ImportedFrom(
         source=f"torchxrayvision's {source}, published at {model.url}",
@@ -152,20 +131,18 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
         tensors,
         processor(),
         origin,
-        operating_points={name: thresholds[target] for name, target in targets.items() if target in thresholds},
+        operating_points={name: point for name, point in points.items() if point is not None},
         operating_points_source={
             "method": "their op_threshs, as probabilities",
             "wanted": None,
             "data": "torchxrayvision" if own_points is None else "the file of the weights",
-            "left_out": {
-                name: "op_threshs in the file is NaN" for name, target in targets.items() if target not in thresholds
-            },
+            "left_out": {name: "op_threshs in the file is NaN" for name, point in points.items() if point is None},
         },
     )
 
 
 def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """The operating points in the weights by output, without those that are NaN; None if the weights have none."""
+    """The operating point of each output in the weights, except NaN; None if the weights have none."""
     values = tensors.get(_THRESHOLDS)
     if values is None:
         return None
@@ -178,7 +155,7 @@ def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
 
 
 def processor() -> CheXpertImageProcessor:
-    """Gives the pixel values of torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)`."""
+    """The processor with the pixel values of torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)`."""
     return CheXpertImageProcessor(
         size={"height": SIDE, "width": SIDE},
         do_square_crop=True,

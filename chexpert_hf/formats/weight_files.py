@@ -1,8 +1,7 @@
-"""Weights from a file that others wrote: safetensors, or a pickle of which nothing is run.
+"""Reading weights from a file that others wrote: safetensors, or a pickle, of which nothing is run.
 
-Pickles are read with `torch.load(weights_only=True)`. Files that hold a whole module, as torchxrayvision's do, name the
-classes of its layers; each of these names stands here for an object that only keeps its state, from which the
-parameters are taken.
+Pickles are read with `torch.load(weights_only=True)`. Files of a whole module, such as torchxrayvision's, name the
+classes of its layers; each is replaced by an object that only keeps its state, from which the parameters are taken.
 """
 
 import io
@@ -12,9 +11,8 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,21 +22,18 @@ from torch import Tensor, nn
 from chexpert_hf.files import first_line
 from chexpert_hf.models.weights import WeightsError, with_todays_names
 
-_WITHOUT_WEIGHTS = (nn.ReLU, nn.Sigmoid, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Dropout)
-_LAYERS = (nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.Sequential, nn.DataParallel, *_WITHOUT_WEIGHTS)
+_LAYERS = (
+    nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.Sequential, nn.DataParallel, nn.ReLU, nn.Sigmoid, nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d, nn.MaxPool2d, nn.Dropout,
+)  # fmt: skip
+_DENSENET_MODULES = ("torchxrayvision.models", "torchvision.models.densenet")
+_DENSENET_CLASSES = ("DenseNet", "_DenseLayer", "_DenseBlock", "_Transition")
 _HARMLESS = (
     *(f"{layer.__module__}.{layer.__name__}" for layer in _LAYERS),
-    *(
-        f"{module}.{name}"
-        for module in ("torchxrayvision.models", "torchvision.models.densenet")
-        for name in ("DenseNet", "_DenseLayer", "_DenseBlock", "_Transition")
-    ),
+    *(f"{module}.{name}" for module in _DENSENET_MODULES for name in _DENSENET_CLASSES),
     "torch.nn.backends.thnn._get_thnn_function_backend",  # in modules of PyTorch before 1.4
     # Beside the weights in checkpoints of training scripts.
-    "argparse.Namespace",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
+    *("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
 )
 # Keys under which checkpoints keep the weights.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
@@ -49,31 +44,19 @@ _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose mod
 _REASON = re.compile(r"WeightsUnpickler error: (.+)")
 # Raised by torch's readers for damaged files.
 _MALFORMED = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
-_CLASS_OF = "chexpert_hf.class_of"  # gives the second of its values, in rewritten pickles
+    pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
+    MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+_CLASS_OF = "chexpert_hf.class_of"  # in rewritten pickles: a function that returns its second argument
 _CALL = b"c" + _CLASS_OF.replace(".", "\n").encode() + b"\n"
-_PICKLES_IN_FRONT = 3  # of an object before PyTorch 1.6: a magic number, the format's version, facts on the machine
+_PICKLES_IN_FRONT = 3  # before an object in files of PyTorch before 1.6: magic number, format version, machine
 _NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
 
 
 class _Inert:
-    """Stands for whatever a pickle names: keeps its state, does nothing."""
+    """A placeholder for objects in a pickle: keeps their state, does nothing."""
 
-    dump_patches = False  # torch asks
+    dump_patches = False  # read by torch
     state: Any = None
 
     def __new__(cls, *_: Any) -> "_Inert":
@@ -83,21 +66,20 @@ class _Inert:
         self.state = state
 
 
-@dataclass(frozen=True)
-class WeightFile:
-    """Tensors by torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
+class WeightFile(NamedTuple):
+    """Tensors under torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any]
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Reads weights and runs nothing; raises WeightsError for a file without weights, or with more than weights."""
+    """Read weights without running code; raise WeightsError for a file without weights, or with other objects."""
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
     if path.suffix == ".safetensors":
         try:
-            file = WeightFile(load_file(path))
+            file = WeightFile(load_file(path), {})
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is no safetensors file, or a damaged one ({error}); copy it again.") from error
     else:
@@ -109,8 +91,7 @@ def read_weight_file(path: Path) -> WeightFile:
 
 
 def _read_pickle(path: Path) -> Any:
-    class_of: tuple[Any, str] = (lambda *values: values[1], _CLASS_OF)
-    allowed: list[Any] = [class_of, *((_Inert, name) for name in _HARMLESS)]
+    allowed: list[Any] = [(lambda *values: values[1], _CLASS_OF), *((_Inert, name) for name in _HARMLESS)]
     try:
         content = path.read_bytes()
         if not content.startswith(b"PK"):  # not the ZIP archive that PyTorch writes since 1.6
@@ -125,8 +106,8 @@ def _read_pickle(path: Path) -> Any:
                 "weights alone: torch.save(model.state_dict(), FILE)."
             ) from error
         reason = _REASON.search(str(error))
-        line = reason[1] if reason else first_line(error, limit=100)
-        if not reason and line.startswith("Weights only load failed"):  # an explanation of weights_only follows
+        line = reason[1] if reason else first_line(error)
+        if line.startswith("Weights only load failed"):  # an explanation of weights_only follows
             line = "not PyTorch's format"
         raise WeightsError(
             f"{path} is no file of weights, or a damaged one ({line[:100]}); expected safetensors, or what torch.save "
@@ -135,11 +116,11 @@ def _read_pickle(path: Path) -> Any:
 
 
 def without_persistent_classes(content: bytes) -> bytes:
-    """A file of PyTorch before 1.6 in which no class is a persistent object, which `weights_only` refuses.
+    """Rewrite a file of PyTorch before 1.6 so that no class is a persistent object, which `weights_only` refuses.
 
-    The file's instructions are read here, and none of them is followed: such an object becomes a call of `_CLASS_OF` in
-    the allow-list. Nothing else changes, so `weights_only` still decides about everything that the file names. Raises
-    ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
+    The pickle's instructions are parsed, not run: such an object becomes a call of `_CLASS_OF` in the allow-list.
+    Nothing else changes, so `weights_only` still checks everything that the file names. Raises ValueError for other
+    files. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):
@@ -160,10 +141,10 @@ def without_persistent_classes(content: bytes) -> bytes:
 
 
 def _split(content: Any, path: Path) -> WeightFile:
-    """The tensors of a checkpoint, wherever it keeps them, and the rest."""
+    """The tensors of a checkpoint, alone or under a known key, and the rest."""
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
-        return WeightFile(tensors)
+        return WeightFile(tensors, {})
     for place in _INSIDE:
         if tensors := _tensors_of(places.get(place), path):
             return WeightFile(tensors, {str(name): value for name, value in places.items() if name != place})

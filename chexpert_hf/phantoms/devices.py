@@ -5,23 +5,21 @@ from collections.abc import Callable
 import numpy as np
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, smooth_path
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, Frame
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, Frame, either_side
 
 METAL = 1.0
-_THICKNESS_OF_METAL = 9.0
 
 
 def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
-    """One to three devices, `(height, width)` in cm; the mask of the devices is where this is positive."""
-    names = sorted(_DEVICES)
-    odds = np.array([_DEVICES[name][0] for name in names])
-    chosen = rng.choice(names, size=int(rng.integers(1, 4)), replace=False, p=odds / odds.sum())
-    seeds = rng.integers(2**31, size=len(chosen))
+    """One to three devices, `(height, width)` in cm of water."""
+    odds = np.array([chance for chance, _ in _DEVICES])
+    chosen = rng.choice(len(_DEVICES), size=int(rng.integers(1, 4)), replace=False, p=odds / odds.sum())
     layer = Layer(frame.shape)
-    for name, seed in zip(chosen, seeds, strict=True):
-        if frame.is_frontal or name not in _FRONTAL_ONLY:
-            _DEVICES[str(name)][1](layer, frame, np.random.default_rng(int(seed)))
-    return layer.array() * np.float32(_THICKNESS_OF_METAL)
+    for device, seed in zip(chosen, rng.integers(2**31, size=len(chosen)), strict=True):
+        draw = _DEVICES[device][1]
+        if frame.is_frontal or draw not in (_port, _chest_tube):
+            draw(layer, frame, np.random.default_rng(int(seed)))
+    return layer.array() * np.float32(9.0)  # of metal
 
 
 def _wire(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: float, value: float) -> Points:
@@ -31,7 +29,7 @@ def _wire(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: f
 
 
 def _tube(layer: Layer, frame: Frame, nodes: list[tuple[float, float]], width: float) -> None:
-    # A plastic tube is faint; the radiopaque stripe along it is what one sees.
+    # A plastic tube is faint; the radiopaque stripe along it is visible.
     layer.line(_wire(layer, frame, nodes, width * frame.half, 0.16), 1.0, 0.55)
 
 
@@ -60,14 +58,13 @@ def _ecg_leads(layer: Layer, frame: Frame, rng: Generator) -> None:
     if not frame.is_frontal:
         for v in (0.12, 0.85):
             layer.disk(frame.place(-0.02, v), (2.0, 4.6), METAL)
-            nodes = [(-0.02, v), (0.2 * rng.random(), v + 0.3), (0.1, v + 0.6), (-0.1, 1.6)]
-            _wire(layer, frame, nodes, 1.3, 0.55)
+            lead = [(-0.02, v), (0.2 * rng.random(), v + 0.3), (0.1, v + 0.6), (-0.1, 1.6)]
+            _wire(layer, frame, lead, 1.3, 0.55)
         return
     spots = [(-0.75, 0.08), (0.75, 0.06), (-0.8, 0.9), (0.82, 0.85), (0.2, 0.5)]
     for u, v in spots[: int(rng.integers(3, 6))]:
         u, v = u + rng.normal(0, 0.06), v + rng.normal(0, 0.05)
-        drift = rng.normal(0, 0.25, 3)
-        end = np.sign(u) * rng.uniform(0.6, 1.35)
+        drift, end = rng.normal(0, 0.25, 3), np.sign(u) * rng.uniform(0.6, 1.35)
         nodes = [(u, v), (u + 0.3 * drift[0], v + 0.25), (0.8 * u + drift[1], v + 0.5), (end, v + 0.95), (end, 2.0)]
         _wire(layer, frame, nodes, 1.3, 0.55)
         layer.disk(frame.place(u, v), 4.6, 0.5)
@@ -87,7 +84,7 @@ def _central_line(layer: Layer, frame: Frame, rng: Generator) -> None:
     elif rng.random() < 0.5:
         nodes = [(-0.42, -0.35), (-0.3, -0.1), (-0.2, 0.1), (-0.15, 0.25), (-0.16, tip)]
     else:
-        side = LEFT if rng.random() < 0.5 else RIGHT
+        side = -either_side(rng)
         arm = [(side * 1.35, 0.3), (side * 0.9, 0.06), (side * 0.45, 0.05), (side * 0.15, 0.14)]
         nodes = [*arm, (-0.14, 0.26), (-0.16, tip)]
     _wire(layer, frame, nodes, 2.0, 0.6)
@@ -120,21 +117,12 @@ def _sternal_wires(layer: Layer, frame: Frame, rng: Generator) -> None:
 
 
 def _chest_tube(layer: Layer, frame: Frame, rng: Generator) -> None:
-    side = LEFT if rng.random() < 0.5 else RIGHT
-    v = rng.uniform(0.6, 0.85)
+    side, v = -either_side(rng), rng.uniform(0.6, 0.85)
     _tube(layer, frame, [(side * 1.5, v + 0.2), (side * 0.97, v), (side * 0.72, v - 0.2), (side * 0.5, v - 0.5)], 0.06)
 
 
-_DEVICES: dict[str, tuple[float, Callable[[Layer, Frame, Generator], None]]] = {
-    "pacemaker": (0.2, _pacemaker),
-    "ECG leads": (0.22, _ecg_leads),
-    "endotracheal tube": (0.1, _endotracheal_tube),
-    "central line": (0.16, _central_line),
-    "nasogastric tube": (0.1, _nasogastric_tube),
-    "port": (0.1, _port),
-    "sternal wires": (0.12, _sternal_wires),
-    "chest tube": (0.08, _chest_tube),
-}
+_DEVICES: tuple[tuple[float, Callable[[Layer, Frame, Generator], None]], ...] = (
+    (0.22, _ecg_leads), (0.16, _central_line), (0.08, _chest_tube), (0.1, _endotracheal_tube),
+    (0.1, _nasogastric_tube), (0.2, _pacemaker), (0.1, _port), (0.12, _sternal_wires),
+)  # fmt: skip
 """Frequency of each device, about as on a mixed ward (not measured), and its drawing."""
-
-_FRONTAL_ONLY = ("port", "chest tube")

@@ -15,7 +15,7 @@ _OVERSAMPLING = 2
 
 
 class Layer:
-    """A picture of shapes with values in [0, 1], drawn at twice the resolution so that its edges are antialiased."""
+    """An image of shapes with values in [0, 1], drawn at twice the resolution for antialiased edges."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
@@ -23,36 +23,36 @@ class Layer:
         self._draw = ImageDraw.Draw(self._image)
 
     def polygon(self, points: Points, value: float) -> None:
-        """Fills the polygon through `points`, `(n, 2)` as x, y in pixels."""
+        """Fill the polygon through `points`, `(n, 2)` as x, y in pixels."""
         self._draw.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=round(255 * value))
 
     def line(self, points: Points, width: float, value: float) -> None:
-        """Draws a line of `width` pixels through `points`, `(n, 2)` as x, y in pixels."""
+        """Draw a line of `width` pixels through `points`, `(n, 2)` as x, y in pixels."""
         if round(width * _OVERSAMPLING) > 4:  # Pillow leaves wedges open at the joints of wide lines
             self.polygon(ribbon(points, width), value)
         else:
             self.lines(points[None], width, value)
 
     def lines(self, segments: Points, width: float, value: float) -> None:
-        """Draws many thin lines, `(num_lines, num_points, 2)`, of one width and value."""
+        """Draw many thin lines, `(num_lines, num_points, 2)`, of one width and value."""
         pixels = max(1, round(width * _OVERSAMPLING))
         for coordinates in (segments * _OVERSAMPLING).reshape(len(segments), -1).tolist():
             self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
-        """Draws a hollow tube seen from the side, as X-rays show a long bone: a dense rim around a lighter core."""
+        """Draw a long bone or another tube as X-rays show it: a dense rim around a lighter core."""
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
     def disk(self, centre: Sequence[float] | Points, radius: float | tuple[float, float], value: float) -> None:
-        """Fills an ellipse of the given radius, or radii along x and y, in pixels."""
+        """Fill an ellipse of the given radius, or radii along x and y, in pixels."""
         rx, ry = radius if isinstance(radius, tuple) else (radius, radius)
         x, y = float(centre[0]), float(centre[1])
         box = [side * _OVERSAMPLING for side in (x - rx, y - ry, x + rx, y + ry)]
         self._draw.ellipse(box, fill=round(255 * value))
 
     def array(self, softness: int = 1) -> Floats:
-        """Returns the layer, `(height, width)` in [0, 1], its edges softened over about `softness` pixels."""
+        """The layer, `(height, width)` in [0, 1], with edges softened over about `softness` pixels."""
         values = np.asarray(self._image.reduce(_OVERSAMPLING * softness), dtype=np.float32)
         values = values if softness == 1 else np.maximum(enlarge(values, self._shape), 0)
         return values * np.float32(1 / 255)
@@ -60,10 +60,8 @@ class Layer:
 
 def ribbon(points: Points, width: float | Points) -> Points:
     """Outline, `(..., 2 n, 2)`, of a band of `width` (one, or one per point) around lines through `(..., n, 2)`."""
-    tangents = np.empty_like(points)
-    tangents[..., 1:-1, :] = points[..., 2:, :] - points[..., :-2, :]
-    tangents[..., 0, :] = points[..., 1, :] - points[..., 0, :]
-    tangents[..., -1, :] = points[..., -1, :] - points[..., -2, :]
+    padded = np.concatenate([points[..., :1, :], points, points[..., -1:, :]], axis=-2)
+    tangents = padded[..., 2:, :] - padded[..., :-2, :]
     scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))
     offsets = tangents[..., ::-1] * scale[..., None] * np.array([-1.0, 1.0])
     return np.concatenate([points + offsets, (points - offsets)[..., ::-1, :]], axis=-2)
@@ -71,12 +69,16 @@ def ribbon(points: Points, width: float | Points) -> Points:
 
 def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -> Points:
     """A smooth line, `(num, 2)`, near the given corner points and through the first and last of them."""
-    corners = np.asarray(points, dtype=np.float64)
-    at = np.linspace(0, len(corners) - 1, num)
-    path = np.stack([np.interp(at, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1)], axis=1)
-    rounded = ndimage.gaussian_filter1d(path, num / len(corners) / 2.2, axis=0, mode="nearest")
+    path = resampled(np.asarray(points, dtype=np.float64), num)
+    rounded = ndimage.gaussian_filter1d(path, num / len(points) / 2.2, axis=0, mode="nearest")
     rounded[0], rounded[-1] = path[0], path[-1]
     return rounded
+
+
+def resampled(points: Points, num: int) -> Points:
+    """The line through `points` as `num` points, `(num, 2)`, equally many on each segment."""
+    at = np.linspace(0, len(points) - 1, num)
+    return np.stack([np.interp(at, np.arange(len(points)), points[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
@@ -91,13 +93,13 @@ def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) ->
 def cloud(rng: Generator, shape: tuple[int, int], scale: float) -> Floats:
     """Smooth noise, `(height, width)`, of zero mean, unit variance and structures of about `scale` pixels."""
     coarse = (int(2 * shape[0] / scale) + 2, int(2 * shape[1] / scale) + 2)
-    # Smoothed while it is small, so that interpolation leaves no grid to be seen; that takes the deviation to 0.28.
+    # Smoothed while it is small, so that interpolation leaves no visible grid; its deviation is 0.28 then.
     noise = ndimage.gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), 1.0, truncate=3.0)
     return enlarge(noise * np.float32(1 / 0.28), shape)
 
 
 def enlarge(array: Floats, shape: tuple[int, int]) -> Floats:
-    """Resizes a float array to `shape` (height, width) by bilinear interpolation."""
+    """Resize a float array to `shape` (height, width) by bilinear interpolation."""
     return np.asarray(Image.fromarray(array).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 

@@ -1,8 +1,8 @@
-"""The findings that phantoms can have, drawn as a radiologist would describe them, each with its exact mask.
+"""The findings of phantoms, drawn as radiologists describe them, each with its exact mask.
 
 Every `plant_*` function adds thickness to a `Scene` and yields the mask of each addition, `(height, width)` boolean.
-Place, size and density come from the generator, which is the same for all views of a study. Descriptions follow Hansell
-et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
+The generator is the same for all views of a study. Descriptions follow Hansell et al. 2008, "Fleischner Society:
+Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +11,11 @@ import numpy as np
 from scipy import ndimage
 
 from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, cloud, distance_from, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, Frame, Mask, Scene, Shape, either_side, wall_at
+from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, Mask, Scene, Shape, either_side, wall_at
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """The outlines of a chest with these findings, each with its stream of random numbers."""
+    """Changes of the outlines by these findings, each given with its generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -33,23 +33,23 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
     v, pivot_u, pivot_v = np.linspace(0.0, 1.08, 40), 0.2, 0.95
     u = pivot_u + (wall_at(v) - 0.01 - pivot_u) * (size + 0.06 * np.clip(v - 0.7, 0, 1))
     pleura = frame.place(side * u, pivot_v + (v - pivot_v) * (size + 0.04))
-    collapsed, line = Layer(frame.shape), Layer(frame.shape)
+    collapsed, line, is_lung = Layer(frame.shape), Layer(frame.shape), lung > 0.3
     apex, base = frame.place(side * 0.02, (1 - size) * pivot_v), frame.place(side * np.array([0.9, 0.02]), 1.3)
     collapsed.polygon(np.concatenate([pleura, base, apex[None]]), 1.0)
     line.line(pleura, 1.5, 1.0)
-    space = (1 - collapsed.array()) * (lung > 0.3)
+    space = (1 - collapsed.array()) * is_lung
     scene.vascular *= 1 - space
     # Free air instead of lung, and the collapsed lung is denser by the air that it lost.
     scene.extra -= np.float32(1 - AIR_CONTRAST) * lung * space
-    scene.extra += np.float32(0.15 * (1 - size) * AIR_CONTRAST) * lung * ((1 - space) * (lung > 0.3))
-    scene.extra += np.float32(1.5) * line.array() * (lung > 0.3)
+    scene.extra += np.float32(0.15 * (1 - size) * AIR_CONTRAST) * lung * ((1 - space) * is_lung)
+    scene.extra += np.float32(1.5) * line.array() * is_lung
     yield space > 0.5
 
 
 def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Fluid in the costophrenic angle, its upper edge a meniscus that climbs the chest wall."""
     frame, first, amount = scene.frame, either_side(rng), rng.uniform(0.1, 0.5) ** 1.1
-    for side in (RIGHT, LEFT) if rng.random() < 0.35 else (first,):
+    for side in SIDES if rng.random() < 0.35 else (first,):
         level = 1.02 - amount * (1.0 if side == first else rng.uniform(0.5, 0.9))
         across = frame.across(side)
         climb = 0.13 * across**4 + (0.05 * (1 - across) ** 4 if frame.is_frontal else 0.08 * (1 - across) ** 6)
@@ -63,7 +63,7 @@ def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
     frame, rind, plaques = scene.frame, Layer(scene.frame.shape), Layer(scene.frame.shape)
     angles, t = np.linspace(0, 2 * np.pi, 15)[:-1], np.linspace(0, 1, 30)
     first, is_bilateral = either_side(rng), rng.random() < 0.5
-    for side in (RIGHT, LEFT) if is_bilateral else (first,):
+    for side in SIDES if is_bilateral else (first,):
         v = np.linspace(rng.uniform(0.12, 0.35), rng.uniform(0.7, 0.98), 30)
         bumps = ndimage.gaussian_filter1d(rng.standard_normal(30), 2.0) * 1.6
         thickness = rng.uniform(0.07, 0.12) * np.clip(1 + 0.6 * bumps, 0.4, 2) * np.sqrt(np.clip(6 * t * (1 - t), 0, 1))
@@ -113,12 +113,12 @@ def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
     frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
-    for side in (RIGHT, LEFT):
+    for side in SIDES:
         radii = (0.48 * reach * frame.half, 0.36 * reach * frame.height)
         r = distance_from(frame.shape, frame.spot(side, 0.12, 0.5, 0.54), radii, 0)
         wings = np.exp(-(r**2)) * np.clip(1 + 0.16 * ripple, 0.5, 1.5)
         yield scene.fill(side, np.minimum(strength * wings, 0.85).astype(np.float32), 0.13)
-    for side in (RIGHT, LEFT) if frame.is_frontal else ():
+    for side in SIDES if frame.is_frontal else ():
         for v in np.arange(0.72, 1.0, 0.035):
             outer = frame.spot(side, 0.97, 0.5, v + rng.normal(0, 0.006))
             inner = frame.spot(side, rng.uniform(0.78, 0.86), 0.5, v + rng.normal(0, 0.008))
@@ -180,14 +180,14 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
-    """An irregular patch, `(height, width)` in [0, 1]: `softness` 0 cuts its edge, `rough` breaks it up."""
+    """An irregular patch, `(height, width)` in [0, 1]: `softness` blurs its edge, `rough` breaks it up."""
     shape = (distance.shape[0], distance.shape[1])
     r = distance + np.float32(rough) * (0.6 * cloud(rng, shape, grain) + 0.4 * cloud(rng, shape, 3 * grain))
     return smooth_step(r, 1 + softness * 0.5, 1 - softness * 0.5 - 0.1)
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Plate-like bands above a raised hemidiaphragm (`findings.reshaped`), below which the lung is airless, too."""
+    """Plate-like bands above a hemidiaphragm that `reshaped` has raised; the lung below it is airless, too."""
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):
@@ -205,17 +205,12 @@ def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 PLANTERS: dict[str, Callable[[Scene, Generator], Iterator[Mask]]] = {
-    "Lung Opacity": plant_lung_opacity,
-    "Lung Lesion": plant_lung_lesion,
-    "Edema": plant_edema,
-    "Consolidation": plant_consolidation,
-    "Pneumonia": plant_pneumonia,
-    "Atelectasis": plant_atelectasis,
-    "Pneumothorax": plant_pneumothorax,
-    "Pleural Effusion": plant_pleural_effusion,
+    "Lung Opacity": plant_lung_opacity, "Lung Lesion": plant_lung_lesion, "Edema": plant_edema,
+    "Consolidation": plant_consolidation, "Pneumonia": plant_pneumonia, "Atelectasis": plant_atelectasis,
+    "Pneumothorax": plant_pneumothorax, "Pleural Effusion": plant_pleural_effusion,
     "Pleural Other": plant_pleural_other,
-}
-"""The findings that are added to the scene; the others change outlines, break ribs or lie on top (devices)."""
+}  # fmt: skip
+"""The findings that are added to the scene; the others change outlines, break ribs or are devices."""
 
 NOT_IN_LATERAL = ("Enlarged Cardiomediastinum", "Pneumothorax", "Pleural Other", "Fracture")
 """The findings that lateral views do not show."""

@@ -1,10 +1,11 @@
 """Folders of synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks.
 
-They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations: a phantom is nobody's
-radiograph, and its findings are known rather than read. They say nothing about how a model does on patients.
+They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations. Results on them say
+nothing about patients.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -15,40 +16,31 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexpert_hf.files import new_folder
+from chexpert_hf.files import new_folder, write_text
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
-_STUDIES_PER_GROUP = 6  # the last is the fifth patient's second: every fifth patient comes twice
 _CHANCE_OF_AP = 0.45
 _CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}  # bedridden patients, who are imaged AP, rarely have one
 _JPEG_QUALITY = 90
 
-_CHEXPERT_STUDIES = 187_641
-# In the order of the observations.
-_UNCERTAIN_STUDIES = (
-    0, 10_148, 6_597, 4_341, 1_071, 11_571, 23_976, 15_658, 29_377, 2_663, 9_419, 1_771, 484, 898
-)  # fmt: skip
-UNCERTAIN_RATES: dict[str, float] = {
-    name: count / _CHEXPERT_STUDIES for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)
-}
+_UNCERTAIN_STUDIES = (0, 10148, 6597, 4341, 1071, 11571, 23976, 15658, 29377, 2663, 9419, 1771, 484, 898)
+UNCERTAIN_RATES = {name: count / 187_641 for name, count in zip(OBSERVATIONS, _UNCERTAIN_STUDIES, strict=True)}
 """Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
 UNCERTAIN_ODDS = 2.0
-"""Ratio of uncertain calls of present findings to those of absent ones. An assumption; the paper is silent."""
+"""Ratio of uncertain calls of present findings to those of absent ones. An assumption."""
 
 EXPLICIT_NEGATIVES = 0.25
-"""Share of the absent and not uncertain findings that the report denies; it passes over the others. An assumption."""
+"""Share of the absent and not uncertain findings that the report denies; the others are blank. An assumption."""
 
 PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
     "Cardiomegaly": 0.12, "Atelectasis": 0.12, "Pleural Effusion": 0.14, "Support Devices": 0.35
 }  # fmt: skip
-"""Chance that each is planted in a study, independently. Not CheXpert's prevalences: those of its rare observations
-would leave a small folder without a single positive."""
+"""Chance of each in a study, independently. Higher than CheXpert's, so that a small folder has positives of each."""
 
 _Row = dict[str, str | int | float | None]
-_View = tuple[str, _Row, _Row]  # split, row of its table, row of truth.csv
 
 
 def write_phantoms(
@@ -60,61 +52,64 @@ def write_phantoms(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes a data set of phantoms in CheXpert's layout; the folder's README describes its files.
+    """Write a data set of phantoms in CheXpert's layout; the folder's README describes its files.
 
-    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As
-    CheXpert's, `train.csv` has an automatic labeler's uncertain and blank cells, and `valid.csv` the truth. A lateral
-    view has the labels of its study, also where it does not show the finding.
+    Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As in
+    CheXpert, `train.csv` has the uncertain and blank cells of an automatic labeler, and `valid.csv` the truth. A
+    lateral view has the labels of its study, also those of findings that it does not show.
 
     Args:
-        root: A folder that is empty or does not exist; its name is the first part of every `Path` cell.
+        root: A new or empty folder; its name is the first part of every `Path` cell.
         num_studies: In both splits together, at least 1.
-        seed: Not negative.
+        seed: At least 0.
         valid_fraction: Share of the studies in the valid split, in [0, 1); no patient is in both.
-        workers: Processes that draw; their number changes nothing but the time.
+        workers: Number of processes; it does not change the files.
         progress: Called after each study with the number of studies written so far.
 
     Raises:
         FolderError: If `root` is a file or a folder that is not empty, or cannot be written.
         ValueError: If another argument is out of range.
     """
-    if num_studies < 1:
-        raise ValueError(f"Expected at least 1 study, got num_studies={num_studies}.")
-    if workers < 1:
-        raise ValueError(f"Expected at least 1 worker, got workers={workers}.")
-    if seed < 0:
-        raise ValueError(f"Expected a seed of at least 0, got {seed}.")
-    if not 0 <= valid_fraction < 1:
-        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
+    for is_valid, message in (
+        (num_studies >= 1, f"Expected at least 1 study, got num_studies={num_studies}."),
+        (workers >= 1, f"Expected at least 1 worker, got workers={workers}."),
+        (seed >= 0, f"Expected a seed of at least 0, got {seed}."),
+        (0 <= valid_fraction < 1, f"Expected valid_fraction in [0, 1), got {valid_fraction}."),
+    ):
+        if not is_valid:
+            raise ValueError(message)
     root = Path(root).resolve()
     first_valid = num_studies - round(valid_fraction * num_studies)
     if 0 < first_valid < num_studies and _patient_and_study(first_valid)[1] == 2:
         first_valid -= 1  # both studies of a patient go to the same split
     with new_folder(root) as folder:
-        write, views = partial(_write_study, folder, seed, first_valid), list[_View]()
+        write, tables = partial(_write_study, folder, seed, first_valid), defaultdict[str, list[_Row]](list)
         with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
             studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
             for done, study in enumerate(studies, start=1):
-                views += study
+                for table, row in study:
+                    tables[table].append(row)
                 if progress is not None:
                     progress(done)
-        for split in ("train", "valid"):
-            # A table without rows says nothing; without valid.csv, patients of train.csv are held out.
-            if rows := [row for where, row, _ in views if where == split]:
-                pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False, lineterminator="\n")
-        pd.DataFrame([truth for _, _, truth in views]).to_csv(folder / "truth.csv", index=False, lineterminator="\n")
-        (folder / "README.md").write_text(_readme(folder.name, num_studies, seed, valid_fraction), encoding="utf-8")
+        for table, rows in tables.items():
+            pd.DataFrame(rows).to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
+        text = (
+            Path(__file__)
+            .with_name("folder_readme.md")
+            .read_text(encoding="utf-8")
+            .format(name=folder.name, num_studies=num_studies, seed=seed, valid_fraction=valid_fraction)
+        )
+        write_text(folder / "README.md", text)
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
     """Patient number and study number, both from 1, of the study with this index."""
-    group, place = divmod(index, _STUDIES_PER_GROUP)
-    last = _STUDIES_PER_GROUP - 1
-    return group * last + min(place, last - 1) + 1, 2 if place == last else 1
+    group, place = divmod(index, 6)  # the last is the fifth patient's second: every fifth patient comes twice
+    return 5 * group + min(place, 4) + 1, 2 if place == 5 else 1
 
 
-def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_View]:
-    """Draws and writes the views of a study with their masks."""
+def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
+    """Draw and write the views of a study with their masks; return rows, each with the name of its table."""
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
@@ -124,7 +119,7 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_V
     truth = {name: POSITIVE if name in positive else NEGATIVE for name in OBSERVATIONS}
     cells = report_cells(positive, rng)
     split = "train" if index < first_valid else "valid"
-    folder, views = f"{split}/patient{patient_number:05d}/study{study_number}", list[_View]()
+    folder, rows = f"{split}/patient{patient_number:05d}/study{study_number}", list[tuple[str, _Row]]()
     (root / folder).mkdir(parents=True)
     for number, projection in enumerate((frontal, "Lateral") if has_lateral else (frontal,), start=1):
         phantom = render_study(patient, key, positive - {"No Finding"}, projection)
@@ -138,21 +133,21 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[_V
         row: _Row = {"Path": path, "Sex": patient.sex, "Age": patient.age, "Frontal/Lateral": view}
         row["AP/PA"] = projection if view == "Frontal" else None
         row.update(cells if split == "train" else truth)
-        views.append((split, row, {"Path": path, **{name: int(value) for name, value in truth.items()}}))
-    return views
+        rows += (split, row), ("truth", {"Path": path, **{name: int(value) for name, value in truth.items()}})
+    return rows
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draws what is positive in a study, parents and No Finding included."""
+    """Draw the positive observations of a study, parents and No Finding included."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Draws one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
+    """Draw one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
 
-    A study of No Finding has no uncertain cell besides Support Devices, as in CheXpert, so those with findings have
-    more of them: over all studies the rates are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    As in CheXpert, a study of No Finding has no uncertain cell besides Support Devices; over all studies the rates are
+    `UNCERTAIN_RATES`. No Finding itself is positive or blank.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:
@@ -166,7 +161,7 @@ def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float |
 def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float:
     if name == "No Finding" or (is_normal and name != "Support Devices"):
         return 0.0
-    normal = 0.0 if name == "Support Devices" else _chance_of_none(set(PREVALENCES) - {"Support Devices"})
+    normal = 0.0 if name == "Support Devices" else _chance_of_none(PREVALENCES.keys() - {"Support Devices"})
     positive = 1 - _chance_of_none({name, *CHILDREN.get(name, ())})
     when_negative = UNCERTAIN_RATES[name] / (UNCERTAIN_ODDS * positive + (1 - positive - normal))
     return UNCERTAIN_ODDS * when_negative if is_positive else when_negative
@@ -175,22 +170,3 @@ def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float
 def _chance_of_none(names: set[str]) -> float:
     """Chance that none of these observations is planted."""
     return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)
-
-
-def _readme(name: str, num_studies: int, seed: int, valid_fraction: float) -> str:
-    return f"""# Synthetic chest radiographs
-
-These images are drawn by a program. They show no patient, and results on them say nothing about patients.
-
-Made with `chexpert_hf.phantoms`:
-
-    write_phantoms(Path("{name}"), num_studies={num_studies}, seed={seed}, valid_fraction={valid_fraction})
-
-- `train.csv`, `valid.csv`: CheXpert's columns. Cells: 1.0 positive, 0.0 negative, -1.0 uncertain, blank unmentioned;
-  `valid.csv` has the truth.
-- `train/`, `valid/`: `patientNNNNN/studyN/viewN_frontal.jpg` and `viewN_lateral.jpg`; no patient is in both.
-- `truth.csv`: what is really there, 0 or 1, for every image and observation.
-- `masks/`: for every image a folder with one 1-bit PNG per positive observation that the view shows.
-
-Uncertain cells are as frequent as in CheXpert (Irvin et al. 2019, Table 1); prevalences are not CheXpert's.
-"""

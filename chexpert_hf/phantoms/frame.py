@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve
+from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve, smooth_path
 
 Mask = NDArray[np.bool_]
 
-RIGHT, LEFT = -1, 1  # sides of the patient, as the sign of `u`
+RIGHT, LEFT = SIDES = (-1, 1)  # sides of the patient, as the sign of `u`
 AIR_CONTRAST = 0.74  # water replaced by a centimetre of aerated lung, which has about a quarter of water's density
 
 
 class Patient:
-    """The build of the patient that belongs to a key of random numbers; lengths relative to the average."""
+    """The build of a patient, drawn from a seed; lengths relative to the average."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         rng = np.random.default_rng([*key, 0])
@@ -41,7 +41,7 @@ class Patient:
 
 @dataclass
 class Shape:
-    """Changes of the outlines of the chest by findings, as factors; the defaults change nothing."""
+    """Changes of the outlines of the chest by findings, as factors."""
 
     heart_left: float = 1.0
     heart_right: float = 1.0
@@ -50,10 +50,7 @@ class Shape:
 
 
 class _Frame:
-    """Outlines of the chest in one radiograph, in pixels, one value per image row or column.
-
-    `rng` draws how the patient stood or lay; `change` is by the findings.
-    """
+    """Outlines of the chest in one radiograph, in pixels, one value per image row or column; `rng` draws posture."""
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
         self.patient, self.change, self.is_ap = patient, change, projection == "AP"
@@ -70,7 +67,7 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Sets half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
+        """Set half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
@@ -83,9 +80,13 @@ class _Frame:
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Pixel positions, `(n, 2)`, of a list of `(u, v)` given for the patient's left, mirrored and then shifted."""
+        """Pixel positions, `(n, 2)`, of `(u, v)` given for the patient's left, mirrored for the right, then shifted."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
+
+    def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
+        """A smooth line, `(24, 2)` in pixels, near the positions of `trace`."""
+        return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
         bend = self.bend * np.sin(2 * np.pi * (np.asarray(v) - 0.1)) * self.half
@@ -95,6 +96,9 @@ class _Frame:
 _WALL = (
     (0.0, 0.36), (0.02, 0.48), (0.06, 0.6), (0.14, 0.735), (0.27, 0.85), (0.45, 0.945), (0.65, 0.99), (0.85, 1.0),
     (1.0, 0.985), (1.3, 0.95),
+)  # fmt: skip
+_DOME = (
+    (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1), (1.02, 1.16)
 )  # fmt: skip
 _MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
 
@@ -116,9 +120,9 @@ class FrontalFrame(_Frame):
         top = height * (0.115 + self.shift[1]) + max(0.0, 0.68 * height - lungs) * 0.3
         self._lay_out(half, lungs, top, width * (0.5 + self.shift[0]), half)
         self.midline = self._axis(self.v).astype(np.float32)
-        self.wall = {side: self._border(side, _WALL, 0.9) for side in (RIGHT, LEFT)}
-        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in (RIGHT, LEFT)}
-        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+        self.wall = {side: self._border(side, _WALL, 0.9) for side in SIDES}
+        self.medial = {side: self._border(side, _MEDIAL, 0.1) for side in SIDES}
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in SIDES}
         self.silhouette = self._silhouette()
 
     def _border(self, side: int, knots: tuple[tuple[float, float], ...], u: float) -> Floats:
@@ -129,12 +133,7 @@ class FrontalFrame(_Frame):
         u = side * (self.x[0] - self._axis(np.ones(1))) / self.half
         lower = self.patient.left_dome if side == LEFT else 0.0
         base = 0.0 if self.inspiration > 0.93 else -0.02
-        knots = (
-            (0.0, 1.07), (0.15, 1.045), (0.3, 1.01), (0.48, 1.0), (0.66, 1.015), (0.82, 1.055), (0.92, 1.1),
-            (1.02, 1.16),
-        )  # fmt: skip
-        dome = curve(u if side == LEFT else u[::-1], knots, 6)
-        dome = (dome if side == LEFT else dome[::-1]) + lower + base
+        dome = curve(u[::side], _DOME, 6)[::side] + lower + base
         lift = raised * np.exp(-(((u - 0.45) / 0.45) ** 2))
         return (self.top + (dome - lift) * self.height + self.tilt * side * 0.5 * self.half).astype(np.float32)
 
@@ -146,9 +145,8 @@ class FrontalFrame(_Frame):
         left_knots = (
             (-0.3, 0.24), (-0.02, 0.17 * flare), (0.1, 0.155 * flare), (0.19, 0.85 * knob * flare),
             (0.25, knob * flare), (0.31, 0.97 * knob * flare), (0.37, 0.165 * (0.4 + 0.6 * wide)),
-            (0.44, max(0.33 * left + 0.035, 0.13 * wide)),
-            (0.54, 0.55 * left), (0.66, 0.79 * left), (0.78, 0.95 * left), (0.88, left),
-            (0.98, 0.96 * left), (1.1, 0.72 * left),
+            (0.44, max(0.33 * left + 0.035, 0.13 * wide)), (0.54, 0.55 * left), (0.66, 0.79 * left),
+            (0.78, 0.95 * left), (0.88, left), (0.98, 0.96 * left), (1.1, 0.72 * left),
         )  # fmt: skip
         right_knots = (
             (-0.3, 0.24), (-0.02, 0.165 * flare), (0.15, 0.15 * wide), (0.35, 0.16 * wide), (0.46, 0.16 * flare),
@@ -176,13 +174,14 @@ class FrontalFrame(_Frame):
     def heart_mask(self) -> Mask:
         """The heart below the great vessels, `(height, width)`."""
         floor = self.top + self.height * 1.06 + 0.05 * self.height * (self.x - self.midline.mean()) / self.half
-        rows = (self.v[:, None] > 0.44) & (self.y < floor)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
+        return self._mediastinum() & (self.v[:, None] > 0.44) & (self.y < floor)
 
     def upper_mediastinum_mask(self) -> Mask:
         """The mediastinum above the heart, `(height, width)`."""
-        rows = (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
-        return rows & (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
+        return self._mediastinum() & (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
+
+    def _mediastinum(self) -> Mask:
+        return (self.x > self.silhouette[RIGHT][:, None]) & (self.x < self.silhouette[LEFT][:, None])
 
 
 class LateralFrame(_Frame):
@@ -197,7 +196,7 @@ class LateralFrame(_Frame):
         front = width * (0.47 + self.shift[0]) - 0.5 * depth
         self._lay_out(half, lungs, height * (0.13 + self.shift[1]), front, depth)
         self.w: Floats = ((self.x - self._axis(self.v)[:, None]) / depth).astype(np.float32)
-        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in (RIGHT, LEFT)}
+        self.dome = {side: self._dome(side, change.raised.get(side, 0.0)) for side in SIDES}
 
     def _dome(self, side: int, raised: float) -> Floats:
         knots = ((0.0, 1.02), (0.12, 0.96), (0.3, 0.92), (0.5, 0.95), (0.7, 1.05), (0.85, 1.17), (1.0, 1.3))
@@ -235,7 +234,7 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """A radiograph in the making: the normal chest that findings are planted in."""
+    """The normal chest that findings are planted in."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm
@@ -243,11 +242,11 @@ class Scene:
     vascular: Floats  # vessels and parenchymal texture, (height, width) in cm of water; absent where there is no lung
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
-        """Replaces a share, in [0, 1], of a lung's air by fluid or tissue; returns where it is a fair part of it."""
+        """Replace a share, in [0, 1], of a lung's air by fluid or tissue; return where it is above the threshold."""
         self.extra += np.float32(AIR_CONTRAST) * self.lungs[side] * share
         return (share > threshold) & (self.lungs[side] > 0.8)
 
 
 def either_side(rng: Generator) -> int:
-    """Draws a side."""
+    """Draw a side."""
     return RIGHT if rng.random() < 0.5 else LEFT

@@ -4,10 +4,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, Points, curve, ribbon, smooth_path, smooth_step
-from chexpert_hf.phantoms.frame import LEFT, RIGHT, FrontalFrame, Mask, either_side, wall_at
+from chexpert_hf.phantoms.drawing import (
+    Floats,
+    Generator,
+    Layer,
+    Points,
+    curve,
+    resampled,
+    ribbon,
+    smooth_path,
+    smooth_step,
+)
+from chexpert_hf.phantoms.frame import LEFT, RIGHT, SIDES, FrontalFrame, Mask, either_side, wall_at
 
 _NUM_RIBS = 10
+_RIB_WIDTH = 0.034  # in lung heights
 
 
 class Break(NamedTuple):
@@ -21,61 +32,48 @@ class Break(NamedTuple):
 
 
 def break_ribs(rng: Generator) -> tuple[Break, ...]:
-    """One to three neighbouring ribs, displaced."""
+    """Draw fractures of one to three neighbouring ribs."""
     side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
     position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
-    breaks = []
-    for rib in range(first, first + count):
-        place = float(position + rng.normal(0, 0.03))
-        step = float(rng.uniform(0.95, 1.4) * (1.15 if count == 1 else 1.0))
-        breaks.append(Break(side, rib, place, step, has_callus))
-    return tuple(breaks)
+    wider = 1.15 if count == 1 else 1.0
+    return tuple(
+        Break(side, rib, float(position + rng.normal(0, 0.03)), float(rng.uniform(0.95, 1.4) * wider), has_callus)
+        for rib in range(first, first + count)
+    )
 
 
-def _posterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(_NUM_RIBS, 18, 2)` in pixels, of the posterior ribs from the spine to the lateral wall."""
-    t, start, drop, wall = _rib_levels(frame, 18)
-    rise = np.where(start > 0.1, 0.035, 0.02)
-    v = start - rise * np.sin(np.pi * np.minimum(t * 1.25, 1)) + drop * t**2.4
-    return frame.place(side * (0.1 + (wall - 0.1) * np.sin(np.pi / 2 * t) ** 0.92), v)
-
-
-def _anterior_ribs(frame: FrontalFrame, side: int) -> Points:
-    """Centre lines, `(_NUM_RIBS, 14, 2)` in pixels, of the anterior ribs from the lateral wall to their cartilage."""
-    t, start, drop, wall = _rib_levels(frame, 14)
-    stop = 0.24 + 0.36 * start
-    u = wall - (wall - stop) * (1 - np.cos(np.pi / 2 * t)) ** 0.9
-    v = start + drop + (0.17 + 0.12 * start) * frame.patient.rib_slope * np.sin(np.pi / 2 * t) ** 1.15
-    return frame.place(side * u, v)
-
-
-def _rib_levels(frame: FrontalFrame, num_points: int) -> tuple[Points, Points, Points, Points]:
-    """Position along the rib, `(1, num_points)`, and per rib, `(_NUM_RIBS, 1)`: start at the spine, drop, wall."""
-    number = np.arange(_NUM_RIBS)[:, None]
-    start = 0.098 * number
-    drop = np.where(number > 0, (0.1 + 0.012 * number) * frame.patient.rib_slope, 0.06)
+def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior: bool = False) -> Points:
+    """Centre lines, `(_NUM_RIBS, num_points, 2)` in pixels: from spine to lateral wall, or from there to cartilage."""
+    t, number = np.linspace(0, 1, num_points)[None, :], np.arange(_NUM_RIBS)[:, None]
+    start, slope = 0.098 * number, frame.patient.rib_slope
+    drop = np.where(number > 0, (0.1 + 0.012 * number) * slope, 0.06)
     wall = wall_at(start + drop) * np.where(number > 0, 0.995, 0.8)
-    return np.linspace(0, 1, num_points)[None, :], start, drop, wall
+    if is_anterior:
+        u = wall - (wall - (0.24 + 0.36 * start)) * (1 - np.cos(np.pi / 2 * t)) ** 0.9
+        v = start + drop + (0.17 + 0.12 * start) * slope * np.sin(np.pi / 2 * t) ** 1.15
+    else:
+        u = 0.1 + (wall - 0.1) * np.sin(np.pi / 2 * t) ** 0.92
+        v = start - np.where(start > 0.1, 0.035, 0.02) * np.sin(np.pi * np.minimum(t * 1.25, 1)) + drop * t**2.4
+    return frame.place(side * u, v)
 
 
 def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
     """All ribs, with the given fractures."""
-    posterior, anterior = Layer(frame.shape), Layer(frame.shape)
-    width = 0.034 * frame.height
-    for side in (RIGHT, LEFT):
+    posterior, anterior, width = Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
+    for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
-        for line in np.delete(_posterior_ribs(frame, side), broken, axis=0):
+        for line in np.delete(_rib_lines(frame, side), broken, axis=0):
             posterior.tube(line, width, 0.78, 0.5)
-        for line in _anterior_ribs(frame, side)[:7]:
+        for line in _rib_lines(frame, side, 14, is_anterior=True)[:7]:
             anterior.tube(line, width * np.linspace(0.95, 1.25, 14), 0.5, 0.36)
     bones = posterior.array() * np.float32(1.35) + anterior.array() * np.float32(1.3)
-    return bones + _broken_ribs(frame, breaks, width) if breaks else bones
+    return bones + _broken_ribs(frame, breaks) if breaks else bones
 
 
-def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...], width: float) -> Floats:
-    bone, ends, bruise = Layer(frame.shape), Layer(frame.shape), Layer(frame.shape)
+def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
+    bone, ends, bruise, width = Layer(frame.shape), Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
     for item in breaks:
-        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
+        inner, outer = _fragments(frame, item, width)
         # Impacted bone is dense at once; in the weeks after, callus makes a spindle of the ends.
         spindle = np.array([0.45, 0.75, 1.0, 1.15, 0.95]) * width * (1.5 if item.has_callus else 1.0)
         for piece, end in ((inner, inner[-5:]), (outer, outer[4::-1])):
@@ -87,10 +85,9 @@ def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...], width: float) -
     return cortex + ends.array(2) * np.float32(2.4) + bruise.array(6) * np.float32(1.7)
 
 
-def _fragments(line: Points, fracture: Break, width: float) -> list[Points]:
+def _fragments(frame: FrontalFrame, fracture: Break, width: float) -> tuple[Points, Points]:
     """The two pieces of a broken rib: the outer one steps off, and a gap opens."""
-    places = np.linspace(0, len(line) - 1, 120)
-    dense = np.stack([np.interp(places, np.arange(len(line)), line[:, axis]) for axis in (0, 1)], 1)
+    dense = resampled(_rib_lines(frame, fracture.side)[fracture.rib], 120)
     cut = round(fracture.position * 119)
     inner, outer = dense[: cut - 2], dense[cut + 2 :].copy()
     tangent = dense[cut] - dense[cut - 4]
@@ -98,14 +95,14 @@ def _fragments(line: Points, fracture: Break, width: float) -> list[Points]:
     normal *= np.sign(normal[1]) or 1.0
     # The step fades towards the wall, where the outer piece still hangs in its muscles.
     outer += normal * fracture.step * width * np.linspace(1, 0.35, len(outer))[:, None]
-    return [inner[::-3][::-1], outer[::3]]
+    return inner[::-3][::-1], outer[::3]
 
 
 def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
     """The broken ends and the displaced stretch of each rib."""
-    layer, width = Layer(frame.shape), 0.034 * frame.height
+    layer, width = Layer(frame.shape), _RIB_WIDTH * frame.height
     for item in breaks:
-        inner, outer = _fragments(_posterior_ribs(frame, item.side)[item.rib], item, width)
+        inner, outer = _fragments(frame, item, width)
         layer.line(np.concatenate([inner[-5:], outer[:9]]), 3.8 * width, 1.0)
     return layer.array() > 0.5
 
@@ -116,19 +113,16 @@ def girdle(frame: FrontalFrame) -> Floats:
     lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
     elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
     clavicle = [(0.1, 0.135), (0.32, 0.1), (0.6, 0.03), (0.85, -0.01), (1.1, 0.0)]
-    blade = [
-        (1.12, 0.06), (0.97 + inward, 0.03), (0.9 + inward, 0.2), (1.0 + inward, 0.48), (1.07 + inward, 0.5),
-        (1.2, 0.18),
-    ]  # fmt: skip
-    for side in (RIGHT, LEFT):
-        path = smooth_path(frame.trace(clavicle, side=side, shift=(frame.rotation, lift)))
+    medial = [(0.97 + inward, 0.03), (0.9 + inward, 0.2), (1.0 + inward, 0.48), (1.07 + inward, 0.5)]
+    blade = [(1.12, 0.06), *medial, (1.2, 0.18)]
+    for side in SIDES:
+        path = frame.path(clavicle, side, shift=(frame.rotation, lift))
         layer.tube(path, frame.height * np.linspace(0.055, 0.04, 24), 0.8, 0.5, 1.2)
         outline = frame.trace(blade, side=side)
         faint.polygon(outline, 0.2)
         faint.line(smooth_path(outline[1:5]), 1.6, 0.5)
         faint.line(smooth_path(outline[3:6]), 2.4, 0.6)
-        spine = smooth_path(frame.trace([(0.92 + inward, 0.13), (1.1, 0.04), (1.24, -0.03)], side=side))
-        faint.line(spine, 3.5, 0.55)
+        faint.line(frame.path([(0.92 + inward, 0.13), (1.1, 0.04), (1.24, -0.03)], side), 3.5, 0.55)
         head = frame.place(side * 1.31, 0.06)
         layer.tube(np.array([head, frame.place(side * elbow[0], elbow[1])]), 0.12 * frame.half, 0.75, 0.42, 2.0)
         layer.disk(head, 0.135 * frame.half, 0.62)
@@ -160,12 +154,10 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
 
 def vessels(frame: FrontalFrame, engorged: float) -> Floats:
     """Pulmonary arteries and veins branching from the hila."""
-    rng = np.random.default_rng(frame.patient.vessel_seed)
-    layer, trees = Layer(frame.shape), []
-    hila = ((RIGHT, 0.5), (LEFT, 0.46))
-    for side, v in hila:
-        hilum = frame.place(side * 0.17 + frame.rotation * 0.5, v)
-        trees.append(vessel_tree(rng, hilum, side, 0.22 * frame.height))
+    rng, hila = np.random.default_rng(frame.patient.vessel_seed), ((RIGHT, 0.5), (LEFT, 0.46))
+    roots = [(side, frame.place(side * 0.17 + frame.rotation * 0.5, v)) for side, v in hila]
+    trees = [vessel_tree(rng, hilum, side, 0.22 * frame.height) for side, hilum in roots]
+    layer = Layer(frame.shape)
     draw_vessels(layer, trees, engorged)
     for side, v in hila:
         for dv, size in ((-0.03, 0.05), (0.03, 0.065), (0.1, 0.045)):
@@ -210,9 +202,9 @@ def gas(frame: FrontalFrame, rng: Generator) -> Floats:
     """Air in trachea, main bronchi, stomach and bowel, in cm."""
     layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
-    bronchi = ([(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)])
-    for nodes, width, value in ((trachea, 0.115, 0.5), (bronchi[0], 0.075, 0.34), (bronchi[1], 0.075, 0.34)):
-        layer.line(smooth_path(frame.trace(nodes, shift=(turn, 0.0))), width * half, value)
+    right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]
+    for nodes, width, value in ((trachea, 0.115, 0.5), (right, 0.075, 0.34), (left, 0.075, 0.34)):
+        layer.line(frame.path(nodes, shift=(turn, 0.0)), width * half, value)
     if rng.random() < 0.75:
         centre = frame.place(rng.uniform(0.3, 0.5), 1.06 + frame.patient.left_dome + rng.uniform(0.06, 0.1))
         radius = rng.uniform(0.1, 0.2) * half

@@ -19,7 +19,7 @@ from chexpert_hf.evaluation.sanity.sanity import (
     removal_steps,
 )
 from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, sanity_tables, write_sanity
-from chexpert_hf.phantoms import film
+from chexpert_hf.phantoms import rendering
 from chexpert_hf.phantoms.rendering import render_phantom
 
 PATIENTS = [f"patient{number}" for number in range(8)]
@@ -194,13 +194,13 @@ def test_a_letter_is_a_side_marker_near_an_upper_corner_only():
 
 
 def test_the_side_marker_is_found_on_phantoms(monkeypatch):
-    stamp, found, wrong = film.stamp_marker, [], []
+    stamp, found, wrong = rendering.stamp_marker, [], []
     for seed in range(24):
         projection = ("PA", "AP", "Lateral")[seed % 3]
         findings = [[], ["Support Devices"], ["Pleural Effusion"], ["Cardiomegaly", "Edema"]][seed % 4]
         pictures = []
         for function in (stamp, lambda grey, rng, projection: grey):
-            monkeypatch.setattr(film, "stamp_marker", function)
+            monkeypatch.setattr(rendering, "stamp_marker", function)
             picture = Image.fromarray(render_phantom(seed, findings, projection=projection).image)
             pictures.append(np.asarray(picture.resize((320, 320)), dtype=float))
         ink = pictures[0] - pictures[1] > 15

@@ -138,6 +138,8 @@ def test_every_weight_is_asked_for_and_none_is_left_over():
         twins.KerasError, match=r"features\.conv0\.weight gives \(7, 7, 1, 8\), expected \(7, 7, 3, 8\)"
     ):
         twins.load_state_dict(twin, weights | {"features.conv0.weight": torch.zeros(8, 1, 7, 7)})
+    with pytest.raises(twins.KerasError, match=r"features\.conv0\.weight gives \(7, 7, 8\), expected"):
+        twins.load_state_dict(twin, weights | {"features.conv0.weight": torch.zeros(8, 7, 7)})
 
 
 def test_the_twin_maps_all_variables_that_it_has():
