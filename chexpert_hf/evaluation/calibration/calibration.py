@@ -18,11 +18,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import (
-    MIN_STUDIES_PER_CLASS,
-    FloatArray,
-    observation_metrics,
-)
+from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, FloatArray, observation_metrics
 from chexpert_hf.evaluation.tables import aligned
 
 METHODS = ("raw", "platt", "temperature", "isotonic")  # isotonic regression cannot be folded into a linear layer
