@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from chexpert_hf.evaluation.delong import delong_interval, delong_test
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
     bootstrap_p_value,
+    delong_interval,
+    delong_test,
     percentile_interval,
     wilson_interval,
 )

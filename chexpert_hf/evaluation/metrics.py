@@ -9,7 +9,7 @@ over the five competition observations). The "scaled" Brier scores of that paper
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, NEGATIVE, UNCERTAIN, BlankPolicy
+
+if TYPE_CHECKING:
+    import datasets
 
 FloatArray = NDArray[np.floating]
 NAN = float("nan")
@@ -73,6 +76,11 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
         labels = np.where(np.isnan(labels), NEGATIVE, labels)
     return np.where(labels == UNCERTAIN, np.nan, labels)
+
+
+def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
+    """The labels `(num_views, num_labels)` of a split from `load_chexpert`, by `evaluation_labels`."""
+    return evaluation_labels(np.asarray(dataset["labels"][:]), blank)
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:

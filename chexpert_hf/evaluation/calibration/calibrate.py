@@ -24,12 +24,14 @@ from chexpert_hf.evaluation.calibration.calibration import (
     CalibrationCheck,
     CalibrationError,
     Method,
+    OperatingPoint,
+    OperatingRule,
     Platt,
     check_calibration,
+    choose_operating_point,
     fit_calibration,
 )
-from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule, choose_operating_point
-from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
+from chexpert_hf.evaluation.metrics import per_study, split_labels
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
@@ -88,10 +90,8 @@ class CalibratedModel:
         table = aligned(cells, right=(1, 2))
         if self.check is None:
             return table
-        return (
-            f"{table}\n\nMean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:\n"
-            + self.check.as_table()
-        )
+        over = f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:"
+        return f"{table}\n\n{over}\n{self.check.as_table()}"
 
 
 def calibrate_folder(
@@ -108,9 +108,9 @@ def calibrate_folder(
 ) -> CalibratedModel:
     """Calibrates the model of a folder on a split, and writes it to a new folder.
 
-    The files beside the weights come along, without `reference.json`, whose scores are no longer the model's, without
-    exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
-    are written to `calibration_patients.json`. Further arguments are as in `calibrate_model`.
+    The files beside the weights are copied, except for `reference.json` and exported graphs, which hold results of the
+    old weights, and for folders such as `checkpoints`. The hashes of the split's patients are written to
+    `calibration_patients.json`. Further arguments are as in `calibrate_model`.
 
     Args:
         source: Model folder; it stays as it is.
@@ -119,8 +119,8 @@ def calibrate_folder(
         progress: Called with the number of images that were scored.
 
     Raises:
-        InputError: If `source` is no folder of a single model, `output` is not empty, patients of the split were
-            trained on, an image cannot be read, and as `calibrate_model`.
+        InputError: If `source` is not the folder of a single model, `output` is not empty, the model was trained on
+            patients of the split, an image cannot be read, and as `calibrate_model`.
     """
     if not source.is_dir():
         raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
@@ -199,9 +199,9 @@ def calibrate_model(
             that cannot be used.
     """
     config, observations = model.config, model.config.observations
-    prevalences = _checked_prevalences(prevalences or {}, observations, method)
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
-    truth, studies = per_study(labels, dataset["study"][:])
+    prevalences = prevalences or {}
+    _check_prevalences(prevalences, observations, method)
+    truth, studies = per_study(split_labels(dataset, config.blank_labels), dataset["study"][:])
     logits, _ = per_study(logits, dataset["study"][:])
     calibration = fit_calibration(logits, truth, observations, method)
     if not calibration.lines:
@@ -211,23 +211,21 @@ def calibrate_model(
     check = check_calibration(logits, truth, [patient_of[study] for study in studies], observations)
     if without := [f"{name} ({reason})" for name, reason in calibration.left_out.items() if name in prevalences]:
         raise CalibrationError(f"A prevalence is given for what cannot be calibrated: {'; '.join(without)}.")
-    moved = {
-        name: calibration.lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
-        for name, wanted in prevalences.items()
-    }
-    calibration = replace(calibration, lines={**calibration.lines, **moved})
+    lines = dict(calibration.lines)
+    for name, wanted in prevalences.items():
+        lines[name] = lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
     points, without_point = {}, {}
     if rule is not None:
         without_point = dict(calibration.left_out)
-        for column, name in enumerate(observations):
-            if name in calibration.lines:
-                probabilities = calibration.lines[name].probabilities(logits[:, column])
-                try:
-                    points[name] = choose_operating_point(probabilities, truth[:, column], rule, prevalences.get(name))
-                except CalibrationError as error:
-                    without_point[name] = str(error)
-    result = CalibratedModel(calibration, points, without_point, len(studies), check)
-    fold_calibration(model, calibration.lines)
+        for name, line in lines.items():
+            column = observations.index(name)
+            probabilities = line.probabilities(logits[:, column])
+            try:
+                points[name] = choose_operating_point(probabilities, truth[:, column], rule, prevalences.get(name))
+            except CalibrationError as error:
+                without_point[name] = str(error)
+    result = CalibratedModel(replace(calibration, lines=lines), points, without_point, len(studies), check)
+    fold_calibration(model, lines)
     _record(config, result, truth, origin, rule, prevalences)
     return result
 
@@ -265,9 +263,7 @@ def _refuse_hierarchy(config: CheXpertConfig) -> None:
         )
 
 
-def _checked_prevalences(
-    prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method
-) -> Mapping[str, float]:
+def _check_prevalences(prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method) -> None:
     if prevalences and method is not Method.PLATT:
         raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
     for name, prevalence in prevalences.items():
@@ -277,7 +273,6 @@ def _checked_prevalences(
             )
         if not 0 < prevalence < 1:
             raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
-    return prevalences
 
 
 def _record(

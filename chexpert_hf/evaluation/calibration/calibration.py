@@ -1,14 +1,16 @@
-"""Platt scaling and temperature, fitted on logits and labels per study, and what they are worth on held-out patients.
+"""Platt scaling, temperature and operating points, fitted per study, and a check of the fits on held-out patients.
 
 Everything is fitted on the largest logit over a study's views, the score that every metric uses. A rising line commutes
 with the maximum, so the same line may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
-prevalence); Irvin et al. 2019, arXiv:1901.07031, section 6 (comparison of raw, isotonic and Platt).
+prevalence); Irvin et al. 2019, arXiv:1901.07031, section 6 (comparison of raw, isotonic and Platt); Youden 1950, Cancer
+3(1) (operating points).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -65,11 +67,50 @@ class Calibration:
     left_out: Mapping[str, str]  # the other observations, and why each stays as it is
 
 
+class Criterion(str, Enum):
+    """The criteria to choose an operating point by."""
+
+    YOUDEN = "youden"  # the largest sensitivity + specificity
+    SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
+    PPV = "ppv"  # the smallest threshold that has the wanted positive predictive value
+
+
+@dataclass(frozen=True)
+class OperatingRule:
+    """A criterion, and the sensitivity or positive predictive value to reach, in (0, 1]; None for Youden's."""
+
+    criterion: Criterion
+    wanted: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "OperatingRule":
+        """Reads "youden", "sensitivity=.9" or "ppv=.5", or raises CalibrationError."""
+        name, equals, value = text.strip().lower().partition("=")
+        try:
+            rule = cls(Criterion(name), float(value) if equals else None)
+            is_valid = rule.wanted is None if name == "youden" else 0 < (rule.wanted or 0) <= 1
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            expected = "'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
+            raise CalibrationError(f"Expected operating points by {expected}, got {text!r}.")
+        return rule
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic."""
+
+    threshold: float  # in [0, 1]: a probability from this value on is positive
+    sensitivity: float
+    specificity: float
+    ppv: float  # at the prevalence of these studies, or the one that was asked for
+
+
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     """Fits Platt scaling to one observation, by maximum likelihood with Platt's targets.
 
-    The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2) rather than 1 and 0, so that the fit is finite also where the
-    logits separate the classes.
+    The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that the fit is finite where logits separate the classes.
 
     Raises:
         CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
@@ -83,11 +124,9 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     # Standardised, since Newton's steps go astray where the logits are far from 0.
     design = np.stack([(logits - center) / spread, np.ones_like(logits)], axis=1)
     steepness, level = _maximum_likelihood(design, _smoothed_targets(labels))
-    if steepness <= 0:
-        raise CalibrationError(
-            f"the best slope is {steepness / spread:.3g}, not above 0: its scores do not rise with the truth"
-        )
     slope = steepness / spread
+    if slope <= 0:
+        raise CalibrationError(f"the best slope is {slope:.3g}, not above 0: its scores do not rise with the truth")
     return Platt(float(slope), float(level - slope * center))
 
 
@@ -158,9 +197,7 @@ class CalibrationCheck:
 
     def as_table(self) -> str:
         """A line per method."""
-        rows = [
-            [method, f"{self.scaled_brier[method]:.3f}", f"{self.calibration_error[method]:.3f}"] for method in METHODS
-        ]
+        rows = [[name, f"{self.scaled_brier[name]:.3f}", f"{self.calibration_error[name]:.3f}"] for name in METHODS]
         return aligned([["held out", "scaled Brier", "calibration error"], *rows], right=(1, 2))
 
 
@@ -184,25 +221,18 @@ def check_calibration(
                 column = observations.index(name)
                 scores[method.value][is_held, column] = line.probabilities(logits[is_held, column])
         for column in range(len(observations)):
-            try:
+            with suppress(CalibrationError):  # the column stays NaN
                 isotonic = fit_isotonic(x[:, column], y[:, column])
-            except CalibrationError:
-                continue  # stays NaN
-            scores["isotonic"][is_held, column] = isotonic(logits[is_held, column])
+                scores["isotonic"][is_held, column] = isotonic(logits[is_held, column])
     columns = np.flatnonzero(np.all([np.isfinite(p).all(axis=0) for p in scores.values()], axis=0)).tolist()
     if not columns:
         return None
-
-    results = {
-        method: [observation_metrics(p[:, column], labels[:, column]) for column in columns]
-        for method, p in scores.items()
-    }
-    return CalibrationCheck(
-        observations=tuple(observations[column] for column in columns),
-        folds=FOLDS,
-        scaled_brier={key: float(np.mean([item["scaled_brier"] for item in items])) for key, items in results.items()},
-        calibration_error={key: float(np.mean([item["ece"] for item in items])) for key, items in results.items()},
-    )
+    means: dict[str, dict[str, float]] = {"scaled_brier": {}, "ece": {}}
+    for key, p in scores.items():
+        results = [observation_metrics(p[:, column], labels[:, column]) for column in columns]
+        for name, values in means.items():
+            values[key] = float(np.mean([item[name] for item in results]))
+    return CalibrationCheck(tuple(observations[column] for column in columns), FOLDS, *means.values())
 
 
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -225,6 +255,55 @@ def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.fl
             "of each"
         )
     return known, np.asarray(labels, dtype=np.float64)[is_known]
+
+
+def choose_operating_point(
+    probabilities: FloatArray, labels: FloatArray, rule: OperatingRule, prevalence: float | None = None
+) -> OperatingPoint:
+    """Chooses an observation's operating point.
+
+    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that the counts
+    stay where another machine's scores differ in the last digits. Where several thresholds are equally good by Youden,
+    it is the most sensitive of them. Predictive values are at the given prevalence, or that of these studies.
+
+    Raises:
+        CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and
+            as `known_studies`.
+    """
+    probabilities, labels = known_studies(probabilities, labels)
+    descending, cut = np.unique(-probabilities, return_inverse=True)
+    called = np.bincount(cut).cumsum()  # (num_cuts,): studies from each distinct probability on, the highest first
+    true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
+    num_positive = int(true[-1])
+    num_negative = len(labels) - num_positive
+    # The weight of a negative study, relative to a positive one.
+    weight = 1.0 if prevalence is None else (1 - prevalence) / prevalence * num_positive / num_negative
+    ppv = true / (true + weight * (called - true))
+    wanted = rule.wanted or 0.0
+    if rule.criterion is Criterion.YOUDEN:
+        # In whole numbers, so that ties are ties: J times the positive times the negative studies.
+        youden = true * num_negative - (called - true) * num_positive
+        if youden.max() <= 0:
+            raise CalibrationError("no threshold does better than chance")
+        place = np.flatnonzero(youden == youden.max())[-1]
+    elif rule.criterion is Criterion.SENSITIVITY:
+        place = np.argmax(true / num_positive >= wanted)
+    else:
+        reached = np.flatnonzero(ppv >= wanted)
+        if not len(reached):
+            raise CalibrationError(
+                f"a positive predictive value of {wanted:g} is reached at no threshold; the highest is {ppv.max():.3f}"
+            )
+        place = reached[-1]
+    upper, lower = np.append(-descending, 0.0)[place : place + 2]
+    halfway = (upper + lower) / 2
+    return OperatingPoint(
+        # Between neighbouring numbers there is no halfway.
+        threshold=float(halfway if halfway > lower else upper),
+        sensitivity=float(true[place] / num_positive),
+        specificity=float(1 - (called[place] - true[place]) / num_negative),
+        ppv=float(ppv[place]),
+    )
 
 
 def _smoothed_targets(labels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, evaluation_labels, per_study
+from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
@@ -44,7 +44,7 @@ def evaluate_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
 ) -> Evaluation:
     """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    labels = split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
 
 
@@ -81,7 +81,7 @@ def assess_dataset(
         InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
     """
     first = next(iter(classifiers.values()))
-    labels = _truth(first, dataset)
+    labels = split_labels(dataset, first.model.config.blank_labels)
     studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
@@ -140,7 +140,7 @@ def reference_figures(
         dataset["patient"][:],
         first.observations,
         reference,
-        labels=_truth(first, dataset),
+        labels=split_labels(dataset, first.model.config.blank_labels),
         labels_name=labels_name,
         aggregation=aggregation,
         replicates=replicates,
@@ -181,10 +181,6 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
                 f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
                 "them are optimistic; evaluate on others, or say --allow-calibration-patients."
             )
-
-
-def _truth(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> FloatArray:
-    return evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
 
 
 def _model_scores(
