@@ -5,7 +5,7 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (studies, AUROC with DeLo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,18 +45,16 @@ class ModelScores:
     chosen_by: Mapping[str, str] = field(default_factory=dict)  # in words, on what data and by which rule
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A group of views: scores and labels of the studies that have such views, NaN for the other studies."""
+class _Group(NamedTuple):
+    """A group of views: scores and labels `(num_studies, num_labels)`, NaN for studies without such views."""
 
     column: str
     name: str
-    scores: FloatArray  # (num_studies, num_labels)
+    scores: FloatArray
     labels: FloatArray
 
 
-@dataclass(frozen=True)
-class _Figures:
+class _Figures(NamedTuple):
     """The metrics of a model on the data and on each resample."""
 
     scores: FloatArray  # (num_studies, num_labels)
@@ -158,25 +156,13 @@ class _Assessment:
         self, model: ModelScores, figures: _Figures, columns: Mapping[str, Sequence[str | None]]
     ) -> dict[str, Any]:
         """The results of one model."""
-        groups = self._groups(model, columns)
+        groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
             "mean_over": self.mean_over,
             "mean_auroc": _entry(percentile_interval(*figures.mean), BOOTSTRAP),
-            "observations": [
-                self._observation(column, model, figures.scores[:, column])
-                | {
-                    name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
-                    for name, value, replicates in zip(
-                        WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
-                    )
-                    if name != "auroc"
-                }
-                for column in range(len(self.observations))
-            ],
-            "subgroups": [
-                self._subgroup(group, column) for group in groups for column in range(len(self.observations))
-            ],
+            "observations": [self._observation(column, model, figures) for column in numbers],
+            "subgroups": [self._subgroup(group, column) for group in groups for column in numbers],
             "gaps": self._gaps(groups),
         }
 
@@ -194,8 +180,8 @@ class _Assessment:
             "method": BOOTSTRAP,
         }
 
-    def _observation(self, column: int, model: ModelScores, scores: FloatArray) -> dict[str, Any]:
-        observation, labels = self.observations[column], self.labels[:, column]
+    def _observation(self, column: int, model: ModelScores, figures: _Figures) -> dict[str, Any]:
+        observation, labels, scores = self.observations[column], self.labels[:, column], figures.scores[:, column]
         counts = _counts(labels)
         num_known, undefined, point = sum(counts.values()), None, None
         if not num_known:
@@ -207,6 +193,7 @@ class _Assessment:
             threshold = float(model.operating_points[observation])
             point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
             point |= _at_threshold(scores, labels, threshold)
+        metrics = zip(WeightedFigures.NAMES, figures.values[column].tolist(), figures.replicates[column], strict=True)
         return {
             "observation": observation,
             **counts,
@@ -214,6 +201,7 @@ class _Assessment:
             "undefined": undefined,
             "auroc": _entry(delong_interval(scores, labels, self.patients), DELONG),
             "operating_point": point,
+            **{name: _entry(percentile_interval(*item), BOOTSTRAP) for name, *item in metrics if name != "auroc"},
         }
 
     def _groups(self, model: ModelScores, columns: Mapping[str, Sequence[str | None]]) -> list[_Group]:
@@ -233,12 +221,11 @@ class _Assessment:
     def _subgroup(self, group: _Group, column: int) -> dict[str, Any]:
         scores, labels = group.scores[:, column], group.labels[:, column]
         counts = _counts(labels)
-        positive, negative = counts.values()
         estimate, too_small = None, None
-        if min(positive, negative) >= MIN_STUDIES_PER_CLASS:
+        if min(counts.values()) >= MIN_STUDIES_PER_CLASS:
             estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
         else:
-            counted = f"{positive} positive and {negative} negative studies"
+            counted = "{num_positive} positive and {num_negative} negative studies".format(**counts)
             too_small = f"{counted}; {MIN_STUDIES_PER_CLASS} of each are needed."
         names = {"column": group.column, "group": group.name, "observation": self.observations[column]}
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
@@ -246,35 +233,33 @@ class _Assessment:
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
         """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
-        pairs = []
+        pairs, figures = [], []
         for name in dict.fromkeys(group.column for group in groups):
             for column, observation in enumerate(self.observations):
                 scored = [group for group, enough in judged if group.column == name and observation in enough]
                 if len(scored) > 1:
-                    aurocs = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
-                    lowest, *_, highest = np.argsort(aurocs, kind="stable").tolist()
-                    pairs.append((column, scored[highest], scored[lowest]))
+                    columns = [(group.scores[:, column], group.labels[:, column]) for group in scored]
+                    lowest, *_, highest = np.argsort([auroc(*pair) for pair in columns], kind="stable").tolist()
+                    pairs.append((observation, scored[highest], scored[lowest]))
+                    figures.append((WeightedFigures(*columns[highest]), WeightedFigures(*columns[lowest])))
         if not pairs:
             return []
-        figures = [
-            [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair]
-            for column, *pair in pairs
-        ]
 
         def differences(weights: FloatArray) -> FloatArray:
             return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
 
-        values = differences(np.ones((len(self.names), 1)))[:, 0]
-        replicates = self.bootstrap.replicate(differences)
+        values = differences(np.ones((len(self.names), 1)))[:, 0].tolist()
         return [
             {
                 "column": highest.column,
-                "observation": self.observations[column],
+                "observation": observation,
                 "highest": highest.name,
                 "lowest": lowest.name,
-                "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
+                "difference": _entry(percentile_interval(value, row), BOOTSTRAP),
             }
-            for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
+            for (observation, highest, lowest), value, row in zip(
+                pairs, values, self.bootstrap.replicate(differences), strict=True
+            )
         ]
 
 
@@ -285,20 +270,21 @@ def _counts(labels: FloatArray) -> dict[str, int]:
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
     """Counts and shares where a score of at least the threshold is positive."""
     is_called = scores >= threshold
-    counts = {
-        "true_positives": int((is_called & (labels == 1)).sum()),
-        "false_positives": int((is_called & (labels == 0)).sum()),
-        "true_negatives": int((~is_called & (labels == 0)).sum()),
-        "false_negatives": int((~is_called & (labels == 1)).sum()),
-    }
-    true, false, rejected, missed = counts.values()
+    true, missed = (int((where & (labels == 1)).sum()) for where in (is_called, ~is_called))
+    false, rejected = (int((where & (labels == 0)).sum()) for where in (is_called, ~is_called))
     shares = {
         "sensitivity": (true, missed),
         "specificity": (rejected, false),
         "ppv": (true, false),
         "npv": (rejected, missed),
     }
-    return counts | {name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()}
+    return {
+        "true_positives": true,
+        "false_positives": false,
+        "true_negatives": rejected,
+        "false_negatives": missed,
+        **{name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()},
+    }
 
 
 def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
@@ -312,7 +298,8 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
         raise ValueError(f"Each model needs a name of its own, got: {', '.join(model.name for model in models)}.")
     if not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise ValueError("Expected labels of 0, 1 and NaN (unknown); evaluation_labels makes them from cell values.")
-    for name, values, points in ((model.name, model.probabilities, model.operating_points) for model in models):
+    for model in models:
+        name, values = model.name, model.probabilities
         if values.shape != labels.shape or values.shape[1:] != (len(observations),):
             raise ValueError(
                 f"{name}: expected probabilities and labels of shape (views, {len(observations)}), got {values.shape} "
@@ -320,7 +307,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
             )
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
-        if unknown := set(points) - set(observations):
+        if unknown := set(model.operating_points) - set(observations):
             raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 

@@ -39,7 +39,7 @@ from chexpert_hf.evaluation.localization.localization import (
     summarize,
 )
 from chexpert_hf.evaluation.metrics import NAN
-from chexpert_hf.evaluation.sanity.randomisation import redrawn_networks
+from chexpert_hf.evaluation.sanity.checks import redrawn_networks
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction

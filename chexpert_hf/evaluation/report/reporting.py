@@ -20,7 +20,7 @@ from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlappi
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
 from chexpert_hf.evaluation.report.report import ReportData
-from chexpert_hf.evaluation.sanity.randomisation import dataset_sanity
+from chexpert_hf.evaluation.sanity.checks import dataset_sanity
 from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.radiographs.grey_levels import naming
@@ -81,32 +81,24 @@ def assess_dataset(
         InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
     """
     first = next(iter(classifiers.values()))
-    labels = split_labels(dataset, first.model.config.blank_labels)
+    labels, observations = split_labels(dataset, first.model.config.blank_labels), first.observations
     studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
     options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
-    metrics = assess(
-        _model_scores(classifiers, probabilities),
-        labels,
-        studies,
-        patients,
-        first.observations,
-        subgroups=subgroup_columns(dataset, labels, first.observations),
-        **options,
-    )
+    groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
+    metrics = assess(scores, labels, studies, patients, observations, subgroups=groups, **options)
     metrics["reference_standard"] = labels_name
     if reference is not None:
-        metrics[SECOND_STANDARD] = reference_figures(
-            classifiers, probabilities, dataset, reference, labels_name=labels_name, **options
-        )
+        options["labels_name"] = labels_name
+        metrics[SECOND_STANDARD] = reference_figures(classifiers, probabilities, dataset, reference, **options)
     if sanity:
         metrics["sanity"] = {name: as_dictionary(checks) for name, checks in sanity.items()}
     truth, names = per_study(labels, studies)
     return ReportData(
         metrics=metrics,
         title=title,
-        observations=first.observations,
+        observations=observations,
         truth=truth,
         scores={name: per_study(values, studies, aggregation)[0] for name, values in probabilities.items()},
         studies=names,
@@ -124,27 +116,16 @@ def reference_figures(
     probabilities: Mapping[str, FloatArray],
     dataset: datasets.Dataset,
     reference: Reference,
-    *,
-    labels_name: str = OWN_LABELS,
-    aggregation: str = "maximum",
-    replicates: int = 1000,
+    **options: Any,
 ) -> dict[str, Any]:
     """The metrics against a second reference standard of predictions `(num_views, num_labels)` for a split.
 
-    Arguments are as in `assess_dataset`, the result and errors as in `assess_reference`.
+    Options are `labels_name`, `aggregation` and `replicates` of `assess_reference`; so are the result and the errors.
     """
     first = next(iter(classifiers.values()))
-    return assess_reference(
-        _model_scores(classifiers, probabilities),
-        dataset["path"][:],
-        dataset["patient"][:],
-        first.observations,
-        reference,
-        labels=split_labels(dataset, first.model.config.blank_labels),
-        labels_name=labels_name,
-        aggregation=aggregation,
-        replicates=replicates,
-    )
+    scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
+    paths, patients = dataset["path"][:], dataset["patient"][:]
+    return assess_reference(scores, paths, patients, first.observations, reference, labels=labels, **options)
 
 
 def subgroup_columns(

@@ -44,8 +44,8 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 class WeightCheck:
     """Similarity of a model's maps and those of the same network with randomised weights.
 
-    Correlations are Spearman's, of the signed maps at their own resolution. Their size counts, since a random head is
-    as likely as its negative. SSIM, which Adebayo et al. give too, is left out: its window is as large as such a map.
+    Correlations are Spearman's, of the signed maps at their own resolution. Their absolute value counts, since a random
+    head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window is as large as such a map.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"
@@ -97,7 +97,7 @@ class RemovalCheck:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """By curve."""
+        """The verdict of each curve by its name."""
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
@@ -164,15 +164,9 @@ def check_removal(
     patients: Sequence[str],
 ) -> RemovalCheck:
     """Compares curves, as `RemovalCheck` describes them, with those of random order; one patient for each curve."""
-    at_random, ones = area_under(random, fractions), np.ones(len(deletion))
-    deletion_gain = _ratio(at_random - area_under(deletion, fractions), ones, patients)
-    insertion_gain = _ratio(area_under(insertion, fractions) - at_random, ones, patients)
-    return RemovalCheck(observations, fractions, deletion, insertion, random, deletion_gain, insertion_gain)
-
-
-def area_under(curves: FloatArray, fractions: FloatArray) -> FloatArray:
-    """The area `(num_curves,)` under curves `(num_curves, num_points)` over `fractions`, by trapezoids."""
-    return np.asarray(trapezoid(curves, fractions, axis=1))
+    deleted, inserted, at_random = (trapezoid(curves, fractions, axis=1) for curves in (deletion, insertion, random))
+    gains = (_ratio(gain, np.ones(len(gain)), patients) for gain in (at_random - deleted, inserted - at_random))
+    return RemovalCheck(observations, fractions, deletion, insertion, random, *gains)
 
 
 def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
@@ -197,17 +191,13 @@ def _standard_ranks(maps: FloatArray) -> FloatArray:
     """Ranks of the values within each map with mean 0 and variance 1; NaN for a map without any difference."""
     ranks = rankdata(maps.reshape(*maps.shape[:2], -1), axis=2)
     ranks -= ranks.mean(axis=2, keepdims=True)
-    deviation = ranks.std(axis=2, keepdims=True)
-    standard = np.divide(ranks, deviation, out=np.full_like(ranks, NAN), where=deviation > 0)
-    return standard.reshape(maps.shape)
+    with np.errstate(invalid="ignore"):
+        return (ranks / ranks.std(axis=2, keepdims=True)).reshape(maps.shape)
 
 
 def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
-    """The mean of the values that are not NaN, NaN where there are none; without numpy's warning."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0).sum(axis=axis)
-    return np.divide(total, count, out=np.full(np.shape(total), NAN), where=count > 0)
+    """The mean of the values that are not NaN, NaN where there are none; without the warning of `np.nanmean`."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=axis), NAN)
 
 
 def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[str]) -> Estimate:

@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
 
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import FloatArray, plain
 from chexpert_hf.evaluation.plots import COLORS, simplify
 from chexpert_hf.evaluation.sanity.image_regions import FRAME
-from chexpert_hf.evaluation.sanity.sanity import (
-    MOST_ALIKE,
-    RemovalCheck,
-    SanityChecks,
-    Verdict,
-    WeightCheck,
-    area_under,
-)
+from chexpert_hf.evaluation.sanity.sanity import MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 from chexpert_hf.files import result_folder, write_json
 
@@ -160,7 +154,7 @@ def _weight_row(check: WeightCheck) -> Sequence[str]:
 def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Estimate) -> Sequence[str]:
     areas = [DASH, DASH]
     if removal.observations:
-        areas = [number(area_under(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
+        areas = [number(trapezoid(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
     verdict = removal.verdicts[name].value
     return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict)
 
