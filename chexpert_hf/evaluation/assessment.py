@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chexpert_hf.evaluation.intervals import (
-    Estimate,
-    PatientBootstrap,
-    bootstrap_p_value,
-    delong_interval,
-    delong_test,
-    percentile_interval,
-    wilson_interval,
-)
+from chexpert_hf.evaluation import intervals
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     NAN,
@@ -33,6 +25,8 @@ from chexpert_hf.evaluation.metrics import (
 SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
 _AUROC = WeightedFigures.NAMES.index("auroc")
+
+Groups = Mapping[str, Sequence[str | None]]  # the group of each view, None for none, by column
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def assess(
     studies: Sequence[str],
     patients: Sequence[str],
     observations: Sequence[str],
-    subgroups: Mapping[str, Sequence[str | None]] | None = None,
+    subgroups: Groups | None = None,
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
@@ -99,7 +93,7 @@ def assess(
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)
-    bootstrap = PatientBootstrap(_patients_of_studies(labels, studies, patients, columns), replicates)
+    bootstrap = intervals.PatientBootstrap(_study_patients(labels, studies, patients, columns), replicates)
     task = _Assessment(labels, studies, observations, aggregation, bootstrap)
     figures = [task.figures(model) for model in models]
     result: dict[str, Any] = plain(
@@ -133,7 +127,7 @@ class _Assessment:
         studies: Sequence[str],
         observations: Sequence[str],
         aggregation: str,
-        bootstrap: PatientBootstrap,
+        bootstrap: intervals.PatientBootstrap,
     ) -> None:
         self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
         self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
@@ -152,15 +146,13 @@ class _Assessment:
             mean = float(values[columns, _AUROC].mean()), replicates[columns, _AUROC].mean(axis=0)
         return _Figures(scores, values, replicates, mean)
 
-    def entry(
-        self, model: ModelScores, figures: _Figures, columns: Mapping[str, Sequence[str | None]]
-    ) -> dict[str, Any]:
+    def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
         """The results of one model."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
             "mean_over": self.mean_over,
-            "mean_auroc": _entry(percentile_interval(*figures.mean), BOOTSTRAP),
+            "mean_auroc": _entry(intervals.percentile_interval(*figures.mean), BOOTSTRAP),
             "observations": [self._observation(column, model, figures) for column in numbers],
             "subgroups": [self._subgroup(group, column) for group in groups for column in numbers],
             "gaps": self._gaps(groups),
@@ -170,13 +162,13 @@ class _Assessment:
         """The model minus the first one."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
-            test = delong_test(*scores, self.labels[:, column], self.patients)
+            test = intervals.delong_test(*scores, self.labels[:, column], self.patients)
             yield {"observation": observation, **asdict(test), "method": DELONG}
         replicates = model.mean[1] - first.mean[1]
         yield {
             "observation": "mean",
-            "difference": asdict(percentile_interval(model.mean[0] - first.mean[0], replicates)),
-            "p_value": bootstrap_p_value(replicates),
+            "difference": asdict(intervals.percentile_interval(model.mean[0] - first.mean[0], replicates)),
+            "p_value": intervals.bootstrap_p_value(replicates),
             "method": BOOTSTRAP,
         }
 
@@ -194,17 +186,19 @@ class _Assessment:
             point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
             point |= _at_threshold(scores, labels, threshold)
         metrics = zip(WeightedFigures.NAMES, figures.values[column].tolist(), figures.replicates[column], strict=True)
+        bootstrapped = {name: _entry(intervals.percentile_interval(*item), BOOTSTRAP) for name, *item in metrics}
+        del bootstrapped["auroc"]  # its interval is DeLong's
         return {
             "observation": observation,
             **counts,
             "num_unknown": len(labels) - num_known,
             "undefined": undefined,
-            "auroc": _entry(delong_interval(scores, labels, self.patients), DELONG),
+            "auroc": _entry(intervals.delong_interval(scores, labels, self.patients), DELONG),
             "operating_point": point,
-            **{name: _entry(percentile_interval(*item), BOOTSTRAP) for name, *item in metrics if name != "auroc"},
+            **bootstrapped,
         }
 
-    def _groups(self, model: ModelScores, columns: Mapping[str, Sequence[str | None]]) -> list[_Group]:
+    def _groups(self, model: ModelScores, columns: Groups) -> list[_Group]:
         row = {name: index for index, name in enumerate(self.names)}
         groups = []
         for column, values in columns.items():
@@ -223,7 +217,7 @@ class _Assessment:
         counts = _counts(labels)
         estimate, too_small = None, None
         if min(counts.values()) >= MIN_STUDIES_PER_CLASS:
-            estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
+            estimate = _entry(intervals.delong_interval(scores, labels, self.patients), DELONG)
         else:
             counted = "{num_positive} positive and {num_negative} negative studies".format(**counts)
             too_small = f"{counted}; {MIN_STUDIES_PER_CLASS} of each are needed."
@@ -249,17 +243,16 @@ class _Assessment:
             return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
 
         values = differences(np.ones((len(self.names), 1)))[:, 0].tolist()
+        rows = zip(pairs, values, self.bootstrap.replicate(differences), strict=True)
         return [
             {
                 "column": highest.column,
                 "observation": observation,
                 "highest": highest.name,
                 "lowest": lowest.name,
-                "difference": _entry(percentile_interval(value, row), BOOTSTRAP),
+                "difference": _entry(intervals.percentile_interval(value, row), BOOTSTRAP),
             }
-            for (observation, highest, lowest), value, row in zip(
-                pairs, values, self.bootstrap.replicate(differences), strict=True
-            )
+            for (observation, highest, lowest), value, row in rows
         ]
 
 
@@ -283,11 +276,11 @@ def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> d
         "false_positives": false,
         "true_negatives": rejected,
         "false_negatives": missed,
-        **{name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()},
+        **{name: _entry(intervals.wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()},
     }
 
 
-def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
+def _entry(estimate: intervals.Estimate, method: str) -> dict[str, Any]:
     return {**asdict(estimate), "method": method}
 
 
@@ -311,9 +304,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
             raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 
-def _patients_of_studies(
-    labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Mapping[str, Sequence[str | None]]
-) -> list[str]:
+def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
     """The patient of each study, in the order of the studies' first views, after checks of the views."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")

@@ -184,15 +184,13 @@ def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Est
     return Estimate(auroc, low(auroc), 1 - low(1 - auroc))
 
 
-def delong_test(
-    scores_a: FloatArray, scores_b: FloatArray, labels: FloatArray, patients: Patients = None
-) -> PairedTest:
-    """AUROC of model `a` minus that of `b` on the same studies; arguments as for `delong_interval`.
+def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patients: Patients = None) -> PairedTest:
+    """AUROC of the first scores minus that of the second on the same studies; arguments as for `delong_interval`.
 
     Where no study moves the difference, its interval is NaN and p is 1 for equal AUROCs and NaN for others; all is NaN
     unless both classes occur.
     """
-    below, above = (a - b for a, b in zip(placements(scores_a, labels), placements(scores_b, labels), strict=True))
+    below, above = (a - b for a, b in zip(placements(first, labels), placements(second, labels), strict=True))
     if not len(below) or not len(above):
         return PairedTest(UNDEFINED, NAN)
     difference = float(np.mean(below))

@@ -6,16 +6,18 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from chexpert_hf.evaluation.intervals import NAN, Estimate
-from chexpert_hf.evaluation.sanity.image_regions import frame, outside_body, side_marker
 from chexpert_hf.evaluation.sanity.sanity import (
     SanityChecks,
     Verdict,
     check_region,
     check_removal,
     check_weights,
+    frame,
     judge,
     mass_inside,
+    outside_body,
     removal_steps,
+    side_marker,
 )
 from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, sanity_tables, write_sanity
 from chexpert_hf.phantoms import film

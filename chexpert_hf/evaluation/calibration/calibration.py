@@ -108,14 +108,13 @@ class OperatingPoint:
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
-    """Fits Platt scaling to one observation, by maximum likelihood with Platt's targets.
+    """Fits Platt scaling to one observation, by maximum likelihood.
 
-    The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that the fit is finite where logits separate the classes.
+    The targets are Platt's, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that the fit is finite where logits separate the
+    classes.
 
     Raises:
         CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
-
-    Source: Platt 1999; Lin, Lin & Weng 2007.
     """
     logits, labels = known_studies(logits, labels)
     center, spread = float(logits.mean()), float(logits.std())
@@ -134,8 +133,6 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
     """Fits one temperature, by which all logits are divided, by maximum likelihood over all known cells.
 
     Arguments, `(num_studies, num_labels)`, targets and errors are as in `fit_platt`; Guo et al. use 1 and 0 as targets.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
     if np.shape(logits) != np.shape(labels):
         raise ValueError(f"Expected a label per logit, got shapes {np.shape(logits)} and {np.shape(labels)}.")
@@ -204,10 +201,10 @@ class CalibrationCheck:
 def check_calibration(
     logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
 ) -> CalibrationCheck | None:
-    """Cross-validates the methods: each fold of patients is scored by lines that were fitted on the other folds.
+    """Cross-validates the methods: each fold of patients is scored by fits on the other folds.
 
     Arguments are as for `fit_calibration`, with the patient of each study. The result is None where no observation has
-    the studies for it in every fold.
+    enough studies in every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)
@@ -236,7 +233,7 @@ def check_calibration(
 
 
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Those of scores and labels `(num_studies,)` in {0, 1, NaN} whose label is known.
+    """Scores and labels `(num_studies,)` in {0, 1, NaN}, restricted to the studies whose label is known.
 
     Raises:
         CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.
@@ -262,9 +259,9 @@ def choose_operating_point(
 ) -> OperatingPoint:
     """Chooses an observation's operating point.
 
-    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that the counts
-    stay where another machine's scores differ in the last digits. Where several thresholds are equally good by Youden,
-    it is the most sensitive of them. Predictive values are at the given prevalence, or that of these studies.
+    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that small
+    differences between machines do not change the counts. Of thresholds that are equally good by Youden, it is the most
+    sensitive one. Predictive values are at the given prevalence, or that of these studies.
 
     Raises:
         CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and

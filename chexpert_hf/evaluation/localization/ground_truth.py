@@ -79,7 +79,7 @@ class Segmentations:
 
 
 class Boxes:
-    """Boxes of some findings in some images; a finding without a box may be there all the same.
+    """Boxes of some findings in some images; a finding without a box may be present all the same.
 
     Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
     file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
@@ -97,9 +97,7 @@ class Boxes:
             for path, found in target.boxes.items():
                 self._boxes[path][target.observation].extend(found)
         if not self._boxes:
-            raise GroundTruthError(
-                f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
-            )
+            raise GroundTruthError(f"{reference.file} holds no box; expected rows with x, y, width, height, in pixels.")
 
     def findings(self, path: str) -> tuple[str, ...]:
         return tuple(name for name in OBSERVATIONS if name in self._boxes.get(path, {}))
@@ -125,16 +123,14 @@ def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTr
     """The ground truth in a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`."""
     if annotations is not None:
         if not annotations.is_file():
-            raise GroundTruthError(
-                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
-            )
+            raise GroundTruthError(f"{annotations} is not a file; expected a CSV file of boxes or cheXlocalize's JSON.")
         return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
     if (folder / MASKS_FOLDER).is_dir():
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
         return Boxes(folder / BOXES_FILE)
     raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, which would say where its findings are; pass "
         "--annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
 

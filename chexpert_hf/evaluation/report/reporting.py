@@ -7,14 +7,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
 from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
@@ -40,9 +39,7 @@ def evaluate_dataset(
     return evaluate_predictions(predict_dataset(classifier, dataset, progress), dataset, classifier.model.config)
 
 
-def evaluate_predictions(
-    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
-) -> Evaluation:
+def evaluate_predictions(probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig) -> Evaluation:
     """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
     labels = split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
@@ -67,13 +64,13 @@ def assess_dataset(
     Args:
         classifiers: Name -> model; all judge the same observations in the same order.
         dataset: A split from `load_chexpert` with the labels of these observations.
-        title: Of the data and split.
+        title: Names the data and the split.
         aggregation: One of `metrics.AGGREGATIONS`.
-        replicates: Of the bootstrap.
-        num_thumbnails: Of the first model's worst false positives and negatives that are shown for each observation.
+        replicates: Resamples of the bootstrap.
+        num_thumbnails: Number of the first model's worst errors of each kind to show for each observation.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: Shown before anything else.
-        labels_name: Who set the labels of the data set, in words.
+        labels_name: Who set the labels of the data set, such as "text-mined labels".
         reference: A second reference standard for images of this split.
         progress: Called with the number of images that were added.
 
@@ -128,10 +125,8 @@ def reference_figures(
     return assess_reference(scores, paths, patients, first.observations, reference, labels=labels, **options)
 
 
-def subgroup_columns(
-    dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]
-) -> dict[str, list[str | None]]:
-    """The groups of each view by the table's own columns; None where it does not say."""
+def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
+    """The groups of each view by column; None where the table does not say."""
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
@@ -164,23 +159,21 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
             )
 
 
-def _model_scores(
-    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, FloatArray]
-) -> list[ModelScores]:
-    scores = []
+def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping[str, FloatArray]) -> list[ModelScores]:
+    models = []
     for name, model in classifiers.items():
         chosen_by = {}
         if source := model.model.config.operating_points_source:
             rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
             chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
-        scores.append(ModelScores(name, probabilities[name], model.operating_points, chosen_by))
-    return scores
+        models.append(ModelScores(name, scores[name], model.operating_points, chosen_by))
+    return models
 
 
 def _thumbnails(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, labels: FloatArray, probabilities: FloatArray, count: int
 ) -> list[tuple[str, bytes]]:
-    """Caption and PNG of the views furthest on the wrong side of the operating point, with the observation's map."""
+    """Captions and PNGs of the views furthest on the wrong side of the operating point, with their maps."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
     for column, name in enumerate(classifier.observations):

@@ -23,7 +23,6 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import FloatArray
 from chexpert_hf.evaluation.sanity import sanity
-from chexpert_hf.evaluation.sanity.image_regions import frame, outside_body, side_marker
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import POSITIVE
@@ -57,21 +56,17 @@ def check_sanity(
 ) -> sanity.SanityChecks:
     """Checks the maps of one model, no ensemble, on two or more radiographs.
 
-    Curves are made for what `is_positive` `(num_files, num_labels)` and for what the model calls positive at its
-    operating points; the regions are judged on the latter only. All radiographs are of different people if `patients`
-    is None. Progress is called with the number of radiographs and curves that were added.
+    Curves are made for what `is_positive` `(num_files, num_labels)` marks and for what the model calls positive at its
+    operating points; the regions are evaluated on the latter only. If `patients` is None, all radiographs are of
+    different people. Progress is called with the number of radiographs and curves that were added.
 
     Raises:
         InputError: If it is an ensemble, there are fewer than two radiographs or one cannot be read.
     """
     if len(classifier.members) > 1:
-        raise InputError(
-            f"Sanity checks are for one model, got an ensemble of {len(classifier.members)}; name a member."
-        )
+        raise InputError(f"Sanity checks take one model, got an ensemble of {len(classifier.members)}; name a member.")
     if len(files) < 2:
-        raise InputError(
-            f"Expected two or more radiographs, to compare their maps with each other's, got {len(files)}."
-        )
+        raise InputError(f"Expected two or more radiographs to compare their maps with each other's, got {len(files)}.")
     patients = patients or [str(number) for number in range(len(files))]
     probabilities, by_network, masses, areas = _run(classifier, files, seed, progress)
     points = np.array([classifier.operating_points[name] for name in classifier.observations])
@@ -148,11 +143,9 @@ def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Ten
 def _run(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int, progress: Callable[[int], None] | None
 ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
-    """Runs the model and the randomised ones over n radiographs, for L observations.
-
-    Returns:
-        The model's probabilities `(n, L)`, the maps `(n, L, h, w)` of each network, and for each region the share
-        `(n, L)` of the model's maps in it and that of the picture `(n,)`.
+    """The model's probabilities `(n, L)` for n radiographs and L observations, the maps `(n, L, h, w)` of the model and
+    the randomised ones, and for each region the share `(n, L)` of the model's maps and that `(n,)` of the picture in
+    it.
     """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
@@ -192,10 +185,9 @@ def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str,
     left, top, right, bottom = processor.seen_box(*image.size)
     x, y = _SIZE[0] / image.width, _SIZE[1] / image.height
     box = (round(left * x), round(top * y), round(right * x), round(bottom * y))
-    outside, marker = (
-        np.asarray(Image.fromarray(find(picture)).crop(box).resize(_SIZE)) for find in (outside_body, side_marker)
-    )
-    return {OUTSIDE: outside, FRAME: frame(_SIZE), MARKER: marker}
+    found = {OUTSIDE: sanity.outside_body(picture), MARKER: sanity.side_marker(picture)}
+    seen = {name: np.asarray(Image.fromarray(mask).crop(box).resize(_SIZE)) for name, mask in found.items()}
+    return seen | {FRAME: sanity.frame(_SIZE)}
 
 
 def choose_pairs(probabilities: FloatArray, is_wanted: NDArray[np.bool_]) -> list[Pair]:

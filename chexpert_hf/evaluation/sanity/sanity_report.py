@@ -14,8 +14,7 @@ from scipy.integrate import trapezoid
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import FloatArray, plain
 from chexpert_hf.evaluation.plots import COLORS, simplify
-from chexpert_hf.evaluation.sanity.image_regions import FRAME
-from chexpert_hf.evaluation.sanity.sanity import MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
+from chexpert_hf.evaluation.sanity.sanity import FRAME, MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 from chexpert_hf.files import result_folder, write_json
 
