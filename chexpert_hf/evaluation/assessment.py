@@ -36,7 +36,7 @@ class ModelScores:
     name: str  # what the report calls it
     probabilities: FloatArray  # (num_views, num_labels), in [0, 1]
     operating_points: Mapping[str, float] = field(default_factory=dict)  # the thresholds of observations that have one
-    chosen_by: Mapping[str, str] = field(default_factory=dict)  # in words, on what data and by which rule
+    chosen_by: Mapping[str, str] = field(default_factory=dict)  # the rule that chose each, for people
 
 
 class _Group(NamedTuple):
@@ -69,15 +69,15 @@ def assess(
 ) -> dict[str, Any]:
     """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
-    A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
-    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval.
-    Every model is compared with the first. A patient's studies may depend on each other, except in Wilson's intervals.
+    A subgroup is scored on its own views, such as the frontal views of each study. A gap is the difference between the
+    groups of highest and lowest AUROC in a column; its interval ignores that they were chosen on these data. Every
+    model is compared with the first. All intervals but Wilson's account for patients with several studies.
 
     Args:
         models: At least one; their names differ.
         labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `evaluation_labels`.
-        studies: Of each view, named so that no two patients share a name.
-        patients: Of each view.
+        studies: The study of each view; no two patients share a study's name.
+        patients: The patient of each view.
         observations: The names of the columns.
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
         aggregation: One of `metrics.AGGREGATIONS`.
@@ -85,8 +85,8 @@ def assess(
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
-        An estimate is `value`, `low`, `high`, `method`, and of the bootstrap also `left_out`: the resamples in which
-        it was undefined.
+        An estimate has `value`, `low`, `high`, `method`, and, by bootstrap, `left_out`: the number of resamples in
+        which it was undefined.
 
     Raises:
         ValueError: If arguments do not fit each other, or a probability or label is out of range.
@@ -119,7 +119,7 @@ def assess(
 
 
 class _Assessment:
-    """The truth per study and the views behind it, and the metrics of models on them."""
+    """The labels of each study and the views behind them, to compute the metrics of models."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Assessment:
         return _Figures(scores, values, replicates, mean)
 
     def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
-        """The results of one model."""
+        """All results of one model."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
@@ -159,7 +159,7 @@ class _Assessment:
         }
 
     def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
-        """The model minus the first one."""
+        """Differences between the model and the first one."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
             test = intervals.delong_test(*scores, self.labels[:, column], self.patients)
@@ -225,7 +225,7 @@ class _Assessment:
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
+        """The difference between the highest and the lowest AUROC of groups, by column and observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
         pairs, figures = [], []
         for name in dict.fromkeys(group.column for group in groups):

@@ -1,4 +1,4 @@
-"""Models against a second reference standard, beside the labels of the data set on the same images."""
+"""Evaluation against a second reference standard, beside the labels of the data set on the same images."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -64,7 +64,7 @@ class Calibration:
 
     method: Method
     lines: Mapping[str, Platt]  # of each observation that was calibrated
-    left_out: Mapping[str, str]  # the other observations, and why each stays as it is
+    left_out: Mapping[str, str]  # the other observations, and why each is not calibrated
 
 
 class Criterion(str, Enum):

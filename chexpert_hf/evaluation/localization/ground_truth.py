@@ -1,4 +1,4 @@
-"""The places of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+"""The locations of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
 
 Masks are read one image at a time. Paths are those of `load_chexpert`: from the split's name on.
 """
@@ -31,19 +31,19 @@ class GroundTruthError(InputError):
 class MaskFolder:
     """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
-    source = "masks"  # in words
-    is_complete = True  # whether a finding that has no place in an image is known to be absent from it
+    source = "masks"  # for people
+    is_complete = True  # whether a finding without a mask or box is known to be absent from the image
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
-        """The observations that have a place in this image."""
+        """The observations that have a mask in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
         return tuple(name for name in OBSERVATIONS if name in names)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
+        """The mask of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:

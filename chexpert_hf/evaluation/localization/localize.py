@@ -1,7 +1,7 @@
-"""Runs a model on a data set whose findings have known places: hit rates and mIoUs of its maps, next to baselines.
+"""Runs a model on a data set whose findings have known locations: hit rates and mIoUs of its maps and of baselines.
 
 Four pointers are compared: the model, a network of its architecture with random weights, and the two fixed points of
-`localization.PRIORS`. A map that does no better than these says nothing about the image.
+`localization.PRIORS`. A map that is no better than these carries no information about the image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

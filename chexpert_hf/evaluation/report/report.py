@@ -93,7 +93,7 @@ class ReportData:
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Writes the whole folder; files of an earlier report are replaced."""
+    """Writes all files of the report; those of an earlier report are replaced."""
     result_folder(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     write_json(folder / "metrics.json", metrics)
@@ -142,7 +142,7 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are scored, and lines for the groups that are too small and for columns of a single group."""
+    """The scored entries, the groups that are too small as text, and the columns of a single group."""
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
         groups.setdefault(item["column"], {})[item["group"]] = None

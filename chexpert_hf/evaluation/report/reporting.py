@@ -143,7 +143,7 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Warnings about metrics on these patients, for each model that is a folder; see `seen_patients`."""
+    """Warnings of `seen_patients` for each model that is a folder."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 
@@ -154,8 +154,8 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
         file = Path(model) / CALIBRATION_PATIENTS_FILE
         if file.is_file() and (shared := overlapping_patients(file, patients)):
             raise InputError(
-                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
-                "them are optimistic; evaluate on others, or say --allow-calibration-patients."
+                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so metrics on "
+                "them are optimistic; evaluate on others, or pass --allow-calibration-patients."
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether saliency maps mean something: do they depend on the weights, keep to the body, name places that matter?
+"""Sanity checks of saliency maps: do they depend on the weights, keep to the body, and mark cells that matter?
 
 Sources: Adebayo et al. 2018, arXiv:1810.03292 (weight randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion
 and insertion); Zech et al. 2018, PLOS Medicine 15(11) (networks that read the side marker instead of the chest).
@@ -19,14 +19,14 @@ from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, PatientBootstr
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 MOST_ALIKE = 0.5
-"""Mean |rank correlation| from which on maps count as unchanged: they then share a quarter of the variance of their
-ranks. Chosen before any model was looked at; what maps have in common by chance is reported beside it."""
+"""Mean |rank correlation| from which on maps count as unchanged: they share a quarter of the variance of their ranks.
+Set before any model was evaluated."""
 
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.floating] | NDArray[np.uint8]
 
 FRAME = 0.05  # width of the frame, as a share of each side
-# Air beside the body is darker than this share of the way from the darkest to the brightest place.
+# Air beside the body is darker than this share of the range of grey levels.
 _DARK = 0.15
 # The marker is looked for in the upper third of the outer quarters of a picture, where technicians put it.
 _ZONE_HEIGHT, _ZONE_WIDTH = 1 / 3, 1 / 4
@@ -72,7 +72,7 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps change; where chance alone reaches the bound, nothing can be told from such coarse maps."""
+        """Whether the maps change; not judged where shifted maps alone reach the bound, as with very coarse maps."""
         if _mean(self.by_chance, 0) >= MOST_ALIKE:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MOST_ALIKE, is_good_below=True)
@@ -86,20 +86,20 @@ class RegionCheck:
     num_images: int  # radiographs that have such a region
     mass: float  # mean share of a map's sum that lies there
     area: float  # mean share of the picture that it takes, which is what an even map would have there
-    ratio: Estimate  # mass / area: above 1, the maps look there more than by chance
+    ratio: Estimate  # mass / area: above 1, the maps mark the region more than by chance
     by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps keep away from it."""
+        """Whether the maps keep away from the region."""
         return judge(self.ratio, 1, is_good_below=True)
 
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """Whether a probability falls or rises sooner when cells go in the order of the map than in random order.
+    """Deletion and insertion curves in the order of the map, compared with random order.
 
-    A gain is the area between the curve and that of random order; above 0, the map beats chance.
+    A gain is the area between the two curves; above 0, the map is better than chance.
     """
 
     observations: Sequence[str]  # of each curve
@@ -195,7 +195,7 @@ def mass_inside(maps: FloatArray, region: Mask) -> FloatArray:
 
 
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatArray]:
-    """The cells gone after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and the share that is."""
+    """The cells removed after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and their share."""
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
     rank[order] = np.arange(len(order))
@@ -213,7 +213,7 @@ def frame(shape: tuple[int, int]) -> Mask:
 def outside_body(picture: Picture) -> Mask:
     """The dark surroundings: all but the largest bright region of the smoothed picture and what it encloses.
 
-    Lungs are dark, but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
+    Lungs are dark but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
     """
     smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
     dark, bright = np.percentile(smooth, [1, 99])
@@ -226,11 +226,10 @@ def outside_body(picture: Picture) -> Mask:
 
 
 def side_marker(picture: Picture) -> Mask:
-    """The box around what looks most like a side marker: narrow bright strokes, close together, near an upper corner.
+    """The box around the likeliest side marker: narrow bright strokes, close together, near an upper corner.
 
-    Metal is bright in the picture, which needs 320 pixels or more, or letters cannot be told from ribs. The mask is
-    empty if nothing looks like one. It is wrong now and then: a pacemaker or the edge of a bone may look more like one
-    than a faint letter does.
+    Metal is bright in the picture, whose sides must be 320 pixels or more to tell letters from ribs. The mask is empty
+    if nothing looks like a marker, and sometimes wrong: a pacemaker or the edge of a bone may look more like one.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)
