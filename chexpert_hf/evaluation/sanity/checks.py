@@ -220,7 +220,9 @@ def removal_check(
             progress(1)
     names = [classifier.observations[column] for _, column in pairs]
     fractions = sanity.removal_steps(np.arange(cells), steps)[1]
-    return sanity.check_removal(names, fractions, *curves, [patients[row] for row, _ in pairs])
+    deletion, insertion, random = curves
+    patients = [patients[row] for row, _ in pairs]
+    return sanity.check_removal(names, fractions, deletion, insertion, random, patients)
 
 
 @torch.inference_mode()
