@@ -111,6 +111,15 @@ def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstima
     return BootstrapEstimate(value, low, high, len(replicates) - len(defined))
 
 
+def ratio_interval(
+    value: float, above: FloatArray, below: FloatArray, patients: Sequence[str], replicates: int = 1000
+) -> BootstrapEstimate:
+    """A ratio of two sums over studies, with percentiles of it on resampled patients where the lower sum is not 0."""
+    with np.errstate(invalid="ignore"):
+        ratios = PatientBootstrap(patients, replicates).replicate(lambda weights: (above @ weights) / (below @ weights))
+    return percentile_interval(value, ratios)
+
+
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Two-sided p-value of there being no difference, from bootstrapped differences; NaN without any.
 

@@ -23,17 +23,9 @@ from chexpert_hf.files import first_line, write_text
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
 TASKS = (
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Lesion",
-    "Airspace Opacity",
-    "Edema",
-    "Consolidation",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Support Devices",
-)
+    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Airspace Opacity", "Edema", "Consolidation",
+    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Support Devices",
+)  # fmt: skip
 """The tasks in cheXlocalize's order and names. Source: cheXlocalize, eval_constants.py."""
 
 _OBSERVATION_OF = {task: task.replace("Airspace Opacity", "Lung Opacity") for task in TASKS}

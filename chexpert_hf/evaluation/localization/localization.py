@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from chexpert_hf.evaluation.intervals import (
-    BootstrapEstimate,
-    Estimate,
-    PatientBootstrap,
-    percentile_interval,
-    wilson_interval,
-)
-from chexpert_hf.evaluation.metrics import NAN, FloatArray
+from chexpert_hf.evaluation.intervals import BootstrapEstimate, Estimate, ratio_interval, wilson_interval
+from chexpert_hf.evaluation.metrics import NAN
 
 Mask = NDArray[np.bool_]
 
@@ -212,11 +206,5 @@ def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 
     is_defined = ~np.isnan(values)
     if not is_defined.any():
         return BootstrapEstimate(NAN, NAN, NAN, 0)
-    filled = np.where(is_defined, values, 0)
-
-    def mean(weights: FloatArray) -> FloatArray:
-        count = is_defined @ weights
-        return np.divide(filled @ weights, count, out=np.full_like(count, np.nan), where=count > 0)
-
-    means = PatientBootstrap(patients, replicates).replicate(mean)
-    return percentile_interval(float(values[is_defined].mean()), means)
+    mean, filled = float(values[is_defined].mean()), np.where(is_defined, values, 0)
+    return ratio_interval(mean, filled, is_defined.astype(float), patients, replicates)

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.integrate import trapezoid
 from scipy.stats import rankdata
 
-from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, PatientBootstrap, percentile_interval
+from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, ratio_interval
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 MOST_ALIKE = 0.5
@@ -273,6 +273,5 @@ def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[
     if not known:
         return UNDEFINED
     above, below = numerators[known], denominators[known]
-    replicates = PatientBootstrap([patients[row] for row in known]).replicate(lambda w: (above @ w) / (below @ w))
-    estimate = percentile_interval(float(above.sum() / below.sum()), replicates)
+    estimate = ratio_interval(float(above.sum() / below.sum()), above, below, [patients[row] for row in known])
     return Estimate(estimate.value, estimate.low, estimate.high)
