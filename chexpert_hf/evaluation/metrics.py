@@ -86,8 +86,7 @@ def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> Float
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
     """Aggregates values `(num_views, num_labels)` over the views of each study, by one of `AGGREGATIONS`.
 
-    Returns values `(num_studies, num_labels)`, NaN where every view is NaN, and the studies in order of their first
-    view.
+    Returns the values `(num_studies, num_labels)`, NaN where every view is NaN, and the studies in order of first view.
     """
     if how not in AGGREGATIONS:
         raise ValueError(f"Views of a study are aggregated by one of {', '.join(AGGREGATIONS)}, got {how!r}.")

@@ -148,7 +148,7 @@ def calibrate_folder(
 def dataset_logits(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Logits `(num_views, num_labels)` of a split's images, from the model: float32 probabilities near 1 lose them."""
+    """Logits `(num_views, num_labels)` of a split's images; float32 probabilities near 1 could not give them back."""
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
@@ -266,7 +266,7 @@ def _record(
     rule: OperatingRule | None,
     prevalences: Mapping[str, float],
 ) -> None:
-    """Puts the calibration and the operating points into the config."""
+    """Writes the calibration and the operating points into the config."""
     lines = result.calibration.lines
     record = {
         "method": result.calibration.method.value,

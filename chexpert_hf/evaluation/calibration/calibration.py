@@ -60,7 +60,7 @@ class Platt:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of a fit; of a temperature T the slopes are 1 / T and the intercepts 0."""
+    """The result of a fit; for a temperature T the slopes are 1 / T and the intercepts 0."""
 
     method: Method
     lines: Mapping[str, Platt]  # of each observation that was calibrated

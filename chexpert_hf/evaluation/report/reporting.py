@@ -126,7 +126,7 @@ def reference_figures(
 
 
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
-    """The groups of each view by column; None where the table does not say."""
+    """The groups of each view by column, such as sex and age; None where unknown."""
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
