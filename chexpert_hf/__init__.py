@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_chexpert import CheXpertConfig
-    from .datasets.chexpert import load_chexpert
+    from .datasets.loading import load_dataset
     from .image_processing_chexpert import CheXpertImageProcessor
     from .labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
     from .modeling_chexpert import CheXpertForImageClassification
@@ -28,7 +28,8 @@ _HOMES = {
     "COMPETITION_OBSERVATIONS": "labels",
     "OBSERVATIONS": "labels",
     "RadiographError": "radiographs.radiograph",
-    "load_chexpert": "datasets.chexpert",
+    "load_chexpert": "datasets.loading",
+    "load_dataset": "datasets.loading",
     "read_radiograph": "radiographs.radiograph",
 }
 
@@ -41,7 +42,7 @@ __all__ = [
     "CheXpertImageProcessor",
     "Prediction",
     "RadiographError",
-    "load_chexpert",
+    "load_dataset",
     "read_radiograph",
 ]
 

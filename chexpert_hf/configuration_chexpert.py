@@ -8,7 +8,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .labels import OBSERVATIONS, UncertaintyPolicy, ancestors, parents_among, parse_policies
+from .labels import CHEXPERT, LabelSet, UncertaintyPolicy, ancestors, parents_among, parse_policies
 
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation for which none was chosen on data."""
@@ -46,6 +46,7 @@ class CheXpertConfig(PreTrainedConfig):
             applies to uncertain labels. An observation under U-MultiClass has three outputs in the head.
         policies_source: Where the choice of policies comes from, for the record.
         blank_labels: Whether a blank (NaN) label is `"negative"` or `"unknown"`; unknown ones take no part in the loss.
+        label_set: What is known of the observations, as `LabelSet.to_dict` gives it; CheXpert's if None.
         label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
             model then returns logits of the unconditional probabilities, the products along the path to the root.
         operating_points: Probability from which on an observation is called positive; .5 for those not named.
@@ -82,6 +83,7 @@ class CheXpertConfig(PreTrainedConfig):
     uncertainty_policies: dict[str, str] | None = None
     policies_source: str | None = None
     blank_labels: Literal["negative", "unknown"] = "negative"
+    label_set: dict[str, Any] | None = None
     label_parents: dict[str, str] | None = None
     operating_points: dict[str, float | int] | None = None
     operating_points_source: dict[str, Any] | None = None
@@ -97,7 +99,7 @@ class CheXpertConfig(PreTrainedConfig):
         self.block_config = list(self.block_config)
         names: dict[int, str] | dict[str, str] | None = getattr(self, "id2label", None)
         if names is None and kwargs.get("num_labels") is None:
-            self.id2label = dict(enumerate(OBSERVATIONS))
+            self.id2label = dict(enumerate(CHEXPERT.names))
         kwargs.pop("map_offsets", None)  # a field of configs written before it was removed
         super().__post_init__(**kwargs)
         self._fill_in()
@@ -110,7 +112,7 @@ class CheXpertConfig(PreTrainedConfig):
             ValueError: If `num_labels` is not the number of the labels that are named.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        labels = _labels_asked_for(kwargs, len(config_dict.get("id2label") or OBSERVATIONS))
+        labels = _labels_asked_for(kwargs, len(config_dict.get("id2label") or CHEXPERT.names))
         asked = {} if labels is None else {"id2label": labels}
         config, unused = super().from_dict(config_dict, **asked, **kwargs, return_unused_kwargs=True)
         config._fill_in()
@@ -160,6 +162,13 @@ class CheXpertConfig(PreTrainedConfig):
         return tuple(name for _, name in sorted(self.id2label.items()))
 
     @property
+    def labels(self) -> LabelSet:
+        """The model's observations with their headline, hierarchy and definitions."""
+        if self.label_set is None:
+            return CHEXPERT.among(self.observations)
+        return LabelSet.from_dict(self.observations, self.label_set)
+
+    @property
     def multiclass_observations(self) -> tuple[str, ...]:
         """The observations under U-MultiClass, in the order of the model's outputs."""
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
@@ -200,6 +209,7 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError(f"id2label has the indices {sorted(self.id2label)}, expected 0, 1, ... without a gap.")
         if len(set(observations)) < len(observations):
             raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
+        _ = self.labels
         parse_policies(self.uncertainty_policies or {}, observations)
         for child, parent in (self.label_parents or {}).items():
             if child not in observations or parent not in observations:

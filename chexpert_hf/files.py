@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from chexpert_hf.errors import InputError
@@ -38,24 +37,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a file by a value as indented JSON, whole or not at all.
-
-    Raises:
-        ValueError: If the value holds NaN or an infinity.
-    """
+    """Replaces a file by a value as indented JSON; ValueError if the value holds NaN or an infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def require_empty(folder: Path, advice: str = "choose a new or empty folder") -> None:
-    """Checks that a folder is new or empty.
-
-    Args:
-        folder: The folder.
-        advice: What to do otherwise, for the message.
-
-    Raises:
-        FolderError: If it is a file or holds anything.
-    """
+    """FolderError, which ends in the advice, if a folder is a file or holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FolderError(f"{folder} is not empty; {advice}.")
 
@@ -64,38 +51,28 @@ def require_empty(folder: Path, advice: str = "choose a new or empty folder") ->
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder of the same name, which becomes `folder` when the context ends and is removed after an error.
 
-    Args:
-        folder: Must be new or empty.
-
     Raises:
-        FolderError: If it is not, or cannot be written.
+        FolderError: If `folder` is neither new nor empty, or cannot be written.
     """
     require_empty(folder)
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".chexpert-hf-", dir=folder.parent))
+        with TemporaryDirectory(prefix=".chexpert-hf-", dir=folder.parent, ignore_cleanup_errors=True) as beside:
+            partial = Path(beside) / folder.name
+            partial.mkdir()
+            yield partial
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
     except OSError as error:
-        raise FolderError(f"{folder} cannot be made ({_reason(error)}); choose another place.") from error
-    try:
-        partial = beside / folder.name
-        partial.mkdir()
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise FolderError(f"{folder} could not be written ({_reason(error)}); nothing of it was left.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise FolderError(
+            f"{folder} could not be written ({_reason(error)}); nothing of it was left. Choose another place."
+        ) from error
 
 
 def result_folder(folder: Path) -> None:
-    """Makes a folder for results, if it is not there.
-
-    Raises:
-        FolderError: If it is a file, or cannot be made.
-    """
+    """Makes a folder for results, if it does not exist; FolderError if it is a file, or cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

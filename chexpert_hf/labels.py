@@ -1,4 +1,4 @@
-"""The vocabulary of CheXpert: its 14 observations, the cell values of its CSV files, and the uncertainty policies.
+"""Label sets, CheXpert's first of all; the cell values of label files, and the uncertainty policies.
 
 Nothing here imports anything heavy; every other module takes the names from here. This file travels with saved models.
 
@@ -6,8 +6,10 @@ Source: Irvin et al. 2019, "CheXpert: A Large Chest Radiograph Dataset with Unce
 arXiv:1901.07031, sections 2 and 3.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 OBSERVATIONS: tuple[str, ...] = (
     "No Finding",
@@ -95,6 +97,84 @@ PARENTS: dict[str, str] = {
 """Child -> parent: a child that is positive makes its parent positive. Source: Pham et al. 2019, arXiv:1911.06475."""
 
 
+@dataclass(frozen=True)
+class LabelSet:
+    """The observations of a data set or a model, and what is known of them.
+
+    Attributes:
+        names: The observations, in the order of columns and outputs.
+        headline: Those whose mean AUROC is the headline metric; all if it is empty.
+        parents: Child -> parent: a child that is positive makes its parent positive.
+        none_of_these: The observation that all others are absent, which is nowhere in an image.
+        definitions: Meaning of an observation, in one line.
+    """
+
+    names: tuple[str, ...]
+    headline: tuple[str, ...] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
+    none_of_these: str | None = None
+    definitions: Mapping[str, str] = field(default_factory=dict)
+
+    def among(self, names: Iterable[str]) -> "LabelSet":
+        """The label set of some observations, known or not, in their order."""
+        names = tuple(names)
+        return LabelSet(
+            names,
+            tuple(name for name in self.headline if name in names),
+            parents_among(names, self.parents),
+            self.none_of_these if self.none_of_these in names else None,
+            {name: text for name, text in self.definitions.items() if name in names},
+        )
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Some names in the order of this set; others come last, in their own order."""
+        given = list(names)
+        return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of the observations, for JSON, without their names."""
+        return {name: value for name, value in asdict(self).items() if name != "names" and value}
+
+    @classmethod
+    def from_dict(cls, names: Iterable[str], values: Mapping[str, Any]) -> "LabelSet":
+        """The inverse of `to_dict`, for some observations; ValueError if a value is none of theirs."""
+        names, known = tuple(names), {each.name for each in fields(cls)} - {"names"}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"A label set has no {unknown[0]!r}; expected some of: {', '.join(sorted(known))}.")
+        try:
+            return cls(names, **{**values, "headline": tuple(values.get("headline", ()))}).among(names)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"Expected lists, mappings and a name in a label set, got {dict(values)!r}.") from error
+
+
+CHEXPERT = LabelSet(
+    OBSERVATIONS,
+    COMPETITION_OBSERVATIONS,
+    PARENTS,
+    none_of_these="No Finding",
+    definitions={
+        "No Finding": "None of the other findings is seen; support devices may be there.",
+        "Enlarged Cardiomediastinum": "The outline of the heart and mediastinum together is widened.",
+        "Cardiomegaly": "The heart is enlarged; on a PA view, wider than half of the chest.",
+        "Lung Opacity": "Part of a lung is whiter than it should be, whatever the reason.",
+        "Lung Lesion": "A nodule or mass in a lung.",
+        "Edema": "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
+        "Consolidation": (
+            "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels."
+        ),
+        "Pneumonia": "Infection of the lung, which an image alone can suggest but not prove.",
+        "Atelectasis": "Part of a lung has lost volume, up to collapse.",
+        "Pneumothorax": "Air between the lung and the chest wall.",
+        "Pleural Effusion": "Fluid between the lung and the chest wall.",
+        "Pleural Other": "A change of the pleura other than fluid or air, such as thickening or scarring.",
+        "Fracture": "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
+        "Support Devices": "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
+    },
+)
+"""CheXpert's labels. Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radiology 246(3)) where
+it has the term, and the labeler of Irvin et al. 2019, section 2, for what CheXpert counts under a name."""
+
+
 class BlankPolicy(str, Enum):
     """Meaning of a blank cell: negative, as in the paper, or unknown and left out of loss and metrics."""
 
@@ -102,18 +182,18 @@ class BlankPolicy(str, Enum):
     UNKNOWN = "unknown"
 
 
-def check_observations(names: Iterable[str]) -> tuple[str, ...]:
+def check_observations(names: Iterable[str], known: Sequence[str] | None = None) -> tuple[str, ...]:
     """Returns the names as a tuple.
 
     Raises:
-        ValueError: If one is not a CheXpert observation, occurs twice, or there is none.
+        ValueError: If one occurs twice, is not among the known ones, where they are given, or there is none.
     """
     names = tuple(names)
     if not names:
         raise ValueError("Expected at least one observation, got none.")
     for name in names:
-        if name not in OBSERVATIONS:
-            raise ValueError(f"{name!r} is not a CheXpert observation; expected one of: {', '.join(OBSERVATIONS)}.")
+        if known is not None and name not in known:
+            raise ValueError(f"{name!r} is not a known observation; expected one of: {', '.join(known)}.")
     if len(set(names)) < len(names):
         raise ValueError(f"Each observation may be named once, got: {', '.join(names)}.")
     return names

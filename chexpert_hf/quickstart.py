@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.report.report import as_table
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.files import require_empty
@@ -57,7 +57,7 @@ def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
 
     say("3. Evaluation on phantoms that took no part in training or in choosing the checkpoint.")
     classifier = CheXpertClassifier.from_pretrained(model)
-    unseen = load_chexpert(output / "unseen", splits=["valid"], frontal_only=True)["valid"]
+    unseen = load_dataset(output / "unseen", splits=["valid"], frontal_only=True)["valid"]
     say(as_table(evaluate_dataset(classifier, unseen)))
 
     positives = [sum(value == 1 for value in labels) for labels in unseen["labels"][:]]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from chexpert_hf import CheXpertClassifier, load_chexpert
+from chexpert_hf import CheXpertClassifier, load_dataset
 from chexpert_hf.cli import main
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.metrics import observation_metrics, split_labels
@@ -150,7 +150,7 @@ def test_predict_says_that_it_is_no_clinical_model_and_names_its_card_where_it_i
 @pytest.fixture(scope="module")
 def judged(classifier, real_data: Path):
     """Probabilities and truth, both `(305, 11)`, of the validation split, where each study is one image."""
-    valid = load_chexpert(real_data / "NIH", observations=classifier.observations)["valid"]
+    valid = load_dataset(real_data / "NIH", observations=classifier.observations)["valid"]
     return predict_dataset(classifier, valid), split_labels(valid, "negative")
 
 

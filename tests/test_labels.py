@@ -1,6 +1,17 @@
-import pytest
+import json
 
-from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, check_observations, parse_policies
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from chexpert_hf import CheXpertConfig
+from chexpert_hf.labels import (
+    CHEXPERT,
+    COMPETITION_OBSERVATIONS,
+    OBSERVATIONS,
+    LabelSet,
+    check_observations,
+    parse_policies,
+)
 
 
 def test_observations_are_in_the_order_of_chexperts_csv_files(real_data):
@@ -38,8 +49,39 @@ def test_a_policy_that_is_none_is_refused(choice, message):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "at least one"), (["Edema", "Effusion"], "'Effusion' is not a CheXpert"), (["Edema", "Edema"], "named once")],
+    [([], "at least one"), (["Edema", "Effusion"], "'Effusion' is not a known"), (["Edema", "Edema"], "named once")],
 )
 def test_names_that_are_no_observations_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        check_observations(names)
+        check_observations(names, OBSERVATIONS)
+
+
+def test_a_label_set_of_some_observations_keeps_what_concerns_them():
+    some = CHEXPERT.among(["Pneumonia", "Hernia", "Lung Opacity", "Edema"])
+    assert some.names == ("Pneumonia", "Hernia", "Lung Opacity", "Edema")
+    assert some.headline == ("Edema",)
+    assert some.parents == {"Pneumonia": "Lung Opacity", "Edema": "Lung Opacity"}  # Consolidation is not among them
+    assert some.none_of_these is None
+    assert set(some.definitions) == {"Pneumonia", "Lung Opacity", "Edema"}
+    assert CHEXPERT.in_order(["Hernia", "Edema", "No Finding"]) == ["No Finding", "Edema", "Hernia"]
+
+
+def test_a_label_set_is_the_same_after_json():
+    labels = LabelSet(("TB", "Normal"), ("TB",), none_of_these="Normal", definitions={"TB": "Tuberculosis."})
+    assert LabelSet.from_dict(labels.names, json.loads(json.dumps(labels.to_dict()))) == labels
+    assert LabelSet.from_dict(CHEXPERT.names, json.loads(json.dumps(CHEXPERT.to_dict()))) == CHEXPERT
+
+
+@pytest.mark.parametrize("values", [{"title": "TB"}, {"parents": 3}, {"headline": 1}])
+def test_a_label_set_of_other_values_is_refused(values):
+    with pytest.raises(ValueError, match="label set"):
+        LabelSet.from_dict(["TB"], values)
+
+
+def test_a_model_has_a_label_set_of_its_own(tmp_path):
+    config = CheXpertConfig(id2label={0: "TB", 1: "Normal"}, label_set={"none_of_these": "Normal"})
+    config.save_pretrained(tmp_path)
+    assert CheXpertConfig.from_pretrained(tmp_path).labels == LabelSet(("TB", "Normal"), none_of_these="Normal")
+    assert CheXpertConfig().labels == CHEXPERT
+    with pytest.raises(StrictDataclassError, match="no 'headlines'"):
+        CheXpertConfig(label_set={"headlines": ["Edema"]})

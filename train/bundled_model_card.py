@@ -18,8 +18,8 @@ from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
@@ -77,7 +77,7 @@ class Scored:
 
     Attributes:
         name: Of the images, for tables.
-        dataset: From `load_chexpert`.
+        dataset: From `load_dataset`.
         probabilities: `(num_images, num_labels)`.
         truth: `(num_images, num_labels)` text-mined labels, 1 or 0.
     """
@@ -107,7 +107,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
         sources: Where the data lie.
     """
     recipe = Recipe.load(model / RECIPE_FILE)
-    splits = load_chexpert(sources.data, observations=recipe.observations)
+    splits = load_dataset(sources.data, observations=recipe.observations)
     classifier = CheXpertClassifier.from_pretrained(model)
     part = fold_of_images(splits["train"], len(folds), recipe.blank_labels)
     networks = [CheXpertClassifier.from_pretrained(folder) for folder in folds]

@@ -169,7 +169,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
 
     Raises:
         RecipeError: If the recipe holds what is not done here, `output` is in use, or the weights diverged.
-        CheXpertDataError: If the data cannot be loaded.
+        DatasetError: If the data cannot be loaded.
     """
     check_recipe(recipe)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import UncertaintyPolicy
 from chexpert_hf.phantoms import write_phantoms
@@ -73,7 +73,7 @@ def main() -> None:
     data, unseen = arguments.output / "phantoms", arguments.output / "unseen"
     if not (unseen / RELABELLED).exists():
         draw(data, unseen, arguments.studies)
-    test = load_chexpert(unseen, splits=["valid"], observations=OBSERVATIONS, frontal_only=True)["valid"]
+    test = load_dataset(unseen, splits=["valid"], observations=OBSERVATIONS, frontal_only=True)["valid"]
     truth = np.asarray(test["labels"][:])
     scores: dict[str, list[NDArray[np.float64]]] = {policy: [] for policy in POLICIES}
     for seed in range(arguments.seeds):

@@ -86,10 +86,10 @@ def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) ->
 
 
 def load_split(data: Path, split: Split, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
-    """Loads one split of a CheXpert folder; `options` are those of `load_chexpert`."""
-    from chexpert_hf.datasets.chexpert import load_chexpert
+    """Loads one split of a CheXpert folder; `options` are those of `load_dataset`."""
+    from chexpert_hf.datasets.loading import load_dataset
 
-    return load_chexpert(data, splits=[split], observations=observations, say=say_on_stderr, **options)[split]
+    return load_dataset(data, splits=[split], observations=observations, say=say_on_stderr, **options)[split]
 
 
 def load_reference(

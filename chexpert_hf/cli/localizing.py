@@ -43,7 +43,7 @@ def localize(
     as_json: options.AsJson = False,
 ) -> None:
     """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.datasets.tables import find_dataset_folder
+    from chexpert_hf.datasets.loading import find_layout
     from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
@@ -55,7 +55,7 @@ def localize(
     result_folder(output)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
-    truth = Boxes(standard) if standard else find_ground_truth(find_dataset_folder(data), annotations)
+    truth = Boxes(standard) if standard else find_ground_truth(find_layout(data)[1], annotations)
     settings: dict[str, Any] = {"frontal_only": frontal_only, "valid_fraction": valid_fraction}
     dataset = load_split(data, split, classifier.observations, follow_links=follow_links, **settings)
     rows = rows_with_truth(dataset, truth, classifier.observations)
@@ -100,7 +100,7 @@ def sanity(
 
     A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
     """
-    from chexpert_hf.datasets.tables import find_table
+    from chexpert_hf.datasets.loading import has_dataset
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
@@ -110,7 +110,7 @@ def sanity(
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])
-        if len(paths) == 1 and any(find_table(folder, split) for split in ("train", "valid")):
+        if len(paths) == 1 and has_dataset(folder, ("train", "valid")):
             data = load_split(folder, "valid", classifier.observations, follow_links=follow_links)
             checks = dataset_sanity(classifier, data, limit, seed=seed, progress=bar.update)
         else:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,7 +90,7 @@ def predict(
         target = replace(target, gate=rows.gate, positives=positives)
         with progress_bar(0, "radiographs") as bar:
             summary = score_to_file(
-                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watcher=_Progress(bar)
+                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watch=_Progress(bar)
             )
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
@@ -194,18 +194,12 @@ def _to_standard_output(
     from chexpert_hf.folders.score_table import CsvLines
     from chexpert_hf.folders.scoring import common_folder
 
+    size, lines = batch_size_for(files, batch_size), CsvLines(rows.columns(by_study=by_study))
+    common = common_folder(files) if overlays else None  # files on two drives of Windows have none
+    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate)
     with progress_bar(0, "radiographs") as bar:
         progress = _Progress(bar)
-        progress.begin(0, len(files))
-
-        def ticked() -> "Iterator[FileResult]":
-            size, common = batch_size_for(files, batch_size), common_folder(files)
-            for result in score_with_overlays(classifier, files, overlays, common, size, rows.gate):
-                yield result
-                progress.tick(result)
-
-        views = rows.rows(ticked())
-        lines = CsvLines(rows.study_columns() if by_study else rows.columns())
+        views = rows.rows(progress(results, 0, len(files)))
         sys.stdout.write(lines.header().decode())
         for row in rows.study_rows(views) if by_study else views:
             sys.stdout.write(lines.line(row).decode())
@@ -219,16 +213,18 @@ class _Progress:
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
         self._count = self.failed = self.not_radiographs = 0
-        self._start = self._reported = time.monotonic()
 
-    def begin(self, resumed: int, radiographs: int) -> None:
+    def __call__(self, results: "Iterable[FileResult]", resumed: int, radiographs: int) -> "Iterator[FileResult]":
         if resumed:
             say_on_stderr(f"{resumed:,} of {radiographs:,} radiographs are there already.")
         self._bar.total = radiographs - resumed
         self._bar.refresh()
         self._start = self._reported = time.monotonic()
+        for result in results:
+            self._show(result)
+            yield result
 
-    def tick(self, result: "FileResult") -> None:
+    def _show(self, result: "FileResult") -> None:
         self._count += 1
         self.failed += result.error is not None
         self.not_radiographs += result.is_no_radiograph

@@ -1,176 +1,171 @@
-"""A CheXpert folder as a `datasets.DatasetDict`: splits, filters, subsets by patient, and the check of its files.
+"""CheXpert's layout: its CSV files, and one of them as a checked pandas table.
 
-Labels stay as the CSV has them (1, 0, -1, NaN for blank): an uncertainty policy is applied when a batch is made. Images
-are stored as paths and decoded on access.
+Every cell that is used is checked here, so nothing after this module meets a value that CheXpert does not define.
 
-Source: Irvin et al. 2019, arXiv:1901.07031, section 2.
+Source: Irvin et al. 2019, arXiv:1901.07031, section 2, and the `train.csv` and `valid.csv` of the CheXpert release.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, NamedSplit, Value
+import pyarrow.compute as pc
 
-from chexpert_hf.datasets.image_files import find_bad_files
-from chexpert_hf.datasets.tables import (
-    SPLIT_FILES,
-    CheXpertDataError,
-    find_dataset_folder,
-    find_table,
+from chexpert_hf.datasets.cells import (
+    DatasetError,
+    Parser,
+    bad_cell,
+    expect_columns,
     listed,
-    read_table,
+    parse_cells,
+    parse_number,
+    read_cells,
 )
-from chexpert_hf.labels import OBSERVATIONS, check_observations
+from chexpert_hf.datasets.layout import Layout
+from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.radiographs.unfetched import why_missing
 
-_LABELS_LINE = "CheXpert observations in the order of `labels`: "
-_COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
-_TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
+_SPLIT_FILES: dict[str, tuple[str, ...]] = {
+    "train": ("train.csv", "train.csv.gz"),
+    "valid": ("valid.csv", "valid.csv.gz"),
+    "test": ("test.csv", "test.csv.gz", "test_labels.csv"),
+}
+"""The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
+
+_ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+_SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
+_PROJECTIONS = ("AP", "PA", "LL", "RL")  # LL and RL stand in 17 frontal rows of `train.csv`; laterals leave it blank
+_MAX_AGE = 120
+
+_PATH_PATTERN = (
+    r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
+    r"/(?P<file>view(?P<view>\d{1,4})_(?P<side>frontal|lateral)\.(?i:jpg|jpeg|png))$"
+)
+_ABSOLUTE_PATTERN = r"^/|^[A-Za-z]:"
+_PARENT_PATTERN = r"(?:^|/)\.\.(?:/|$)"
 
 
-class BadFilesError(CheXpertDataError):
-    """Radiographs of the tables that cannot be read; `faults` says what is wrong with each path."""
-
-    def __init__(self, message: str, faults: Mapping[str, str]) -> None:
-        super().__init__(message)
-        self.faults = faults
-
-    def write_list(self, path: Path) -> None:
-        """Writes all of them as CSV: `path` and `fault`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(self.faults.items(), columns=["path", "fault"]).to_csv(path, index=False)
+def _find_table(folder: Path, split: str) -> Path | None:
+    """The CSV file of a split; None if the folder has none. A link to a file that is not there is an error."""
+    for file in (folder / name for name in _SPLIT_FILES[split]):
+        if file.is_file():
+            return file
+        if file.is_symlink() and not file.exists():
+            raise DatasetError(f"{file} cannot be read. {why_missing(file)}")
+    return None
 
 
-def load_chexpert(
-    root: str | Path,
-    *,
-    splits: Sequence[str] = ("train", "valid"),
-    check_files: bool = True,
-    follow_links: bool = True,
-    say: Callable[[str], None] | None = None,
-    frontal_only: bool = False,
-    observations: Sequence[str] | None = None,
-    num_patients: int | None = None,
-    valid_fraction: float = 0.1,
-) -> DatasetDict:
-    """Loads a data set in CheXpert's layout: the splits in the order asked for, rows in the order of the files.
+def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
+    file = _find_table(folder, split)
+    if file is None:
+        raise DatasetError(
+            f"No table of the {split} split in {str(folder)!r}; looked for {', '.join(_SPLIT_FILES[split])}. "
+            "Add it, or leave the split out."
+        )
+    return read_table(file, observations, has_acquisition=split != "test")
 
-    Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
-    `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
-    None for laterals), `is_frontal`, and `labels`: `(num_observations,)` float32, 1, 0, -1 or NaN where the report
-    does not mention the observation. `info.description` names the columns of `labels`.
 
-    A folder without `valid.csv` has patients of `train.csv` held out as its valid split. They are left out of train
-    whether or not `splits` asks for valid, so that loading the splits one by one does not leak; only `valid_fraction`
-    changes who they are. With `valid_fraction=0`, train is all of `train.csv`.
+def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
+    """Reads a table of CheXpert and checks every cell that is used.
+
+    Tables that went through other programs are read too: separated by commas, semicolons or tabs, in UTF-8 or UTF-16,
+    with a decimal comma, with M and F, with "nan" or "NA" in blank cells, with backslashes in paths, and with absolute
+    paths into the folder of the file.
 
     Args:
-        root: The folder with `train.csv` (or `train.csv.gz`), or the folder that contains it.
-        splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
-        check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
-        follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
-        say: Takes a line for the user about how many links were followed, if any were.
-        frontal_only: Whether to leave out laterals.
-        observations: What `labels` holds, in this order; all 14 in the order of the CSV by default.
-        num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
-            smaller subset is part of a larger one.
-        valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
+        file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are skipped.
+        observations: The observations to read; the others may be missing from the file.
+        has_acquisition: Whether the columns of sex, age, view and projection must be there. CheXpert's test set comes
+            without them: what is missing is then None.
 
-    Raises:
-        BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
-        CheXpertDataError: If a table is missing or has a value that CheXpert does not define, two splits share a
-            patient, or `frontal_only` leaves nothing.
-        ValueError: If an argument is not one of those named here.
+    Returns:
+        One row per radiograph in the file's order: `path` (from the split's name on), `patient`, `study`, `view`,
+        `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
+        -1 and NaN where blank. The index is the row number in the file, the header being row 1.
     """
-    names = check_observations(OBSERVATIONS if observations is None else observations)
-    if unknown := [split for split in splits if split not in SPLIT_FILES]:
-        raise ValueError(f"Expected splits from {', '.join(SPLIT_FILES)}, got {unknown[0]!r}.")
-    if not 0 <= valid_fraction < 1:
-        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
-    folder = find_dataset_folder(root)
-    tables = _read_splits(folder, splits, names, valid_fraction)
-    for split, table in tables.items() if frontal_only else ():
-        tables[split] = table[table["is_frontal"]]
-        if tables[split].empty:
-            raise CheXpertDataError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
-    if num_patients is not None and "train" in tables:
-        patients = _shuffled(tables["train"]["patient"])
-        if not 1 <= num_patients <= len(patients):
-            raise CheXpertDataError(
-                f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filter leaves, "
-                f"got {num_patients}."
-            )
-        tables["train"] = tables["train"][tables["train"]["patient"].isin(patients[:num_patients])]
-    paths = [path for table in tables.values() for path in table["path"]]
-    if check_files and (faults := find_bad_files(folder, paths, follow_links=follow_links, say=say)):
-        line = (
-            f"{len(faults):,} of {len(paths):,} files cannot be used: "
-            f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-            f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
+    cells = read_cells(file, "Path", [*_ACQUISITION_COLUMNS, *observations])
+    expect_columns(cells, ["Path", *(_ACQUISITION_COLUMNS if has_acquisition else ()), *observations], file)
+    paths = _parse_paths(cells, file)
+    columns: dict[str, Any] = {
+        "path": paths["split"] + "/" + paths["patient"] + "/" + paths["study"] + "/" + paths["file"],
+        "patient": paths["patient"],
+        "study": paths["patient"] + "/" + paths["study"],
+        "view": paths["view"].astype(np.int32),
+        "is_frontal": paths["side"] == "frontal",
+        "sex": parse_cells(cells, "Sex", file, _PARSERS),
+        "age": pd.array(parse_cells(cells, "Age", file, _PARSERS), "Int32"),
+        "projection": parse_cells(cells, "AP/PA", file, _PARSERS),
+        **{name: parse_cells(cells, name, file, _PARSERS).astype(np.float32) for name in observations},
+    }
+    table = pd.DataFrame(columns, index=cells.index)
+    repeated = table["path"][table["path"].duplicated()]
+    if len(repeated):
+        row, path = next(iter(repeated.items()))
+        raise DatasetError(
+            f"{file.name} row {row}: Path is {path!r}, as in row {table.index[table['path'] == path][0]} already; "
+            f"expected each radiograph once ({len(repeated):,} rows repeat an earlier one)."
         )
-        raise BadFilesError(line, faults)
-    return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
+    return table
 
 
-def _read_splits(
-    folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float
-) -> dict[str, pd.DataFrame]:
-    has_valid = find_table(folder, "valid") is not None
-    tables = {}
-    for source in dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits):
-        file = find_table(folder, source)
-        if file is None:
-            raise CheXpertDataError(
-                f"No table of the {source} split in {str(folder)!r}; looked for {', '.join(SPLIT_FILES[source])}. "
-                "Add it, or leave the split out."
-            )
-        tables[source] = read_table(file, observations, has_acquisition=source != "test")
-    if "train" in tables and not has_valid:
-        patients = _shuffled(tables["train"]["patient"])
-        count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
-        is_held_out = tables["train"]["patient"].isin(patients[:count])
-        tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
-    for split in splits:
-        if tables[split].empty:
-            raise CheXpertDataError(
-                f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
-                "train.csv leaves it none. Add a valid.csv, or choose another fraction."
-            )
-    for one, other in combinations(dict.fromkeys(splits), 2):
-        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
-        if shared:
-            raise CheXpertDataError(
-                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
-                f"{other} would be too good. Take their rows out of one of the tables."
-            )
-    return {split: tables[split] for split in splits}
+def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Splits the paths at the split's name, which works for every prefix and for none."""
+    stated = cells["Path"]
+    paths = stated.str.strip().str.replace("\\", "/")
+    parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
+    columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
+    is_malformed = columns["split"].isna()
+    _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
+    if is_malformed.any():
+        row = cells.index[is_malformed][0]
+        raise bad_cell(file, row, "Path", stated[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
+    if "Frontal/Lateral" in cells.columns:
+        views = cells["Frontal/Lateral"].astype(object)
+        wrong = cells.index[(views.str.strip().str.lower() != columns["side"]).to_numpy()]
+        if len(wrong):
+            expected = f"'Frontal' or 'Lateral', as in the file name {columns.loc[wrong[0], 'file']}"
+            raise bad_cell(file, wrong[0], "Frontal/Lateral", views[wrong[0]], expected)
+    return columns
 
 
-def _shuffled(patients: pd.Series) -> list[str]:
-    # The order of two patients depends on nothing but their names: subsets nest, and neither the order of the rows nor
-    # other patients' coming and going changes it.
-    return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
+def _refuse_escapes(stated: pd.Series, paths: pd.Series, prefixes: pd.Series, file: Path) -> None:
+    def is_inside(prefix: str) -> bool:  # a network path is not looked up for the sake of a table
+        return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
+
+    is_absolute, folder = paths.str.contains(_ABSOLUTE_PATTERN, na=False), file.parent.resolve()
+    inside = [prefix for prefix in prefixes[is_absolute].unique() if is_inside(prefix)]
+    escapes = stated[paths.str.contains(_PARENT_PATTERN, na=False) | (is_absolute & ~prefixes.isin(inside))]
+    if len(escapes):
+        rows = listed([f"row {row} {path!r:.90}" for row, path in escapes.items()])
+        raise DatasetError(
+            f"{file.name}, column Path: {len(escapes):,} paths are absolute or contain '..' and lead out of the data "
+            f"set: {rows}. Expected paths relative to the folder of the data set, or absolute ones below {folder}."
+        )
 
 
-def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
-    labels_type = List(Value("float32"), length=len(observations))
-    columns = {name: Value(_TYPES.get(name, "string")) for name in _COLUMNS}
-    features = Features({"image": Image(), **columns, "labels": labels_type})
-    # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
-    files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
-    images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"])
-    values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
-    plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}
-    arrow = pa.table({"image": images, **plain, "labels": pa.FixedSizeListArray.from_arrays(values, len(observations))})
-    info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
-    # Names the content, for the caches of datasets, which would pickle the whole table for that.
-    digest = hashlib.blake2b(info.description.encode(), digest_size=8)
-    for column in arrow.columns:
-        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
-            digest.update(buffer)
-    return Dataset(arrow, info=info, split=NamedSplit(split), fingerprint=digest.hexdigest())
+def _age(text: str) -> int:
+    years = parse_number(text.removesuffix("Y"))  # DICOM's 045Y
+    if not years.is_integer() or not 0 <= years <= _MAX_AGE:
+        raise ValueError(text)
+    return int(years)
+
+
+_PARSERS: dict[str, Parser] = {
+    "Sex": (lambda text: _SEX_NAMES[text.lower()], "Male, Female, Unknown"),
+    "Age": (_age, f"whole years, 0 to {_MAX_AGE},"),
+    "AP/PA": (lambda text: _PROJECTIONS[_PROJECTIONS.index(text.upper())], ", ".join(_PROJECTIONS)),
+}
+"""Parser and expected values by column; all other columns are observations."""
+
+CHEXPERT_LAYOUT = Layout(
+    "chexpert",
+    CHEXPERT,
+    files=", ".join(name for names in _SPLIT_FILES.values() for name in names),
+    has_split=lambda folder, split: _find_table(folder, split) is not None,
+    read=_read_split,
+)
+"""CheXpert 1.0 and its small version, and any data set in their folders and columns."""

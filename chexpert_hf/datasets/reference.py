@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexpert_hf.csv_dialect import dialect_of
-from chexpert_hf.datasets.tables import BLANKS, listed, parse_number
+from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
@@ -126,7 +126,8 @@ def read_reference(
     cells = _read_cells(file)
     boxes = _read_boxes(cells, file)
     asked = [_parse_choice(item, observations) for text in mapping for item in text.split(",")]
-    named = [choice for choice in _named_columns(cells, file) if choice.column not in {one.column for one in asked}]
+    taken = {choice.column for choice in asked}
+    named = [choice for choice in _named_columns(cells, observations, file) if choice.column not in taken]
     chosen = [*asked, *(choice for choice in named if choice.observation in observations)]
     if not chosen:
         raise ReferenceFileError(
@@ -197,16 +198,19 @@ def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
     return _Choice(column, value if has_value else None, observation)
 
 
-def _named_columns(cells: pd.DataFrame, file: Path) -> Iterator[_Choice]:
+def _named_columns(cells: pd.DataFrame, observations: Sequence[str], file: Path) -> Iterator[_Choice]:
+    known = {*OBSERVATIONS, *observations}
     for column in cells:
         observation = OTHER_NAMES.get(column, column)
-        if observation in OBSERVATIONS:
+        if observation in known:
             yield _Choice(column, None, observation)
     findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str)).drop_duplicates()
     for row, value in findings[~findings.str.lower().isin(BLANKS)].items():
         observation = OTHER_NAMES.get(value, value)
-        if observation not in OBSERVATIONS:
-            raise ReferenceFileError(f"{file.name} row {row}: {value!r:.60} is neither CheXpert's name nor NIH's.")
+        if observation not in known:
+            raise ReferenceFileError(
+                f"{file.name} row {row}: {value!r:.60} is no observation of the model, CheXpert or NIH."
+            )
         yield _Choice(_FINDING_COLUMN, value, observation)
 
 

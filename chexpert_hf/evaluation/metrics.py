@@ -79,7 +79,7 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
-    """The labels `(num_views, num_labels)` of a split from `load_chexpert`, by `evaluation_labels`."""
+    """The labels `(num_views, num_labels)` of a split from `load_dataset`, by `evaluation_labels`."""
     return evaluation_labels(np.asarray(dataset["labels"][:]), blank)
 
 

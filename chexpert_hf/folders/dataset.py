@@ -24,15 +24,9 @@ def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograp
 def predict_dataset(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Probabilities `(num_views, num_labels)` of the images of a split from `load_chexpert`.
+    """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
 
-    Args:
-        classifier: The model.
-        dataset: The split.
-        progress: Called with the number of images that were added.
-
-    Raises:
-        RadiographError: If an image cannot be read; it says which.
+    `progress` is called with 1 after each image. A RadiographError names the image that cannot be read.
     """
     rows = []
     files = image_files(dataset)

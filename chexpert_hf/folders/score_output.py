@@ -1,7 +1,7 @@
 """The output file of a scoring run, and the metadata that makes it resumable.
 
-Beside the output stands `<output>.run.json`, the record of how the run was started. A table that cannot grow (Parquet,
-or one row per study) is made at the end from `<output>.views.jsonl`, which grows as radiographs are scored.
+`<output>.run.json`, beside the output, records how the run was started. A table that cannot grow (Parquet, or one row
+per study) is made at the end from `<output>.views.jsonl`, which grows as radiographs are scored.
 """
 
 import glob
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,12 @@ from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of,
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 _ROW_GROUP = 10_000
-
-# On another processor or GPU the same model's probabilities move by less; those of another model by far more.
-_SAME_SCORE = 5e-4
+_SAME_SCORE = 5e-4  # on another processor or GPU the same model's scores move by less, another model's by far more
 
 _COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
 _DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
 """Values for records that were written before there were such columns."""
 
-_FINISHED = "finished"
 _REMEDY = "choose another output, or score again with --overwrite."
 
 
@@ -47,10 +44,8 @@ class Existing(Enum):
 class ScoreOutput:
     """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
-    For `gate` and `positives` see `RowFormat`; `overlays` is a folder for overlays, if they are wanted.
-
-    Raises:
-        InputError: If the suffix is another, or the output exists and `existing` is REFUSE.
+    For `gate` and `positives` see `RowFormat`; `overlays` is a folder for overlays, if they are wanted. InputError if
+    the suffix is another, or the output exists and `existing` is REFUSE.
     """
 
     path: Path
@@ -79,17 +74,14 @@ class ScoreOutput:
 
     @property
     def record(self) -> Path:
-        """The file with the record."""
+        """The file with the record of how the run was started."""
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Writes the record of a new run, or compares it with that of the run that is resumed.
 
-        Returns:
-            The argument of `finish`, if a table that is made at the end is complete.
-
-        Raises:
-            InputError: If the output was started with another, or its record is missing.
+        Returns the argument of `finish`, if a table that is made at the end is complete. InputError if the output was
+        started with another record, or its record is missing.
         """
         if self.existing is Existing.OVERWRITE:
             with writing(self.path):
@@ -100,14 +92,14 @@ class ScoreOutput:
             return None
         started = self._read_record()
         self._compare(started, record)
-        finished = started.get(_FINISHED) if self.is_made_at_the_end and self.path.exists() else None
+        finished = started.get("finished") if self.is_made_at_the_end and self.path.exists() else None
         if finished is not None:
             self.growing.unlink(missing_ok=True)  # killed between the last two steps
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
         """Records that the table that is made at the end is complete, and removes the rows it was made from."""
-        self._save({**record, _FINISHED: finished})
+        self._save({**record, "finished": finished})
         self.growing.unlink(missing_ok=True)
 
     def _save(self, record: Mapping[str, Any]) -> None:
@@ -116,7 +108,7 @@ class ScoreOutput:
             write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def _compare(self, started: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        for key in _COMPARED:  # what else there is, is for the reader
+        for key in _COMPARED:  # the other keys are for people
             before = started.get(key, _DEFAULTS.get(key))
             if before != record[key]:
                 raise InputError(
@@ -124,7 +116,12 @@ class ScoreOutput:
                 )
         if record["positives"] and started.get("operating_points") != record["operating_points"]:
             raise InputError(f"{self.path} was started with other operating points than the model has now; {_REMEDY}")
-        if not _are_same_scores(started.get("test_pattern"), record["test_pattern"]):
+        then, now = started.get("test_pattern"), record["test_pattern"]
+        if (
+            not isinstance(then, dict)
+            or list(then) != list(now)
+            or not np.allclose(list(then.values()), list(now.values()), rtol=0, atol=_SAME_SCORE, equal_nan=True)
+        ):
             raise InputError(
                 f"{self.path} was started with another model ({started.get('model')}): this one scores a test pattern "
                 f"otherwise. Use the same, {_REMEDY}"
@@ -143,12 +140,6 @@ class ScoreOutput:
         return record
 
 
-def _are_same_scores(started: object, now: object) -> bool:
-    if not isinstance(started, dict) or not isinstance(now, dict) or list(started) != list(now):
-        return False
-    return bool(np.allclose(list(started.values()), list(now.values()), rtol=0, atol=_SAME_SCORE, equal_nan=True))
-
-
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
@@ -159,8 +150,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
         else:
             lines = lines_of(path, columns)
             with partial.open("wb") as stream:
-                stream.write(lines.header())
-                stream.writelines(map(lines.line, rows))
+                stream.writelines(chain([lines.header()], map(lines.line, rows)))
         with partial.open("r+b") as stream:
             os.fsync(stream.fileno())  # the rows it was made from are removed next
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
-# As in CheXpert's own Path column; what is in front stays, since two data sets may have a patient00001 each.
+# As in CheXpert's own Path column; the folders above stay, since two data sets may have a patient00001 each.
 _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
 
 
@@ -30,8 +30,7 @@ def study_of(path: str) -> str:
 
 @dataclass
 class _Study:
-    # An array, since there may be a hundred thousand of them.
-    maximum: array = field(default_factory=lambda: array("d"))
+    maximum: array = field(default_factory=lambda: array("d"))  # an array, since there may be 100,000 studies
     views: int = 0
     failed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -41,35 +40,34 @@ class _Study:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table, and its rows.
+    """The columns of a score table, and its rows."""
 
-    Attributes:
-        observations: The model's observations, in its order.
-        gate: Unless it is OFF, there are the columns `gate` and `gate_reason`.
-        positives: Whether each observation has a column `<observation> positive`: 1 or 0, at the operating point.
-    """
+    observations: tuple[str, ...]  # of the model, in its order
+    gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`
+    positives: bool = False  # whether there are columns `<observation> positive`: 1 or 0, at the operating point
 
-    observations: tuple[str, ...]
-    gate: GateMode = GateMode.OFF
-    positives: bool = False
-
-    def columns(self) -> list[str]:
-        """The columns of a table with a row per radiograph."""
-        return ["path", *self._shared_columns()]
-
-    def study_columns(self) -> list[str]:
-        """The columns of a table with a row per study."""
-        return ["study", "views", *self._shared_columns()]
+    def columns(self, *, by_study: bool = False) -> list[str]:
+        """The columns of a table with a row per radiograph or per study."""
+        positives = [f"{name} positive" for name in self.observations] if self.positives else []
+        gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
+        return [
+            *(("study", "views") if by_study else ("path",)),
+            *self.observations,
+            *positives,
+            *gate,
+            "note",
+            "error",
+        ]
 
     def rows(self, results: "Iterable[FileResult]") -> Iterator[list[Cell]]:
         """The rows of radiographs; cells without a value are None."""
         for result in results:
-            prediction = result.prediction
             scores: list[Cell] = [None] * self._num_scores
-            if prediction is not None:
+            note = None
+            if (prediction := result.prediction) is not None:
                 scores = list(prediction.probabilities.values())
                 scores += map(int, prediction.positives.values()) if self.positives else ()
-            note = " ".join(prediction.notes) or None if prediction is not None else None
+                note = " ".join(prediction.notes) or None
             yield [readable(str(result.path)), *scores, *self._gate_cells(result.gate), note, result.error]
 
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
@@ -92,30 +90,24 @@ class RowFormat:
             else:
                 study.failed.append(f"{view} ({error})")
         for name, study in studies.items():
-            maxima: list[Cell] = [*study.maximum] or [None] * self._num_scores
-            calls = [None if cell is None else int(cell) for cell in maxima[len(self.observations) :]]
+            num_observations = len(self.observations)
+            maxima: list[Cell] = [*study.maximum[:num_observations], *map(int, study.maximum[num_observations:])]
             gate = [] if self.gate is GateMode.OFF else [study.gate, "; ".join(study.gate_reasons) or None]
             failed, total = len(study.failed), study.views + len(study.failed)
             error = f"{failed} of {total} views failed: {'; '.join(study.failed)}" if failed else None
             note = "; ".join(study.notes) or None
-            yield [name, study.views, *maxima[: len(self.observations)], *calls, *gate, note, error]
+            yield [name, study.views, *(maxima or [None] * self._num_scores), *gate, note, error]
 
     @property
     def _num_scores(self) -> int:
         return len(self.observations) * (2 if self.positives else 1)
-
-    def _shared_columns(self) -> list[str]:
-        positives = [f"{name} positive" for name in self.observations] if self.positives else []
-        gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
-        return [*self.observations, *positives, *gate, "note", "error"]
 
     def _gate_cells(self, verdict: "Verdict | None") -> list[Cell]:
         if self.gate is GateMode.OFF:
             return []
         if verdict is None:
             return [None, None]
-        if verdict.is_chest_radiograph:
-            state = "warning" if verdict.warnings else "pass"
-        else:
+        state = "warning" if verdict.warnings else "pass"
+        if not verdict.is_chest_radiograph:
             state = "refused" if self.gate is GateMode.REFUSE else "flagged"
         return [state, " ".join(verdict.messages) or None]

@@ -1,11 +1,11 @@
-"""Scores of any number of radiographs as a file: started, killed, resumed, divided, and in the end the same bytes."""
+"""Scores any number of radiographs into a file; a run can be interrupted, resumed and divided with the same result."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -37,27 +37,18 @@ class Shard:
 
 UNDIVIDED = Shard()
 
+Watch: TypeAlias = Callable[[Iterator[FileResult], int, int], Iterator[FileResult]]
+"""Passes results on and shows progress, given the numbers of radiographs that an earlier run has scored, and of all."""
+
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Numbers of radiographs: all, those without scores (unreadable, or refused by the gate), those that an earlier run
-    had done, and those that do not look like chest radiographs, as far as the gate was asked.
-    """
+    """Numbers of radiographs."""
 
-    radiographs: int
-    failed: int
-    resumed: int
-    not_radiographs: int = 0
-
-
-class Watcher(Protocol):
-    """Receives the progress of a run."""
-
-    def begin(self, resumed: int, radiographs: int) -> None:
-        """The numbers of radiographs that an earlier run has scored, and of all."""
-
-    def tick(self, result: FileResult) -> None:
-        """A result, when it is written."""
+    radiographs: int  # all
+    failed: int  # without scores: unreadable, or refused by the gate
+    resumed: int  # scored by an earlier run
+    not_radiographs: int = 0  # that do not look like chest radiographs, if the gate was asked
 
 
 def score_to_file(
@@ -68,7 +59,7 @@ def score_to_file(
     batch_size: int = BATCH_SIZE,
     shard: Shard = UNDIVIDED,
     models: Sequence[str] = (),
-    watcher: Watcher | None = None,
+    watch: Watch = lambda results, *_: results,
 ) -> ScoreSummary:
     """Scores files and writes their rows as they come, in the order of the files.
 
@@ -76,17 +67,8 @@ def score_to_file(
     the batch size, the shard, the kind of row, the paths in the rows, and the model must be the same; the model is
     identified by its scores of a test pattern. A batch that was not finished is scored again.
 
-    Args:
-        classifier: The model.
-        files: All of them, whatever the shard.
-        output: The output file.
-        batch_size: Radiographs in a forward pass, if there are as many.
-        shard: The part of the files to score.
-        models: Names of the models, for the record.
-        watcher: Receives the progress.
-
-    Raises:
-        InputError: If the output cannot be resumed or written.
+    `files` are those of all shards, and `models` names for the record. InputError if the output cannot be resumed or
+    written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
@@ -96,33 +78,27 @@ def score_to_file(
     rows = RowFormat(classifier.observations, output.gate, output.positives)
     lines = lines_of(output.growing, rows.columns())
     kept = resume_table(output.growing, lines, names, batch_size)
-    if watcher:
-        watcher.begin(kept.rows, len(names))
     failed, not_radiographs = kept.failed, kept.not_radiographs
-    remaining = islice(names, kept.rows, None)
     common = common_folder(files) if output.overlays else None
+    remaining = islice(names, kept.rows, None)
     results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size, output.gate)
+    results = watch(results, kept.rows, len(names))
     with GrowingTable(output.growing, lines) as table:
         while batch := list(islice(results, batch_size)):
             table.append(rows.rows(batch))
             failed += sum(result.error is not None for result in batch)
             not_radiographs += sum(result.is_no_radiograph for result in batch)
-            if watcher:
-                for result in batch:
-                    watcher.tick(result)
     summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
     if output.is_made_at_the_end:
         views = read_rows(output.growing, rows.columns())
-        if output.by_study:
-            write_table(output.path, rows.study_columns(), rows.study_rows(views))
-        else:
-            write_table(output.path, rows.columns(), views)
+        table_rows = rows.study_rows(views) if output.by_study else views
+        write_table(output.path, rows.columns(by_study=output.by_study), table_rows)
         output.finish(record, {**asdict(summary), "paths": _digest(names)})
     return summary
 
 
 def batch_size_for(files: Sequence[RadiographFile], wanted: int) -> int:
-    """The size of a batch: full batches are filled up with blanks, and one file should not take the time of sixteen."""
+    """The size of a batch: at most the number of files, since blank images fill up the last batch."""
     return max(1, min(wanted, len(files)))
 
 
@@ -136,10 +112,8 @@ def score_with_overlays(
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
-    Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`.
-
-    Raises:
-        InputError: If overlays cannot be written.
+    Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`;
+    InputError if they cannot be written.
     """
     results = score_files(classifier, files, saliency=overlays is not None, batch_size=batch_size, gate=gate)
     for result in results:
@@ -159,7 +133,10 @@ def score_with_overlays(
 def _record(
     classifier: CheXpertClassifier, output: ScoreOutput, batch_size: int, shard: Shard, models: Sequence[str]
 ) -> dict[str, Any]:
-    (prediction,) = classifier.predict_images([_test_pattern()], batch_size=1)
+    # Bands of rising frequency under a gradient: with other weights, size or normalisation the scores are others.
+    down, across = np.mgrid[0:1:256j, 0:1:256j]
+    pattern = (127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8)
+    (prediction,) = classifier.predict_images([Image.fromarray(pattern)], batch_size=1)
     return {
         "model": ", ".join(models),
         "observations": list(classifier.observations),
@@ -174,24 +151,15 @@ def _record(
     }
 
 
-def _test_pattern() -> Image.Image:
-    """Bands of rising frequency under a gradient: with other weights, size or normalisation the scores are others."""
-    down, across = np.mgrid[0:1:256j, 0:1:256j]
-    return Image.fromarray((127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8))
-
-
 def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[RadiographFile]) -> ScoreSummary:
     if finished["paths"] != _digest(names):
         raise InputError(
             f"{output.path} is complete, and of other radiographs than these; choose another output, or score again "
             "with --overwrite."
         )
-    counts = {name: count for name, count in finished.items() if name != "paths"}
-    return ScoreSummary(**counts | {"resumed": finished["radiographs"]})
+    total, failed = finished["radiographs"], finished["failed"]
+    return ScoreSummary(total, failed, resumed=total, not_radiographs=finished.get("not_radiographs", 0))
 
 
 def _digest(names: Iterable[RadiographFile]) -> str:
-    digest = sha256()
-    for name in names:
-        digest.update(readable(str(name)).encode() + b"\0")
-    return digest.hexdigest()
+    return sha256(b"".join(readable(str(name)).encode() + b"\0" for name in names)).hexdigest()

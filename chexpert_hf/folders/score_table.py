@@ -14,9 +14,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from chexpert_hf.errors import InputError
 
 DECIMALS = 6
-
-SYNC_SECONDS = 10
-"""The work that a power failure may cost; after a kill nothing is lost."""
+SYNC_SECONDS = 10  # of work that a power failure may cost; after a kill nothing is lost
 
 Cell: TypeAlias = str | int | float | None
 
@@ -36,34 +34,8 @@ class GateMode(str, Enum):
 
 
 @dataclass(frozen=True)
-class CsvLines:
-    """CSV as RFC 4180 has it, with line feeds: text with commas, quotes or line breaks is quoted, no value is empty.
-
-    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
-    """
-
-    columns: Sequence[str]
-
-    def header(self) -> bytes:
-        return self.line(self.columns)
-
-    def line(self, cells: Sequence[Cell]) -> bytes:
-        return (",".join(map(_csv_cell, [self.name(str(cells[0])), *cells[1:]])) + "\n").encode()
-
-    def is_whole(self, line: bytes) -> bool:
-        return line.endswith(b"\n") and line.count(b'"') % 2 == 0 and b"\0" not in line
-
-    def cells(self, line: bytes) -> list[Cell]:
-        (cells,) = csv.reader([line.decode()], strict=True)
-        return [cell or None for cell in cells]
-
-    def name(self, text: str) -> str:
-        return f"./{text}" if text.startswith(_FORMULA_STARTS) else text
-
-
-@dataclass(frozen=True)
 class JsonLines:
-    """JSON Lines: an object per row."""
+    """The format JSON Lines: an object per row."""
 
     columns: Sequence[str]
 
@@ -88,11 +60,30 @@ class JsonLines:
         return text
 
 
-Lines: TypeAlias = CsvLines | JsonLines
-"""A text format of rows."""
+class CsvLines(JsonLines):
+    """The format CSV by RFC 4180, with line feeds: text with commas, quotes or line breaks is quoted, None is empty.
+
+    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
+    """
+
+    def header(self) -> bytes:
+        return self.line(self.columns)
+
+    def line(self, cells: Sequence[Cell]) -> bytes:
+        return (",".join(map(_csv_cell, [self.name(str(cells[0])), *cells[1:]])) + "\n").encode()
+
+    def is_whole(self, line: bytes) -> bool:
+        return super().is_whole(line) and line.count(b'"') % 2 == 0
+
+    def cells(self, line: bytes) -> list[Cell]:
+        (cells,) = csv.reader([line.decode()], strict=True)
+        return [cell or None for cell in cells]
+
+    def name(self, text: str) -> str:
+        return f"./{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
-def lines_of(path: Path, columns: Sequence[str]) -> Lines:
+def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
     """The format of a text file, by its suffix."""
     return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
 
@@ -100,14 +91,14 @@ def lines_of(path: Path, columns: Sequence[str]) -> Lines:
 def readable(text: str) -> str:
     """The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\\udc..`.
 
-    Where the locale's encoding is ASCII, Python gives every byte of a UTF-8 name as a surrogate; they are put together.
+    Where the locale's encoding is ASCII, Python gives every byte of a UTF-8 name as a surrogate; these are joined.
     """
     joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
 class KeptRows(NamedTuple):
-    """Rows of an earlier run that are kept; how many of them are errors, and how many no chest radiographs."""
+    """Numbers of rows of an earlier run: those kept, and among them errors and images that are no radiographs."""
 
     rows: int = 0
     failed: int = 0
@@ -115,13 +106,9 @@ class KeptRows(NamedTuple):
 
 
 class GrowingTable(AbstractContextManager["GrowingTable"]):
-    """A CSV or JSON Lines file to which rows are appended, a batch at a time.
+    """A CSV or JSON Lines file to which rows are appended, a batch at a time; InputError if it cannot be written."""
 
-    Raises:
-        InputError: If it cannot be written, here and in every method.
-    """
-
-    def __init__(self, path: Path, lines: Lines) -> None:
+    def __init__(self, path: Path, lines: JsonLines) -> None:
         self._path, self._lines = path, lines
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,13 +132,11 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 self._synced = time.monotonic()
 
 
-def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: int) -> KeptRows:
+def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Cuts the table of an earlier run to its whole batches, if it isn't complete; its last line may be cut off.
 
-    Its rows must begin with the `str` of each of `names`, in this order.
-
-    Raises:
-        InputError: If its header or its rows are others; the file stays as it is.
+    InputError if its header differs or its rows do not begin with the `str` of each of `names`, in this order; the file
+    then stays as it is.
     """
     if not path.exists():
         return KeptRows()
@@ -162,27 +147,23 @@ def resume_table(path: Path, lines: Lines, names: Sequence[object], batch_size: 
         end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written again
         kept, failed, not_radiographs = KeptRows(), 0, 0
         gate = lines.columns.index("gate") if "gate" in lines.columns else None
-        for count, row in enumerate(_whole_rows(stream, lines), start=1):
+        count, row = 0, b""
+        for line in stream:
+            row += line
+            if not lines.is_whole(row):  # a name may hold line breaks
+                continue
+            count, end = count + 1, end + len(row)
             cells = _checked_row(path, lines, row, count, names)
+            row = b""
             failed += cells[-1] is not None
             not_radiographs += gate is not None and cells[gate] in NOT_RADIOGRAPH
-            end += len(row)
             if count % batch_size == 0 or count == len(names):
                 kept, kept_end = KeptRows(count, failed, not_radiographs), end
         stream.truncate(kept_end)
     return kept
 
 
-def _whole_rows(stream: BinaryIO, lines: Lines) -> Iterator[bytes]:
-    row = b""
-    for line in stream:
-        row += line
-        if lines.is_whole(row):
-            yield row
-            row = b""
-
-
-def _checked_row(path: Path, lines: Lines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
+def _checked_row(path: Path, lines: JsonLines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
     """The cells of a row, the last of which is its error."""
     try:
         name, *_ = cells = lines.cells(row)
@@ -207,10 +188,8 @@ def _csv_cell(cell: Cell) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into one line: the disk is full, the folder may not be written."""
+    """Turns an OSError, such as a full disk, into an InputError of one line."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}. What is there is kept; --resume goes on from it."
-        ) from error
+        raise InputError(f"{path} cannot be written: {error.strerror}. Its rows are kept; use --resume.") from error

@@ -1,8 +1,8 @@
 """Scores files of radiographs, however many: decoded by threads ahead of the model, in order, in constant memory.
 
 The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a row depend
-on how many rows are in a batch, but not on its place or on the others' content. So batches are made by position in the
-list of files, every batch is full, and a file that cannot be read leaves its place to a blank image.
+on the size of its batch, but not on its position or on the other rows. So batches are made by position in the list of
+files, every batch is full, and a blank image replaces a file that cannot be read.
 """
 
 import os
@@ -30,23 +30,18 @@ from chexpert_hf.scoring.saliency import overlay
 T = TypeVar("T")
 R = TypeVar("R")
 
-# More threads than this wait for the disk or for each other.
-MAX_THREADS = 8
-
-# zlib's fastest: overlays are looked at once, and level 6 takes four times as long for files a tenth smaller.
-_PNG_COMPRESSION = 1
-
+MAX_THREADS = 8  # more threads wait for the disk or for each other
 ROWS_SIDE_BY_SIDE = 4
 """Radiographs in a batch of a thread that has a processor to itself: more are slower there, and need more memory."""
 
-_BLANK = Image.new("L", (32, 32))
+_PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for files a tenth smaller
 
 _Read: TypeAlias = tuple[RadiographFile, Prepared | RadiographError]
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """A file's prediction, or the reason why there is none, and the gate's verdict if it was asked."""
+    """A file's prediction, or the reason why there is none, and the gate's verdict if it was asked for."""
 
     path: RadiographFile
     prediction: Prediction | None = None
@@ -55,7 +50,7 @@ class FileResult:
 
     @property
     def is_no_radiograph(self) -> bool:
-        """Whether the gate does not take it for a chest radiograph."""
+        """Whether it does not look like a chest radiograph to the gate."""
         return self.gate is not None and not self.gate.is_chest_radiograph
 
 
@@ -69,19 +64,13 @@ def score_files(
 ) -> Iterator[FileResult]:
     """Reads and scores files, in order, taken as they are needed.
 
-    Args:
-        classifier: The model.
-        files: As `find_radiographs` gives them.
-        saliency: Whether to compute the maps.
-        batch_size: Radiographs in a forward pass, at most; the last batch is filled up with blank images.
-        gate: Whether the model's gate is asked, and whether images that it refuses are scored.
-
-    Raises:
-        Exception: What a decoding thread raised, if it is not a RadiographError, in its file's place.
+    A forward pass has at most `batch_size` radiographs; the last batch is filled up with blank images. `gate` says
+    whether the model's gate is asked, and whether images that it refuses are scored. Any exception of a decoding thread
+    but a RadiographError is raised in its file's place.
     """
     workers = classifier.side_by_side() if batch_size > 1 else [classifier]
     size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(workers) > 1 else batch_size
-    blank = classifier.prepare(_BLANK)
+    blank = classifier.prepare(Image.new("L", (32, 32)))
 
     def read(worker: CheXpertClassifier, file: RadiographFile) -> _Read:
         try:
@@ -127,15 +116,12 @@ def score_files(
 
 
 def read_for(
-    classifier: CheXpertClassifier,
-    function: Callable[[T], R],
-    items: Iterable[T],
-    batch_size: int = BATCH_SIZE,
+    classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
 ) -> Generator[R, None, None]:
     """Maps `function` over `items` in threads, in order: beside a GPU, and on a CPU between the batches.
 
-    A network that has all cores of a CPU has threads that wait for each other at every layer, and one that shares its
-    core with a reader holds up all of them.
+    On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
+    all of them.
     """
     if all(member.runtime.is_on_cpu for member in classifier.members):
         return read_in_waves(function, items, batch_size)
@@ -143,9 +129,9 @@ def read_for(
 
 
 def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order; the next `wave` of them begins when the last one is taken.
+    """Maps `function` over `items` in threads, in order; the next `wave` of them starts when the last one is taken.
 
-    Exceptions of `function` are raised before anything of their wave is given out.
+    An exception of `function` is raised before any result of its wave.
     """
     items = iter(items)
     with _executor(num_threads()) as executor:
@@ -156,9 +142,9 @@ def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> 
 def read_ahead(
     function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order, at most `ahead` of them begun or waiting to be taken.
+    """Maps `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
 
-    When the iterator is closed or an exception leaves it, items that have not begun are dropped, and those that have
+    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others
     are waited for. Exceptions of `function` are raised in the place of their item.
     """
     items = iter(items)
@@ -175,8 +161,8 @@ def read_ahead(
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    # Each thread that calls torch gets helpers of its own, as many as there are cores, which then spin beside the
-    # model. This setting holds for the thread alone.
+    # Each thread that calls torch gets as many helpers as there are cores, which then compete with the model. This
+    # setting holds for the thread alone.
     return ThreadPoolExecutor(threads, "radiographs", initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -189,22 +175,16 @@ def num_threads() -> int:
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
     """Writes one PNG per observation into a folder, made if needed: the radiograph at its full size under the map.
 
-    Returns:
-        The files.
-
-    Raises:
-        ValueError: If the prediction has no maps.
+    Returns the files; ValueError if the prediction has no maps.
     """
     if result.prediction is None or result.prediction.saliency is None:
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
     folder.mkdir(parents=True, exist_ok=True)
     image = read_radiograph(source_of(result.path))
-    written = []
-    for observation in observations:
-        path = folder / f"{observation}.png"
-        overlay(image, result.prediction.saliency[observation]).save(path, compress_level=_PNG_COMPRESSION)
-        written.append(path)
-    return written
+    written = {folder / f"{observation}.png": result.prediction.saliency[observation] for observation in observations}
+    for path, saliency_map in written.items():
+        overlay(image, saliency_map).save(path, compress_level=_PNG_COMPRESSION)
+    return list(written)
 
 
 def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:

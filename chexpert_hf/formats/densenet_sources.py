@@ -53,7 +53,7 @@ def _untrained(
 ) -> ForeignModel:
     """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
     try:
-        observations = check_observations(OBSERVATIONS if labels is None else labels)
+        observations = check_observations(OBSERVATIONS if labels is None else labels, OBSERVATIONS)
     except ValueError as error:
         raise WeightsError(f"--labels: {error}") from error
     origin = ImportedFrom(

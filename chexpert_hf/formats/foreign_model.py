@@ -126,7 +126,9 @@ def outputs_named(
     known = [_observation_named(name) for name in names]
     if labels is not None:
         try:
-            check_observations(name or label for name, label in zip(known, labels, strict=True) if label)
+            check_observations(
+                [name or label for name, label in zip(known, labels, strict=True) if label], OBSERVATIONS
+            )
         except ValueError as error:
             raise WeightsError(f"--labels: {error}") from error
     observations = tuple(name for name in known if name)

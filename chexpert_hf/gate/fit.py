@@ -49,7 +49,7 @@ def fit_folder_gate(
 
     Args:
         folder: Model folder.
-        dataset: The split that the model was trained on, from `load_chexpert`.
+        dataset: The split that the model was trained on, from `load_dataset`.
         data_name: Name of the data, for the record.
         progress: Called with the number of radiographs that were read.
 

@@ -64,7 +64,7 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
         raise ValueError(f"Unknown projection {projection!r}; expected one of: {', '.join(PROJECTIONS)}.")
     if seed < 0:
         raise ValueError(f"Expected a seed of at least 0, got {seed}.")
-    wanted = set(check_observations(observations)) if observations else set()
+    wanted = set(check_observations(observations, OBSERVATIONS)) if observations else set()
     if "No Finding" in wanted and wanted - {"No Finding", "Support Devices"}:
         raise ValueError(f"No Finding excludes other findings, got: {', '.join(sorted(wanted))}.")
     return render_study(Patient((seed,)), (seed,), wanted, projection)

@@ -1,26 +1,24 @@
 """Radiographs in ZIP archives, read in memory one at a time, without trusting the archive.
 
-Nothing is written to disk, so no member's name can lead anywhere. Only stored and deflated members are read, whose
-inflation can be stopped at any byte, and their size is bounded before.
+Nothing is written to disk, so that no member's name can lead out of a folder. Only stored and deflated members are
+read, since their inflation can be stopped at any byte, and their size is checked first.
 """
 
 import zipfile
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from threading import Lock
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from chexpert_hf.radiographs.grey_levels import RadiographError, refusing
-from chexpert_hf.radiographs.radiograph import MAX_PIXELS
+from chexpert_hf.radiographs.grey_levels import MAX_PIXELS, RadiographError, refusing
+from chexpert_hf.radiographs.raster import HEAD_BYTES
 
-HEAD_BYTES = 512  # identify a file's format and, in a DICOM file, the storage class
 MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
 MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
 MAX_EXPANSION = 200  # times an archive's size; radiographs become 1 to 10 times, deflate's limit is 1,032 times
-_ALWAYS_ACCEPTED_BYTES = 10_000_000  # an archive that becomes no more is harmless: a black test image, say
+_ALWAYS_ACCEPTED_BYTES = 10_000_000  # inflated; such an archive is harmless, whatever its ratio
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
@@ -49,8 +47,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
         self._lock = Lock()  # zipfile's count of its open members is not safe between threads
         members = self._zip.infolist()
-        count = len(members)
-        if count > MAX_MEMBERS:
+        if (count := len(members)) > MAX_MEMBERS:
             raise RadiographError(f"Expected at most {MAX_MEMBERS:,} files in an archive, got {count:,}; split it.")
         total = sum(member.file_size for member in members)
         if total > max(MAX_EXPANSION * Path(path).stat().st_size, _ALWAYS_ACCEPTED_BYTES):
@@ -58,11 +55,9 @@ class Archive:
                 f"Expected an archive that becomes at most {MAX_EXPANSION} times its size, this one becomes "
                 f"{total // 1_000_000:,} MB; unpack it."
             )
-        members = list({member.filename: member for member in members}.values())
-        counts = Counter(map(_name_of, members))
-        self._members = {
-            member.filename if counts[name := _name_of(member)] > 1 else name: member for member in members
-        }
+        last = {member.filename: member for member in members}
+        counts = Counter(map(_name_of, last.values()))
+        self._members = {stored if counts[name := _name_of(one)] > 1 else name: one for stored, one in last.items()}
 
     def names(self) -> list[str]:
         """The members that are files, each name once, sorted as in folders."""
@@ -80,10 +75,6 @@ class Archive:
         if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
         return data
-
-    def open(self, name: str) -> BinaryIO:
-        """A member's bytes as a file; errors as in `read`."""
-        return BytesIO(self.read(name))
 
     def _read(self, name: str, num_bytes: int) -> bytes:
         with refusing("The archive is damaged here, expected a whole file; pack it again."):
@@ -105,7 +96,7 @@ class Archive:
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """The name as it was meant: backslashes come from Windows, and macOS stores UTF-8 unsaid, read as code page 437."""
+    """The intended name: Windows writes backslashes, and macOS UTF-8 without its flag, read as code page 437."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -115,22 +106,19 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 def open_archive(path: str) -> Archive:
     """Opens an archive, or takes it from the two that were open last and have not changed since."""
-    try:
+    with refusing("File not found, expected a ZIP archive; check the path."):
         status = Path(path).stat()
-    except (OSError, ValueError):
-        raise RadiographError("File not found, expected a ZIP archive; check the path.") from None
-    return _open((path, status.st_mtime_ns, status.st_size))
+    return _open(path, status.st_mtime_ns, status.st_size)
 
 
-# Reading the directory for each member would take the square of their number; two, since the threads that read ahead
-# are in the next archive already.
+# Reading the directory for each member would take quadratic time; two, since threads may read the next one ahead.
 @lru_cache(maxsize=2)
-def _open(version: tuple[str, int, int]) -> Archive:
-    return Archive(version[0])
+def _open(path: str, *_version: int) -> Archive:
+    return Archive(path)
 
 
 def close_archives() -> None:
-    """Closes the archives that are kept open, once nobody reads from them."""
+    """Closes the archives that are kept open, as soon as nothing reads from them."""
     _open.cache_clear()
 
 

@@ -2,16 +2,49 @@
 
 import glob
 import os
+import stat
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias
 
 from chexpert_hf.csv_dialect import encoding_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, is_archive, open_archive
-from chexpert_hf.radiographs.kinds import SUFFIXES, Kind, is_system_file, kind_of, kind_of_file
-from chexpert_hf.radiographs.radiograph import RadiographError
-from chexpert_hf.radiographs.walk import Found, Walk
+from chexpert_hf.radiographs.grey_levels import NotFetchedError, RadiographError
+from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of
+
+# Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+
+# In lower case; macOS and Windows add these to folders and archives.
+_SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+
+_Sort: TypeAlias = Literal["folder", "unreadable folder", "file", "link"]
+
+
+@dataclass
+class Found:
+    """The radiographs that were found, and counts of what was followed and skipped on the way."""
+
+    files: list[RadiographFile] = field(default_factory=list)  # each once, sorted within folders and archives
+    num_links: int = 0  # followed
+    num_outside: int = 0  # links out of their folder that were not followed, though they may be radiographs
+    num_imageless: int = 0  # DICOM files without an image: DICOMDIR, structured reports, presentation states
+    num_archives: int = 0  # ZIP archives in folders
+
+    def notes(self) -> list[str]:
+        """A line for each kind of file that was followed or skipped."""
+        lines = {
+            "Links followed (--no-follow-links skips those that lead out of their folder)": self.num_links,
+            "Links that lead out of their folder were skipped (--no-follow-links)": self.num_outside,
+            "DICOM files without an image (DICOMDIR, reports, presentation states) were skipped": self.num_imageless,
+            "ZIP archives in folders were skipped; name them to score what is in them": self.num_archives,
+        }
+        return [f"{text}: {count:,}." for text, count in lines.items() if count]
 
 
 def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *, follow_links: bool = True) -> Found:
@@ -32,19 +65,17 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
         InputError: If one of `paths` does not exist, or there is no file.
     """
     found = Found()
-    # A dictionary, for its order. Names are cheap to compare and links are told by name too: a link and its target are
-    # two radiographs, as they are for every other tool.
+    named = [match for path in paths for match in _matches(str(Path(path)), found, follow_links)]
+    # A dictionary, for its order. Files are compared by name: a link and its target are two radiographs, as they are
+    # for every other tool.
     files: dict[RadiographFile, None] = {}
-    for path in (str(Path(path)) for path in paths):
-        for match in [path] if os.path.lexists(path) else _matches(path, found, follow_links):
-            files.update(dict.fromkeys(radiographs_in(match, found, follow_links=follow_links)))
-    for path in (str(Path(path)) for path in listed):
+    for path in [*named, *(str(Path(path)) for path in listed)]:
         files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
         raise InputError(
             f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
-            f"{', '.join(sorted(SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
+            f"{', '.join(sorted(_SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
         )
     return found
 
@@ -56,65 +87,29 @@ def read_list(file: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}; expected a list of paths, one a line.") from error
     encoding = encoding_of(data[:4])
-    if encoding.startswith("utf-16"):
-        names = data.decode(encoding).split("\n")
-    else:  # names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding
-        names = os.fsdecode(data.removeprefix(BOM_UTF8)).split("\n")
-    return [name.rstrip("\r") for name in names if name.rstrip("\r")]
+    # Names are bytes to the operating system: they need not be UTF-8, nor in the locale's encoding.
+    text = data.decode(encoding) if encoding.startswith("utf-16") else os.fsdecode(data.removeprefix(BOM_UTF8))
+    return [name.rstrip("\r") for name in text.split("\n") if name.rstrip("\r")]
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
     """The radiographs in a folder or archive, or the file itself, which may be missing: that is reported later.
 
-    What is followed and skipped is counted in `found`, whose files stay as they are.
+    Files that are followed or skipped are counted in `found`, whose list of files stays as it is.
     """
     if os.path.isdir(path):
-        return Walk(path, found, follow_links=follow_links).files()
+        return _Walk(path, found, follow_links).files()
     if is_archive(path):
         return archive_members(path, found)
-    is_imageless = kind_of_file(path) is Kind.IMAGELESS
+    is_imageless = _kind_of_file(path) is _Kind.IMAGELESS
     found.num_imageless += is_imageless
     return iter([] if is_imageless or is_system_file(path) else [path])
-
-
-def _matches(pattern: str, found: Found, follow_links: bool) -> list[str]:
-    if not glob.has_magic(pattern):
-        raise InputError(f"{pattern} does not exist; expected radiographs, folders of them, or ZIP archives.")
-    parts = Path(pattern).parts
-    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:first])
-    names = sorted(set(_glob(root, parts[first:], follow_links))) if root.is_dir() else []
-    if not any(part.startswith(".") for part in parts[first:]):
-        names = [path for path in names if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    if not names:
-        raise InputError(f"{pattern} matches nothing; expected radiographs, folders of them, or ZIP archives.")
-    matches = list(map(str, names))
-    walk = Walk(str(root), found, follow_links=follow_links)
-    outside = {path for path in matches if walk.leads_outside(path)}
-    if follow_links:
-        found.num_links += sum(path in outside or os.path.islink(path) for path in matches)
-        return matches
-    found.num_outside += len(outside)
-    return [path for path in matches if path not in outside]
-
-
-def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
-    """The files that match a glob pattern below a folder; `**` includes linked folders, as in the shell."""
-    if "**" not in parts:
-        yield from root.glob("/".join(parts))
-        return
-    start = parts.index("**")
-    for base in root.glob("/".join(parts[:start])) if start else [root]:
-        # Not by `glob` and `pathlib`: of links to folders, one runs in circles along them and the other passes by them.
-        for folder in Walk(str(base), Found(), follow_links=follow_links).folders():
-            rest = parts[start + 1 :]
-            yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
     """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
 
-    What is skipped is counted in `found`. With `others`, files that are no images are given too, to be reported.
+    Skipped files are counted in `found`. With `others`, files that are no images are given too, to be reported.
     """
     try:
         archive = open_archive(path)
@@ -125,11 +120,177 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
     for name in archive.names():
         if is_system_file(name) or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             continue
-        kind = kind_of(name, archive.head, archive.open)
-        found.num_imageless += kind is Kind.IMAGELESS
-        # An archive in the archive is taken, to be reported: whoever packed it meant its radiographs.
-        if kind is Kind.RADIOGRAPH or is_archive(name) or (others and kind is Kind.OTHER):
+        kind = _kind_of(name, archive.head, lambda name: BytesIO(archive.read(name)))
+        found.num_imageless += kind is _Kind.IMAGELESS
+        # An archive in the archive is taken, to be reported: it was packed for the radiographs in it.
+        if kind is _Kind.RADIOGRAPH or is_archive(name) or (others and kind is _Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
     if not taken:
         yield ArchiveMember(path, "")
+
+
+def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
+    """The path itself, or what it matches as a pattern; InputError if that is nothing."""
+    if os.path.lexists(path):
+        return [path]
+    if not glob.has_magic(path):
+        raise InputError(f"{path} does not exist; expected radiographs, folders of them, or ZIP archives.")
+    parts = Path(path).parts
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    names = sorted(set(_glob(root, parts[first:], follow_links))) if root.is_dir() else []
+    if not any(part.startswith(".") for part in parts[first:]):
+        names = [name for name in names if not any(part.startswith(".") for part in name.relative_to(root).parts)]
+    if not names:
+        raise InputError(f"{path} matches nothing; expected radiographs, folders of them, or ZIP archives.")
+    matches = list(map(str, names))
+    walk = _Walk(str(root), found, follow_links)
+    outside = {match for match in matches if walk.leads_outside(match)}
+    if follow_links:
+        found.num_links += sum(match in outside or os.path.islink(match) for match in matches)
+        return matches
+    found.num_outside += len(outside)
+    return [match for match in matches if match not in outside]
+
+
+def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
+    """The files that match a glob pattern below a folder; `**` includes linked folders, as in the shell."""
+    if "**" not in parts:
+        yield from root.glob("/".join(parts))
+        return
+    start = parts.index("**")
+    rest = parts[start + 1 :]
+    for base in root.glob("/".join(parts[:start])) if start else [root]:
+        # Not by `glob` and `pathlib`: of links to folders, one runs in circles along them and the other skips them.
+        for folder in _Walk(str(base), Found(), follow_links).folders():
+            yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
+
+
+class _Walk:
+    """A search below one folder, which enters no folder twice and counts in `found` what it follows and skips.
+
+    Links to files are followed. Links to folders are followed if they lead out of the root (what is below it is found
+    anyway) and `follow_links` is set.
+    """
+
+    def __init__(self, root: str, found: Found, follow_links: bool) -> None:
+        self._root, self._real_root = root, os.path.realpath(root)
+        self._found, self._follow_links = found, follow_links
+        # A link to a folder above the root leads in a circle, too.
+        self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
+
+    def files(self) -> Iterator[str]:
+        """The radiographs, sorted by the parts of their paths; a folder that cannot be read, to be reported."""
+        for path, sort in self._below(self._root, self._real_root):
+            if sort == "unreadable folder" or (sort != "folder" and self._is_radiograph(path)):
+                self._found.num_links += sort == "link"
+                yield path
+
+    def folders(self) -> Iterator[str]:
+        """The root and the folders below it."""
+        return (path for path, sort in self._below(self._root, self._real_root) if sort == "folder")
+
+    def leads_outside(self, path: str) -> bool:
+        """Whether a path leads out of the root, through whatever links."""
+        real = os.path.realpath(path)
+        return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
+
+    def _below(self, folder: str, real: str) -> Iterator[tuple[str, _Sort]]:
+        yield folder, "folder"
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            yield folder, "unreadable folder"
+            return
+        for entry in found:
+            if entry.name.startswith(".") or is_system_file(entry.name):
+                continue
+            is_link = entry.is_symlink()
+            is_outside = is_link and self.leads_outside(entry.path)
+            is_skipped = is_outside and not self._follow_links
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                self._found.num_outside += is_skipped
+                target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                is_inner_link = is_link and not is_outside
+                if not is_skipped and not is_inner_link and target not in self._entered:
+                    self._entered.add(target)
+                    self._found.num_links += is_link
+                    yield from self._below(entry.path, target)
+            elif is_skipped:
+                self._found.num_outside += _has_radiographs_name(entry.path)
+            else:
+                yield entry.path, "link" if is_link else "file"
+
+    def _is_radiograph(self, path: str) -> bool:
+        if is_archive(path):
+            self._found.num_archives += 1
+            return False
+        kind = _kind_of_file(path)
+        self._found.num_imageless += kind is _Kind.IMAGELESS
+        return kind is _Kind.RADIOGRAPH
+
+
+class _Kind(Enum):
+    """The kind of a file in a folder or archive."""
+
+    RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
+    IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
+    OTHER = auto()
+
+
+def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
+    """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
+    has_suffix = _suffix(name) in _SUFFIXES
+    if has_suffix and not _may_be_dicom(name):
+        return _Kind.RADIOGRAPH
+    kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
+    start = head(name)
+    if start is None:
+        return kind_by_name
+    try:
+        if format_of(start) != "DICOM":
+            return _Kind.RADIOGRAPH
+    except NotFetchedError:
+        return kind_by_name
+    except RadiographError:
+        return _Kind.RADIOGRAPH if has_suffix else _Kind.OTHER
+    from chexpert_hf.radiographs.dicom.dicom import holds_image  # pydicom takes .2 s to import
+
+    return _Kind.RADIOGRAPH if holds_image(start, lambda: whole(name)) else _Kind.IMAGELESS
+
+
+def _kind_of_file(path: str) -> _Kind:
+    return _kind_of(path, _head, lambda path: open(path, "rb"))
+
+
+def _head(path: str) -> bytes | None:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
+            return b""
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return None
+
+
+def is_system_file(name: str) -> bool:
+    """Whether the operating system added a file to those of the user, such as `._a.png`."""
+    parts = name.lower().replace(os.sep, "/").split("/")
+    return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
+
+
+def _has_radiographs_name(name: str) -> bool:
+    """Whether a radiograph may have this name: with a suffix of images, or without any, as `IM0001`."""
+    return _suffix(name) in _SUFFIXES or _may_be_dicom(name)
+
+
+def _may_be_dicom(name: str) -> bool:
+    """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
+    suffix = _suffix(name)
+    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()

@@ -1,4 +1,4 @@
-"""The error, the size limit and the way from 16 to 8 bits that the radiograph readers share."""
+"""The error, the size limit and the scaling from 16 to 8 bits that the radiograph readers share."""
 
 import struct
 import zipfile
@@ -29,21 +29,21 @@ _BAND_PIXELS = 1 << 16
 class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
-    `reason` is one line of at most 200 characters that says what was expected, what came and what to do. It never holds
-    a path, a file name or any of the input's text, so that it can be shown and logged.
+    `reason` is one line of at most 200 characters: what was expected, what was given and what to do. It never holds a
+    path, a file name or any of the input's text, so that it can be shown and logged.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.name = ""  # given by `naming`, since a file's name may be a patient's
+        self.name = ""  # set by `naming`, since a file's name may be a patient's
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 class NotFetchedError(RadiographError):
-    """The file stands for content that is not there."""
+    """The file is a link or pointer to content that has not been fetched."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def naming(name: object) -> Iterator[None]:
 
 @contextmanager
 def refusing(reason: str) -> Iterator[None]:
-    """Gives this reason, instead of what a decoder raises on malformed files."""
+    """Turns what a decoder raises on malformed files into a RadiographError with this reason."""
     try:
         yield
     except RadiographError:
@@ -83,11 +83,10 @@ def bit_depth(maximum: int) -> int:
 def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
     """Scales 16-bit grey levels `(height, width)` to 8 bits without clipping.
 
-    The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common in 16-bit
-    containers: scaled by 65535, a 12-bit radiograph would come out nearly black. So white is `2**bits - 1` for the
-    smallest common bit depth that holds the maximum. An 8-bit image times 257 gives that image back, and an 8-bit image
-    stored as it is in 16 bits stays as it is. A 16-bit image of which no pixel reaches 32768 comes out brighter than
-    its author meant, by less than a factor of four.
+    The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common: scaled by
+    65535, one of 12 bits would be nearly black. So white is `2**bits - 1` for the smallest common bit depth that holds
+    the maximum. An 8-bit image, stored as it is or times 257, comes back unchanged; a 16-bit image without a pixel of
+    32768 or more becomes brighter than intended, by less than a factor of four.
     """
     full_scale = (1 << bit_depth(int(pixels.max()))) - 1
     levels = np.arange(full_scale + 1, dtype=np.int64)

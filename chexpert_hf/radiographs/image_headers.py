@@ -4,7 +4,7 @@ import os
 import struct
 from typing import BinaryIO, NamedTuple
 
-from PIL import TiffImagePlugin
+from PIL import TiffImagePlugin, TiffTags
 
 _JPEG_COMMON = (0xC0, 0xC1, 0xC2)
 _JPEG_RARE = {
@@ -15,8 +15,6 @@ _JPEG_RARE = {
 }
 """Compressions that ordinary decoders lack, by the marker of the frame header."""
 
-_TIFF_BITS, _TIFF_COMPRESSION = 258, 259
-_TIFF_SHORT, _TIFF_LONG = 3, 4
 _BIG_TIFF = 43
 
 _TIFF_COMPRESSIONS = {
@@ -64,26 +62,24 @@ def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    order = "<" if stream.read(2) == b"II" else ">"
-    is_big = struct.unpack(f"{order}H", stream.read(2))[0] == _BIG_TIFF
-    if is_big:
-        stream.seek(8)
-    count, address, entry = ("Q", "Q", 20) if is_big else ("H", "L", 12)
-    start = struct.unpack(f"{order}{address}", stream.read(8 if is_big else 4))[0]
+    head = stream.read(16)
+    order = "<" if head.startswith(b"II") else ">"
+    is_big = struct.unpack_from(f"{order}H", head, 2)[0] == _BIG_TIFF
+    first, count, address = (8, "Q", "Q") if is_big else (4, "H", "L")
+    (start,) = struct.unpack_from(f"{order}{address}", head, first)
     if start > num_bytes:
         raise EOFError
     stream.seek(start)
-    num_entries = struct.unpack(f"{order}{count}", stream.read(8 if is_big else 2))[0]
-    if stream.tell() + entry * num_entries + struct.calcsize(f"<{address}") > num_bytes:
+    (num_entries,) = struct.unpack(f"{order}{count}", stream.read(8 if is_big else 2))
+    entry = struct.Struct(f"{order}HH{address}{first}s")  # an address is as long as the part before the first one
+    if stream.tell() + entry.size * num_entries + first > num_bytes:
         raise EOFError
-    tags: dict[int, int | None] = {}
-    for _ in range(min(num_entries, 1 << 16)):
-        tag, kind, number = struct.unpack(f"{order}HH{address}", stream.read(entry - struct.calcsize(f"<{address}")))
-        value = stream.read(struct.calcsize(f"<{address}"))
-        is_number = kind in (_TIFF_SHORT, _TIFF_LONG) and number == 1
-        tags[tag] = struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'L'}", value)[0] if is_number else None
+    tags: dict[int, int] = {}  # whole numbers that stand alone
+    for tag, kind, number, value in entry.iter_unpack(stream.read(entry.size * min(num_entries, 1 << 16))):
+        if kind in (TiffTags.SHORT, TiffTags.LONG) and number == 1:
+            (tags[tag],) = struct.unpack_from(f"{order}{'H' if kind == TiffTags.SHORT else 'L'}", value)
     stream.seek(0)
-    compression = tags.get(_TIFF_COMPRESSION) or 1
+    compression = tags.get(TiffImagePlugin.COMPRESSION) or 1
     rare = _TIFF_COMPRESSIONS.get(compression, f"unknown ({compression})")
     is_rare = compression not in TiffImagePlugin.COMPRESSION_INFO
-    return "BigTIFF" if is_big else "TIFF", tags.get(_TIFF_BITS), rare if is_rare else None
+    return "BigTIFF" if is_big else "TIFF", tags.get(TiffImagePlugin.BITSPERSAMPLE), rare if is_rare else None

@@ -1,7 +1,7 @@
-"""Reads a radiograph from whatever it comes in, once and without trusting it.
+"""Reads a radiograph from a file, bytes, an image or an array, without trusting it.
 
-The first bytes of a file decide its format, never its name. Sizes are checked before anything is decoded, and what is
-cut short or damaged is refused. Only pixels and a few properties come out: no EXIF, no text, no patient's name.
+The first bytes of a file decide its format, never its name. Sizes are checked before anything is decoded, and damaged
+or truncated files are refused. The result holds pixels and a few properties: no EXIF, no text, no patient's name.
 """
 
 import io
@@ -21,22 +21,21 @@ from chexpert_hf.radiographs.grey_levels import (
     refusing,
     to_8_bit,
 )
-from chexpert_hf.radiographs.raster import format_of, read_pillow, read_raster
+from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of, read_pillow, read_raster
 from chexpert_hf.radiographs.unfetched import why_missing
 
-HEAD_BYTES = 132
 _MAX_FILE_BYTES = 10 * MAX_PIXELS  # five times the largest image of 16 bits
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A radiograph and what its file says of it."""
+    """A radiograph and properties that its file states."""
 
     image: Image.Image  # mode L, upright; possibly scaled down while it was decoded
     original_size: tuple[int, int]  # the full image's (width, height) when upright
-    is_colour: bool = False  # DICOM is not looked at, others only if asked
-    is_lateral: bool | None = None  # by the DICOM header; None where nothing is said
-    notes: tuple[str, ...] = ()  # a line for each part of a DICOM header that was supplied or ignored
+    is_colour: bool = False  # never found out for DICOM, for others on request
+    is_lateral: bool | None = None  # by the DICOM header; None where it does not say
+    notes: tuple[str, ...] = ()  # a line for each element of a DICOM header that was supplied or ignored
 
 
 RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Radiograph
@@ -50,14 +49,14 @@ def read_radiograph(source: RadiographSource, *, target_size: int | None = None)
 def open_radiograph(
     source: RadiographSource, *, target_size: int | None = None, with_colour: bool = True
 ) -> Radiograph:
-    """Reads one radiograph with all that is known of it.
+    """Reads one radiograph with its properties.
 
-    JPEG, PNG, TIFF, BMP, WebP and DICOM are told apart by content. Colour becomes luma, transparent parts black, the
+    JPEG, PNG, TIFF, BMP, WebP and DICOM are distinguished by content. Colour becomes luma, transparent parts black, the
     EXIF orientation is applied, 16 bits become 8 as `grey_levels.to_8_bit` says, and DICOM is rendered as
     `windowing.render` says. The same source with the same `target_size` always gives the same pixels.
 
     Args:
-        source: A path, a file's bytes, a binary file object (read from where it stands to its end), a Pillow image in
+        source: A path, a file's bytes, a binary file object (read from its position to its end), a Pillow image in
             mode 1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in
             uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
         target_size: The side in pixels that the image will be resized to, if known. A JPEG is then scaled down by 2, 4
@@ -97,7 +96,7 @@ def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
             f"got {type(source).__name__[:40]}; open the file or convert it to one of these."
         )
     with refusing("The file object cannot be read, expected an open one; open it in mode 'rb'."):
-        data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream that stands in the middle
+        data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream
     if not isinstance(data, bytes):
         raise RadiographError("Expected a binary file object, this one does not give bytes; open it in mode 'rb'.")
     return io.BytesIO(data)

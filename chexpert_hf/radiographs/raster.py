@@ -1,7 +1,7 @@
 """Decodes JPEG, PNG, TIFF, BMP and WebP files, and Pillow images, to 8-bit grayscale.
 
-Pillow decodes. This module chooses the format by content and refuses what is too large before it is decoded, and what
-Pillow would let pass: parts that are missing, several frames, colours whose lower 8 bits it would drop.
+Pillow decodes. This module chooses the format by content, refuses images that are too large before they are decoded,
+and refuses what Pillow would let pass: missing parts, several frames, colours whose lower 8 bits it would drop.
 """
 
 import math
@@ -9,11 +9,17 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageChops, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
-from PIL.Image import Resampling, Transpose
+from PIL import Image, ImageChops, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base as ExifTag
+from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError, check_size, refusing, to_8_bit
 from chexpert_hf.radiographs.image_headers import read_jpeg_header, read_tiff_header
@@ -22,31 +28,20 @@ from chexpert_hf.radiographs.unfetched import refuse_pointer
 # A JPEG decoder may scale down while both sides keep this many times the target size: .2 grey levels on average.
 DRAFT_MARGIN = 1.75
 
-_COLOURFUL_SHARE = 0.1  # of pixels, from which on an image is in colour; a side mark may be, and film is tinted faintly
+_COLOURFUL_SHARE = 0.1  # of pixels, above which an image is in colour; side marks may be, and film is tinted faintly
 _COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which it is colourful
 _COLOUR_SIDE = 64
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
+HEAD_BYTES = 512  # tell a file's format and, in a DICOM file, the storage class
+
 _MAX_PNG_CHUNKS = 1 << 16
 _MAX_PNG_TEXTS = 16  # Pillow inflates each compressed one to up to 1 MB before it looks at the image
-
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSITIONS = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-"""Transpositions to upright by EXIF orientation (CIPA DC-008, tag 0x0112)."""
 
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _MAX_FIRST_ELEMENT = 256  # bytes: a data set begins with a group's length, a character set, an image type or a UID
-
-_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
+_TIFF_WHITE_IS_ZERO = 0
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -58,20 +53,18 @@ _MAGIC = {
 # The format's own class instead of Image.open: no other format can take the file, and no warning about its size is
 # given before `check_size` has refused it.
 _OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
-    "JPEG": JpegImagePlugin.jpeg_factory,
-    "PNG": PngImagePlugin.PngImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
+    "JPEG": jpeg_factory,
+    "PNG": PngImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+    "WebP": WebPImageFile,
 }
 
 
 def format_of(head: bytes) -> str:
-    """The format that a file's first 132 bytes announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
+    """The format that a file's first `HEAD_BYTES` announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
 
-    Raises:
-        RadiographError: If it is none of these.
-        NotFetchedError: If it is a pointer to content elsewhere.
+    RadiographError if it is none of these, NotFetchedError if the file is a pointer to content elsewhere.
     """
     if head[128:132] == b"DICM":
         return "DICOM"
@@ -103,9 +96,8 @@ def read_raster(
 ) -> tuple[Image.Image, tuple[int, int], bool]:
     """Decodes one image file of the format that `format_of` named.
 
-    Returns:
-        The upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour,
-        which takes a second look at a JPEG and is False if `with_colour` is.
+    Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour;
+    that is False without `with_colour`, and takes a second decoding of a JPEG.
     """
     try:
         if file_format == "PNG":
@@ -116,27 +108,25 @@ def read_raster(
         check_size(*image.size)
         _check_is_whole(image, stream)
         (width, height), is_gray = image.size, image.mode == "L"
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
+        if isinstance(image, JpegImageFile):
             side = None if target_size is None else math.ceil(DRAFT_MARGIN * target_size)
             image.draft("L", None if side is None else (side, side))
         gray, sides_swap = _upright_gray(image)
-    except RadiographError:
-        raise
     except MALFORMED as error:
-        raise RadiographError(_why_unreadable(stream, file_format, error)) from None
-    if not with_colour:
-        return gray, (height, width) if sides_swap else (width, height), False
-    if file_format == "JPEG" and not is_gray:  # of which only the luma was decoded
+        raise _unreadable(stream, file_format, error) from None
+    if with_colour and file_format == "JPEG" and not is_gray:  # of which only the luma was decoded
         stream.seek(0)
         image = _OPENERS[file_format](stream)
         image.draft("RGB", (_COLOUR_SIDE, _COLOUR_SIDE))
-    return gray, (height, width) if sides_swap else (width, height), _is_colourful(image)
+    return gray, (height, width) if sides_swap else (width, height), with_colour and _is_colourful(image)
 
 
-def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) -> str:
-    """One line: a compression or layout that Pillow does not decode, or damage."""
+def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> RadiographError:
+    """The error of an image with a compression or layout that Pillow does not decode, or with damage."""
+    if isinstance(error, RadiographError):
+        return error
     found = None
-    try:
+    with suppress(*MALFORMED):
         if file_format == "JPEG" and (rare := read_jpeg_header(stream).rare_compression):
             found = f"{rare} in a JPEG file"
         if file_format == "TIFF":
@@ -145,11 +135,11 @@ def _why_unreadable(stream: BinaryIO, file_format: str, error: BaseException) ->
                 found = f"a {kind} image with {rare} compression"
             elif isinstance(error, SyntaxError):  # before anything is decoded
                 found = f"a {kind} image of another layout, {bits or 'several'} bits per sample"
-    except MALFORMED:
-        pass
     if found is None:
-        return f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
-    return (
+        return RadiographError(
+            f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."
+        )
+    return RadiographError(
         f"Expected an image of 8 or 16 bits in a common compression, got {found}; convert it to a 16-bit PNG, for "
         "example with the package imagecodecs."
     )
@@ -187,10 +177,10 @@ def _check_png_chunks(stream: BinaryIO) -> None:
 
 
 def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
-    """Refuses further frames, and ends of file that Pillow does not miss."""
+    """Refuses further frames, and files that are cut short where Pillow does not notice."""
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with further pictures behind it
         raise RadiographError("Expected one radiograph per file, got several frames or pages; export one of them.")
-    for tile in image.tile if isinstance(image, BmpImagePlugin.BmpImageFile) else ():
+    for tile in image.tile if isinstance(image, BmpImageFile) else ():
         bytes_per_row = cast("tuple[str, int, int]", tile.args)[1] if tile.codec_name == "raw" else 0
         if tile.offset + bytes_per_row * image.height > stream.seek(0, os.SEEK_END):
             raise EOFError
@@ -199,10 +189,12 @@ def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
 def _upright_gray(image: Image.Image) -> tuple[Image.Image, bool]:
     """A new image in mode L, turned by the EXIF orientation, and whether that swapped its sides."""
     gray = _gray_16_bit(image) if image.mode in _MODES_16_BIT else _gray_8_bit(image)
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    if orientation not in _TRANSPOSITIONS:
-        return gray, False
-    return gray.transpose(_TRANSPOSITIONS[orientation]), orientation >= 5
+    orientation = image.getexif().get(ExifTag.Orientation)
+    gray.info = {}  # where damaged EXIF data would be written back
+    if orientation in range(2, 9):
+        gray.getexif()[ExifTag.Orientation] = orientation
+        ImageOps.exif_transpose(gray, in_place=True)
+    return gray, orientation in (5, 6, 7, 8)
 
 
 def _gray_16_bit(image: Image.Image) -> Image.Image:
@@ -210,9 +202,9 @@ def _gray_16_bit(image: Image.Image) -> Image.Image:
     if levels.min() < 0 or levels.max() > 0xFFFF:
         raise RadiographError("Expected grey levels in 0..65535, got levels outside; save the image as 16-bit gray.")
     gray = Image.fromarray(to_8_bit(levels))
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     # Pillow inverts up to 8 bits and leaves 16 bits as they are.
-    return ImageChops.invert(gray) if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO else gray
+    return ImageChops.invert(gray) if tags.get(PHOTOMETRIC_INTERPRETATION) == _TIFF_WHITE_IS_ZERO else gray
 
 
 def _gray_8_bit(image: Image.Image) -> Image.Image:
@@ -231,11 +223,11 @@ def _gray_8_bit(image: Image.Image) -> Image.Image:
 def _is_colourful(image: Image.Image) -> bool:
     if image.mode not in _COLOUR_MODES:
         return False
+    side = (_COLOUR_SIDE, _COLOUR_SIDE)
     try:
         source = image if "R" in image.getbands() else image.convert("RGB")
         # Band by band, for a quarter of the memory.
-        side = (_COLOUR_SIDE, _COLOUR_SIDE)
-        small = [source.getchannel(band).resize(side, Resampling.BOX, reducing_gap=1.0) for band in "RGB"]
+        small = [source.getchannel(band).resize(side, Image.Resampling.BOX, reducing_gap=1.0) for band in "RGB"]
     except MALFORMED:
         return False
     spread = np.ptp(np.array([np.asarray(band, dtype=int) for band in small]), axis=0)  # (_COLOUR_SIDE, _COLOUR_SIDE)

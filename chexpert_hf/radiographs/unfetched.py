@@ -18,7 +18,7 @@ _TARGETS = {
 
 
 def why_missing(path: str | os.PathLike[str]) -> str | None:
-    """Why a path that is there leads to no file, as one sentence; None if it is no link."""
+    """The reason why a link leads to no file, as one sentence; None if the path is no link."""
     try:
         target = os.readlink(path).replace("\\", "/")
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerState, set_seed
 
-from chexpert_hf.datasets.chexpert import BadFilesError, load_chexpert
+from chexpert_hf.datasets.loading import BadFilesError, load_dataset
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
@@ -73,7 +73,7 @@ def train(
 
     Raises:
         RecipeError: If `output` holds another run and `resume` is not set, or a run of another recipe.
-        CheXpertDataError: If the data cannot be loaded.
+        DatasetError: If the data cannot be loaded.
     """
     if report_to not in REPORTERS:
         raise RecipeError(f"Cannot report to {report_to!r}; expected one of: {', '.join(REPORTERS)}.")
@@ -212,7 +212,7 @@ def load_data(
 ) -> datasets.DatasetDict:
     """The training and validation splits that the recipe asks for; who is held out does not depend on its seed."""
     names = ("frontal_only", "observations", "num_patients", "valid_fraction")
-    data = load_chexpert(root, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
+    data = load_dataset(root, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
     return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
 
 

@@ -22,8 +22,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -192,7 +192,7 @@ def main():
 
     model = load_model(options.model).eval()
     processor = CheXpertImageProcessor.from_pretrained(options.model)
-    splits = load_chexpert(options.data, frontal_only=True)
+    splits = load_dataset(options.data, frontal_only=True)
     train, valid = (image_files(splits[split])[: options.limit] for split in ("train", "valid"))
     originals = sorted((options.data.parent / "NIH-originals").glob("**/*.png"))
     images = (read_radiograph(file, target_size=processor.decoded_side) for file in train)

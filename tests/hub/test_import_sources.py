@@ -119,7 +119,7 @@ def test_a_timm_state_dict_is_named_by_the_user_and_imagenets_classes_make_a_bac
     torch.save(network.state_dict(), tmp_path / "model.pth")
     with pytest.raises(WeightsError, match="does not say what its 3 outputs are; name them with --labels"):
         read_source(source)
-    with pytest.raises(WeightsError, match="--labels: 'effusion' is not a CheXpert observation"):
+    with pytest.raises(WeightsError, match="--labels: 'effusion' is not a known observation"):
         read_source(source, labels=["Edema", "", "effusion"])
     foreign = read_source(source, labels=["Edema", "", "Effusion"])
     assert foreign.config.observations == ("Edema", "Pleural Effusion")

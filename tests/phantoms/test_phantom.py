@@ -220,7 +220,7 @@ def test_the_same_finding_lies_at_the_same_height_in_both_views_of_a_study() -> 
 
 
 def test_an_unknown_observation_or_projection_and_a_contradiction_are_refused() -> None:
-    with pytest.raises(ValueError, match="'Cardiomegalia' is not a CheXpert observation"):
+    with pytest.raises(ValueError, match="'Cardiomegalia' is not a known observation"):
         render_phantom(0, ["Cardiomegalia"])
     with pytest.raises(ValueError, match="Unknown projection 'LL'; expected one of: PA, AP, Lateral"):
         render_phantom(0, projection="LL")

@@ -70,7 +70,7 @@ def test_what_is_no_dicom_says_nothing(tmp_path):
 def test_headers_that_cannot_be_read_say_nothing_and_nothing_of_them_is_logged(recwarn, caplog):
     data, named = make_dicom(FILM, ViewPosition="LL"), make_dicom(FILM, ViewPosition=NAME)
     caplog.clear()
-    rng = np.random.default_rng(0)
+    rng, views = np.random.default_rng(0), set()
     with caplog.at_level(logging.DEBUG):
         assert open_radiograph(named).is_lateral is None
         for _ in range(200):
@@ -78,6 +78,7 @@ def test_headers_that_cannot_be_read_say_nothing_and_nothing_of_them_is_logged(r
             for place in rng.integers(132, len(data) - FILM.size, 3):
                 spoilt[place] = rng.integers(256)
             with suppress(RadiographError):
-                assert open_radiograph(bytes(spoilt)).is_lateral in (True, False, None)
+                views.add(open_radiograph(bytes(spoilt)).is_lateral)
+    assert views == {True, None}  # damage can hide the view, not turn it round
     assert not recwarn.list
     assert not caplog.records

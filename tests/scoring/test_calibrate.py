@@ -16,7 +16,7 @@ from chexpert_hf import (
     CheXpertConfig,
     CheXpertForImageClassification,
     CheXpertImageProcessor,
-    load_chexpert,
+    load_dataset,
 )
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.calibration.calibrate import (
@@ -189,7 +189,7 @@ def test_a_model_with_a_hierarchy_is_refused_and_stays_as_it_is():
 def valid(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(root, num_studies=60, seed=2, valid_fraction=0.9)
-    return load_chexpert(root, splits=["valid"])["valid"]
+    return load_dataset(root, splits=["valid"])["valid"]
 
 
 @pytest.fixture(scope="module")

@@ -171,12 +171,15 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_not_left_out(folder, mon
     scandir = os.scandir
 
     def refuse(path):
-        if str(path).endswith("/b"):
+        if str(path).endswith(("/b", "/c.zip")):
             raise PermissionError
         return scandir(path)
 
+    (folder / "c.zip").mkdir()
     monkeypatch.setattr(os, "scandir", refuse)
-    assert names(find_radiographs([folder]), folder) == ["a/view1.png", "a.png", "b"]
+    found = find_radiographs([folder])
+    assert names(found, folder) == ["a/view1.png", "a.png", "b", "c.zip"]
+    assert found.notes() == []  # and not an archive
 
 
 IMAGELESS = {

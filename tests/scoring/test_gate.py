@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
@@ -245,7 +245,7 @@ def test_gates_that_do_not_say_are_of_frontal_views_and_are_written_as_before(ga
 def test_the_gate_of_a_folder_knows_the_views_that_it_was_fitted_on(tiny_folder, tmp_path):
     write_phantoms(tmp_path / "data", num_studies=30, valid_fraction=0)
     for frontal_only in (True, False):
-        train = load_chexpert(tmp_path / "data", splits=["train"], frontal_only=frontal_only)["train"]
+        train = load_dataset(tmp_path / "data", splits=["train"], frontal_only=frontal_only)["train"]
         assert fit_folder_gate(tiny_folder, train, "phantoms").knows_laterals is not frontal_only
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor, cli
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def dataset(folder):
-    return load_chexpert(folder, splits=["valid"])["valid"]
+    return load_dataset(folder, splits=["valid"])["valid"]
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_masks_of_phantoms_are_found_and_belong_to_their_images(tmp_path, classi
     write_phantoms(root, num_studies=4, seed=5, valid_fraction=0.8)
     truth = find_ground_truth(root)
     assert isinstance(truth, MaskFolder)
-    dataset = load_chexpert(root, splits=["valid"], frontal_only=True)["valid"]
+    dataset = load_dataset(root, splits=["valid"], frontal_only=True)["valid"]
     for path, labels in zip(dataset["path"][:], dataset["labels"][:], strict=True):
         positive = {
             name for name, label in zip(OBSERVATIONS, labels, strict=True) if label == 1 and name != "No Finding"
@@ -352,7 +352,7 @@ def test_boxes_of_a_reference_stand_for_the_observations_it_is_mapped_to(tmp_pat
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (["p", "Hernia", 1, 1, 1, 1], "row 2: 'Hernia' is neither CheXpert's name nor NIH's"),
+        (["p", "Hernia", 1, 1, 1, 1], "row 2: 'Hernia' is no observation of the model, CheXpert or NIH"),
         (["p", "Edema", 1, 1, 0, 1], "row 2: '1, 1, 0, 1' is no box"),
         (["p", "Edema", 1, "nan", 1, 1], "row 2: '1, nan, 1, 1' is no box"),
         (["p", "Edema", 1, "left", 1, 1], "row 2: '1, left, 1, 1' is no box"),

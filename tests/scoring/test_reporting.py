@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.report.reporting import assess_dataset, subgroup_columns
 from chexpert_hf.folders.dataset import predict_dataset
@@ -19,7 +19,7 @@ from chexpert_hf.radiographs.radiograph import RadiographError
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(root, num_studies=12, seed=2, valid_fraction=0.9)
-    return load_chexpert(root, splits=["valid"])["valid"]
+    return load_dataset(root, splits=["valid"])["valid"]
 
 
 def test_what_is_shown_as_an_error_is_on_the_wrong_side_of_the_operating_point(dataset, tiny_folder):
@@ -51,7 +51,7 @@ def test_subgroups_are_those_of_the_table(dataset):
 
 def test_a_file_that_goes_bad_after_the_check_is_named_with_its_folder(tmp_path, tiny_folder):
     write_phantoms(tmp_path / "phantoms", num_studies=12, seed=2, valid_fraction=0.9)
-    dataset = load_chexpert(tmp_path / "phantoms", splits=["valid"])["valid"]
+    dataset = load_dataset(tmp_path / "phantoms", splits=["valid"])["valid"]
     bad = image_files(dataset)[3]
     Path(bad).write_bytes(b"no image")
     classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.cli import app
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import assess_dataset
@@ -59,7 +59,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(root):
-    return image_files(load_chexpert(root, splits=["valid"])["valid"])
+    return image_files(load_dataset(root, splits=["valid"])["valid"])
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_the_command_takes_radiographs_and_a_failure_is_no_error(classifier, tin
 
 
 def test_the_report_has_the_checks_as_a_section(root, classifier, tmp_path):
-    dataset = load_chexpert(root, splits=["valid"])["valid"]
+    dataset = load_dataset(root, splits=["valid"])["valid"]
     report = assess_dataset({"a": classifier, "b": classifier}, dataset, title="t", replicates=100, num_sanity=4)
     write_report(tmp_path, report)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

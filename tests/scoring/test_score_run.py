@@ -22,7 +22,7 @@ from chexpert_hf.evaluation.metrics import per_study
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.score_rows import RowFormat, study_of
-from chexpert_hf.folders.score_run import Shard, Watcher, score_to_file
+from chexpert_hf.folders.score_run import Shard, score_to_file
 from chexpert_hf.folders.scoring import FileResult
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -72,14 +72,14 @@ class KilledError(Exception):
     pass
 
 
-class KilledAfter(Watcher):
-    def __init__(self, count):
-        self.count = count
+def killed_after(count):
+    def watch(results, resumed, radiographs):
+        for number, result in enumerate(results):
+            if number == count:
+                raise KilledError
+            yield result
 
-    def tick(self, result):
-        self.count -= 1
-        if self.count < 0:
-            raise KilledError
+    return watch
 
 
 def test_rows_are_in_order_and_a_bad_file_is_one_with_an_error(classifier, files, tmp_path):
@@ -116,8 +116,9 @@ def test_killed_at_ten_random_points_and_resumed_the_bytes_are_the_same(classifi
     whole, path = tmp_path / f"whole-{name}", tmp_path / name
     run(classifier, files, whole, by_study=by_study)
     for _ in range(10):
+        kill = killed_after(chance.randrange(BATCH_SIZE, 20))
         with pytest.raises(KilledError, match=r"^$"):
-            run(classifier, files, path, by_study=by_study, existing=RESUME, watcher=KilledAfter(chance.randrange(12)))
+            run(classifier, files, path, by_study=by_study, existing=RESUME, watch=kill)
         growing = ScoreOutput(path, by_study, RESUME).growing
         if chance.random() < 0.7:
             os.truncate(growing, chance.randrange(growing.stat().st_size + 1))
@@ -184,7 +185,7 @@ def test_batches_stay_where_they_are_in_the_list(classifier, files, tmp_path):
     run(classifier, files, tmp_path / "whole.csv")
     whole, batches[:] = batches[1:], []  # the first is that of the test pattern
     with pytest.raises(KilledError, match=r"^$"):
-        run(classifier, files, tmp_path / "a.csv", watcher=KilledAfter(29))
+        run(classifier, files, tmp_path / "a.csv", watch=killed_after(4 * BATCH_SIZE))
     os.truncate(tmp_path / "a.csv", (tmp_path / "a.csv").stat().st_size - 300)
     batches.clear()
     run(classifier, files, tmp_path / "a.csv", existing=RESUME)

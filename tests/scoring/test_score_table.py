@@ -179,6 +179,6 @@ def test_a_row_that_makes_no_sense_is_refused(tmp_path):
 
 def test_a_full_disk_is_one_line():
     with pytest.raises(
-        InputError, match=r"/dev/full cannot be written: No space left on device\. What is there is kept"
+        InputError, match=r"/dev/full cannot be written: No space left on device\. Its rows are kept; use --resume"
     ):
         write(Path("/dev/full"), CsvLines(COLUMNS))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from scipy.special import logit
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.datasets.chexpert import load_chexpert
+from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.calibration.calibration import fit_platt
 from chexpert_hf.evaluation.metrics import per_study, split_labels
@@ -54,7 +54,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def split(phantoms):
-    return load_chexpert(phantoms, observations=NAMES)["train"]
+    return load_dataset(phantoms, observations=NAMES)["train"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_lines_are_those_through_the_logits_of_models_that_did_not_see_the_p
 def test_the_model_is_the_last_checkpoint_under_these_lines(phantoms, calibrated):
     config = json.loads((calibrated / "config.json").read_text())
     last = max((calibrated / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    valid = load_chexpert(phantoms, observations=NAMES)["valid"]
+    valid = load_dataset(phantoms, observations=NAMES)["valid"]
     processor = CheXpertClassifier.from_pretrained(calibrated).processor
     before = dataset_logits(CheXpertClassifier(load_model(last), processor), valid)
     after = dataset_logits(CheXpertClassifier.from_pretrained(calibrated), valid)

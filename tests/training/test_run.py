@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.datasets.chexpert import BadFilesError
+from chexpert_hf.datasets.loading import BadFilesError
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.durable.intact import CheckpointError
 from chexpert_hf.training.initial_model import build_model, build_processor

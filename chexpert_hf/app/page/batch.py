@@ -20,10 +20,8 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
 from chexpert_hf.folders.scoring import FileResult
 from chexpert_hf.radiographs.archives import ArchiveMember
-from chexpert_hf.radiographs.finding import radiographs_in
-from chexpert_hf.radiographs.kinds import is_system_file
+from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
-from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import overlay
 

@@ -25,7 +25,7 @@ from chexpert_hf.app.page.style import DELIVERY_JS, TABLE_JS
 from chexpert_hf.app.page.text import EXPIRED, FORMATS
 from chexpert_hf.app.page.uploads import upload_field, uploads_of
 from chexpert_hf.errors import InputError
-from chexpert_hf.radiographs.walk import Found
+from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 

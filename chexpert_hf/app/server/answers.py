@@ -20,9 +20,8 @@ from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.identity import model_name
 from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives, source_of
-from chexpert_hf.radiographs.finding import archive_members
+from chexpert_hf.radiographs.finding import Found, archive_members
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
-from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
 

@@ -175,7 +175,7 @@ def calibrate_model(
         model: Without a label hierarchy.
         logits: `(num_views, num_labels)` of the dataset's images; in cross-validation those of models that did not see
             the image.
-        dataset: A split from `load_chexpert` with the labels of the model's observations, in its order.
+        dataset: A split from `load_dataset` with the labels of the model's observations, in its order.
         origin: The dataset's origin, for the record.
         method: How to calibrate.
         rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the

@@ -1,6 +1,6 @@
 """The locations of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
 
-Masks are read one image at a time. Paths are those of `load_chexpert`: from the split's name on.
+Masks are read one image at a time. Paths are those of `load_dataset`: from the split's name on.
 """
 
 from collections import defaultdict

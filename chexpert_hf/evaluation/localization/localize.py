@@ -84,7 +84,7 @@ def localize_dataset(
     maps_folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LocalizationResult:
-    """Evaluates a model's maps on a split from `load_chexpert`. Memory does not grow with the number of images.
+    """Evaluates a model's maps on a split from `load_dataset`. Memory does not grow with the number of images.
 
     Args:
         classifier: The model.

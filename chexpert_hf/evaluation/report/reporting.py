@@ -63,7 +63,7 @@ def assess_dataset(
 
     Args:
         classifiers: Name -> model; all judge the same observations in the same order.
-        dataset: A split from `load_chexpert` with the labels of these observations.
+        dataset: A split from `load_dataset` with the labels of these observations.
         title: Names the data and the split.
         aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Resamples of the bootstrap.

@@ -97,7 +97,7 @@ def dataset_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> sanity.SanityChecks:
-    """`check_sanity` on at most `limit` radiographs, drawn by `seed`, of a split from `load_chexpert`."""
+    """`check_sanity` on at most `limit` radiographs, drawn by `seed`, of a split from `load_dataset`."""
     part = dataset.select(sample_rows(len(dataset), limit, seed))
     is_positive, patients = np.asarray(part["labels"][:]) == POSITIVE, part["patient"][:]
     files = image_files(part)

@@ -1,8 +1,8 @@
 """Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
 
-pydicom parses and its plugins decode. Nothing is inflated, allocated or decoded on the word of a header alone: first
-the transfer syntax is checked, then the few elements that describe pixels and view (no other becomes a value), sizes
-against each other, and the compressed image's own header.
+pydicom parses and its plugins decode. Before anything is inflated, allocated or decoded, these are checked: the
+transfer syntax, the few elements that describe pixels and view (no other is read), the sizes against each other, and
+the compressed image's own header.
 """
 
 import logging
@@ -11,25 +11,23 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from chexpert_hf.radiographs.dicom.codestreams import inspect_codestream
 from chexpert_hf.radiographs.dicom.dicom_file import InflatedStream, open_dataset, read_elements, read_meta
-from chexpert_hf.radiographs.dicom.dicom_layout import Bits, Frame, read_bits, read_frame
-from chexpert_hf.radiographs.dicom.dicom_values import read_text, read_texts
+from chexpert_hf.radiographs.dicom.dicom_layout import Bits, Frame, inspect_codestream, read_bits, read_frame
+from chexpert_hf.radiographs.dicom.dicom_values import Header
 from chexpert_hf.radiographs.dicom.windowing import render
-from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError
+from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError, refusing
 from chexpert_hf.radiographs.image_headers import FrameHeader
 
 _KEYWORDS = (
@@ -52,24 +50,17 @@ _QUIET = threading.Lock()
 def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
     """Reads and renders a DICOM file's one frame; preamble and file meta information may be missing.
 
-    Returns:
-        `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour images;
-        whether it is a lateral view, None if the header does not say; and a line for each element that was supplied or
-        ignored.
+    Returns pixels: `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour
+    images; whether it is a lateral view, None if the header does not say; and a line for each element that was supplied
+    or ignored.
     """
-    notes: list[str] = []
+    damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
     try:
-        with _silence():
-            pixels, header = _read(stream, notes)
-            return pixels, _is_lateral(header), tuple(notes)
-    except RadiographError:
-        raise
-    except MALFORMED:
-        raise RadiographError(
-            "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
-        ) from None
+        with refusing(damaged), _silence():
+            pixels, header = _read(stream)
+            return pixels, _is_lateral(header), tuple(header.notes)
     except BaseException as error:
-        # The RLE decoder is written in Rust; where damaged data lead it out of bounds it panics, which is no Exception.
+        # The RLE decoder is written in Rust; it panics where damaged data lead it out of bounds.
         if type(error).__name__ != "PanicException":
             raise
         raise RadiographError("The RLE data in the DICOM file are damaged; copy or export it again.") from None
@@ -81,27 +72,22 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
     The storage class in `head`, at least 512 bytes, decides; the `whole` file where the class is private or not named.
     Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
-    try:
-        with _silence():
-            storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
+    with suppress(*MALFORMED), _silence():
+        storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
         if "Storage" in storage_class:
             return "Image" in storage_class
-    except MALFORMED:
-        pass
-    try:
-        with whole() as stream, _silence():
-            num_bytes = stream.seek(0, os.SEEK_END)
-            data, syntax = open_dataset(stream, [])
-            header = read_elements(data, syntax, [_ROWS])
-            is_cut = data is stream and data.tell() > num_bytes
-            return is_cut or bool(data.read(1)) or _ROWS in header
-    except MALFORMED:
-        return True
+    with suppress(*MALFORMED), whole() as stream, _silence():
+        num_bytes = stream.seek(0, os.SEEK_END)
+        data, syntax = open_dataset(stream, [])
+        header = read_elements(data, syntax, [_ROWS])
+        is_cut = data is stream and data.tell() > num_bytes
+        return is_cut or bool(data.read(1)) or _ROWS in header
+    return True
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hides pydicom's warnings and logs, which quote values. One thread at a time, since both are global."""
+    """Hides pydicom's warnings and logs, which quote values; in one thread at a time, since both are global."""
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,11 +98,12 @@ def _silence() -> Iterator[None]:
             logger.propagate = propagates
 
 
-def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]:
+def _read(file: BinaryIO) -> tuple[NDArray[np.uint8], Header]:
+    notes: list[str] = []
     stream, syntax = open_dataset(file, notes)
-    header = read_elements(stream, syntax, _TAGS)
+    header = Header(read_elements(stream, syntax, _TAGS), notes)
     vr, length = _read_pixel_element(stream, header)
-    frame = read_frame(header, length == _UNDEFINED_LENGTH, notes)
+    frame = read_frame(header, length == _UNDEFINED_LENGTH)
     if (length == _UNDEFINED_LENGTH) != syntax.is_encapsulated:
         raise RadiographError(
             f"Expected DICOM pixels as TransferSyntaxUID declares or implies, {syntax.name[:40]}; they are "
@@ -125,37 +112,37 @@ def _read(file: BinaryIO, notes: list[str]) -> tuple[NDArray[np.uint8], Dataset]
     if syntax.is_encapsulated:
         codestream = _read_fragments(stream, max_bytes=4 * frame.num_values + 1_000_000)
         plugin, found = inspect_codestream(codestream, syntax, frame)
-        bits = _compressed_bits(codestream, found, header, frame, notes)
+        bits = _compressed_bits(codestream, found, header, frame)
         data = encapsulate([codestream])
     else:
         plugin = ""
-        bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None, notes)
+        bits = read_bits(header, frame, 8 if length < 2 * frame.num_values else 16, None)
         data = _read_native(stream, length, frame, bits)
     words = _decode(data, frame, syntax, plugin, vr, bits.allocated)
     if frame.samples_per_pixel == 3:
         return words.astype(np.uint8, copy=False), header
     pixels = _stored_values(words, bits, notes)
-    return render(pixels, header, frame.photometric_interpretation, bits.stored, notes), header
+    return render(pixels, header, frame.photometric_interpretation, bits.stored), header
 
 
-def _is_lateral(header: Dataset) -> bool | None:
+def _is_lateral(header: Header) -> bool | None:
     try:
-        view, orientation = read_text(header, "ViewPosition"), read_texts(header, "PatientOrientation")
+        view, orientation = header.text("ViewPosition"), header.texts("PatientOrientation")
     except MALFORMED:
         return None
     if view in _IS_LATERAL:
         return _IS_LATERAL[view]
-    # Only in a lateral view, rows go forwards or backwards and columns towards the feet.
+    # Only in a lateral view, rows go to the front or back and columns towards the feet.
     rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
     return rows in ("A", "P") if columns == "F" and rows in ("A", "P", "L", "R") else None
 
 
-def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
-    """Value representation and length of the pixel element, at whose value the stream then stands."""
+def _read_pixel_element(stream: BinaryIO, header: Header) -> tuple[str, int]:
+    """Reads the value representation and length of the pixel element; leaves the stream at its value."""
     start = stream.read(8)
     if len(start) < 8:
         raise RadiographError("Expected an image, the DICOM file holds no pixels or is cut short; choose another file.")
-    is_implicit, is_little = header.original_encoding  # as found, which may differ from the transfer syntax
+    is_implicit, is_little = header.dataset.original_encoding  # as found, which may differ from the transfer syntax
     byte_order = "<" if is_little else ">"
     group, element = struct.unpack_from(f"{byte_order}HH", start)
     if (group << 16) + element != _PIXEL_DATA:
@@ -165,16 +152,14 @@ def _read_pixel_element(stream: BinaryIO, header: Dataset) -> tuple[str, int]:
     return start[4:6].decode("ascii"), struct.unpack(f"{byte_order}L", stream.read(4))[0]
 
 
-def _compressed_bits(
-    codestream: bytes, found: FrameHeader | None, header: Dataset, frame: Frame, notes: list[str]
-) -> Bits:
+def _compressed_bits(codestream: bytes, found: FrameHeader | None, header: Header, frame: Frame) -> Bits:
     if found is None:
         (num_segments,) = struct.unpack_from("<L", codestream)  # RLE: one for each byte of a sample
-        return read_bits(header, frame, 8 * num_segments // frame.samples_per_pixel, None, notes)
+        return read_bits(header, frame, 8 * num_segments // frame.samples_per_pixel, None)
     measured = 8 if found.precision <= 8 else 16
-    bits = read_bits(header, frame, measured, found.precision, notes)
+    bits = read_bits(header, frame, measured, found.precision)
     stored = min(bits.stored, found.precision)
-    # A sample that was compressed alone lies at the low end; where the whole word was compressed, it lies in place.
+    # A sample that was compressed alone is in the lowest bits; if the whole word was compressed, it is where it was.
     high = bits.high if stored <= bits.high < found.precision else stored - 1
     return replace(bits, allocated=measured, high=high, stored=stored)
 
@@ -210,13 +195,8 @@ def _decode(
     """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
     options: dict[str, Any] = {
         **asdict(frame),
-        "number_of_frames": 1,
-        "bits_allocated": bits_allocated,
-        "bits_stored": bits_allocated,
-        "pixel_representation": 0,
-        "pixel_keyword": "PixelData",
-        "pixel_vr": vr,
-        "apply_j2k_sign_correction": False,
+        **{"number_of_frames": 1, "bits_allocated": bits_allocated, "bits_stored": bits_allocated},
+        **{"pixel_representation": 0, "pixel_keyword": "PixelData", "pixel_vr": vr, "apply_j2k_sign_correction": False},
     }
     words, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
     if words.shape[:2] != (frame.rows, frame.columns):
@@ -225,7 +205,7 @@ def _decode(
 
 
 def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
-    """The samples without what else lies in their words, such as overlays, and with their sign."""
+    """The samples with their sign, without other bits of their words, such as overlays."""
     width, is_signed = 8 * words.itemsize, bits.is_signed
     if is_signed is None:
         # Only signed samples have a reason to repeat their highest bit in the bits above.

@@ -1,4 +1,4 @@
-"""The way to a DICOM file's data set: preamble, file meta information, transfer syntax, and the limits of a header."""
+"""Opens a DICOM file's data set: preamble, file meta information, transfer syntax, and the limits of a header."""
 
 import os
 import struct
@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import BinaryIO, cast
 
-from pydicom import Dataset
+from pydicom import Dataset, uid
 from pydicom.filereader import read_dataset
-from pydicom.uid import (
-    UID,
-    AllTransferSyntaxes,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import UID
 
 from chexpert_hf.radiographs.grey_levels import RadiographError
 
@@ -87,22 +80,21 @@ def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
 
 
 def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
-    """Reads the file meta information.
+    """Reads the file meta information; gives a stream at the data set, inflated if need be, and the transfer syntax.
 
-    Returns a stream that stands at the data set, inflated if it was deflated, and the transfer syntax. If that is
-    missing, it is found from the data set's first bytes, and `notes` gets a line.
+    A missing transfer syntax is derived from the data set's first bytes, and `notes` gets a line.
     """
     syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:
         syntax = _likely_syntax(stream)
         notes.append(f"TransferSyntaxUID is missing; the file was read as {syntax.name}.")
-    if syntax not in AllTransferSyntaxes:
+    if syntax not in uid.AllTransferSyntaxes:
         raise RadiographError("Expected a standard DICOM transfer syntax, got another; export the image again.")
-    return InflatedStream(stream) if syntax == DeflatedExplicitVRLittleEndian else stream, syntax
+    return InflatedStream(stream) if syntax == uid.DeflatedExplicitVRLittleEndian else stream, syntax
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:
-    """Reads elements before the pixels; the stream then stands at the pixel element, or at its end."""
+    """Reads elements before the pixels; leaves the stream at the pixel element, or at its end."""
     return read_dataset(
         cast(BinaryIO, _MeteredStream(stream)),
         syntax.is_implicit_VR,
@@ -119,6 +111,6 @@ def _likely_syntax(stream: BinaryIO) -> UID:
     if len(head) < 8:
         raise EOFError
     if not head[4:6].isalpha():
-        return ImplicitVRLittleEndian
+        return uid.ImplicitVRLittleEndian
     (group,) = struct.unpack("<H", head[:2])
-    return ExplicitVRLittleEndian if group < 1 << 8 else ExplicitVRBigEndian
+    return uid.ExplicitVRLittleEndian if group < 1 << 8 else uid.ExplicitVRBigEndian

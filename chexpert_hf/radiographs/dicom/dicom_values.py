@@ -1,18 +1,18 @@
 """Values of DICOM elements, whatever value representation and multiplicity they were written with.
 
 pydicom converts a value by the representation in the file and leaves text that is not a number as `str`. Here an
-element's bytes are parsed instead: what is unambiguous is read, and the rest is a RadiographError that names it.
+element's bytes are parsed instead; a RadiographError names the element if its value is ambiguous.
 """
 
 import math
 import re
 import struct
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
-from pydicom.sequence import Sequence as DicomSequence
+from pydicom.sequence import Sequence
 
 from chexpert_hf.radiographs.grey_levels import MALFORMED, RadiographError
 
@@ -29,73 +29,80 @@ _GERMAN_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d+")
 _MAX_SHOWN = 24
 
 
-def read_numbers(header: Dataset, keyword: str) -> list[float | None]:
-    """All values of an element as numbers; None for each blank one, empty if the element is missing or empty.
+@dataclass(frozen=True)
+class Header:
+    """The elements of a DICOM header by keyword; an ambiguous value is a RadiographError that names the element."""
 
-    A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are accepted,
-    but no ambiguous number such as "2,048". NaN and infinity are possible.
-    """
-    data, order, written = read_bytes(header, keyword)
-    # Otherwise as the dictionary says: the first of alternatives.
-    representation = written if written in (*_BINARY, *_TEXT) else dictionary_VR(keyword).split(" ")[0]
-    code = _BINARY.get(representation)
-    if code is None:
-        text = data.decode("ascii", "replace")
-        parts = _SEPARATORS.split(text) if text.strip(" \0") else []
-        return [_parse(part.strip(" \0\t\r\n"), keyword) for part in parts]
-    count, left = divmod(len(data), struct.calcsize(f"={code}"))
-    if left:
-        raise RadiographError(f"Expected whole numbers in the DICOM element {keyword}, got {len(data)} bytes; fix it.")
-    return list(struct.unpack(f"{order}{count}{code}", data))
+    dataset: Dataset
+    notes: list[str]  # a line for each element that was supplied or ignored
 
+    def numbers(self, keyword: str) -> list[float | None]:
+        """All values of an element as numbers; None for each blank one, empty if the element is missing or empty.
 
-def read_number(header: Dataset, keyword: str) -> float | None:
-    """The one number of an element; None if it is missing or empty. Several equal ones are one."""
-    values = {value for value in read_numbers(header, keyword) if value is not None}
-    if len(values) > 1:
-        raise RadiographError(f"Expected one number in the DICOM element {keyword}, got {len(values)}; correct it.")
-    return values.pop() if values else None
+        A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are
+        accepted, but no ambiguous number such as "2,048". NaN and infinity are possible.
+        """
+        data, order, written = self.bytes_of(keyword)
+        # Otherwise as the dictionary says: the first of alternatives.
+        representation = written if written in (*_BINARY, *_TEXT) else dictionary_VR(keyword).split(" ")[0]
+        code = _BINARY.get(representation)
+        if code is None:
+            text = data.decode("ascii", "replace")
+            parts = _SEPARATORS.split(text) if text.strip(" \0") else []
+            return [_parse(part.strip(" \0\t\r\n"), keyword) for part in parts]
+        count, left = divmod(len(data), struct.calcsize(f"={code}"))
+        if left:
+            raise RadiographError(
+                f"Expected whole numbers in the DICOM element {keyword}, got {len(data)} bytes; fix it."
+            )
+        return list(struct.unpack(f"{order}{count}{code}", data))
 
+    def number(self, keyword: str) -> float | None:
+        """The one number of an element; None if it is missing or empty. Several equal ones are one."""
+        values = {value for value in self.numbers(keyword) if value is not None}
+        if len(values) > 1:
+            raise RadiographError(f"Expected one number in the DICOM element {keyword}, got {len(values)}; correct it.")
+        return values.pop() if values else None
 
-def read_integer(header: Dataset, keyword: str) -> int | None:
-    """The one whole number of an element; None if it is missing or empty."""
-    value = read_number(header, keyword)
-    if value is not None and (not math.isfinite(value) or value != int(value)):
-        raise RadiographError(f"Expected a whole number in the DICOM element {keyword}, got {value:.6g}; correct it.")
-    return None if value is None else int(value)
+    def integer(self, keyword: str) -> int | None:
+        """The one whole number of an element; None if it is missing or empty."""
+        value = self.number(keyword)
+        if value is not None and (not math.isfinite(value) or value != int(value)):
+            raise RadiographError(
+                f"Expected a whole number in the DICOM element {keyword}, got {value:.6g}; correct it."
+            )
+        return None if value is None else int(value)
 
+    def texts(self, keyword: str) -> list[str]:
+        """All values of an element as text in capitals; one empty text if it is missing or empty."""
+        text = self.bytes_of(keyword)[0].decode("ascii", "replace")
+        return [part.strip(" \0").upper() for part in text.split("\\")]
 
-def read_text(header: Dataset, keyword: str) -> str:
-    """The first value of an element as text in capitals; empty if it is missing or empty."""
-    return read_texts(header, keyword)[0]
+    def text(self, keyword: str) -> str:
+        """The first value of an element as text in capitals; empty if it is missing or empty."""
+        return self.texts(keyword)[0]
 
+    def items(self, keyword: str) -> "list[Header]":
+        """The items of a sequence; empty if it is missing or empty."""
+        try:
+            items = self.dataset.get(keyword)
+        except MALFORMED:
+            items = keyword  # neither empty nor a sequence
+        if items and not isinstance(items, Sequence):
+            raise RadiographError(
+                f"Expected a sequence in the DICOM element {keyword}, got something else; correct it."
+            )
+        return [Header(item, self.notes) for item in items or []]
 
-def read_texts(header: Dataset, keyword: str) -> list[str]:
-    """All values of an element as text in capitals; one empty text if it is missing or empty."""
-    text = read_bytes(header, keyword)[0].decode("ascii", "replace")
-    return [part.strip(" \0").upper() for part in text.split("\\")]
-
-
-def read_items(header: Dataset, keyword: str) -> Sequence[Dataset]:
-    """The items of a sequence; empty if it is missing or empty."""
-    try:
-        items = header.get(keyword)
-    except MALFORMED:
-        items = keyword  # neither empty nor a sequence
-    if items and not isinstance(items, DicomSequence):
-        raise RadiographError(f"Expected a sequence in the DICOM element {keyword}, got something else; correct it.")
-    return items or []
-
-
-def read_bytes(header: Dataset, keyword: str) -> tuple[bytes, str, str | None]:
-    """The bytes of an element, empty if it is missing; their order, "<" or ">"; and the representation, if written."""
-    tag = tag_for_keyword(keyword)
-    if tag is None or tag not in header:
-        return b"", "<", None
-    element = header.get_item(tag, keep_deferred=True)  # which here means: without turning empty ones into values
-    if not isinstance(element, RawDataElement):
-        raise RadiographError(f"Expected a value in the DICOM element {keyword}, got a sequence; correct it.")
-    return bytes(element.value or b""), "<" if element.is_little_endian else ">", element.VR
+    def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
+        """An element's bytes, empty if it is missing; their order, "<" or ">"; and the representation, if written."""
+        tag = tag_for_keyword(keyword)
+        if tag is None or tag not in self.dataset:
+            return b"", "<", None
+        element = self.dataset.get_item(tag, keep_deferred=True)  # here: without turning empty ones into values
+        if not isinstance(element, RawDataElement):
+            raise RadiographError(f"Expected a value in the DICOM element {keyword}, got a sequence; correct it.")
+        return bytes(element.value or b""), "<" if element.is_little_endian else ">", element.VR
 
 
 def _parse(text: str, keyword: str) -> float | None:

@@ -10,33 +10,22 @@ from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
-from chexpert_hf.radiographs.dicom.dicom_values import (
-    read_bytes,
-    read_integer,
-    read_items,
-    read_number,
-    read_numbers,
-    read_text,
-)
+from chexpert_hf.radiographs.dicom.dicom_values import Header
 from chexpert_hf.radiographs.grey_levels import WHITE, RadiographError, bit_depth, look_up
 
 _RANGE_USED = "the range of the pixels was used instead"
 
 
-def render(
-    pixels: NDArray[np.integer], header: Dataset, photometric: str, bits_stored: int, notes: list[str]
-) -> NDArray[np.uint8]:
+def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_stored: int) -> NDArray[np.uint8]:
     """Renders stored values `(rows, columns)` as a viewer would, bright where a radiograph on film is bright.
 
-    A VOI table goes before a window, and the first usable of several before the others. Without either, images of up to
-    8 bits stored keep their full range, as the same image in a PNG would; of deeper ones, whose range is rarely used
-    up, the smallest value becomes black and the largest white, padding not counted. The same holds for a window or
-    rescaling that shows nothing. MONOCHROME1 and the presentation shape INVERSE both say that small values are bright;
-    DX images have both, so together they invert once.
+    A VOI table has priority over a window, and the first usable of several over the others. Without either, or if the
+    window or rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG; in deeper ones, whose
+    range is rarely used up, the smallest value that is not padding becomes black and the largest white. MONOCHROME1 and
+    the presentation shape INVERSE both mean that small values are bright; DX images have both and are inverted once.
 
-    `notes` gets a line for each element that was not usable.
+    Each element that was not usable gets a line in the header's notes.
 
     Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
     """
@@ -45,14 +34,14 @@ def render(
     if bits_stored <= 8:
         start = -(1 << (bits_stored - 1)) if pixels.dtype.kind == "i" else 0
         levels = np.arange(start, start + (1 << bits_stored))
-    values = _modality(levels, header, pixels.dtype, notes)
+    values = _modality(levels, header, pixels.dtype)
     shown = None
     if values is not None:
-        if (voi := _table(header, "VOILUTSequence", pixels.dtype, notes)) is not None:
+        if (voi := _table(header, "VOILUTSequence", pixels.dtype)) is not None:
             first, table, bits = voi
             shown = _through_table(values, first, table) / ((1 << bits) - 1)
         else:
-            shown = _window(values, values[lowest - start : highest - start + 1], header, notes)
+            shown = _window(values, values[lowest - start : highest - start + 1], header)
     if shown is None:
         values = levels.astype(np.float64) if values is None else values
         low, high = (start, int(levels[-1])) if bits_stored <= 8 else _used_range(pixels, header)
@@ -60,44 +49,40 @@ def render(
         black, white = float(possible.min()), float(possible.max())
         shown = np.clip((values - black) / ((white - black) or 1.0), 0.0, 1.0)  # or 1: a constant image is black
     grey = np.rint(shown * WHITE).astype(np.uint8)
-    is_inverted = photometric == "MONOCHROME1" or read_text(header, "PresentationLUTShape") == "INVERSE"
+    is_inverted = photometric == "MONOCHROME1" or header.text("PresentationLUTShape") == "INVERSE"
     return look_up(pixels, WHITE - grey if is_inverted else grey, start)
 
 
-def _modality(
-    levels: NDArray[np.integer], header: Dataset, dtype: np.dtype, notes: list[str]
-) -> NDArray[np.float64] | None:
+def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
     """The values that a window or VOI table is applied to; None if the rescaling is not usable."""
     values = levels.astype(np.float64)
-    if (modality := _table(header, "ModalityLUTSequence", dtype, notes)) is not None:
+    if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
         return _through_table(values, *modality[:2])
-    slope, intercept = read_number(header, "RescaleSlope"), read_number(header, "RescaleIntercept")
+    slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
     if slope is None or intercept is None:  # one alone is ignored by dcmtk and pydicom, too
         if (slope, intercept) != (None, None):
             missing, given = ("Slope", "Intercept") if slope is None else ("Intercept", "Slope")
-            notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
+            header.notes.append(f"Rescale{missing} is missing; Rescale{given} was ignored.")
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         values = values * slope + intercept
     if slope == 0 or not np.isfinite(values).all():
-        notes.append(f"RescaleSlope or RescaleIntercept is not usable; {_RANGE_USED}.")
+        header.notes.append(f"RescaleSlope or RescaleIntercept is not usable; {_RANGE_USED}.")
         return None
     return values
 
 
-def _window(
-    values: NDArray[np.float64], used: NDArray[np.float64], header: Dataset, notes: list[str]
-) -> NDArray[np.float64] | None:
+def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """The first usable window applied to `values`, in 0..1; None if there is none.
 
     `used` are the values from the smallest pixel to the largest. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
-    centers, widths = read_numbers(header, "WindowCenter"), read_numbers(header, "WindowWidth")
+    centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
         return None
-    function = read_text(header, "VOILUTFunction") or "LINEAR"
+    function = header.text("VOILUTFunction") or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        notes.append(f"VOILUTFunction is none of LINEAR, LINEAR_EXACT and SIGMOID; {_RANGE_USED}.")
+        header.notes.append(f"VOILUTFunction is none of LINEAR, LINEAR_EXACT and SIGMOID; {_RANGE_USED}.")
         return None
     for number, (center, width) in enumerate(zip_longest(centers, widths), start=1):
         if center is None or width is None or not (math.isfinite(center) and math.isfinite(width)):
@@ -105,24 +90,24 @@ def _window(
         if width <= 0 or (function == "LINEAR" and width < 1):
             continue
         if number > 1:
-            notes.append(f"Window {number} of WindowCenter and WindowWidth was used, the first that is usable.")
+            header.notes.append(f"Window {number} of WindowCenter and WindowWidth was used, the first that is usable.")
         if function == "SIGMOID":
             return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))  # exp(710) overflows
         if used.max() <= center - width / 2 or used.min() >= center + width / 2:
-            notes.append("All pixels lie outside of the window; the image is all black or all white.")
+            header.notes.append("All pixels lie outside of the window; the image is all black or all white.")
         if function == "LINEAR":
             center, width = center - 0.5, width - 1.0
         if width == 0:  # one value wide: a threshold
             return (values > center).astype(np.float64)
         return np.clip((values - center) / width + 0.5, 0.0, 1.0)
-    notes.append(f"WindowCenter and WindowWidth are not usable; {_RANGE_USED}.")
+    header.notes.append(f"WindowCenter and WindowWidth are not usable; {_RANGE_USED}.")
     return None
 
 
-def _used_range(pixels: NDArray[np.integer], header: Dataset) -> tuple[int, int]:
+def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
     """The smallest and largest stored value that is not padding. Source: DICOM PS3.3, C.7.5.1.1.2."""
     keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    padding, limit = (read_integer(header, keyword) for keyword in keywords)
+    padding, limit = (header.integer(keyword) for keyword in keywords)
     if padding is not None:
         ends = [_signed(end, pixels.dtype) for end in (padding, limit) if end is not None]
         inside = pixels[(pixels < min(ends)) | (pixels > max(ends))]
@@ -130,21 +115,19 @@ def _used_range(pixels: NDArray[np.integer], header: Dataset) -> tuple[int, int]
     return int(pixels.min()), int(pixels.max())
 
 
-def _table(
-    header: Dataset, keyword: str, dtype: np.dtype, notes: list[str]
-) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
+def _table(header: Header, keyword: str, dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
     """First mapped value, entries, and bits per entry of a modality or VOI table; None if there is none.
 
     Entries of 8 bits may lie two in a word or one in a word, so their number decides. Source: DICOM PS3.3, C.11.1.1.
     """
-    items = read_items(header, keyword)
+    items = header.items(keyword)
     if not items:
         return None
-    data, byte_order, _ = read_bytes(items[0], "LUTData")
-    if not data or not read_bytes(items[0], "LUTDescriptor")[0]:
-        notes.append(f"{keyword} holds no table; it was ignored.")
+    data, byte_order, _ = items[0].bytes_of("LUTData")
+    if not data or not items[0].bytes_of("LUTDescriptor")[0]:
+        header.notes.append(f"{keyword} holds no table; it was ignored.")
         return None
-    descriptor = [int(value or 0) for value in read_numbers(items[0], "LUTDescriptor")]
+    descriptor = [int(value or 0) for value in items[0].numbers("LUTDescriptor")]
     num_entries, first, bits = descriptor if len(descriptor) == 3 else (0, 0, 0)
     num_entries = num_entries % (1 << 16) or 1 << 16  # 65,536 is written as 0
     is_word = len(data) >= 2 * num_entries

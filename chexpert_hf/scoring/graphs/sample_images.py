@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.datasets.chexpert import load_chexpert
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.datasets.tables import SPLIT_FILES, find_table
+from chexpert_hf.datasets.layout import SPLITS
+from chexpert_hf.datasets.loading import has_dataset, load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import PROJECTIONS, render_phantom
@@ -56,11 +56,11 @@ def radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Ima
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a CheXpert folder or one with radiographs.")
-    split = next((split for split in SPLIT_FILES if find_table(folder, split)), None)
+    split = next((split for split in SPLITS if has_dataset(folder, [split])), None)
     if split is None:
         paths = sorted(map(str, find_radiographs([folder]).files))
     else:  # without the check of all 223,414 files: only a few hundred of them are read
-        paths = image_files(load_chexpert(folder, splits=[split], check_files=False, valid_fraction=0)[split])
+        paths = image_files(load_dataset(folder, splits=[split], check_files=False, valid_fraction=0)[split])
     if len(paths) < _FEWEST:
         raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_FEWEST}.")
     images = []

@@ -21,7 +21,7 @@ from chexpert_hf.app.page.batch import (
     write_overlays,
 )
 from chexpert_hf.errors import InputError
-from chexpert_hf.radiographs.walk import Found
+from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.saliency import overlay
 from tests.app.page.conftest import JUDGED, REFUSAL, WARNING
 from tests.dicom_files import dicom_without_pixels

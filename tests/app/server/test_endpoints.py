@@ -29,7 +29,7 @@ from tests.app.server.conftest import StubGate, page_of, png
 from tests.dicom_files import dicom_without_pixels
 from tests.radiographs.test_dicom import FILM, make_dicom
 
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "serve.md"
 
 
 def data_of(events: str):
@@ -255,7 +255,7 @@ def save(data: bytes) -> str:
 
 
 def test_the_examples_of_the_readme_run(server, tmp_path):
-    section = README.read_text(encoding="utf-8").partition("## From programs\n")[2].partition("\n## ")[0]
+    section = GUIDE.read_text(encoding="utf-8").partition("## From programs\n")[2].partition("\n## ")[0]
     assert section
     (tmp_path / "radiograph.dcm").write_bytes(png(4))
     (tmp_path / "other.png").write_bytes(png(5))

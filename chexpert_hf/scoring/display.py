@@ -1,0 +1,142 @@
+"""A prediction as text, HTML and a figure, for notebooks."""
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from chexpert_hf import DISCLAIMER
+from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.scoring.saliency import overlay
+
+if TYPE_CHECKING:
+    from chexpert_hf.scoring.classifier import Prediction
+
+_SHOWN = 3  # observations in a line of text
+_HTML_SIDE, _FIGURE_SIDE = 360, 1024
+_POSITIVE, _BELOW = "#c2410c", "#64748b"
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined
+)
+
+
+class Row(NamedTuple):
+    """One observation of a prediction; its operating point is None where the model's is not known."""
+
+    observation: str
+    probability: float
+    operating_point: float | None
+    is_positive: bool
+
+
+def rows_of(prediction: "Prediction") -> list[Row]:
+    """The observations, those at or above their operating points first, then by probability."""
+    rows = [
+        Row(name, probability, prediction.operating_points.get(name), prediction.positives[name])
+        for name, probability in prediction.probabilities.items()
+    ]
+    return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
+
+
+def shown_observation(prediction: "Prediction") -> str:
+    """The observation whose map is shown first: the first of `rows_of` that is somewhere in the image."""
+    names = [row.observation for row in rows_of(prediction)]
+    return next((name for name in names if name != prediction.none_of_these), names[0])
+
+
+def as_text(prediction: "Prediction") -> str:
+    """The prediction in one line."""
+    rows = rows_of(prediction)
+    parts = []
+    for title, is_positive in (("positive", True), ("below", False)):
+        chosen = [row for row in rows if row.is_positive is is_positive]
+        if chosen:
+            more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
+            shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
+            parts.append(f"{title}: {shown}{more}")
+    if prediction.gate is not None and not prediction.gate.is_chest_radiograph:
+        parts.append("not a chest radiograph")
+    return f"Prediction({'; '.join(parts)})"
+
+
+def as_html(prediction: "Prediction") -> str:
+    """The radiograph, the map of the first observation and a bar for each one, complete in itself."""
+    pictures = []
+    image = _radiograph(prediction, _HTML_SIDE)
+    if image is not None:
+        pictures.append(("Radiograph", _data_url(image)))
+        if prediction.saliency is not None:
+            name = shown_observation(prediction)
+            pictures.append((f"Map of {name}", _data_url(_overlay(prediction, image, name, 0.5))))
+    template = _ENVIRONMENT.get_template("prediction.html")
+    return template.render(
+        rows=rows_of(prediction), pictures=pictures, gate=prediction.gate, notes=prediction.notes, disclaimer=DISCLAIMER
+    )
+
+
+def as_figure(prediction: "Prediction", observation: str | None) -> Figure:
+    """The radiograph, the map of an observation (by default the first one), and all scores with operating points."""
+    image = _radiograph(prediction, _FIGURE_SIDE)
+    pictures: list[tuple[str, Image.Image]] = []
+    if image is not None:
+        pictures.append(("Radiograph", image))
+        if prediction.saliency is not None:
+            name = observation or shown_observation(prediction)
+            pictures.append((f"Map of {name}", _overlay(prediction, image, name, 0.5)))
+    rows = rows_of(prediction)[::-1]
+    height = max(3.2, 0.28 * len(rows) + 0.9)
+    figure = Figure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
+    *shown, bars = figure.subplots(1, len(pictures) + 1, squeeze=False, width_ratios=[1] * len(pictures) + [1.1])[0]
+    for axes, (title, picture) in zip(shown, pictures, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    places = range(len(rows))
+    colors = [_POSITIVE if row.is_positive else _BELOW for row in rows]
+    bars.barh(places, [row.probability for row in rows], color=colors, height=0.62)
+    for place, row in zip(places, rows, strict=True):
+        bars.text(min(row.probability, 0.86) + 0.015, place, f"{row.probability:.2f}", va="center", fontsize=8)
+        if row.operating_point is not None:
+            bars.plot([row.operating_point] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.4)
+    bars.set_yticks(places, [row.observation for row in rows], fontsize=9)
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("Probability; the black mark is the operating point", fontsize=8)
+    for side in ("top", "right"):
+        bars.spines[side].set_visible(False)
+    return figure
+
+
+def full_overlay(prediction: "Prediction", observation: str, opacity: float) -> Image.Image:
+    """An observation's map over the radiograph at its full size; ValueError if there is no map or no radiograph."""
+    image = _radiograph(prediction, None)
+    if image is None:
+        raise ValueError("The radiograph is not known any more; predict it again.")
+    return _overlay(prediction, image, observation, opacity)
+
+
+def _overlay(prediction: "Prediction", image: Image.Image, observation: str, opacity: float) -> Image.Image:
+    return overlay(image, prediction.maps.at_size(image.size)[observation], opacity)
+
+
+def _radiograph(prediction: "Prediction", side: int | None) -> Image.Image | None:
+    """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
+    if prediction.source is None:
+        return None
+    try:
+        image = read_radiograph(prediction.source, target_size=side)
+    except (OSError, ValueError):
+        return None
+    if side is not None:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
+def _data_url(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
