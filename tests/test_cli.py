@@ -419,7 +419,7 @@ def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
     assert reference["probabilities"] == pytest.approx(expected, abs=1e-6)
     code, _, err = run(monkeypatch, capsys, "evaluate", phantoms, "--model", output)
     assert code == 2
-    assert "say --allow-calibration-patients" in err
+    assert "pass --allow-calibration-patients" in err
     report = tmp_path / "report"
     code, _, err = run(
         monkeypatch, capsys, "evaluate", phantoms, "--model", output, "--model", tiny_folder, "--output", report,

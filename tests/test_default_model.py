@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from chexpert_hf import CheXpertClassifier, load_dataset
 from chexpert_hf.cli import main
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.evaluation.metrics import evaluation_labels, observation_metrics
+from chexpert_hf.evaluation.metrics import observation_metrics, split_labels
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.models.model_files import CODE_FILES, differences, missing_files
 from chexpert_hf.phantoms import render_phantom
@@ -151,7 +151,7 @@ def test_predict_says_that_it_is_no_clinical_model_and_names_its_card_where_it_i
 def judged(classifier, real_data: Path):
     """Probabilities and truth, both `(305, 11)`, of the validation split, where each study is one image."""
     valid = load_dataset(real_data / "NIH", observations=classifier.observations)["valid"]
-    return predict_dataset(classifier, valid), evaluation_labels(np.asarray(valid["labels"][:]), "negative")
+    return predict_dataset(classifier, valid), split_labels(valid, "negative")
 
 
 def test_on_the_real_validation_split_it_has_the_aurocs_of_its_card(classifier, judged):

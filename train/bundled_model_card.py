@@ -20,8 +20,13 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
-from chexpert_hf.evaluation.delong import delong_interval
-from chexpert_hf.evaluation.intervals import Estimate, PatientBootstrap, percentile_interval, wilson_interval
+from chexpert_hf.evaluation.intervals import (
+    Estimate,
+    PatientBootstrap,
+    delong_interval,
+    percentile_interval,
+    wilson_interval,
+)
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localization import PRIORS
 from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, localize_dataset, rows_with_truth
@@ -29,8 +34,8 @@ from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     FloatArray,
     WeightedFigures,
-    evaluation_labels,
     observation_metrics,
+    split_labels,
 )
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS
@@ -160,7 +165,7 @@ def _readings(file: Path) -> pd.DataFrame:
 
 
 def _scored(name: str, split: datasets.Dataset, probabilities: FloatArray, recipe: Recipe) -> Scored:
-    return Scored(name, split, probabilities, evaluation_labels(np.asarray(split["labels"][:]), recipe.blank_labels))
+    return Scored(name, split, probabilities, split_labels(split, recipe.blank_labels))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

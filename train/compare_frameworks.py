@@ -35,7 +35,7 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.metrics import evaluate_probabilities, split_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.training.batches import RadiographDataset
@@ -161,7 +161,7 @@ def measure(name: str, start: Path, root: Path, recipe: Recipe, output: Path) ->
         scores.append(contender.logits(pixel_values)[: len(rows)])
         seconds += time.perf_counter() - start_time
     probabilities = torch.from_numpy(np.concatenate(scores)).sigmoid().numpy()
-    labels = evaluation_labels(np.asarray(data["valid"]["labels"][:]), recipe.blank_labels)
+    labels = split_labels(data["valid"], recipe.blank_labels)
     evaluation = evaluate_probabilities(probabilities, labels, data["valid"]["study"][:], recipe.observations)
     return {
         "name": name, "training": training, "inference": len(scores) * recipe.batch_size / seconds,

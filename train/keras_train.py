@@ -19,7 +19,7 @@ import torch
 from transformers import set_seed
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.metrics import Evaluation, evaluate_probabilities, split_labels
 from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.formats.keras import HEAD, CheXpertKeras, from_torch, to_torch
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -214,7 +214,7 @@ def evaluate(
     """The network on a split, per study."""
     rows = RadiographDataset(dataset, processor, lambda _labels, _index: {})
     logits = predict(scorer, processor, [rows[index]["pixel_values"] for index in range(len(rows))])
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), recipe.blank_labels)
+    labels = split_labels(dataset, recipe.blank_labels)
     probabilities = torch.from_numpy(logits).sigmoid().numpy()
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], recipe.observations)
 

@@ -178,8 +178,7 @@ def calibrate(
     from datetime import date
 
     from chexpert_hf.evaluation.calibration.calibrate import Origin, calibrate_folder
-    from chexpert_hf.evaluation.calibration.calibration import Method
-    from chexpert_hf.evaluation.calibration.operating_points import OperatingRule
+    from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
     from chexpert_hf.models.loading import load_model
     from chexpert_hf.publishing.model_folder import refresh_folder
 

@@ -101,8 +101,7 @@ def sanity(
     A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
     """
     from chexpert_hf.datasets.loading import has_dataset
-    from chexpert_hf.evaluation.sanity.randomisation import check_sanity, dataset_sanity, sample_rows
-    from chexpert_hf.evaluation.sanity.removal import PAIRS
+    from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
 

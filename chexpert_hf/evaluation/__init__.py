@@ -1,1 +1,1 @@
-"""From probabilities and labels to figures: pure functions on arrays."""
+"""Metrics of a model with confidence intervals, reports, calibration, and evaluations of its maps."""

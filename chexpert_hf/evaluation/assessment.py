@@ -5,18 +5,11 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (studies, AUROC with DeLo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from chexpert_hf.evaluation.delong import delong_interval, delong_test
-from chexpert_hf.evaluation.intervals import (
-    Estimate,
-    PatientBootstrap,
-    bootstrap_p_value,
-    percentile_interval,
-    wilson_interval,
-)
+from chexpert_hf.evaluation import intervals
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     NAN,
@@ -33,6 +26,8 @@ SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader 
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
 _AUROC = WeightedFigures.NAMES.index("auroc")
 
+Groups = Mapping[str, Sequence[str | None]]  # the group of each view, None for none, by column
+
 
 @dataclass(frozen=True)
 class ModelScores:
@@ -41,21 +36,19 @@ class ModelScores:
     name: str  # what the report calls it
     probabilities: FloatArray  # (num_views, num_labels), in [0, 1]
     operating_points: Mapping[str, float] = field(default_factory=dict)  # the thresholds of observations that have one
-    chosen_by: Mapping[str, str] = field(default_factory=dict)  # in words, on what data and by which rule
+    chosen_by: Mapping[str, str] = field(default_factory=dict)  # the rule that chose each, for people
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A group of views: scores and labels of the studies that have such views, NaN for the other studies."""
+class _Group(NamedTuple):
+    """A group of views: scores and labels `(num_studies, num_labels)`, NaN for studies without such views."""
 
     column: str
     name: str
-    scores: FloatArray  # (num_studies, num_labels)
+    scores: FloatArray
     labels: FloatArray
 
 
-@dataclass(frozen=True)
-class _Figures:
+class _Figures(NamedTuple):
     """The metrics of a model on the data and on each resample."""
 
     scores: FloatArray  # (num_studies, num_labels)
@@ -70,21 +63,21 @@ def assess(
     studies: Sequence[str],
     patients: Sequence[str],
     observations: Sequence[str],
-    subgroups: Mapping[str, Sequence[str | None]] | None = None,
+    subgroups: Groups | None = None,
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
     """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
-    A subgroup is scored on its own views, which may be some of a study's (frontal, lateral). A gap lies between the
-    groups that are the highest and the lowest of their column on these data; that choice is not part of its interval.
-    Every model is compared with the first. A patient's studies may depend on each other, except in Wilson's intervals.
+    A subgroup is scored on its own views, such as the frontal views of each study. A gap is the difference between the
+    groups of highest and lowest AUROC in a column; its interval ignores that they were chosen on these data. Every
+    model is compared with the first. All intervals but Wilson's account for patients with several studies.
 
     Args:
         models: At least one; their names differ.
         labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `evaluation_labels`.
-        studies: Of each view, named so that no two patients share a name.
-        patients: Of each view.
+        studies: The study of each view; no two patients share a study's name.
+        patients: The patient of each view.
         observations: The names of the columns.
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
         aggregation: One of `metrics.AGGREGATIONS`.
@@ -92,15 +85,15 @@ def assess(
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
-        An estimate is `value`, `low`, `high`, `method`, and of the bootstrap also `left_out`: the resamples in which
-        it was undefined.
+        An estimate has `value`, `low`, `high`, `method`, and, by bootstrap, `left_out`: the number of resamples in
+        which it was undefined.
 
     Raises:
         ValueError: If arguments do not fit each other, or a probability or label is out of range.
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)
-    bootstrap = PatientBootstrap(_patients_of_studies(labels, studies, patients, columns), replicates)
+    bootstrap = intervals.PatientBootstrap(_study_patients(labels, studies, patients, columns), replicates)
     task = _Assessment(labels, studies, observations, aggregation, bootstrap)
     figures = [task.figures(model) for model in models]
     result: dict[str, Any] = plain(
@@ -126,7 +119,7 @@ def assess(
 
 
 class _Assessment:
-    """The truth per study and the views behind it, and the metrics of models on them."""
+    """The labels of each study and the views behind them, to compute the metrics of models."""
 
     def __init__(
         self,
@@ -134,7 +127,7 @@ class _Assessment:
         studies: Sequence[str],
         observations: Sequence[str],
         aggregation: str,
-        bootstrap: PatientBootstrap,
+        bootstrap: intervals.PatientBootstrap,
     ) -> None:
         self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
         self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
@@ -153,48 +146,34 @@ class _Assessment:
             mean = float(values[columns, _AUROC].mean()), replicates[columns, _AUROC].mean(axis=0)
         return _Figures(scores, values, replicates, mean)
 
-    def entry(
-        self, model: ModelScores, figures: _Figures, columns: Mapping[str, Sequence[str | None]]
-    ) -> dict[str, Any]:
-        """The results of one model."""
-        groups = self._groups(model, columns)
+    def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
+        """All results of one model."""
+        groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
             "mean_over": self.mean_over,
-            "mean_auroc": _entry(percentile_interval(*figures.mean), BOOTSTRAP),
-            "observations": [
-                self._observation(column, model, figures.scores[:, column])
-                | {
-                    name: _entry(percentile_interval(float(value), replicates), BOOTSTRAP)
-                    for name, value, replicates in zip(
-                        WeightedFigures.NAMES, figures.values[column], figures.replicates[column], strict=True
-                    )
-                    if name != "auroc"
-                }
-                for column in range(len(self.observations))
-            ],
-            "subgroups": [
-                self._subgroup(group, column) for group in groups for column in range(len(self.observations))
-            ],
+            "mean_auroc": _entry(intervals.percentile_interval(*figures.mean), BOOTSTRAP),
+            "observations": [self._observation(column, model, figures) for column in numbers],
+            "subgroups": [self._subgroup(group, column) for group in groups for column in numbers],
             "gaps": self._gaps(groups),
         }
 
     def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
-        """The model minus the first one."""
+        """Differences between the model and the first one."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
-            test = delong_test(*scores, self.labels[:, column], self.patients)
+            test = intervals.delong_test(*scores, self.labels[:, column], self.patients)
             yield {"observation": observation, **asdict(test), "method": DELONG}
         replicates = model.mean[1] - first.mean[1]
         yield {
             "observation": "mean",
-            "difference": asdict(percentile_interval(model.mean[0] - first.mean[0], replicates)),
-            "p_value": bootstrap_p_value(replicates),
+            "difference": asdict(intervals.percentile_interval(model.mean[0] - first.mean[0], replicates)),
+            "p_value": intervals.bootstrap_p_value(replicates),
             "method": BOOTSTRAP,
         }
 
-    def _observation(self, column: int, model: ModelScores, scores: FloatArray) -> dict[str, Any]:
-        observation, labels = self.observations[column], self.labels[:, column]
+    def _observation(self, column: int, model: ModelScores, figures: _Figures) -> dict[str, Any]:
+        observation, labels, scores = self.observations[column], self.labels[:, column], figures.scores[:, column]
         counts = _counts(labels)
         num_known, undefined, point = sum(counts.values()), None, None
         if not num_known:
@@ -206,16 +185,20 @@ class _Assessment:
             threshold = float(model.operating_points[observation])
             point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
             point |= _at_threshold(scores, labels, threshold)
+        metrics = zip(WeightedFigures.NAMES, figures.values[column].tolist(), figures.replicates[column], strict=True)
+        bootstrapped = {name: _entry(intervals.percentile_interval(*item), BOOTSTRAP) for name, *item in metrics}
+        del bootstrapped["auroc"]  # its interval is DeLong's
         return {
             "observation": observation,
             **counts,
             "num_unknown": len(labels) - num_known,
             "undefined": undefined,
-            "auroc": _entry(delong_interval(scores, labels, self.patients), DELONG),
+            "auroc": _entry(intervals.delong_interval(scores, labels, self.patients), DELONG),
             "operating_point": point,
+            **bootstrapped,
         }
 
-    def _groups(self, model: ModelScores, columns: Mapping[str, Sequence[str | None]]) -> list[_Group]:
+    def _groups(self, model: ModelScores, columns: Groups) -> list[_Group]:
         row = {name: index for index, name in enumerate(self.names)}
         groups = []
         for column, values in columns.items():
@@ -232,48 +215,44 @@ class _Assessment:
     def _subgroup(self, group: _Group, column: int) -> dict[str, Any]:
         scores, labels = group.scores[:, column], group.labels[:, column]
         counts = _counts(labels)
-        positive, negative = counts.values()
         estimate, too_small = None, None
-        if min(positive, negative) >= MIN_STUDIES_PER_CLASS:
-            estimate = _entry(delong_interval(scores, labels, self.patients), DELONG)
+        if min(counts.values()) >= MIN_STUDIES_PER_CLASS:
+            estimate = _entry(intervals.delong_interval(scores, labels, self.patients), DELONG)
         else:
-            counted = f"{positive} positive and {negative} negative studies"
+            counted = "{num_positive} positive and {num_negative} negative studies".format(**counts)
             too_small = f"{counted}; {MIN_STUDIES_PER_CLASS} of each are needed."
         names = {"column": group.column, "group": group.name, "observation": self.observations[column]}
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """Between the groups of highest and lowest AUROC of each column and observation that has two to compare."""
+        """The difference between the highest and the lowest AUROC of groups, by column and observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
-        pairs = []
+        pairs, figures = [], []
         for name in dict.fromkeys(group.column for group in groups):
             for column, observation in enumerate(self.observations):
                 scored = [group for group, enough in judged if group.column == name and observation in enough]
                 if len(scored) > 1:
-                    aurocs = [auroc(group.scores[:, column], group.labels[:, column]) for group in scored]
-                    lowest, *_, highest = np.argsort(aurocs, kind="stable").tolist()
-                    pairs.append((column, scored[highest], scored[lowest]))
+                    columns = [(group.scores[:, column], group.labels[:, column]) for group in scored]
+                    lowest, *_, highest = np.argsort([auroc(*pair) for pair in columns], kind="stable").tolist()
+                    pairs.append((observation, scored[highest], scored[lowest]))
+                    figures.append((WeightedFigures(*columns[highest]), WeightedFigures(*columns[lowest])))
         if not pairs:
             return []
-        figures = [
-            [WeightedFigures(group.scores[:, column], group.labels[:, column]) for group in pair]
-            for column, *pair in pairs
-        ]
 
         def differences(weights: FloatArray) -> FloatArray:
             return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
 
-        values = differences(np.ones((len(self.names), 1)))[:, 0]
-        replicates = self.bootstrap.replicate(differences)
+        values = differences(np.ones((len(self.names), 1)))[:, 0].tolist()
+        rows = zip(pairs, values, self.bootstrap.replicate(differences), strict=True)
         return [
             {
                 "column": highest.column,
-                "observation": self.observations[column],
+                "observation": observation,
                 "highest": highest.name,
                 "lowest": lowest.name,
-                "difference": _entry(percentile_interval(float(value), row), BOOTSTRAP),
+                "difference": _entry(intervals.percentile_interval(value, row), BOOTSTRAP),
             }
-            for (column, highest, lowest), value, row in zip(pairs, values, replicates, strict=True)
+            for (observation, highest, lowest), value, row in rows
         ]
 
 
@@ -284,23 +263,24 @@ def _counts(labels: FloatArray) -> dict[str, int]:
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
     """Counts and shares where a score of at least the threshold is positive."""
     is_called = scores >= threshold
-    counts = {
-        "true_positives": int((is_called & (labels == 1)).sum()),
-        "false_positives": int((is_called & (labels == 0)).sum()),
-        "true_negatives": int((~is_called & (labels == 0)).sum()),
-        "false_negatives": int((~is_called & (labels == 1)).sum()),
-    }
-    true, false, rejected, missed = counts.values()
+    true, missed = (int((where & (labels == 1)).sum()) for where in (is_called, ~is_called))
+    false, rejected = (int((where & (labels == 0)).sum()) for where in (is_called, ~is_called))
     shares = {
         "sensitivity": (true, missed),
         "specificity": (rejected, false),
         "ppv": (true, false),
         "npv": (rejected, missed),
     }
-    return counts | {name: _entry(wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()}
+    return {
+        "true_positives": true,
+        "false_positives": false,
+        "true_negatives": rejected,
+        "false_negatives": missed,
+        **{name: _entry(intervals.wilson_interval(hit, hit + miss), WILSON) for name, (hit, miss) in shares.items()},
+    }
 
 
-def _entry(estimate: Estimate, method: str) -> dict[str, Any]:
+def _entry(estimate: intervals.Estimate, method: str) -> dict[str, Any]:
     return {**asdict(estimate), "method": method}
 
 
@@ -311,7 +291,8 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
         raise ValueError(f"Each model needs a name of its own, got: {', '.join(model.name for model in models)}.")
     if not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise ValueError("Expected labels of 0, 1 and NaN (unknown); evaluation_labels makes them from cell values.")
-    for name, values, points in ((model.name, model.probabilities, model.operating_points) for model in models):
+    for model in models:
+        name, values = model.name, model.probabilities
         if values.shape != labels.shape or values.shape[1:] != (len(observations),):
             raise ValueError(
                 f"{name}: expected probabilities and labels of shape (views, {len(observations)}), got {values.shape} "
@@ -319,13 +300,11 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
             )
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected probabilities in [0, 1], got others or NaN; logits need a sigmoid.")
-        if unknown := set(points) - set(observations):
+        if unknown := set(model.operating_points) - set(observations):
             raise ValueError(f"{name}: operating points for {', '.join(sorted(unknown))}, which is not observed here.")
 
 
-def _patients_of_studies(
-    labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Mapping[str, Sequence[str | None]]
-) -> list[str]:
+def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
     """The patient of each study, in the order of the studies' first views, after checks of the views."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")

@@ -1,19 +1,32 @@
-"""Confidence intervals of metrics: Wilson's for shares, percentiles of a bootstrap of patients for everything else.
+"""Confidence intervals of metrics: Wilson's for shares, DeLong's for the AUROC, a bootstrap of patients for the others.
 
-The bootstrap resamples patients, each with all of their studies, since these resemble each other. For the AUROC see
-`delong.py`.
+Studies of one patient resemble each other: the bootstrap resamples patients with all of their studies, and DeLong's
+variance is that for clustered data.
+
+Sources: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3); Obuchowski 1997, Biometrics 53(2) (clustered data).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from typing import TypeAlias
 
 import numpy as np
-from scipy.stats import binomtest
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import t as student
 
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 LEVEL = 0.95  # confidence of the intervals; source: Irvin et al. 2019, section 4
 BLOCK = 64  # resamples that are computed at once: enough to keep the processor busy, few enough for its memory
+_TAIL = (1 - LEVEL) / 2
+_Z = float(norm.isf(_TAIL))
+
+Patients: TypeAlias = Sequence[str] | NDArray[np.int_] | None
+"""`(num_studies,)`: a name or number of each study's patient; None if each study is of another one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,14 @@ class BootstrapEstimate(Estimate):
     """An interval from resampling, and the number of resamples in which the metric was undefined."""
 
     left_out: int
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The difference between two AUROCs on the same studies, and the two-sided p-value of there being none."""
+
+    difference: Estimate
+    p_value: float
 
 
 def wilson_interval(successes: int, trials: int) -> Estimate:
@@ -84,10 +105,19 @@ class PatientBootstrap:
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
     """A metric with the percentiles of its value on each resample `(num_replicates,)`, where that is not NaN."""
     defined = replicates[~np.isnan(replicates)]
-    if np.isnan(value) or not len(defined):
-        return BootstrapEstimate(value, NAN, NAN, len(replicates) - len(defined))
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return BootstrapEstimate(value, float(low), float(high), len(replicates) - len(defined))
+    low, high = NAN, NAN
+    if len(defined) and not np.isnan(value):
+        low, high = np.quantile(defined, [_TAIL, (1 + LEVEL) / 2]).tolist()
+    return BootstrapEstimate(value, low, high, len(replicates) - len(defined))
+
+
+def ratio_interval(
+    value: float, above: FloatArray, below: FloatArray, patients: Sequence[str], replicates: int = 1000
+) -> BootstrapEstimate:
+    """A ratio of two sums over studies, with percentiles of it on resampled patients where the lower sum is not 0."""
+    with np.errstate(invalid="ignore"):
+        ratios = PatientBootstrap(patients, replicates).replicate(lambda weights: (above @ weights) / (below @ weights))
+    return percentile_interval(value, ratios)
 
 
 def bootstrap_p_value(differences: FloatArray) -> float:
@@ -98,3 +128,102 @@ def bootstrap_p_value(differences: FloatArray) -> float:
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())
     return min(1.0, float(2 * (rarer + 1) / (len(defined) + 1))) if len(defined) else NAN
+
+
+def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """For each positive the share of negatives below it, for each negative the share of positives above it.
+
+    Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC. Arguments are as
+    for `delong_interval`.
+
+    Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11): midranks, in O(n log n).
+    """
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    if not len(positive) or not len(negative):
+        return np.full(len(positive), np.nan), np.full(len(negative), np.nan)
+    ranks = rankdata(np.concatenate([positive, negative]))
+    below = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
+    above = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
+    return below, above
+
+
+def delong_variance(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> float:
+    """Variance of the AUROC of one observation; NaN unless both classes have studies of two patients."""
+    return _variance(*placements(scores, labels), labels, patients)[0]
+
+
+def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> Estimate:
+    """AUROC of one observation with an interval from DeLong's variance, on the logit scale, with Student's t.
+
+    On the AUROC's own scale an interval of a high AUROC passes 1 and covers too rarely. The t distribution has the
+    degrees of freedom of the class with fewer patients (`python -m tests.benchmarks.delong_coverage` measures both).
+    Where the variance is 0 or undefined, as when the classes are separated perfectly, the interval is Newcombe's.
+
+    Scores `(num_studies,)` rise with the probability, labels are in {0, 1}, NaN where unknown. The interval is within
+    [0, 1], and NaN unless both classes occur.
+
+    Source: Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
+    """
+    below, above = placements(scores, labels)
+    if not len(below) or not len(above):
+        return UNDEFINED
+    value = float(np.mean(below))
+    variance, num_positive, num_negative = _variance(below, above, labels, patients)
+    if not variance > 0:
+        return newcombe_interval(value, num_positive, num_negative)
+    quantile = float(student.isf(_TAIL, min(num_positive, num_negative) - 1))
+    width = quantile * sqrt(variance) / (value * (1 - value))
+    return Estimate(value, float(expit(logit(value) - width)), float(expit(logit(value) + width)))
+
+
+def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Estimate:
+    """An AUROC with an interval from the numbers of studies alone, both at least 1, for when scores are not at hand.
+
+    Source: Newcombe 2006, Statistics in Medicine 25(4), part 2, method 5: a score interval.
+    """
+    extra = (num_positive + num_negative) / 2 - 1
+
+    def low(value: float) -> float:
+        def excess(theta: float) -> float:
+            spread = 1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+            return value - theta - _Z * sqrt(theta * (1 - theta) * spread / (num_positive * num_negative))
+
+        return float(brentq(excess, 0, value * (1 - 1e-9))) if value else 0.0
+
+    return Estimate(auroc, low(auroc), 1 - low(1 - auroc))
+
+
+def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patients: Patients = None) -> PairedTest:
+    """AUROC of the first scores minus that of the second on the same studies; arguments as for `delong_interval`.
+
+    Where no study moves the difference, its interval is NaN and p is 1 for equal AUROCs and NaN for others; all is NaN
+    unless both classes occur.
+    """
+    below, above = (a - b for a, b in zip(placements(first, labels), placements(second, labels), strict=True))
+    if not len(below) or not len(above):
+        return PairedTest(UNDEFINED, NAN)
+    difference = float(np.mean(below))
+    error = sqrt(_variance(below, above, labels, patients)[0])
+    if not error > 0:
+        return PairedTest(Estimate(difference, NAN, NAN), 1.0 if difference == 0 else NAN)
+    low, high = max(difference - _Z * error, -1.0), min(difference + _Z * error, 1.0)
+    return PairedTest(Estimate(difference, low, high), float(2 * norm.sf(abs(difference) / error)))
+
+
+def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
+    """Variance of the mean of placements, or of their differences, and the patients with a positive and a negative."""
+    known = ~np.isnan(labels)
+    names = np.arange(len(labels)) if patients is None else np.asarray(patients)
+    unique, number = np.unique(names[known], return_inverse=True)
+    of_positives, of_negatives, count = number[labels[known] == 1], number[labels[known] == 0], len(unique)
+    num_positive, num_negative = len(np.unique(of_positives)), len(np.unique(of_negatives))
+    if num_positive < 2 or num_negative < 2:
+        return NAN, num_positive, num_negative
+    positive = np.bincount(of_positives, below - np.mean(below), count) / len(below)
+    negative = np.bincount(of_negatives, above - np.mean(above), count) / len(above)
+    variance = (
+        num_positive / (num_positive - 1) * (positive @ positive)
+        + num_negative / (num_negative - 1) * (negative @ negative)
+        + 2 * count / (count - 1) * (positive @ negative)
+    )
+    return max(float(variance), 0.0), num_positive, num_negative  # rounding may take it below 0

@@ -9,7 +9,7 @@ over the five competition observations). The "scaled" Brier scores of that paper
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, NEGATIVE, UNCERTAIN, BlankPolicy
+
+if TYPE_CHECKING:
+    import datasets
 
 FloatArray = NDArray[np.floating]
 NAN = float("nan")
@@ -75,11 +78,15 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
     return np.where(labels == UNCERTAIN, np.nan, labels)
 
 
+def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
+    """The labels `(num_views, num_labels)` of a split from `load_dataset`, by `evaluation_labels`."""
+    return evaluation_labels(np.asarray(dataset["labels"][:]), blank)
+
+
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
     """Aggregates values `(num_views, num_labels)` over the views of each study, by one of `AGGREGATIONS`.
 
-    The result, `(num_studies, num_labels)`, is NaN only where every view is NaN; it comes with the studies in the order
-    of their first view.
+    Returns the values `(num_studies, num_labels)`, NaN where every view is NaN, and the studies in order of first view.
     """
     if how not in AGGREGATIONS:
         raise ValueError(f"Views of a study are aggregated by one of {', '.join(AGGREGATIONS)}, got {how!r}.")
@@ -118,10 +125,10 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 class WeightedFigures:
     """The metrics of one observation, in the order of `NAMES`, as functions of how often each study counts.
 
-    They are the AUROC, the average precision (without interpolation), the Brier score, the Brier score divided by that
-    of always answering the prevalence, and the calibration error over bins of equal width. Sorting is done once. Each
-    metric is then made of sums of weights over fixed sets of studies, which one product with a sparse matrix gives for
-    a block of weightings.
+    They are the AUROC, the average precision (without interpolation), the Brier score, the same divided by that of
+    always answering the prevalence, and the calibration error over bins of equal width. Scores are sorted once; each
+    metric is then made of sums of weights over fixed sets of studies, for which a sparse matrix serves a block of
+    weightings.
 
     Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus
     the scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
@@ -191,12 +198,10 @@ class WeightedFigures:
     def _sums_of(self, weights: FloatArray) -> list[FloatArray]:
         return np.split(self._sums @ weights, self._starts[:-1])
 
-    def _area(
-        self, positive: FloatArray, false_positives: FloatArray, tied: FloatArray, num_negative: FloatArray
-    ) -> FloatArray:
+    def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
         """The share of pairs in the right order: all pairs but those with the negative above, and half of the ties."""
         pairs = positive.sum(axis=0) * num_negative
-        wrong = np.einsum("sw,sw->w", positive, false_positives)
+        wrong = np.einsum("sw,sw->w", positive, false)
         wrong -= np.einsum("sw,sw->w", positive[self._tied_steps], tied) / 2
         return np.divide(pairs - wrong, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 

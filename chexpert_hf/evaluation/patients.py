@@ -52,7 +52,7 @@ def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
 
 
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
-    """Warnings for metrics of a model on patients that it was trained, chosen or calibrated on, by files of its folder.
+    """Warnings that a model was trained, chosen or calibrated on some of these patients, by the files of its folder.
 
     The same id in another hospital's data also counts. A damaged file raises PatientsFileError.
     """

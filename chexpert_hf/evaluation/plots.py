@@ -25,6 +25,8 @@ _BINS = 10
 _BAND_REPLICATES = 200
 _GRID = np.linspace(0, 1, 101)
 
+Curve = Callable[[FloatArray, FloatArray], FloatArray]  # from scores and labels to values on the grid
+
 
 @dataclass(frozen=True)
 class StudyScores:
@@ -99,7 +101,7 @@ def reliability_figure(scores: StudyScores) -> Figure:
 def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Figure:
     """Distribution of the first model's scores over positive and negative studies, with its operating points."""
     first = next(iter(scores.probabilities))
-    figure, panels = _grid(scores, "Probability", "Share of the class", name_models=False)
+    figure, panels = _grid(scores, "Probability", "Share of the class", legend=False)
     edges = np.linspace(0, 1, 21).tolist()
     for name, axes in panels.items():
         values, labels = scores.known(first, name)
@@ -158,9 +160,7 @@ def _models(scores: StudyScores, observation: str) -> Iterator[tuple[str, FloatA
         yield model, *scores.known(model, observation), _style(number)
 
 
-def _grid(
-    scores: StudyScores, x_label: str, y_label: str, *, name_models: bool = True
-) -> tuple[Figure, dict[str, Axes]]:
+def _grid(scores: StudyScores, x_label: str, y_label: str, *, legend: bool = True) -> tuple[Figure, dict[str, Axes]]:
     """A panel for each observation that is shown, and above them a legend where there are several models."""
     shown = scores.shown
     columns = min(_COLUMNS, max(1, len(shown)))
@@ -177,19 +177,13 @@ def _grid(
         if number + columns >= len(shown):
             axes.set_xlabel(x_label, fontsize=8)
         simplify(axes)
-    if name_models and len(scores.probabilities) > 1:
+    if legend and len(scores.probabilities) > 1:
         lines = [Line2D([], [], label=model, **_style(number)) for number, model in enumerate(scores.probabilities)]
         figure.legend(handles=lines, loc="outside upper left", ncols=len(lines), fontsize=8, frameon=False)
     return figure, panels
 
 
-def _draw_band(
-    axes: Axes,
-    values: FloatArray,
-    labels: FloatArray,
-    curve: Callable[[FloatArray, FloatArray], FloatArray],
-    style: Mapping[str, Any],
-) -> None:
+def _draw_band(axes: Axes, values: FloatArray, labels: FloatArray, curve: Curve, style: Mapping[str, Any]) -> None:
     """Shades the pointwise 2.5 to 97.5 % quantiles of a curve over resampled studies."""
     rng = np.random.default_rng(0)
     curves = []

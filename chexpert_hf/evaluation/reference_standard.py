@@ -1,4 +1,4 @@
-"""Models against a second reference standard, beside the labels of the data set on the same images."""
+"""Evaluation against a second reference standard, beside the labels of the data set on the same images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,19 +27,19 @@ def assess_reference(
 ) -> dict[str, Any]:
     """Evaluates scores against a reference standard, with the same metrics, intervals and arguments as `assess`.
 
-    Only the images that are in the reference are scored; of a study that has others too, only these count.
+    Only images in the reference are scored, also where their study has others.
 
     Args:
-        paths: Of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
+        paths: Paths of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
         reference: From `read_reference` with the same observations.
         labels: `(num_views, num_labels)`: the data set's own, evaluated on these images.
-        labels_name: Who set these, in words, such as "text-mined labels".
+        labels_name: Who set these, such as "text-mined labels".
 
     Returns:
         Plain types for JSON: numbers of images, studies and patients, and `figures`: for each model and finding
         `reference`, `target`, `against` (None: all others are negative), `observation` (whose score it is), `num` (of
-        studies), and the entries of an observation in `assess`. The figures on the data set's labels follow those on
-        the reference, for each observation.
+        studies), and the entries of an observation in `assess`. For each observation, the figures on the data set's
+        labels follow those on the reference.
 
     Raises:
         ReferenceFileError: If no image is in both.

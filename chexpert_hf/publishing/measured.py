@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels
+from chexpert_hf.evaluation.metrics import Evaluation, split_labels
 from chexpert_hf.evaluation.report.reporting import subgroup_columns
 
 
@@ -23,7 +23,7 @@ def assess_predictions(
 
     The labels of the split are those of the model's observations, in its order.
     """
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    labels = split_labels(dataset, config.blank_labels)
     result = assess(
         [ModelScores("model", np.asarray(probabilities, dtype=float), config.operating_points or {})],
         labels,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_model, dataset_logits
-from chexpert_hf.evaluation.calibration.operating_points import Criterion, OperatingRule
-from chexpert_hf.evaluation.metrics import evaluation_labels
+from chexpert_hf.evaluation.calibration.calibration import Criterion, OperatingRule
+from chexpert_hf.evaluation.metrics import split_labels
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -33,7 +33,7 @@ def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> ND
     patients = np.asarray(train["patient"][:])
     if len(set(patients)) < folds:
         raise RecipeError(f"calibration_folds is {folds}, but there are only {len(set(patients))} training patients.")
-    is_positive = evaluation_labels(np.asarray(train["labels"][:]), blank_labels) == 1  # (num_images, num_labels)
+    is_positive = split_labels(train, blank_labels) == 1  # (num_images, num_labels)
     by_frequency = np.argsort(is_positive.sum(axis=0), kind="stable")
     rarest = np.where(is_positive.any(axis=1), is_positive[:, by_frequency].argmax(axis=1), -1)
     parts = np.empty(len(patients), dtype=np.int_)

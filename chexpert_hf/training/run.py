@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import TrainerState, set_seed
 
 from chexpert_hf.datasets.loading import BadFilesError, load_dataset
-from chexpert_hf.evaluation.metrics import Evaluation, evaluation_labels, judged_observations, per_study
+from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
 from chexpert_hf.files import write_json, write_text
@@ -219,8 +219,7 @@ def load_data(
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
     """The observations that the validation split can judge, which are reported."""
     valid = data["valid"]
-    labels = evaluation_labels(np.asarray(valid["labels"][:]), recipe.blank_labels)
-    truth, studies = per_study(labels, valid["study"][:])
+    truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])
     judged = judged_observations(truth, recipe.observations)
     say(
         f"Training on {len(data['train']):,} images, validating on {len(valid):,} images of {len(studies):,} studies, "

@@ -12,8 +12,7 @@ from math import sqrt
 import numpy as np
 from scipy.stats import norm
 
-from chexpert_hf.evaluation.delong import delong_interval, delong_variance, newcombe_interval
-from chexpert_hf.evaluation.intervals import LEVEL
+from chexpert_hf.evaluation.intervals import LEVEL, delong_interval, delong_variance, newcombe_interval
 
 AUROCS, PREVALENCES = (0.7, 0.85, 0.95, 0.98), (0.1, 0.2, 0.3, 0.4, 0.5)
 

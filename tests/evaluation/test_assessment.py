@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.delong import delong_interval, delong_test
-from chexpert_hf.evaluation.intervals import wilson_interval
+from chexpert_hf.evaluation.intervals import delong_interval, delong_test, wilson_interval
 from chexpert_hf.evaluation.metrics import auroc, evaluate_probabilities, per_study
 from tests.evaluation.figures import FIGURES
 

@@ -5,13 +5,15 @@ from scipy.special import expit
 
 from chexpert_hf.evaluation.calibration.calibration import (
     CalibrationError,
+    Criterion,
+    OperatingRule,
     Platt,
+    choose_operating_point,
     fit_calibration,
     fit_isotonic,
     fit_platt,
     fit_temperature,
 )
-from chexpert_hf.evaluation.calibration.operating_points import Criterion, OperatingRule, choose_operating_point
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, auroc
 
 NAN = float("nan")

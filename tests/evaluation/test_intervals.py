@@ -6,11 +6,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from chexpert_hf.evaluation.delong import delong_interval, delong_test, delong_variance, placements
 from chexpert_hf.evaluation.intervals import (
     PatientBootstrap,
     bootstrap_p_value,
+    delong_interval,
+    delong_test,
+    delong_variance,
     percentile_interval,
+    placements,
     wilson_interval,
 )
 from chexpert_hf.evaluation.metrics import WeightedFigures, auroc

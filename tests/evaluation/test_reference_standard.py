@@ -5,7 +5,7 @@ import pytest
 
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.evaluation.assessment import ModelScores
-from chexpert_hf.evaluation.delong import delong_interval
+from chexpert_hf.evaluation.intervals import delong_interval
 from chexpert_hf.evaluation.reference_standard import assess_reference
 from chexpert_hf.labels import OBSERVATIONS
 

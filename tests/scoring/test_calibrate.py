@@ -26,9 +26,16 @@ from chexpert_hf.evaluation.calibration.calibrate import (
     dataset_logits,
     fold_calibration,
 )
-from chexpert_hf.evaluation.calibration.calibration import Calibration, CalibrationError, Method, Platt, fit_platt
-from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule
-from chexpert_hf.evaluation.metrics import auroc, evaluation_labels, per_study
+from chexpert_hf.evaluation.calibration.calibration import (
+    Calibration,
+    CalibrationError,
+    Method,
+    OperatingPoint,
+    OperatingRule,
+    Platt,
+    fit_platt,
+)
+from chexpert_hf.evaluation.metrics import auroc, per_study, split_labels
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
@@ -217,7 +224,7 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
 def reference(source: Path, dataset) -> tuple[np.ndarray, np.ndarray]:
     """Study logits and truth."""
     classifier = CheXpertClassifier.from_pretrained(source, device="cpu")
-    truth, _ = per_study(evaluation_labels(np.asarray(dataset["labels"][:])), dataset["study"][:])
+    truth, _ = per_study(split_labels(dataset, "negative"), dataset["study"][:])
     return per_study(dataset_logits(classifier, dataset), dataset["study"][:])[0], truth
 
 

@@ -35,7 +35,6 @@ from chexpert_hf.evaluation.localization.localize import (
     BASELINES,
     coarse_map,
     localize_dataset,
-    map_at,
     scored_images,
     untrained_like,
 )
@@ -261,7 +260,7 @@ def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, f
         assert scored.maps.size == (70, 56)
         assert scored.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
         for name in ("Edema", "Fracture"):
-            assert np.allclose(map_at(scored.maps, name, (56, 70)), prediction.saliency[name], atol=1e-5)
+            assert np.allclose(scored.maps.at_size((70, 56))[name], prediction.saliency[name], atol=1e-5)
             assert coarse_map(scored.maps, name).size < 56 * 70 / 8
 
 
@@ -382,7 +381,7 @@ def test_a_file_that_is_not_of_boxes_is_refused(tmp_path):
     with pytest.raises(ReferenceFileError, match="got no row"):
         Boxes(write_boxes(file, []))
     file.write_text("Path,Edema\np,1\n")
-    with pytest.raises(GroundTruthError, match=r"boxes\.csv holds no box of a finding"):
+    with pytest.raises(GroundTruthError, match=r"boxes\.csv holds no box"):
         Boxes(file)
     with pytest.raises(GroundTruthError, match=r"outside of p, which is 6 x 5"):
         Boxes(write_boxes(file, [["p", "Edema", 100, 100, 5, 5]])).mask("p", "Edema", (5, 6))

@@ -16,9 +16,16 @@ from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import assess_dataset
-from chexpert_hf.evaluation.sanity import removal
-from chexpert_hf.evaluation.sanity.randomisation import check_sanity, estimate_statistics, redrawn_networks, sample_rows
-from chexpert_hf.evaluation.sanity.removal import choose_pairs, removal_check, removal_curves
+from chexpert_hf.evaluation.sanity import checks as sanity_checks
+from chexpert_hf.evaluation.sanity.checks import (
+    check_sanity,
+    choose_pairs,
+    estimate_statistics,
+    redrawn_networks,
+    removal_check,
+    removal_curves,
+    sample_rows,
+)
 from chexpert_hf.evaluation.sanity.sanity import Verdict
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -39,8 +46,8 @@ class PictureForImageClassification(CheXpertForImageClassification):
 @pytest.fixture(autouse=True)
 def few_curves(monkeypatch):
     """As many as there are in life would take most of the time."""
-    monkeypatch.setattr(removal, "PAIRS", 5)
-    monkeypatch.setattr(removal, "STEPS", 4)
+    monkeypatch.setattr(sanity_checks, "PAIRS", 5)
+    monkeypatch.setattr(sanity_checks, "STEPS", 4)
 
 
 @pytest.fixture(scope="module")

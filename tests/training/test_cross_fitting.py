@@ -12,7 +12,7 @@ from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
 from chexpert_hf.evaluation.calibration.calibration import fit_platt
-from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
+from chexpert_hf.evaluation.metrics import per_study, split_labels
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.publishing.model_folder import REFERENCE_PHANTOM
@@ -93,7 +93,7 @@ def test_the_lines_are_those_through_the_logits_of_models_that_did_not_see_the_p
         folder = calibrated / "folds" / f"fold-{part + 1}"
         rows = np.flatnonzero(parts == part)
         logits[rows] = dataset_logits(CheXpertClassifier.from_pretrained(folder), split.select(rows))
-    truth, _ = per_study(evaluation_labels(np.asarray(split["labels"][:]), "negative"), split["study"][:])
+    truth, _ = per_study(split_labels(split, "negative"), split["study"][:])
     logits, _ = per_study(logits, split["study"][:])
     record = json.loads((calibrated / "config.json").read_text())["calibration"]
     assert record["split"] == "train, cross-validation with 3 folds of patients"

@@ -8,8 +8,7 @@ from pathlib import Path
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
-from chexpert_hf.evaluation.delong import newcombe_interval
-from chexpert_hf.evaluation.intervals import Estimate
+from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.identity import model_name, model_warnings

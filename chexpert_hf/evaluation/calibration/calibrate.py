@@ -19,17 +19,9 @@ from scipy.special import logit
 
 from chexpert_hf.configuration_chexpert import DEFAULT_OPERATING_POINT, CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.evaluation.calibration.calibration import (
-    Calibration,
-    CalibrationCheck,
-    CalibrationError,
-    Method,
-    Platt,
-    check_calibration,
-    fit_calibration,
-)
-from chexpert_hf.evaluation.calibration.operating_points import OperatingPoint, OperatingRule, choose_operating_point
-from chexpert_hf.evaluation.metrics import evaluation_labels, per_study
+from chexpert_hf.evaluation.calibration import calibration as fits
+from chexpert_hf.evaluation.calibration.calibration import CalibrationError, Method, OperatingRule
+from chexpert_hf.evaluation.metrics import per_study, split_labels
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
@@ -63,11 +55,11 @@ class Origin:
 class CalibratedModel:
     """The result of a calibration."""
 
-    calibration: Calibration  # the lines are in the weights
-    operating_points: Mapping[str, OperatingPoint]  # of the observations for which one was chosen
+    calibration: fits.Calibration  # the lines are in the weights
+    operating_points: Mapping[str, fits.OperatingPoint]  # of the observations for which one was chosen
     without_point: Mapping[str, str]  # the other observations, if operating points were asked for, and why
     num_studies: int
-    check: CalibrationCheck | None = None  # at this split's own prevalences; None if there are too few studies
+    check: fits.CalibrationCheck | None = None  # at this split's own prevalences; None if there are too few studies
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -88,10 +80,8 @@ class CalibratedModel:
         table = aligned(cells, right=(1, 2))
         if self.check is None:
             return table
-        return (
-            f"{table}\n\nMean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:\n"
-            + self.check.as_table()
-        )
+        over = f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:"
+        return f"{table}\n\n{over}\n{self.check.as_table()}"
 
 
 def calibrate_folder(
@@ -108,9 +98,9 @@ def calibrate_folder(
 ) -> CalibratedModel:
     """Calibrates the model of a folder on a split, and writes it to a new folder.
 
-    The files beside the weights come along, without `reference.json`, whose scores are no longer the model's, without
-    exported graphs for the same reason, and without folders such as `checkpoints`. The hashes of the split's patients
-    are written to `calibration_patients.json`. Further arguments are as in `calibrate_model`.
+    The files beside the weights are copied, except for `reference.json` and exported graphs, which hold results of the
+    old weights, and for folders such as `checkpoints`. The hashes of the split's patients are written to
+    `calibration_patients.json`. Further arguments are as in `calibrate_model`.
 
     Args:
         source: Model folder; it stays as it is.
@@ -119,8 +109,8 @@ def calibrate_folder(
         progress: Called with the number of images that were scored.
 
     Raises:
-        InputError: If `source` is no folder of a single model, `output` is not empty, patients of the split were
-            trained on, an image cannot be read, and as `calibrate_model`.
+        InputError: If `source` is not the folder of a single model, `output` is not empty, the model was trained on
+            patients of the split, an image cannot be read, and as `calibrate_model`.
     """
     if not source.is_dir():
         raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
@@ -129,8 +119,8 @@ def calibrate_folder(
     if not are_other_people and trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
             f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others. If the ids name other people, "
-            "say so."
+            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people if "
+            "these ids name other people."
         )
     classifier = CheXpertClassifier.from_pretrained(source)
     if len(classifier.members) > 1:
@@ -138,17 +128,16 @@ def calibrate_folder(
             f"The model is an ensemble of {len(classifier.members)}, whose mean no head can calibrate; calibrate its "
             "members one by one."
         )
-    _refuse_hierarchy(classifier.model.config)
+    model = classifier.model
+    _refuse_hierarchy(model.config)
     logits = dataset_logits(classifier, dataset, progress)
-    result = calibrate_model(
-        classifier.model, logits, dataset, origin, method=method, rule=rule, prevalences=prevalences
-    )
+    result = calibrate_model(model, logits, dataset, origin, method=method, rule=rule, prevalences=prevalences)
     with new_folder(output) as folder:
         for path in source.iterdir():
             is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
             if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
                 shutil.copy2(path, folder)
-        classifier.model.save_pretrained(folder)
+        model.save_pretrained(folder)
         classifier.processor.save_pretrained(folder)
         make_readable(folder / "model.safetensors")
         write_patient_hashes(folder / CALIBRATION_PATIENTS_FILE, patients)
@@ -159,7 +148,7 @@ def calibrate_folder(
 def dataset_logits(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Logits `(num_views, num_labels)` of a split's images, from the model: float32 probabilities near 1 lose them."""
+    """Logits `(num_views, num_labels)` of a split's images; float32 probabilities near 1 could not give them back."""
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
@@ -184,56 +173,60 @@ def calibrate_model(
 
     Args:
         model: Without a label hierarchy.
-        logits: `(num_views, num_labels)` of the dataset's images; under cross-validation those of the models that did
-            not see the image.
+        logits: `(num_views, num_labels)` of the dataset's images; in cross-validation those of models that did not see
+            the image.
         dataset: A split from `load_dataset` with the labels of the model's observations, in its order.
-        origin: Of the dataset, for the record.
+        origin: The dataset's origin, for the record.
         method: How to calibrate.
         rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
             default keep their meaning: they move with the probabilities.
-        prevalences: Of observations, in (0, 1), where the model will be used, if they differ from those of this split;
-            with Platt scaling only.
+        prevalences: Prevalence of observations where the model will be used, in (0, 1), if it differs from that of
+            this split; with Platt scaling only.
 
     Raises:
-        CalibrationError: If the model has a label hierarchy, no observation can be calibrated, or a prevalence is given
-            that cannot be used.
+        CalibrationError: If the model has a label hierarchy, nothing can be calibrated, or a prevalence is unusable.
     """
     config, observations = model.config, model.config.observations
-    prevalences = _checked_prevalences(prevalences or {}, observations, method)
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
-    truth, studies = per_study(labels, dataset["study"][:])
+    prevalences = prevalences or {}
+    if prevalences and method is not Method.PLATT:
+        raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
+    for name, prevalence in prevalences.items():
+        if name not in observations:
+            known = ", ".join(observations)
+            raise CalibrationError(f"A prevalence is given for {name!r}, which is not among: {known}.")
+        if not 0 < prevalence < 1:
+            raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
+    truth, studies = per_study(split_labels(dataset, config.blank_labels), dataset["study"][:])
     logits, _ = per_study(logits, dataset["study"][:])
-    calibration = fit_calibration(logits, truth, observations, method)
+    calibration = fits.fit_calibration(logits, truth, observations, method)
     if not calibration.lines:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in calibration.left_out.items())
         raise CalibrationError(f"No observation can be calibrated on {origin.data} ({origin.split}): {reasons}.")
     patient_of = dict(zip(dataset["study"][:], dataset["patient"][:], strict=True))
-    check = check_calibration(logits, truth, [patient_of[study] for study in studies], observations)
+    check = fits.check_calibration(logits, truth, [patient_of[study] for study in studies], observations)
     if without := [f"{name} ({reason})" for name, reason in calibration.left_out.items() if name in prevalences]:
         raise CalibrationError(f"A prevalence is given for what cannot be calibrated: {'; '.join(without)}.")
-    moved = {
-        name: calibration.lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
-        for name, wanted in prevalences.items()
-    }
-    calibration = replace(calibration, lines={**calibration.lines, **moved})
+    lines = dict(calibration.lines)
+    for name, wanted in prevalences.items():
+        lines[name] = lines[name].at_prevalence(wanted, float(np.nanmean(truth[:, observations.index(name)])))
     points, without_point = {}, {}
     if rule is not None:
         without_point = dict(calibration.left_out)
-        for column, name in enumerate(observations):
-            if name in calibration.lines:
-                probabilities = calibration.lines[name].probabilities(logits[:, column])
-                try:
-                    points[name] = choose_operating_point(probabilities, truth[:, column], rule, prevalences.get(name))
-                except CalibrationError as error:
-                    without_point[name] = str(error)
-    result = CalibratedModel(calibration, points, without_point, len(studies), check)
-    fold_calibration(model, calibration.lines)
+        for name, line in lines.items():
+            column = observations.index(name)
+            probabilities = line.probabilities(logits[:, column])
+            try:
+                points[name] = fits.choose_operating_point(probabilities, truth[:, column], rule, prevalences.get(name))
+            except CalibrationError as error:
+                without_point[name] = str(error)
+    result = CalibratedModel(replace(calibration, lines=lines), points, without_point, len(studies), check)
+    fold_calibration(model, lines)
     _record(config, result, truth, origin, rule, prevalences)
     return result
 
 
 @torch.no_grad()
-def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, Platt]) -> None:
+def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, fits.Platt]) -> None:
     """Changes the head's last layer in place, so that these observations' logits z become slope * z + intercept.
 
     Under U-MultiClass, where z is the difference of the positive and the negative output, all three rows are scaled,
@@ -265,21 +258,6 @@ def _refuse_hierarchy(config: CheXpertConfig) -> None:
         )
 
 
-def _checked_prevalences(
-    prevalences: Mapping[str, float], observations: tuple[str, ...], method: Method
-) -> Mapping[str, float]:
-    if prevalences and method is not Method.PLATT:
-        raise CalibrationError(f"A prevalence moves the intercept, which {method.value} scaling has not; use platt.")
-    for name, prevalence in prevalences.items():
-        if name not in observations:
-            raise CalibrationError(
-                f"A prevalence is given for {name!r}, which is not among: {', '.join(observations)}."
-            )
-        if not 0 < prevalence < 1:
-            raise CalibrationError(f"The prevalence of {name} is {prevalence:g}, expected a share above 0 and below 1.")
-    return prevalences
-
-
 def _record(
     config: CheXpertConfig,
     result: CalibratedModel,
@@ -288,7 +266,7 @@ def _record(
     rule: OperatingRule | None,
     prevalences: Mapping[str, float],
 ) -> None:
-    """Puts the calibration and the operating points into the config."""
+    """Writes the calibration and the operating points into the config."""
     lines = result.calibration.lines
     record = {
         "method": result.calibration.method.value,

@@ -1,14 +1,16 @@
-"""Platt scaling and temperature, fitted on logits and labels per study, and what they are worth on held-out patients.
+"""Platt scaling, temperature and operating points, fitted per study, and a check of the fits on held-out patients.
 
 Everything is fitted on the largest logit over a study's views, the score that every metric uses. A rising line commutes
 with the maximum, so the same line may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
-prevalence); Irvin et al. 2019, arXiv:1901.07031, section 6 (comparison of raw, isotonic and Platt).
+prevalence); Irvin et al. 2019, arXiv:1901.07031, section 6 (comparison of raw, isotonic and Platt); Youden 1950, Cancer
+3(1) (operating points).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,11 +20,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.metrics import (
-    MIN_STUDIES_PER_CLASS,
-    FloatArray,
-    observation_metrics,
-)
+from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, FloatArray, observation_metrics
 from chexpert_hf.evaluation.tables import aligned
 
 METHODS = ("raw", "platt", "temperature", "isotonic")  # isotonic regression cannot be folded into a linear layer
@@ -62,23 +60,61 @@ class Platt:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of a fit; of a temperature T the slopes are 1 / T and the intercepts 0."""
+    """The result of a fit; for a temperature T the slopes are 1 / T and the intercepts 0."""
 
     method: Method
     lines: Mapping[str, Platt]  # of each observation that was calibrated
-    left_out: Mapping[str, str]  # the other observations, and why each stays as it is
+    left_out: Mapping[str, str]  # the other observations, and why each is not calibrated
+
+
+class Criterion(str, Enum):
+    """The criteria to choose an operating point by."""
+
+    YOUDEN = "youden"  # the largest sensitivity + specificity
+    SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
+    PPV = "ppv"  # the smallest threshold that has the wanted positive predictive value
+
+
+@dataclass(frozen=True)
+class OperatingRule:
+    """A criterion, and the sensitivity or positive predictive value to reach, in (0, 1]; None for Youden's."""
+
+    criterion: Criterion
+    wanted: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "OperatingRule":
+        """Reads "youden", "sensitivity=.9" or "ppv=.5", or raises CalibrationError."""
+        name, equals, value = text.strip().lower().partition("=")
+        try:
+            rule = cls(Criterion(name), float(value) if equals else None)
+            is_valid = rule.wanted is None if name == "youden" else 0 < (rule.wanted or 0) <= 1
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            expected = "'youden', 'sensitivity=.9' or 'ppv=.5' (above 0, at most 1)"
+            raise CalibrationError(f"Expected operating points by {expected}, got {text!r}.")
+        return rule
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic."""
+
+    threshold: float  # in [0, 1]: a probability from this value on is positive
+    sensitivity: float
+    specificity: float
+    ppv: float  # at the prevalence of these studies, or the one that was asked for
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
-    """Fits Platt scaling to one observation, by maximum likelihood with Platt's targets.
+    """Fits Platt scaling to one observation, by maximum likelihood.
 
-    The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2) rather than 1 and 0, so that the fit is finite also where the
-    logits separate the classes.
+    The targets are Platt's, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that the fit is finite where logits separate the
+    classes.
 
     Raises:
         CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
-
-    Source: Platt 1999; Lin, Lin & Weng 2007.
     """
     logits, labels = known_studies(logits, labels)
     center, spread = float(logits.mean()), float(logits.std())
@@ -87,11 +123,9 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     # Standardised, since Newton's steps go astray where the logits are far from 0.
     design = np.stack([(logits - center) / spread, np.ones_like(logits)], axis=1)
     steepness, level = _maximum_likelihood(design, _smoothed_targets(labels))
-    if steepness <= 0:
-        raise CalibrationError(
-            f"the best slope is {steepness / spread:.3g}, not above 0: its scores do not rise with the truth"
-        )
     slope = steepness / spread
+    if slope <= 0:
+        raise CalibrationError(f"the best slope is {slope:.3g}, not above 0: its scores do not rise with the truth")
     return Platt(float(slope), float(level - slope * center))
 
 
@@ -99,8 +133,6 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
     """Fits one temperature, by which all logits are divided, by maximum likelihood over all known cells.
 
     Arguments, `(num_studies, num_labels)`, targets and errors are as in `fit_platt`; Guo et al. use 1 and 0 as targets.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
     if np.shape(logits) != np.shape(labels):
         raise ValueError(f"Expected a label per logit, got shapes {np.shape(logits)} and {np.shape(labels)}.")
@@ -162,19 +194,17 @@ class CalibrationCheck:
 
     def as_table(self) -> str:
         """A line per method."""
-        rows = [
-            [method, f"{self.scaled_brier[method]:.3f}", f"{self.calibration_error[method]:.3f}"] for method in METHODS
-        ]
+        rows = [[name, f"{self.scaled_brier[name]:.3f}", f"{self.calibration_error[name]:.3f}"] for name in METHODS]
         return aligned([["held out", "scaled Brier", "calibration error"], *rows], right=(1, 2))
 
 
 def check_calibration(
     logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
 ) -> CalibrationCheck | None:
-    """Cross-validates the methods: each fold of patients is scored by lines that were fitted on the other folds.
+    """Cross-validates the methods: each fold of patients is scored by fits on the other folds.
 
     Arguments are as for `fit_calibration`, with the patient of each study. The result is None where no observation has
-    the studies for it in every fold.
+    enough studies in every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)
@@ -188,29 +218,22 @@ def check_calibration(
                 column = observations.index(name)
                 scores[method.value][is_held, column] = line.probabilities(logits[is_held, column])
         for column in range(len(observations)):
-            try:
+            with suppress(CalibrationError):  # the column stays NaN
                 isotonic = fit_isotonic(x[:, column], y[:, column])
-            except CalibrationError:
-                continue  # stays NaN
-            scores["isotonic"][is_held, column] = isotonic(logits[is_held, column])
+                scores["isotonic"][is_held, column] = isotonic(logits[is_held, column])
     columns = np.flatnonzero(np.all([np.isfinite(p).all(axis=0) for p in scores.values()], axis=0)).tolist()
     if not columns:
         return None
-
-    results = {
-        method: [observation_metrics(p[:, column], labels[:, column]) for column in columns]
-        for method, p in scores.items()
-    }
-    return CalibrationCheck(
-        observations=tuple(observations[column] for column in columns),
-        folds=FOLDS,
-        scaled_brier={key: float(np.mean([item["scaled_brier"] for item in items])) for key, items in results.items()},
-        calibration_error={key: float(np.mean([item["ece"] for item in items])) for key, items in results.items()},
-    )
+    means: dict[str, dict[str, float]] = {"scaled_brier": {}, "ece": {}}
+    for key, p in scores.items():
+        results = [observation_metrics(p[:, column], labels[:, column]) for column in columns]
+        for name, values in means.items():
+            values[key] = float(np.mean([item[name] for item in results]))
+    return CalibrationCheck(tuple(observations[column] for column in columns), FOLDS, *means.values())
 
 
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Those of scores and labels `(num_studies,)` in {0, 1, NaN} whose label is known.
+    """Scores and labels `(num_studies,)` in {0, 1, NaN}, restricted to the studies whose label is known.
 
     Raises:
         CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.
@@ -229,6 +252,55 @@ def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.fl
             "of each"
         )
     return known, np.asarray(labels, dtype=np.float64)[is_known]
+
+
+def choose_operating_point(
+    probabilities: FloatArray, labels: FloatArray, rule: OperatingRule, prevalence: float | None = None
+) -> OperatingPoint:
+    """Chooses an observation's operating point.
+
+    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that small
+    differences between machines do not change the counts. Of thresholds that are equally good by Youden, it is the most
+    sensitive one. Predictive values are at the given prevalence, or that of these studies.
+
+    Raises:
+        CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and
+            as `known_studies`.
+    """
+    probabilities, labels = known_studies(probabilities, labels)
+    descending, cut = np.unique(-probabilities, return_inverse=True)
+    called = np.bincount(cut).cumsum()  # (num_cuts,): studies from each distinct probability on, the highest first
+    true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
+    num_positive = int(true[-1])
+    num_negative = len(labels) - num_positive
+    # The weight of a negative study, relative to a positive one.
+    weight = 1.0 if prevalence is None else (1 - prevalence) / prevalence * num_positive / num_negative
+    ppv = true / (true + weight * (called - true))
+    wanted = rule.wanted or 0.0
+    if rule.criterion is Criterion.YOUDEN:
+        # In whole numbers, so that ties are ties: J times the positive times the negative studies.
+        youden = true * num_negative - (called - true) * num_positive
+        if youden.max() <= 0:
+            raise CalibrationError("no threshold does better than chance")
+        place = np.flatnonzero(youden == youden.max())[-1]
+    elif rule.criterion is Criterion.SENSITIVITY:
+        place = np.argmax(true / num_positive >= wanted)
+    else:
+        reached = np.flatnonzero(ppv >= wanted)
+        if not len(reached):
+            raise CalibrationError(
+                f"a positive predictive value of {wanted:g} is reached at no threshold; the highest is {ppv.max():.3f}"
+            )
+        place = reached[-1]
+    upper, lower = np.append(-descending, 0.0)[place : place + 2]
+    halfway = (upper + lower) / 2
+    return OperatingPoint(
+        # Between neighbouring numbers there is no halfway.
+        threshold=float(halfway if halfway > lower else upper),
+        sensitivity=float(true[place] / num_positive),
+        specificity=float(1 - (called[place] - true[place]) / num_negative),
+        ppv=float(ppv[place]),
+    )
 
 
 def _smoothed_targets(labels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,1 +1,1 @@
-"""Do maps point at findings whose places are known?"""
+"""Evaluation of saliency maps against findings whose locations are known."""

@@ -8,7 +8,7 @@ github.com/rajpurkarlab/cheXlocalize; the string form of run lengths: cocodatase
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,17 +23,9 @@ from chexpert_hf.files import first_line, write_text
 from chexpert_hf.radiographs.radiograph import MAX_PIXELS
 
 TASKS = (
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Lesion",
-    "Airspace Opacity",
-    "Edema",
-    "Consolidation",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Support Devices",
-)
+    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Airspace Opacity", "Edema", "Consolidation",
+    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Support Devices",
+)  # fmt: skip
 """The tasks in cheXlocalize's order and names. Source: cheXlocalize, eval_constants.py."""
 
 _OBSERVATION_OF = {task: task.replace("Airspace Opacity", "Lung Opacity") for task in TASKS}
@@ -59,9 +51,18 @@ class RunLengths:
         # Down the columns; runs of zeros and ones take turns, zeros first, so that a mask may begin with a run of none.
         pixels = np.asarray(mask, dtype=bool).ravel(order="F")
         changes = np.flatnonzero(np.diff(pixels, prepend=False))
-        runs = np.diff(changes, prepend=0, append=pixels.size)
+        runs = np.diff(changes, prepend=0, append=pixels.size).tolist()
         height, width = mask.shape
-        return cls((height, width), _to_text(runs.tolist()))
+        text = bytearray()
+        for place, run in enumerate(runs):
+            # From the fourth run on, the difference from the run before the last is written. Six bits a character from
+            # "0" on: five of the number, lowest first, and whether more follow.
+            value, is_done = run - runs[place - 2] if place > 2 else run, False
+            while not is_done:
+                bits, value = value & 31, value >> 5
+                is_done = value == (-1 if bits & 16 else 0)  # the last five bits carry the sign
+                text.append(48 + bits + (0 if is_done else 32))
+        return cls((height, width), text.decode("ascii"))
 
     def decode(self) -> Mask:
         """The mask `(height, width)`, or CheXlocalizeFileError if the runs do not make one of this size."""
@@ -103,8 +104,7 @@ def _read_image(entries: object, where: str) -> dict[str, RunLengths]:
     if not isinstance(entries, dict):
         raise CheXlocalizeFileError(f"{where}: expected an object with a mask for each task.")
     by_observation = {_OBSERVATION_OF.get(task, task): entry for task, entry in entries.items()}
-    missing = [task for name, task in TASK_OF.items() if name not in by_observation]
-    if missing:
+    if missing := [task for name, task in TASK_OF.items() if name not in by_observation]:
         raise CheXlocalizeFileError(f"{where} lacks {', '.join(missing)}; expected all ten tasks.")
     masks = {name: _read_mask(by_observation[name], f"{where}, {task}") for name, task in TASK_OF.items()}
     sizes = {mask.size for mask in masks.values()}
@@ -114,27 +114,22 @@ def _read_image(entries: object, where: str) -> dict[str, RunLengths]:
 
 
 def _read_mask(entry: object, where: str) -> RunLengths:
-    values = entry if isinstance(entry, dict) else {}
-    size, counts = values.get("size"), values.get("counts")
-    if not (
-        isinstance(size, list)
-        and len(size) == 2
-        and all(type(length) is int and length > 0 for length in size)
-        and size[0] * size[1] <= MAX_PIXELS
-        and isinstance(counts, str)
-    ):
-        raise CheXlocalizeFileError(
-            f'{where}: expected {{"size": [height, width], "counts": string}} of at most {MAX_PIXELS:,} pixels, '
-            f"got {entry!r:.80}."
-        )
-    return RunLengths((size[0], size[1]), counts)
+    match entry:
+        case {"size": [int(height), int(width)], "counts": str(counts)} if (
+            type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
+        ):
+            return RunLengths((height, width), counts)
+    raise CheXlocalizeFileError(
+        f'{where}: expected {{"size": [height, width], "counts": string}} of at most {MAX_PIXELS:,} pixels, '
+        f"got {entry!r:.80}."
+    )
 
 
 def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
-    """Writes masks in the form that cheXlocalize's `eval.py` reads, replacing the file.
+    """Writes masks by image id and observation as cheXlocalize's `eval.py` reads them, replacing the file.
 
-    Masks, of one size in each image, are by image id and observation. Those of cheXlocalize's ten that an image does
-    not name get an empty mask, others are skipped.
+    The masks of an image have one size. Each of the ten tasks without a mask gets an empty one; other observations are
+    skipped.
     """
     images: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_observation in masks.items():
@@ -161,14 +156,14 @@ def write_map(
     """Writes one pickle, named as cheXlocalize's scripts expect, and returns its path.
 
     Args:
-        folder: Is there.
-        image: Its id.
+        folder: An existing folder.
+        image: The image's id.
         observation: One of `TASK_OF`.
-        saliency: `(h, w)`, at whatever resolution; their scripts resize it bilinearly to `size`.
+        saliency: `(h, w)` of any resolution; their scripts resize it bilinearly to `size`.
         probability: The model's.
         is_positive: The ground truth's label.
         size: (width, height) of the radiograph.
-        picture: `(any height, any width)` in [0, 1]: the radiograph, for display.
+        picture: The radiograph for display, `(any height, any width)` in [0, 1].
     """
     values = {
         "map": torch.from_numpy(np.ascontiguousarray(saliency, dtype=np.float32))[None, None],
@@ -182,22 +177,6 @@ def write_map(
     path = folder / f"{image}_{TASK_OF[observation]}_map.pkl"
     path.write_bytes(pickle.dumps(values, protocol=4))  # their scripts are for Python 3.8
     return path
-
-
-def _to_text(runs: Sequence[int]) -> str:
-    """Six bits a character from "0" on: five of the number, lowest first, and whether more follow.
-
-    From the fourth run on it is the difference from the run before the last that is written.
-    """
-    text = bytearray()
-    for place, run in enumerate(runs):
-        value = run - runs[place - 2] if place > 2 else run
-        is_done = False
-        while not is_done:
-            bits, value = value & 31, value >> 5
-            is_done = value == (-1 if bits & 16 else 0)  # the last five bits carry the sign
-            text.append(48 + bits + (0 if is_done else 32))
-    return text.decode("ascii")
 
 
 def _from_text(text: str) -> list[int]:

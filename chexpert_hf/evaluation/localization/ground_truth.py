@@ -1,4 +1,4 @@
-"""The places of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+"""The locations of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
 
 Masks are read one image at a time. Paths are those of `load_dataset`: from the split's name on.
 """
@@ -31,19 +31,19 @@ class GroundTruthError(InputError):
 class MaskFolder:
     """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
-    source = "masks"  # in words
-    is_complete = True  # whether a finding that has no place in an image is known to be absent from it
+    source = "masks"  # for people
+    is_complete = True  # whether a finding without a mask or box is known to be absent from the image
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
-        """The observations that have a place in this image."""
+        """The observations that have a mask in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
         return tuple(name for name in OBSERVATIONS if name in names)
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """The place of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
+        """The mask of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:
@@ -79,7 +79,7 @@ class Segmentations:
 
 
 class Boxes:
-    """Boxes of some findings in some images; a finding without a box may be there all the same.
+    """Boxes of some findings in some images; a finding without a box may be present all the same.
 
     Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
     file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
@@ -97,9 +97,7 @@ class Boxes:
             for path, found in target.boxes.items():
                 self._boxes[path][target.observation].extend(found)
         if not self._boxes:
-            raise GroundTruthError(
-                f"{reference.file} holds no box of a finding; expected rows with x, y, width, height, in pixels."
-            )
+            raise GroundTruthError(f"{reference.file} holds no box; expected rows with x, y, width, height, in pixels.")
 
     def findings(self, path: str) -> tuple[str, ...]:
         return tuple(name for name in OBSERVATIONS if name in self._boxes.get(path, {}))
@@ -125,16 +123,14 @@ def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTr
     """The ground truth in a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`."""
     if annotations is not None:
         if not annotations.is_file():
-            raise GroundTruthError(
-                f"{annotations} is not a file; expected a CSV file of boxes, or cheXlocalize's JSON."
-            )
+            raise GroundTruthError(f"{annotations} is not a file; expected a CSV file of boxes or cheXlocalize's JSON.")
         return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
     if (folder / MASKS_FOLDER).is_dir():
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
         return Boxes(folder / BOXES_FILE)
     raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, so that nobody knows where its findings are; pass "
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, which would say where its findings are; pass "
         "--annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
 

@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from chexpert_hf.evaluation.intervals import (
-    BootstrapEstimate,
-    Estimate,
-    PatientBootstrap,
-    percentile_interval,
-    wilson_interval,
-)
-from chexpert_hf.evaluation.metrics import NAN, FloatArray
+from chexpert_hf.evaluation.intervals import BootstrapEstimate, Estimate, ratio_interval, wilson_interval
+from chexpert_hf.evaluation.metrics import NAN
 
 Mask = NDArray[np.bool_]
 
@@ -79,8 +73,7 @@ class Localization:
 def otsu_threshold(levels: NDArray[np.uint8]) -> int:
     """The 8-bit level that separates two classes best: the larger ones are the foreground. 0 for a constant image.
 
-    It follows OpenCV's order of operations, since where several levels are equally good rounding chooses.
-
+    The order of operations is OpenCV's, since rounding chooses among levels that are equally good.
     Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
     """
     # Pillow counts 8-bit values ten times as fast as numpy, which makes 64-bit ones of them first.
@@ -105,9 +98,7 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
     """The part of an image that a map `(height, width)` marks; empty where it has no positive value or is constant.
 
     Its positive part is scaled to [0, 1] by its own minimum and maximum. What is larger than a threshold in (0, 1) is
-    marked; None takes Otsu's, on 256 levels.
-
-    Source: cheXlocalize, heatmap_to_segmentation.py.
+    marked; None takes Otsu's, on 256 levels. Source: cheXlocalize, heatmap_to_segmentation.py.
     """
     positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
     positive = positive - positive.min(initial=np.inf)
@@ -124,8 +115,8 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
 def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
     """The (row, column) of a map's maximum, None where it has no positive value.
 
-    Of tied pixels it is the one nearest to their mean position, where cheXlocalize takes the first in reading order:
-    interpolation makes plateaus in the outermost cells of a coarse map, up to half a cell wide.
+    Interpolation makes plateaus of tied pixels in the outermost cells of a coarse map. Of these it is the one nearest
+    to their mean position, where cheXlocalize takes the first in reading order.
     """
     largest = saliency.max(initial=0)
     if not largest > 0:
@@ -136,12 +127,10 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 
 
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
-    """Intersection over union of two masks `(height, width)`.
+    """Intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
 
     With `true_positives_only` it is NaN unless both masks are non-empty; without, as on the full data set, 0 where only
     one of them is empty and NaN where both are.
-
-    Source: cheXlocalize, eval.py.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
@@ -186,9 +175,8 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
     """The metrics of one observation.
 
-    The hit rate is a plain share where each patient has one image, and gets Wilson's interval. Where a patient has
-    several, patients are resampled; but where all images are hits, or none, every resample is the same, and the
-    interval is Wilson's for as many trials as there are patients.
+    The hit rate gets Wilson's interval where each patient has one image, else that of resampled patients. If all images
+    are hits, or none, every resample is the same: Wilson's interval then takes each patient as one trial.
 
     Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
     """
@@ -218,11 +206,5 @@ def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 
     is_defined = ~np.isnan(values)
     if not is_defined.any():
         return BootstrapEstimate(NAN, NAN, NAN, 0)
-    filled = np.where(is_defined, values, 0)
-
-    def mean(weights: FloatArray) -> FloatArray:
-        count = is_defined @ weights
-        return np.divide(filled @ weights, count, out=np.full_like(count, np.nan), where=count > 0)
-
-    means = PatientBootstrap(patients, replicates).replicate(mean)
-    return percentile_interval(float(values[is_defined].mean()), means)
+    mean, filled = float(values[is_defined].mean()), np.where(is_defined, values, 0)
+    return ratio_interval(mean, filled, is_defined.astype(float), patients, replicates)

@@ -17,7 +17,7 @@ from chexpert_hf.files import result_folder, write_json, write_text
 
 
 def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
-    """All results but those of single images, as plain types for JSON; what is undefined is None."""
+    """All results except those of single images, as plain types for JSON; None where undefined."""
     return {
         "ground_truth": result.source,
         "threshold": "otsu" if result.threshold is None else result.threshold,
@@ -51,7 +51,7 @@ def as_text(result: LocalizationResult) -> str:
 
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
-    """The same with the gains over the baselines, and how to read it."""
+    """The tables with the gains over the baselines, and explanations."""
     parts = [f"# {title}: do the maps point at the findings?", *(f"**{line}**" for line in warnings)]
     for heading, cells in _tables(result).items():
         parts += [f"## {heading}", markdown(cells)]
@@ -85,12 +85,12 @@ def write_localization(folder: Path, result: LocalizationResult, title: str, war
 
 
 def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
-    """By their titles."""
+    """Tables by title."""
     return {"Hit rate": _cells(result, lambda item: item.hit_rate), "mIoU": _cells(result, lambda item: item.miou)}
 
 
 def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
-    """A row per observation, and the means over those where every pointer is defined, so that the means compare."""
+    """A row per observation, and means over the observations where every pointer is defined, so that they compare."""
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:

@@ -1,7 +1,7 @@
-"""Runs a model on a data set whose findings have known places: hit rates and mIoUs of its maps, next to baselines.
+"""Runs a model on a data set whose findings have known locations: hit rates and mIoUs of its maps and of baselines.
 
 Four pointers are compared: the model, a network of its architecture with random weights, and the two fixed points of
-`localization.PRIORS`. A map that does no better than these says nothing about the image.
+`localization.PRIORS`. A map that is no better than these carries no information about the image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,29 +17,12 @@ from PIL import Image
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
-from chexpert_hf.evaluation.localization.chexlocalize import (
-    TASK_OF,
-    RunLengths,
-    image_id,
-    write_map,
-    write_segmentations,
-)
+from chexpert_hf.evaluation.localization import chexlocalize, localization
+from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, RunLengths, image_id
 from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
-from chexpert_hf.evaluation.localization.localization import (
-    PRIORS,
-    Indication,
-    Localization,
-    MapScore,
-    Mask,
-    indicate,
-    iou,
-    mean_interval,
-    prior_map,
-    score_indication,
-    summarize,
-)
+from chexpert_hf.evaluation.localization.localization import PRIORS, Localization, Mask, indicate, mean_interval
 from chexpert_hf.evaluation.metrics import NAN
-from chexpert_hf.evaluation.sanity.randomisation import redrawn_networks
+from chexpert_hf.evaluation.sanity.checks import redrawn_networks
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
@@ -62,15 +45,15 @@ class Located:
     observation: str
     probability: float  # the model's
     shape: tuple[int, int]  # (height, width) at which maps and ground truth were compared
-    scores: Mapping[str, MapScore]
+    scores: Mapping[str, localization.MapScore]
 
 
 @dataclass(frozen=True)
 class ObservationLocalization:
     """The metrics of one observation.
 
-    `full_set_miou` is over all images, a mask where there is no finding counting as 0, and maps of observations below
-    the model's operating point counting as empty; None where it is not known what is absent.
+    `full_set_miou` is over all images: a mask where there is no finding counts as 0, and a map below the operating
+    point as empty. It is None where it is not known which findings are absent.
     """
 
     observation: str
@@ -87,7 +70,7 @@ class LocalizationResult:
     located: Sequence[Located]  # each finding of each image, in the order of the data
     num_images: int
     source: str  # of the ground truth
-    threshold: float | None  # by which maps became masks; None for Otsu's on every map
+    threshold: float | None  # Otsu's on each map if None
     replicates: int
 
 
@@ -107,10 +90,10 @@ def localize_dataset(
         classifier: The model.
         dataset: The split.
         truth: From `find_ground_truth`.
-        threshold: By which maps, those of the baselines too, become masks; None takes Otsu's on every map.
-        replicates: Of the bootstrap of patients.
-        maps_folder: Gets the maps as cheXlocalize's pickles, and the ground truth as `gt_segmentations.json`, where
-            findings without a place are absent, also where they merely have no box.
+        threshold: Turns all maps, also those of the baselines, into masks; Otsu's on each map if None.
+        replicates: Resamples of patients.
+        maps_folder: For the maps as cheXlocalize's pickles and the ground truth as `gt_segmentations.json`, which lists
+            a finding without a place as absent, also where it merely has no box.
         progress: Called with the number of images that were added.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
@@ -125,14 +108,14 @@ def localize_dataset(
         found = {name: truth.mask(path, name, (height, width)) for name in truth.findings(path) if name in names}
         for name, mask in found.items():
             pointed = {
-                MODEL: indicate(map_at(prediction.maps, name, mask.shape), threshold),
-                UNTRAINED: indicate(map_at(other.maps, name, mask.shape), threshold),
+                MODEL: indicate(prediction.maps.at_size(mask.shape[::-1])[name], threshold),
+                UNTRAINED: indicate(other.maps.at_size(mask.shape[::-1])[name], threshold),
                 **{prior: _prior_indication(prior, mask.shape, threshold) for prior in PRIORS},
             }
-            scores = {pointer: score_indication(each, mask) for pointer, each in pointed.items()}
+            scores = {pointer: localization.score_indication(each, mask) for pointer, each in pointed.items()}
             located.append(Located(path, patients[row], name, prediction.probabilities[name], mask.shape, scores))
             called = pointed[MODEL].mask & prediction.positives[name]
-            full_set[name].append(iou(called, mask, true_positives_only=False))
+            full_set[name].append(localization.iou(called, mask, true_positives_only=False))
         for name in full_set.keys() - found.keys():
             saliency = coarse_map(prediction.maps, name)
             marks_something = prediction.positives[name] and bool(saliency.max() > saliency.min())
@@ -142,21 +125,12 @@ def localize_dataset(
         if progress:
             progress(1)
     if maps_folder:
-        write_segmentations(maps_folder / "gt_segmentations.json", written)
+        chexlocalize.write_segmentations(maps_folder / "gt_segmentations.json", written)
     whose = [patients[row] for row in rows]
     mious = {name: mean_interval(full_set[name], whose, replicates) if truth.is_complete else None for name in names}
-    return LocalizationResult(
-        observations=[
-            _summary(items, mious[name], replicates)
-            for name in names
-            if (items := [item for item in located if item.observation == name])
-        ],
-        located=located,
-        num_images=len(rows),
-        source=truth.source,
-        threshold=threshold,
-        replicates=replicates,
-    )
+    by_name = {name: [item for item in located if item.observation == name] for name in names}
+    observations = [_summary(items, mious[name], replicates) for name, items in by_name.items() if items]
+    return LocalizationResult(observations, located, len(rows), truth.source, threshold, replicates)
 
 
 def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations: Sequence[str]) -> list[int]:
@@ -187,41 +161,34 @@ def scored_images(
 
 
 def untrained_like(classifier: CheXpertClassifier, seed: int = 0) -> CheXpertClassifier:
-    """A network of the (first) model's architecture with random weights, other than those its training began with."""
+    """A network of the (first) model's architecture with random weights, not the initial weights of its training."""
     return CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
 
 
-def map_at(maps: SaliencyMaps, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The map of one observation, bilinearly at `shape` (height, width)."""
-    return maps.at_size((shape[1], shape[0]))[name]
-
-
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
-    """The map of one observation over the whole image, `(h, w)`, as small as the network made it.
+    """The map of one observation over the whole image, `(h, w)`, at the network's resolution.
 
-    Where the network saw a part of the image only, it is one of `_COARSE_SIDE` instead, which shows where that part is.
+    Where the network saw only a part of the image, its side is `_COARSE_SIDE`, to show where that part is.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()
-    return map_at(maps, name, (_COARSE_SIDE, _COARSE_SIDE))
+    return maps.at_size((_COARSE_SIDE, _COARSE_SIDE))[name]
 
 
 @lru_cache(maxsize=8)
-def _prior_indication(prior: str, shape: tuple[int, int], threshold: float | None) -> Indication:
-    return indicate(prior_map(PRIORS[prior], shape), threshold)
+def _prior_indication(prior: str, shape: tuple[int, int], threshold: float | None) -> localization.Indication:
+    return indicate(localization.prior_map(PRIORS[prior], shape), threshold)
 
 
-def _summary(
-    located: Sequence[Located], full_set_miou: BootstrapEstimate | None, replicates: int
-) -> ObservationLocalization:
-    patients = [item.patient for item in located]
-    scores = {pointer: [item.scores[pointer] for item in located] for pointer in POINTERS}
+def _summary(items: Sequence[Located], full_miou: BootstrapEstimate | None, replicates: int) -> ObservationLocalization:
+    patients = [item.patient for item in items]
+    scores = {pointer: [item.scores[pointer] for item in items] for pointer in POINTERS}
     hits = {pointer: np.array([score.hit for score in values]) for pointer, values in scores.items()}
     return ObservationLocalization(
-        observation=located[0].observation,
-        pointers={pointer: summarize(values, patients, replicates) for pointer, values in scores.items()},
+        observation=items[0].observation,
+        pointers={pointer: localization.summarize(values, patients, replicates) for pointer, values in scores.items()},
         gains={name: mean_interval(hits[MODEL] - hits[name], patients, replicates) for name in BASELINES},
-        full_set_miou=full_set_miou,
+        full_set_miou=full_miou,
     )
 
 
@@ -234,7 +201,7 @@ def _write_maps(
     shown = image.copy()
     shown.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     for observation in TASK_OF.keys() & set(prediction.maps):
-        write_map(
+        chexlocalize.write_map(
             folder,
             name,
             observation,

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from chexpert_hf.evaluation import plots
-from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation, FloatArray
+from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS, Evaluation, FloatArray, judged_observations
 from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD
 from chexpert_hf.evaluation.sanity.sanity import SanityChecks
@@ -93,18 +93,15 @@ class ReportData:
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Writes the whole folder; files of an earlier report are replaced."""
+    """Writes all files of the report; those of an earlier report are replaced."""
     result_folder(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     write_json(folder / "metrics.json", metrics)
     views, studies = pd.DataFrame({"path": data.paths}), pd.DataFrame({"study": data.studies})
     tables = ((views, data.view_scores), (studies, {"truth": data.truth, **data.scores}))
     for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
-        columns = [
-            pd.DataFrame(values, columns=[f"{model}/{observation}" for observation in data.observations])
-            for model, values in arrays.items()
-        ]
-        table = pd.concat([table, *columns], axis=1)
+        scores = [pd.DataFrame(item, columns=data.observations).add_prefix(f"{key}/") for key, item in arrays.items()]
+        table = pd.concat([table, *scores], axis=1)
         table.to_csv(folder / f"predictions_{name}.csv", index=False, float_format="%.6f")
     pictures = {}
     for name, (caption, figure) in _figures(data).items():
@@ -145,7 +142,7 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are scored, and lines for the groups that are too small and for columns of a single group."""
+    """The scored entries, the groups that are too small as text, and the columns of a single group."""
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
         groups.setdefault(item["column"], {})[item["group"]] = None
@@ -163,7 +160,7 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
-    """File name -> caption and picture; of the scores none if nothing can be judged."""
+    """Captions and figures by file name; no figures of scores if no observation can be judged."""
     sanity = {
         "sanity" if number == 1 else f"sanity_{number}": (
             f"Maps of {name}: alike with randomised weights (ticks: with another radiograph; dotted: the bound), "
@@ -173,11 +170,7 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
         for number, (name, checks) in enumerate(data.sanity.items(), start=1)
     }
     first = data.metrics["models"][0]
-    shown = [
-        item["observation"]
-        for item in first["observations"]
-        if min(item["num_positive"], item["num_negative"]) >= MIN_STUDIES_PER_CLASS
-    ]
+    shown = judged_observations(data.truth, data.observations)
     if not shown:
         return sanity
     aurocs = {

@@ -7,20 +7,19 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, evaluation_labels, per_study
+from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
+from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
 from chexpert_hf.evaluation.report.report import ReportData
-from chexpert_hf.evaluation.sanity.randomisation import dataset_sanity
+from chexpert_hf.evaluation.sanity.checks import dataset_sanity
 from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.radiographs.grey_levels import naming
@@ -40,11 +39,9 @@ def evaluate_dataset(
     return evaluate_predictions(predict_dataset(classifier, dataset, progress), dataset, classifier.model.config)
 
 
-def evaluate_predictions(
-    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig
-) -> Evaluation:
+def evaluate_predictions(probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig) -> Evaluation:
     """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
-    labels = evaluation_labels(np.asarray(dataset["labels"][:]), config.blank_labels)
+    labels = split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
 
 
@@ -67,13 +64,13 @@ def assess_dataset(
     Args:
         classifiers: Name -> model; all judge the same observations in the same order.
         dataset: A split from `load_dataset` with the labels of these observations.
-        title: Of the data and split.
+        title: Names the data and the split.
         aggregation: One of `metrics.AGGREGATIONS`.
-        replicates: Of the bootstrap.
-        num_thumbnails: Of the first model's worst false positives and negatives that are shown for each observation.
+        replicates: Resamples of the bootstrap.
+        num_thumbnails: Number of the first model's worst errors of each kind to show for each observation.
         num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
         warnings: Shown before anything else.
-        labels_name: Who set the labels of the data set, in words.
+        labels_name: Who set the labels of the data set, such as "text-mined labels".
         reference: A second reference standard for images of this split.
         progress: Called with the number of images that were added.
 
@@ -81,32 +78,24 @@ def assess_dataset(
         InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
     """
     first = next(iter(classifiers.values()))
-    labels = _truth(first, dataset)
+    labels, observations = split_labels(dataset, first.model.config.blank_labels), first.observations
     studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
     options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
-    metrics = assess(
-        _model_scores(classifiers, probabilities),
-        labels,
-        studies,
-        patients,
-        first.observations,
-        subgroups=subgroup_columns(dataset, labels, first.observations),
-        **options,
-    )
+    groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
+    metrics = assess(scores, labels, studies, patients, observations, subgroups=groups, **options)
     metrics["reference_standard"] = labels_name
     if reference is not None:
-        metrics[SECOND_STANDARD] = reference_figures(
-            classifiers, probabilities, dataset, reference, labels_name=labels_name, **options
-        )
+        options["labels_name"] = labels_name
+        metrics[SECOND_STANDARD] = reference_figures(classifiers, probabilities, dataset, reference, **options)
     if sanity:
         metrics["sanity"] = {name: as_dictionary(checks) for name, checks in sanity.items()}
     truth, names = per_study(labels, studies)
     return ReportData(
         metrics=metrics,
         title=title,
-        observations=first.observations,
+        observations=observations,
         truth=truth,
         scores={name: per_study(values, studies, aggregation)[0] for name, values in probabilities.items()},
         studies=names,
@@ -124,33 +113,20 @@ def reference_figures(
     probabilities: Mapping[str, FloatArray],
     dataset: datasets.Dataset,
     reference: Reference,
-    *,
-    labels_name: str = OWN_LABELS,
-    aggregation: str = "maximum",
-    replicates: int = 1000,
+    **options: Any,
 ) -> dict[str, Any]:
     """The metrics against a second reference standard of predictions `(num_views, num_labels)` for a split.
 
-    Arguments are as in `assess_dataset`, the result and errors as in `assess_reference`.
+    Options are `labels_name`, `aggregation` and `replicates` of `assess_reference`; so are the result and the errors.
     """
     first = next(iter(classifiers.values()))
-    return assess_reference(
-        _model_scores(classifiers, probabilities),
-        dataset["path"][:],
-        dataset["patient"][:],
-        first.observations,
-        reference,
-        labels=_truth(first, dataset),
-        labels_name=labels_name,
-        aggregation=aggregation,
-        replicates=replicates,
-    )
+    scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
+    paths, patients = dataset["path"][:], dataset["patient"][:]
+    return assess_reference(scores, paths, patients, first.observations, reference, labels=labels, **options)
 
 
-def subgroup_columns(
-    dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]
-) -> dict[str, list[str | None]]:
-    """The groups of each view by the table's own columns; None where it does not say."""
+def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
+    """The groups of each view by column, such as sex and age; None where unknown."""
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
@@ -167,7 +143,7 @@ def subgroup_columns(
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Warnings about metrics on these patients, for each model that is a folder; see `seen_patients`."""
+    """Warnings of `seen_patients` for each model that is a folder."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 
@@ -178,32 +154,26 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
         file = Path(model) / CALIBRATION_PATIENTS_FILE
         if file.is_file() and (shared := overlapping_patients(file, patients)):
             raise InputError(
-                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so figures on "
-                "them are optimistic; evaluate on others, or say --allow-calibration-patients."
+                f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so metrics on "
+                "them are optimistic; evaluate on others, or pass --allow-calibration-patients."
             )
 
 
-def _truth(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> FloatArray:
-    return evaluation_labels(np.asarray(dataset["labels"][:]), classifier.model.config.blank_labels)
-
-
-def _model_scores(
-    classifiers: Mapping[str, CheXpertClassifier], probabilities: Mapping[str, FloatArray]
-) -> list[ModelScores]:
-    scores = []
+def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping[str, FloatArray]) -> list[ModelScores]:
+    models = []
     for name, model in classifiers.items():
         chosen_by = {}
         if source := model.model.config.operating_points_source:
             rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
             chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
-        scores.append(ModelScores(name, probabilities[name], model.operating_points, chosen_by))
-    return scores
+        models.append(ModelScores(name, scores[name], model.operating_points, chosen_by))
+    return models
 
 
 def _thumbnails(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, labels: FloatArray, probabilities: FloatArray, count: int
 ) -> list[tuple[str, bytes]]:
-    """Caption and PNG of the views furthest on the wrong side of the operating point, with the observation's map."""
+    """Captions and PNGs of the views furthest on the wrong side of the operating point, with their maps."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
     for column, name in enumerate(classifier.observations):

@@ -1,4 +1,4 @@
-"""Whether saliency maps mean something: do they depend on the weights, keep to the body, name places that matter?
+"""Sanity checks of saliency maps: do they depend on the weights, keep to the body, and mark cells that matter?
 
 Sources: Adebayo et al. 2018, arXiv:1810.03292 (weight randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion
 and insertion); Zech et al. 2018, PLOS Medicine 15(11) (networks that read the side marker instead of the chest).
@@ -11,15 +11,30 @@ from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.integrate import trapezoid
 from scipy.stats import rankdata
 
-from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, PatientBootstrap, percentile_interval
+from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, ratio_interval
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 MOST_ALIKE = 0.5
-"""Mean |rank correlation| from which on maps count as unchanged: they then share a quarter of the variance of their
-ranks. Chosen before any model was looked at; what maps have in common by chance is reported beside it."""
+"""Mean |rank correlation| from which on maps count as unchanged: they share a quarter of the variance of their ranks.
+Set before any model was evaluated."""
+
+Mask = NDArray[np.bool_]
+Picture = NDArray[np.floating] | NDArray[np.uint8]
+
+FRAME = 0.05  # width of the frame, as a share of each side
+# Air beside the body is darker than this share of the range of grey levels.
+_DARK = 0.15
+# The marker is looked for in the upper third of the outer quarters of a picture, where technicians put it.
+_ZONE_HEIGHT, _ZONE_WIDTH = 1 / 3, 1 / 4
+# Its strokes are brighter than both sides by this share of the range of grey levels ...
+_INK = 0.1
+# ... and narrower than this share of the picture; it is between these shares of the picture's height and width.
+_STROKE, _SMALLEST, _LARGEST = 0.04, 0.03, 0.2
+_GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
 class Verdict(str, Enum):
@@ -44,8 +59,8 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 class WeightCheck:
     """Similarity of a model's maps and those of the same network with randomised weights.
 
-    Correlations are Spearman's, of the signed maps at their own resolution. Their size counts, since a random head is
-    as likely as its negative. SSIM, which Adebayo et al. give too, is left out: its window is as large as such a map.
+    Correlations are Spearman's, of the signed maps at their own resolution. Their absolute value counts, since a random
+    head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window is as large as such a map.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"
@@ -57,7 +72,7 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps change; where chance alone reaches the bound, nothing can be told from such coarse maps."""
+        """Whether the maps change; not judged where shifted maps alone reach the bound, as with very coarse maps."""
         if _mean(self.by_chance, 0) >= MOST_ALIKE:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MOST_ALIKE, is_good_below=True)
@@ -71,20 +86,20 @@ class RegionCheck:
     num_images: int  # radiographs that have such a region
     mass: float  # mean share of a map's sum that lies there
     area: float  # mean share of the picture that it takes, which is what an even map would have there
-    ratio: Estimate  # mass / area: above 1, the maps look there more than by chance
+    ratio: Estimate  # mass / area: above 1, the maps mark the region more than by chance
     by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps keep away from it."""
+        """Whether the maps keep away from the region."""
         return judge(self.ratio, 1, is_good_below=True)
 
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """Whether a probability falls or rises sooner when cells go in the order of the map than in random order.
+    """Deletion and insertion curves in the order of the map, compared with random order.
 
-    A gain is the area between the curve and that of random order; above 0, the map beats chance.
+    A gain is the area between the two curves; above 0, the map is better than chance.
     """
 
     observations: Sequence[str]  # of each curve
@@ -97,7 +112,7 @@ class RemovalCheck:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """By curve."""
+        """The verdict of each curve by its name."""
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
@@ -164,18 +179,12 @@ def check_removal(
     patients: Sequence[str],
 ) -> RemovalCheck:
     """Compares curves, as `RemovalCheck` describes them, with those of random order; one patient for each curve."""
-    at_random, ones = area_under(random, fractions), np.ones(len(deletion))
-    deletion_gain = _ratio(at_random - area_under(deletion, fractions), ones, patients)
-    insertion_gain = _ratio(area_under(insertion, fractions) - at_random, ones, patients)
-    return RemovalCheck(observations, fractions, deletion, insertion, random, deletion_gain, insertion_gain)
+    deleted, inserted, at_random = (trapezoid(curves, fractions, axis=1) for curves in (deletion, insertion, random))
+    gains = (_ratio(gain, np.ones(len(gain)), patients) for gain in (at_random - deleted, inserted - at_random))
+    return RemovalCheck(observations, fractions, deletion, insertion, random, *gains)
 
 
-def area_under(curves: FloatArray, fractions: FloatArray) -> FloatArray:
-    """The area `(num_curves,)` under curves `(num_curves, num_points)` over `fractions`, by trapezoids."""
-    return np.asarray(trapezoid(curves, fractions, axis=1))
-
-
-def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
+def mass_inside(maps: FloatArray, region: Mask) -> FloatArray:
     """The share `(num_labels,)` of the positive part of maps `(num_labels, height, width)` in a region.
 
     It is in [0, 1], and NaN where a map has no positive part.
@@ -185,29 +194,77 @@ def mass_inside(maps: FloatArray, region: NDArray[np.bool_]) -> FloatArray:
     return np.divide(positive[:, region].sum(axis=1), total, out=np.full(len(maps), NAN), where=total > 0)
 
 
-def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[NDArray[np.bool_], FloatArray]:
-    """The cells gone after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and the share that is."""
+def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatArray]:
+    """The cells removed after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and their share."""
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
     rank[order] = np.arange(len(order))
     return rank < counts[:, None], counts / len(order)
 
 
+def frame(shape: tuple[int, int]) -> Mask:
+    """The outer `FRAME` of a picture of `shape` (height, width), at least one pixel wide."""
+    mask = np.ones(shape, dtype=bool)
+    rows, columns = (max(1, round(FRAME * side)) for side in shape)
+    mask[rows:-rows, columns:-columns] = False
+    return mask
+
+
+def outside_body(picture: Picture) -> Mask:
+    """The dark surroundings: all but the largest bright region of the smoothed picture and what it encloses.
+
+    Lungs are dark but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
+    """
+    smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
+    dark, bright = np.percentile(smooth, [1, 99])
+    regions, count = ndimage.label(smooth > dark + _DARK * (bright - dark))
+    if not count:
+        return np.zeros(picture.shape, dtype=bool)
+    sizes = np.bincount(regions.ravel())
+    body: Mask = ndimage.binary_fill_holes(regions == sizes[1:].argmax() + 1)
+    return ~body
+
+
+def side_marker(picture: Picture) -> Mask:
+    """The box around the likeliest side marker: narrow bright strokes, close together, near an upper corner.
+
+    Metal is bright in the picture, whose sides must be 320 pixels or more to tell letters from ribs. The mask is empty
+    if nothing looks like a marker, and sometimes wrong: a pacemaker or the edge of a bone may look more like one.
+    """
+    height, width = picture.shape
+    grey = np.asarray(picture, dtype=np.float32)
+    dark, bright = np.percentile(grey, [1, 99.5])
+    side = max(3, 2 * round(_STROKE / 2 * min(grey.shape)) + 1)
+    ridge = ndimage.white_tophat(grey, size=side)
+    zone = np.zeros(picture.shape, dtype=bool)
+    rows, columns = round(_ZONE_HEIGHT * height), round(_ZONE_WIDTH * width)
+    zone[:rows, :columns] = zone[:rows, -columns:] = True
+    ink = zone & (ridge > _INK * (bright - dark))
+    reach = max(1, round(_GAP * min(grey.shape)))
+    letters, _ = ndimage.label(ndimage.binary_dilation(ink, iterations=reach))
+    best, marker = 0.0, np.zeros(picture.shape, dtype=bool)
+    for number, place in enumerate(ndimage.find_objects(letters), start=1):
+        rows, columns = place[0].stop - place[0].start, place[1].stop - place[1].start
+        is_small = rows <= _LARGEST * height and columns <= _LARGEST * width
+        is_letter = rows >= _SMALLEST * height + 2 * reach and max(rows, columns) <= 4 * min(rows, columns)
+        contrast = float(ridge[place][ink[place] & (letters[place] == number)].mean())
+        if is_small and is_letter and contrast > best:
+            best, marker = contrast, np.zeros_like(marker)
+            marker[place] = True
+    return marker
+
+
 def _standard_ranks(maps: FloatArray) -> FloatArray:
     """Ranks of the values within each map with mean 0 and variance 1; NaN for a map without any difference."""
     ranks = rankdata(maps.reshape(*maps.shape[:2], -1), axis=2)
     ranks -= ranks.mean(axis=2, keepdims=True)
-    deviation = ranks.std(axis=2, keepdims=True)
-    standard = np.divide(ranks, deviation, out=np.full_like(ranks, NAN), where=deviation > 0)
-    return standard.reshape(maps.shape)
+    with np.errstate(invalid="ignore"):
+        return (ranks / ranks.std(axis=2, keepdims=True)).reshape(maps.shape)
 
 
 def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
-    """The mean of the values that are not NaN, NaN where there are none; without numpy's warning."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0).sum(axis=axis)
-    return np.divide(total, count, out=np.full(np.shape(total), NAN), where=count > 0)
+    """The mean of the values that are not NaN, NaN where there are none; without the warning of `np.nanmean`."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=axis), NAN)
 
 
 def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[str]) -> Estimate:
@@ -216,6 +273,5 @@ def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[
     if not known:
         return UNDEFINED
     above, below = numerators[known], denominators[known]
-    replicates = PatientBootstrap([patients[row] for row in known]).replicate(lambda w: (above @ w) / (below @ w))
-    estimate = percentile_interval(float(above.sum() / below.sum()), replicates)
+    estimate = ratio_interval(float(above.sum() / below.sum()), above, below, [patients[row] for row in known])
     return Estimate(estimate.value, estimate.low, estimate.high)

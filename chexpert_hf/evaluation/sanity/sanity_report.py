@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
 
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import FloatArray, plain
 from chexpert_hf.evaluation.plots import COLORS, simplify
-from chexpert_hf.evaluation.sanity.image_regions import FRAME
-from chexpert_hf.evaluation.sanity.sanity import (
-    MOST_ALIKE,
-    RemovalCheck,
-    SanityChecks,
-    Verdict,
-    WeightCheck,
-    area_under,
-)
+from chexpert_hf.evaluation.sanity.sanity import FRAME, MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 from chexpert_hf.files import result_folder, write_json
 
@@ -30,7 +23,7 @@ _GREY = "0.45"
 
 @dataclass(frozen=True)
 class SanityTable:
-    """One check: the claim, its figures, and how to read them."""
+    """One check: the claim, its metrics, and how to read them."""
 
     claim: str
     header: Sequence[str]
@@ -39,7 +32,7 @@ class SanityTable:
 
     @property
     def verdict(self) -> str:
-        """The worst one of the rows that can be judged."""
+        """The worst verdict of the rows that can be judged."""
         worst_first = (Verdict.FAILED, Verdict.UNCLEAR, Verdict.PASSED, Verdict.NOT_JUDGED)
         return next(verdict.value for verdict in worst_first if verdict.value in {row[-1] for row in self.rows})
 
@@ -83,7 +76,7 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
 
 
 def as_text(checks: SanityChecks) -> str:
-    """Plain tables, and the verdicts in words."""
+    """Plain tables with the verdicts."""
     blocks = [f"{checks.num_images:,} radiographs, maps of {checks.map_size[0]} x {checks.map_size[1]}."]
     for table in sanity_tables(checks):
         content = indent(f"{aligned([table.header, *table.rows])}\n{table.note}", "  ")
@@ -92,7 +85,7 @@ def as_text(checks: SanityChecks) -> str:
 
 
 def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
-    """All results, for programs; what is undefined is None."""
+    """All results as plain types for JSON; None where undefined."""
     values: dict[str, Any] = plain(checks)
     for entry, weight in zip(values["weights"], checks.weights, strict=True):
         entry |= {"verdict": weight.verdict.name.lower(), "bound": MOST_ALIKE}
@@ -104,7 +97,7 @@ def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
 
 
 def write_sanity(folder: Path, checks: SanityChecks) -> None:
-    """Writes sanity.json and sanity.png; the folder is made if it is not there."""
+    """Writes sanity.json and sanity.png to a folder, which is made if needed."""
     result_folder(folder)
     write_json(folder / "sanity.json", as_dictionary(checks))
     sanity_figure(checks).savefig(folder / "sanity.png")
@@ -160,13 +153,13 @@ def _weight_row(check: WeightCheck) -> Sequence[str]:
 def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Estimate) -> Sequence[str]:
     areas = [DASH, DASH]
     if removal.observations:
-        areas = [number(area_under(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
+        areas = [number(trapezoid(item, removal.fractions).mean(), 2) for item in (curves, removal.random)]
     verdict = removal.verdicts[name].value
     return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict)
 
 
 def _alike(observations: Sequence[str], check: WeightCheck) -> str:
-    """The observations over the bound, which the mean may hide."""
+    """The observations at or over the bound, which the mean may hide."""
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""

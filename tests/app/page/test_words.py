@@ -15,7 +15,7 @@ from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.text import DEFINITIONS, NO_METRICS, describe_map, describe_map_evaluation
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
-from chexpert_hf.evaluation.delong import delong_interval, newcombe_interval
+from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval
 from chexpert_hf.models.ensembles import write_ensemble
 
 EVALUATION = {
