@@ -16,12 +16,12 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from typing_extensions import TypedDict
 
-from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.app.server.scorer import SharedClassifier, content_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.identity import model_name
-from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives, source_of
+from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives
 from chexpert_hf.radiographs.finding import archive_members
-from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource, read_radiograph
 from chexpert_hf.radiographs.walk import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
@@ -57,12 +57,16 @@ class Film(NamedTuple):
 
 
 async def score(
-    classifier: CheXpertClassifier, data: bytes, *, saliency: bool = False, may_refuse: bool = False
+    classifier: CheXpertClassifier,
+    source: RadiographSource | ArchiveMember,
+    *,
+    saliency: bool = False,
+    may_refuse: bool = False,
 ) -> Prediction:
     """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse."""
     if isinstance(classifier, SharedClassifier):
-        return await asyncio.wrap_future(classifier.scheduler.submit(data, saliency, may_refuse=may_refuse))
-    return await run_in_threadpool(lambda: classifier.predict(data, saliency=saliency))
+        return await asyncio.wrap_future(classifier.scheduler.submit(source, saliency, may_refuse=may_refuse))
+    return await run_in_threadpool(lambda: classifier.predict(content_of(source), saliency=saliency))
 
 
 async def score_all(
@@ -86,8 +90,7 @@ async def score_all(
         async def one(film: Film, may_refuse: bool) -> Prediction | RadiographError:
             async with slots:
                 try:
-                    data = await run_in_threadpool(_read, film.source)
-                    return await score(classifier, data, may_refuse=may_refuse)
+                    return await score(classifier, film.source, may_refuse=may_refuse)
                 except RadiographError as error:
                     return error
 
@@ -163,13 +166,6 @@ def _films(files: Sequence[Path | BinaryIO]) -> list[Film]:
         if len(films) > MAX_BATCH:
             raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
     return films
-
-
-def _read(source: Path | BinaryIO | ArchiveMember) -> bytes:
-    if not isinstance(source, (Path, ArchiveMember)):
-        return source.read()
-    content = source_of(source)
-    return content if isinstance(content, bytes) else Path(content).read_bytes()  # errors about bytes name no file
 
 
 def _is_zip(file: Path | BinaryIO) -> bool:

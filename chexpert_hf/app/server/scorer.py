@@ -6,7 +6,6 @@ trial at the start finds that they do, as in PyTorch, every radiograph gets a ba
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from chexpert_hf.app.server.scheduler import Compute, Scheduler
 from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
-from chexpert_hf.gate import Verdict
+from chexpert_hf.radiographs.archives import ArchiveMember, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, RadiographSource
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 
@@ -25,8 +24,6 @@ MAX_WAITING = 256
 _BATCH_SIZE = 8  # on all processors: 16 were no faster, and each waits for all
 _TRIAL_SIDE = 64
 _TRIAL_ROWS = 3
-
-_Item = tuple[Prepared, Verdict | None]
 
 
 class SharedClassifier(CheXpertClassifier):
@@ -50,8 +47,8 @@ class SharedClassifier(CheXpertClassifier):
             side_by_side = classifier.side_by_side()
             if len(side_by_side) > 1 and keeps_bits(classifier, side_by_side[0], (1, _TRIAL_ROWS)):
                 workers, batch_size = [*side_by_side], ROWS_SIDE_BY_SIDE
-        self.scheduler: Scheduler[RadiographSource, _Item, Prediction] = Scheduler(
-            self._read_and_judge,
+        self.scheduler: Scheduler[RadiographSource | ArchiveMember, Prepared, Prediction] = Scheduler(
+            self._read_and_prepare,
             [_compute_by(worker, classifier) for worker in workers],
             _pool(num_threads(), "read"),
             _pool(len(workers), "compute"),
@@ -107,9 +104,13 @@ class SharedClassifier(CheXpertClassifier):
                 result.name = ""
         return results
 
-    def _read_and_judge(self, source: RadiographSource) -> _Item:
-        prepared = self._classifier.prepare(self._classifier.read(source), for_gate=True)
-        return replace(prepared, gate_input=None), self._classifier.verdicts([prepared])[0]
+    def _read_and_prepare(self, source: RadiographSource | ArchiveMember) -> Prepared:
+        return self._classifier.prepare(self._classifier.read(content_of(source)), for_gate=True)
+
+
+def content_of(source: RadiographSource | ArchiveMember) -> RadiographSource:
+    """The bytes of a member of an archive; anything else as it is."""
+    return source_of(source) if isinstance(source, ArchiveMember) else source
 
 
 def _pool(count: int, name: str) -> ThreadPoolExecutor:
@@ -117,11 +118,10 @@ def _pool(count: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, name, partial(torch.set_num_threads, 1) if count > 1 else None)
 
 
-def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Compute[_Item, Prediction]:
-    def compute(items: Sequence[_Item], saliency: object, is_alone: bool) -> list[Prediction]:
-        images, classifier = [prepared for prepared, _ in items], alone if is_alone else worker
-        predictions = classifier.predict_prepared(images, saliency=bool(saliency), batch_size=len(images))
-        return [replace(one, gate=verdict) for one, (_, verdict) in zip(predictions, items, strict=True)]
+def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Compute[Prepared, Prediction]:
+    def compute(images: Sequence[Prepared], saliency: object, is_alone: bool) -> list[Prediction]:
+        classifier = alone if is_alone else worker
+        return list(classifier.predict_prepared(images, saliency=bool(saliency), batch_size=len(images)))
 
     return compute
 
