@@ -23,6 +23,16 @@ class Page(gr.Blocks):
     def __init__(self, **options: Any) -> None:
         super().__init__(analytics_enabled=False, **options)
         self.state_session_capacity = SESSIONS
+        self._has_queue = False
+
+    def run_startup_events(self) -> None:
+        """Does nothing: `start_queue` starts the queue, which takes a twentieth of a processor while it waits."""
+
+    def start_queue(self) -> None:
+        """Starts Gradio's queue, once."""
+        if not self._has_queue:
+            self._has_queue = True
+            super().run_startup_events()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
         """Calls a handler as Gradio does, unless its inputs name a file that was not uploaded.

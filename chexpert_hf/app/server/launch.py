@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket, url_of
@@ -48,8 +48,17 @@ _CLOSED: dict[str, Any] = {
 }
 
 
+async def _start_queue(request: Request) -> None:
+    request.app.get_blocks().start_queue()
+
+
 PAGE_OPTIONS: dict[str, Any] = {
-    "app_kwargs": {**_CLOSED, "openapi_url": None, "exception_handlers": {Exception: answer_error}},
+    "app_kwargs": {
+        **_CLOSED,
+        "openapi_url": None,
+        "exception_handlers": {Exception: answer_error},
+        "dependencies": [Depends(_start_queue)],
+    },
     "show_error": False,
     "max_file_size": MAX_FILE_BYTES,
     "run_history": False,
@@ -137,7 +146,12 @@ def serving(
         shell = Shell(app, auth, limits, mcp, refusal)
         server = uvicorn.Server(
             uvicorn.Config(
-                shell, log_level="warning", ws="none", server_header=False, timeout_graceful_shutdown=_CLOSE_SECONDS
+                shell,
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
             )
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
