@@ -62,7 +62,7 @@ class ModelFacts:
     """The statements of the page about a model.
 
     Attributes:
-        weights: The start of the SHA-256 of the weights.
+        sha256: SHA-256 of each member's weights; None if they are not from a file.
         num_parameters: Of all members.
         input_size: (height, width) in pixels.
         maps_note: Whether the maps point at findings, for one model; empty if that was not measured.
@@ -70,12 +70,17 @@ class ModelFacts:
     """
 
     name: str | None
-    weights: str
+    sha256: tuple[str | None, ...]
     num_parameters: int
     input_size: tuple[int, int]
     metrics: Metrics | None = None
     maps_note: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> str:
+        """The first digits of each checksum."""
+        return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
 
     @property
     def metrics_line(self) -> str:
@@ -100,7 +105,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
     (model, *others), size = models, classifier.processor.size
     return ModelFacts(
         name=f"of {len(models)} members" if others else model_name(model),
-        weights=", ".join(map(_weights, places)),
+        sha256=tuple(sha256_of(Path(place) / "model.safetensors") if place else None for place in places),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
         metrics=_metrics(_common_place(places)),
@@ -115,11 +120,6 @@ def _common_place(places: list[str]) -> str:
         return places[0]
     (first, *others) = {Path(place).parent.parent for place in places}
     return str(first) if not others and (first / ENSEMBLE_FILE).is_file() else ""
-
-
-def _weights(place: str) -> str:
-    digest = sha256_of(Path(place) / "model.safetensors") if place else None
-    return f"SHA-256 {digest[:_SHOWN_DIGITS]}" if digest else "not from a file"
 
 
 def _metrics(place: str) -> Metrics | None:

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 
 from chexpert_hf import DISCLAIMER
+from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket, url_of
 from chexpert_hf.app.server.agents import agent_tools
 from chexpert_hf.app.server.blocks import Page
@@ -107,6 +108,7 @@ def serving(
     auth: Sequence[tuple[str, str]] = (),
     mcp: bool = False,
     limits: Limits | None = None,
+    facts: ModelFacts | None = None,
     **look: Any,
 ) -> Iterator[str]:
     """Serves a page and the HTTP API while the context is open; gives the address of the page.
@@ -119,6 +121,7 @@ def serving(
         auth: (user, password) of those who may use the server; open to all if empty.
         mcp: Also serve the endpoints as tools for agents (MCP).
         limits: The limits of requests.
+        facts: Facts about the model, from `facts_of`, which is called if None.
         look: Theme and css, for `gr.mount_gradio_app`.
 
     Raises:
@@ -139,7 +142,7 @@ def serving(
             lifespan=lambda _: running_tools,
             **_CLOSED,
         )
-        add_api(app, classifier)
+        add_api(app, classifier, facts or facts_of(classifier))
         page = queued(build(), limits)
         gr.mount_gradio_app(app, page, "/", auth=list(auth) or None, mcp_server=False, **PAGE_OPTIONS, **look)
         refusal = classifier.scheduler.refusal if isinstance(classifier, SharedClassifier) else str

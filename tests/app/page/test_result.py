@@ -283,7 +283,7 @@ def test_report_names_neither_file_nor_folder(classifier: CheXpertClassifier, fa
 
 
 def test_names_are_escaped_in_the_report(single: Study) -> None:
-    facts = ModelFacts("<b>model</b>", "w", 1, (8, 8), None)
+    facts = ModelFacts("<b>model</b>", ("w",), 1, (8, 8), None)
     points = dict.fromkeys(JUDGED, 0.5)
     (reading,) = single.views.values()
     object.__setattr__(reading.prediction, "gate", SimpleNamespace(messages=(REFUSAL,)))

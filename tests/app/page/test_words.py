@@ -193,7 +193,7 @@ def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
 
 
 def test_names_of_models_are_escaped() -> None:
-    facts = ModelFacts("<b>x</b>", "<i>", 1, (8, 8), None)
+    facts = ModelFacts("<b>x</b>", ("<i>",), 1, (8, 8), None)
     html = header_html(facts, 1) + about_html(facts, {"<u>": 0.5})
     assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
     assert "1 observation at once" in html
