@@ -13,9 +13,8 @@ from typing import Any
 import gradio as gr
 
 from chexpert_hf.app.page.batch_tab import build_batch_tab
-from chexpert_hf.app.page.html import about_html, header_html
+from chexpert_hf.app.page.html import CSS, FONTS, about_html, header_html
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.style import CSS, FONTS
 from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
 from chexpert_hf.app.server import launch as server
 from chexpert_hf.app.server.blocks import Page
@@ -35,7 +34,7 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = (), fa
             with gr.Tab("A study", id="study"):
                 build_study_tab(classifier, facts)
             with gr.Tab("Many images", id="batch"):
-                build_batch_tab(classifier, tabs, single, "single", has_gate=classifier.has_gate)
+                build_batch_tab(classifier, tabs, single, "single")
             with gr.Tab("The model", id="about"):
                 gr.HTML(about_html(facts, classifier.operating_points), apply_default_css=False)
         add_endpoints(classifier)
