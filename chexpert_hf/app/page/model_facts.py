@@ -83,7 +83,7 @@ class ModelFacts:
         images = metrics.num_training_images
         trained = f"Trained on {metrics.data}{'' if images is None else f' ({images:,} images)'}."
         if not metrics.mean_over or metrics.mean_auroc is None:
-            return f"{trained} Its {metrics.split} split could judge no observation well enough for a figure."
+            return f"{trained} Its {metrics.split} split is too small to evaluate any observation."
         return (
             f"{trained} Mean AUROC {metrics.mean_auroc:.3f} over {', '.join(metrics.mean_over)}, on "
             f"{metrics.num_studies:,} studies of its {metrics.split} split."
