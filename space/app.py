@@ -48,14 +48,11 @@ def main() -> None:
     examples = find_examples(HERE / "examples", None if spaces else classifier)
     if spaces:
         classifier.predict = spaces.GPU(classifier.predict)
+        middleware = PAGE_OPTIONS["app_kwargs"] | {"middleware": [Middleware(Shell)]}
+        options = PAGE_OPTIONS | {"app_kwargs": middleware, "state_session_capacity": SESSIONS} | look()
         with private_folder():
             # ZeroGPU starts with Gradio's own launch, so that this server has no HTTP API beside it.
-            queued(build_demo(classifier, examples), Limits()).launch(
-                server_name="0.0.0.0",
-                state_session_capacity=SESSIONS,
-                **PAGE_OPTIONS | {"app_kwargs": PAGE_OPTIONS["app_kwargs"] | {"middleware": [Middleware(Shell)]}},
-                **look(),
-            )
+            queued(build_demo(classifier, examples), Limits()).launch(server_name="0.0.0.0", **options)
     else:
         launch(SharedClassifier(classifier), examples, host="0.0.0.0")
 

@@ -144,7 +144,6 @@ PRIVATE_NAMES = {
     "training/durable/trainer_checkpoints.py": "transformers 5.20: the Trainer's steps of saving and loading",
     "image_processing_chexpert.py": "transformers 5.20: `_preprocess` and its input, as every processor",
     "modeling_chexpert.py": "transformers 5.20: `_init_weights` and `_gradient_checkpointing_func`, as every model",
-    "app/page/model_facts.py": "transformers 5.20: `config._commit_hash`, the only record of a repository's commit",
     "app/server/launch.py": "Python: `os._exit`, to end while threads of other libraries still run",
 }
 

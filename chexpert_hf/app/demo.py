@@ -13,9 +13,8 @@ from typing import Any
 import gradio as gr
 
 from chexpert_hf.app.page.batch_tab import build_batch_tab
-from chexpert_hf.app.page.html import about_html, header_html
-from chexpert_hf.app.page.model_facts import facts_of
-from chexpert_hf.app.page.style import CSS, FONTS
+from chexpert_hf.app.page.html import CSS, FONTS, about_html, header_html
+from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
 from chexpert_hf.app.server import launch as server
 from chexpert_hf.app.server.blocks import Page
@@ -24,9 +23,9 @@ from chexpert_hf.app.server.temporary import KEEP_SECONDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
-def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) -> Page:
+def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = (), facts: ModelFacts | None = None) -> Page:
     """Builds the page around a model; `examples` are files to try, from `page.examples.find_examples`."""
-    facts = facts_of(classifier)
+    facts = facts or facts_of(classifier)
     with Page(title="CheXpert scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         gr.HTML(header_html(facts, len(classifier.observations)), apply_default_css=False)
         with gr.Tabs(selected="single", overflow_behavior="wrap") as tabs:
@@ -35,7 +34,7 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = ()) ->
             with gr.Tab("A study", id="study"):
                 build_study_tab(classifier, facts)
             with gr.Tab("Many images", id="batch"):
-                build_batch_tab(classifier, tabs, single, "single", has_gate=classifier.has_gate)
+                build_batch_tab(classifier, tabs, single, "single")
             with gr.Tab("The model", id="about"):
                 gr.HTML(about_html(facts, classifier.operating_points), apply_default_css=False)
         add_endpoints(classifier)
@@ -49,4 +48,5 @@ def look() -> dict[str, Any]:
 
 def launch(classifier: CheXpertClassifier, examples: Sequence[Path] = (), **options: Any) -> None:
     """Serves the page and the HTTP API until the process is told to stop; options as of `server.launch.serving`."""
-    server.launch(partial(build_demo, classifier, examples), classifier, **look(), **options)
+    facts = facts_of(classifier)
+    server.launch(partial(build_demo, classifier, examples, facts), classifier, facts=facts, **look(), **options)

@@ -9,7 +9,7 @@ from html import unescape
 
 import pytest
 
-from chexpert_hf.app.page.limits import MAX_VIEWS
+from chexpert_hf.app.page.tabs import MAX_VIEWS
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from tests.hostile.attacks import NAME, NUMBER, Attack, mutants, valid_files
 from tests.hostile.client import RefusedError, Visitor, as_upload, ask, score, upload, upload_all

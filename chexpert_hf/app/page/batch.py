@@ -1,20 +1,19 @@
-"""Many radiographs: found in uploads and archives, scored one after the other, as a table, as CSV, and as overlays.
+"""Many radiographs: found in uploads and archives, scored, and written as CSV and as overlays.
 
-A row keeps scores and the small maps, not the image: that is read again where it was uploaded when a row is opened or
-its overlays are written. Names of files are the visitor's own and go to nobody else.
+A row holds scores and the small maps; its image is read again from the upload when the row is opened or its overlays
+are written. Names of files are the visitor's own and go to nobody else.
 """
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.html import render, shown_first
-from chexpert_hf.app.page.limits import BATCH_WORKERS, MAX_FILES, MAX_OVERLAYS_BYTES
+from chexpert_hf.app.page.html import shown_first
 from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
@@ -25,13 +24,17 @@ from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import overlay
 
+MAX_FILES = 1000  # radiographs in one list, those in archives included
+MAX_OVERLAYS_BYTES = 500_000_000  # size at which an archive of overlays is closed, and says so
+BATCH_WORKERS = 2  # radiographs of one list that are read and scored at once
+
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _MAX_STEM = 60
 
 
 @dataclass(frozen=True, eq=False)
 class ListedFile(FileResult):
-    """A radiograph of a visitor's list with the visitor's name for it, and its result once there is one."""
+    """A radiograph of a visitor's list, with the visitor's name for it, and its result once it is scored."""
 
     name: str = ""
 
@@ -67,7 +70,7 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
 
 
 def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, is_gated: bool) -> Iterator[ListedFile]:
-    """Scores radiographs in order, a few side by side; closing the iterator drops those that have not begun."""
+    """Scores radiographs in order, a few in parallel; closing the iterator drops those that have not started."""
     with ThreadPoolExecutor(BATCH_WORKERS) as pool:
         yield from pool.map(partial(score_item, classifier, is_gated=is_gated), items)
 
@@ -83,33 +86,14 @@ def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bo
     return replace(item, prediction=prediction, gate=prediction.gate)
 
 
-def progress_html(done: int, total: int, what: str) -> str:
-    """A progress bar."""
-    return render("progress.html", done=done, total=total, what=what)
-
-
-def table_html(rows: Sequence[ListedFile], operating_points: Mapping[str, float], notes: Sequence[str] = ()) -> str:
-    """A row per radiograph in upload order, with scores or the reason why it has none, and notes on other files.
-
-    `assets/table.js` sorts it.
-    """
-    return render("table.html", rows=rows, operating_points=operating_points, notes=notes)
-
-
 def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
     """The table as CSV: file, a probability for each observation, warnings, error. Safe to open in a spreadsheet."""
     lines = CsvLines(["file", *observations, "warnings", "error"])
-    return lines.header() + b"".join(
-        lines.line(
-            [
-                readable(row.name),
-                *(row.prediction.probabilities[name] if row.prediction else None for name in observations),
-                " ".join(row.warnings) or None,
-                row.error,
-            ]
-        )
-        for row in rows
-    )
+    content = lines.header()
+    for row in rows:
+        scores = [row.prediction.probabilities[name] if row.prediction else None for name in observations]
+        content += lines.line([readable(row.name), *scores, " ".join(row.warnings) or None, row.error])
+    return content
 
 
 def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
@@ -140,7 +124,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
 
 
 def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
-    """Adds the overlays of one radiograph, or says why it cannot be read any more."""
+    """Adds the overlays of one radiograph; returns the reason if it cannot be read any more."""
     try:
         image = shown_image(bytes_of(item.path))
     except RadiographError as error:

@@ -9,35 +9,26 @@ from typing import Any
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import (
-    ListedFile,
-    csv_of,
-    find_items,
-    progress_html,
-    score_items,
-    table_html,
-    write_overlays,
-)
-from chexpert_hf.app.page.html import delivery_html, error_html
-from chexpert_hf.app.page.limits import MAX_FILES, PROGRESS_SECONDS, SESSION_SECONDS
-from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
-from chexpert_hf.app.page.style import DELIVERY_JS, TABLE_JS
+from chexpert_hf.app.page.batch import MAX_FILES, ListedFile, csv_of, find_items, score_items, write_overlays
+from chexpert_hf.app.page.html import DELIVERY_JS, TABLE_JS, delivery_html, error_html, render
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, SESSION_SECONDS, Panel, Updates, upload_field, uploads_of
 from chexpert_hf.app.page.text import EXPIRED, FORMATS
-from chexpert_hf.app.page.uploads import upload_field, uploads_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+_PROGRESS_SECONDS = 0.4  # between two reports of progress
 
-def build_batch_tab(
-    classifier: CheXpertClassifier, tabs: gr.Tabs, single: Panel, single_id: str, *, has_gate: bool
-) -> None:
+
+def build_batch_tab(classifier: CheXpertClassifier, tabs: gr.Tabs, single: Panel, single_id: str) -> None:
     """Lays out and connects the tab; a row of its table opens in the panel `single` of the tab `single_id`."""
     rows = gr.State((), time_to_live=SESSION_SECONDS)
     files = upload_field("Radiographs and ZIP archives of them", "batch-files")
     gr.HTML(f'<p class="formats">{MAX_FILES:,} radiographs at most. {FORMATS}</p>', **PLAIN)
     is_ungated = gr.Checkbox(
-        label="Also score images that do not look like chest radiographs", visible=has_gate, elem_id="batch-ungated"
+        label="Also score images that do not look like chest radiographs",
+        visible=classifier.has_gate,
+        elem_id="batch-ungated",
     )
     status = gr.HTML(visible=False, elem_id="batch-status", **PLAIN)
     stop = gr.Button("Stop", visible=False, size="sm", elem_id="batch-stop", elem_classes="stop-button")
@@ -51,19 +42,22 @@ def build_batch_tab(
     def show_status(html: str) -> Updates:
         return {status: gr.HTML(html, visible=bool(html))}
 
+    def show_progress(done: int, total: int, what: str) -> Updates:
+        return show_status(render("progress.html", done=done, total=total, what=what))
+
     def score_all(value: Any, ungated: bool) -> Iterator[Updates]:
         if not (uploads := uploads_of(value)):
             return
         found = Found()
         try:
-            items = find_items([(upload.name, upload.path) for upload in uploads], found)
+            items = find_items(uploads, found)
         except InputError as error:
             yield {files: None, **show_status(error_html(str(error)))}
             return
         yield {
             files: None,
             rows: (),
-            **show_status(progress_html(0, len(items), "Scored")),
+            **show_progress(0, len(items), "Scored"),
             stop: gr.Button(visible=True),
             downloads: gr.Row(visible=False),
             archive: gr.DownloadButton(visible=False),
@@ -73,13 +67,13 @@ def build_batch_tab(
         shown_at = time.monotonic()
         for row in score_items(classifier, items, is_gated=not ungated):
             done.append(row)
-            if time.monotonic() - shown_at > PROGRESS_SECONDS:
+            if time.monotonic() - shown_at > _PROGRESS_SECONDS:
                 shown_at = time.monotonic()
-                yield {rows: tuple(done), **show_status(progress_html(len(done), len(items), "Scored"))}
+                yield {rows: tuple(done), **show_progress(len(done), len(items), "Scored")}
         yield finished(tuple(done), found.notes())
 
     def finished(done: tuple[ListedFile, ...], notes: Sequence[str] = ()) -> Updates:
-        html = table_html(done, classifier.operating_points, notes)
+        html = render("table.html", rows=done, operating_points=classifier.operating_points, notes=notes)
         return {
             rows: done,
             **show_status(""),
@@ -93,7 +87,7 @@ def build_batch_tab(
         if not 0 <= place < len(done):
             return show_status(error_html(EXPIRED))
         row = done[place]
-        is_gated = row.prediction is None  # what was scored without the gate opens without it
+        is_gated = row.prediction is None  # a row that was scored in spite of the gate opens without it
         return {tabs: gr.Tabs(selected=single_id), **single.show([row.path], is_gated=is_gated)}
 
     def deliver_csv(done: tuple[ListedFile, ...]) -> Updates:
@@ -106,7 +100,7 @@ def build_batch_tab(
             yield show_status(error_html(EXPIRED))
             return
         yield {overlays: gr.Button(interactive=False)}
-        # In Gradio's cache, where the file is served from where it is and deleted with the uploads.
+        # Files in Gradio's cache are served from there and deleted with the uploads.
         cache = Path(archive.GRADIO_CACHE)
         cache.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=cache))
@@ -114,9 +108,9 @@ def build_batch_tab(
         try:
             shown_at = time.monotonic()
             for count in write_overlays(path, done):
-                if time.monotonic() - shown_at > PROGRESS_SECONDS:
+                if time.monotonic() - shown_at > _PROGRESS_SECONDS:
                     shown_at = time.monotonic()
-                    yield show_status(progress_html(count, len(done), "Drawn"))
+                    yield show_progress(count, len(done), "Drawn")
         except BaseException:
             shutil.rmtree(folder)
             raise

@@ -1,7 +1,6 @@
-"""Examples on the page: real radiographs first, then drawings of findings that the model finds.
+"""Examples on the page: real radiographs, then synthetic radiographs (drawings) of findings that the model detects.
 
-A folder of examples holds radiographs as `*.jpg` and drawings (phantoms) as `drawings/*.jpg`, each of which is named
-after the observation that was planted in it.
+A folder of examples holds radiographs as `*.jpg` and drawings as `drawings/*.jpg`, each named after its observation.
 """
 
 from collections.abc import Sequence
@@ -13,16 +12,14 @@ from chexpert_hf.app.page.text import DRAWINGS_NOTE, RADIOGRAPHS_NOTE
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-RADIOGRAPHS = "*.jpg"
 DRAWINGS = "drawings"
 
-_THUMBNAIL_SIZE = 176
-"""Longest side in pixels: twice what the page shows, for screens of high density."""
+_THUMBNAIL_SIZE = 176  # longest side in pixels: twice that on the page, for high-density screens
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Lists the radiographs of a folder, and those of its drawings in which a model finds what was planted."""
-    radiographs = sorted(folder.glob(RADIOGRAPHS))
+    """Lists the radiographs of a folder, and the drawings whose observation a model calls positive."""
+    radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:
         return tuple(radiographs)
     drawings = (drawing_of(observation, folder) for observation in clinical_order(classifier.observations))

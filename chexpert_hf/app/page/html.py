@@ -1,6 +1,6 @@
-"""HTML of the page, from the templates in `templates`, which escape every value.
+"""HTML of the page from `templates`, which escape every value; style sheets and scripts from `assets`.
 
-In a template, a line break between tags or blocks leaves nothing behind, and one in a text leaves a space.
+A line break in a template is dropped between tags or blocks, and becomes a space in a text.
 """
 
 import base64
@@ -20,28 +20,40 @@ from chexpert_hf.labels import OBSERVATIONS
 
 NO_FINDING = "No Finding"
 
-_TEMPLATES = Path(__file__).with_name("templates")
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+"""The system's fonts."""
+
+_HERE = Path(__file__).parent
+
+
+def _asset(name: str) -> str:
+    return (_HERE / "assets" / name).read_text(encoding="utf-8")
+
+
+CSS, REPORT_CSS = _asset("page.css"), _asset("report.css")
+VIEWER_JS, TABLE_JS, BUTTONS_JS = _asset("viewer.js"), _asset("table.js"), _asset("buttons.js")
+DELIVERY_JS, PASTE_JS = _asset("delivery.js"), _asset("paste.js")
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
-    """In the order of CheXpert's files; names that are not CheXpert's come last, in the model's order."""
+    """Observations in the order of CheXpert's files; others come last, in the model's order."""
     names = list(observations)
     return [*(name for name in OBSERVATIONS if name in names), *(name for name in names if name not in OBSERVATIONS)]
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
-    """The most probable observation first; equal ones in clinical order."""
+    """Observations from the most to the least probable; equal ones in clinical order."""
     return sorted(clinical_order(probabilities), key=lambda name: -probabilities[name])
 
 
 def shown_first(probabilities: Mapping[str, float]) -> list[str]:
-    """Observations by probability, without No Finding, which has no place to point at, unless there is no other."""
+    """Observations by probability, without No Finding, whose map points at nothing, unless there is no other."""
     names = by_probability(probabilities)
     return [name for name in names if name != NO_FINDING] or names
 
 
 def _source_of(name: str) -> str:
-    source = (_TEMPLATES / name).read_text(encoding="utf-8").strip()
+    source = (_HERE / "templates" / name).read_text(encoding="utf-8").strip()
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", source))
 
 
@@ -66,7 +78,7 @@ def error_html(reason: str) -> Markup:
 
 
 def note_html(note: str) -> Markup:
-    """A note that screen readers announce; nothing without text."""
+    """A note that screen readers announce; empty without text."""
     return render("note.html", text=note) if note else Markup()
 
 

@@ -58,23 +58,20 @@ class Metrics(BaseModel):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The statements of the page about a model.
-
-    Attributes:
-        weights: The start of the SHA-256 of the weights.
-        num_parameters: Of all members.
-        input_size: (height, width) in pixels.
-        maps_note: Whether the maps point at findings, for one model; empty if that was not measured.
-        warnings: Sentences that belong to the model, such as that it is not a clinical one.
-    """
+    """Facts about a model, or about an ensemble's members together."""
 
     name: str | None
-    weights: str
+    sha256: tuple[str | None, ...]  # of each member's weights; None if they are not from a file
     num_parameters: int
-    input_size: tuple[int, int]
+    input_size: tuple[int, int]  # (height, width) in pixels
     metrics: Metrics | None = None
-    maps_note: str = ""
-    warnings: tuple[str, ...] = ()
+    maps_note: str = ""  # whether the maps of a single model point at findings; empty if that was not measured
+    warnings: tuple[str, ...] = ()  # of the model, such as that it is not a clinical one
+
+    @property
+    def weights(self) -> str:
+        """The first digits of each checksum."""
+        return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
 
     @property
     def metrics_line(self) -> str:
@@ -85,7 +82,7 @@ class ModelFacts:
         images = metrics.num_training_images
         trained = f"Trained on {metrics.data}{'' if images is None else f' ({images:,} images)'}."
         if not metrics.mean_over or metrics.mean_auroc is None:
-            return f"{trained} Its {metrics.split} split could judge no observation well enough for a figure."
+            return f"{trained} Its {metrics.split} split is too small to evaluate any observation."
         return (
             f"{trained} Mean AUROC {metrics.mean_auroc:.3f} over {', '.join(metrics.mean_over)}, on "
             f"{metrics.num_studies:,} studies of its {metrics.split} split."
@@ -93,36 +90,27 @@ class ModelFacts:
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
-    """Reads the facts from the folder that a model was loaded from, for a repository in the cache."""
+    """Reads the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
     models = [member.model for member in classifier.members]
     places = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size
     return ModelFacts(
         name=f"of {len(models)} members" if others else model_name(model),
-        weights=", ".join(map(_weights, places)),
+        sha256=tuple(sha256_of(Path(place) / "model.safetensors") if place else None for place in places),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
-        metrics=_metrics(_common_place(places)),
+        metrics=_metrics(places),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
     )
 
 
-def _common_place(places: list[str]) -> str:
-    """The folder of a model, or the folder of an ensemble; empty for members from anywhere."""
-    if len(places) == 1:
-        return places[0]
-    (first, *others) = {Path(place).parent.parent for place in places}
-    return str(first) if not others and (first / ENSEMBLE_FILE).is_file() else ""
-
-
-def _weights(place: str) -> str:
-    digest = sha256_of(Path(place) / "model.safetensors") if place else None
-    return f"SHA-256 {digest[:_SHOWN_DIGITS]}" if digest else "not from a file"
-
-
-def _metrics(place: str) -> Metrics | None:
-    """The metrics in a model's folder; None if it holds none."""
+def _metrics(places: list[str]) -> Metrics | None:
+    """The metrics in the folder of a model or ensemble; None if there are none, or the members are from anywhere."""
+    folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
+    folder = folders.pop()
+    if folders or not places[0] or (len(places) > 1 and not (folder / ENSEMBLE_FILE).is_file()):
+        return None
     with suppress(OSError, ValidationError):
-        return Metrics.model_validate_json((Path(place) / EVALUATION_FILE).read_bytes()) if place else None
+        return Metrics.model_validate_json((folder / EVALUATION_FILE).read_bytes())
     return None

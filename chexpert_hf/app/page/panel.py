@@ -1,25 +1,34 @@
-"""The results of a radiograph or study in a tab: the viewer, its message line, feature activations, and the report.
+"""The parts that tabs share: fields for files, and the results of a radiograph or study.
 
-The panel keeps in the visitor's session what was uploaded and what was read from it, for the report, for the
-activations, and for scoring what the gate refused.
+The visitor's session holds the uploads and the study read from them, for the report, for the activations, and for
+scoring radiographs that the gate refused.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from chexpert_hf.app.page.html import delivery_html, error_html, note_html, render
-from chexpert_hf.app.page.limits import SESSION_SECONDS
+from chexpert_hf.app.page.html import (
+    BUTTONS_JS,
+    DELIVERY_JS,
+    VIEWER_JS,
+    delivery_html,
+    error_html,
+    note_html,
+    render,
+)
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Study, read_study
 from chexpert_hf.app.page.result import activations_html, report_html, result_html
-from chexpert_hf.app.page.style import BUTTONS_JS, DELIVERY_JS, VIEWER_JS
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+SESSION_SECONDS = 1800  # for which scores and images stay in a visitor's session after they were made
 
 Updates = dict[Any, Any]
 """New values by component."""
@@ -30,23 +39,43 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 PLAIN: dict[str, Any] = {"apply_default_css": False}
 """Option of every `gr.HTML`: the page has its own style sheet."""
 
+_MAX_NAME = 200
+
+
+class Upload(NamedTuple):
+    """An uploaded file: the visitor's name for it, which is shown to nobody else, and its path on the server."""
+
+    name: str
+    path: Path
+
+
+def upload_field(label: str, elem_id: str) -> gr.File:
+    """A field for files, whose events need `preprocess=False` and whose value `uploads_of` reads.
+
+    Gradio's own preprocessing leaves an empty temporary file behind for each upload. There are no file types, since
+    Gradio would drop the many DICOM files without a suffix, and no single file, since the browser would drop the others
+    without a message.
+    """
+    return gr.File(label=label, file_count="multiple", height=140, elem_id=elem_id, elem_classes="upload-field")
+
+
+def uploads_of(value: list[dict[str, Any]] | None) -> list[Upload]:
+    """The files in an unprocessed value of an upload field."""
+    return [
+        Upload((file["orig_name"] or Path(file["path"]).name)[:_MAX_NAME], Path(file["path"])) for file in value or ()
+    ]
+
 
 @dataclass(frozen=True)
 class Kept:
-    """The uploads of a session, and the study that was read from them, if it could be."""
+    """The uploads of a session, and the study that was read from them; None if none could be scored."""
 
     files: tuple[RadiographFile, ...]
     study: Study | None
 
 
 class Panel:
-    """Lays out and connects the components.
-
-    Args:
-        classifier: The model.
-        facts: About it.
-        is_study: Whether it shows studies, whose views are numbered.
-    """
+    """The components that show results, laid out and connected; `is_study` numbers the views."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, *, is_study: bool) -> None:
         self._classifier, self._facts, self._is_study = classifier, facts, is_study
@@ -82,8 +111,7 @@ class Panel:
         return {
             self._kept: Kept(tuple(files), None) if files else None,
             self._message: gr.HTML(message, visible=True),
-            self._result: gr.HTML("", visible=False),
-            self._activations: gr.HTML("", visible=False),
+            **dict.fromkeys((self._result, self._activations), gr.HTML("", visible=False)),
         }
 
     def _connect(self) -> None:
@@ -109,13 +137,8 @@ class Panel:
             file = delivery_html(report.encode(), "report.html", "text/html")
             return {self._delivery: file, self._message: gr.skip()}
 
-        for component in (self._message, self._result):
-            component.override(
-                score_anyway, [self._kept], self.outputs, show_progress_on=[self._message, self._result], **PRIVATE
-            )
-        self._result.activations(
-            show_activations, [self._kept], [self._activations], show_progress="minimal", **PRIVATE
-        )
-        self._result.report(
-            make_report, [self._kept], [self._delivery, self._message], show_progress="hidden", **PRIVATE
-        )
+        kept, shown = [self._kept], [self._message, self._result]
+        for component in shown:
+            component.override(score_anyway, kept, self.outputs, show_progress_on=shown, **PRIVATE)
+        self._result.activations(show_activations, kept, [self._activations], show_progress="minimal", **PRIVATE)
+        self._result.report(make_report, kept, [self._delivery, self._message], show_progress="hidden", **PRIVATE)

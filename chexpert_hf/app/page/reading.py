@@ -1,7 +1,7 @@
-"""Radiographs as the page keeps them between two clicks: scores, small maps, and the image in the size it is shown in.
+"""Radiographs as the page keeps them between two clicks: scores, small maps, and the image in its displayed size.
 
-`score` is the one place of the page that calls the model, one radiograph at a time, so that a scheduler in front of the
-model can gather the requests of several visitors.
+Only `score` calls the model, for one radiograph at a time, so that a scheduler can batch the requests of several
+visitors.
 """
 
 import io
@@ -35,7 +35,7 @@ class ExpiredError(RadiographError):
 
 
 class RefusedError(RadiographError):
-    """An image that the model's gate does not take for a chest radiograph."""
+    """An image that the model's gate refuses: it does not look like a chest radiograph."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
@@ -44,17 +44,11 @@ class RefusedError(RadiographError):
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One radiograph with its scores and maps.
+    """One radiograph with its scores and maps."""
 
-    Attributes:
-        file: The upload; it may be gone.
-        jpeg: The radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it.
-        prediction: With maps in the shown size.
-    """
-
-    file: RadiographFile
-    jpeg: bytes
-    prediction: Prediction
+    file: RadiographFile  # the upload, which may have been deleted
+    jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
+    prediction: Prediction  # with maps in the shown size
 
     def image(self) -> Image.Image:
         """The radiograph as it is shown."""
@@ -63,23 +57,16 @@ class Reading:
 
 @dataclass(eq=False)
 class Study:
-    """The views of one patient's study; a single radiograph is a study of one view.
+    """The views of one patient's study; a single radiograph is a study of one view."""
 
-    Attributes:
-        views: By their numbers from 1, in upload order; empty if none could be scored.
-        failures: Why the views that are missing in it have no scores.
-        is_any_refused: Whether the gate refused any of them, so that they can be scored anyway.
-        is_numbered: Whether to show the numbers of the views.
-    """
-
-    views: dict[int, Reading]
-    failures: dict[int, str] = field(default_factory=dict)
-    is_any_refused: bool = False
-    is_numbered: bool = False
+    views: dict[int, Reading]  # by their numbers from 1, in upload order; empty if none could be scored
+    failures: dict[int, str] = field(default_factory=dict)  # for each view without scores, the reason
+    is_any_refused: bool = False  # whether the gate refused a view, which can be scored anyway
+    is_numbered: bool = False  # whether to show the numbers of the views
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The maximum over the views. Source: Irvin et al. 2019, arXiv:1901.07031, section 4."""
+        """The maximum over the views for each observation. Source: Irvin et al. 2019, arXiv:1901.07031, section 4."""
         return {name: self.views[number].prediction.probabilities[name] for name, number in self.view_of().items()}
 
     @property
@@ -89,7 +76,7 @@ class Study:
         return {name: any(view.prediction.positives[name] for view in views) for name in self.view_of()}
 
     def view_of(self) -> dict[str, int]:
-        """The number of the view that has the maximum; the first of equal ones."""
+        """The number of the view with the highest probability of each observation; the first of equal ones."""
         scores = {number: view.prediction.probabilities for number, view in self.views.items()}
         return {name: max(scores, key=lambda number: scores[number][name]) for name in next(iter(scores.values()))}
 
@@ -100,7 +87,7 @@ class Study:
 
     @property
     def has_gate(self) -> bool:
-        """Whether the model could tell if these are chest radiographs."""
+        """Whether the model has a gate."""
         return any(view.prediction.gate is not None for view in self.views.values())
 
     def label(self, number: int) -> str:
@@ -121,12 +108,7 @@ class Study:
 
 
 def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gated: bool) -> Prediction:
-    """Scores and maps of one radiograph from `decode`, and the gate's verdict.
-
-    Raises:
-        RadiographError: If it cannot be read.
-        RefusedError: If the gate refuses it and `is_gated`.
-    """
+    """Scores, maps and gate verdict of one radiograph from `decode`; RefusedError if `is_gated` and it is refused."""
     prediction = classifier.predict(source, saliency=True)
     if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
         raise RefusedError(prediction.gate)
@@ -142,13 +124,9 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
 
 
 def read_study(
-    classifier: CheXpertClassifier,
-    files: Sequence[RadiographFile],
-    *,
-    is_gated: bool = True,
-    is_numbered: bool = False,
+    classifier: CheXpertClassifier, files: Sequence[RadiographFile], *, is_gated: bool = True, is_numbered: bool = False
 ) -> Study:
-    """Reads the views of a study, numbered from 1 as they come."""
+    """Reads the views of a study, numbered from 1 in upload order."""
     study = Study({}, is_numbered=is_numbered)
     for number, file in enumerate(files, start=1):
         try:
@@ -162,7 +140,7 @@ def read_study(
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """The image for gate, model and display; of a JPEG the bytes, since the first two decode it at a smaller size."""
+    """The image for gate, model and display; a JPEG stays bytes, since the first two decode it at a smaller size."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 
@@ -183,7 +161,7 @@ def shown_image(source: bytes | Radiograph) -> Image.Image:
 
 
 def encode(image: Image.Image) -> bytes:
-    """A JPEG of an image's pixels, without what else Pillow would take over from it."""
+    """A JPEG of an image's pixels, without the metadata that Pillow would copy."""
     stream = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()

@@ -1,7 +1,7 @@
-"""HTML of a radiograph's or study's results: the viewer, the report, and the feature activations.
+"""HTML of the results of a radiograph or study: the viewer, the report, and the feature activations.
 
-The maps go to the browser as small as the model makes them, 14 of them a few kilobytes, in 256 levels;
-`assets/viewer.js` enlarges and colours them and lays them over the radiograph as `scoring.saliency.overlay` does.
+The maps go to the browser at the model's own size in 256 levels; `assets/viewer.js` enlarges and colours them and lays
+them over the radiograph as `scoring.saliency.overlay` does.
 """
 
 import base64
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from chexpert_hf.app.page.html import data_url, render, shown_first
+from chexpert_hf.app.page.html import REPORT_CSS, data_url, render, shown_first
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import Reading, Study, bytes_of, encode
-from chexpert_hf.app.page.style import REPORT_CSS
 from chexpert_hf.app.page.text import DEFINITIONS, describe_map
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
@@ -40,11 +39,6 @@ _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown small
 
 def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
     """The viewer, and the scores sorted by probability; each of them is a button for its map."""
-    payload = _payload(study)
-    return render("result.html", payload=payload, study=study, facts=facts, operating_points=operating_points)
-
-
-def _payload(study: Study) -> str:
     names, numbers = list(study.probabilities), list(study.views)
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
@@ -55,7 +49,8 @@ def _payload(study: Study) -> str:
         "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
         "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
     }
-    return json.dumps(content, separators=(",", ":"))
+    payload = json.dumps(content, separators=(",", ":"))
+    return render("result.html", payload=payload, study=study, facts=facts, operating_points=operating_points)
 
 
 def _view(reading: Reading, label: str) -> dict[str, Any]:
@@ -82,17 +77,11 @@ def report_html(
     chosen: str | None = None,
     now: datetime | None = None,
 ) -> str:
-    """A report of a radiograph or study, complete in itself: one printed page with images, maps, scores and disclaimer.
+    """A self-contained report of a radiograph or study: one printed page with images, maps, scores and disclaimer.
 
-    HTML and not PDF: it opens and prints everywhere, can be searched and read aloud, and its style for paper keeps it
-    on one sheet of A4 or Letter. It has no script, requests nothing, and holds no file name.
-
-    Args:
-        study: The views with scores and maps.
-        facts: About the model.
-        operating_points: For each observation.
-        chosen: The observation of the first map; the most probable ones follow, `NUM_MAPS` in all.
-        now: The time of the report, in UTC; the current time if None.
+    HTML instead of PDF, since it can be searched and read aloud. It has no script, requests nothing, and holds no file
+    name. Its maps are that of the `chosen` observation and of the most probable ones, `NUM_MAPS` in all; its time is
+    `now`, in UTC, or the current time.
     """
     return render(
         "report.html",
@@ -100,7 +89,7 @@ def report_html(
         study=study,
         facts=facts,
         operating_points=operating_points,
-        images=[(caption, data_url(_small_jpeg(image))) for caption, image in _report_images(study, chosen)],
+        images=[(caption, _small_jpeg(image)) for caption, image in _report_images(study, chosen)],
         version=version("chexpert-hf"),
         time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -119,26 +108,22 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
         yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name])
 
 
-def _small_jpeg(image: Image.Image) -> bytes:
+def _small_jpeg(image: Image.Image) -> str:
     image.thumbnail((_REPORT_SIDE, _REPORT_SIDE))
-    return encode(image)
+    return data_url(encode(image))
 
 
 def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:
-    """The feature maps of one radiograph, from a forward pass of its own; of an ensemble, in its first member.
+    """The feature maps of one radiograph, from a forward pass of its own; for an ensemble, in its first member.
 
     Raises:
-        RadiographError: If it cannot be read.
-        ExpiredError: If it has been deleted.
+        RadiographError: If the file cannot be read or has been deleted.
     """
     image = classifier.read(bytes_of(file)).image
     pixel_values = classifier.processor(image, return_tensors="pt")["pixel_values"].to(classifier.model.device)
     stages = feature_activations(classifier.model, pixel_values.to(classifier.model.dtype))
-    return render(
-        "activations.html",
-        stages=[(stage, _activation_images(stage)) for stage in stages],
-        proportion=image.width / image.height,
-    )
+    rows = [(stage, _activation_images(stage)) for stage in stages]
+    return render("activations.html", stages=rows, proportion=image.width / image.height)
 
 
 def _activation_images(stage: Stage) -> list[tuple[str, str]]:

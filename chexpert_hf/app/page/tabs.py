@@ -7,14 +7,13 @@ from typing import Any
 import gradio as gr
 
 from chexpert_hf.app.page.examples import examples_html
-from chexpert_hf.app.page.html import error_html
-from chexpert_hf.app.page.limits import MAX_VIEWS
+from chexpert_hf.app.page.html import BUTTONS_JS, PASTE_JS, error_html
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates
-from chexpert_hf.app.page.style import BUTTONS_JS, PASTE_JS
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, upload_field, uploads_of
 from chexpert_hf.app.page.text import FORMATS, only_first
-from chexpert_hf.app.page.uploads import upload_field, uploads_of
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
 
 
 def build_single_tab(classifier: CheXpertClassifier, facts: ModelFacts, examples: Sequence[Path]) -> Panel:

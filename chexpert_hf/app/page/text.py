@@ -10,18 +10,18 @@ from typing import Any
 from chexpert_hf.labels import OBSERVATIONS
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
-EXPIRED = "This page was left alone for a while and its radiographs have been deleted; upload them again."
+EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
 RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
-DRAWINGS_NOTE = "Drawings show no patient; only those are here in which this model finds what was planted."
-NO_METRICS = "No measured figures come with this model."
-PRIVACY = "Uploaded files are deleted after ten minutes, what is shown of them within an hour; nothing is recorded."
+DRAWINGS_NOTE = "Drawings are synthetic and show no patient; only those whose finding this model detects are here."
+NO_METRICS = "No metrics come with this model."
+PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
 _DEFINITIONS = (
     "None of the other findings is seen; support devices may be there.",
     "The outline of the heart and mediastinum together is widened.",
     "The heart is enlarged; on a PA view, wider than half of the chest.",
-    "Part of a lung is whiter than it should be, whatever the reason.",
+    "Part of a lung is whiter than normal, whatever the cause.",
     "A nodule or mass in a lung.",
     "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
     "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
@@ -38,7 +38,7 @@ DEFINITIONS = dict(zip(OBSERVATIONS, _DEFINITIONS, strict=True))
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Whether the maps point at findings, by `CheXpertConfig.map_evaluation`; empty if that was not measured."""
+    """States whether the maps point at findings, from `CheXpertConfig.map_evaluation`; empty without one."""
     if not evaluation:
         return ""
     hits, constant = (f"{evaluation[name]:.0%}".replace("%", " %") for name in ("hit_rate", "constant_point"))
@@ -61,9 +61,9 @@ def only_first(name: str, num_others: int) -> str:
 
 
 def describe_map(observation: str, peak: float) -> str:
-    """One sentence on an observation's map, by its peak in [0, 1]: 1 is the strongest evidence for any observation."""
+    """Describes an observation's map by its peak in [0, 1], where 1 is the strongest evidence for any observation."""
     if peak <= 0:
-        return f"The map is empty: no place in this radiograph speaks for {observation}."
+        return f"The map is empty: nothing in this radiograph is evidence for {observation}."
     if peak >= 1:
         return "The strongest evidence for any observation in this radiograph is in this map."
     share = "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"

@@ -1,28 +1,21 @@
-"""Network addresses of the server, and proxies that must not stand between it and its clients."""
+"""Network addresses of the server, and HTTP clients without proxies."""
 
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
 
+from chexpert_hf.app.server.temporary import environment
 from chexpert_hf.errors import InputError
 
-FIRST_PORT = 7860
-"""The port that Spaces expect; `GRADIO_SERVER_PORT` names another, as for any Gradio app."""
-
-_NUM_PORTS, _MAX_PORT = 100, 65_535
-
-_NO_PROXY = ("no_proxy", "NO_PROXY")
+_FIRST_PORT, _NUM_PORTS, _MAX_PORT = 7860, 100, 65_535  # the first one is the port that Spaces expect
 
 
 def listening_socket(host: str, port: int | None = None) -> socket.socket:
-    """Opens a socket that listens at an address.
+    """A socket that listens at an IPv4 or IPv6 address, with or without brackets, or a host name.
 
-    Args:
-        host: IPv4 or IPv6 address, with or without brackets, or a host name.
-        port: The first free one from `GRADIO_SERVER_PORT` or `FIRST_PORT` on if None.
+    Without a port it takes the first free one from `GRADIO_SERVER_PORT` or 7860 on.
 
     Raises:
         InputError: If no interface of this machine has the address, or the port is taken.
@@ -47,7 +40,7 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
 
 
 def _first_port() -> int:
-    text = os.environ.get("GRADIO_SERVER_PORT", str(FIRST_PORT))
+    text = os.environ.get("GRADIO_SERVER_PORT", str(_FIRST_PORT))
     if not text.isdecimal() or not 0 < int(text) <= _MAX_PORT:
         raise InputError(f"Expected a port from 1 to {_MAX_PORT} as GRADIO_SERVER_PORT, got {text!r}; correct it.")
     return int(text)
@@ -67,18 +60,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-@contextmanager
-def without_proxies() -> Iterator[None]:
+def without_proxies() -> AbstractContextManager[None]:
     """Make HTTP clients ignore the proxies that environment variables name.
 
     For the import of Gradio, which creates a client: a SOCKS proxy makes httpx fail even for an address that `no_proxy`
     excludes by name; only `*` switches proxies off.
     """
-    before = {name: os.environ[name] for name in _NO_PROXY if name in os.environ}
-    os.environ.update(dict.fromkeys(_NO_PROXY, "*"))
-    try:
-        yield
-    finally:
-        for name in _NO_PROXY:
-            del os.environ[name]
-        os.environ.update(before)
+    return environment(no_proxy="*", NO_PROXY="*")

@@ -67,30 +67,19 @@ def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], Abstra
 
     @server.list_tools()
     async def list_tools() -> list[Tool]:
-        return [
-            Tool(
-                name=name,
-                description=text,
-                inputSchema={
-                    "type": "object",
-                    "properties": fields,
-                    "required": [field for field, about in fields.items() if "default" not in about],
-                },
-            )
-            for name, (text, fields) in _TOOLS.items()
-        ]
+        tools = []
+        for name, (text, fields) in _TOOLS.items():
+            required = [field for field, about in fields.items() if "default" not in about]
+            schema = {"type": "object", "properties": fields, "required": required}
+            tools.append(Tool(name=name, description=text, inputSchema=schema))
+        return tools
 
     @server.call_tool()
     async def call_tool(name: str, given: dict[str, Any]) -> list[TextContent | ImageContent]:
         try:
             if name == "saliency":
-                image = await draw(
-                    classifier,
-                    _bytes_of(given["file"]),
-                    given["observation"],
-                    given.get("opacity"),
-                    given.get("raw", False),
-                )
+                data, options = _bytes_of(given["file"]), (given.get("opacity"), given.get("raw", False))
+                image = await draw(classifier, data, given["observation"], *options)
                 return [ImageContent(type="image", data=base64.b64encode(image).decode(), mimeType="image/png")]
             if name == "predict":
                 answer: object = await score_one(classifier, _bytes_of(given["file"]))

@@ -16,10 +16,10 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from typing_extensions import TypedDict
 
-from chexpert_hf.app.server.scorer import SharedClassifier
+from chexpert_hf.app.server.scorer import SharedClassifier, Source, content_of
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.identity import model_name
-from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives, source_of
+from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives
 from chexpert_hf.radiographs.finding import Found, archive_members
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
@@ -47,7 +47,7 @@ class Common(TypedDict):
 
 
 class Film(NamedTuple):
-    """A radiograph of a request: the number of its file from 1, in an archive also its number there and its name."""
+    """A radiograph of a request: the number of its file from 1, and for an archive its number and name in it."""
 
     file: int
     member: int | None
@@ -56,12 +56,12 @@ class Film(NamedTuple):
 
 
 async def score(
-    classifier: CheXpertClassifier, data: bytes, *, saliency: bool = False, may_refuse: bool = False
+    classifier: CheXpertClassifier, source: Source, *, saliency: bool = False, may_refuse: bool = False
 ) -> Prediction:
     """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse."""
     if isinstance(classifier, SharedClassifier):
-        return await asyncio.wrap_future(classifier.scheduler.submit(data, saliency, may_refuse=may_refuse))
-    return await run_in_threadpool(lambda: classifier.predict(data, saliency=saliency))
+        return await asyncio.wrap_future(classifier.scheduler.submit(source, saliency, may_refuse=may_refuse))
+    return await run_in_threadpool(lambda: classifier.predict(content_of(source), saliency=saliency))
 
 
 async def score_all(
@@ -73,7 +73,7 @@ async def score_all(
 
     Raises:
         InputError: If there are more than `MAX_BATCH`.
-        UnavailableError: If too many are waiting when the first one is submitted.
+        UnavailableError: If too many requests are waiting when the first one is submitted.
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):
@@ -85,8 +85,7 @@ async def score_all(
         async def one(film: Film, may_refuse: bool) -> Prediction | RadiographError:
             async with slots:
                 try:
-                    data = await run_in_threadpool(_read, film.source)
-                    return await score(classifier, data, may_refuse=may_refuse)
+                    return await score(classifier, film.source, may_refuse=may_refuse)
                 except RadiographError as error:
                     return error
 
@@ -113,10 +112,8 @@ async def draw(
     values = (await maps_of(classifier, data, observation))[str(observation)]
 
     def encode() -> bytes:
-        if raw:
-            image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
-        else:
-            image = overlay(read_radiograph(data), values, opacity)
+        levels = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
+        image = Image.fromarray(levels) if raw else overlay(read_radiograph(data), values, opacity)
         stream = io.BytesIO()
         image.save(stream, "PNG", compress_level=1)
         return stream.getvalue()
@@ -132,20 +129,19 @@ async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: obje
 
 
 def names_of(classifier: CheXpertClassifier) -> str:
-    """The model's name, or the names of an ensemble's members; never where a folder lies."""
+    """The model's name, or the names of an ensemble's members; never a path."""
     return " + ".join(model_name(member.model) or "unnamed" for member in classifier.members)
 
 
 def common_of(result: Prediction | RadiographError) -> Common:
     """The part of an answer that does not depend on its format."""
     if isinstance(result, RadiographError):
-        return Common(error=result.reason, notes=[], gate=None)
-    gate = None
-    if (verdict := result.gate) is not None:
-        gate = GateVerdict(
-            is_chest_radiograph=verdict.is_chest_radiograph, reason=verdict.reason, warnings=list(verdict.warnings)
-        )
-    return Common(error=None, notes=list(result.notes), gate=gate)
+        return {"error": result.reason, "notes": [], "gate": None}
+    if (gate := result.gate) is None:
+        return {"error": None, "notes": [*result.notes], "gate": None}
+    warnings = [*gate.warnings]
+    verdict = GateVerdict(is_chest_radiograph=gate.is_chest_radiograph, reason=gate.reason, warnings=warnings)
+    return {"error": None, "notes": [*result.notes], "gate": verdict}
 
 
 def _films(files: Sequence[Path | BinaryIO]) -> list[Film]:
@@ -153,22 +149,13 @@ def _films(files: Sequence[Path | BinaryIO]) -> list[Film]:
     for number, file in enumerate(files, start=1):
         if isinstance(file, Path) and _is_zip(file):
             members = islice(archive_members(str(file), Found(), others=True), MAX_BATCH + 1)
-            films += [
-                Film(number, place if member.name else None, member.name or None, member)
-                for place, member in enumerate(members, start=1)
-            ]
+            for place, member in enumerate(members, start=1):
+                films.append(Film(number, place if member.name else None, member.name or None, member))
         else:
             films.append(Film(number, None, None, file))
         if len(films) > MAX_BATCH:
             raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
     return films
-
-
-def _read(source: Path | BinaryIO | ArchiveMember) -> bytes:
-    if not isinstance(source, (Path, ArchiveMember)):
-        return source.read()
-    content = source_of(source)
-    return content if isinstance(content, bytes) else Path(content).read_bytes()  # errors about bytes name no file
 
 
 def _is_zip(file: Path | BinaryIO) -> bool:

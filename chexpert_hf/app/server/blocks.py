@@ -1,4 +1,4 @@
-"""Gradio's Blocks with one-line errors and without access to anything but uploaded files."""
+"""Gradio's Blocks with one-line errors and access to uploaded files only."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from chexpert_hf.errors import InputError
 INTERNAL = "The server could not answer this; its log says what kind of error it was."
 
 _NOT_UPLOADED = "Expected a file that was uploaded to this server, got another path or address; upload it first."
-SESSIONS = 200  # whose state Gradio keeps; each call by a program is one
+SESSIONS = 200  # sessions whose state Gradio keeps; each call by a program is one
 
 
 class Page(gr.Blocks):
@@ -23,6 +23,16 @@ class Page(gr.Blocks):
     def __init__(self, **options: Any) -> None:
         super().__init__(analytics_enabled=False, **options)
         self.state_session_capacity = SESSIONS
+        self._has_queue = False
+
+    def run_startup_events(self) -> None:
+        """Leaves the start of Gradio's queue, which polls a thousand times a second, to the first request."""
+
+    def start_queue(self) -> None:
+        """Starts Gradio's queue, if it has not been started; `launch.PAGE_OPTIONS` calls it at each request."""
+        if not self._has_queue:
+            self._has_queue = True
+            super().run_startup_events()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
         """Calls a handler as Gradio does, unless its inputs name a file that was not uploaded.
@@ -38,7 +48,7 @@ class Page(gr.Blocks):
             raise gr.Error(error.message, error.duration, error.visible, error.title, print_exception=False) from None
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        except Exception as error:  # noqa: BLE001 - Gradio would log a traceback, in which contents may be
+        except Exception as error:  # noqa: BLE001 - Gradio would log a traceback, which may hold request contents
             print(f"A request failed: {type(error).__name__}", file=sys.stderr)
             raise gr.Error(INTERNAL, print_exception=False) from None
 
@@ -65,7 +75,7 @@ def is_uploaded(path: object) -> bool:
 
 
 def _is_allowed(item: dict[str, Any]) -> bool:
-    """Gradio would download what `url` and `path` name before a handler is asked."""
+    """Whether a file of a call was uploaded: Gradio downloads other paths and addresses before it calls a handler."""
     return not {"path", "url"} & item.keys() or is_uploaded(item.get("path"))
 
 

@@ -12,11 +12,11 @@ _MIN_LENGTH = 8
 
 
 def read_credentials(file: Path | None, variable: str | None) -> list[tuple[str, str]]:
-    """Reads the users who may open the page, as (user, password); none for a page that is open.
+    """Reads the users who may open the page, as (user, password); empty for a page without login.
 
     Args:
-        file: A line `user:password` for each; only its owner may be able to read it.
-        variable: The value of an environment variable, `user:password`; used without a file.
+        file: Lines `user:password`; only its owner may have access to it.
+        variable: The value of an environment variable, `user:password`; ignored if there is a file.
 
     Raises:
         InputError: If a line is not `user:password`, a password is short, or others may read the file.

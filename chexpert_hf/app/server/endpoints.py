@@ -4,7 +4,6 @@ A file goes in by `POST /gradio_api/upload`, and its path from the answer goes i
 Names of files come into no answer, except those of members of an archive, which name its rows.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +67,9 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
             raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
         """
         image = await draw(classifier, await _content(file), observation, opacity, raw)
-        path = os.path.join(tempfile.mkdtemp(dir=get_upload_folder()), "map.png")
-        with open(path, "wb") as stream:
-            stream.write(image)
-        return FileData(path=path, mime_type="image/png", orig_name="map.png")
+        path = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "map.png"
+        path.write_bytes(image)
+        return FileData(path=str(path), mime_type="image/png", orig_name="map.png")
 
     async def batch(files: list[FileData]) -> list[Row]:
         """Scores many chest radiographs, and those in ZIP archives; a file that cannot be read is a row with an error.
@@ -108,15 +106,8 @@ async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | Bina
     rows: list[Row] = []
     for film, result in await score_all(classifier, files):
         scores = _scores(classifier, result) if isinstance(result, Prediction) else None
-        rows.append(
-            {
-                "file": film.file,
-                "member": film.member,
-                "name": film.name,
-                "observations": scores,
-                **common_of(result),
-            }
-        )
+        file, member, name, _ = film
+        rows.append({"file": file, "member": member, "name": name, "observations": scores, **common_of(result)})
     return rows
 
 

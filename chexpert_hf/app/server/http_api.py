@@ -1,7 +1,6 @@
 """The HTTP API for programs: files in as multipart/form-data, JSON or PNG out; described at `/api/v1/docs`."""
 
 from importlib.resources import files as package_files
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,12 +11,11 @@ from jinja2 import Template
 from typing_extensions import TypedDict
 
 from chexpert_hf import DISCLAIMER
+from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import UnavailableError
 from chexpert_hf.errors import InputError, printable
-from chexpert_hf.files import sha256_of
-from chexpert_hf.models.identity import model_warnings
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 
@@ -46,9 +44,20 @@ class Maps(TypedDict):
     maps: dict[str, list[list[float]]]
 
 
-def add_api(app: FastAPI, classifier: CheXpertClassifier) -> None:
+def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> None:
     """Adds the API and its description to an application."""
-    router, model = APIRouter(prefix=PREFIX), _model(classifier)
+    router = APIRouter(prefix=PREFIX)
+    model = {
+        "name": names_of(classifier),
+        "observations": classifier.observations,
+        "operating_points": classifier.operating_points,
+        "input_size": facts.input_size,
+        "num_parameters": facts.num_parameters,
+        "has_gate": classifier.has_gate,
+        "warnings": facts.warnings,
+        "sha256": facts.sha256,
+        "disclaimer": DISCLAIMER,
+    }
 
     @router.post("/predict", response_model=list[Row])
     async def predict(
@@ -110,21 +119,6 @@ def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> 
         "probabilities": dict(result.probabilities) if isinstance(result, Prediction) else None,
         "positives": dict(result.positives) if isinstance(result, Prediction) else None,
         **common_of(result),
-    }
-
-
-def _model(classifier: CheXpertClassifier) -> dict[str, Any]:
-    models, size = [member.model for member in classifier.members], classifier.processor.size
-    return {
-        "name": names_of(classifier),
-        "observations": list(classifier.observations),
-        "operating_points": classifier.operating_points,
-        "input_size": (size["height"], size["width"]),
-        "num_parameters": sum(parameter.numel() for model in models for parameter in model.parameters()),
-        "has_gate": classifier.has_gate,
-        "warnings": list(model_warnings(models)),
-        "sha256": [sha256_of(Path(str(model.name_or_path)) / "model.safetensors") for model in models],
-        "disclaimer": DISCLAIMER,
     }
 
 

@@ -32,16 +32,16 @@ class _Request:
 
 
 class Scheduler(Generic[Source, Item, Result]):
-    """Prepares each request in a thread, and computes those that wait together in batches, the oldest first.
+    """Prepares each request in a thread, and computes waiting requests in batches, the oldest first.
 
-    A request that comes alone starts at once; nobody waits for a batch to fill up.
+    A single request starts at once; no request waits for a batch to fill up.
 
     Args:
-        prepare: Makes an item of what a caller gave; several threads call it at once.
+        prepare: Makes an item from a caller's source; several threads call it at once.
         compute: One function for each batch that may be computed at the same time.
         readers: Threads that prepare; `close` ends them.
         workers: As many threads as there are functions; `close` ends them.
-        batch_size: Largest batch. Requests that wait are divided among the functions.
+        batch_size: Largest batch. Waiting requests are divided among the functions.
         max_waiting: Requests without an answer, above which `submit` may refuse.
     """
 
@@ -60,8 +60,7 @@ class Scheduler(Generic[Source, Item, Result]):
         self._batch_size, self._max_waiting = batch_size, max_waiting
         self._lock = threading.Lock()
         self._waiting: deque[_Request] = deque()
-        self._num_open = 0
-        self._is_closed = False
+        self._num_open, self._is_closed = 0, False
 
     def submit(self, source: Source, kind: Hashable = None, *, may_refuse: bool = False) -> "Future[Result]":
         """Queues a request; only requests of equal kind share a batch.
@@ -92,8 +91,7 @@ class Scheduler(Generic[Source, Item, Result]):
         """Answers all who wait with UnavailableError, now; batches that are running are finished."""
         with self._lock:
             self._is_closed = True
-            waiting = [*self._waiting]
-            self._waiting.clear()
+            waiting, self._waiting = self._waiting, deque()
         for request in waiting:
             request.answer.set_exception(UnavailableError(STOPPING))
         self._readers.shutdown(wait=False)

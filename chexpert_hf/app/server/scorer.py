@@ -6,9 +6,8 @@ trial at the start finds that they do, as in PyTorch, every radiograph gets a ba
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 
 from chexpert_hf.app.server.scheduler import Compute, Scheduler
 from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
-from chexpert_hf.gate import Verdict
+from chexpert_hf.radiographs.archives import ArchiveMember, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, RadiographSource
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
 
@@ -26,14 +25,15 @@ _BATCH_SIZE = 8  # on all processors: 16 were no faster, and each waits for all
 _TRIAL_SIDE = 64
 _TRIAL_ROWS = 3
 
-_Item = tuple[Prepared, Verdict | None]
+
+Source: TypeAlias = RadiographSource | ArchiveMember
 
 
 class SharedClassifier(CheXpertClassifier):
     """A classifier that any number of threads may call; `close` ends its own threads.
 
     Args:
-        classifier: Computes the scores; not to be used by others meanwhile.
+        classifier: Computes the scores; nobody else may use it meanwhile.
         max_waiting: Radiographs without an answer, above which the scheduler may refuse more.
 
     Attributes:
@@ -50,8 +50,8 @@ class SharedClassifier(CheXpertClassifier):
             side_by_side = classifier.side_by_side()
             if len(side_by_side) > 1 and keeps_bits(classifier, side_by_side[0], (1, _TRIAL_ROWS)):
                 workers, batch_size = [*side_by_side], ROWS_SIDE_BY_SIDE
-        self.scheduler: Scheduler[RadiographSource, _Item, Prediction] = Scheduler(
-            self._read_and_judge,
+        self.scheduler: Scheduler[Source, Prepared, Prediction] = Scheduler(
+            self._read_and_prepare,
             [_compute_by(worker, classifier) for worker in workers],
             _pool(num_threads(), "read"),
             _pool(len(workers), "compute"),
@@ -61,7 +61,7 @@ class SharedClassifier(CheXpertClassifier):
 
     @property
     def operating_points(self) -> dict[str, float]:
-        """The wrapped classifier's operating points."""
+        """The operating points of the wrapped classifier."""
         return self._classifier.operating_points
 
     def read(self, source: RadiographSource) -> Radiograph:
@@ -79,7 +79,7 @@ class SharedClassifier(CheXpertClassifier):
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """Those of the wrapped classifier."""
+        """The workers of the wrapped classifier."""
         return self._classifier.side_by_side()
 
     def close(self) -> None:
@@ -107,9 +107,13 @@ class SharedClassifier(CheXpertClassifier):
                 result.name = ""
         return results
 
-    def _read_and_judge(self, source: RadiographSource) -> _Item:
-        prepared = self._classifier.prepare(self._classifier.read(source), for_gate=True)
-        return replace(prepared, gate_input=None), self._classifier.verdicts([prepared])[0]
+    def _read_and_prepare(self, source: Source) -> Prepared:
+        return self._classifier.prepare(self._classifier.read(content_of(source)), for_gate=True)
+
+
+def content_of(source: Source) -> RadiographSource:
+    """The bytes of a member of an archive; anything else as it is."""
+    return source_of(source) if isinstance(source, ArchiveMember) else source
 
 
 def _pool(count: int, name: str) -> ThreadPoolExecutor:
@@ -117,11 +121,10 @@ def _pool(count: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, name, partial(torch.set_num_threads, 1) if count > 1 else None)
 
 
-def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Compute[_Item, Prediction]:
-    def compute(items: Sequence[_Item], saliency: object, is_alone: bool) -> list[Prediction]:
-        images, classifier = [prepared for prepared, _ in items], alone if is_alone else worker
-        predictions = classifier.predict_prepared(images, saliency=bool(saliency), batch_size=len(images))
-        return [replace(one, gate=verdict) for one, (_, verdict) in zip(predictions, items, strict=True)]
+def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Compute[Prepared, Prediction]:
+    def compute(images: Sequence[Prepared], saliency: object, is_alone: bool) -> list[Prediction]:
+        classifier = alone if is_alone else worker
+        return list(classifier.predict_prepared(images, saliency=bool(saliency), batch_size=len(images)))
 
     return compute
 
@@ -134,8 +137,5 @@ def keeps_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes:
     pixels = np.random.default_rng(0).integers(0, 256, (max(sizes), _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
     images = [classifier.prepare(Image.fromarray(image)) for image in pixels]
     alone = [next(classifier.predict_prepared([image], batch_size=1)).probabilities for image in images[:_TRIAL_ROWS]]
-    for size in sizes:
-        together = [one.probabilities for one in other.predict_prepared(images[:size], batch_size=size)]
-        if together[:_TRIAL_ROWS] != alone[:size]:
-            return False
-    return True
+    scored = [(size, [*other.predict_prepared(images[:size], batch_size=size)]) for size in sizes]
+    return all([one.probabilities for one in rows][:_TRIAL_ROWS] == alone[:size] for size, rows in scored)

@@ -1,4 +1,4 @@
-"""The limits of requests, checked before Gradio or the HTTP API sees them: address, login, size and pace.
+"""The limits of requests, checked before Gradio or the HTTP API sees them: address, login, size and speed.
 
 Addresses are on an allow-list, since Gradio serves many that the page does not need: proxies, run history, recordings.
 Bodies are counted as they arrive, since the announced length need not be true.
@@ -30,7 +30,7 @@ class Limits:
     mcp_bytes: int = 40_000_000  # a call by MCP, which holds files as base64
     stall_seconds: float = 15  # without a byte
     upload_seconds: float = 300  # for a whole body
-    uploads: int = 300  # bodies on their way at once
+    uploads: int = 300  # bodies that are being received at once
     waiting: int = 256  # calls in Gradio's queue
 
 
@@ -48,10 +48,10 @@ _POST = re.compile(
 _SERVED = {"GET": _GET, "HEAD": _GET, "POST": _POST}
 _UPLOADS = ("/gradio_api/upload", f"{_API}predict", f"{_API}saliency")
 _ENDLESS = "/gradio_api/heartbeat/"  # open as long as a page is
-_DRAINED_BYTES, _DRAIN_SECONDS = 10_000_000, 0.5  # of the body of a refused request
-_NOT_KEPT = (_API, "/gradio_api/file=", "/gradio_api/queue/", "/gradio_api/call/", "/gradio_api/upload")
+_DRAINED_BYTES, _DRAIN_SECONDS = 10_000_000, 0.5  # most that is read of a refused body
+_NO_STORE = (_API, "/gradio_api/file=", "/gradio_api/queue/", "/gradio_api/call/", "/gradio_api/upload")
 
-# Gradio's page has scripts in its HTML, and runs the `js_on_load` of gr.HTML by `new Function`. Spaces frame it.
+# Gradio's page has inline scripts and runs the `js_on_load` of gr.HTML by `new Function`; Spaces show it in a frame.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -62,22 +62,22 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every answer, which restrict what browsers may do with the page."""
+"""Headers of every answer; they restrict the page in the browser."""
 
 
 class Shell:
-    """ASGI middleware that passes on what is within the limits, and answers the rest with one line.
+    """ASGI middleware that forwards requests within the limits, and answers others with a one-line error.
 
     Args:
         app: The application.
-        users: (user, password) of those who may use the HTTP API and MCP; open if empty. Gradio has its own login.
+        users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Why calls of the HTTP API and MCP are refused now, before their bodies are read; empty if they are not.
+        refusal: The reason why the HTTP API and MCP refuse calls now, before reading their bodies; empty if they don't.
 
     Attributes:
-        is_stopping: Set to refuse requests from then on.
-        num_open: Requests without an answer, except those that last as long as a page is open.
+        is_stopping: Set to refuse new requests.
+        num_open: Requests without an answer, except those that stay open as long as a page.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Shell:
                 has_begun = True
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                if path.startswith(_NOT_KEPT):
+                if path.startswith(_NO_STORE):
                     headers["Cache-Control"] = "no-store"
             await send(message)
 
@@ -124,9 +124,9 @@ class Shell:
             if scope["method"] == "POST" and refusal.status_code != 408 and not is_expecting:
                 await _drain(receive)
         except asyncio.CancelledError:
-            if not self.is_stopping:  # then uvicorn would log it with a traceback
+            if not self.is_stopping:  # while stopping, uvicorn would log it with a traceback
                 raise
-        except Exception as error:  # noqa: BLE001 - uvicorn would log it with a traceback, in which contents may be
+        except Exception as error:  # noqa: BLE001 - uvicorn would log a traceback, which may hold request contents
             print(f"A request failed: {type(error).__name__}", file=sys.stderr)
             answer = JSONResponse({"detail": INTERNAL}, 500)
         finally:
@@ -146,7 +146,7 @@ class Shell:
         needs_login = self._users and (is_mcp or path.startswith(_API)) and path != _HEALTH
         if needs_login and not is_authorized(headers.get("Authorization", ""), self._users):
             raise HTTPException(401, "Expected user and password.", {"WWW-Authenticate": "Basic"})
-        if is_mcp and method == "GET":  # an endless stream, for which a server without sessions has no use
+        if is_mcp and method == "GET":  # would open an endless stream, which a server without sessions never uses
             raise _refusal(405, "This method is not served here.")
         if method != "POST":
             await self._app(scope, receive, send)
@@ -194,7 +194,7 @@ class Shell:
 
 
 async def _drain(receive: Receive) -> None:
-    """Reads some of a body that is not wanted: a client that is still sending would see a reset, not the answer."""
+    """Reads part of a refused body: a client that is still sending would get a reset instead of the answer."""
     end, num_bytes = time.monotonic() + _DRAIN_SECONDS, 0
     while num_bytes < _DRAINED_BYTES and (seconds := end - time.monotonic()) > 0:
         try:
@@ -211,5 +211,5 @@ def _too_large(limit: int) -> HTTPException:
 
 
 def _refusal(status: int, reason: str) -> HTTPException:
-    # The rest of a large body is not read, so the connection is of no use any more.
+    # The rest of a large body is not read, so the connection cannot be reused.
     return HTTPException(status, reason, {"Connection": "close"} | ({"Retry-After": "5"} if status == 503 else {}))

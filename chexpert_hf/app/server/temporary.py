@@ -1,4 +1,4 @@
-"""A folder for uploads that only its owner may open, and in which nothing stays for long."""
+"""A folder for uploads that only its owner may open, and whose old files are deleted."""
 
 import os
 import shutil
@@ -9,20 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-KEEP_SECONDS = 600
-"""Age at which a file is deleted, whether its upload was finished or not."""
-
-SWEEP_SECONDS = 30
-"""Time between two sweeps."""
+KEEP_SECONDS = 600  # age at which a file is deleted, whether its upload was finished or not
+SWEEP_SECONDS = 30  # time between two sweeps
 
 _PREFIX = "chexpert-hf-"
 _OWNER_FILE = "owner.pid"
-_VARIABLE = "GRADIO_TEMP_DIR"
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables until the context ends."""
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder, mode 0700, that Gradio uses; it is swept regularly and deleted at the end.
+    """A new folder (mode 0700) for Gradio's files, whose old files are deleted regularly, and all at the end.
 
     Folders that killed servers of this user left behind are deleted at the start.
     """
@@ -31,18 +40,15 @@ def private_folder() -> Iterator[Path]:
     (folder / _OWNER_FILE).write_text(str(os.getpid()), encoding="ascii")
     uploads = folder / "uploads"
     uploads.mkdir(mode=0o700)
-    before = {name: os.environ[name] for name in [_VARIABLE] if name in os.environ}
-    os.environ[_VARIABLE] = str(uploads)
     stop = threading.Event()
     janitor = threading.Thread(target=_sweep_until, args=(stop, uploads), name="janitor", daemon=True)
     janitor.start()
     try:
-        yield uploads
+        with environment(GRADIO_TEMP_DIR=str(uploads)):
+            yield uploads
     finally:
         stop.set()
         janitor.join()
-        del os.environ[_VARIABLE]
-        os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -62,7 +68,7 @@ def remove_orphans(parent: Path) -> None:
         try:
             status = folder.lstat()
             owner = int((folder / _OWNER_FILE).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # somebody else's, or being made just now
+        except (OSError, ValueError):  # another user's, or being created
             continue
         if not folder.is_symlink() and status.st_uid == os.getuid() and not _is_running(owner):
             shutil.rmtree(folder, ignore_errors=True)

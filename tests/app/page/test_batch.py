@@ -15,11 +15,10 @@ from chexpert_hf.app.page.batch import (
     ListedFile,
     csv_of,
     find_items,
-    progress_html,
     score_items,
-    table_html,
     write_overlays,
 )
+from chexpert_hf.app.page.html import render
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.saliency import overlay
@@ -80,7 +79,7 @@ def test_files_of_operating_systems_and_dicom_without_an_image_have_no_row(
     assert [item.name for item in items] == ["mac.zip/scans/a.png"]
     (row,) = score_items(classifier, items, is_gated=True)
     assert row.error is None
-    html = table_html([row], classifier.operating_points, found.notes())
+    html = render("table.html", rows=[row], operating_points=classifier.operating_points, notes=found.notes())
     assert "DICOM files without an image (DICOMDIR, reports, presentation states) were skipped: 2." in html
     with pytest.raises(InputError, match=r"^Expected radiographs, got none\. DICOM files without an image .*: 1\.$"):
         find_items([("report.dcm", tmp_path / "report.dcm")], Found())
@@ -142,7 +141,7 @@ def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
 
 
 def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
-    html = table_html(rows, classifier.operating_points)
+    html = render("table.html", rows=rows, operating_points=classifier.operating_points, notes=[])
     assert "<b>" not in html.replace("<body>", "")
     assert "two.zip/b/&lt;b&gt;.png" in html
     assert [f'data-row="{number}"' in html for number in range(5)] == [True, True, True, False, True]
@@ -153,7 +152,7 @@ def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClass
 def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
     row = rows[0]
     assert row.prediction is not None
-    html = table_html([row], classifier.operating_points)
+    html = render("table.html", rows=[row], operating_points=classifier.operating_points, notes=[])
     assert html.count('class="is-above"') == sum(row.prediction.positives.values()) > 0
 
 
@@ -201,7 +200,7 @@ def test_names_in_archives_of_overlays_stay_below_them(
 
 
 def test_progress_says_how_far_it_is() -> None:
-    html = progress_html(3, 12, "Scored")
+    html = render("progress.html", done=3, total=12, what="Scored")
     assert 'aria-valuenow="3"' in html
     assert "width: 25.0%" in html
     assert "Scored: 3 of 12" in html

@@ -99,7 +99,7 @@ def test_upload_shows_all_scores_of_predict(page: Any, classifier: CheXpertClass
     shown = list(shown_scores(page).values())
     assert shown == sorted(shown, reverse=True)
     assert DISCLAIMER in page.inner_text(SINGLE)
-    assert "Not judged by this model: Pleural Other, Fracture." in page.inner_text(SINGLE)
+    assert "Not scored by this model: Pleural Other, Fracture." in page.inner_text(SINGLE)
     assert "IM0001" not in page.content()
     page.get_by_label("Clinical order").check()
     assert tuple(shown_scores(page)) == JUDGED == tuple(clinical_order(JUDGED))
@@ -151,7 +151,7 @@ def test_choices_redraw_without_asking_the_server(page: Any, phantom_png: bytes,
     assert page.locator(f"{SINGLE} .score[aria-pressed=true] .score-name").inner_text() == "Cardiomegaly"
     assert "empty map" in page.locator(f"{SINGLE} .thumbnail", has_text=EMPTY).inner_text()
     weak = heat_pixels(page)[..., 3].max()
-    page.get_by_label("Each map on a scale of its own").check()
+    page.get_by_label("Each map on its own scale").check()
     assert heat_pixels(page)[..., 3].max() >= 250 > weak
     page.locator("#single-opacity").fill("90")
     assert page.locator(f"{SINGLE} .heat").evaluate("heat => heat.style.opacity") == "0.9"

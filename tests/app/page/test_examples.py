@@ -64,7 +64,7 @@ def test_examples_say_whether_they_are_drawn_and_what_was_planted(folder: Path) 
     assert "<span>Radiograph one</span>" in html
     assert "<span>Drawing: Edema</span>" in html
     assert "sample radiograph of NEMA" in html
-    assert "Drawings show no patient" in html
+    assert "Drawings are synthetic and show no patient" in html
     assert "Drawings" not in examples_html([folder / "one.jpg"])
 
 

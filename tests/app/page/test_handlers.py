@@ -9,8 +9,8 @@ import gradio as gr
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.app.page.limits import MAX_VIEWS, SESSION_SECONDS
-from chexpert_hf.app.page.panel import Kept
+from chexpert_hf.app.page.panel import SESSION_SECONDS, Kept
+from chexpert_hf.app.page.tabs import MAX_VIEWS
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
 from tests.app.page.conftest import JUDGED

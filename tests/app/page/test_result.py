@@ -115,9 +115,9 @@ def test_names_are_escaped_in_scores(facts: ModelFacts) -> None:
 
 
 def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
-    assert "Not judged" not in about_html(facts, dict.fromkeys(OBSERVATIONS, 0.5))
+    assert "Not scored" not in about_html(facts, dict.fromkeys(OBSERVATIONS, 0.5))
     html = about_html(facts, dict.fromkeys(JUDGED, 0.5))
-    assert "Not judged by this model: Pleural Other, Fracture." in html
+    assert "Not scored by this model: Pleural Other, Fracture." in html
 
 
 def test_refusal_is_escaped_and_offers_to_score_anyway() -> None:
@@ -161,7 +161,7 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
     assert DISCLAIMER in html
     assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
-    assert f"Not judged by this model: {', '.join(NOT_JUDGED)}" in html
+    assert f"Not scored by this model: {', '.join(NOT_JUDGED)}" in html
     assert "View 2 has no scores: The PNG image is damaged" in html
     assert "View 5 has no scores: This does not look like a chest radiograph: it is &lt;blank&gt;." in html
     assert "Score them anyway" in html
@@ -283,7 +283,7 @@ def test_report_names_neither_file_nor_folder(classifier: CheXpertClassifier, fa
 
 
 def test_names_are_escaped_in_the_report(single: Study) -> None:
-    facts = ModelFacts("<b>model</b>", "w", 1, (8, 8), None)
+    facts = ModelFacts("<b>model</b>", ("w",), 1, (8, 8), None)
     points = dict.fromkeys(JUDGED, 0.5)
     (reading,) = single.views.values()
     object.__setattr__(reading.prediction, "gate", SimpleNamespace(messages=(REFUSAL,)))

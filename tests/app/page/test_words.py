@@ -62,7 +62,7 @@ def test_definition_belongs_to_its_observation(observation: str, word: str) -> N
 
 
 def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:
-    assert describe_map("Edema", 0.0) == "The map is empty: no place in this radiograph speaks for Edema."
+    assert describe_map("Edema", 0.0) == "The map is empty: nothing in this radiograph is evidence for Edema."
 
 
 @pytest.mark.parametrize(("peak", "share"), [(1e-6, "under 1 %"), (0.01, "1 %"), (0.345, "34 %"), (0.999, "99 %")])
@@ -101,7 +101,7 @@ def test_intervals_and_the_choice_of_the_checkpoint_are_those_of_the_model_folde
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))  # does not say
     html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
     assert (
-        "from the numbers of studies. The checkpoint was chosen on this split, so the figures are optimistic;" in html
+        "from the numbers of studies. The checkpoint was chosen on this split, so these metrics are optimistic;" in html
     )
 
 
@@ -124,12 +124,12 @@ def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: P
     low, high = newcombe_interval(0.9, 20, 80).low, newcombe_interval(0.9, 20, 80).high
     assert f"<td>0.900 ({low:.2f} to {high:.2f})</td><td>20 / 80</td>" in edema
     assert DEFINITIONS["Edema"] in edema
-    assert "too few to tell" in fracture
+    assert "too few studies" in fracture
     assert "too few" not in edema
     assert "not measured" in pneumonia
     assert '<td class="meaning"></td>' in hernia
     assert "phantoms &lt;1&gt;" in html
-    assert "Not judged by this model: No Finding, " in html
+    assert "Not scored by this model: No Finding, " in html
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"data": 3}', '{"split": "valid", "data": {"name": "a"}}'])
@@ -152,14 +152,14 @@ def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> 
 def test_name_and_warnings_are_those_in_the_config_wherever_the_folder_lies(folder: Path, tmp_path: Path) -> None:
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     assert (facts.name, facts.warnings) == (None, ())
-    assert "<p>This model judges chest radiographs for 14 observations" in header_html(facts, 14)
+    assert "<p>This model scores chest radiographs for 14 observations" in header_html(facts, 14)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = config | {"model_name": "lungs <1>", "warnings": ["Trained on drawings.", "Not for patients."]}
     (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "model")
     facts = facts_of(CheXpertClassifier.from_pretrained(moved))
     assert (facts.name, facts.warnings) == ("lungs <1>", ("Trained on drawings.", "Not for patients."))
-    assert "The model lungs &lt;1&gt; judges chest" in header_html(facts, 14)
+    assert "The model lungs &lt;1&gt; scores chest" in header_html(facts, 14)
     for html in (header_html(facts, 14), about_html(facts, {"Edema": 0.5})):
         assert "Trained on drawings. Not for patients." in html
 
@@ -189,20 +189,20 @@ def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
     record = {**EVALUATION, "data": {"name": "d"}, "mean_over": [], "mean_auroc": None}
     (folder / "evaluation.json").write_text(json.dumps(record))
     line = facts_of(CheXpertClassifier.from_pretrained(folder)).metrics_line
-    assert line == "Trained on d. Its valid split could judge no observation well enough for a figure."
+    assert line == "Trained on d. Its valid split is too small to evaluate any observation."
 
 
 def test_names_of_models_are_escaped() -> None:
-    facts = ModelFacts("<b>x</b>", "<i>", 1, (8, 8), None)
+    facts = ModelFacts("<b>x</b>", ("<i>",), 1, (8, 8), None)
     html = header_html(facts, 1) + about_html(facts, {"<u>": 0.5})
     assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
-    assert "1 observation at once" in html
+    assert "1 observation, and maps" in html
 
 
 def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path: Path) -> None:
     copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
     html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
-    assert "The model nih judges chest radiographs for 5 observations" in html
+    assert "The model nih scores chest radiographs for 5 observations" in html
     assert "not a clinical model." in html
 
 

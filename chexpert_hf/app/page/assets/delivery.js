@@ -1,4 +1,4 @@
-// Hands a file that the server made to the browser's downloads, without it being written to the server's disk.
+// Downloads a file that the server sent in the page, without writing it to the server's disk.
 
 watch("value", () => {
   const link = element.querySelector("[data-file]");

@@ -1,4 +1,4 @@
-// The table of many radiographs: sorting by any column, and a button per row that opens it. `batch_html.py` makes it.
+// The table of many radiographs: sorting by any column, and a button per row that opens it. `templates/table.html` makes it.
 
 element.addEventListener("click", (event) => {
   const target = event.target.closest("button");

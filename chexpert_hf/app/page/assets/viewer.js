@@ -1,5 +1,5 @@
-// The viewer: draws maps over radiographs. `result.py` makes the HTML and the data; nothing here asks the server for
-// anything, but for the buttons that trigger "report", "activations" and "override".
+// The viewer: draws maps over radiographs. `result.py` makes the HTML and the data. Only the buttons that trigger
+// "report", "activations" and "override" send requests.
 
 const THUMBNAIL = 132; // pixels across, for about 110 on the page
 const HEAT = 640; // pixels of the longer side of the enlarged map
@@ -32,7 +32,7 @@ function start() {
   data.views.forEach((item, place) => {
     const image = new Image();
     image.onload = () => {
-      if (!data || data.id !== id) return; // another study came meanwhile
+      if (!data || data.id !== id) return; // another study has replaced this one
       images[place] = image;
       drawViewButton(place);
       if (place === view) drawGallery();
