@@ -126,10 +126,10 @@ def demo(
         from chexpert_hf.app.demo import launch
     from chexpert_hf.app.page.examples import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
-    from chexpert_hf.publishing.spaces import template_folder
+    from chexpert_hf.publishing.card import project_path
 
     classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
-    examples = find_examples(template_folder() / "examples", classifier)
+    examples = find_examples(project_path("space") / "examples", classifier)
     launch(classifier, examples, host=host, port=port, auth=users, mcp=mcp)
 
 

@@ -14,17 +14,16 @@ from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, DENSENET_CITATION, Terms, labels_name
 
-_TEMPLATE = "model_card.md"
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
+_TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
+
 MODEL_FIELDS = ("init", "teacher", "distillation_models", "calibration_models")
 """Fields of a recipe that name models, as paths or repositories."""
-
-_TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
 
 
 def render_card(
@@ -41,11 +40,11 @@ def render_card(
 
     Args:
         name: Name of the model.
-        model: Gives observations, policies and operating points.
+        model: Its config gives observations, policies and operating points.
         terms: Of the training data, or `ImportedFrom`.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
-        record: See `measured.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the
+        record: See `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the
             numbers of `images`, `studies` and `patients`, and if they are known of `positives` by observation.
         best_step: Optimizer step of the checkpoint that was kept.
 
@@ -65,7 +64,7 @@ def render_card(
     entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
     cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
-    text = _card_template().render(
+    text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
@@ -83,10 +82,10 @@ def render_card(
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
 
 
-def _card_template() -> jinja2.Template:
-    """The card's template: beside this module once installed, at the top of the project in a checkout."""
-    installed = Path(__file__).with_name(_TEMPLATE)
-    return read_template(installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE)
+def project_path(name: str) -> Path:
+    """A file or folder of the project: beside this module once installed, at the top of the project in a checkout."""
+    installed = Path(__file__).with_name(name)
+    return installed if installed.exists() else Path(__file__).parents[2] / name
 
 
 def read_template(path: Path) -> jinja2.Template:
@@ -106,7 +105,7 @@ def _estimate(value: float, low: float | None, high: float | None) -> str:
 
 def _section(name: str, **values: Any) -> str:
     """A block of the template on its own, which ends in an empty line; empty if it has no content."""
-    template = _card_template()
+    template = read_template(project_path("model_card.md"))
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 
@@ -115,11 +114,10 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
     """The model-index: the mean AUROC, and that of each observation with enough studies."""
     if not record["mean_over"]:
         return []
-    values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]} | {
-        f"AUROC per study, {entry['observation']}": entry["auroc"]
-        for entry in record["observations"]
-        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS
-    }
+    values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]}
+    for entry in record["observations"]:
+        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS:
+            values[f"AUROC per study, {entry['observation']}"] = entry["auroc"]
     return [
         EvalResult(
             task_type="image-classification",
@@ -141,11 +139,10 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]
-    return Path(value).name if value and _is_local(value) else value
-
-
-def _is_local(value: str) -> bool:
-    return value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    if not value:
+        return value
+    is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    return Path(value).name if is_local else value
 
 
 def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:

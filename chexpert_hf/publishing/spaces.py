@@ -18,22 +18,17 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty, write_json, write_text
 from chexpert_hf.models.repositories import expect_repo_id, hub_errors
+from chexpert_hf.publishing.card import project_path
 from chexpert_hf.publishing.publish import Listing, Published, listing, send_folder, stage_model
 
 _MODEL_FILE = "model.json"  # names the repository and the commit whose model the Space serves
 _TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
-_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib")
+_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib", ".yaml")
 # Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
 _NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
 _OURS = ("README.md", "app.py", "requirements.txt", _MODEL_FILE)
 _OUR_FOLDERS = ("chexpert_hf", "examples", "model")
 _SHA = re.compile(r"[0-9a-f]{40}")
-
-
-def template_folder() -> Path:
-    """The files of a Space: beside this module once installed, at the top of the project in a checkout."""
-    installed = Path(__file__).with_name("space")
-    return installed if installed.exists() else Path(__file__).parents[2] / "space"
 
 
 def stage_space(
@@ -55,7 +50,7 @@ def stage_space(
         if not _SHA.fullmatch(revision):
             with hub_errors(model, is_upload=False):
                 revision = str((api or HfApi()).model_info(model, revision=revision).sha)
-    template, home = template_folder(), Path(chexpert_hf.__file__).parent
+    template, home = project_path("space"), Path(chexpert_hf.__file__).parent
     copies = {path: path.relative_to(template) for pattern in _TEMPLATE_FILES for path in template.glob(pattern)}
     for path in home.rglob("*"):
         inside = path.relative_to(home)
