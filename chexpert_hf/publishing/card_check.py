@@ -1,4 +1,4 @@
-"""Problems of a model card: missing parts, empty fields, placeholders that nobody filled in."""
+"""Problems of a model card: missing parts, empty fields, placeholders that were not filled in."""
 
 import re
 from itertools import zip_longest
@@ -8,7 +8,7 @@ import yaml
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _REQUIRED_FIELDS = ("license", "library_name", "pipeline_tag", "tags")
-_REQUIRED_SECTIONS = (
+_REQUIRED_SECTIONS = [
     "Intended use",
     "How to use",
     "Evaluation",
@@ -17,7 +17,7 @@ _REQUIRED_SECTIONS = (
     "Limits",
     "Licence",
     "Citation",
-)
+]
 _WARNING = "not a medical device"
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _PLACEHOLDERS = re.compile(
@@ -86,16 +86,12 @@ def _section_problems(body: str) -> list[str]:
 
 def _text_problems(body: str) -> list[str]:
     plain = _FENCE.sub("", body)
+    text_lines = plain.split("\n")
     lines = [
-        message.format(line=_line_at(plain, found.start()))
+        message.format(line=text_lines[plain.count("\n", 0, found.start())].strip()[:100])
         for pattern, message in _TEXT_PROBLEMS
         for found in pattern.finditer(plain)
     ]
     if any(not "".join(found[0].splitlines()[1:-1]).strip() for found in _FENCE.finditer(body)):
         lines.append("a block of code is empty")
     return list(dict.fromkeys(lines))
-
-
-def _line_at(text: str, position: int) -> str:
-    start, end = text.rfind("\n", 0, position) + 1, text.find("\n", position)
-    return text[start : end if end != -1 else len(text)].strip()[:100]
