@@ -26,9 +26,8 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure speed, memory and exactness of each runtime on this machine."""
-    from chexpert_hf.bench.contenders import runtime_specs
+    from chexpert_hf.bench.contenders import machine, radiographs, runtime_specs, untrained_model
     from chexpert_hf.bench.measure import as_table, run_benchmark
-    from chexpert_hf.bench.subjects import machine, radiographs, untrained_model
 
     quiet_transformers()
     with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
