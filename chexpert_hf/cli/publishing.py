@@ -1,5 +1,6 @@
 """A model for others: check, push, space."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,7 @@ def check(
     if accept:
         write_checksums(folder)
     report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
-    show(report.to_dict(), report.as_table(), as_json)
+    show({"is_ok": report.is_ok, **asdict(report)}, report.as_table(), as_json)
     if not report.is_ok:
         raise Exit(1)
 
@@ -90,8 +91,7 @@ def space(
     as_json: options.AsJson = False,
 ) -> None:
     """Make a Gradio Space of the page around a model, or bring it up to date."""
-    from chexpert_hf.publishing.publish import Published
-    from chexpert_hf.publishing.spaces import push_space, stage_space
+    from chexpert_hf.publishing.publish import Published, push_space, stage_space
 
     model = str(resolve_model(model))
     if dry_run is not None:
@@ -105,4 +105,4 @@ def _show(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> 
     lines = [f"{size:>12,}  {name}" for name, size in done.files]
     lines.append(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
     lines.append(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
-    show(done.to_dict(), "\n".join(lines), as_json)
+    show(asdict(done), "\n".join(lines), as_json)

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, RUN_FOLDERS
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -25,7 +25,7 @@ PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", Runtime
 
 # Largest difference of a probability from `reference.json`, by the precision of the computation.
 _BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
-# OpenVINO's `.bin` in `openvino/` holds numbers only; a model folder's lists have its name.
+# Not OpenVINO's `.bin`: exported graphs are known files of a model folder.
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
 _DANGEROUS = {
     _PICKLES: "may run code when read, and belongs to no model folder",
@@ -44,7 +44,7 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The results of all checks of a folder, in the order in which they were made."""
+    """The results of all checks of a folder, in their order."""
 
     folder: str
     lines: list[CheckLine]
@@ -53,10 +53,6 @@ class CheckReport:
     def is_ok(self) -> bool:
         """True if nothing failed."""
         return all(line.result != FAILED for line in self.lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {"is_ok": self.is_ok, **asdict(self)}
 
     def as_table(self) -> str:
         """One aligned line per check."""
@@ -176,9 +172,8 @@ def _scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
     worst = max(found, key=lambda name: abs(found[name] - expected[name]))
     difference = abs(found[worst] - expected[worst])
     if not difference <= bound:
-        raise InputError(
-            f"{worst} scores {found[worst]:.4f}, and {expected[worst]:.4f} when it was saved ({bound:g} allowed)"
-        )
+        saved = f"{expected[worst]:.4f} when it was saved ({bound:g} allowed)"
+        raise InputError(f"{worst} scores {found[worst]:.4f}, and {saved}")
     return f"within {difference:.1g} of {REFERENCE_FILE} (allowed {bound:g})"
 
 
@@ -190,9 +185,8 @@ def _graph(folder: Path, runtime: RuntimeName, precision: Precision) -> str | No
 
 def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
     """The phantom of `reference.json` as this version draws it, and the scores that the model gave for it."""
-    path = folder / REFERENCE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
         image = render_phantom(**content["phantom"]).image
         expected = {str(name): float(value) for name, value in content["probabilities"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
