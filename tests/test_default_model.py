@@ -22,7 +22,7 @@ from chexpert_hf.evaluation.metrics import observation_metrics, split_labels
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.models.model_files import CODE_FILES, differences, missing_files
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.check import check_folder
 from chexpert_hf.publishing.model_folder import REFERENCE_PHANTOM
 from chexpert_hf.publishing.publish import stage_model

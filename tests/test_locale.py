@@ -51,5 +51,5 @@ def test_what_the_locale_cannot_express_is_one_line_that_names_the_variable_that
     done = run(radiographs, "evaluate", "größe", "--model", tiny_folder)
     assert done.returncode == 2
     *_, line = done.stderr.decode("ascii").splitlines()
-    assert line.startswith("Error: a name holds '\\udcc3")
+    assert line.startswith("Error: a file name holds '\\udcc3")
     assert line.endswith("(ascii) cannot express; set the environment variable PYTHONUTF8=1.")

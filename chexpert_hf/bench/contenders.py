@@ -1,20 +1,33 @@
-"""The contenders of `bench`: this package in each runtime and precision."""
+"""The contenders of `bench`, this package in each runtime and precision; their model and radiographs."""
 
+import os
+import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from chexpert_hf.bench.measure import Contender, Spec
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.errors import InputError
 from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, score_files
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.radiographs.archives import ArchiveMember
+from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.graphs.sample_images import phantoms
+
+_DISTINCT = 32  # phantoms that are drawn; more files are copies of them
 
 
 class RuntimeContender(Contender):
@@ -44,13 +57,13 @@ class RuntimeContender(Contender):
         for worker in self.workers:
             free.put(worker)
 
-        def pass_through(part: Tensor) -> None:
+        def forward_part(part: Tensor) -> None:
             worker = free.get()
             worker.runtime(part, saliency=self.saliency)
             free.put(worker)
 
         with ThreadPoolExecutor(len(self.workers)) as pool:
-            list(pool.map(pass_through, self._pixel_values.split(ROWS_SIDE_BY_SIDE) * times))
+            list(pool.map(forward_part, self._pixel_values.split(ROWS_SIDE_BY_SIDE) * times))
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
@@ -80,3 +93,48 @@ def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
         for with_maps in ([False, True] if saliency else [False])
         if is_available
     ]
+
+
+def untrained_model(folder: Path, image_size: int) -> Path:
+    """A DenseNet121 with random weights as a model folder, with statistics from a few phantoms.
+
+    Without these the activations of an untrained network grow from layer to layer, and so do rounding errors.
+    """
+    torch.manual_seed(0)
+    model = CheXpertForImageClassification(CheXpertConfig()).train()
+    processor = CheXpertImageProcessor(size={"height": image_size, "width": image_size})
+    pixel_values = processor(phantoms(8, seed=0), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        for _ in range(8):
+            model(pixel_values)
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
+    """Paths of radiographs: those of a folder, or phantoms as JPEGs of 390 pixels."""
+    if folder is not None:
+        files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]
+        if not files:
+            raise InputError(f"{folder} holds no radiographs but in archives; expected files.")
+        return [str(file) for file in files[:limit]]
+    scratch.mkdir()
+    drawn = [image.resize((390, 390), Image.Resampling.BILINEAR) for image in phantoms(min(limit, _DISTINCT), seed=0)]
+    paths = [scratch / f"{number:05d}.jpg" for number in range(limit)]
+    for path, image in zip(paths, cycle(drawn), strict=False):
+        image.save(path, quality=90)
+    return [str(path) for path in paths]
+
+
+def machine() -> str:
+    """Processor, cores and versions in a line."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        models = [platform.processor()]
+    processor = next(filter(None, models), platform.machine())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -27,27 +28,27 @@ _UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024  # bytes on macOS
 
 
 class Contender(ABC):
-    """A way of scoring radiographs that is timed; `batch_size` images go through the network at once."""
+    """A way of scoring radiographs that is timed; a batch has `batch_size` images."""
 
     batch_size: int
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """From files to probabilities `(num_images, num_labels)`; None where they cannot be compared."""
+        """The probabilities `(num_images, num_labels)` of files; None where they cannot be compared."""
 
     @abstractmethod
     def forward(self, count: int) -> None:
-        """The network alone, on one batch of `count` images in memory."""
+        """Run the network alone, on one batch of `count` images in memory."""
 
     def forward_batches(self, times: int) -> None:
-        """The network alone, on so many full batches, as it computes them in `score`."""
+        """Run the network alone on full batches, as `score` does."""
         for _ in range(times):
             self.forward(self.batch_size)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A contender by name, and how its process makes it: `make` can be pickled."""
+    """A contender's name, and the function that makes it in its process and can be pickled."""
 
     name: str
     make: Callable[[], Contender]
@@ -75,12 +76,12 @@ class Figures:
 
 
 class _Process:
-    """A contender in its process, which keeps it in `_loaded`."""
+    """A contender in a process of its own, which keeps it in `_loaded`."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
         # Spawned: a forked process would share the memory of this one.
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence)
+        self.pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence))
         self.ask(_load, spec.make)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -89,7 +90,7 @@ class _Process:
             return None
         try:
             return self.pool.submit(_call, function, *arguments).result()
-        except RuntimeError as error:  # `_call`'s, or that of a process that has died
+        except RuntimeError as error:  # from `_call`, or because the process has died
             self.figures.failure = first_line(error)
             return None
 
@@ -107,14 +108,14 @@ _loaded: list[Contender] = []
 
 
 def _silence() -> None:
-    """Discards the output of libraries, which would stand among the results."""
+    """Discards the output of libraries, which would be mixed with the results."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function; every error becomes one that can be pickled."""
+    """Call a function; errors become ones that can be pickled."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -122,10 +123,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _load(make: Callable[[], Contender]) -> None:
-    contender = make()
-    contender.forward_batches(1)
-    contender.forward(1)
-    _loaded.append(contender)
+    _loaded.append(make())
+    _loaded[0].forward_batches(1)
+    _loaded[0].forward(1)
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
@@ -147,22 +147,23 @@ def _peak_mebibytes() -> float | None:
 def run_benchmark(
     specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
 ) -> list[Figures]:
-    """Measures all contenders on radiographs.
+    """Measures all contenders on radiographs, and reports progress by `say`.
 
-    Args:
-        specs: The contenders.
-        paths: Radiographs; each round scores all of them.
-        rounds: In each, every contender has its turn, in an order that is reversed each time.
-        say: Takes lines about the progress.
+    In each round every contender scores all of `paths`, in an order that is reversed each time.
     """
-    processes: list[_Process] = []
-    try:
+    with ExitStack() as stack:
+        processes = []
         for spec in specs:  # one after the other: loading and converting take all cores
-            process = _Process(spec)
+            process = _Process(spec, stack)
             processes.append(process)
             title, failure = process.figures.title, process.figures.failure
             say(f"{title} does not take part: {failure}" if failure else f"Loaded {title}.")
-        _compare_scores(processes, paths[:_COMPARED_FILES])
+        # Every contender scores the same files, which also warms up its reading.
+        answers = [(process.figures, process.ask(_timed, "score", paths[:_COMPARED_FILES])) for process in processes]
+        scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
+        reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
+        for figures, values in scores if reference is not None else ():
+            figures.difference = float(np.abs(values - reference).max())
         for number in range(rounds):
             start = time.perf_counter()
             for process in processes if number % 2 == 0 else reversed(processes):
@@ -170,23 +171,11 @@ def run_benchmark(
             say(f"Round {number + 1} of {rounds} took {time.perf_counter() - start:.0f} s.")
         for process in processes:
             process.figures.mebibytes = process.ask(_peak_mebibytes)
-    finally:
-        for process in processes:
-            process.pool.shutdown()
     return [process.figures for process in processes]
 
 
-def _compare_scores(processes: Sequence[_Process], paths: Sequence[str]) -> None:
-    """Every contender scores the same files, which also warms up its reading."""
-    answers = [(process.figures, process.ask(_timed, "score", paths)) for process in processes]
-    scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
-    reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
-    for figures, values in scores if reference is not None else ():
-        figures.difference = float(np.abs(values - reference).max())
-
-
 def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
-    """A line per contender: medians over the rounds with the lowest and the highest, and ratios to the baseline."""
+    """A table of the contenders: medians over the rounds, their range, and ratios to the baseline."""
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
     from chexpert_hf.evaluation.tables import aligned  # not by the measured processes
 
@@ -197,18 +186,10 @@ def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
             cells.append([item.title, f"did not take part: {item.failure or 'no rounds'}"])
             continue
         p50, p95 = (float(np.percentile(item.latencies, q)) * 1000 for q in (50, 95))
-        rates = [
-            f"{median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in (item.end_to_end, item.model_only)
-        ]
-        cells.append(
-            [
-                item.title,
-                rates[0],
-                *([f"{median(item.end_to_end) / median(base):.2f}"] if base else []),
-                rates[1],
-                f"{p50:.0f}, {p95:.0f} ms",
-                "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB",
-                "" if item.difference is None else f"{item.difference:.1e}",
-            ]
-        )
+        both = (item.end_to_end, item.model_only)
+        files, alone = (f"{median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})" for rates in both)
+        ratio = [f"{median(item.end_to_end) / median(base):.2f}"] if base else []
+        memory = "" if item.mebibytes is None else f"{item.mebibytes:,.0f} MiB"
+        difference = "" if item.difference is None else f"{item.difference:.1e}"
+        cells.append([item.title, files, *ratio, alone, f"{p50:.0f}, {p95:.0f} ms", memory, difference])
     return aligned(cells, right=range(1, len(cells[0]) - 1))

@@ -1,10 +1,8 @@
 """The command line: one thin command per capability. Heavy imports happen inside the commands."""
 
 from chexpert_hf.cli import (  # noqa: F401 - each adds its commands to the application
-    benchmarking,
     converting,
     evaluating,
-    gating,
     localizing,
     predicting,
     publishing,

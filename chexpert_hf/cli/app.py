@@ -2,22 +2,21 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from tqdm import tqdm
 from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import DISCLAIMER, __version__
-from chexpert_hf.cli.options import Split
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     import datasets
-    from tqdm import tqdm
 
     from chexpert_hf.datasets.reference import Reference
     from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -30,6 +29,9 @@ app = Typer(
     pretty_exceptions_enable=False,
 )
 
+say = partial(echo, err=True)
+"""Prints one line on standard error."""
+
 
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit code 2. Output is UTF-8 in any locale."""
@@ -39,18 +41,18 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        # The last line, for what a data loader's worker raised comes with the worker's traceback in front.
-        echo(f"Error: {str(error).strip().splitlines()[-1]}", err=True)
+        # The last line, because an error from a data loader's worker starts with the worker's traceback.
+        say(f"Error: {str(error).strip().splitlines()[-1]}")
         sys.exit(2)
     except UnicodeEncodeError as error:
-        echo(
-            f"Error: a name holds {error.object[error.start : error.end]!a:.40}, which the locale's encoding for names "
-            f"of files ({sys.getfilesystemencoding()}) cannot express; set the environment variable PYTHONUTF8=1.",
-            err=True,
+        name, encoding = error.object[error.start : error.end], sys.getfilesystemencoding()
+        say(
+            f"Error: a file name holds {name!a:.40}, which the locale's encoding for file names ({encoding}) cannot "
+            "express; set the environment variable PYTHONUTF8=1."
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        echo("Interrupted.", err=True)
+        say("Interrupted.")
         sys.exit(130)
 
 
@@ -63,33 +65,32 @@ def show_version(
         raise Exit
 
 
-def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
-    """Loads models, by default in PyTorch and float32, as evaluations need them, and shows their warnings."""
+def load_classifier(
+    models: Sequence[str], runtime: str | None = None, precision: str | None = None
+) -> "CheXpertClassifier":
+    """Loads models and shows their warnings.
+
+    Without a runtime they compute in PyTorch and float32, as evaluations need it; a runtime that is given is reported.
+    """
     from chexpert_hf.models.identity import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-    quiet_transformers()
+    hide_bars()
     if list(models) == [str(DEFAULT_MODEL)]:
-        echo(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}", err=True)
-    classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime, precision=precision)
+        say(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}")
+    classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime or "torch", precision=precision or "fp32")
     for warning in model_warnings(member.model for member in classifier.members):
-        echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}")
+    for reason in dict.fromkeys(member.runtime.reason for member in classifier.members) if runtime else ():
+        say(f"Computing with {reason}")
     return classifier
 
 
-def load_fast_classifier(models: Sequence[str], runtime: str, precision: str) -> "CheXpertClassifier":
-    """Loads models to score with, and reports their runtime."""
-    classifier = load_classifier(models, runtime, precision)
-    for reason in dict.fromkeys(member.runtime.reason for member in classifier.members):
-        echo(f"Computing with {reason}", err=True)
-    return classifier
-
-
-def load_split(data: Path, split: Split, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
-    """Loads one split of a CheXpert folder; `options` are those of `load_dataset`."""
+def load_split(data: Path, split: str, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
+    """Loads one split of a data set; `options` are those of `load_dataset`."""
     from chexpert_hf.datasets.loading import load_dataset
 
-    return load_dataset(data, splits=[split], observations=observations, say=say_on_stderr, **options)[split]
+    return load_dataset(data, splits=[split], observations=observations, say=say, **options)[split]
 
 
 def load_reference(
@@ -100,20 +101,13 @@ def load_reference(
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
     """Loads the second reference standard, where one is given."""
-    if file is None:
-        if mapping or name or against:
-            raise InputError(
-                "--reference-map, --reference-against and --reference-name need --reference, the CSV file."
-            )
-        return None
-    from chexpert_hf.datasets.reference import read_reference
+    if file is not None:
+        from chexpert_hf.datasets.reference import read_reference
 
-    return read_reference(file, observations, mapping=mapping or (), against=against or (), name=name)
-
-
-def say_on_stderr(line: str) -> None:
-    """Prints one line on standard error."""
-    echo(line, err=True)
+        return read_reference(file, observations, mapping=mapping or (), against=against or (), name=name)
+    if mapping or name or against:
+        raise InputError("--reference-map, --reference-against and --reference-name need --reference, the CSV file.")
+    return None
 
 
 def show(result: Any, text: str, as_json: bool) -> None:
@@ -121,17 +115,13 @@ def show(result: Any, text: str, as_json: bool) -> None:
     echo(json.dumps(result) if as_json else text)
 
 
-def quiet_transformers() -> None:
-    """Shows no progress bar for each file of weights that is read or written."""
+def hide_bars() -> None:
+    """Hides the progress bars that transformers shows for each file of weights."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
-@contextmanager
-def progress_bar(total: int, unit: str) -> "Iterator[tqdm]":
-    """A progress bar on standard error, if that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False) as bar:
-        yield bar
+def progress_bar(total: int, unit: str) -> tqdm:
+    """A progress bar on standard error, if that is a terminal; a context manager."""
+    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)

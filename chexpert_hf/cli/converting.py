@@ -1,41 +1,42 @@
-"""A model from and for other libraries and runtimes: import, export."""
+"""Models for other libraries and runtimes: import, export, bench."""
 
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, quiet_transformers, say_on_stderr, show
+from chexpert_hf.cli.app import app, hide_bars, say, show
+from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     from chexpert_hf.scoring.graphs.export import ExportedGraph
 
+_SOURCES = (
+    "torchvision (ImageNet, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, -pc, -mimic_nb, "
+    "-mimic_ch, -rsna), stanford:FILE, student:FILE or timm:FILE_OR_FOLDER."
+)
+_FORMAT = "Write a folder for this library instead: timm's is loaded without remote code; needs --output."
+_PRECISION = "Number format of the weights; with int8 the convolutions compute in it, too."
+_CALIBRATION = "For int8: a CheXpert folder, or any folder of radiographs. \\[phantoms]"
+_LABELS = "Names of the outputs, in their order, where the source does not say; an empty name drops one."
+
 
 @app.command("import")
 def import_weights(
-    source: Annotated[
-        str,
-        Argument(
-            help="torchvision (ImageNet, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, "
-            "-pc, -mimic_nb, -mimic_ch, -rsna), stanford:FILE, student:FILE or timm:FILE_OR_FOLDER."
-        ),
-    ],
+    source: Annotated[str, Argument(help=_SOURCES)],
     output: Annotated[Path, Argument(metavar="OUT", help="New or empty folder for the model.")],
-    file: Annotated[
-        Path | None, Option(help="The weights, where SOURCE does not name them: nothing is downloaded then.")
-    ] = None,
-    labels: Annotated[
-        str | None,
-        Option(help="What the outputs are, in their order, where the source does not say; an empty name drops one."),
-    ] = None,
+    file: Annotated[Path | None, Option(help="The weights, where SOURCE names no file; nothing is downloaded.")] = None,
+    labels: Annotated[str | None, Option(help=_LABELS)] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a model folder of weights that others trained. Nothing that a file of theirs holds is run."""
+    """Make a model folder of weights that others trained. No code in their files is run."""
     from chexpert_hf.formats.imports import import_model
 
-    quiet_transformers()
+    hide_bars()
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     model = import_model(source, output, file=file, labels=names)
     observations, points = model.config.observations, model.config.operating_points or {}
@@ -48,23 +49,14 @@ def import_weights(
 def export(
     model: Annotated[str, Argument(help="Model folder, or repository id on the Hub.")],
     runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Write a graph for it.")] = None,
-    library: Annotated[
-        Literal["timm", "torchxrayvision"] | None,
-        Option("--format", help="Write a folder for it instead: timm is loaded without remote code; needs --output."),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8"], Option(help="Of its weights; int8 also of its convolutions.")
-    ] = "fp32",
-    calibration: Annotated[
-        Path | None, Option(help="For int8: a CheXpert folder, or any folder of radiographs. \\[phantoms]")
-    ] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for a complete copy with the graph. [MODEL itself]")
-    ] = None,
+    library: Annotated[Literal["timm", "torchxrayvision"] | None, Option("--format", help=_FORMAT)] = None,
+    precision: Annotated[Literal["fp32", "fp16", "int8"], Option(help=_PRECISION)] = "fp32",
+    calibration: Annotated[Path | None, Option(help=_CALIBRATION)] = None,
+    output: Annotated[Path | None, options.output("Folder for a complete copy with the graph. [MODEL itself]")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Export a model for a runtime, compared with PyTorch before it is kept, or for another library."""
-    quiet_transformers()
+    hide_bars()
     if library is not None:
         if runtime is not None or calibration is not None or precision != "fp32" or output is None:
             raise InputError("--format takes --output FOLDER and neither --runtime, --precision nor --calibration.")
@@ -80,7 +72,7 @@ def export(
     from chexpert_hf.scoring.graphs.export import export_model
 
     exported = export_model(
-        model, runtime, precision, output=output, calibration=calibration, say=lambda line: say_on_stderr(f"{line} ...")
+        model, runtime, precision, output=output, calibration=calibration, say=lambda line: say(f"{line} ...")
     )
     show(exported.to_dict(), _summary(exported), as_json)
 
@@ -101,3 +93,36 @@ def _summary(exported: "ExportedGraph") -> str:
     if record.calibration:
         lines.insert(1, f"Quantised on {record.calibration['num_images']} images: {record.calibration['data']}.")
     return "\n".join(lines)
+
+
+@app.command()
+def bench(
+    model: Annotated[Path | None, Argument(help="Model folder; an untrained DenseNet121 if none.")] = None,
+    images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
+    limit: Annotated[int, Option(min=8, help="Largest number of radiographs.")] = 256,
+    image_size: Annotated[int, Option(min=32, help="Image size of the untrained model, in pixels.")] = 224,
+    batch_size: Annotated[int, Option(min=1, help="Images in a forward pass.")] = 8,
+    rounds: Annotated[int, Option(min=1, help="How often each runtime is measured.")] = 3,
+    saliency: Annotated[bool, Option("--saliency", help="Measure each runtime with all maps, too.")] = False,
+    only: Annotated[str | None, Option(help="Runtimes whose name has one of these: 'openvino,torch bf16'.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure speed, memory and exactness of each runtime on this machine."""
+    from chexpert_hf.bench.contenders import machine, radiographs, runtime_specs, untrained_model
+    from chexpert_hf.bench.measure import as_table, run_benchmark
+
+    hide_bars()
+    with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
+        folder = Path(resolve_model(model)) if model else untrained_model(Path(scratch) / "model", image_size)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no config.json; expected a model folder.")
+        paths = radiographs(images, limit, Path(scratch) / "phantoms")
+        specs = runtime_specs(folder, batch_size, saliency)
+        if only:
+            specs = [spec for spec in specs if any(part.strip() in spec.name for part in only.split(","))]
+        if not specs:
+            raise InputError(f"No runtime's name has {only!r} in it; run without --only to see them all.")
+        results = run_benchmark(specs, paths, rounds=rounds, say=say)
+    title = f"{machine()}; {len(paths)} radiographs, batches of {batch_size}, {rounds} rounds."
+    result = {"machine": machine(), "images": len(paths), "results": [asdict(item) for item in results]}
+    show(result, f"{title}\n{as_table(results)}", as_json)

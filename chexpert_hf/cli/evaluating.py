@@ -1,4 +1,4 @@
-"""Metrics of a model, and its calibration: evaluate, calibrate."""
+"""Metrics of a model, its calibration, and its gate: evaluate, calibrate, gate."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import (
-    app,
-    load_classifier,
-    load_reference,
-    load_split,
-    progress_bar,
-    quiet_transformers,
-    say_on_stderr,
-    show,
-)
+from chexpert_hf.cli.app import app, hide_bars, load_classifier, load_reference, load_split, progress_bar, say, show
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
-from chexpert_hf.errors import InputError
+from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import result_folder
 
 if TYPE_CHECKING:
@@ -28,28 +19,24 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
+_LABELS_NAME = "Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."
+_PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumonia=.02,Edema=.05'."
+
+
 @app.command()
 def evaluate(
     data: options.Data,
     model: options.Models,
     split: Annotated[options.Split, Option(help="Which split.")] = "valid",
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for the full report: HTML, Markdown, JSON, CSV, plots.")
-    ] = None,
-    ensemble: Annotated[
-        bool, Option("--ensemble", help="Average several models; without it they are compared.")
-    ] = False,
+    output: Annotated[Path | None, options.output("Folder for a report: HTML, Markdown, JSON, CSV, plots.")] = None,
+    ensemble: Annotated[bool, Option("--ensemble", help="Average several models instead of comparing them.")] = False,
     aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
         bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw, with a warning.")
     ] = False,
-    thumbnails: Annotated[
-        int, Option(min=0, help="Worst errors of each kind to show for each observation, with their maps.")
-    ] = 0,
-    sanity: Annotated[
-        int, Option(min=0, help="Also check the maps, as the command sanity does, on this many radiographs.")
-    ] = 0,
+    thumbnails: Annotated[int, Option(min=0, help="Worst errors of each kind and observation to show, with maps.")] = 0,
+    sanity: Annotated[int, Option(min=0, help="Also check the maps, as sanity does, on this many radiographs.")] = 0,
     valid_fraction: options.ValidFraction = 0.1,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
@@ -57,13 +44,8 @@ def evaluate(
         list[str] | None, Option(help="Also against some of its negatives only, such as those with 'Class=Normal'.")
     ] = None,
     reference_name: options.ReferenceName = None,
-    update_card: Annotated[
-        bool, Option("--update-card", help="Also put the metrics on --reference into the model folder's card.")
-    ] = False,
-    labels_name: Annotated[
-        str | None,
-        Option(help="Who set the data set's own labels, such as 'text-mined labels'; by the folder's name if none."),
-    ] = None,
+    update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
+    labels_name: Annotated[str | None, Option(help=_LABELS_NAME)] = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -83,17 +65,19 @@ def evaluate(
         )
     if output is not None:
         result_folder(output)
-    models = {"ensemble": model} if ensemble else {name: [path] for name, path in _names_of(model).items()}
+    models = {"ensemble": model} if ensemble else _by_name(model)
     classifiers = {name: load_classifier(paths) for name, paths in models.items()}
     first_name, first = next(iter(classifiers.items()))
     for name, other in classifiers.items():
         if other.observations != first.observations:
-            raise InputError(f"{name} judges other observations than {first_name}; compare like with like.")
+            raise InputError(
+                f"{name} scores other observations than {first_name}; only models of the same observations compare."
+            )
     standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
     dataset = load_split(data, split, first.observations, follow_links=follow_links, valid_fraction=valid_fraction)
     patients = dataset["patient"][:]
     if standard is not None:
-        say_on_stderr(standard.coverage(dataset["path"][:]))
+        say(standard.coverage(dataset["path"][:]))
     labels_name = labels_name or known_labels(data.resolve().name, split, len(set(patients)))
     if not allow_calibration_patients:
         refuse_calibration_patients(model, patients)
@@ -103,26 +87,26 @@ def evaluate(
         if output is None:
             result, text = _short_results(classifiers, dataset, standard, settings, bar.update)
         else:
+            settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
+            title = f"{data.resolve().name}, {split}"
             report = assess_dataset(
-                classifiers,
-                dataset,
-                title=f"{data.resolve().name}, {split}",
-                num_thumbnails=thumbnails,
-                num_sanity=sanity,
-                warnings=warnings,
-                reference=standard,
-                progress=bar.update,
-                **settings,
+                classifiers, dataset, title=title, reference=standard, progress=bar.update, **settings
             )
             write_report(output, report)
             if update_card:
                 add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
             result, text = dict(report.metrics), (output / "report.md").read_text(encoding="utf-8")
     for warning in warnings:
-        say_on_stderr(f"Note: {warning}")
+        say(f"Note: {warning}")
     show(result, text, as_json)
     if output is not None:
-        say_on_stderr(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
+        say(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
+
+
+def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
+    """Each model by its folder's name, or by its whole path where two folders have one name."""
+    short = [Path(model).name or model for model in models]
+    return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
 
 def _short_results(
@@ -132,74 +116,57 @@ def _short_results(
     settings: Mapping[str, Any],
     progress: Callable[[int], None],
 ) -> tuple[dict[str, Any], str]:
-    """The evaluation of each model, and the metrics on the second standard: as values for JSON, and as tables."""
+    """The evaluation of each model and the metrics on the second standard, as values for JSON and as tables."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, reference_figures
     from chexpert_hf.folders.dataset import predict_dataset
 
     probabilities = {name: predict_dataset(one, dataset, progress) for name, one in classifiers.items()}
-    evaluations = {
-        name: evaluate_predictions(probabilities[name], dataset, one.model.config) for name, one in classifiers.items()
-    }
-    values = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
-    tables = [f"{name}\n{as_table(evaluation)}" for name, evaluation in evaluations.items()]
-    if len(values) == 1:
-        values, tables = values.popitem()[1], [as_table(evaluations.popitem()[1])]
+    values: dict[str, Any] = {}
+    tables = []
+    for name, one in classifiers.items():
+        evaluation = evaluate_predictions(probabilities[name], dataset, one.model.config)
+        values |= {name: evaluation.to_dict()} if len(classifiers) > 1 else evaluation.to_dict()
+        tables += [name, as_table(evaluation)] if len(classifiers) > 1 else [as_table(evaluation)]
     if standard is not None:
-        second = reference_figures(classifiers, probabilities, dataset, standard, **settings)
-        values[SECOND_STANDARD] = second
-        tables.append(f"\n{reference_table(second)}")
+        values[SECOND_STANDARD] = reference_figures(classifiers, probabilities, dataset, standard, **settings)
+        tables.append(f"\n{reference_table(values[SECOND_STANDARD])}")
     return values, "\n".join(tables)
 
 
 @app.command()
 def calibrate(
     data: options.Data,
-    model: Annotated[Path, Option("--model", "-m", help="Model folder; it stays as it is.")],
-    output: Annotated[Path, Option("--output", "-o", help="Becomes the calibrated model folder; must be new.")],
-    split: Annotated[options.Split, Option(help="Fitted on this split.")] = "valid",
+    model: Annotated[Path, Option("--model", "-m", help="Model folder, which is not changed.")],
+    output: Annotated[Path, options.output("The calibrated model folder; must be new.")],
+    split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[
         Literal["platt", "temperature"], Option(help="A line for each observation's logit, or one temperature for all.")
     ] = "platt",
     operating_points: Annotated[str | None, Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")] = None,
-    prevalence: Annotated[
-        str | None,
-        Option(help="Where the model will be used, if it differs from this split: 'Pneumonia=.02,Edema=.05'."),
-    ] = None,
-    other_people: Annotated[
-        bool, Option("--other-people", help="Ids that occur in training too are of other people.")
-    ] = False,
+    prevalence: Annotated[str | None, Option(help=_PREVALENCE)] = None,
+    other_people: Annotated[bool, Option("--other-people", help="Ids also in training are other people's.")] = False,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Calibrate a model on a split: probabilities that mean what they say, in the weights of a new model folder."""
+    """Calibrate a model's probabilities on a split, in the weights of a new model folder."""
     from datetime import date
 
     from chexpert_hf.evaluation.calibration.calibrate import Origin, calibrate_folder
     from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
-    from chexpert_hf.models.loading import load_model
     from chexpert_hf.publishing.model_folder import refresh_folder
 
     model = Path(resolve_model(model))
     rule = OperatingRule.parse(operating_points) if operating_points else None
     prevalences = _parse_prevalences(prevalence) if prevalence else {}
-    quiet_transformers()
-    observations = load_model(model).config.observations
-    dataset = load_split(data, split, observations, follow_links=follow_links, valid_fraction=valid_fraction)
+    settings: dict[str, Any] = {"method": Method(method), "rule": rule, "prevalences": prevalences}
+    dataset = _split_of(model, data, split, follow_links=follow_links, valid_fraction=valid_fraction)
     origin = Origin(data=data.resolve().name, split=split, date=date.today().isoformat())
     with progress_bar(len(dataset), "images") as bar:
         result = calibrate_folder(
-            model,
-            output,
-            dataset,
-            origin,
-            method=Method(method),
-            rule=rule,
-            prevalences=prevalences,
-            are_other_people=other_people,
-            progress=bar.update,
+            model, output, dataset, origin, **settings, are_other_people=other_people, progress=bar.update
         )
     refresh_folder(output)
     text = (
@@ -209,10 +176,39 @@ def calibrate(
     show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
 
 
-def _names_of(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: its folder's, or the whole path where two folders have one name."""
-    short = [Path(model).name or model for model in models]
-    return {name if short.count(name) == 1 else model: model for name, model in zip(short, models, strict=True)}
+@app.command()
+def gate(
+    data: options.Data,
+    model: Annotated[Path, Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],
+    split: Annotated[options.Split, Option(help="Split to fit on: that of training.")] = "train",
+    valid_fraction: options.ValidFraction = 0.1,
+    follow_links: options.FollowLinks = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit a gate, which tells chest radiographs from other images, on a model's training radiographs."""
+    from chexpert_hf.gate import GATE_FILE
+    from chexpert_hf.gate.fit import MAX_IMAGES, fit_folder_gate
+
+    if not model.is_dir():
+        raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")
+    dataset = _split_of(model, data, split, follow_links=follow_links, valid_fraction=valid_fraction)
+    with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
+        fitted = fit_folder_gate(model, dataset, f"{data.resolve().name} ({split})", bar.update)
+    show(
+        {"file": str(model / GATE_FILE), "n": fitted.num_images, "limit": fitted.limit},
+        f"Fitted on {fitted.num_images:,} radiographs of {fitted.data_name}; the limit of the distance is "
+        f"{fitted.limit:.2f}, which 99.5 % of unseen radiographs like these should stay below. "
+        f"Written: {model / GATE_FILE}",
+        as_json,
+    )
+
+
+def _split_of(model: Path, data: Path, split: str, **settings: Any) -> "datasets.Dataset":
+    """One split of a CheXpert folder with the labels that a model scores."""
+    from chexpert_hf.models.loading import load_model
+
+    hide_bars()
+    return load_split(data, split, load_model(model).config.observations, **settings)
 
 
 def _parse_prevalences(text: str) -> dict[str, float]:

@@ -1,21 +1,13 @@
 """The maps of a model: localize, sanity."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import (
-    DISCLAIMER,
-    app,
-    load_classifier,
-    load_reference,
-    load_split,
-    progress_bar,
-    say_on_stderr,
-    show,
-)
+from chexpert_hf.cli.app import DISCLAIMER, app, load_classifier, load_reference, load_split, progress_bar, say, show
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import result_folder
 
@@ -24,7 +16,7 @@ from chexpert_hf.files import result_folder
 def localize(
     data: options.Data,
     model: options.Models,
-    output: Annotated[Path, Option("--output", "-o", help="Folder for localization.md, .json and .csv (each image).")],
+    output: Annotated[Path, options.output("Folder for localization.md, .json and .csv (each image).")],
     split: Annotated[options.Split, Option(help="Which split.")] = "valid",
     annotations: Annotated[
         Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none.")
@@ -32,17 +24,17 @@ def localize(
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_name: options.ReferenceName = None,
-    threshold: Annotated[str, Option(help="What makes a map a mask: otsu, or a number in (0, 1).")] = "otsu",
+    threshold: Annotated[str, Option(help="Threshold of a map's mask: otsu, or a number in (0, 1).")] = "otsu",
     frontal_only: Annotated[bool, Option("--frontal-only", help="No lateral views.")] = False,
     write_maps: Annotated[
-        bool, Option("--write-maps", help="Also the maps, as cheXlocalize's pickles, in maps/.")
+        bool, Option("--write-maps", help="Also write maps/ as pickles like cheXlocalize's.")
     ] = False,
     replicates: options.Replicates = 1000,
     valid_fraction: options.ValidFraction = 0.1,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Do the maps point at the findings? Hit rate and mIoU of each observation, next to those of baselines."""
+    """Measure whether maps point at the findings: hit rate and mIoU of each observation, next to those of baselines."""
     from chexpert_hf.datasets.loading import find_layout
     from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
@@ -56,49 +48,38 @@ def localize(
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
     truth = Boxes(standard) if standard else find_ground_truth(find_layout(data)[1], annotations)
-    settings: dict[str, Any] = {"frontal_only": frontal_only, "valid_fraction": valid_fraction}
-    dataset = load_split(data, split, classifier.observations, follow_links=follow_links, **settings)
+    settings = {"frontal_only": frontal_only, "follow_links": follow_links, "valid_fraction": valid_fraction}
+    dataset = load_split(data, split, classifier.observations, **settings)
     rows = rows_with_truth(dataset, truth, classifier.observations)
     warnings = patient_warnings(model, dataset.select(rows)["patient"][:])
     with progress_bar(len(rows), "images") as bar:
+        maps = output / "maps" if write_maps else None
         result = localize_dataset(
-            classifier,
-            dataset,
-            truth,
-            threshold=number,
-            replicates=replicates,
-            maps_folder=output / "maps" if write_maps else None,
-            progress=bar.update,
+            classifier, dataset, truth, threshold=number, replicates=replicates, maps_folder=maps, progress=bar.update
         )
     write_localization(output, result, f"{data.resolve().name}, {split}", warnings)
     others = sorted(set(truth.images()) - set(dataset["path"][:])) if isinstance(truth, Boxes) else []
     if others:
-        more = f"{len(others):,} more images with boxes are not in this split, such as {others[0]}; see --split."
-        warnings = [*warnings, more]
+        warnings += [f"{len(others):,} more images with boxes are not in this split, such as {others[0]}; see --split."]
     for line in warnings:
-        say_on_stderr(f"Note: {line}")
+        say(f"Note: {line}")
     show(as_dictionary(result), as_text(result), as_json)
-    say_on_stderr(f"Results are in {output}: localization.md, localization.json, localization.csv.")
+    say(f"Results are in {output}: localization.md, localization.json, localization.csv.")
 
 
 @app.command()
 def sanity(
-    paths: Annotated[
-        list[str],
-        Argument(help="Radiographs, folders or ZIP archives of them; or one CheXpert folder: its valid split."),
-    ],
+    paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one CheXpert folder: its valid split.")],
     model: options.Models,
-    limit: Annotated[int, Option(min=2, help="Radiographs at most; more are drawn from by --seed.")] = 50,
-    seed: Annotated[int, Option(min=0, help="Of the sample, the randomised weights and the random order.")] = 0,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for sanity.json and the plot, sanity.png.")
-    ] = None,
+    limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,
+    seed: Annotated[int, Option(min=0, help="Seed of the sample and of random weights and orders.")] = 0,
+    output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Do the maps depend on the weights, keep to the body, and name places that matter?
+    """Check that maps depend on the weights, stay on the body, and mark regions that change the scores.
 
-    A check that the maps do not pass says FAILED; the exit code is 0 all the same, for the command did what it should.
+    A check that the maps do not pass is shown as FAILED; the exit code is 0 all the same.
     """
     from chexpert_hf.datasets.loading import has_dataset
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
@@ -116,23 +97,20 @@ def sanity(
         else:
             found = find_radiographs(paths, follow_links=follow_links)
             for note in found.notes():
-                say_on_stderr(note)
+                say(note)
             chosen = [found.files[row] for row in sample_rows(len(found.files), limit, seed)]
             checks = check_sanity(classifier, chosen, seed=seed, progress=bar.update)
     if output is not None:
         write_sanity(output, checks)
-        say_on_stderr(f"The results are in {output}: sanity.json, sanity.png.")
+        say(f"The results are in {output}: sanity.json, sanity.png.")
     show(as_dictionary(checks), as_text(checks), as_json)
-    say_on_stderr(DISCLAIMER)
+    say(DISCLAIMER)
 
 
 def _parse_threshold(text: str) -> float | None:
     if text.lower() == "otsu":
         return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1
-    if not 0 < number < 1:
-        raise InputError(f"--threshold is {text!r}, expected otsu or a number between 0 and 1.")
-    return number
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < 1:
+            return number
+    raise InputError(f"--threshold is {text!r}, expected otsu or a number between 0 and 1.")

@@ -1,11 +1,17 @@
 """Arguments and options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
+
+
+def output(text: str) -> Any:
+    """The option --output, with its help text."""
+    return Option("--output", "-o", help=text)
+
 
 Split = Literal["train", "valid", "test"]
 Data = Annotated[Path, Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
@@ -20,47 +26,22 @@ Models = Annotated[
         help="Model folder, repository id on the Hub, or nih, the bundled model; several make an ensemble.",
     ),
 ]
-RuntimeName = Annotated[
-    str,
-    Option(
-        "--runtime", envvar="CHEXPERT_HF_RUNTIME", help="torch, onnx, openvino, or auto: the fastest that is installed."
-    ),
-]
-PrecisionName = Annotated[
-    str,
-    Option(
-        "--precision",
-        envvar="CHEXPERT_HF_PRECISION",
-        help="fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32.",
-    ),
-]
-FollowLinks = Annotated[
-    bool,
-    Option(
-        "--follow-links/--no-follow-links", help="Links to radiographs outside of the folder: follow or refuse them."
-    ),
-]
-ValidFraction = Annotated[
-    float, Option(min=0.001, max=0.999, help="Held-out share of the patients where there is no valid.csv.")
-]
-Replicates = Annotated[int, Option(min=100, help="Of the patient bootstrap.")]
-ReferenceFile = Annotated[
-    Path | None,
-    Option(
-        "--reference",
-        help="A second reference standard: CSV with Path, and observations or targets; rows with x, y, width, height "
-        "are boxes.",
-    ),
-]
-ReferenceMap = Annotated[
-    list[str] | None,
-    Option(
-        "--reference-map",
-        help="Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
-        "'Class:Normal=No Finding' for one value of a column of text.",
-    ),
-]
-ReferenceName = Annotated[
-    str | None, Option("--reference-name", help="Who set it, such as 'RSNA radiologists'; the file's name if none.")
-]
+_RUNTIMES = "torch, onnx, openvino, or auto: the fastest that is installed."
+_PRECISIONS = "fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32."
+RuntimeName = Annotated[str, Option("--runtime", envvar="CHEXPERT_HF_RUNTIME", help=_RUNTIMES)]
+PrecisionName = Annotated[str, Option("--precision", envvar="CHEXPERT_HF_PRECISION", help=_PRECISIONS)]
+_LINKS = "Links to radiographs outside of the folder: follow or refuse them."
+FollowLinks = Annotated[bool, Option("--follow-links/--no-follow-links", help=_LINKS)]
+_HELD_OUT = "Held-out share of the patients where there is no valid.csv."
+ValidFraction = Annotated[float, Option(min=0.001, max=0.999, help=_HELD_OUT)]
+Replicates = Annotated[int, Option(min=100, help="Number of bootstrap samples of patients.")]
+_REFERENCE = "CSV with Path, and observations or targets; rows with x, y, width, height are boxes."
+ReferenceFile = Annotated[Path | None, Option("--reference", help=f"A second reference standard: {_REFERENCE}")]
+_MAP = (
+    "Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
+    "'Class:Normal=No Finding' for one value of a column of text."
+)
+ReferenceMap = Annotated[list[str] | None, Option("--reference-map", help=_MAP)]
+_NAME = "Who set it, such as 'RSNA radiologists'; the file's name if none."
+ReferenceName = Annotated[str | None, Option("--reference-name", help=_NAME)]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]

@@ -1,4 +1,4 @@
-"""A model at work: predict, demo."""
+"""Scoring radiographs, on the command line and in the app: predict, demo."""
 
 import json
 import os
@@ -9,54 +9,44 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from tqdm import tqdm
 from typer import Argument, Exit, Option, echo
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import DISCLAIMER, app, load_fast_classifier, progress_bar, say_on_stderr
+from chexpert_hf.cli.app import DISCLAIMER, app, load_classifier, progress_bar, say
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_table import GateMode
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from chexpert_hf.folders.score_output import ScoreOutput
     from chexpert_hf.folders.score_run import ScoreSummary, Shard
     from chexpert_hf.folders.scoring import FileResult
     from chexpert_hf.radiographs.archives import RadiographFile
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+_LIST = "Text file: a path per line, relative to the current folder."
+_POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
+_GATE = "Images that do not look like chest radiographs: flag them, refuse to score them, or do not check."
 REPORT_SECONDS = 30
-"""Interval of the lines about progress on a standard error that is no terminal."""
+"""Interval of the lines about progress where standard error is no terminal."""
 
 
 @app.command()
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
-    listed: Annotated[
-        Path | None, Option("--list", help="Text file: a path per line, relative to the current folder.")
-    ] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help=".csv, .jsonl or .parquet; CSV on standard output if none.")
-    ] = None,
+    listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
+    output: Annotated[Path | None, options.output(".csv, .jsonl or .parquet; CSV on standard output if none.")] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
-    overwrite: Annotated[bool, Option("--overwrite", help="Score again into an output that is there.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
     study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
-    num_shards: Annotated[int | None, Option(min=1, help="Divide the radiographs among so many runs.")] = None,
-    shard: Annotated[int | None, Option(min=0, help="Which of them this is, from 0.")] = None,
+    num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
+    shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
     follow_links: options.FollowLinks = True,
-    positives: Annotated[
-        bool, Option("--positives", help="Add columns of calls at the operating points: 1 positive, 0 negative.")
-    ] = False,
-    gate: Annotated[
-        GateMode | None,
-        Option(
-            help="Images that do not look like chest radiographs: flag them, refuse to score them, or do not check.",
-            show_default="flag if the model has a gate, else off",
-        ),
-    ] = None,
+    positives: Annotated[bool, Option("--positives", help=_POSITIVES)] = False,
+    gate: Annotated[GateMode | None, Option(help=_GATE, show_default="flag if the model has a gate, else off")] = None,
     batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
@@ -77,29 +67,36 @@ def predict(
         raise InputError(f"Expected --output with {'--json' if as_json else 'several shards'}; say where scores go.")
     found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
     for note in found.notes():
-        say_on_stderr(note)
+        say(note)
     for path in paths or []:
         if saliency and os.path.isdir(path) and saliency.resolve().is_relative_to(Path(path).resolve()):
             raise InputError(f"{saliency} is in {path}, where the overlays would be scored next time; choose another.")
-    classifier = load_fast_classifier(model, runtime, precision)
-    rows = RowFormat(classifier.observations, _gate_mode(gate, classifier, model), positives)
+    classifier = load_classifier(model, runtime, precision)
+    gate = gate or (GateMode.FLAG if classifier.has_gate else GateMode.OFF)
+    if gate is not GateMode.OFF and not classifier.has_gate:
+        raise InputError(
+            f"--gate {gate.value} needs a model with a gate, {', '.join(model)} has none; fit one with "
+            "`chexpert-hf gate CHEXPERT --model MODEL`, or use --gate off."
+        )
+    rows = RowFormat(classifier.observations, gate, positives)
     begin = time.monotonic()
-    if target is None:
-        summary = _to_standard_output(classifier, rows, found.files, study, saliency, batch_size)
-    else:
-        target = replace(target, gate=rows.gate, positives=positives)
-        with progress_bar(0, "radiographs") as bar:
+    with progress_bar(0, "radiographs") as bar:
+        watcher = _Progress(bar)
+        if target is None:
+            summary = _to_standard_output(classifier, rows, found.files, study, saliency, batch_size, watcher)
+        else:
+            target = replace(target, gate=rows.gate, positives=positives)
             summary = score_to_file(
-                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watch=_Progress(bar)
+                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watch=watcher
             )
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
     where = f" Scores in {target.path}." if target else ""
-    say_on_stderr(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}")
+    say(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}")
     if as_json and target is not None:
         result = {"output": str(target.path), **asdict(summary), "scored": scored, "gate": rows.gate.value}
-        times = {"seconds": round(time.monotonic() - begin, 3), "operating_points": classifier.operating_points}
-        echo(json.dumps({**result, **times}))
+        seconds = round(time.monotonic() - begin, 3)
+        echo(json.dumps({**result, "seconds": seconds, "operating_points": classifier.operating_points}))
     if summary.failed or found.num_outside:
         raise Exit(1)
 
@@ -116,41 +113,38 @@ def demo(
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
 ) -> None:
-    """Open the page: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
+    """Open the app: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
     from chexpert_hf.app.server.addresses import without_proxies
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
-
     with without_proxies():
         from chexpert_hf.app.demo import launch
     from chexpert_hf.app.page.examples import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
-    from chexpert_hf.publishing.spaces import template_folder
+    from chexpert_hf.publishing.card import project_path
 
-    classifier = SharedClassifier(load_fast_classifier(model, runtime, precision))
-    examples = find_examples(template_folder() / "examples", classifier)
+    classifier = SharedClassifier(load_classifier(model, runtime, precision))
+    examples = find_examples(project_path("space") / "examples", classifier)
     launch(classifier, examples, host=host, port=port, auth=users, mcp=mcp)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
-    """The shard that was asked for or that a launcher gave this process, and a suffix for its output's name."""
+    """The shard from the options or from a launcher (torchrun, accelerate), and a suffix for its output's name."""
     from chexpert_hf.folders.score_run import Shard
 
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         import torch
 
-        count, index = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])  # torchrun, accelerate launch
+        count, index = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         suffix = f"-{index:05d}-of-{count:05d}" if count > 1 else ""
         if count > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if (count is None) != (index is None) or (count is not None and index is not None and index >= count):
         raise InputError(f"Expected --num-shards N with --shard from 0 to N - 1, got {count} and {index}.")
     if by_study and (count or 1) > 1:
-        raise InputError(
-            "The views of a study may fall into different shards; score --study in one run, or without it."
-        )
+        raise InputError("The views of a study may fall into different shards; score --study in one run, or drop it.")
     return Shard(index or 0, count or 1), suffix
 
 
@@ -171,17 +165,6 @@ def _output(
     return ScoreOutput(path.with_name(f"{path.stem}{suffix}{path.suffix}"), by_study, existing, overlays)
 
 
-def _gate_mode(wanted: GateMode | None, classifier: "CheXpertClassifier", models: Sequence[str]) -> GateMode:
-    if wanted is None:
-        return GateMode.FLAG if classifier.has_gate else GateMode.OFF
-    if wanted is not GateMode.OFF and not classifier.has_gate:
-        raise InputError(
-            f"--gate {wanted.value} needs a model with a gate, {', '.join(models)} has none; fit one with "
-            "`chexpert-hf gate CHEXPERT --model MODEL`, or use --gate off."
-        )
-    return wanted
-
-
 def _to_standard_output(
     classifier: "CheXpertClassifier",
     rows: RowFormat,
@@ -189,6 +172,7 @@ def _to_standard_output(
     by_study: bool,
     overlays: Path | None,
     batch_size: int,
+    progress: "_Progress",
 ) -> "ScoreSummary":
     from chexpert_hf.folders.score_run import ScoreSummary, batch_size_for, score_with_overlays
     from chexpert_hf.folders.score_table import CsvLines
@@ -197,26 +181,24 @@ def _to_standard_output(
     size, lines = batch_size_for(files, batch_size), CsvLines(rows.columns(by_study=by_study))
     common = common_folder(files) if overlays else None  # files on two drives of Windows have none
     results = score_with_overlays(classifier, files, overlays, common, size, rows.gate)
-    with progress_bar(0, "radiographs") as bar:
-        progress = _Progress(bar)
-        views = rows.rows(progress(results, 0, len(files)))
-        sys.stdout.write(lines.header().decode())
-        for row in rows.study_rows(views) if by_study else views:
-            sys.stdout.write(lines.line(row).decode())
-            sys.stdout.flush()
+    views = rows.rows(progress(results, 0, len(files)))
+    sys.stdout.write(lines.header().decode())
+    for row in rows.study_rows(views) if by_study else views:
+        sys.stdout.write(lines.line(row).decode())
+        sys.stdout.flush()
     return ScoreSummary(len(files), progress.failed, resumed=0, not_radiographs=progress.not_radiographs)
 
 
 class _Progress:
     """Progress on standard error: a bar on a terminal, else a line at intervals; a line per error and flag."""
 
-    def __init__(self, bar: "tqdm") -> None:
+    def __init__(self, bar: tqdm) -> None:
         self._bar = bar
         self._count = self.failed = self.not_radiographs = 0
 
     def __call__(self, results: "Iterable[FileResult]", resumed: int, radiographs: int) -> "Iterator[FileResult]":
         if resumed:
-            say_on_stderr(f"{resumed:,} of {radiographs:,} radiographs are there already.")
+            say(f"{resumed:,} of {radiographs:,} radiographs are there already.")
         self._bar.total = radiographs - resumed
         self._bar.refresh()
         self._start = self._reported = time.monotonic()
@@ -236,4 +218,4 @@ class _Progress:
             self._reported = time.monotonic()
             rate = self._count / (self._reported - self._start)
             left = (self._bar.total - self._count) / rate
-            say_on_stderr(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left")
+            say(f"{self._count:,} of {self._bar.total:,}, {rate:.1f} a second, {left:,.0f} s left")

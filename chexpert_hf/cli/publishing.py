@@ -1,31 +1,32 @@
-"""A model for others: check, push, space."""
+"""Publishing a model: check, push, space."""
 
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, quiet_transformers, show
+from chexpert_hf.cli.app import app, hide_bars, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     from chexpert_hf.publishing.publish import Published
 
-Private = Annotated[bool, Option("--private", help="If it is made now: for you alone.")]
+Private = Annotated[bool, Option("--private", help="Make a new repository private.")]
+_MODEL = "Repository id on the Hub; or a model folder, or nih, the bundled model, whose files become part of the Space."
 
 
 @app.command()
 def check(
     model: Annotated[str, Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
-    revision: Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")] = None,
-    accept: Annotated[
-        bool, Option("--accept", help="First take the folder's files as they are now: write checksums.json.")
-    ] = False,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a repository.")] = None,
+    accept: Annotated[bool, Option("--accept", help="First write checksums.json for the present files.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Is the model what it was when it was saved, and does it compute here what it computed there?
+    """Check that a model is as it was saved and computes the same scores here.
 
     Recomputes its reference scores in every runtime that is installed, and checks checksums, card, code and config. The
     exit code is 1 if anything FAILED.
@@ -34,14 +35,14 @@ def check(
     from chexpert_hf.models.repositories import model_folder
     from chexpert_hf.publishing.check import check_folder
 
-    quiet_transformers()
+    hide_bars()
     folder = Path(resolve_model(model))
-    if accept and not (folder / "config.json").is_file():
-        raise InputError(f"--accept is for a model folder, which {model} is not.")
     if accept:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"--accept is for a model folder, which {model} is not.")
         write_checksums(folder)
     report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
-    show(report.to_dict(), report.as_table(), as_json)
+    show({"is_ok": report.is_ok, **asdict(report)}, report.as_table(), as_json)
     if not report.is_ok:
         raise Exit(1)
 
@@ -49,20 +50,16 @@ def check(
 @app.command()
 def push(
     model: Annotated[Path, Argument(help="Model folder, or nih, the bundled model.")],
-    repo_id: Annotated[str, Argument(help="user/name; made if it is not there.")],
+    repo_id: Annotated[str, Argument(help="user/name; created if it does not exist.")],
     private: Private = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="List what would go; needs no network.")] = False,
-    create_pr: Annotated[
-        bool, Option("--create-pr", help="Propose it to a repository that is there, as a pull request.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the files and send none; needs no network.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="Open a pull request in an existing repository.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Send a model folder to the Hub: one commit, and only what is meant for others.
+    """Send the public files of a model folder to the Hub in one commit.
 
     The token is the one of `hf auth login`, or in HF_TOKEN.
     """
-    from tempfile import TemporaryDirectory
-
     from chexpert_hf.models.repositories import expect_repo_id
     from chexpert_hf.publishing.publish import Published, push_model, stage_model
 
@@ -77,32 +74,26 @@ def push(
 
 @app.command()
 def space(
-    model: Annotated[
-        str,
-        Argument(
-            help="Repository id on the Hub; or a model folder, or nih, the bundled model, which goes with the page."
-        ),
-    ],
-    space_id: Annotated[str, Argument(help="user/name of the Space; made if it is not there.")],
+    model: Annotated[str, Argument(help=_MODEL)],
+    space_id: Annotated[str, Argument(help="user/name of the Space; created if it does not exist.")],
     revision: Annotated[str, Option(help="Of the repository; the Space stays at its present commit.")] = "main",
     private: Private = False,
     dry_run: Annotated[Path | None, Option("--dry-run", help="Write the Space's files to this folder.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a Gradio Space of the page around a model, or bring it up to date."""
-    from chexpert_hf.publishing.publish import Published
-    from chexpert_hf.publishing.spaces import push_space, stage_space
+    """Create or update a Gradio Space with the app around a model."""
+    from chexpert_hf.publishing.publish import Published, push_space, stage_space
 
     model = str(resolve_model(model))
-    if dry_run is not None:
-        files = stage_space(model, space_id, dry_run, revision=revision)
-        _show(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
+    if dry_run is None:
+        _show(push_space(model, space_id, revision=revision, private=private), as_json)
         return
-    _show(push_space(model, space_id, revision=revision, private=private), as_json)
+    files = stage_space(model, space_id, dry_run, revision=revision)
+    _show(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
 
 
 def _show(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> None:
     lines = [f"{size:>12,}  {name}" for name, size in done.files]
     lines.append(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
     lines.append(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
-    show(done.to_dict(), "\n".join(lines), as_json)
+    show(asdict(done), "\n".join(lines), as_json)

@@ -1,7 +1,8 @@
-"""The model card of a folder, filled from what its run measured or from the source of an imported model."""
+"""The model card of a folder: filled from the metrics of its run or the source of an imported model, and checked."""
 
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,36 @@ from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, DENSENET_CITATION, Terms, labels_name
 
-_TEMPLATE = "model_card.md"
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
+_TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
+
 MODEL_FIELDS = ("init", "teacher", "distillation_models", "calibration_models")
 """Fields of a recipe that name models, as paths or repositories."""
 
-_TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_REQUIRED_FIELDS = ("license", "library_name", "pipeline_tag", "tags")
+_REQUIRED_SECTIONS = (
+    *("Intended use", "How to use", "Evaluation", "Calibration", "Operating points"),
+    *("Limits", "Licence", "Citation"),
+)
+_WARNING = "not a medical device"
+_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_PLACEHOLDERS = re.compile(
+    r"\{\{|\}\}|\{%|\bTODO\b|\bTBD\b|\bFIXME\b|\bXXX\b|\[?[Mm]ore [Ii]nformation [Nn]eeded\]?|[Ll]orem [Ii]psum|"
+    r"\b[Yy]our[-_ ](?:name|model|username)\b|\bNone\b|\b[Nn]a[nN]\b|\bUndefined\b|<[A-Za-z_ -]*(?:name|id|here)>"
+)
+_HEADING = re.compile(r"^(#{1,6}) (.*)$", re.MULTILINE)
+_TEXT_PROBLEMS = (
+    (_PLACEHOLDERS, "a placeholder was left: {line}"),
+    (re.compile(r"^- [^:\n]+:[ \t]*\.?$(?!\n +-)", re.MULTILINE), "nothing stands behind the colon: {line}"),
+    (re.compile(r"^\|(?:.*\|)?[ \t]*\|", re.MULTILINE), "a cell is empty: {line}"),
+    (re.compile(r"^\|(?: ?:?-+:? ?\|)+$(?!\n\|)", re.MULTILINE), "a table has no rows"),
+)
 
 
 def render_card(
@@ -41,12 +61,12 @@ def render_card(
 
     Args:
         name: Name of the model.
-        model: Gives observations, policies and operating points.
-        terms: Of the training data, or `ImportedFrom`.
+        model: Its config gives observations, policies and operating points.
+        terms: Terms of the training data; `ImportedFrom` for an imported model.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
-        record: See `measured.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the
-            numbers of `images`, `studies` and `patients`, and if they are known of `positives` by observation.
+        record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
+            `images`, `studies` and `patients`, and of `positives` by observation where they are known.
         best_step: Optimizer step of the checkpoint that was kept.
 
     Raises:
@@ -65,7 +85,7 @@ def render_card(
     entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
     cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
-    text = _card_template().render(
+    text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
@@ -83,10 +103,10 @@ def render_card(
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
 
 
-def _card_template() -> jinja2.Template:
-    """The card's template: beside this module once installed, at the top of the project in a checkout."""
-    installed = Path(__file__).with_name(_TEMPLATE)
-    return read_template(installed if installed.exists() else Path(__file__).parents[2] / _TEMPLATE)
+def project_path(name: str) -> Path:
+    """A file or folder of the project: beside this module once installed, at the top of the project in a checkout."""
+    installed = Path(__file__).with_name(name)
+    return installed if installed.exists() else Path(__file__).parents[2] / name
 
 
 def read_template(path: Path) -> jinja2.Template:
@@ -105,8 +125,8 @@ def _estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def _section(name: str, **values: Any) -> str:
-    """A block of the template on its own, which ends in an empty line; empty if it has no content."""
-    template = _card_template()
+    """A block of the template alone, followed by an empty line; an empty text if the block has no content."""
+    template = read_template(project_path("model_card.md"))
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 
@@ -115,11 +135,10 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
     """The model-index: the mean AUROC, and that of each observation with enough studies."""
     if not record["mean_over"]:
         return []
-    values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]} | {
-        f"AUROC per study, {entry['observation']}": entry["auroc"]
-        for entry in record["observations"]
-        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS
-    }
+    values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]}
+    for entry in record["observations"]:
+        if min(entry["num_positive"], entry["num_negative"]) >= MIN_STUDIES_PER_CLASS:
+            values[f"AUROC per study, {entry['observation']}"] = entry["auroc"]
     return [
         EvalResult(
             task_type="image-classification",
@@ -141,11 +160,10 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]
-    return Path(value).name if value and _is_local(value) else value
-
-
-def _is_local(value: str) -> bool:
-    return value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    if not value:
+        return value
+    is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    return Path(value).name if is_local else value
 
 
 def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
@@ -179,3 +197,64 @@ def rename_card(text: str, name: str) -> str:
     if isinstance(card.data, ModelCardData) and card.data.model_name is not None:
         card.data.model_name = short
     return str(card)
+
+
+def card_problems(text: str) -> list[str]:
+    """One line per problem of a card; empty for a complete one."""
+    found = _FRONT_MATTER.match(text)
+    if found is None:
+        return ["it has no front matter between two lines of ---"]
+    try:
+        data = yaml.safe_load(found[1])
+    except yaml.YAMLError:
+        return ["its front matter is no YAML"]
+    if not isinstance(data, dict):
+        return ["its front matter is no mapping of fields to values"]
+    body = text[found.end() :]
+    return [*_field_problems(data), *_section_problems(_FENCE.sub("code", body)), *_text_problems(body)]
+
+
+def _field_problems(data: dict[str, Any]) -> list[str]:
+    lines = [f"the field {name} is missing" for name in _REQUIRED_FIELDS if name not in data]
+    for name, value in _leaves(data):
+        if value in (None, "", [], {}):
+            lines.append(f"the field {name} is empty")
+        elif isinstance(value, str) and _PLACEHOLDERS.search(value):
+            lines.append(f"the field {name} holds a placeholder: {value}")
+    if data.get("license") == "other" and not data.get("license_name"):
+        lines.append("license is other, which needs a license_name")
+    return lines
+
+
+def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and value:
+        return [leaf for item in value for leaf in _leaves(item, name)]
+    return [(name, value)]
+
+
+def _section_problems(body: str) -> list[str]:
+    headings = list(_HEADING.finditer(body))
+    names = [heading[2].strip() for heading in headings]
+    lines = [f"the section {name} is missing" for name in _REQUIRED_SECTIONS if name not in names]
+    for heading, following in zip_longest(headings, headings[1:]):
+        has_parts = following is not None and len(following[1]) > len(heading[1])
+        if not has_parts and not body[heading.end() : following.start() if following else None].strip():
+            lines.append(f"the section {heading[2]} is empty")
+    if _WARNING not in body:
+        lines.append(f"it does not say that this is {_WARNING}")
+    return lines
+
+
+def _text_problems(body: str) -> list[str]:
+    plain = _FENCE.sub("", body)
+    text_lines = plain.split("\n")
+    lines = [
+        message.format(line=text_lines[plain.count("\n", 0, found.start())].strip()[:100])
+        for pattern, message in _TEXT_PROBLEMS
+        for found in pattern.finditer(plain)
+    ]
+    if any(not "".join(found[0].splitlines()[1:-1]).strip() for found in _FENCE.finditer(body)):
+        lines.append("a block of code is empty")
+    return list(dict.fromkeys(lines))

@@ -2,8 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, RUN_FOLDERS
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -26,8 +25,12 @@ PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", Runtime
 
 # Largest difference of a probability from `reference.json`, by the precision of the computation.
 _BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
-# Formats that may run code when they are read; OpenVINO's `.bin` in `openvino/` holds numbers only.
-_PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
+# Not OpenVINO's `.bin`: exported graphs are known files of a model folder.
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".h5")
+_DANGEROUS = {
+    _PICKLES: "may run code when read, and belongs to no model folder",
+    (".py", ".so"): "code that belongs to no model folder",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The results of all checks of a folder, in the order in which they were made."""
+    """The results of all checks of a folder, in their order."""
 
     folder: str
     lines: list[CheckLine]
@@ -51,21 +54,13 @@ class CheckReport:
         """True if nothing failed."""
         return all(line.result != FAILED for line in self.lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {"is_ok": self.is_ok, **asdict(self)}
-
     def as_table(self) -> str:
         """One aligned line per check."""
         width = max(len(line.subject) for line in self.lines)
         return "\n".join(f"{line.subject:<{width}}  {line.result:<8}  {line.text}" for line in self.lines)
 
 
-class _FailedCheckError(Exception):
-    """A finding of a check, in a line."""
-
-
-class _LeftOutError(Exception):
+class _SkippedError(Exception):
     """The reason why a runtime does not support this model, in a line."""
 
 
@@ -79,33 +74,26 @@ def check_folder(folder: Path) -> CheckReport:
         raise InputError(f"{folder} is an ensemble; check the model folders that it was made of, such as run-1.")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; expected a model folder.")
-    checks: dict[str, Callable[[Path], str]] = {
-        "files": _check_files,
-        "checksums": _check_sums,
-        "code": _check_code,
-        "card": _check_card,
-        "graphs": _check_graphs,
-        "model": _check_model,
-    }
+    checks = {"files": _files, "checksums": _sums, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
     for runtime, package in PACKAGES.items():
         for precision in _BOUNDS if importlib.util.find_spec(package) else ():
             if precision is Precision.FP32 or _graph(folder, runtime, precision):
                 name = f"scores, {runtime.value} {precision.value}"
-                checks[name] = partial(_check_scores, runtime=runtime, precision=precision)
+                checks[name] = partial(_scores, runtime=runtime, precision=precision)
     lines = []
     for subject, check in checks.items():
         try:
             lines.append(CheckLine(subject, OK, check(folder)))
-        except _LeftOutError as reason:
+        except _SkippedError as reason:
             lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
         except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
             lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
     return CheckReport(str(folder), lines)
 
 
-def _check_files(folder: Path) -> str:
+def _files(folder: Path) -> str:
     if missing := model_files.missing_files(folder):
-        raise _FailedCheckError(f"{', '.join(missing)} missing")
+        raise InputError(f"{', '.join(missing)} missing")
     known = model_files.summed_files(folder)
     unknown = [
         path.as_posix()
@@ -114,84 +102,78 @@ def _check_files(folder: Path) -> str:
         and path.parts[0] not in RUN_FOLDERS
         and not any(part.startswith((".", "run-", "__pycache__")) for part in path.parts)
     ]
-    for suffixes, problem in (
-        (_PICKLE_SUFFIXES, "may run code when read, and belongs to no model folder"),
-        ((".py", ".so"), "code that belongs to no model folder"),
-    ):
+    for suffixes, problem in _DANGEROUS.items():
         if dangerous := [name for name in unknown if name.endswith(suffixes)]:
-            raise _FailedCheckError(f"{', '.join(dangerous[:3])}: {problem}")
+            raise InputError(f"{', '.join(dangerous[:3])}: {problem}")
     beside = f"; {', '.join(unknown[:3])} {'is' if len(unknown) == 1 else 'are'} no part of it" if unknown else ""
     return f"{len(known)} files, no pickle{beside}"
 
 
-def _check_sums(folder: Path) -> str:
+def _sums(folder: Path) -> str:
     sums = model_files.read_checksums(folder)
     if sums is None:
-        raise _FailedCheckError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
+        raise InputError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
     if found := model_files.differences(folder):
-        raise _FailedCheckError("; ".join(found))
+        raise InputError("; ".join(found))
     return f"{len(sums)} files are as they were saved"
 
 
-def _check_code(folder: Path) -> str:
+def _code(folder: Path) -> str:
     home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
     if different := ", ".join(name for name in CODE_FILES if _text(folder / name) != _text(home / name)):
         return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
     return f"the four files are those of {version}"
 
 
-def _check_card(folder: Path) -> str:
+def _card(folder: Path) -> str:
     text = _text(folder / CARD_FILE)
     if problems := card_problems(text):
-        raise _FailedCheckError("; ".join(problems[:5]))
+        raise InputError("; ".join(problems[:5]))
     return f"complete, {len(text.splitlines())} lines"
 
 
-def _check_graphs(folder: Path) -> str:
+def _graphs(folder: Path) -> str:
     records = read_records(folder)
     files = {path.relative_to(folder).as_posix() for name in ("onnx", "openvino") for path in (folder / name).glob("*")}
     if unknown := files - {name for record in records.values() for name in record.sha256}:
-        raise _FailedCheckError(f"{', '.join(sorted(unknown))} not in export.json, so its origin is unknown")
+        raise InputError(f"{', '.join(sorted(unknown))} not in export.json, so its origin is unknown")
     for name, record in records.items():
         if wrong := [file for file, value in hashes(folder, record.sha256).items() if value != record.sha256[file]]:
-            raise _FailedCheckError(f"{', '.join(wrong)} missing or not as exported")
+            raise InputError(f"{', '.join(wrong)} missing or not as exported")
         if record.weights_sha256 != sha256_of(folder / "model.safetensors"):
-            raise _FailedCheckError(f"{name} was made from other weights")
+            raise InputError(f"{name} was made from other weights")
     return f"{len(records)} exported: {', '.join(records)}" if records else "none exported"
 
 
-def _check_model(folder: Path) -> str:
+def _model(folder: Path) -> str:
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
+    num_observations, gate = len(classifier.observations), "with a gate" if classifier.has_gate else "without a gate"
     if wrong := [name for name, tensor in classifier.model.state_dict().items() if not tensor.isfinite().all()]:
-        raise _FailedCheckError(f"{wrong[0]} holds values that are not finite")
+        raise InputError(f"{wrong[0]} holds values that are not finite")
     size = sum(parameter.numel() for parameter in classifier.model.parameters())
-    gate = "with a gate" if (folder / "gate.safetensors").is_file() else "without a gate"
-    num_observations = len(classifier.observations)
     return f"config, processor and weights load: {num_observations} observations, {size:,} parameters, {gate}"
 
 
-def _check_scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
+def _scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
     image, expected = _reference(folder)
     graph, bound = _graph(folder, runtime, precision), _BOUNDS[precision]
+    chosen = {"runtime": runtime.value, "precision": precision.value}
     try:
-        classifier = CheXpertClassifier.from_pretrained(
-            folder, runtime=runtime.value, precision=precision.value, device="cpu"
-        )
+        classifier = CheXpertClassifier.from_pretrained(folder, **chosen, device="cpu")
     except InputError as error:
         if runtime is RuntimeName.TORCH or graph:
             raise
-        raise _LeftOutError(first_line(error)) from error
+        raise _SkippedError(first_line(error)) from error
     if graph and graph not in classifier.runtime.reason.partition("(")[0]:
-        raise _FailedCheckError(f"the exported {graph} cannot be used: {classifier.runtime.reason}")
+        raise InputError(f"the exported {graph} cannot be used: {classifier.runtime.reason}")
     found = classifier.predict(image).probabilities
     if found.keys() != expected.keys():
-        raise _FailedCheckError(f"{REFERENCE_FILE} has scores of other observations than the model")
+        raise InputError(f"{REFERENCE_FILE} has scores of other observations than the model")
     worst = max(found, key=lambda name: abs(found[name] - expected[name]))
     difference = abs(found[worst] - expected[worst])
     if not difference <= bound:
-        raise _FailedCheckError(
-            f"{worst} scores {found[worst]:.4f}, and {expected[worst]:.4f} when it was saved ({bound:g} allowed)"
-        )
+        saved = f"{expected[worst]:.4f} when it was saved ({bound:g} allowed)"
+        raise InputError(f"{worst} scores {found[worst]:.4f}, and {saved}")
     return f"within {difference:.1g} of {REFERENCE_FILE} (allowed {bound:g})"
 
 
@@ -203,15 +185,14 @@ def _graph(folder: Path, runtime: RuntimeName, precision: Precision) -> str | No
 
 def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
     """The phantom of `reference.json` as this version draws it, and the scores that the model gave for it."""
-    path = folder / REFERENCE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
         image = render_phantom(**content["phantom"]).image
         expected = {str(name): float(value) for name, value in content["probabilities"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _FailedCheckError(f"{REFERENCE_FILE} is missing or damaged") from error
+        raise InputError(f"{REFERENCE_FILE} is missing or damaged") from error
     if image_sum(image) != content.get("image_sha256", image_sum(image)):
-        raise _FailedCheckError(
+        raise InputError(
             f"chexpert-hf {chexpert_hf.__version__} draws the phantom of {REFERENCE_FILE} differently from the version "
             "that saved it, so its scores say nothing here"
         )
@@ -220,5 +201,5 @@ def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise _FailedCheckError(f"{path.name} is missing")
+        raise InputError(f"{path.name} is missing")
     return path.read_text(encoding="utf-8", errors="replace")

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from chexpert_hf.evaluation.metrics import Evaluation
+from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.evaluation.assessment import ModelScores, assess
+from chexpert_hf.evaluation.metrics import Evaluation, split_labels
+from chexpert_hf.evaluation.report.reporting import subgroup_columns
 from chexpert_hf.files import make_readable, write_json, write_text
 from chexpert_hf.folders.score_table import readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -21,13 +25,76 @@ from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, writ
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, terms_of
-from chexpert_hf.publishing.measured import evaluation_record
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 REFERENCE_FILE = "reference.json"
 CARD_FILE = "README.md"
 REFERENCE_PHANTOM: Mapping[str, Any] = {"seed": 0, "observations": ["Pleural Effusion"], "projection": "PA"}
 _SECOND_STANDARDS = "second_reference_standards"
+
+
+def assess_predictions(
+    probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
+) -> dict[str, Any]:
+    """Metrics of predictions with 95 % intervals and by subgroups: the model's entry of `assess`, with `replicates`.
+
+    The labels of the split are those of the model's observations, in its order.
+    """
+    labels = split_labels(dataset, config.blank_labels)
+    result = assess(
+        [ModelScores("model", np.asarray(probabilities, dtype=float), config.operating_points or {})],
+        labels,
+        dataset["study"][:],
+        dataset["patient"][:],
+        config.observations,
+        subgroups=subgroup_columns(dataset, labels, config.observations),
+        replicates=replicates,
+    )
+    return {**result["models"][0], "replicates": replicates}
+
+
+def evaluation_record(
+    evaluation: Evaluation,
+    data: Mapping[str, Any],
+    *,
+    was_chosen_on_it: bool,
+    assessment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The contents of `evaluation.json`: counts, AUROC and its intervals, subgroups.
+
+    Calibration changes none of these metrics: it moves probabilities, but not their order.
+
+    Args:
+        evaluation: On the validation split.
+        data: See `chexpert_hf.publishing.card.render_card`.
+        was_chosen_on_it: Whether the checkpoint was chosen on this same split.
+        assessment: From `assess_predictions`, for intervals and subgroups.
+    """
+    record = {
+        "split": "valid",
+        "data": dict(data),
+        "was_chosen_on_it": was_chosen_on_it and bool(evaluation.mean_over),
+        **evaluation.to_dict(),
+    }
+    if assessment is None:
+        return record
+    bounds = {entry["observation"]: _bounds("auroc", entry["auroc"]) for entry in assessment["observations"]}
+    subgroup_keys = ("column", "group", "observation", "num_positive", "num_negative")
+    return record | {
+        "intervals": f"95 %, by DeLong; that of the mean by {assessment['replicates']:,} resamples of patients",
+        **_bounds("mean_auroc", assessment["mean_auroc"]),
+        "observations": [entry | bounds[entry["observation"]] for entry in record["observations"]],
+        "subgroups": [
+            {name: entry[name] for name in subgroup_keys}
+            | {"auroc": entry["auroc"] and entry["auroc"]["value"], **_bounds("auroc", entry["auroc"])}
+            for entry in assessment["subgroups"]
+        ],
+        "gaps": assessment["gaps"],
+    }
+
+
+def _bounds(name: str, estimate: Mapping[str, Any] | None) -> dict[str, float | None]:
+    return {f"{name}_{end}": None if estimate is None else estimate[end] for end in ("low", "high")}
 
 
 def save_model_folder(
@@ -53,30 +120,37 @@ def save_model_folder(
         evaluation: On the validation split.
         assessment: From `assess_predictions`: intervals and subgroups for card and `evaluation.json`.
     """
-    is_half = recipe["stored_precision"] == "fp16"
-    _write_model(folder, model, processor, half_state_dict(model) if is_half else None)
+    state_dict = half_state_dict(model) if recipe["stored_precision"] == "fp16" else None
     record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
-    write_json(folder / EVALUATION_FILE, record)
-    card = render_card(
-        model.config.model_name or readable(folder.resolve().name),
-        model,
-        terms_of(data["name"]),
-        image_size=processor.longest_side,
-        recipe=recipe,
-        record=record,
-        best_step=best_step,
-    )
-    write_text(folder / CARD_FILE, str(card))
-    write_checksums(folder)
+    name = model.config.model_name or readable(folder.resolve().name)
+    trained = {"recipe": recipe, "record": record, "best_step": best_step, "image_size": processor.longest_side}
+    _write(folder, model, processor, state_dict, name=name, terms=terms_of(data["name"]), **trained)
 
 
 def save_imported_folder(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
 ) -> None:
     """Writes the complete folder of a model that others trained; see `save_model_folder`."""
-    _write_model(folder, model, processor)
-    card = render_card(readable(folder.resolve().name), model, origin, image_size=processor.output_size[0])
-    write_text(folder / CARD_FILE, str(card))
+    name, size = readable(folder.resolve().name), processor.output_size[0]
+    _write(folder, model, processor, None, name=name, terms=origin, image_size=size)
+
+
+def _write(
+    folder: Path,
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    state_dict: Mapping[str, Any] | None,
+    **card: Any,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of a folder that is written again
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+    make_readable(folder / "model.safetensors")
+    write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
+    if "record" in card:
+        write_json(folder / EVALUATION_FILE, card["record"])
+    write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
     write_checksums(folder)
 
 
@@ -98,7 +172,7 @@ def refresh_folder(folder: Path) -> None:
 def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
     """Adds metrics against another reference standard, from `assess_reference`, to `evaluation.json` and card.
 
-    They replace earlier ones against the same standard on the same data, which is named in words ("NIH, valid").
+    They replace earlier ones against the same standard on the same data, such as "NIH, valid".
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -112,28 +186,11 @@ def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) ->
     write_checksums(folder)
 
 
-def _write_model(
-    folder: Path,
-    model: CheXpertForImageClassification,
-    processor: CheXpertImageProcessor,
-    state_dict: Mapping[str, Any] | None = None,
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of a folder that is written again
-    model.save_pretrained(folder, state_dict=state_dict)
-    processor.save_pretrained(folder)
-    make_readable(folder / "model.safetensors")
-    write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
-
-
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
     """The contents of `reference.json`: a phantom's parameters, the checksum of its pixels, and the model's scores."""
     image = render_phantom(**REFERENCE_PHANTOM).image
-    return {
-        "phantom": dict(REFERENCE_PHANTOM),
-        "image_sha256": image_sum(image),
-        "probabilities": dict(classifier.predict(image).probabilities),
-    }
+    scores = dict(classifier.predict(image).probabilities)
+    return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sum(image), "probabilities": scores}
 
 
 def image_sum(image: NDArray[np.uint8]) -> str:

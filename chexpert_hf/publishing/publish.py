@@ -1,40 +1,54 @@
-"""A model folder as a repository on the Hub: staged whole, then sent in one commit.
+"""Model folders as repositories on the Hub, and the app as a Space: staged whole, then sent in one commit.
 
 Only the files that `chexpert_hf.models.model_files` lists as public are sent: no checkpoints, optimizer states,
 pickles, hashes of patients or logs. The client's own `upload_folder` may divide a folder into several commits, so that
 a reader could find weights of one model beside the config of another; hence `create_commit`.
+
+A Space has the files of `space/`, one version of one model, and this package, which is on no index, with the
+requirements that it declares. Gradio is not among them: a Space gets the version that its README names.
 """
 
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, metadata_load, metadata_save
 
+import chexpert_hf
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import write_text
+from chexpert_hf.files import require_empty, write_json, write_text
 from chexpert_hf.models import model_files
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import read_records
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, OPTIONAL_FILES, RECIPE_FILE, REQUIRED_FILES
 from chexpert_hf.models.repositories import expect_repo_id, expect_token, hub_errors
-from chexpert_hf.publishing.card import public_recipe, rename_card
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems, project_path, public_recipe, rename_card
 from chexpert_hf.publishing.model_folder import CARD_FILE
 
-# A licence that somebody added to the repository is theirs.
-_OURS = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
+# LICENSE is not ours: a user may have added it to the repository.
+_MODEL_REPOSITORY = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
+
+_MODEL_FILE = "model.json"  # names the repository and the commit whose model the Space serves
+_TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
+_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib", ".yaml")
+# Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
+_NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
+_SPACE_FILES = ("README.md", "app.py", "requirements.txt", _MODEL_FILE)
+_SPACE_FOLDERS = ("chexpert_hf", "examples", "model")
+_SHA = re.compile(r"[0-9a-f]{40}")
 
 Listing = tuple[tuple[str, int], ...]
 """(path, size in bytes) of each file."""
 
 
 class PublishError(InputError):
-    """A model folder that is not fit to be published, with the reason."""
+    """A model folder that cannot be published, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +60,9 @@ class Published:
     commit: str | None
     files: Listing
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return asdict(self)
-
 
 def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
-    """Copies the public files of a model folder to a new or empty folder, with the repository's name in the card.
+    """Copies the public files of a model folder to an empty folder, with the repository's name in the card.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -120,7 +130,7 @@ def push_model(
             Path(staging),
             repo_id,
             message=f"Upload {source.resolve().name} with chexpert-hf",
-            is_ours=lambda name: any(model_files.matches(name, pattern) for pattern in _OURS),
+            is_ours=lambda name: any(model_files.matches(name, pattern) for pattern in _MODEL_REPOSITORY),
             private=private,
             create_pr=create_pr,
             api=api or HfApi(),
@@ -161,3 +171,79 @@ def send_folder(
             create_pr=create_pr,
         )
     return Published(repo_id, str(done.pr_url or done.commit_url), str(done.oid), files)
+
+
+def stage_space(
+    model: str, space_id: str, staging: Path, *, revision: str = "main", api: HfApi | None = None
+) -> Listing:
+    """Writes all files of a Space to a new or empty folder.
+
+    A model folder becomes part of the Space; a repository is pinned to the present commit of `revision`.
+
+    Raises:
+        InputError: If `staging` is not empty, or the model folder is not fit to be published.
+        HubError: If the repository's commit cannot be looked up.
+    """
+    expect_repo_id(space_id)
+    require_empty(staging, "expected a new folder for the files of the Space")
+    is_folder = Path(model).is_dir()
+    if not is_folder:
+        expect_repo_id(model)
+        if not _SHA.fullmatch(revision):
+            with hub_errors(model, is_upload=False):
+                revision = str((api or HfApi()).model_info(model, revision=revision).sha)
+    template, home = project_path("space"), Path(chexpert_hf.__file__).parent
+    copies = {path: path.relative_to(template) for pattern in _TEMPLATE_FILES for path in template.glob(pattern)}
+    for path in home.rglob("*"):
+        inside = path.relative_to(home)
+        if path.is_file() and path.suffix in _PACKAGE_SUFFIXES and not _NOT_COPIED & set(inside.parts):
+            copies[path] = Path("chexpert_hf") / inside
+    for path, name in copies.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, staging / name)
+    write_text(staging / "requirements.txt", "\n".join(requirements()) + "\n")
+    if is_folder:
+        stage_model(Path(model), Path(model).resolve().name, staging / "model")
+    else:
+        write_json(staging / _MODEL_FILE, {"model": model, "revision": revision})
+        # The name of the model links it and the Space to each other on the Hub.
+        readme = staging / "README.md"
+        metadata_save(readme, {**(metadata_load(readme) or {}), "models": [model]})
+    return listing(staging)
+
+
+def push_space(
+    model: str, space_id: str, *, revision: str = "main", private: bool = False, api: HfApi | None = None
+) -> Published:
+    """Creates or updates a Space in one commit; a new one, `private` or not, runs on the Hub's free processors.
+
+    Raises:
+        InputError: See `stage_space`.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    api = api or HfApi()
+    with TemporaryDirectory() as name:
+        stage_space(model, space_id, Path(name), revision=revision, api=api)
+        return send_folder(
+            Path(name),
+            space_id,
+            message=f"The page of chexpert-hf {chexpert_hf.__version__}",
+            is_ours=lambda path: path in _SPACE_FILES or path.split("/")[0] in _SPACE_FOLDERS,
+            private=private,
+            api=api,
+            repo_type="space",
+        )
+
+
+def requirements() -> list[str]:
+    """The declared requirements of the package, and OpenVINO; without Gradio, which a Space installs by itself."""
+    try:
+        declared = metadata.requires("chexpert-hf") or []
+    except metadata.PackageNotFoundError as error:
+        raise InputError("chexpert-hf is not installed, so its requirements are not known: pip install it.") from error
+    names = {text: re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in declared}
+    # OpenVINO, an extra, is several times as fast as PyTorch on a Space's two cores (README, Speed).
+    chosen = (
+        text for text, name in names.items() if name == "openvino" or ("extra ==" not in text and name != "gradio")
+    )
+    return sorted({text.partition(";")[0].strip() for text in chosen})

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.bench import subjects
-from chexpert_hf.bench.contenders import RuntimeContender, runtime_specs
+from chexpert_hf.bench.contenders import RuntimeContender, radiographs, runtime_specs
 from chexpert_hf.bench.measure import REFERENCE, Figures, Spec, as_table, run_benchmark
 from tests.benchmarks.peers import PipelineContender, peer_specs
 
@@ -121,9 +120,9 @@ def test_the_network_alone_computes_as_many_images_as_it_says_and_as_scoring_doe
 
 
 def test_phantoms_stand_in_for_radiographs_and_a_folders_are_taken_up_to_the_limit(files, tmp_path):
-    drawn = subjects.radiographs(None, 3, tmp_path / "phantoms")
+    drawn = radiographs(None, 3, tmp_path / "phantoms")
     assert [Image.open(path).size for path in drawn] == [(390, 390)] * 3
-    assert subjects.radiographs(tmp_path / "radiographs", 2, tmp_path) == files[:2]
+    assert radiographs(tmp_path / "radiographs", 2, tmp_path) == files[:2]
 
 
 def test_bench_prints_json_that_holds_every_figure(monkeypatch, capsys, tiny_folder, files, tmp_path):

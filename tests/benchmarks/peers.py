@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from chexpert_hf.bench.contenders import runtime_specs
+from chexpert_hf.bench.contenders import machine, radiographs, runtime_specs, untrained_model
 from chexpert_hf.bench.measure import REFERENCE, Contender, Spec, as_table, run_benchmark
-from chexpert_hf.bench.subjects import machine, radiographs, untrained_model
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 XRV_SIZE = 224

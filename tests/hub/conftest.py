@@ -16,8 +16,7 @@ from chexpert_hf.evaluation.report.reporting import evaluate_predictions
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.graph_files import GraphRecord, fingerprint, hashes, write_records
 from chexpert_hf.models.model_files import write_checksums
-from chexpert_hf.publishing.measured import assess_predictions
-from chexpert_hf.publishing.model_folder import save_model_folder
+from chexpert_hf.publishing.model_folder import assess_predictions, save_model_folder
 from chexpert_hf.training.recipe import Recipe
 
 from .stand_in import TOKEN, Hub, running_hub

@@ -8,8 +8,7 @@ from huggingface_hub import ModelCard
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.models.model_files import differences
-from chexpert_hf.publishing.card import public_recipe, refresh_card, rename_card
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
 from chexpert_hf.publishing.model_folder import add_reference_figures, save_imported_folder
 

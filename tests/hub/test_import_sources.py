@@ -11,7 +11,7 @@ from chexpert_hf.files import FolderError
 from chexpert_hf.formats.imports import import_model, read_source
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems
 
 from .foreign_networks import STANFORD_TASKS, StanfordModel, densenet, phantom_image, save_stanford, student_network
 

@@ -15,7 +15,7 @@ from chexpert_hf.formats.exports import FormatError, export_format, write_torchx
 from chexpert_hf.formats.imports import import_model, read_source
 from chexpert_hf.formats.torchxrayvision_models import MODELS, PREFIX, TARGETS, processor, published_model
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.card_check import card_problems
+from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 from .foreign_networks import phantom_image, with_own_statistics

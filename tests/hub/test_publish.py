@@ -1,6 +1,7 @@
 """What goes to the Hub, what doesn't, and what is said when something goes wrong."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_push_is_one_commit_with_the_staged_files(saved_folder: Path, tmp_path
     assert repository.files.keys() == SENT | {".gitattributes"}
     assert done.commit == repository.refs["main"]
     assert repository.files["model.safetensors"] == (saved_folder / "model.safetensors").read_bytes()
-    assert TOKEN not in json.dumps(done.to_dict())
+    assert TOKEN not in json.dumps(asdict(done))
 
 
 def test_an_update_takes_out_what_the_new_version_lacks_and_leaves_what_others_added(

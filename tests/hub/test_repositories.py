@@ -13,8 +13,7 @@ from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.models.model_files import ChecksumError
 from chexpert_hf.models.repositories import HubError, model_folder
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.publishing.publish import push_model
-from chexpert_hf.publishing.spaces import stage_space
+from chexpert_hf.publishing.publish import push_model, stage_space
 from chexpert_hf.scoring.graphs.export import export_model
 
 from .stand_in import TOKEN, Fault, Hub

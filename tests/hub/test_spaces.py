@@ -21,7 +21,7 @@ import chexpert_hf
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.repositories import HubError
-from chexpert_hf.publishing.spaces import push_space, requirements, stage_space
+from chexpert_hf.publishing.publish import push_space, requirements, stage_space
 
 from .stand_in import Hub
 
