@@ -38,11 +38,10 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import load_data
-from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
 TORCH = "PyTorch"

@@ -26,11 +26,10 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, UncertaintyPolicy
 from chexpert_hf.models.model_files import RECIPE_FILE, write_checksums
 from chexpert_hf.publishing.model_folder import save_model_folder
-from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import describe_data, load_data
-from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
 # Not before chexpert_hf.formats.keras, which says in one line what to do where there is no Keras.

@@ -1,7 +1,7 @@
-"""Augmentation that is valid for radiographs, on whole batches and on the accelerator.
+"""Augmentation of radiographs, on whole batches and on the accelerator.
 
-No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. The draws
-for an image depend on (seed, epoch, index) alone, so that an interrupted run goes on with the same images, bit for bit.
+No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. An image's
+random numbers depend on (seed, epoch, index) alone, so that a resumed run sees the same images, bit for bit.
 """
 
 import math
@@ -16,12 +16,12 @@ from chexpert_hf.training.recipe import Recipe
 
 _NUM_DRAWN = 14
 _CHANCE_OF_BORDER = 0.3
-_CHANCE_OF_WHITE = 0.3  # of a frame; the others are black
+_CHANCE_OF_WHITE = 0.3  # of frames; the others are black
 
 
 @dataclass(frozen=True)
 class RadiographAugmentation:
-    """Random changes of an image, by the recipe's fields of the same names; 0 everywhere changes nothing."""
+    """Random changes of images, by the recipe's fields of the same names; 0 everywhere changes nothing."""
 
     rotation_degrees: float = 0.0
     translation: float = 0.0
@@ -33,7 +33,7 @@ class RadiographAugmentation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RadiographAugmentation":
-        """The augmentation of a recipe."""
+        """Takes the values of a recipe."""
         return cls(**{item.name: getattr(recipe, item.name) for item in fields(cls)})
 
     @property
@@ -42,7 +42,7 @@ class RadiographAugmentation:
         return any((self.rotation_degrees, self.translation, self.scaling, self.contrast, self.gamma, self.border))
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
-        """Changes gray levels `(batch, 1, height, width)` into float32 ones in [0, 255], not rounded.
+        """Augments gray levels `(batch, 1, height, width)`; returns float32 in [0, 255], not rounded.
 
         `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
         """
@@ -50,7 +50,7 @@ class RadiographAugmentation:
         changed = images.float()
         if self.rotation_degrees or self.translation or self.scaling:
             grid = functional.affine_grid(self._matrices(drawn, changed), list(changed.shape), align_corners=False)
-            changed = functional.grid_sample(changed, grid, align_corners=False)  # outside is black, as beyond the film
+            changed = functional.grid_sample(changed, grid, align_corners=False)  # black outside of the image
         if self.gamma:
             power = (self.gamma * drawn[:, 6]).exp()[:, None, None, None]
             changed = 255 * (changed / 255).clamp(0, 1) ** power
@@ -63,7 +63,7 @@ class RadiographAugmentation:
         return changed.clamp(0, 255)
 
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, white or black, width left, right, top, bottom."""
+        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, colour, width at the left, right, top and bottom."""
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
         left, right, top, bottom = (self.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
@@ -78,7 +78,7 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """`(batch, 2, 3)` in affine_grid's coordinates, in which both sides are 2 long whatever the aspect ratio."""
+        """`(batch, 2, 3)` in affine_grid's coordinates, in which each side of an image has length 2."""
         angle = drawn[:, 0] * math.radians(self.rotation_degrees)
         zoom = 1 / (1 + self.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]

@@ -18,8 +18,8 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
 CHOSEN_SOURCE = "chosen in the recipe of this run"
 
+# Percentiles that become black and white, and the value of the median; see `to_gray_range`.
 GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
-"""Percentiles that become black and white, and what the median becomes; see `to_gray_range`."""
 
 _BACKBONE_FIELDS = (*BACKBONE_FIELDS, "drop_rate")
 
@@ -35,7 +35,7 @@ def build_model(recipe: Recipe) -> CheXpertForImageClassification:
     if recipe.init not in ("imagenet", "random"):
         return _fine_tuned(recipe)
     unknown = set(recipe.architecture) - set(_BACKBONE_FIELDS)
-    if unknown:  # the config would take them in silence
+    if unknown:  # the config would accept them silently
         raise RecipeError(
             f"architecture has no field {sorted(unknown)[0]!r}; expected: {', '.join(_BACKBONE_FIELDS[1:])}."
         )
@@ -60,19 +60,18 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
             warnings=list(recipe.warnings) or None,
         )
     except StrictDataclassError as error:
-        raise RecipeError(f"The recipe makes no model: {str(error).splitlines()[-1].strip()}") from error
+        raise RecipeError(f"No model can be built from the recipe: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
-    """Another model's weights; its head too, if it is the same head of the same observations."""
+    """Starts from another model's backbone, and from its head if both have the same one for the same observations."""
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
         raise RecipeError(
-            f"num_channels is {recipe.num_channels}, but {recipe.init} takes {source.config.num_channels}; set that."
+            f"num_channels is {recipe.num_channels}, but {recipe.init} expects {source.config.num_channels}; set that."
         )
-    model = CheXpertForImageClassification(
-        _config(recipe, {name: getattr(source.config, name) for name in _BACKBONE_FIELDS})
-    )
+    backbone = {name: getattr(source.config, name) for name in _BACKBONE_FIELDS}
+    model = CheXpertForImageClassification(_config(recipe, backbone))
     model.features.load_state_dict(source.features.state_dict())
     same = ("observations", "multiclass_observations", "head_hidden_size")
     if all(getattr(model.config, name) == getattr(source.config, name) for name in same):
@@ -81,9 +80,9 @@ def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
-    """The image processor of the recipe, at its size.
+    """The image processor at the recipe's size: the fine-tuned model's, or one with ImageNet statistics.
 
-    That of the model which is fine-tuned; else ImageNet statistics, averaged over the channels for a single channel.
+    A single channel has the mean of the three channels' statistics.
     """
     values: dict[str, Any] = {"size": {"height": recipe.image_size, "width": recipe.image_size}}
     if recipe.init not in ("imagenet", "random"):

@@ -1,4 +1,4 @@
-"""Checks before the first step that BatchNorm can take its statistics."""
+"""Checks before the first step that every batch has enough values for BatchNorm's statistics."""
 
 from itertools import count
 
@@ -27,7 +27,7 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
     gpus = torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():
         raise RecipeError(
-            "sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs. Leave out --sync-batch-norm."
+            "sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs. Omit --sync-batch-norm."
         )
     if recipe.sync_batch_norm and PartialState().num_processes == 1 and gpus > 1:
         raise RecipeError(
@@ -49,28 +49,21 @@ def _expect_batches(recipe: Recipe, num_blocks: int, num_images: int) -> None:
             f"drop_last leaves no batch: there are {num_images} training images for batches of {recipe.batch_size} on "
             f"{devices} device(s). Lower --batch-size."
         )
-    if (
-        recipe.freeze_backbone
-        or _side_of_last_map(recipe.image_size, num_blocks) > 1
-        or (recipe.sync_batch_norm and devices > 1)
-        or _smallest_batch(recipe, num_images, devices) > 1
-    ):
+    is_enough = recipe.freeze_backbone or (recipe.sync_batch_norm and devices > 1)
+    if is_enough or _smallest_batch(recipe, num_images, devices) > 1:
         return
-    size = next(size for size in count(recipe.image_size) if _side_of_last_map(size, num_blocks) > 1)
-    cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
-    raise RecipeError(
-        f"{num_images} training images in batches of {recipe.batch_size} give a batch of one image, which BatchNorm "
-        f"cannot train on at feature maps of 1 x 1: set --image-size to at least {size}, or {cure}."
-    )
-
-
-def _side_of_last_map(image_size: int, num_blocks: int) -> int:
-    """The height of the last feature map: the stem halves twice, rounding up; transitions halve, rounding down."""
-    return -(-image_size // 4) // 2 ** (num_blocks - 1)
+    # The stem halves the image twice, rounding up; each transition halves the map, rounding down.
+    smallest = next(size for size in count(1) if -(-size // 4) // 2 ** (num_blocks - 1) > 1)
+    if recipe.image_size < smallest:
+        cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
+        raise RecipeError(
+            f"{num_images} training images in batches of {recipe.batch_size} give a batch of one image, which "
+            f"BatchNorm cannot train on at feature maps of 1 x 1: set --image-size to at least {smallest}, or {cure}."
+        )
 
 
 def _smallest_batch(recipe: Recipe, num_images: int, devices: int) -> int:
-    """The smallest batch that a device ever gets."""
+    """The number of images in the smallest batch of any device."""
     last = num_images % (recipe.batch_size * devices)
     if last == 0 or recipe.drop_last or PartialState().num_processes > 1:
         return recipe.batch_size  # between processes, the last batches are filled up with images from the beginning

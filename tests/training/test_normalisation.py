@@ -99,7 +99,7 @@ def test_what_the_gpus_of_one_process_get_of_the_last_batch_is_looked_at(monkeyp
 
 def test_synchronised_statistics_are_refused_without_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"sync_batch_norm needs GPUs: .* Leave out --sync-batch-norm"):
+    with pytest.raises(RecipeError, match=r"sync_batch_norm needs GPUs: .* Omit --sync-batch-norm"):
         expect_statistics(recipe(sync_batch_norm=True), network([2, 2]), images(8))
 
 

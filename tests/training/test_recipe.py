@@ -47,7 +47,7 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("loss: hinge", "loss is 'hinge', expected one of: cross-entropy, auc-margin"),
         ("{loss: auc-margin, class_weights: true}", "class_weights has no meaning"),
         ("conditional_epochs: -1", "conditional_epochs is -1, expected at least 0"),
-        ("{loss: auc-margin, policy: paper}", "knows no uncertain class"),
+        ("{loss: auc-margin, policy: paper}", "supports no uncertain class"),
         ("{map_loss: 1.0, unconditional: true}", "map_loss is for models without a label hierarchy"),
         ("{map_loss: 1.0, conditional_epochs: 1}", "map_loss is for models without a label hierarchy"),
         ("map_centring: -0.1", "map_centring is -0.1, expected at least 0"),
