@@ -65,7 +65,7 @@ def show_version(
 
 def load_classifier(models: Sequence[str], runtime: str = "torch", precision: str = "fp32") -> "CheXpertClassifier":
     """Loads models, by default in PyTorch and float32, as evaluations need them, and shows their warnings."""
-    from chexpert_hf.models.identity import model_warnings
+    from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
     quiet_transformers()

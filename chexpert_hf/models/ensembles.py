@@ -1,4 +1,4 @@
-"""Folders of several models: copies of the members, and a file that names them."""
+"""Ensembles: folders with copies of their members, and a file that names them."""
 
 import json
 import shutil
@@ -26,9 +26,9 @@ ensemble on the split on which its members were chosen, so they are optimistic.
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
-    """Makes a folder an ensemble: copies of the members, in `members`, and `ensemble.json` that names them.
+    """Makes a folder an ensemble: copies the members into `members`, and names them in `ensemble.json`.
 
-    Of each member, a model folder or checkpoint, only weights, configuration and code are copied.
+    Weights, configuration and code of each member, a model folder or checkpoint, are copied.
     """
     names = []
     for number, member in enumerate(members, start=1):
@@ -42,7 +42,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
-    """The members of an ensemble's folder; of anything else, itself."""
+    """The members of an ensemble's folder; the model itself if it is no ensemble."""
     model = resolve_model(model)
     path = Path(model) / ENSEMBLE_FILE
     if not path.is_file():

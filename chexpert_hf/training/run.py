@@ -24,7 +24,7 @@ from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums
-from chexpert_hf.models.half_precision import round_to_half
+from chexpert_hf.models.weights import round_to_half
 from chexpert_hf.publishing.measured import assess_predictions, evaluation_record
 from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier

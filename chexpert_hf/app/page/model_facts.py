@@ -12,7 +12,7 @@ from chexpert_hf.evaluation.delong import newcombe_interval
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.ensembles import ENSEMBLE_FILE
-from chexpert_hf.models.identity import model_name, model_warnings
+from chexpert_hf.models.loading import model_name, model_warnings
 from chexpert_hf.models.model_files import EVALUATION_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 

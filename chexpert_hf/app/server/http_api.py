@@ -17,7 +17,7 @@ from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import UnavailableError
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.files import sha256_of
-from chexpert_hf.models.identity import model_warnings
+from chexpert_hf.models.loading import model_warnings
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 
