@@ -60,11 +60,7 @@ def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
     phantoms = work / "phantoms"
     if not phantoms.exists():
         write_phantoms(
-            phantoms,
-            num_studies=NUM_PHANTOMS,
-            seed=PHANTOM_SEED,
-            valid_fraction=0.02,
-            workers=os.cpu_count() or 1,
+            phantoms, num_studies=NUM_PHANTOMS, seed=PHANTOM_SEED, valid_fraction=0.02, workers=os.cpu_count() or 1
         )
     pretrained = _trained(Recipe.load(Path("nih_pretraining")), phantoms, work / "pretrained")
     recipe = Recipe.load(Path("nih")).override(init=str(pretrained))

@@ -47,12 +47,8 @@ def fit_folder_gate(
 ) -> Gate:
     """Fits a gate on the training split of a model folder's model, writes it there and updates the checksums.
 
-    `data_name` is for the record; `progress` is called with the number of radiographs that were read.
-
-    Raises:
-        InputError: If there are too few radiographs.
-        ModelFolderError: If the folder holds no model.
-        RadiographError: If a radiograph cannot be read; names it.
+    `data_name` is for the record; `progress` is called with the number of radiographs that were read. Raises InputError
+    with fewer than `MIN_IMAGES` radiographs, or if the processor or a radiograph cannot be read.
     """
     processor = load_processor(folder)
 
@@ -72,16 +68,10 @@ def fit_folder_gate(
 
 
 def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_laterals: bool = False) -> Gate:
-    """Fits a gate.
+    """Fits a gate on training images from `read_radiograph`, each patient's consecutively; `MAX_IMAGES` are enough.
 
-    Args:
-        images: Training images from `read_radiograph`, each patient's consecutively; `MAX_IMAGES` are enough.
-        data_name: Name of the data, for the record.
-        date: Date of the fit, such as "2026-11-23".
-        knows_laterals: Whether there are lateral views among them.
-
-    Raises:
-        InputError: If there are fewer than `MIN_IMAGES`.
+    `data_name` and `date` are for the record; `knows_laterals` says whether there are lateral views among the images.
+    Raises InputError if there are fewer than `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:

@@ -226,11 +226,7 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> "Gate":
-        """Reads a gate from a model folder, or from the file itself.
-
-        Raises:
-            ModelFolderError: If there is none, or it is not what `save` writes.
-        """
+        """Reads a gate from a model folder or its file; ModelFolderError if there is none, or it is damaged."""
         file = path / GATE_FILE if path.is_dir() else path
         try:
             with safe_open(file, framework="pt") as opened:

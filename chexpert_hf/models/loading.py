@@ -19,9 +19,7 @@ from chexpert_hf.models.repositories import model_folder
 def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
     """Loads the network of a model folder or repository, from safetensors only.
 
-    Args:
-        model: Path of a folder, or id of a repository.
-        name: The model's name in messages and `config.name_or_path`; `model` if None.
+    `name` is the model's in messages and `config.name_or_path`; `model` if None.
 
     Raises:
         HubError: If it is no folder, and the repository cannot be fetched.
@@ -68,11 +66,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Loads the image processor of a model folder; `name` is the model's in messages, `folder` if None.
-
-    Raises:
-        ModelFolderError: If there is none.
-    """
+    """Loads the image processor of a folder, `name` in messages if it is given; ModelFolderError if there is none."""
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
     except OSError as error:

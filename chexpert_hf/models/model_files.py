@@ -1,19 +1,20 @@
-"""The files of a model folder, and their checksums, which detect any change.
+"""The files of a model folder or an ensemble, and their checksums, which detect any change.
 
 `checksums.json` holds the SHA-256 of every file named here, in a canonical form, so that changes of it are detected.
 Loading verifies the files that it reads; `chexpert-hf check` verifies all.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from chexpert_hf.errors import InputError
-from chexpert_hf.files import sha256_of, write_json
+from chexpert_hf.default_model import resolve_model
+from chexpert_hf.errors import InputError, ModelFolderError
+from chexpert_hf.files import sha256_of, write_json, write_text
 
-CHECKSUMS_FILE = "checksums.json"
-
+CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
 RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
 NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")  # required for scoring
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graphs have their checksums in `export.json`
@@ -27,6 +28,18 @@ OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.saf
 _PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
 # Folders that a training run leaves in its model folder, and that are not part of the model.
 RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "folds", "logs")
+
+_ENSEMBLE_CARD = """# {name}
+
+An ensemble of {count} models, in `members`: the mean of their probabilities.
+
+**Research software, not a medical device.**
+
+    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
+
+The cards in `run-1`, `run-2`, ... describe how the members were trained. `evaluation.json` has the metrics of the
+ensemble on the split on which its members were chosen, so they are optimistic.
+"""
 
 
 class ChecksumError(InputError):
@@ -81,11 +94,7 @@ def _write(folder: Path, kept: Mapping[str, str], new: Iterable[str]) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
-    """The checksums by path; None if the folder has none.
-
-    Raises:
-        ChecksumError: If the file is damaged.
-    """
+    """The checksums by path; None if the folder has none, ChecksumError if the file is damaged."""
     try:
         content = (folder / CHECKSUMS_FILE).read_bytes()
     except FileNotFoundError:
@@ -102,10 +111,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """A line for each file that has changed since it was saved; none for a folder without checksums.
-
-    `names` are the files to verify; by default all that have a checksum or should.
-    """
+    """A line for each changed file of a folder with checksums, among `names`, or all that have one or should."""
     sums = read_checksums(folder)
     if sums is None:
         return []
@@ -128,3 +134,31 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
             f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
             f"or download it again; if you changed it yourself, accept it with `chexpert-hf check {folder} --accept`."
         )
+
+
+def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
+    """Makes a folder an ensemble: copies the members into `members`, and names them in `ensemble.json`.
+
+    Weights, configuration and code of each member, a model folder or checkpoint, are copied.
+    """
+    names = []
+    for number, member in enumerate(members, start=1):
+        copy = folder / "members" / f"{number:02d}"
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
+            shutil.copy(file, copy)
+        names.append(copy.relative_to(folder).as_posix())
+    write_json(folder / ENSEMBLE_FILE, {"members": names})
+    write_text(folder / "README.md", _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name))
+
+
+def ensemble_members(model: str | Path) -> list[str | Path]:
+    """The members of an ensemble's folder; the model itself if it is no ensemble."""
+    model = resolve_model(model)
+    path = Path(model) / ENSEMBLE_FILE
+    if not path.is_file():
+        return [model]
+    try:
+        return [path.parent / name for name in json.loads(path.read_text(encoding="utf-8"))["members"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

@@ -50,9 +50,7 @@ def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: di
     """Copies ImageNet weights, torchvision's or `state_dict`, into a DenseNet121's backbone; the head stays as it is.
 
     A model with one channel gets the sum of the three channels' kernels: the same output as for three equal channels.
-
-    Raises:
-        WeightsError: If they cannot be fetched or do not fit the backbone.
+    Raises WeightsError if the weights cannot be fetched or do not fit the backbone.
     """
     source = imagenet_state_dict() if state_dict is None else state_dict
     backbone = {name: tensor for name, tensor in source.items() if name.startswith("features.")}
@@ -73,10 +71,8 @@ def round_to_half(model: CheXpertForImageClassification) -> None:
 def half_state_dict(model: CheXpertForImageClassification) -> dict[str, Tensor]:
     """The weights as they are stored in half the space: float16 in convolutions and head, all else unchanged.
 
-    BatchNorm stays in float32: its variances exceed float16's range, and it takes 1 % of the space.
-
-    Raises:
-        OverflowError: If a weight is larger than float16's largest number, 65,504.
+    BatchNorm stays in float32: its variances exceed float16's range, and it takes 1 % of the space. Raises
+    OverflowError if a weight exceeds float16's largest number, 65,504.
     """
     stored = dict(model.state_dict())
     halved = [prefix for prefix, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]

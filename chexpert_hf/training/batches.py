@@ -90,10 +90,7 @@ class TrainingTargets:
 
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The number of negative targets per positive one `(num_labels,)`; 1 where one of them is missing.
-
-    `targets` `(num_rows, num_labels)` are 0, 1, or another value for neither.
-    """
+    """Negative targets per positive one `(num_labels,)`, 1 without both, of targets `(num_rows, num_labels)`."""
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)
     return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

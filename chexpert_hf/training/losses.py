@@ -27,15 +27,11 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
 
     For scores h in [0, 1] of an observation it is the variance of h over the positives, plus that over the negatives,
     plus max(0, margin - (mean of the positives - mean of the negatives)) squared: the closed form, for a given batch,
-    of the original min-max problem. Use it to fine-tune a model trained with cross-entropy, with batches large enough
-    for several positives of each observation.
+    of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to fine-tune a model trained with
+    cross-entropy, with several positives of each observation in a batch.
 
-    Args:
-        outputs: Has `logits` `(batch, num_labels)`.
-        labels: Targets of the same shape, in [0, 1] or -100. A soft label counts as both, by its value.
-        num_items_in_batch: Not used: a mean over pairs does not split over smaller batches.
-
-    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7.
+    `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100, and a soft label
+    counts as both classes, by its value. A mean over pairs does not split over smaller batches.
     """
     scores = outputs.logits.float().sigmoid()
     is_known = labels != IGNORED
@@ -56,14 +52,10 @@ def map_loss(
 
     The model's logit is the mean of the map plus the head's bias, which lets a network spread its evidence over the
     whole image. Here the log-mean-exp replaces the mean, so that an image with the finding needs a strong cell.
-
-    Args:
-        outputs: Has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`.
-        targets: Of the logits' shape, in [0, 1]; negative where the label is unknown or uncertain.
-        weights: Of the same shape; 1 if None.
-        num_items_in_batch: Divides the sum; the number of known labels if None.
-
     Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
+
+    `outputs` has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`; targets and weights have
+    the logits' shape, and negative targets are unknown. `num_items_in_batch` divides the sum, by default their number.
     """
     maps = outputs.saliency.float().flatten(2)  # (B, num_labels, cells)
     strongest = (torch.logsumexp(MAP_SHARPNESS * maps, dim=2) - math.log(maps.shape[2])) / MAP_SHARPNESS
@@ -83,12 +75,8 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
     """Offset `(batch, 2)` between a map's strongest cell and the image region that drives it; differentiable.
 
     It is (down, right), as shares of height and width, to the centre of mass of the squared gradient of the map's
-    largest value. Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128.
-
-    Args:
-        model: In evaluation mode.
-        pixel_values: `(batch, num_channels, height, width)`.
-        columns: `(batch,)`: the observation of each image.
+    largest value. `columns` `(batch,)` is the observation of each image; the model is in evaluation mode.
+    Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128.
     """
     with torch.enable_grad():
         values = pixel_values.detach().clone().requires_grad_()

@@ -240,13 +240,9 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
-        """Reads a YAML recipe; what it does not name has its default.
+        """Reads a YAML recipe, by its path or by the name of one of this project's, such as `u_ones`.
 
-        Args:
-            path: Of the file, or the name of one of this project's recipes, such as `u_ones`.
-
-        Raises:
-            RecipeError: If it is not a recipe, or a value is out of range.
+        Fields that are not in it have their defaults. Raises RecipeError if it is no valid recipe.
         """
         own = {file.stem: file for file in recipes_folder().glob("*.yaml")}
         if not path.exists() and path.suffix == "" and path.name not in own:
@@ -263,11 +259,7 @@ class Recipe:
         return cls().override(**{str(name): value for name, value in values.items() if name != _REMOVED})
 
     def override(self, **values: Any) -> "Recipe":
-        """The recipe with other values.
-
-        Raises:
-            RecipeError: If a field is unknown, or a value is out of range.
-        """
+        """The recipe with other values; RecipeError if a field is unknown, or a value is out of range."""
         hints = get_type_hints(Recipe)
         for name, value in values.items():
             if name not in hints:

@@ -21,9 +21,8 @@ from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_p
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
-from chexpert_hf.models.ensembles import write_ensemble
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums
+from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
 from chexpert_hf.models.weights import round_to_half
 from chexpert_hf.publishing.measured import assess_predictions, evaluation_record
 from chexpert_hf.publishing.model_folder import save_model_folder
@@ -31,8 +30,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
 from chexpert_hf.training.durable.intact import expect_intact
-from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.normalisation import expect_statistics
+from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.stages import Stages, expect_same_recipe
 from chexpert_hf.training.trainer import build_trainer
@@ -59,13 +57,10 @@ def train(
     follow_links: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
-    """Trains a model on a CheXpert folder.
+    """Trains a model on the CheXpert folder `root`; `output` becomes the model folder.
 
     Args:
-        recipe: What to train.
-        root: The CheXpert folder.
-        output: Becomes the model folder; checkpoints are in its subfolder `checkpoints`.
-        resume: Resume from the newest intact checkpoint there, or start if there is none.
+        resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
         say: Shows a line to the user.

@@ -26,8 +26,8 @@ from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
+from chexpert_hf.training.initial_model import num_devices
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss, offsets_of_peaks
-from chexpert_hf.training.normalisation import num_devices
 from chexpert_hf.training.recipe import Recipe
 
 METRIC = SCORE.removeprefix("eval_")

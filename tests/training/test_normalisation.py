@@ -4,7 +4,7 @@ import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.training.normalisation import expect_statistics
+from chexpert_hf.training.initial_model import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data
 from chexpert_hf.training.trainer import build_trainer

@@ -56,11 +56,7 @@ class DurableCheckpoints(Trainer):
     _is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """See `Trainer.train`.
-
-        Raises:
-            CheckpointError: If the checkpoint to resume from is damaged, or all are, or one cannot be written.
-        """
+        """See `Trainer.train`; CheckpointError if no checkpoint to resume from is intact, or one cannot be written."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
         else:
@@ -72,8 +68,7 @@ class DurableCheckpoints(Trainer):
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
         """The newest intact checkpoint, to resume from; None if none was written yet. Newer, damaged ones are renamed.
 
-        Raises:
-            CheckpointError: If there are checkpoints and none of them is intact.
+        `say` shows a line to the user. Raises CheckpointError if there are checkpoints and none of them is intact.
         """
         folder = Path(self._get_output_dir(trial))
         damaged: dict[Path, str] = {}
