@@ -86,7 +86,7 @@ class RecipeSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.recipe.learning_rate * ops.where(step < self.warmup_steps, rise, share)
 
     def get_config(self) -> dict[str, Any]:
-        """For Keras's own saving."""
+        """The constructor's arguments, for Keras's serialisation."""
         return {"recipe": self.recipe.to_dict(), "num_steps": self.num_steps}
 
 

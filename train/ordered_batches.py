@@ -26,7 +26,7 @@ class OrderedBatches:
         self, rows: Sequence[Any], recipe: Recipe, processor: CheXpertImageProcessor, *, drop_last: bool = False
     ) -> None:
         self.rows, self.processor, self.seed, self.batch_size = rows, processor, recipe.seed, recipe.batch_size
-        self.augmentation = RadiographAugmentation.of(recipe)
+        self.augmentation = RadiographAugmentation(recipe)
         self.steps_per_epoch = len(rows) // self.batch_size if drop_last else -(-len(rows) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.intp]:

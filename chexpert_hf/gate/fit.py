@@ -133,8 +133,7 @@ def distance_limits(features: Floats) -> tuple[float, float]:
 
 
 def _fold_of(count: int) -> NDArray[np.int64]:
-    """The fold of each image: consecutive images, so that a patient's mostly stay together."""
-    return np.arange(count) * _FOLDS // count
+    return np.arange(count) * _FOLDS // count  # consecutive, so that a patient's images mostly stay together
 
 
 def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:

@@ -89,8 +89,7 @@ def find_graph(
 ) -> Path | None:
     """The graph of a model, given by its fingerprint, in a folder with `export.json`; None if there is none.
 
-    Raises:
-        GraphError: If there is one, but of other weights or another size, damaged, or of unknown origin.
+    Raises GraphError if it belongs to other weights or another input size, is damaged, or of unknown origin.
     """
     name = GRAPH_FILES[runtime, precision]
     if not (folder / name).exists():
@@ -121,7 +120,7 @@ def read_records(folder: Path) -> dict[str, GraphRecord]:
 
 
 def write_records(folder: Path, records: Mapping[str, GraphRecord]) -> None:
-    """Writes `export.json`, whole or not at all."""
+    """Writes `export.json`."""
     write_json(folder / RECORD_FILE, {"graphs": {name: asdict(record) for name, record in sorted(records.items())}})
 
 

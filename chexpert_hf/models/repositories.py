@@ -17,7 +17,6 @@ from chexpert_hf.files import first_line
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_CHANGED = "somebody changed it at the same moment; repeat the command"
 _BILLING = "in its settings under Billing, then repeat the command"
 _STORAGE = f"the account's storage is used up or blocked; make room, or ask for more {_BILLING}"
 _HIDDEN = f"or this token has no access to it; {_LOG_IN} if it is private"
@@ -25,8 +24,7 @@ _STATUS = {
     401: f"the token is not valid; {_LOG_IN} to another",
     402: f"the account's quota is used up; raise it {_BILLING}",
     404: f"there is no such repository, {_HIDDEN}",
-    409: _CHANGED,
-    412: _CHANGED,
+    **dict.fromkeys((409, 412), "somebody changed it at the same moment; repeat the command"),
     413: _STORAGE,
 }
 _NO_ACCESS = {
@@ -64,12 +62,9 @@ def model_folder(
     *,
     files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE),
 ) -> Path:
-    """The folder of a model; a repository is downloaded into the cache, or found there without a connection.
+    """The folder of a model: a folder, the bundled model by name, or a repository, downloaded or from the cache.
 
-    Args:
-        model: Path of a folder, id of a repository, or name of the bundled model.
-        revision: Branch, tag or commit of a repository.
-        files: Names or patterns of the files to download; everything if None.
+    `revision` is a branch, tag or commit; `files` are names or patterns of the files to download, everything if None.
 
     Raises:
         HubError: If there is no such folder, and the repository cannot be downloaded.

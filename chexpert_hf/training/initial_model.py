@@ -20,12 +20,9 @@ from chexpert_hf.models.weights import load_imagenet_backbone
 from chexpert_hf.training.cross_fitting import fold_of_images
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
-PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
-CHOSEN_SOURCE = "chosen in the recipe of this run"
-
+_PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
 # Percentiles that become black and white, and the value of the median; see `to_gray_range`.
-GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
-
+_GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
 _BACKBONE_FIELDS = (*BACKBONE_FIELDS, "drop_rate")
 
 
@@ -55,7 +52,7 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
             head_hidden_size=recipe.head_hidden_size,
             head_dropout=recipe.head_dropout,
             uncertainty_policies=recipe.policies,
-            policies_source=PAPER_SOURCE if recipe.policy == PAPER_PRESET else CHOSEN_SOURCE,
+            policies_source=_PAPER_SOURCE if recipe.policy == PAPER_PRESET else "chosen in the recipe of this run",
             blank_labels=recipe.blank_labels,
             label_parents=parents_among(recipe.observations) if recipe.unconditional else None,
             model_name=recipe.model_name,
@@ -89,7 +86,7 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     values: dict[str, Any] = {"size": {"height": recipe.image_size, "width": recipe.image_size}}
     if recipe.init not in ("imagenet", "random"):
         return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), **values)
-    values["gray_range"] = dict(GRAY_RANGE) if recipe.gray_range else None
+    values["gray_range"] = dict(_GRAY_RANGE) if recipe.gray_range else None
     if recipe.num_channels == 1:
         for name in ("image_mean", "image_std"):
             values[name] = [float(np.mean(getattr(CheXpertImageProcessor, name)))]
@@ -103,13 +100,8 @@ def num_devices() -> int:
 
 
 def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
-    """Checks that every batch of a run gives BatchNorm more than one value per channel.
-
-    Raises:
-        RecipeError: If a batch of one image meets feature maps of 1 x 1, if `drop_last` leaves no batch, or if
-            `sync_batch_norm` is set without GPUs or without a process for each.
-    """
-    gpus = torch.cuda.device_count()
+    """Checks that every batch of a run gives BatchNorm more than one value per channel, with RecipeError otherwise."""
+    devices, gpus = num_devices(), torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():
         raise RecipeError(
             "sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs. Omit --sync-batch-norm."
@@ -123,28 +115,24 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
     if recipe.calibration_folds and recipe.held_out_fold is None:
         part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
         sizes += [int((part != fold).sum()) for fold in range(recipe.calibration_folds)]
-    for num_images in sizes:
-        _expect_batches(recipe, len(model.config.block_config), num_images)
-
-
-def _expect_batches(recipe: Recipe, num_blocks: int, num_images: int) -> None:
-    devices = num_devices()
-    if recipe.drop_last and num_images < recipe.batch_size * devices:
-        raise RecipeError(
-            f"drop_last leaves no batch: there are {num_images} training images for batches of {recipe.batch_size} on "
-            f"{devices} device(s). Lower --batch-size."
-        )
-    is_enough = recipe.freeze_backbone or (recipe.sync_batch_norm and devices > 1)
-    if is_enough or _smallest_batch(recipe, num_images, devices) > 1:
-        return
     # The stem halves the image twice, rounding up; each transition halves the map, rounding down.
-    smallest = next(size for size in count(1) if -(-size // 4) // 2 ** (num_blocks - 1) > 1)
-    if recipe.image_size < smallest:
-        cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
-        raise RecipeError(
-            f"{num_images} training images in batches of {recipe.batch_size} give a batch of one image, which "
-            f"BatchNorm cannot train on at feature maps of 1 x 1: set --image-size to at least {smallest}, or {cure}."
-        )
+    divisor = 2 ** (len(model.config.block_config) - 1)
+    smallest = next(size for size in count(1) if -(-size // 4) // divisor > 1)
+    is_shared = recipe.sync_batch_norm and devices > 1
+    for num_images in sizes:
+        batches = f"batches of {recipe.batch_size}"
+        if recipe.drop_last and num_images < recipe.batch_size * devices:
+            raise RecipeError(
+                f"drop_last leaves no batch: there are {num_images} training images for {batches} on {devices} "
+                "device(s). Lower --batch-size."
+            )
+        has_single = not (recipe.freeze_backbone or is_shared) and _smallest_batch(recipe, num_images, devices) == 1
+        if has_single and recipe.image_size < smallest:
+            cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
+            raise RecipeError(
+                f"{num_images} training images in {batches} give a batch of one image, which BatchNorm cannot train on "
+                f"at feature maps of 1 x 1: set --image-size to at least {smallest}, or {cure}."
+            )
 
 
 def _smallest_batch(recipe: Recipe, num_images: int, devices: int) -> int:

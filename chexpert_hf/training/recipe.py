@@ -227,7 +227,7 @@ class Recipe:
 
     @property
     def self_trained_observations(self) -> tuple[str, ...]:
-        """The observations whose uncertain labels a teacher gives."""
+        """The observations under U-SelfTrained."""
         return tuple(name for name, policy in self.policies.items() if policy == UncertaintyPolicy.U_SELF_TRAINED)
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class Recipe:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecipeError(f"The recipe {path} cannot be read: {first_line(error)}") from error
         if not isinstance(values, dict):
-            raise RecipeError(f"The recipe {path} is no mapping of fields to values.")
+            raise RecipeError(f"The recipe {path} is not a mapping of fields to values.")
         return cls().override(**{str(name): value for name, value in values.items() if name != _REMOVED})
 
     def override(self, **values: Any) -> "Recipe":

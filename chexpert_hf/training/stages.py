@@ -70,7 +70,7 @@ class Stages:
             path = Path(teacher)
         elif not path.exists():
             if teacher is None:
-                self.say(f"The teacher: U-Ignore for {', '.join(observations)}.")
+                self.say(f"Training the teacher with U-Ignore for {', '.join(observations)}.")
                 first = _without_self_training(recipe, epochs=recipe.teacher_epochs or recipe.epochs)
                 teacher = str(self.trained(first, "teacher"))
             if PartialState().is_main_process:

@@ -4,7 +4,6 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from chexpert_hf.training.recipe import Recipe
 
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
-
 CENTRED_IMAGES = 8  # per batch, for the centring loss
 
 
@@ -44,7 +42,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
     def __init__(self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.recipe, self.augmentation = recipe, RadiographAugmentation.of(recipe)
+        self.recipe, self.augmentation = recipe, RadiographAugmentation(recipe)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         for teacher in teachers:
@@ -148,8 +146,7 @@ class TrainingProgress(ProgressCallback):
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """No second bar: evaluations are short."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "loss" in logs:
@@ -185,10 +182,9 @@ def build_trainer(
         # Later releases of transformers call it activation checkpointing, and warn of the earlier name.
         enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    targets = TrainingTargets(model.config, recipe.seed, soft_labels)
-    if recipe.class_weights:
-        resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
-        targets = replace(targets, positive_weights=positive_weights(resolved.numpy()))
+    raw = torch.from_numpy(np.asarray(data["train"]["labels"][:]))
+    weights = positive_weights(resolve_labels(raw, model.config).numpy()) if recipe.class_weights else None
+    targets = TrainingTargets(model.config, recipe.seed, soft_labels, weights)
     truth = partial(_evaluation_targets, blank_labels=recipe.blank_labels)
     trainer = CheXpertTrainer(
         recipe=recipe,

@@ -71,7 +71,7 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("distillation_models: somewhere", "distillation_models is 'somewhere', expected a list"),
         ("calibration_models: [a]", "calibration_models names 1 models, expected one for each of the 0"),
         ("{cache: true, workers: 2}", "cache is True, expected false, or workers 0"),
-        ("- a list", "no mapping of fields"),
+        ("- a list", "not a mapping of fields"),
         ("a: b: c", "cannot be read"),
         ("1: 2", "A recipe has no field '1'"),
         ("policy: {Edema: 1}", "expected a mapping of observations to policies"),

@@ -126,7 +126,6 @@ class DurableCheckpoints(Trainer):
                 self.state.best_model_checkpoint = str(best)
             self.accelerator.wait_for_everyone()  # each process writes files of its own
             if self.args.should_save:
-                self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
                 self._publish(checkpoint)
         except WRITE_ERRORS as error:
             line = cannot_write(checkpoint, folder / UNFINISHED, error)
@@ -145,6 +144,7 @@ class DurableCheckpoints(Trainer):
         """Seals a written checkpoint, and moves it to its final path, whatever is there."""
         unfinished = checkpoint.parent / UNFINISHED
         written = unfinished / checkpoint.name
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, with the final path of the best
         threads = torch.get_num_threads()
         seal(written, {"step": step_of(checkpoint), "torch": torch.__version__, "torch_threads": threads})
         if checkpoint.exists():
