@@ -62,12 +62,6 @@ def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: di
     model.load_state_dict(backbone, strict=False)  # without the head; all other names were compared above
 
 
-@torch.no_grad()
-def round_to_half(model: CheXpertForImageClassification) -> None:
-    """Rounds the weights of a float32 model in place to the values that `half_state_dict` stores."""
-    model.load_state_dict(half_state_dict(model))
-
-
 def half_state_dict(model: CheXpertForImageClassification) -> dict[str, Tensor]:
     """The weights as they are stored in half the space: float16 in convolutions and head, all else unchanged.
 

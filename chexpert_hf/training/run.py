@@ -23,7 +23,7 @@ from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
-from chexpert_hf.models.weights import round_to_half
+from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.measured import assess_predictions, evaluation_record
 from chexpert_hf.publishing.model_folder import save_model_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -121,7 +121,7 @@ def train(
     if recipe.calibration_folds and recipe.held_out_fold is None:
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, stages.without_part)
     if recipe.stored_precision == "fp16":
-        round_to_half(final)  # before the evaluation, so that it is of the stored weights
+        final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
     probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
