@@ -1,14 +1,14 @@
-"""Makes the bundled model from a folder of radiographs of ChestX-ray14 in CheXpert's layout, in one command.
+"""Trains the bundled model on a folder of radiographs of ChestX-ray14 in CheXpert's layout, in one command.
 
     python -m train.bundled_model NIH --work runs/nih --output chexpert_hf/nih
 
-1. A DenseNet121 learns synthetic radiographs (recipe `nih_pretraining`).
-2. From its weights, networks without one third of the patients each learn from the labels and from two teachers
-   (recipe `nih`); one more network learns from the labels of all patients.
-3. That last network is taught by itself and the three others (`FINAL`). What the three say of the patients that they
-   have not seen calibrates it and chooses its operating points.
+1. A DenseNet121 is trained on synthetic radiographs (recipe `nih_pretraining`).
+2. From its weights, three networks are each trained without one third of the patients, on the labels and two teachers
+   (recipe `nih`); a fourth network is trained on the labels of all patients.
+3. The fourth network is trained further with itself and the three others as teachers (`FINAL`). The scores of the three
+   for patients that they have not seen calibrate it and choose its operating points.
 
-Every stage is taken up where it was interrupted. The validation split and the radiologists' readings choose nothing.
+Interrupted stages are resumed. The validation split and the radiologists' readings choose nothing.
 """
 
 import argparse
@@ -29,8 +29,7 @@ from train.bundled_model_card import Sources, describe
 
 NUM_PHANTOMS = 5300
 PHANTOM_SEED = 2026
-FINAL = {"epochs": 6, "learning_rate": 3e-4, "distillation": 0.8}
-"""Values of the last stage that differ from the recipe `nih`."""
+FINAL = {"epochs": 6, "learning_rate": 3e-4, "distillation": 0.8}  # where the last stage differs from the recipe `nih`
 
 _BUNDLED = (
     f"It comes with the package chexpert-hf, which uses it where no model is named, and calls it `{DEFAULT_NAME}`. In "
@@ -56,15 +55,11 @@ def main() -> None:
 
 
 def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
-    """Trains all networks, or what is left of them; gives the folders of the cross-fitted ones and of the last one."""
+    """Trains or resumes all networks; returns the folders of the cross-fitted ones and of the final one."""
     phantoms = work / "phantoms"
     if not phantoms.exists():
         write_phantoms(
-            phantoms,
-            num_studies=NUM_PHANTOMS,
-            seed=PHANTOM_SEED,
-            valid_fraction=0.02,
-            workers=os.cpu_count() or 1,
+            phantoms, num_studies=NUM_PHANTOMS, seed=PHANTOM_SEED, valid_fraction=0.02, workers=os.cpu_count() or 1
         )
     pretrained = _trained(Recipe.load(Path("nih_pretraining")), phantoms, work / "pretrained")
     recipe = Recipe.load(Path("nih")).override(init=str(pretrained))
@@ -90,7 +85,7 @@ def _trained(recipe: Recipe, data: Path, folder: Path) -> Path:
 def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, Any]) -> None:
     """Copies the files that the package ships, under the name of the bundled model.
 
-    The code is linked: the folder is complete, and the code is in the repository once. Wheels hold it as files.
+    The code is linked, so that the folder is complete and the repository holds the code once; wheels hold files.
     """
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)

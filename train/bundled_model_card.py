@@ -1,7 +1,7 @@
-"""The part of the bundled model's card that is about its data: reference standards, confounding, other hospitals, maps.
+"""The section of the bundled model's card on its data: reference standards, confounding, other hospitals, maps.
 
-Each figure is of a model that has not seen the patient: on the validation split of the bundled model itself, on the
-training patients of the networks that were trained without them.
+All metrics are of models that have not seen the patient: the bundled model on the validation split, and on the training
+patients the networks that were trained without them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,11 +56,11 @@ _POINTERS = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Paths of the radiographs and readings; the parts of the card without their data are left out.
+    """Paths of the radiographs and readings; parts of the card without data are skipped.
 
     Attributes:
         data: The folder in CheXpert's layout, with boxes.csv.
-        external: Films of other hospitals, with index.csv.
+        external: Radiographs of other hospitals, with index.csv.
         rsna: Readings of the RSNA Pneumonia Detection Challenge 2018: Path, Class, Target, and a box in each row.
         google: Adjudicated readings of Majkowska et al. 2020: Path and four findings.
     """
@@ -76,7 +76,7 @@ class Scored:
     """Images with the probabilities of models that have not seen their patients.
 
     Attributes:
-        name: Of the images, for tables.
+        name: Name of the images in tables.
         dataset: From `load_dataset`.
         probabilities: `(num_images, num_labels)`.
         truth: `(num_images, num_labels)` text-mined labels, 1 or 0.
@@ -101,10 +101,7 @@ class Scored:
 def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str, dict[str, Any]]:
     """The section as Markdown, and the record of the maps' hit rate for the model's config.
 
-    Args:
-        model: The bundled model's folder.
-        folds: Folders of the networks without one part of the training patients each, in the order of the parts.
-        sources: Where the data lie.
+    `folds` are the folders of the networks that were each trained without a part of the patients, in order.
     """
     recipe = Recipe.load(model / RECIPE_FILE)
     splits = load_dataset(sources.data, observations=recipe.observations)
@@ -154,12 +151,12 @@ _INTRODUCTION = (
 
 
 def _view(path: str) -> str:
-    """The last three parts of a path, which name the view whatever folder the data lie in."""
+    """The last three parts of a path, which identify the view in any folder."""
     return "/".join(path.split("/")[-3:])
 
 
 def _readings(file: Path) -> pd.DataFrame:
-    """The readings by view, one row each; further rows are further boxes."""
+    """The readings by view, one row each; further rows of a view hold further boxes."""
     table = pd.read_csv(file)
     return table.assign(view=table["Path"].map(_view)).drop_duplicates("view").set_index("view").drop(columns="Path")
 
@@ -251,7 +248,7 @@ def _against(truth: "pd.Series[float]", scored: Scored, column: int) -> str:
 
 
 def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> list[str]:
-    """Within AP and PA, by sex and age, and a baseline that sees no image."""
+    """AUROCs within AP and PA, by sex and age, and of a baseline without images."""
     data = valid.dataset
     projections, sexes = np.asarray(data["projection"][:]), np.asarray(data["sex"][:])
     ages = np.asarray(data["age"][:], dtype=float)
@@ -313,7 +310,7 @@ def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
 
 
 def uncalibrated(probabilities: FloatArray, config: CheXpertConfig) -> FloatArray:
-    """The probabilities `(num_images, num_labels)` that the model would give without its lines of Platt scaling."""
+    """The model's probabilities `(num_images, num_labels)` without Platt scaling."""
     record = config.calibration or {}
     slopes = np.array([record["slopes"].get(name, 1.0) for name in config.observations])
     intercepts = np.array([record["intercepts"].get(name, 0.0) for name in config.observations])
@@ -408,7 +405,7 @@ def _calls(predictions: Sequence[Prediction]) -> Mask:
 def _boxes(
     sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]
 ) -> tuple[list[str], dict[str, Any]]:
-    """Hit rates on the radiologists' boxes, by models that did not see the patient."""
+    """Hit rates on the radiologists' boxes, of models that have not seen the patient."""
     truth = find_ground_truth(sources.data)
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0

@@ -1,18 +1,17 @@
-"""One table: PyTorch and Keras 3 on the backends that are installed, training the same network on the same radiographs.
+"""A comparison of PyTorch and Keras 3 on the installed backends: the same network trained on the same radiographs.
 
     python -m train.compare_frameworks DATA --output runs/frameworks
 
-Each contender has a process of its own, one after the other. All begin with the same weights and see the same images in
-the same order: those of the folder DATA, decoded and resized beforehand. So the table shows what the frameworks' own
-computing takes: images per second through the network, in training (forward, backward, Adam) and in inference, without
-reading files and without the first two steps, in which graphs are traced and compiled (a column of its own). Where
-other work shares the machine, the CPU time that an image takes, over all threads, is the steadier figure. Memory is the
-peak of the process, and without the network what libraries and images take; Keras's processes hold PyTorch, too, in
-which images are prepared.
+Each contender runs in its own process, one after the other. All start from the same weights and see the same images of
+the folder DATA in the same order, decoded and resized beforehand. So the table shows the cost of the frameworks' own
+computing: images per second through the network, in training (forward, backward, Adam) and in inference, without
+reading files and without the first two steps, in which graphs are traced and compiled (a separate column). On a shared
+machine the CPU time per image, over all threads, is the more stable metric. Memory is the peak of the process, and
+separately that of libraries and images without the network; Keras's processes load PyTorch, too, to prepare images.
 
-It does not show what a framework can do when it is tuned (compilers, lower precision, larger batches), on a GPU, or on
-another day on a shared machine. AUROCs of a short training that differ by a few hundredths do not say which framework
-learns better: the differences come from rounding, which training amplifies, and from BatchNorm's running variance.
+It does not show the speed of a tuned framework (compilers, lower precision, larger batches) or on a GPU. AUROCs of a
+short training that differ by a few hundredths do not show which framework learns better: the differences come from
+rounding, which training amplifies, and from BatchNorm's running variance.
 """
 
 import argparse
@@ -38,24 +37,22 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, split_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe
 from chexpert_hf.training.run import load_data
-from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
 TORCH = "PyTorch"
 BACKENDS = ("tensorflow", "jax", "torch")
 COMPARED_IMAGES = 16
-WARM_UP_STEPS = 2
-"""In which graphs are traced and compiled."""
+WARM_UP_STEPS = 2  # in which graphs are traced and compiled
 _MIB_IN_KIB = 1024
 
 
 @dataclass(frozen=True)
 class Contender:
-    """The interface of a framework to the comparison; arrays only, none of the framework's types."""
+    """A framework in the comparison, as functions of arrays."""
 
     score: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -63,7 +60,7 @@ class Contender:
 
 
 def torch_contender(start: Path, recipe: Recipe) -> Contender:
-    """PyTorch, with channels last in memory as the recipe says."""
+    """PyTorch, in the recipe's memory layout."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = load_model(start).to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
@@ -94,17 +91,17 @@ def torch_contender(start: Path, recipe: Recipe) -> Contender:
 
 def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
     """Keras, on the backend that KERAS_BACKEND names."""
-    # An optional extra, and only for this process.
+    # An optional extra, needed only by this contender's process.
     import keras
 
     from chexpert_hf.formats.keras import from_model_folder
     from train.keras_train import EpochBatches, compiled
 
-    twin = from_model_folder(start)
-    scorer = compiled(twin, recipe, num_steps)
+    port = from_model_folder(start)
+    scorer = compiled(port, recipe, num_steps)
 
     def score(pixel_values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        both = twin(pixel_values, training=False)
+        both = port(pixel_values, training=False)
         logits, saliency = (np.array(keras.ops.convert_to_numpy(both[name])) for name in ("logits", "saliency"))
         return logits, saliency
 
@@ -119,7 +116,7 @@ def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
 
 
 def measure(name: str, start: Path, root: Path, recipe: Recipe, output: Path) -> dict[str, Any]:
-    """All figures of one contender, in this process; its first scores go to `output` as `NAME.npz`."""
+    """Measures one contender in this process; writes its first scores to `output` as `NAME.npz`."""
     processor = CheXpertImageProcessor.from_pretrained(start)
     data = load_data(recipe, root)
     config = load_model(start).config
@@ -176,7 +173,7 @@ def _read(dataset: RadiographDataset) -> list[dict[str, Any]]:
 
 
 def _filled(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """A batch of full size, since another size would be compiled anew."""
+    """Fills up a batch, since another size would be compiled again."""
     return (rows * size)[: max(size, len(rows))]
 
 
@@ -201,12 +198,12 @@ def contenders() -> list[str]:
 
 
 def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Measures all contenders, each in its process, and says how far their first scores are from PyTorch's.
+    """Measures all contenders, each in its own process, and how far their first scores are from PyTorch's.
 
     Raises:
         InputError: If the data cannot be loaded, or nothing could be measured.
     """
-    load_data(recipe, root)  # what is wrong with it is said once
+    load_data(recipe, root)  # so that errors of the data are reported once
     start = output / "start"
     set_seed(recipe.seed)
     build_model(recipe).save_pretrained(start)
@@ -222,11 +219,11 @@ def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None]
         )  # fmt: skip
         if answer.returncode:
             lines = answer.stderr.strip().splitlines()
-            say(f"{name} does not take part: {lines[-1][:200] if lines else f'exit code {answer.returncode}'}")
+            say(f"{name} is skipped: {lines[-1][:200] if lines else f'exit code {answer.returncode}'}")
             continue
         found.append(json.loads(answer.stdout.strip().splitlines()[-1]) | _differences(name, output))
     if not found:
-        raise InputError("No contender could be measured; what each said is above.")
+        raise InputError("No contender could be measured; their errors are above.")
     return found
 
 
@@ -240,7 +237,7 @@ def _differences(name: str, output: Path) -> dict[str, float]:
 
 
 def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
-    """The table, and the words that belong to it."""
+    """The table and its explanation as Markdown."""
     lines = [
         "| | training, images/s | training, CPU s/image | inference, images/s | first two steps, s "
         "| peak memory, MiB | without network, MiB | mean AUROC | logits differ | maps differ |",
@@ -260,7 +257,7 @@ def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
         f"{network} from {recipe.init} weights, {recipe.image_size} pixels, batches of {recipe.batch_size}, float32, "
         f"{os.cpu_count()} cores, {recipe.epochs:g} epochs of {first['images']:,} images, Adam "
         f"{recipe.learning_rate:g}. AUROC on {first['studies']:,} studies, mean over {', '.join(first['mean_over'])}. "
-        f"Differences from PyTorch are the largest on {COMPARED_IMAGES} radiographs with the weights all begin with.",
+        f"Differences from PyTorch are the largest on {COMPARED_IMAGES} radiographs with the initial weights.",
         "",
         "\n\n".join((__doc__ or "").strip().split("\n\n")[2:]),
     ]
@@ -268,10 +265,10 @@ def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 2 for bad input."""
+    """Runs the command; returns 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder in CheXpert's layout")
-    parser.add_argument("--output", type=Path, required=True, help="new folder for the first weights, scores and table")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for weights, scores and the table")
     parser.add_argument("--recipe", type=Path, help="YAML file, or the name of one in train/recipes")
     parser.add_argument("--init", default="random", help="a model folder, imagenet or random")
     parser.add_argument("--image-size", type=int, default=128)

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python -m train.keras_train DATA --model START --output runs/keras
 
-START is a model folder, "imagenet" or "random". Policies: u-ignore, u-zeros and u-ones. What else of a recipe is not
-done here is refused. The model is that of the last step: validation is looked at and chooses nothing.
+START is a model folder, "imagenet" or "random". Policies: u-ignore, u-zeros and u-ones. Recipes with unsupported values
+are refused. The model is that of the last step: validation metrics are reported and choose nothing.
 """
 
 import argparse
@@ -26,14 +26,13 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, UncertaintyPolicy
 from chexpert_hf.models.model_files import RECIPE_FILE, write_checksums
 from chexpert_hf.publishing.model_folder import save_model_folder
-from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import describe_data, load_data
-from chexpert_hf.training.targets import TrainingTargets
 from train.ordered_batches import OrderedBatches
 
-# Not before chexpert_hf.formats.keras, which says in one line what to do where there is no Keras.
+# After chexpert_hf.formats.keras, which raises a one-line error if Keras is not installed.
 import keras  # isort: skip
 from keras import ops  # isort: skip
 
@@ -66,8 +65,8 @@ class RecipeSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate of a recipe at each step, as the Hugging Face Trainer's schedules give it.
 
     Args:
-        recipe: Gives learning rate, schedule and warm-up.
-        num_steps: Of the whole run.
+        recipe: Learning rate, schedule and warm-up.
+        num_steps: Number of steps of the whole run.
     """
 
     def __init__(self, recipe: Recipe, num_steps: int) -> None:
@@ -87,12 +86,12 @@ class RecipeSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.recipe.learning_rate * ops.where(step < self.warmup_steps, rise, share)
 
     def get_config(self) -> dict[str, Any]:
-        """For Keras's own saving."""
+        """The constructor's arguments, for Keras's serialisation."""
         return {"recipe": self.recipe.to_dict(), "num_steps": self.num_steps}
 
 
 class EpochBatches(keras.utils.PyDataset):
-    """One epoch of `OrderedBatches`, as Keras wants it."""
+    """One epoch of `OrderedBatches` as a Keras data set."""
 
     def __init__(self, batches: OrderedBatches, epoch: int) -> None:
         super().__init__()
@@ -106,7 +105,7 @@ class EpochBatches(keras.utils.PyDataset):
 
 
 def masked_cross_entropy(targets: Any, logits: Any) -> Any:
-    """Cross-entropy as `CheXpertForImageClassification` has it: the sum over known cells, divided by their number.
+    """Cross-entropy as in `CheXpertForImageClassification`: the sum over known labels, divided by their number.
 
     Args:
         targets: `(batch, num_labels)` in [0, 1], or -100 where unknown.
@@ -117,38 +116,38 @@ def masked_cross_entropy(targets: Any, logits: Any) -> Any:
     return ops.sum(losses * is_known) / ops.maximum(ops.sum(is_known), 1.0)
 
 
-def compiled(twin: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.Model:
-    """The part of the twin that gives logits, ready for `fit`; it shares the twin's weights."""
-    scorer = keras.Model(twin.input, twin.output["logits"])
+def compiled(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.Model:
+    """The part of the Keras port that returns logits, compiled for `fit`; it shares the port's weights."""
+    scorer = keras.Model(port.input, port.output["logits"])
     scorer.compile(
-        optimizer=_optimizer(twin, recipe, num_steps),
+        optimizer=_optimizer(port, recipe, num_steps),
         loss=masked_cross_entropy,
-        # JAX needs its compiler; TensorFlow would take minutes in XLA for a network of 121 layers.
+        # JAX needs its compiler; TensorFlow would take minutes in XLA for 121 layers.
         jit_compile=keras.backend.backend() == "jax",
     )
     return scorer
 
 
-def _optimizer(twin: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.optimizers.Optimizer:
-    """AdamW as the Trainer has it: no decay of biases and of BatchNorm; without decay it is Adam."""
+def _optimizer(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.optimizers.Optimizer:
+    """AdamW as in the Trainer: no decay of biases and of BatchNorm; Adam if weight_decay is 0."""
     optimizer = keras.optimizers.AdamW(
         RecipeSchedule(recipe, num_steps),
         weight_decay=recipe.weight_decay,
         epsilon=_TORCH_ADAM_EPSILON,
         global_clipnorm=recipe.max_grad_norm or None,
     )
-    optimizer.exclude_from_weight_decay([weight for weight in twin.trainable_weights if len(weight.shape) == 1])
+    optimizer.exclude_from_weight_decay([weight for weight in port.trainable_weights if len(weight.shape) == 1])
     return optimizer
 
 
-def freeze_backbone(twin: CheXpertKeras) -> None:
-    """Stops the training of all but the head; in Keras that leaves BatchNorm's statistics as they are, too."""
-    for layer in twin.layers:
+def freeze_backbone(port: CheXpertKeras) -> None:
+    """Freezes all layers except the head; in Keras that freezes BatchNorm's statistics, too."""
+    for layer in port.layers:
         layer.trainable = layer.name == HEAD
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises RecipeError for what is not done in Keras here."""
+    """Raises RecipeError for values that are not supported here."""
     for name, only in _ONLY.items():
         if getattr(recipe, name) != only:
             raise RecipeError(
@@ -165,10 +164,10 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None] = print) -> Evaluation:
-    """Trains on a CheXpert folder and writes a model folder; gives its figures on the validation split.
+    """Trains on a CheXpert folder and writes a model folder; returns the metrics on the validation split.
 
     Raises:
-        RecipeError: If the recipe holds what is not done here, `output` is in use, or the weights diverged.
+        RecipeError: If the recipe is not supported, `output` is in use, or the weights diverged.
         DatasetError: If the data cannot be loaded.
     """
     check_recipe(recipe)
@@ -178,23 +177,23 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
     set_seed(recipe.seed)
     keras.utils.set_random_seed(recipe.seed)
     model, processor = build_model(recipe), build_processor(recipe)
-    twin = from_torch(model, processor)
+    port = from_torch(model, processor)
     if recipe.freeze_backbone:
-        freeze_backbone(twin)
+        freeze_backbone(port)
     rows = RadiographDataset(data["train"], processor, TrainingTargets(model.config, recipe.seed))
     batches = OrderedBatches(rows, recipe, processor)  # type: ignore[arg-type] # a dataset is a sequence but by name
     epochs = int(recipe.epochs)
-    scorer = compiled(twin, recipe, epochs * batches.steps_per_epoch)
+    scorer = compiled(port, recipe, epochs * batches.steps_per_epoch)
     say(f"Keras {keras.version()} on {keras.backend.backend()}: {len(rows):,} images, {epochs} epochs.")
     for epoch in range(epochs):
-        # shuffle is on by default, and would shuffle the batches.
+        # shuffle is on by default, and would change the order of the batches.
         history = scorer.fit(EpochBatches(batches, epoch), shuffle=False, verbose=0)
         evaluation = evaluate(scorer, processor, data["valid"], recipe)
         say(
             f"epoch {epoch + 1} of {epochs}  loss {history.history['loss'][-1]:.4f}  validation mean AUROC "
             f"{evaluation.mean_auroc:.3f}"
         )
-    final = to_torch(twin)
+    final = to_torch(port)
     if not all(tensor.isfinite().all() for tensor in final.state_dict().values()):
         raise RecipeError("Training diverged: lower learning_rate, or set max_grad_norm to 1.")
     steps = epochs * batches.steps_per_epoch
@@ -211,7 +210,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
 def evaluate(
     scorer: keras.Model, processor: CheXpertImageProcessor, dataset: datasets.Dataset, recipe: Recipe
 ) -> Evaluation:
-    """The network on a split, per study."""
+    """Metrics of the network on a split, per study."""
     rows = RadiographDataset(dataset, processor, lambda _labels, _index: {})
     logits = predict(scorer, processor, [rows[index]["pixel_values"] for index in range(len(rows))])
     labels = split_labels(dataset, recipe.blank_labels)
@@ -236,7 +235,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="a folder in CheXpert's layout")
     parser.add_argument("--output", type=Path, required=True, help="becomes the model folder")
     parser.add_argument("--recipe", type=Path, help="YAML file, or the name of one in train/recipes")
-    parser.add_argument("--model", dest="init", help="to begin with: a model folder, imagenet or random [imagenet]")
+    parser.add_argument("--model", dest="init", help="initial weights: a model folder, imagenet or random [imagenet]")
     parser.add_argument("--policy", help="u-ignore, u-zeros, u-ones, or 'Edema=u-ones,...' [u-ones]")
     parser.add_argument("--blank-labels", choices=("negative", "unknown"))
     for name, kind in (
@@ -250,7 +249,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options ask for; its model is the last one."""
+    """The recipe from the options; it keeps the last checkpoint."""
     recipe = Recipe() if options.recipe is None else Recipe.load(options.recipe)
     given = {
         name: value
@@ -261,7 +260,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 2 for bad input."""
+    """Runs the command; returns 2 for bad input."""
     options = parse(arguments)
     try:
         evaluation = train(recipe_of(options), options.data, options.output)

@@ -1,4 +1,4 @@
-"""Batches of radiographs in an order that depends on seed and epoch alone, as arrays, for any framework."""
+"""Batches of radiographs as arrays, for any framework, in an order that depends only on seed and epoch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,21 +16,21 @@ class OrderedBatches:
     """The training data of a recipe, batch by batch.
 
     Args:
-        rows: Training examples: a `RadiographDataset`, which reads them as they are asked for, or a list of them.
-        recipe: Gives batch size, augmentation and seed.
-        processor: Normalises.
-        drop_last: Leave an incomplete last batch out.
+        rows: Training examples: a `RadiographDataset`, which reads them on demand, or a list.
+        recipe: Batch size, augmentation and seed.
+        processor: Normalises the images.
+        drop_last: Skip an incomplete last batch.
     """
 
     def __init__(
         self, rows: Sequence[Any], recipe: Recipe, processor: CheXpertImageProcessor, *, drop_last: bool = False
     ) -> None:
         self.rows, self.processor, self.seed, self.batch_size = rows, processor, recipe.seed, recipe.batch_size
-        self.augmentation = RadiographAugmentation.of(recipe)
+        self.augmentation = RadiographAugmentation(recipe)
         self.steps_per_epoch = len(rows) // self.batch_size if drop_last else -(-len(rows) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.intp]:
-        """Places in `rows` `(num_rows,)` in the order of an epoch."""
+        """Indices of `rows` `(num_rows,)` in the order of an epoch."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
 
     def batch(self, epoch: int, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,10 +1,10 @@
-"""Makes the examples of the page: a real radiograph, and drawings in which the model finds what was planted.
+"""Writes the examples of the page: a real radiograph, and synthetic ones in which the model finds the observation.
 
     python -m train.page_examples space/examples
 
-The radiograph is RG1 of pydicom-data, a public sample of NEMA, as `read_radiograph` renders it. A drawing shows one
-observation in one of a few made-up patients; it is kept if the model calls the observation positive, and does not do so
-in the same patient without findings.
+The real radiograph is RG1 of pydicom-data, a public sample of NEMA, as read by `read_radiograph`. A drawing shows one
+observation in one of a few synthetic patients; it is kept if the model finds the observation there, and not in the same
+patient without findings.
 """
 
 import argparse
@@ -21,19 +21,15 @@ from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-SIZE = 1024
-"""Longest side in pixels of the radiograph."""
-
-SEEDS = range(5)
-"""Seeds of the patients, in the order in which they are tried."""
-
+SIZE = 1024  # longest side of the radiograph in pixels
+SEEDS = range(5)  # of the patients, in the order in which they are tried
 _QUALITY = 92
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="Folder of the examples; its drawings are replaced.")
-    parser.add_argument("--model", default=DEFAULT_NAME, help="Decides which drawings are shown.")
+    parser.add_argument("--model", default=DEFAULT_NAME, help="Model that must find the observations.")
     options = parser.parse_args()
     classifier = CheXpertClassifier.from_pretrained(resolve_model(options.model))
     (options.output / DRAWINGS).mkdir(parents=True, exist_ok=True)

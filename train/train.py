@@ -38,9 +38,9 @@
     uv run train/train.py DATA --output DIR ...                 in a checkout, without any environment
     uv run --with WHEEL train.py DATA --output DIR ...          anywhere, as `hf jobs uv run` does it
 
-uv makes an environment by the lines at the top of this file, which are the package's own requirements. The package is
-on no index: it is the one that is installed, or that of the checkout which this file is in. Where the file is sent
-alone, a wheel goes with it (`pip wheel . --no-deps -w dist` makes one); see train/README.md.
+uv creates an environment from the lines at the top of this file, which are the package's own requirements. The package
+is on no index: it is the installed one, or that of the checkout with this file. If the file is sent alone, send a wheel
+with it (`pip wheel . --no-deps -w dist` makes one); see train/README.md.
 """
 
 import importlib.util

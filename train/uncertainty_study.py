@@ -1,16 +1,16 @@
-"""Compare the uncertainty policies where the hidden truth of uncertain labels is known.
+"""A comparison of the uncertainty policies on phantoms, where the true values of uncertain labels are known.
 
     python -m train.uncertainty_study --output runs/uncertainty
 
-Phantoms are labelled as a report labeler might, in three ways: uncertain means mostly positive (all but the largest
-pleural effusions), mostly negative (every opacity that is no consolidation), or a real middle class (pneumothoraces
-around the size from which on one counts). A small DenseNet is trained on these labels with every policy, its checkpoint
-is chosen by such labels of other phantoms, and it is judged by the hidden truth of others again. Writes a table, a
-plot, and the figures as JSON.
+Phantoms are labelled in three ways in which a report labeler might be uncertain: uncertain is mostly positive (all but
+the largest pleural effusions), mostly negative (every opacity that is no consolidation), or a middle class
+(pneumothoraces close to the smallest size that counts as positive). A small DenseNet is trained on these labels with
+every policy; its checkpoint is chosen on such labels of other phantoms, and it is evaluated against the true labels of
+further phantoms. Writes a table, a plot, and the metrics as JSON.
 
-It shows which policy suits which kind of uncertainty, and that the policies do what they say. It does not show what
-uncertain labels of CheXpert mean, nor what a policy is worth on radiographs: the images are drawings, and the ways of
-being uncertain were made up.
+It shows which policy suits which kind of uncertainty, and that the policies work as described. It shows neither what
+uncertain labels of CheXpert mean nor how good a policy is on radiographs: the images are drawings, and the kinds of
+uncertainty are invented.
 """
 
 import argparse
@@ -91,14 +91,14 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder; what is in it already is not done again")
-    parser.add_argument("--studies", type=int, default=2000, help="four fifths are trained on")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each policy")
+    parser.add_argument("--output", type=Path, required=True, help="output folder; finished parts are not repeated")
+    parser.add_argument("--studies", type=int, default=2000, help="number of studies, four fifths of them for training")
+    parser.add_argument("--seeds", type=int, default=2, help="training runs of each policy")
     return parser.parse_args()
 
 
 def train_policy(policy: str, seed: int, data: Path, output: Path) -> Path:
-    """Trains one model, or what is left of it; the teacher of U-SelfTrained is the model of U-Ignore."""
+    """Trains or resumes one model; the teacher of U-SelfTrained is the model of U-Ignore."""
     recipe = RECIPE.override(policy=policy, seed=seed)
     if policy == UncertaintyPolicy.U_SELF_TRAINED.value:
         recipe = recipe.override(teacher=str(output / f"{UncertaintyPolicy.U_IGNORE.value}-{seed}"))
@@ -107,12 +107,12 @@ def train_policy(policy: str, seed: int, data: Path, output: Path) -> Path:
 
 
 def _say_nothing(_line: str) -> None:
-    """The study says itself how far it is."""
+    """The study reports its own progress."""
 
 
 def draw(data: Path, unseen: Path, num_studies: int) -> None:
-    """Draws phantoms to learn from, with noisy labels, and others to be judged by, with the hidden truth."""
-    print(f"Drawing {num_studies} phantoms to learn from and {UNSEEN_STUDIES} others.")
+    """Draws phantoms for training, with noisy labels, and others for evaluation, with the true labels."""
+    print(f"Drawing {num_studies} phantoms for training and {UNSEEN_STUDIES} for evaluation.")
     workers = os.cpu_count() or 1
     write_phantoms(data, num_studies=num_studies, seed=11, workers=workers)
     write_phantoms(unseen, num_studies=UNSEEN_STUDIES, seed=12, valid_fraction=0.999, workers=workers)
@@ -127,7 +127,7 @@ def draw(data: Path, unseen: Path, num_studies: int) -> None:
 
 
 def planted_and_sizes(root: Path) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """The findings drawn in each image, and the share of the image that two of the findings cover."""
+    """The findings drawn in each image, and the share of the image that each of two findings covers."""
     planted = pd.read_csv(root / "truth.csv").set_index("Path")
     return planted, {name: _mask_sizes(root, planted, name) for name in (MOSTLY_POSITIVE, MIDDLE_CLASS)}
 
@@ -141,7 +141,7 @@ def _write_labels(root: Path, labels: pd.DataFrame) -> None:
 
 
 def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from: float) -> pd.DataFrame:
-    """The true labels: planted findings are positive, but of pneumothoraces only those of at least some size."""
+    """The true labels: planted findings are positive, pneumothoraces only from a size on."""
     hidden = planted[list(OBSERVATIONS)].astype(float)
     hidden[MIDDLE_CLASS] = (sizes[MIDDLE_CLASS] >= counts_from).astype(float)
     return hidden
@@ -150,7 +150,7 @@ def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from
 def noisy_labels(
     hidden: pd.DataFrame, planted: pd.DataFrame, sizes: dict[str, pd.Series], rng: np.random.Generator
 ) -> pd.DataFrame:
-    """The labels to learn from: 1, 0 and -1, in the three ways of being uncertain."""
+    """The training labels 1, 0 and -1, with the three kinds of uncertainty."""
     noisy = hidden.copy()
     small = sizes[MOSTLY_POSITIVE]
     is_small = (small > 0) & (small <= small[small > 0].quantile(0.8))
@@ -180,7 +180,7 @@ def _mask_sizes(root: Path, truth: pd.DataFrame, observation: str) -> pd.Series:
 
 
 def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray[np.float64]:
-    """AUROC of each column by the rank sum, without ties: a thousand replicates of it take a second."""
+    """AUROC of each column by the rank sum, without ties; fast enough for a thousand replicates."""
     order = np.argsort(np.argsort(scores, axis=0), axis=0) + 1
     positive = labels.sum(axis=0)
     return ((order * labels).sum(axis=0) - positive * (positive + 1) / 2) / (positive * (len(labels) - positive))
@@ -189,10 +189,10 @@ def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray
 def summarize(
     scores: dict[str, list[NDArray[np.float64]]], truth: NDArray[np.floating], patients: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """AUROC of each policy and observation, and its differences to the plain policies, with 95 % intervals.
+    """AUROC of each policy and observation, and its differences from the plain policies, with 95 % intervals.
 
-    The means over the seeds; intervals are percentiles over resampled patients and do not hold the variation between
-    trainings.
+    Values are means over the seeds; intervals are percentiles over resampled patients and exclude the variation between
+    training runs.
     """
     rows_of = pd.Series(range(len(patients))).groupby(list(patients)).apply(list).tolist()
     rng = np.random.default_rng(0)
@@ -226,7 +226,7 @@ def _differences(
     point: dict[str, NDArray[np.float64]],
     replicates: Sequence[dict[str, NDArray[np.float64]]],
 ) -> dict[str, float]:
-    """Paired differences in AUROC to U-Ignore, U-Zeros and U-Ones: value, low and high of each."""
+    """Paired differences in AUROC from U-Ignore, U-Zeros and U-Ones: value, low and high of each."""
     found = {}
     for other in PLAIN:
         values = np.array([replicate[policy][column] - replicate[other][column] for replicate in replicates])
@@ -239,7 +239,7 @@ def _differences(
 
 
 def as_markdown(figures: dict[str, dict[str, dict[str, float]]], seeds: int) -> str:
-    """The figures as a table, best policy of each observation in bold, and what they say."""
+    """The metrics as a table, with the best policy of each observation in bold, and the paired differences."""
     lines = ["| policy | " + " | ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items()) + " |"]
     lines.append("| --- |" + " --- |" * len(MEANINGS))
     best = {name: max(values, key=lambda policy: values[policy]["auroc"]) for name, values in figures.items()}
@@ -252,8 +252,9 @@ def as_markdown(figures: dict[str, dict[str, dict[str, float]]], seeds: int) -> 
         lines.append(f"| {policy} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"AUROC by the hidden truth of unseen phantoms, mean of {seeds} trainings; in brackets the 95 % interval over "
-        f"{REPLICATES:,} resamplings of the patients, which does not hold the variation between trainings.",
+        f"AUROC against the true labels of unseen phantoms, mean of {seeds} training runs; in brackets the 95 % "
+        f"interval over {REPLICATES:,} resamplings of the patients, which excludes the variation between training "
+        "runs.",
         "",
         "Paired differences between the plain policies:",
         "",
@@ -272,7 +273,7 @@ def as_markdown(figures: dict[str, dict[str, dict[str, float]]], seeds: int) -> 
 
 
 def plot(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """A panel for each observation, a dot with its interval for each policy."""
+    """Draws a panel for each observation, with a dot and its interval for each policy."""
     figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained")
     places = np.arange(len(POLICIES))[::-1]
     first = None

@@ -72,7 +72,7 @@ def load_classifier(
 
     Without a runtime they compute in PyTorch and float32, as evaluations need it; a runtime that is given is reported.
     """
-    from chexpert_hf.models.identity import model_warnings
+    from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
     hide_bars()

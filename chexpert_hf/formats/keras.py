@@ -22,7 +22,7 @@ from chexpert_hf.files import make_readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import ancestors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.ensembles import ENSEMBLE_FILE
+from chexpert_hf.models.model_files import ENSEMBLE_FILE
 from chexpert_hf.publishing.model_folder import refresh_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 

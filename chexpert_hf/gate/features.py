@@ -1,6 +1,6 @@
-"""The gate's features: a thumbnail, the directions of its edges and its fine structure. No network is needed.
+"""The gate's features: a thumbnail, the directions of edges, and fine structure. No network is needed.
 
-Every image is brought to one gray range first, so that neither the scanner nor the export decides.
+Every image is brought to one gray range first, so that the features do not depend on the scanner or the export.
 """
 
 import math
@@ -16,17 +16,17 @@ from chexpert_hf.image_processing_chexpert import to_gray_range
 
 Floats = NDArray[np.float64]
 
-RESOLUTION = 64  # side in pixels at which the gate sees an image, whatever the model's own size is
+RESOLUTION = 64  # side in pixels of the gate's images, whatever the model's own size is
 THUMBNAIL_SIDE = 8
 NUM_STRUCTURES = 160  # 128 edge strengths and 32 strengths of finer structure
 NUM_FEATURES = THUMBNAIL_SIDE**2 + NUM_STRUCTURES
+# The parts of the features. Thumbnails differ too much between hospitals to recognise radiographs by.
 THUMBNAIL, STRUCTURES = slice(THUMBNAIL_SIDE**2), slice(THUMBNAIL_SIDE**2, NUM_FEATURES)
-"""The parts of the features; the gray levels of thumbnails differ too much between hospitals to tell radiographs."""
 
 _CELL = 16  # pixels; edges and finer structure are averaged over cells of this side
 _EDGE_DIRECTIONS = 8
 _GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
-# So that where nothing varies, neither the thumbnail nor a logarithm is made of rounding.
+# Added so that rounding errors do not dominate in images or cells without variation.
 _GRAY_LEVELS, _LEAST_EDGE, _LEAST_DETAIL, _LEAST_GRADIENT = 4.0, 1.0, 0.5, 1e-3
 
 
@@ -37,7 +37,7 @@ def gray_levels(image: Image.Image) -> Tensor:
 
 
 def detail(gray: Tensor) -> Floats:
-    """Share of fine structure in images `(batch, 1, height, width)`, uint8: 0 if constant or a smooth gradient."""
+    """Share of fine structure in images `(batch, 1, height, width)`, uint8: 0 for a constant or a smooth gradient."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
@@ -46,7 +46,7 @@ def detail(gray: Tensor) -> Floats:
 def gate_features(gray: Tensor) -> Floats:
     """Features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
-    The thumbnail without its brightness and contrast; then, by cell, the logarithms of the edge strength in each
+    They are the thumbnail without its brightness and contrast and, by cell, the logarithms of the edge strength in each
     direction and of the mean deviation from two blurred copies.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()

@@ -28,15 +28,15 @@ MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
 _CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
-_LEAST_DETAIL = 0.5  # of that of the least detailed training image
+_LEAST_DETAIL = 0.5  # share of the detail of the least detailed training image
 _NUM_PHANTOMS = 60
-_DIRECTIONS = 20  # in which training images may vary; 20 to 50 give the same results
+_DIRECTIONS = 20  # in which training images may vary
 _IMAGES_PER_DIRECTION = 8
 _FOLDS = 5
 _SHRINKAGE = 0.1
 _QUANTILE, _STRICT_QUANTILE = 0.995, 0.95
 _NORMAL_QUANTILE = 2.576  # of .995
-_ENOUGH_FOR_QUANTILE = 200  # images, of which one is above the quantile
+_ENOUGH_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
 _LATERAL_RIDGE = 3.0  # times the variance of a feature
 _TINY = 1e-6
@@ -45,18 +45,10 @@ _TINY = 1e-6
 def fit_folder_gate(
     folder: Path, dataset: datasets.Dataset, data_name: str, progress: Callable[[int], None] | None = None
 ) -> Gate:
-    """Fits a gate for the model of a folder, writes it there and renews the checksums.
+    """Fits a gate on the training split of a model folder's model, writes it there and updates the checksums.
 
-    Args:
-        folder: Model folder.
-        dataset: The split that the model was trained on, from `load_dataset`.
-        data_name: Name of the data, for the record.
-        progress: Called with the number of radiographs that were read.
-
-    Raises:
-        InputError: If there are too few radiographs.
-        ModelFolderError: If the folder holds no model.
-        RadiographError: If a radiograph cannot be read; it says which.
+    `data_name` is for the record; `progress` is called with the number of radiographs that were read. Raises InputError
+    with fewer than `MIN_IMAGES` radiographs, or if the processor or a radiograph cannot be read.
     """
     processor = load_processor(folder)
 
@@ -76,16 +68,10 @@ def fit_folder_gate(
 
 
 def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_laterals: bool = False) -> Gate:
-    """Fits a gate.
+    """Fits a gate on training images from `read_radiograph`, each patient's consecutively; `MAX_IMAGES` are enough.
 
-    Args:
-        images: Training images as `read_radiograph` gives them, a patient's side by side; `MAX_IMAGES` are enough.
-        data_name: Name of the data, for the record.
-        date: Of the fit, such as "2026-11-23".
-        knows_laterals: Whether there are lateral views among them.
-
-    Raises:
-        InputError: If there are fewer than `MIN_IMAGES`.
+    `data_name` and `date` are for the record; `knows_laterals` says whether there are lateral views among the images.
+    Raises InputError if there are fewer than `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:
@@ -93,18 +79,11 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     whole, middle = (torch.stack(each) for each in zip(*grays, strict=True))  # (N, 1, RESOLUTION, RESOLUTION)
     features = [gate_features(middle if pose is Pose.CROPPED else pose.applied(whole)) for pose in Pose]
     upright = features[0]
-    limit, strict_limit = distance_limits(upright[:, STRUCTURES])
-    pose_weights, pose_biases, pose_margins = _pose_discriminants(features)
-    lateral_weights, lateral_limit = _lateral_discriminant(upright[:, THUMBNAIL])
-    return Gate(
-        distance=fit_distance(upright[:, STRUCTURES]),
-        limit=limit,
-        strict_limit=strict_limit,
-        pose_weights=pose_weights,
-        pose_biases=pose_biases,
-        pose_margins=pose_margins,
-        lateral_weights=lateral_weights,
-        lateral_limit=lateral_limit,
+    return Gate(  # in the order of its fields
+        fit_distance(upright[:, STRUCTURES]),
+        *distance_limits(upright[:, STRUCTURES]),
+        *_pose_discriminants(features),
+        *_lateral_discriminant(upright[:, THUMBNAIL]),
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,
@@ -114,7 +93,7 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
 
 
 def evenly_spaced(files: Sequence[str]) -> list[str]:
-    """At most `MAX_IMAGES` of the files, from the first to the last, so that no more need be read."""
+    """At most `MAX_IMAGES` of the files, from the first to the last."""
     return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(len(files), MAX_IMAGES))]
 
 
@@ -127,7 +106,7 @@ def _middle(image: Image.Image) -> Image.Image:
 def fit_distance(features: Floats) -> Distance:
     """The distance from images with these features, `(num_images, num_features)`."""
     centre, spread = features.mean(axis=0), features.std(axis=0)
-    # A filter that hardly answers in any training image must not decide by the little that it does.
+    # A filter that hardly responds to any training image must not decide by its small values.
     spread = spread + 0.05 * spread.mean() + _TINY
     _, singular, directions = np.linalg.svd((features - centre) / spread, full_matrices=False)
     variances = singular**2 / len(features)
@@ -137,10 +116,10 @@ def fit_distance(features: Floats) -> Distance:
 
 
 def distance_limits(features: Floats) -> tuple[float, float]:
-    """The distances that 99.5 % and 95 % of unseen images like these stay below.
+    """The distances below which 99.5 % and 95 % of unseen images like these are.
 
-    The quantiles of the distances of each fifth of the images from the other four. With fewer than 200 images, of which
-    the first quantile is no more than the maximum, it is that of a log-normal distribution if that is larger.
+    They are quantiles of the distances of each fifth of the images from the other four. Of fewer than 200 images, the
+    first quantile would be little more than the maximum, so that of a log-normal distribution is used if it is larger.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))
@@ -154,14 +133,13 @@ def distance_limits(features: Floats) -> tuple[float, float]:
 
 
 def _fold_of(count: int) -> NDArray[np.int64]:
-    """The fold of each image: stretches of the given order, so that a patient's images mostly stay together."""
-    return np.arange(count) * _FOLDS // count
+    return np.arange(count) * _FOLDS // count  # consecutive, so that a patient's images mostly stay together
 
 
 def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
-    """Weights `(num_features, num_poses)` and biases of linear discriminants of the poses of the same images.
+    """Weights `(num_features, num_poses)`, biases and margins of linear discriminants of the poses of the same images.
 
-    Also the margins, at least 0, by which another pose beats the upright, first one in .5 % of unseen upright images.
+    A margin, at least 0, is how much the pose exceeds the first, upright one in .5 % of unseen upright images.
     """
     count = len(features[0])
     rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)
@@ -176,10 +154,10 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
 
 
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
-    """Weights and limit that tell lateral thumbnails from these frontal ones, of which .3 % are taken for lateral.
+    """Weights and limit that separate lateral thumbnails from these frontal ones, .3 % of which exceed the limit.
 
-    The lateral views are synthetic and do not vary like real ones: only the mean of both ways to face is used, and the
-    covariance of the frontal views is far shrunk towards a diagonal.
+    The lateral views are synthetic and vary less than real ones, so only their mean, facing either way, is used, and
+    the covariance of the frontal views is strongly shrunk towards a diagonal.
     """
     drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
     grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])

@@ -1,8 +1,7 @@
 """The gate: decides from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
-It is fitted on radiographs alone, and it is one file of the model folder. Radiographs that are inverted or turned are
-accepted with a warning if they look like radiographs once they are put right. Lateral views are accepted with a
-warning, and without one if the model was trained on some.
+It is fitted on radiographs alone, and is one file of the model folder. Inverted or rotated radiographs are accepted
+with a warning if they pass once this is undone. Lateral views are, too, without one if the model was trained on some.
 """
 
 from collections.abc import Sequence
@@ -35,27 +34,27 @@ from chexpert_hf.radiographs.radiograph import Radiograph
 
 GATE_FILE = "gate.safetensors"
 _VERSION = "2"
-_NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")  # the last may be negative
+_NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")
+_POSITIVE = {"spread", "variances", "limit", "strict_limit", "residual", "least_detail"}
 
-_LEAST_SIDE = 64  # pixels; a smaller radiograph shows no more than lungs and heart
+_LEAST_SIDE = 64  # pixels; a smaller radiograph shows only lungs and heart
 _LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
-# A lateral view is farther from frontal ones than they are from each other; what is farther still is no radiograph.
-_LATERAL_REACH = 2.5
+_LATERAL_REACH = 2.5  # largest distance of a lateral view, which is farther from frontal ones than they are
 _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
 
 class Pose(Enum):
-    """Poses of radiographs, in the order of the gate's weights."""
+    """Orientations and defects of radiographs, in the order of the gate's weights."""
 
     UPRIGHT, INVERTED, LEFT, UPSIDE_DOWN, RIGHT, CROPPED = range(6)
 
     def applied(self, gray: Tensor, *, undo: bool = False) -> Tensor:
-        """Turns or inverts an upright image `(..., height, width)`, uint8, or undoes that; CROPPED changes nothing."""
+        """Rotates or inverts an upright image `(..., height, width)`, uint8, or undoes it; CROPPED changes nothing."""
         if self is Pose.INVERTED:
             return 255 - gray
         quarters = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}.get(self, 0)  # counter-clockwise
@@ -88,9 +87,9 @@ class Verdict:
     """The gate's verdict on one image."""
 
     is_chest_radiograph: bool
-    reason: str  # one sentence why the image is refused; empty if it is not
-    warnings: tuple[str, ...]  # sentences on how the image seems to lie
-    distance: float  # multiple of the limit, of the image put upright if it is accepted so; infinite if not computed
+    reason: str  # one sentence why the image is refused; empty if it is accepted
+    warnings: tuple[str, ...]  # sentences about pose and view
+    distance: float  # multiple of the limit; of the corrected image if that is accepted; infinite if not computed
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -109,19 +108,19 @@ class GateInput:
 
 
 class Distance(NamedTuple):
-    """The distance of features `(batch, num_features)` from those of the training images."""
+    """A distance of features `(batch, num_features)` from those of the training images."""
 
     centre: Floats  # (num_features,), the mean
     spread: Floats  # (num_features,), the standard deviation
-    directions: Floats  # (num_directions, num_features), orthonormal: the principal ones
-    variances: Floats  # (num_directions,), along them
-    residual: float  # the mean square of what lies outside of them
+    directions: Floats  # (num_directions, num_features), the principal directions, orthonormal
+    variances: Floats  # (num_directions,), along the directions
+    residual: float  # the mean square outside of the directions
 
     def __call__(self, features: Floats) -> Floats:
         """Distances `(batch,)`, 2 on average for the training images.
 
-        The mean square along the directions, each in units of its variance, plus the square of what no direction
-        explains, in units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
+        It is the mean square along the directions, each in units of its variance, plus the square outside of them, in
+        units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
         """
         scaled = (features - self.centre) / self.spread
         along = scaled @ self.directions.T
@@ -131,16 +130,16 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """A fitted gate; `fit_gate` makes one."""
+    """A fitted gate, from `fit_gate`."""
 
     distance: Distance
     limit: float  # of the distance
-    strict_limit: float  # of an image put upright, as another way to pass lets more pass that are no radiographs
+    strict_limit: float  # of a corrected image, since this second way to pass admits more images of other things
     pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
     pose_biases: Floats  # (num_poses,)
-    pose_margins: Floats  # (num_poses,), by how much a pose must beat UPRIGHT
+    pose_margins: Floats  # (num_poses,), by how much a pose must exceed UPRIGHT
     lateral_weights: Floats  # (THUMBNAIL_SIDE ** 2,), of a linear discriminant of lateral thumbnails
-    lateral_limit: float  # of their weighted sum
+    lateral_limit: float  # of the weighted sum of a thumbnail
     least_detail: float  # smoother images are refused; see `features.detail`
     num_images: int  # that it was fitted on
     data_name: str
@@ -149,10 +148,9 @@ class Gate:
 
     @staticmethod
     def prepare(radiograph: Radiograph) -> GateInput:
-        """Prepares a radiograph for `judge_batch`; several threads may call it. Without a view, the pixels decide."""
-        return GateInput(
-            gray_levels(radiograph.image), radiograph.original_size, radiograph.is_colour, radiograph.is_lateral
-        )
+        """Prepares a radiograph for `judge_batch`; thread-safe. If its view is unknown, the pixels decide."""
+        gray = gray_levels(radiograph.image)
+        return GateInput(gray, radiograph.original_size, radiograph.is_colour, radiograph.is_lateral)
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
         """Judges images from `prepare`."""
@@ -160,7 +158,7 @@ class Gate:
             return []
         grays = torch.stack([one.gray for one in inputs])
         reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, detail(grays), strict=True)]
-        rest = [place for place, reason in enumerate(reasons) if not reason]
+        rest = [index for index, reason in enumerate(reasons) if not reason]
         rows = iter(gate_features(grays[rest])) if rest else iter(())
         return [
             Verdict(False, _REFUSED + reason, (), float("inf")) if reason else self._verdict(one, next(rows)[None])
@@ -174,12 +172,12 @@ class Gate:
         pose = Pose(int((scores - scores[:, :1] - self.pose_margins).argmax()))
         warnings: tuple[str, ...] = ()
         if pose is not Pose.UPRIGHT:
-            put_right = self._relative(gate_features(pose.applied(one.gray, undo=True)[None]))
-            # Cropping cannot be undone, so it leaves the distance as it is.
-            if put_right <= 1 and (put_right < distance or pose is Pose.CROPPED):
+            corrected = self._relative(gate_features(pose.applied(one.gray, undo=True)[None]))
+            # Cropping cannot be undone, so its distance stays the same.
+            if corrected <= 1 and (corrected < distance or pose is Pose.CROPPED):
                 warnings = (_WARNINGS[pose],)
-                if distance <= 1 or put_right <= self.strict_limit / self.limit:
-                    return Verdict(True, "", warnings, put_right)
+                if distance <= 1 or corrected <= self.strict_limit / self.limit:
+                    return Verdict(True, "", warnings, corrected)
         views = self._view_warnings(features, one.is_lateral)
         if distance <= (_LATERAL_REACH if views else 1):
             return Verdict(True, "", views, distance)
@@ -198,7 +196,7 @@ class Gate:
         return (_RECORDED_LATERAL,) if is_lateral else ()
 
     def _plain_reason(self, one: GateInput, fine: float) -> str:
-        """Reason to refuse an image without its features, as the end of a sentence; empty if there is none."""
+        """Reason to refuse an image without computing features, as the end of a sentence; empty if there is none."""
         width, height = one.size
         if one.is_colour:
             return "it is a colour photograph or drawing."
@@ -207,20 +205,20 @@ class Gate:
         if max(width, height) > _LONGEST_PROPORTION * min(width, height):
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
         if float(one.gray.float().std()) < _LEAST_CONTRAST:
-            return "all of it is of about the same brightness."
+            return "all of it has about the same brightness."
         return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 
     def _relative(self, features: Floats) -> float:
         return float(self.distance(features[:, STRUCTURES])[0]) / self.limit
 
     def save(self, folder: Path) -> None:
-        """Writes `gate.safetensors` into a model folder, whole or not at all."""
+        """Writes `gate.safetensors` into a model folder."""
         values = {**self.distance._asdict(), **vars(self)}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)) for name in _SHAPES}
         about = {name: repr(values[name]) for name in _NUMBERS}
         about |= {"version": _VERSION, "resolution": str(RESOLUTION)}
         about |= {"n": str(self.num_images), "data": self.data_name, "date": self.date}
-        if self.knows_laterals:  # a file that does not say is of frontal views
+        if self.knows_laterals:  # absent from a gate of frontal views
             about["laterals"] = "yes"
         with replacing(folder / GATE_FILE) as partial:
             save_file(tensors, partial, metadata=about)
@@ -228,11 +226,7 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> "Gate":
-        """Reads a gate from a model folder, or from the file itself.
-
-        Raises:
-            ModelFolderError: If there is none, or it is not what `save` writes.
-        """
+        """Reads a gate from a model folder or its file; ModelFolderError if there is none, or it is damaged."""
         file = path / GATE_FILE if path.is_dir() else path
         try:
             with safe_open(file, framework="pt") as opened:
@@ -251,10 +245,9 @@ class Gate:
             _check_tensors(tensors)
             values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
             values |= {name: float(about[name]) for name in _NUMBERS}
-            if not all(map(np.isfinite, (values[name] for name in _NUMBERS))):
-                raise ValueError("its limits must be finite")
-            if not all(values[name] > 0 for name in _NUMBERS[:-1]):
-                raise ValueError("its limits but lateral_limit must be positive")
+            for name, value in values.items():
+                if not np.isfinite(value).all() or (name in _POSITIVE and not np.all(value > 0)):
+                    raise ValueError(f"{name} must be {'positive and ' if name in _POSITIVE else ''}finite")
             return cls(
                 distance=Distance(*(values.pop(name) for name in Distance._fields)),
                 num_images=int(about["n"]),
@@ -268,14 +261,10 @@ class Gate:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError unless all tensors are there, of shapes that belong together, and finite."""
+    """Raises ValueError unless all tensors are there as float32, and their shapes fit together."""
     count = tensors["variances"].numel() if "variances" in tensors else 0
     for name in sorted({*tensors, *_SHAPES}):
         expected = tuple(count if side == -1 else side for side in _SHAPES.get(name, ()))
         found = tuple(tensors[name].shape) if name in tensors else None
-        if name not in _SHAPES or found != expected or 0 in expected:
-            raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected {expected}")
-        if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"{name} is not all finite float32")
-        if name in ("spread", "variances") and not bool((tensors[name] > 0).all()):
-            raise ValueError(f"{name} must be positive")
+        if name not in _SHAPES or found != expected or 0 in expected or tensors[name].dtype != torch.float32:
+            raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected float32 {expected}")

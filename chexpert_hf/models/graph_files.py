@@ -1,6 +1,6 @@
-"""Exported graphs as files, with the names that optimum-intel and transformers.js look for, and their `export.json`.
+"""The files of exported graphs, with the names that optimum-intel and transformers.js look for, and `export.json`.
 
-A graph is used only if it was made from these weights, for this input size, and its files are unchanged.
+A graph is used only if it was made from the model's weights, for its input size, and its files are unchanged.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RECORD_FILE = "export.json"
 
 
 class RuntimeName(str, Enum):
-    """The library that computes the scores."""
+    """Library that computes the scores."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -32,7 +32,7 @@ class RuntimeName(str, Enum):
 
 
 class Precision(str, Enum):
-    """The number format that the scores are computed in."""
+    """Number format in which the scores are computed."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -52,48 +52,35 @@ GRAPH_FILES: Mapping[tuple[RuntimeName, Precision], str] = {
 
 
 class GraphError(InputError):
-    """A graph that cannot be made, found or used, with the reason."""
+    """A graph that cannot be exported, found or used, with the reason."""
 
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """The entry of one graph in `export.json`.
-
-    Attributes:
-        runtime: `RuntimeName` that it is for.
-        precision: `Precision` of its weights.
-        model: Fingerprint of the model that it was made from.
-        input_size: (height, width) in pixels.
-        sha256: Of each of its files, by the path in the model folder.
-        versions: Of the libraries that made it.
-        weights_sha256: Of `model.safetensors` beside it, for other tools.
-        calibration: Name and number of the images it was quantised with.
-        parity: Differences from the model, measured when it was made.
-    """
+    """The entry of one graph in `export.json`."""
 
     runtime: str
     precision: str
-    model: str
-    input_size: tuple[int, int]
-    sha256: Mapping[str, str | None]
-    versions: Mapping[str, str] = field(default_factory=dict)
-    weights_sha256: str | None = None
-    calibration: Mapping[str, Any] | None = None
-    parity: Mapping[str, Any] | None = None
+    model: str  # fingerprint of the model that it was exported from
+    input_size: tuple[int, int]  # (height, width) in pixels
+    sha256: Mapping[str, str | None]  # of each of its files, by the path in the model folder
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that exported it
+    weights_sha256: str | None = None  # of the folder's `model.safetensors`, for other tools
+    calibration: Mapping[str, Any] | None = None  # name and number of the images it was quantised with
+    parity: Mapping[str, Any] | None = None  # differences from the model, measured at export
 
 
 def fingerprint(model: CheXpertForImageClassification) -> str:
-    """SHA-256 of a model's weights and architecture; operating points and records are not part of it."""
+    """SHA-256 of a model's weights and architecture, without operating points and records."""
     digest = hashlib.sha256(json.dumps(model.config.architecture, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes, since numpy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
 def files_of(graph: str) -> tuple[str, ...]:
-    """The files of a graph: OpenVINO stores the weights beside it."""
+    """The files of a graph; OpenVINO stores the weights in a second one."""
     return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
@@ -102,8 +89,7 @@ def find_graph(
 ) -> Path | None:
     """The graph of a model, given by its fingerprint, in a folder with `export.json`; None if there is none.
 
-    Raises:
-        GraphError: If there is one, but of other weights or another size, damaged, or of unknown origin.
+    Raises GraphError if it belongs to other weights or another input size, is damaged, or of unknown origin.
     """
     name = GRAPH_FILES[runtime, precision]
     if not (folder / name).exists():
@@ -134,7 +120,7 @@ def read_records(folder: Path) -> dict[str, GraphRecord]:
 
 
 def write_records(folder: Path, records: Mapping[str, GraphRecord]) -> None:
-    """Writes `export.json`, whole or not at all."""
+    """Writes `export.json`."""
     write_json(folder / RECORD_FILE, {"graphs": {name: asdict(record) for name, record in sorted(records.items())}})
 
 

@@ -1,7 +1,7 @@
-"""Loads network and image processor of a model folder or repository, with one-line errors."""
+"""Loads a model folder or repository with one-line errors; a model's name and warnings."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -19,9 +19,7 @@ from chexpert_hf.models.repositories import model_folder
 def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
     """Loads the network of a model folder or repository, from safetensors only.
 
-    Args:
-        model: Path of a folder, or id of a repository.
-        name: The model's name in messages and `config.name_or_path`; `model` if None.
+    `name` is the model's in messages and `config.name_or_path`; `model` if None.
 
     Raises:
         HubError: If it is no folder, and the repository cannot be fetched.
@@ -29,6 +27,8 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
         ChecksumError: If a file is not as it was when the folder was saved.
     """
     folder, name = model_folder(model), name or str(model)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would log a table of the keys that do not fit
     try:
         config, _ = CheXpertConfig.get_config_dict(folder)
         if not config:
@@ -37,10 +37,13 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             raise ModelFolderError(
                 f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
             )
-        network, info = _load_quietly(folder)
+        network: CheXpertForImageClassification
+        network, info = CheXpertForImageClassification.from_pretrained(
+            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ModelFolderError(f"The config.json of {name!r} makes no model: {reason}") from error
+        raise ModelFolderError(f"No model can be built from the config.json of {name!r}: {reason}") from error
     except SafetensorError as error:
         raise ModelFolderError(
             f"The weights of {name!r} are damaged ({error}); copy or download them again."
@@ -50,24 +53,20 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"No model could be loaded from {name!r}: {first_line(error, 500)} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
         ) from error
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if wrong:
-        kind, keys = next(iter(wrong.items()))
+    finally:
+        logging.set_verbosity(verbosity)
+    for kind, keys in ((kind, sorted(map(str, keys))) for kind, keys in info.items() if keys):
         raise ModelFolderError(
             f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
             f"{' ...' if len(keys) > 5 else ''}."
         )
     verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
-    network.config.name_or_path = name  # not the folder in the cache where a repository lies
+    network.config.name_or_path = name  # not the folder of a repository in the cache
     return network
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Loads the image processor of a model folder; `name` is the model's in messages, `folder` if None.
-
-    Raises:
-        ModelFolderError: If there is none.
-    """
+    """Loads the image processor of a folder, `name` in messages if it is given; ModelFolderError if there is none."""
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
     except OSError as error:
@@ -77,17 +76,12 @@ def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImagePro
     return processor
 
 
-def _load_quietly(folder: Path) -> tuple[CheXpertForImageClassification, dict[str, Any]]:
-    """The model and its loading info, without transformers' table of the keys that do not fit."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        loaded: tuple[CheXpertForImageClassification, dict[str, Any]] = CheXpertForImageClassification.from_pretrained(
-            folder,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported in the info, by name
-            output_loading_info=True,
-        )
-        return loaded
-    finally:
-        logging.set_verbosity(before)
+def model_name(model: CheXpertForImageClassification) -> str | None:
+    """`model_name` of the config, else the id of the repository; None for a folder whose config has no name."""
+    place = str(model.config.name_or_path or "")
+    return model.config.model_name or (None if Path(place).is_dir() else place or None)
+
+
+def model_warnings(models: Iterable[CheXpertForImageClassification]) -> tuple[str, ...]:
+    """The warnings of a model, or of the members of an ensemble, each once."""
+    return tuple(dict.fromkeys(text for model in models for text in model.config.warnings or ()))

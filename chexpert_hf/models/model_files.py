@@ -1,70 +1,70 @@
-"""The files of a model folder, and the checksums by which a changed byte in any of them is found.
+"""The files of a model folder or an ensemble, and their checksums, which detect any change.
 
-`checksums.json` holds the SHA-256 of every file of the folder that is named here. It is written in one form only, so
-that a change of the file itself is found as well. Loading verifies what it loads; `chexpert-hf check` verifies all.
+`checksums.json` holds the SHA-256 of every file named here, in a canonical form, so that changes of it are detected.
+Loading verifies the files that it reads; `chexpert-hf check` verifies all.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from chexpert_hf.errors import InputError
-from chexpert_hf.files import sha256_of, write_json
+from chexpert_hf.default_model import resolve_model
+from chexpert_hf.errors import InputError, ModelFolderError
+from chexpert_hf.files import sha256_of, write_json, write_text
 
-CHECKSUMS_FILE = "checksums.json"
-
-NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-"""Required for scoring."""
-
-LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")
-"""Read before scoring; exported graphs have checksums of their own in `export.json`."""
-
-CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "modeling_chexpert.py")
-
-REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
-"""A complete model folder has all of these."""
-
-_GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
+CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
 RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
-
-RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "folds", "logs")
-"""Folders that a training run leaves in its model folder, and that are no part of the model."""
-
+NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")  # required for scoring
+LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graphs have their checksums in `export.json`
+CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "modeling_chexpert.py")
+# A complete model folder has all of these.
+REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
+# Published, too, where present: names, or patterns of paths.
+_GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
 OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.safetensors", *_GRAPH_FILES)
-"""Also published, where present: names, or patterns of paths."""
+# Written by a run and never published: hashes of patients' ids, its log, labels of single radiographs.
+_PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
+# Folders that a training run leaves in its model folder, and that are not part of the model.
+RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "folds", "logs")
 
-PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
-"""Left beside the model by a run, never published: hashes of patients' ids, its log, labels of single radiographs."""
+_ENSEMBLE_CARD = """# {name}
+
+An ensemble of {count} models, in `members`: the mean of their probabilities.
+
+**Research software, not a medical device.**
+
+    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
+
+The cards in `run-1`, `run-2`, ... describe how the members were trained. `evaluation.json` has the metrics of the
+ensemble on the split on which its members were chosen, so they are optimistic.
+"""
 
 
 class ChecksumError(InputError):
-    """A file of a model folder that is not as it was when the folder was saved."""
+    """A file of a model folder that has changed since the folder was saved, or cannot be read."""
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The required files that are not there."""
+    """The required files that are missing."""
     return [name for name in REQUIRED_FILES if not (folder / name).is_file()]
 
 
 def published_files(folder: Path) -> list[str]:
-    """The paths in a folder that are meant for others, sorted."""
+    """The paths in a folder that are published, sorted."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES))
 
 
 def summed_files(folder: Path) -> list[str]:
     """The paths in a folder that have a checksum: published and private files, sorted."""
-    return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *PRIVATE_FILES))
+    return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *_PRIVATE_FILES))
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
-    found = []
-    for parent in sorted({str(Path(pattern).parent) for pattern in patterns}):
-        place = folder / parent
-        if place.is_dir() and not (parent != "." and place.is_symlink()):
-            names = [path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file()]
-            found += [name for name in names if any(matches(name, pattern) for pattern in patterns)]
-    return sorted(set(found))
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    own = [path for path in paths if path.parent == folder or not path.parent.is_symlink()]
+    return sorted(path.relative_to(folder).as_posix() for path in own)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -73,12 +73,12 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes `checksums.json` for the files as they are now, whole or not at all."""
+    """Writes `checksums.json` for the current files."""
     _write(folder, {}, summed_files(folder))
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Updates the checksums of these files only, in a folder that has checksums; a file that is gone loses its own."""
+    """Updates the checksums of these files only, in a folder that has checksums; missing files lose theirs."""
     sums = read_checksums(folder)
     if sums is not None:
         names = set(names)
@@ -87,21 +87,14 @@ def renew_checksums(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write(folder: Path, kept: Mapping[str, str], new: Iterable[str]) -> None:
-    sums = dict(kept)
-    for name in new:
-        value = sha256_of(folder / name)
-        if value is None:
-            raise ChecksumError(f"{folder / name} cannot be read, so it has no checksum.")
-        sums[name] = value
+    sums = {**kept, **{name: sha256_of(folder / name) for name in new}}
+    if unreadable := [name for name, value in sums.items() if value is None]:
+        raise ChecksumError(f"{folder / unreadable[0]} cannot be read, so it has no checksum.")
     write_json(folder / CHECKSUMS_FILE, {"sha256": dict(sorted(sums.items()))})
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
-    """The checksums by path; None if the folder has none.
-
-    Raises:
-        ChecksumError: If the file is not as it was written.
-    """
+    """The checksums by path; None if the folder has none, ChecksumError if the file is damaged."""
     try:
         content = (folder / CHECKSUMS_FILE).read_bytes()
     except FileNotFoundError:
@@ -118,10 +111,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """A line for each file that is not as it was saved; none for a folder without checksums.
-
-    `names` are the files to look at; by default all that have a checksum or should.
-    """
+    """A line for each changed file of a folder with checksums, among `names`, or all that have one or should."""
     sums = read_checksums(folder)
     if sums is None:
         return []
@@ -138,9 +128,37 @@ def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
 
 
 def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raises ChecksumError if a file of a folder with checksums is not as it was; see `differences`."""
+    """Raises ChecksumError if a file of a folder with checksums has changed; see `differences`."""
     if found := differences(folder, names):
         raise ChecksumError(
             f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
             f"or download it again; if you changed it yourself, accept it with `chexpert-hf check {folder} --accept`."
         )
+
+
+def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
+    """Makes a folder an ensemble: copies the members into `members`, and names them in `ensemble.json`.
+
+    Weights, configuration and code of each member, a model folder or checkpoint, are copied.
+    """
+    names = []
+    for number, member in enumerate(members, start=1):
+        copy = folder / "members" / f"{number:02d}"
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
+            shutil.copy(file, copy)
+        names.append(copy.relative_to(folder).as_posix())
+    write_json(folder / ENSEMBLE_FILE, {"members": names})
+    write_text(folder / "README.md", _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name))
+
+
+def ensemble_members(model: str | Path) -> list[str | Path]:
+    """The members of an ensemble's folder; the model itself if it is no ensemble."""
+    model = resolve_model(model)
+    path = Path(model) / ENSEMBLE_FILE
+    if not path.is_file():
+        return [model]
+    try:
+        return [path.parent / name for name in json.loads(path.read_text(encoding="utf-8"))["members"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

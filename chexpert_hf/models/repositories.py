@@ -1,6 +1,6 @@
-"""Repositories of the Hub: fetching a model from one, with one-line errors that say what to do.
+"""Fetching models from the Hub, with one-line errors that say what to do.
 
-Source of the cases: `huggingface_hub.utils.hf_raise_for_status` and `huggingface_hub.errors`, 2.4.
+Source of the errors: `huggingface_hub.utils.hf_raise_for_status` and `huggingface_hub.errors`, 2.4.
 """
 
 import re
@@ -17,23 +17,19 @@ from chexpert_hf.files import first_line
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_CHANGED = "somebody changed it at the same moment; repeat the command"
-_STORAGE = (
-    "the account's storage is used up or blocked; make room, or ask for more in its settings under Billing, then "
-    "repeat the command"
-)
-_HIDDEN = f"or this token may not see it; {_LOG_IN} if it is private"
+_BILLING = "in its settings under Billing, then repeat the command"
+_STORAGE = f"the account's storage is used up or blocked; make room, or ask for more {_BILLING}"
+_HIDDEN = f"or this token has no access to it; {_LOG_IN} if it is private"
 _STATUS = {
     401: f"the token is not valid; {_LOG_IN} to another",
-    402: "the account's quota is used up; raise it in its settings under Billing, then repeat the command",
+    402: f"the account's quota is used up; raise it {_BILLING}",
     404: f"there is no such repository, {_HIDDEN}",
-    409: _CHANGED,
-    412: _CHANGED,
+    **dict.fromkeys((409, 412), "somebody changed it at the same moment; repeat the command"),
     413: _STORAGE,
 }
-_NO_RIGHT = {
-    True: f"the token has no right to do that; it needs write access there, so {_LOG_IN} to one that has",
-    False: f"the token has no right to read it; {_LOG_IN} to one that has",
+_NO_ACCESS = {
+    True: f"the token has no permission for that; it needs write access, so {_LOG_IN} to one that has",
+    False: f"the token has no permission to read it; {_LOG_IN} to one that has",
 }
 _IS_ON_STORAGE = re.compile(r"\bstorage\b|\bquota\b", re.IGNORECASE)
 _RETRY_AFTER = re.compile(r"Retry after (\d+) seconds")
@@ -51,11 +47,11 @@ def expect_repo_id(repo_id: str) -> None:
     except errors.HFValidationError:
         is_id = False
     if not is_id:
-        raise HubError(f"{repo_id!r} is no id of a repository; expected user/name.")
+        raise HubError(f"{repo_id!r} is not a repository id; expected user/name.")
 
 
 def expect_token(api: HfApi) -> None:
-    """Raises HubError if nobody is logged in."""
+    """Raises HubError if there is no token."""
     if not (api.token or get_token()):
         raise HubError(f"There is no token for the Hub: {_LOG_IN}.")
 
@@ -66,16 +62,13 @@ def model_folder(
     *,
     files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE),
 ) -> Path:
-    """The folder of a model; a repository is fetched into the cache, or found there without a connection.
+    """The folder of a model: a folder, the bundled model by name, or a repository, downloaded or from the cache.
 
-    Args:
-        model: Path of a folder, id of a repository, or name of the bundled model.
-        revision: Branch, tag or commit of a repository.
-        files: Names or patterns of the files to fetch; everything if None.
+    `revision` is a branch, tag or commit; `files` are names or patterns of the files to download, everything if None.
 
     Raises:
-        HubError: If there is no such folder, and the repository cannot be fetched.
-        ModelFolderError: If it cannot be an id of a repository either, or the repository holds no model.
+        HubError: If there is no such folder, and the repository cannot be downloaded.
+        ModelFolderError: If it is neither a folder nor a valid repository id, or the repository holds no model.
     """
     model = resolve_model(model)
     if Path(model).is_dir():
@@ -89,10 +82,9 @@ def model_folder(
         ) from error
     with hub_errors(str(model), is_upload=False):
         try:
-            folder = Path(
-                snapshot_download(str(model), revision=revision, allow_patterns=list(files) if files else None)
-            )
-        except errors.IncompleteSnapshotError as error:  # another program cached what it needs itself, and that may do
+            wanted = list(files) if files else None
+            folder = Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
+        except errors.IncompleteSnapshotError as error:  # the files that another program cached may be enough
             folder = Path(error.snapshot_path)
             if files is None or not all((folder / name).is_file() for name in NEEDED_FILES):
                 raise
@@ -108,23 +100,23 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
         yield
     except InputError:
         raise
-    # hf_xet raises RuntimeError, the client ValueError where the store refuses a file.
+    # hf_xet raises RuntimeError, and the client ValueError, if the store refuses a file.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubError(f"{subject}: {_reason(subject, error, is_upload)}.") from error
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
-    """The reason of a failure and what to do, without a full stop at its end."""
-    cause: BaseException | None = error  # the first in the chain of causes that is the Hub's answer, or its absence
+    """The reason of a failure and what to do, without a final full stop."""
+    cause: BaseException | None = error  # the first one in the chain that is an answer of the Hub, or its absence
     while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__
     if isinstance(cause, errors.HfHubHTTPError):
         return _refusal(subject, cause, is_upload)
     if isinstance(cause, errors.OfflineModeIsEnabled):
-        cached = "" if is_upload else ", and this is not whole in the cache; unset it"
+        cached = "" if is_upload else ", and this is not complete in the cache; unset it"
         return f"the Hub cannot be reached, since HF_HUB_OFFLINE is set{cached}"
     if cause is not None:
-        kept = "what was sent is kept there, so " if is_upload else "look whether the name is right, and "
+        kept = "what was sent is kept there, so " if is_upload else "check the name, and "
         return f"no answer from the Hub ({_line(cause)}); {kept}repeat the command"
     if is_upload and _IS_ON_STORAGE.search(str(error)):
         return f"{_STORAGE} ({_line(error)})"
@@ -138,13 +130,13 @@ def _refusal(subject: str, error: errors.HfHubHTTPError, is_upload: bool) -> str
         page = f"{constants.ENDPOINT}/{subject}"
         return f"the repository is gated; ask for access at {page}, {_LOG_IN}, and repeat the command"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "there is no such branch, tag or commit; without a revision, what is there now is taken"
+        return "there is no such branch, tag or commit; without a revision, the current state is used"
     if isinstance(error, errors.RepositoryNotFoundError):
         return _STATUS[404] if is_upload else f"there is no such folder, and no such repository, {_HIDDEN}"
     if isinstance(error, errors.EntryNotFoundError):
         return f"a file is missing there; repeat the command{quoted}"
     if status == 403:
-        return (_STORAGE if is_upload and _IS_ON_STORAGE.search(said) else _NO_RIGHT[is_upload]) + quoted
+        return (_STORAGE if is_upload and _IS_ON_STORAGE.search(said) else _NO_ACCESS[is_upload]) + quoted
     if status == 429:
         wait = _RETRY_AFTER.search(str(error))
         return f"too many requests; repeat the command {f'in {wait[1]} seconds' if wait else 'later'}{quoted}"

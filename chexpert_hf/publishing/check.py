@@ -11,9 +11,8 @@ import chexpert_hf
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line, sha256_of
 from chexpert_hf.models import model_files
-from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, hashes, read_records
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, RUN_FOLDERS
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, ENSEMBLE_FILE, RUN_FOLDERS
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum

@@ -20,8 +20,8 @@ from chexpert_hf.files import make_readable, write_json, write_text
 from chexpert_hf.folders.score_table import readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.half_precision import half_state_dict
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, write_checksums
+from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, terms_of

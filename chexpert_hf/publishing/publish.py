@@ -24,9 +24,8 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty, write_json, write_text
 from chexpert_hf.models import model_files
-from chexpert_hf.models.ensembles import ENSEMBLE_FILE
 from chexpert_hf.models.graph_files import read_records
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, OPTIONAL_FILES, RECIPE_FILE, REQUIRED_FILES
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, ENSEMBLE_FILE, OPTIONAL_FILES, RECIPE_FILE, REQUIRED_FILES
 from chexpert_hf.models.repositories import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.publishing.card import card_problems, project_path, public_recipe, rename_card
 from chexpert_hf.publishing.model_folder import CARD_FILE

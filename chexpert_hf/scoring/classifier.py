@@ -18,8 +18,8 @@ from chexpert_hf.errors import InputError, ModelFolderError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, GateInput, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.ensembles import ensemble_members
 from chexpert_hf.models.loading import load_model, load_processor
+from chexpert_hf.models.model_files import ensemble_members
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph

@@ -1,11 +1,10 @@
-"""Augmentation that is valid for radiographs, on whole batches and on the accelerator.
+"""Augmentation of radiographs, on whole batches and on the accelerator.
 
-No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. The draws
-for an image depend on (seed, epoch, index) alone, so that an interrupted run goes on with the same images, bit for bit.
+No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. An image's
+random numbers depend on (seed, epoch, index) alone, so that a resumed run sees the same images, bit for bit.
 """
 
 import math
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,57 +15,48 @@ from chexpert_hf.training.recipe import Recipe
 
 _NUM_DRAWN = 14
 _CHANCE_OF_BORDER = 0.3
-_CHANCE_OF_WHITE = 0.3  # of a frame; the others are black
+_CHANCE_OF_WHITE = 0.3  # of frames; the others are black
 
 
-@dataclass(frozen=True)
 class RadiographAugmentation:
-    """Random changes of an image, by the recipe's fields of the same names; 0 everywhere changes nothing."""
+    """Random changes of images by a recipe's values; its defaults change nothing."""
 
-    rotation_degrees: float = 0.0
-    translation: float = 0.0
-    scaling: float = 0.0
-    contrast: float = 0.0
-    gamma: float = 0.0
-    border: float = 0.0
-    seed: int = 0
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "RadiographAugmentation":
-        """The augmentation of a recipe."""
-        return cls(**{item.name: getattr(recipe, item.name) for item in fields(cls)})
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
 
     @property
     def is_active(self) -> bool:
         """Whether it changes anything."""
-        return any((self.rotation_degrees, self.translation, self.scaling, self.contrast, self.gamma, self.border))
+        recipe = self.recipe
+        moves = recipe.rotation_degrees or recipe.translation or recipe.scaling
+        return bool(moves or recipe.contrast or recipe.gamma or recipe.border)
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
-        """Changes gray levels `(batch, 1, height, width)` into float32 ones in [0, 255], not rounded.
+        """Augments gray levels `(batch, 1, height, width)`; returns float32 in [0, 255], not rounded.
 
         `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
         """
         drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()
-        if self.rotation_degrees or self.translation or self.scaling:
+        if self.recipe.rotation_degrees or self.recipe.translation or self.recipe.scaling:
             grid = functional.affine_grid(self._matrices(drawn, changed), list(changed.shape), align_corners=False)
-            changed = functional.grid_sample(changed, grid, align_corners=False)  # outside is black, as beyond the film
-        if self.gamma:
-            power = (self.gamma * drawn[:, 6]).exp()[:, None, None, None]
+            changed = functional.grid_sample(changed, grid, align_corners=False)  # black outside of the image
+        if self.recipe.gamma:
+            power = (self.recipe.gamma * drawn[:, 6]).exp()[:, None, None, None]
             changed = 255 * (changed / 255).clamp(0, 1) ** power
-        if self.contrast:
-            factor = (1 + self.contrast * drawn[:, 4])[:, None, None, None]
-            shift = (self.contrast * 127.5 * drawn[:, 5])[:, None, None, None]
+        if self.recipe.contrast:
+            factor = (1 + self.recipe.contrast * drawn[:, 4])[:, None, None, None]
+            shift = (self.recipe.contrast * 127.5 * drawn[:, 5])[:, None, None, None]
             changed = (changed - 127.5) * factor + 127.5 + shift
-        if self.border:
+        if self.recipe.border:
             changed = self._framed(changed, (drawn[:, 7:] + 1) / 2)
         return changed.clamp(0, 255)
 
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, white or black, width left, right, top, bottom."""
+        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, colour, width at the left, right, top and bottom."""
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
-        left, right, top, bottom = (self.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
+        left, right, top, bottom = (self.recipe.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
         rows = torch.arange(images.shape[-2], device=images.device) / images.shape[-2]
         columns = torch.arange(images.shape[-1], device=images.device) / images.shape[-1]
         is_row = (rows >= top[:, None]) & (rows < 1 - bottom[:, None])  # (B, height)
@@ -74,15 +64,15 @@ class RadiographAugmentation:
         return torch.where((is_row[:, :, None] & is_column[:, None, :])[:, None], images, level)
 
     def _draw(self, epoch: int, indices: Tensor) -> Tensor:
-        generators = (np.random.default_rng((self.seed, epoch, index)) for index in indices.cpu().tolist())
+        generators = (np.random.default_rng((self.recipe.seed, epoch, index)) for index in indices.cpu().tolist())
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """`(batch, 2, 3)` in affine_grid's coordinates, in which both sides are 2 long whatever the aspect ratio."""
-        angle = drawn[:, 0] * math.radians(self.rotation_degrees)
-        zoom = 1 / (1 + self.scaling * drawn[:, 1])
+        """`(batch, 2, 3)` in affine_grid's coordinates, in which each side of an image has length 2."""
+        angle = drawn[:, 0] * math.radians(self.recipe.rotation_degrees)
+        zoom = 1 / (1 + self.recipe.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]
         cosine, sine = angle.cos() * zoom, angle.sin() * zoom
-        right, down = (2 * self.translation * drawn[:, 2:4]).unbind(dim=1)
+        right, down = (2 * self.recipe.translation * drawn[:, 2:4]).unbind(dim=1)
         rows = [cosine, -sine / aspect, right, sine * aspect, cosine, down]
         return torch.stack(rows, dim=1).reshape(-1, 2, 3)

@@ -1,22 +1,30 @@
-"""Rows of a CheXpert data set as training examples: gray levels at the model's size, and labels as targets."""
+"""Training examples of a CheXpert data set: gray levels at the model's size, and targets from raw labels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import NEGATIVE, POSITIVE, SMOOTHING_RANGES, UNCERTAIN, UncertaintyPolicy
+from chexpert_hf.modeling_chexpert import resolve_labels
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
 
+# Separates the random numbers of label smoothing from those of augmentation, which are seeded by (seed, epoch, index).
+_SMOOTHING_STREAM = 1_000_003
+
 
 class RadiographDataset(torch.utils.data.Dataset):
-    """The radiographs of a split, read on demand, or once with `cache`; augmentation happens later, on whole batches.
+    """The radiographs of a split, read on demand, or once with `cache`; whole batches are augmented later.
 
-    `to_targets` makes the targets of raw labels `(num_labels,)` and their row's position.
+    `to_targets` turns raw labels `(num_labels,)` and the row's index into targets.
     """
 
     def __init__(
@@ -38,11 +46,7 @@ class RadiographDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """`pixel_values` (1, height, width) uint8, `index`, and what `to_targets` gives.
-
-        Raises:
-            RadiographError: If the file cannot be read; names the row.
-        """
+        """`pixel_values` (1, height, width) uint8, `index` and targets; RadiographError if the file cannot be read."""
         gray = None if self.cache is None else self.cache.get(index)
         if gray is None:
             with naming(self.names[index]):
@@ -51,3 +55,42 @@ class RadiographDataset(torch.utils.data.Dataset):
             if self.cache is not None:
                 self.cache[index] = gray
         return {"pixel_values": gray, "index": index, **self.to_targets(self.labels[index], index)}
+
+
+@dataclass(frozen=True)
+class TrainingTargets:
+    """Turns the raw labels of a training row into targets by the policies of a model's config."""
+
+    config: CheXpertConfig
+    seed: int = 0  # of label smoothing, which is drawn once for each row and observation
+    soft_labels: NDArray[np.float32] | None = None  # (num_rows, num_labels), of a teacher; NaN where not uncertain
+    positive_weights: NDArray[np.float32] | None = None  # (num_labels,), of positive labels; all weigh the same if None
+
+    def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
+        """`labels` in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights."""
+        labels = self._smoothed(labels, index)
+        if self.soft_labels is not None:
+            soft = torch.from_numpy(self.soft_labels[index])
+            labels = torch.where((labels == UNCERTAIN) & ~soft.isnan(), soft, labels)
+        targets = resolve_labels(labels, self.config)
+        if self.positive_weights is None:
+            return {"labels": targets}
+        share = targets.clamp(NEGATIVE, POSITIVE)  # a soft label is weighted by how positive it is
+        return {"labels": targets, "loss_weights": 1 + share * (torch.from_numpy(self.positive_weights) - 1)}
+
+    def _smoothed(self, labels: Tensor, index: int) -> Tensor:
+        policies = self.config.uncertainty_policies or {}
+        chosen = [UncertaintyPolicy(policies[name]) for name in self.config.observations]
+        if not set(chosen) & SMOOTHING_RANGES.keys() or not (labels == UNCERTAIN).any():
+            return labels
+        low, high = np.array([SMOOTHING_RANGES.get(policy, (np.nan, np.nan)) for policy in chosen]).T
+        drawn = np.random.default_rng((self.seed, _SMOOTHING_STREAM, index)).random(len(low))
+        smooth = torch.from_numpy(low + (high - low) * drawn).to(labels.dtype)  # NaN without smoothing
+        return torch.where((labels == UNCERTAIN) & ~smooth.isnan(), smooth, labels)
+
+
+def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Negative targets per positive one `(num_labels,)`, 1 without both, of targets `(num_rows, num_labels)`."""
+    positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
+    has_both = (positive > 0) & (negative > 0)
+    return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

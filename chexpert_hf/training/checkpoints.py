@@ -1,10 +1,15 @@
-"""Ranks the checkpoints of a run by their validation score; `durable.intact` verifies their files."""
+"""The checkpoints of a run: ranked by validation score, and drawn as a curve. `durable.intact` verifies their files."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
+
+from chexpert_hf.evaluation.plots import COLORS
 from chexpert_hf.training.durable.intact import numbered_checkpoints, step_of
 
 SCORE = "eval_mean_auroc"
@@ -25,7 +30,7 @@ def best_checkpoints(folder: Path, count: int) -> list[Path]:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether the run of a checkpoint has come to its last step."""
+    """Whether a checkpoint is at the last step of its run."""
     state = _state_of(checkpoint)
     return state.get("global_step", 0) >= state.get("max_steps", math.inf)
 
@@ -37,3 +42,23 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def plot_curve(history: Sequence[dict[str, Any]], path: Path, best_step: int) -> None:
+    """Draws loss and validation AUROC of the Trainer's log history as a PNG, with the chosen step marked."""
+    table = pd.DataFrame(history).set_index("step").reindex(columns=["loss", SCORE])
+    losses, aurocs = table["loss"].dropna(), table[SCORE].dropna()
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    left.plot(losses, color=COLORS[0], linewidth=1.5)
+    right.plot(aurocs, color=COLORS[1], linewidth=1.5, marker="o", markersize=4)
+    left.set(xlabel="Optimizer step", ylim=(0, None))
+    left.set_ylabel("Training loss", color=COLORS[0])
+    right.set_ylabel("Mean AUROC on the validation split", color=COLORS[1])
+    right.set_ylim(min(0.5, aurocs.min()), 1)
+    left.axvline(best_step, color="0.6", linewidth=1, linestyle=":")
+    left.annotate("chosen", (best_step, 0.02), xycoords=("data", "axes fraction"), ha="right", color="0.35", fontsize=9)
+    for axes in (left, right):
+        axes.spines["top"].set_visible(False)
+    figure.savefig(path)

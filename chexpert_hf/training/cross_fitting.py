@@ -1,8 +1,7 @@
-"""Calibration by cross-validation: each part of the training patients is judged by a model that did not see it.
+"""Calibration by cross-validation: each part of the training patients is scored by a model trained without it.
 
-The lines through these logits calibrate the model that is trained on all patients. It has seen more patients than each
-of the others and may be a little surer than they are, so the calibration is approximate.
-Source: Platt 1999, section 2.1 (cross-validation); CalibratedClassifierCV of scikit-learn with `ensemble=False`.
+The calibration of these logits is applied to the model trained on all patients, which may be a little more confident,
+so it is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV of scikit-learn with `ensemble=False`.
 """
 
 from collections.abc import Callable
@@ -23,12 +22,9 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
 def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> NDArray[np.int_]:
-    """The part of each image `(num_images,)`, always the same for the same data.
+    """The part of each image `(num_images,)`, always the same for the same data; RecipeError with too few patients.
 
-    All images of a patient are in one part, and the parts are alike in each image's rarest positive observation.
-
-    Raises:
-        RecipeError: If there are fewer patients than parts.
+    All images of a patient are in one part; parts are stratified by the rarest positive observation of each image.
     """
     patients = np.asarray(train["patient"][:])
     if len(set(patients)) < folds:
@@ -45,8 +41,7 @@ def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> ND
 
 def hold_out_fold(train: datasets.Dataset, recipe: Recipe) -> datasets.DatasetDict:
     """The training split without the recipe's `held_out_fold`, which becomes the validation split."""
-    part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
-    is_held = part == recipe.held_out_fold
+    is_held = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels) == recipe.held_out_fold
     splits = {"train": ~is_held, "valid": is_held}
     return datasets.DatasetDict({name: train.select(np.flatnonzero(rows)) for name, rows in splits.items()})
 
@@ -58,9 +53,9 @@ def calibrate_by_folds(
     data_name: str,
     train_without: Callable[[int], Path],
 ) -> CalibratedModel:
-    """Calibrates a model in place by models that are trained without a part each, and chooses its operating points.
+    """Calibrates a model in place by models that are each trained without a part, and chooses its operating points.
 
-    `data_name` is for the record in the model's config; `train_without` gives the model folder for a part.
+    `data_name` is recorded in the model's config; `train_without` returns the model folder for a part.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

@@ -1,7 +1,7 @@
 """Losses besides the model's own cross-entropy.
 
-The AUC-margin loss is not taken from the `libauc` package of its authors: its `AUCMLoss` (2.0.1) is NaN for a batch
-without positives or counts unknown labels, and has parameters that are in no checkpoint of the Trainer.
+The AUC-margin loss is not that of its authors' package: `AUCMLoss` of libauc 2.0.1 is NaN for a batch without positives
+or counts unknown labels, and has parameters that the Trainer's checkpoints lack.
 """
 
 import math
@@ -14,33 +14,24 @@ from torch.nn import functional
 from chexpert_hf.labels import IGNORED
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, masked_mean
 
-AUC_MARGIN = 1.0
-"""The margin of Yuan et al. 2021 for CheXpert."""
+AUC_MARGIN = 1.0  # of Yuan et al. 2021 for CheXpert
+MAP_SHARPNESS = 4.0  # weight of a map's strongest cell in `map_loss`; 4 found focal findings of phantoms best
+CENTRED = 0.02  # unit of `centring_loss`, as a share of an image's side
 
-MAP_SHARPNESS = 4.0
-"""The weight of a map's strongest cell in `map_loss`; 4 pointed at focal findings of phantoms better than 1 or 10."""
-
-CENTRED = 0.02
-"""Unit of `centring_loss`, as a share of an image's side."""
-
-_FAR = 5.0  # units beyond which a distance counts no more
+_FAR = 5.0  # units at which a distance is clipped
 _LEAST_MASS = 1e-20
 
 
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
-    """Squared AUC-margin loss, the mean over the observations of which a batch has positive and negative labels.
+    """Squared AUC-margin loss, the mean over the observations that have positive and negative labels in a batch.
 
     For scores h in [0, 1] of an observation it is the variance of h over the positives, plus that over the negatives,
     plus max(0, margin - (mean of the positives - mean of the negatives)) squared: the closed form, for a given batch,
-    of the original min-max problem. Batches should hold several positives of each observation: fine-tune a model that
-    was trained with cross-entropy, with a large batch.
+    of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to fine-tune a model trained with
+    cross-entropy, with several positives of each observation in a batch.
 
-    Args:
-        outputs: Has `logits` `(batch, num_labels)`.
-        labels: Targets of the same shape, in [0, 1] or -100. A soft label counts as both, by its value.
-        num_items_in_batch: Not used: a mean over pairs does not split over smaller batches.
-
-    Source: Yuan et al. 2021, "Large-scale Robust Deep AUC Maximization", arXiv:2012.03173, equation 7.
+    `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100, and a soft label
+    counts as both classes, by its value. A mean over pairs does not split over smaller batches.
     """
     scores = outputs.logits.float().sigmoid()
     is_known = labels != IGNORED
@@ -59,17 +50,12 @@ def map_loss(
 ) -> Tensor:
     """Cross-entropy of the maps' strongest cells.
 
-    The model's logit is the mean of the map plus the head's bias, so that a network may spread its evidence over the
-    whole image. Here the log-mean-exp replaces the mean: an image with the finding must have a cell that speaks for it.
+    The model's logit is the mean of the map plus the head's bias, which lets a network spread its evidence over the
+    whole image. Here the log-mean-exp replaces the mean, so that an image with the finding needs a strong cell.
+    Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
 
-    Args:
-        outputs: Has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`.
-        targets: Of the logits' shape, in [0, 1]; negative where the label is unknown or uncertain.
-        weights: Of the same shape; 1 if None.
-        num_items_in_batch: Divides the sum; the number of known labels if None.
-
-    Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2 (log-sum-exp over cells); Wang et al. 2017,
-    arXiv:1705.02315 (for chest radiographs).
+    `outputs` has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`; targets and weights have
+    the logits' shape, and negative targets are unknown. `num_items_in_batch` divides the sum, by default their number.
     """
     maps = outputs.saliency.float().flatten(2)  # (B, num_labels, cells)
     strongest = (torch.logsumexp(MAP_SHARPNESS * maps, dim=2) - math.log(maps.shape[2])) / MAP_SHARPNESS
@@ -86,17 +72,10 @@ def centring_loss(offsets: Tensor) -> Tensor:
 
 
 def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, columns: Tensor) -> Tensor:
-    """Offset between the strongest cell of a map and the centre of the image region that drives it; differentiable.
+    """Offset `(batch, 2)` between a map's strongest cell and the image region that drives it; differentiable.
 
-    Args:
-        model: In evaluation mode.
-        pixel_values: `(batch, num_channels, height, width)`.
-        columns: `(batch,)`: the observation of each image.
-
-    Returns:
-        `(batch, 2)`: (down, right), as shares of height and width. The region's centre is the centre of mass of the
-        squared gradient of the map's largest value.
-
+    It is (down, right), as shares of height and width, to the centre of mass of the squared gradient of the map's
+    largest value. `columns` `(batch,)` is the observation of each image; the model is in evaluation mode.
     Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128.
     """
     with torch.enable_grad():
@@ -115,7 +94,7 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
 
 
 def _pixel_centres(count: int, like: Tensor) -> Tensor:
-    """The centres of so many pixels, as shares of the side."""
+    """The centres of the pixels along a side `(count,)`, as shares of it."""
     return (torch.arange(count, device=like.device) + 0.5) / count
 
 

@@ -1,8 +1,7 @@
 """A recipe: every value that defines a training run. The defaults are the CheXpert paper's.
 
-Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2: DenseNet121 from ImageNet weights, 320 x 320 pixels, Adam with
-(.9, .999), learning rate 1e-4, batches of 16, 3 epochs, a checkpoint every 4,800 images. The paper trains one model per
-policy; U-Ones is the single policy without a second stage or a third class that does best there (table 3).
+Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2. The paper trains one model per policy; U-Ones is the best
+single policy there (table 3) without a second stage or a third class.
 """
 
 import math
@@ -18,7 +17,7 @@ from chexpert_hf.files import first_line, write_text
 from chexpert_hf.labels import OBSERVATIONS, UncertaintyPolicy, check_observations, parents_among, parse_policies
 
 _DENSENET121_BLOCKS = 4
-_REMOVED = "register_maps"  # a field of earlier recipes, which had no influence on the weights
+_REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
 
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
@@ -40,13 +39,13 @@ _LISTS = {
 
 
 class RecipeError(InputError):
-    """A recipe that cannot be trained, with the field, what was expected and what came."""
+    """A recipe that cannot be trained; names the field, its value and what was expected."""
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
     """A field of the recipe, with its description and, for a number, its range, a key of `_RANGES`.
 
-    With `flag`, `chexpert-hf train` has an option for it; a text also names the option that switches it off.
+    With `flag`, `chexpert-hf train` has an option for it; a string is the option that switches it off.
     """
     return field(default=default, metadata={"text": text, "expected": expected, "flag": flag})
 
@@ -63,27 +62,27 @@ class Recipe:
         "'Edema=u-ones,...' by observation; or paper.",
         flag=True,
     )
-    teacher: str | None = _value(
-        None, "For u-self-trained: a model or a soft_labels.csv, to skip the first stage.", flag=True
-    )
-    teacher_epochs: float | None = _value(None, "Passes of that stage; as many as `epochs` if None.", "more than 0")
+    teacher: str | None = _value(None, "For u-self-trained: a model or soft_labels.csv; skips its training.", flag=True)
+    teacher_epochs: float | None = _value(None, "Epochs of the teacher's training; `epochs` if None.", "more than 0")
     conditional_epochs: float = _value(
-        0, "First learn children in the label hierarchy where parents are positive.", "at least 0", flag=True
+        0, "Epochs of a first stage on children in the label hierarchy with positive parents.", "at least 0", flag=True
     )
-    unconditional: bool = _value(False, "Multiply along the label hierarchy.", flag=True)
+    unconditional: bool = _value(False, "Multiply probabilities along the label hierarchy.", flag=True)
     loss: Literal["cross-entropy", "auc-margin"] = _value("cross-entropy", "cross-entropy or auc-margin.", flag=True)
-    map_loss: float = _value(0.0, "Weight of the loss of what the maps' strongest cells say alone.", "at least 0")
-    map_centring: float = _value(0.0, "Weight of the loss of maps whose peak looks beside itself.", "at least 0")
-    class_weights: bool = _value(False, "Weight positive labels up.", flag=True)
+    map_loss: float = _value(0.0, "Weight of the loss of the saliency maps' strongest cells.", "at least 0")
+    map_centring: float = _value(
+        0.0, "Weight of the loss that centres maps on the image regions driving them.", "at least 0"
+    )
+    class_weights: bool = _value(False, "Weight positive labels by the ratio of negative to positive ones.", flag=True)
     blank_labels: Literal["negative", "unknown"] = _value("negative", "Blank labels: negative or unknown.", flag=True)
 
     # Network
     init: str = _value("imagenet", "imagenet, random, or a model to fine-tune.", flag=True)
+    # Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; with random weights only.
     architecture: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; with random weights only."""
     num_channels: int = _value(3, "3 or 1.", "one of: 1, 3", flag=True)
     head_hidden_size: int | None = _value(None, "Hidden layer in the head.", "at least 1", flag=True)
-    head_dropout: float = _value(0.0, "Dropout behind the hidden layer of the head.", "in [0, 1)")
+    head_dropout: float = _value(0.0, "Dropout after the hidden layer of the head.", "in [0, 1)")
     freeze_backbone: bool = _value(False, "Train the head only.", flag=True)
 
     # Images
@@ -96,9 +95,9 @@ class Recipe:
     # Augmentation, without a flip: it moves the heart
     rotation_degrees: float = _value(0.0, "Largest rotation, either way.", "at least 0")
     translation: float = _value(0.0, "Largest shift, as a share of the image.", "in [0, 1)")
-    scaling: float = _value(0.0, "Largest change of size, as a share.", "in [0, 1)")
+    scaling: float = _value(0.0, "Largest change of size, as a share of it.", "in [0, 1)")
     contrast: float = _value(0.0, "Largest change of contrast and brightness, as a share.", "in [0, 1)")
-    gamma: float = _value(0.0, "Largest natural logarithm of the power of the gray levels.", "at least 0")
+    gamma: float = _value(0.0, "Largest absolute logarithm of the gamma exponent.", "at least 0")
     border: float = _value(0.0, "Widest black or white frame, as a share of the side.", "in [0, .5)")
 
     # Optimisation
@@ -108,34 +107,34 @@ class Recipe:
     drop_last: bool = _value(False, "Skip the last batch if it is smaller.", flag=True)
     gradient_checkpointing: bool = _value(False, "Less memory, more computation.", flag=True)
     sync_batch_norm: bool = _value(False, "BatchNorm over all processes; GPUs only.", flag=True)
-    learning_rate: float = _value(1e-4, "Of Adam, at its highest.", "more than 0", flag=True)
+    learning_rate: float = _value(1e-4, "Peak learning rate of Adam.", "more than 0", flag=True)
     schedule: Literal["constant", "linear", "cosine"] = _value("constant", "constant, linear or cosine.", flag=True)
-    warmup: float = _value(0.0, "Share of the steps that warm up.", "in [0, 1)", flag=True)
-    weight_decay: float = _value(0.0, "Of AdamW.", "at least 0", flag=True)
-    max_grad_norm: float = _value(0.0, "Gradients are clipped to this norm; 0 for no clipping.", "at least 0")
+    warmup: float = _value(0.0, "Share of the steps for warm-up.", "in [0, 1)", flag=True)
+    weight_decay: float = _value(0.0, "Weight decay of AdamW.", "at least 0", flag=True)
+    max_grad_norm: float = _value(0.0, "Largest norm of the gradients, for clipping; 0 for no clipping.", "at least 0")
     precision: Literal["fp32", "bf16"] = _value("fp32", "fp32 or bf16.", flag=True)
-    channels_last: bool = _value(True, "Memory layout, faster on CPUs and GPUs alike.")
+    channels_last: bool = _value(True, "Channels-last memory layout, faster on CPUs and GPUs.")
     compile: bool = _value(False, "Use torch.compile.", flag=True)
 
-    # The model that is kept
+    # Checkpoints and the final model
     images_per_checkpoint: int = _value(4800, "Training images between two checkpoints.", "at least 1")
     keep_checkpoints: int = _value(10, "Checkpoints that stay on disk: the best, and the newest.", "at least 1")
     checkpoint: Literal["best", "last"] = _value("best", "The checkpoint that becomes the model, by validation AUROC.")
-    calibration_folds: int = _value(0, "Parts of the training patients for calibration by cross-validation; 0: none.")
-    calibration_models: tuple[str, ...] = _value((), "Model folders to take for the models of these parts instead.")
-    held_out_fold: int | None = _value(None, "Train on all parts but this one, and validate on it.")
+    calibration_folds: int = _value(0, "Folds of the training patients for calibration by cross-validation; 0: none.")
+    calibration_models: tuple[str, ...] = _value((), "Model folders to use for these folds instead of training.")
+    held_out_fold: int | None = _value(None, "Train on all folds except this one; validate on it.")
     stored_precision: Literal["fp32", "fp16"] = _value("fp32", "Precision of the stored convolutions and head.")
     runs: int = _value(1, "Independent runs; several make an ensemble.", "at least 1", flag=True)
-    distillation: float = _value(0.0, "Weight of other networks' mean probability in each label.", "in [0, 1]")
-    distillation_teachers: int = _value(2, "How many of these networks are trained first.", "at least 1")
-    distillation_models: tuple[str, ...] = _value((), "Models to take for these networks instead.")
+    distillation: float = _value(0.0, "Weight of teachers' mean probability in each label.", "in [0, 1]")
+    distillation_teachers: int = _value(2, "Number of these teachers to train first.", "at least 1")
+    distillation_models: tuple[str, ...] = _value((), "Models to use as teachers instead of training them.")
 
     # The machine and the card
     workers: int = _value(2, "Processes that read images.", "at least 0", flag=True)
     cache: bool = _value(False, "Keep the prepared images in memory; with `workers` 0.")
-    seed: int = _value(0, "Of everything random.", flag=True)
-    model_name: str | None = _value(None, "The model's name on its card; its folder's if None.")
-    warnings: tuple[str, ...] = _value((), "Sentences that are shown with the model.")
+    seed: int = _value(0, "Random seed.", flag=True)
+    model_name: str | None = _value(None, "The model's name on its card; its folder's name if None.")
+    warnings: tuple[str, ...] = _value((), "Sentences shown with the model.")
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -157,44 +156,43 @@ class Recipe:
 
         has_stages = self.unconditional or self.conditional_epochs > 0
         has_third_class = UncertaintyPolicy.U_MULTICLASS in policies.values()
-        is_margin = self.loss == "auc-margin"
-        given = len(self.calibration_models)
+        is_margin, is_distilled = self.loss == "auc-margin", self.distillation > 0
+        has_teacher, num_models = bool(self.self_trained_observations), len(self.calibration_models)
         contradictions = {
-            f"calibration_models names {given} models, expected one for each of the {folds} calibration_folds.": (
-                given not in (0, folds)
+            f"calibration_models names {num_models} models, expected one for each of the {folds} calibration_folds.": (
+                num_models not in (0, folds)
             ),
-            "calibration_folds needs checkpoint 'last': the best one is chosen on the part that it is to judge.": (
+            "calibration_folds needs checkpoint 'last': the best one is chosen on the part that it is evaluated on.": (
                 folds and self.checkpoint != "last"
             ),
             "calibration_folds is for one run of one stage: without a label hierarchy, conditional_epochs and "
             "u-self-trained; calibrate others with chexpert-hf calibrate.": (
-                folds and (self.runs > 1 or has_stages or self.self_trained_observations)
+                folds and (self.runs > 1 or has_stages or has_teacher)
             ),
-            "distillation is for one run of one stage, without a label hierarchy; leave out runs, unconditional and "
-            "conditional_epochs.": self.distillation and (self.runs > 1 or has_stages),
-            "loss 'auc-margin' knows no uncertain class, no label hierarchy and no accumulated batches; choose other "
+            "distillation is for one run of one stage, without a label hierarchy; omit runs, unconditional and "
+            "conditional_epochs.": is_distilled and (self.runs > 1 or has_stages),
+            "loss 'auc-margin' supports no uncertain class, label hierarchy or gradient accumulation; choose other "
             "policies, or the loss 'cross-entropy'.": (
                 is_margin and (has_stages or has_third_class or self.gradient_accumulation_steps > 1)
             ),
             "class_weights has no meaning with loss 'auc-margin', which weighs both classes the same.": (
                 is_margin and self.class_weights
             ),
-            "map_loss is for models without a label hierarchy; leave out unconditional training.": (
+            "map_loss is for models without a label hierarchy; omit unconditional training.": (
                 self.map_loss and has_stages
             ),
             "conditional_epochs is set, but no observation of the recipe has a parent among them.": (
                 self.conditional_epochs and not parents_among(self.observations)
             ),
             "teacher is set, but no observation has the policy u-self-trained.": (
-                self.teacher is not None and not self.self_trained_observations
+                self.teacher is not None and not has_teacher
             ),
             f"architecture is set, which needs init 'random', got init {self.init!r}.": (
                 self.architecture and self.init != "random"
             ),
         }
-        for message, holds in contradictions.items():
-            if holds:
-                raise RecipeError(message)
+        if message := next((message for message, holds in contradictions.items() if holds), None):
+            raise RecipeError(message)
 
     def _check_values(self) -> None:
         """Checks each value by itself: its type (an integer is a number, a truth value is not) and its range."""
@@ -229,7 +227,7 @@ class Recipe:
 
     @property
     def self_trained_observations(self) -> tuple[str, ...]:
-        """The observations whose uncertain labels a teacher gives."""
+        """The observations under U-SelfTrained."""
         return tuple(name for name, policy in self.policies.items() if policy == UncertaintyPolicy.U_SELF_TRAINED)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,13 +240,9 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
-        """Reads a YAML recipe; what it does not name has its default.
+        """Reads a YAML recipe, by its path or by the name of one of this project's, such as `u_ones`.
 
-        Args:
-            path: Of the file, or the name of one of this project's recipes, such as `u_ones`.
-
-        Raises:
-            RecipeError: If it is not a recipe, or a value is out of range.
+        Fields that are not in it have their defaults. Raises RecipeError if it is no valid recipe.
         """
         own = {file.stem: file for file in recipes_folder().glob("*.yaml")}
         if not path.exists() and path.suffix == "" and path.name not in own:
@@ -261,15 +255,11 @@ class Recipe:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecipeError(f"The recipe {path} cannot be read: {first_line(error)}") from error
         if not isinstance(values, dict):
-            raise RecipeError(f"The recipe {path} is no mapping of fields to values.")
+            raise RecipeError(f"The recipe {path} is not a mapping of fields to values.")
         return cls().override(**{str(name): value for name, value in values.items() if name != _REMOVED})
 
     def override(self, **values: Any) -> "Recipe":
-        """The recipe with other values.
-
-        Raises:
-            RecipeError: If a field is unknown, or a value is out of range.
-        """
+        """The recipe with other values; RecipeError if a field is unknown, or a value is out of range."""
         hints = get_type_hints(Recipe)
         for name, value in values.items():
             if name not in hints:

@@ -1,4 +1,4 @@
-"""A training run from a CheXpert folder to a complete model folder, and its continuation after a stop."""
+"""A training run from a CheXpert folder to a complete model folder; an interrupted run can be resumed."""
 
 import importlib.util
 import json
@@ -21,18 +21,15 @@ from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_p
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
-from chexpert_hf.models.ensembles import write_ensemble
-from chexpert_hf.models.half_precision import round_to_half
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums
+from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
+from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_model_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.training.checkpoints import best_checkpoints, is_finished
+from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
-from chexpert_hf.training.curve import plot_curve
 from chexpert_hf.training.durable.intact import expect_intact
-from chexpert_hf.training.initial_model import build_model, build_processor
-from chexpert_hf.training.normalisation import expect_statistics
+from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.stages import Stages, expect_same_recipe
 from chexpert_hf.training.trainer import build_trainer
@@ -42,7 +39,7 @@ REPORTERS = ("none", "tensorboard", "trackio")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A model folder, its evaluation on the validation split, and a text that names the chosen checkpoint, and why."""
+    """A model folder, its evaluation on the validation split, and the chosen checkpoint with the reason, as text."""
 
     folder: Path
     evaluation: Evaluation
@@ -59,16 +56,13 @@ def train(
     follow_links: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
-    """Trains a model on a CheXpert folder.
+    """Trains a model on the CheXpert folder `root`; `output` becomes the model folder.
 
     Args:
-        recipe: What to train.
-        root: The CheXpert folder.
-        output: Becomes the model folder; checkpoints are in `checkpoints` below it.
-        resume: Continue from the newest intact checkpoint there, or start if there is none.
+        resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
-        say: Takes lines for the user.
+        say: Shows a line to the user.
 
     Raises:
         RecipeError: If `output` holds another run and `resume` is not set, or a run of another recipe.
@@ -78,10 +72,10 @@ def train(
         raise RecipeError(f"Cannot report to {report_to!r}; expected one of: {', '.join(REPORTERS)}.")
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise RecipeError(f"Reporting to {report_to} needs that package: pip install {report_to}.")
-    torch.backends.cudnn.deterministic = True  # on a GPU the same run gives the same bits, too
-    # Without `cpu`, each process that torchrun starts on a machine without GPUs takes itself for the only one.
+    torch.backends.cudnn.deterministic = True  # the same run gives the same bits on a GPU, too
+    # Without `cpu`, processes that torchrun starts on a machine without GPUs do not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
-    say = say if PartialState().is_main_process else _say_nothing
+    say = say if PartialState().is_main_process else (lambda _line: None)
     try:
         data = load_data(recipe, root, follow_links=follow_links, say=say)
     except BadFilesError as error:
@@ -90,7 +84,7 @@ def train(
             error.write_list(path)
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
     set_seed(recipe.seed)
-    # Before anything is written, so that what cannot be trained leaves nothing behind.
+    # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_statistics(recipe, build_model(recipe), data["train"])
     _claim(output, recipe, resume)
     run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say)
@@ -110,12 +104,12 @@ def train(
     judged = _judged_observations(data, recipe, say)
     checkpoint = trainer.newest_intact_checkpoint(say) if resume else None
     if checkpoint and is_finished(Path(checkpoint)):
-        say("The run has finished: nothing is left to train.")
+        say("The run is complete: nothing is left to train.")
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
 
-    # By step and not by the recorded path, which is wrong once the folder has moved.
+    # By step and not by the recorded path, which becomes wrong when the folder is moved.
     is_best = bool(judged) and recipe.checkpoint == "best"
     best_step = (is_best and trainer.state.best_global_step) or trainer.state.global_step
     chosen = output / "checkpoints" / f"checkpoint-{best_step}"
@@ -126,8 +120,8 @@ def train(
     if recipe.calibration_folds and recipe.held_out_fold is None:
         calibrate_by_folds(final, data["train"], recipe, root.resolve().name, stages.without_part)
     if recipe.stored_precision == "fp16":
-        round_to_half(final)  # before the evaluation, whose metrics are those of the weights that are stored
-    # Not by the Trainer, which computes in bf16 or float32 depending on whether it has just trained or was resumed.
+        final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
+    # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
     probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
@@ -143,22 +137,17 @@ def train(
         )
         _write_patients(output, data, recipe)
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
-            say(f"No gate is fitted: {len(data['train'])} radiographs are too few to know others by.")
+            say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
             fit_folder_gate(output, data["train"], f"{root.resolve().name} (train)")
         write_text(output / "history.json", json.dumps(trainer.state.log_history, indent=1))
         plot_curve(trainer.state.log_history, output / CURVE_FILE, best_step)
         write_checksums(output)
     PartialState().wait_for_everyone()  # the next stage of a larger run reads this folder
-    if recipe.checkpoint == "last":
-        why = "the last one, as the recipe says"
-    else:
-        why = "the best on these same studies" if judged else "the last one, as these studies can judge nothing"
+    why = "the last one, as the recipe says"
+    if recipe.checkpoint == "best":
+        why = "the best on these same studies" if judged else "the last one, as no observation can be evaluated on them"
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
-
-
-def _say_nothing(_line: str) -> None:
-    """Takes the lines of all processes but the first."""
 
 
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
@@ -170,16 +159,16 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
         if resume and RECIPE_FILE in names:
             expect_same_recipe(recipe, output)
         elif resume and names:
-            raise RecipeError(f"{output} holds no {RECIPE_FILE}: there is no run to continue; choose its folder.")
+            raise RecipeError(f"{output} holds no {RECIPE_FILE}: there is no run to resume; choose its folder.")
         elif names - {RECIPE_FILE}:
-            raise RecipeError(f"{output} is not empty: continue its run with --resume, or choose another folder.")
+            raise RecipeError(f"{output} is not empty: resume its run with --resume, or choose another folder.")
         output.mkdir(parents=True, exist_ok=True)
         recipe.save(output / RECIPE_FILE)
     PartialState().wait_for_everyone()
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
-    """Writes hashes of the patients that the model has seen, so that an evaluation on them is noticed."""
+    """Writes hashes of the patients that the model has seen, so that an evaluation on them is detected."""
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
     if recipe.checkpoint == "best":
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
@@ -209,20 +198,20 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Path) -> Tr
 def load_data(
     recipe: Recipe, root: Path, *, follow_links: bool = True, say: Callable[[str], None] | None = None
 ) -> datasets.DatasetDict:
-    """The training and validation splits that the recipe asks for; who is held out does not depend on its seed."""
+    """The training and validation splits of a recipe; the held-out patients do not depend on its seed."""
     names = ("frontal_only", "observations", "num_patients", "valid_fraction")
     data = load_dataset(root, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
     return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
 
 
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
-    """The observations that the validation split can judge, which are reported."""
+    """Returns and reports the observations that can be evaluated on the validation split."""
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])
     judged = judged_observations(truth, recipe.observations)
     say(
         f"Training on {len(data['train']):,} images, validating on {len(valid):,} images of {len(studies):,} studies, "
-        f"which can judge {len(judged)} of {len(recipe.observations)} observations."
+        f"on which {len(judged)} of {len(recipe.observations)} observations can be evaluated."
     )
     if not judged:
         say("No observation has enough positive and negative validation studies: the last checkpoint will be used.")

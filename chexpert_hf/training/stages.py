@@ -1,4 +1,8 @@
-"""The stages of a run beside its own training, each a run in a folder of its own below the output."""
+"""The stages of a run besides its own training: teachers and conditional training, each in a subfolder.
+
+U-SelfTrained: a model trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can be
+inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +11,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from accelerate import PartialState
 from numpy.typing import NDArray
 
-from chexpert_hf.labels import UncertaintyPolicy
+from chexpert_hf.files import first_line, replacing
+from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.labels import UNCERTAIN, UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, RECIPE_FILE, read_checksums
@@ -18,7 +25,6 @@ from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.publishing.card import MODEL_FIELDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.self_training import read_soft_labels, write_soft_labels
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,11 @@ class Stages:
     say: Callable[[str], None]
 
     def trained(self, recipe: Recipe, name: str) -> Path:
-        """The model folder of a stage, which is trained, continued or complete already."""
+        """The model folder of a stage: trained now, resumed, or complete already."""
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
-        is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the last that is written before them
-        PartialState().wait_for_everyone()  # all have looked before the first one writes
+        is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the file written last before them
+        PartialState().wait_for_everyone()  # all processes have looked before the first one writes
         if is_complete:
             expect_same_recipe(recipe, folder)
         else:
@@ -43,20 +49,13 @@ class Stages:
         return folder
 
     def start(self) -> Recipe:
-        """The recipe to go on with: from the weights of the conditional stage, if there is one."""
+        """The recipe of the run's own training: it starts from the conditional stage's weights, if there is one."""
         recipe = self.recipe
         if not recipe.conditional_epochs:
             return recipe
         self.say("First stage: children in the label hierarchy are learned where their parent is positive.")
-        first = recipe.override(
-            epochs=recipe.conditional_epochs,
-            conditional_epochs=0,
-            unconditional=True,
-            freeze_backbone=False,
-            policy=_without_self_training(recipe),
-            teacher=None,
-            teacher_epochs=None,
-        )
+        other: dict[str, Any] = {"conditional_epochs": 0, "unconditional": True, "freeze_backbone": False}
+        first = _without_self_training(recipe, epochs=recipe.conditional_epochs, teacher=None, **other)
         folder = self.trained(first, "conditional")
         self.say("Second stage." if recipe.unconditional else "Second stage: every label, whatever its parent.")
         return recipe.override(init=str(folder), architecture={}, conditional_epochs=0)
@@ -71,20 +70,18 @@ class Stages:
             path = Path(teacher)
         elif not path.exists():
             if teacher is None:
-                self.say(f"The teacher: U-Ignore for {', '.join(observations)}.")
-                epochs = recipe.teacher_epochs or recipe.epochs
-                first = recipe.override(policy=_without_self_training(recipe), epochs=epochs, teacher_epochs=None)
+                self.say(f"Training the teacher with U-Ignore for {', '.join(observations)}.")
+                first = _without_self_training(recipe, epochs=recipe.teacher_epochs or recipe.epochs)
                 teacher = str(self.trained(first, "teacher"))
             if PartialState().is_main_process:
-                classifier = CheXpertClassifier.from_pretrained(teacher)
-                write_soft_labels(path, dataset, recipe, classifier)
+                _write_soft_labels(path, dataset, recipe, CheXpertClassifier.from_pretrained(teacher))
         PartialState().wait_for_everyone()
-        soft = read_soft_labels(path, dataset, recipe)
+        soft = _read_soft_labels(path, dataset, recipe)
         self.say(f"Soft labels for {int((~np.isnan(soft)).sum()):,} uncertain cells: {path}.")
         return soft
 
     def teachers(self) -> list[CheXpertForImageClassification]:
-        """The networks to distil: those named, or ones trained by the same recipe with the seeds that follow."""
+        """The networks to distil: the recipe's, or ones trained by the same recipe with the next seeds."""
         recipe = self.recipe
         if not recipe.distillation:
             return []
@@ -94,19 +91,18 @@ class Stages:
             values: dict[str, Any] = {"distillation": 0.0, "seed": recipe.seed + number}
             if recipe.held_out_fold is None:
                 values |= {"calibration_folds": 0, "calibration_models": ()}
-            teacher = recipe.override(**values)
-            names.append(str(self.trained(teacher, f"teachers/teacher-{number}")))
+            names.append(str(self.trained(recipe.override(**values), f"teachers/teacher-{number}")))
         models = [load_model(name) for name in names]
         for name, model in zip(names, models, strict=True):
             if model.config.observations != recipe.observations:
                 raise RecipeError(
-                    f"distillation_models names {name}, which judges {', '.join(model.config.observations)}; expected "
-                    f"the observations of the recipe, in their order: {', '.join(recipe.observations)}."
+                    f"distillation_models names {name}, which predicts {', '.join(model.config.observations)}; "
+                    f"expected the observations of the recipe, in their order: {', '.join(recipe.observations)}."
                 )
         return models
 
     def without_part(self, fold: int) -> Path:
-        """The model folder of a run that holds out a part of the training patients."""
+        """The model folder of a run without a part of the training patients."""
         recipe = self.recipe
         if recipe.calibration_models:
             return model_folder(recipe.calibration_models[fold])
@@ -132,5 +128,51 @@ def _resolved(name: str, value: Any) -> Any:
     return [Path(one).resolve() for one in value] if isinstance(value, list) else Path(value).resolve()
 
 
-def _without_self_training(recipe: Recipe) -> dict[str, str]:
-    return recipe.policies | dict.fromkeys(recipe.self_trained_observations, UncertaintyPolicy.U_IGNORE.value)
+def _without_self_training(recipe: Recipe, **values: Any) -> Recipe:
+    """The recipe with U-Ignore in place of U-SelfTrained, and other values."""
+    ignored = dict.fromkeys(recipe.self_trained_observations, UncertaintyPolicy.U_IGNORE.value)
+    return recipe.override(policy=recipe.policies | ignored, teacher_epochs=None, **values)
+
+
+def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, teacher: CheXpertClassifier) -> None:
+    """Writes a teacher's probabilities of the uncertain cells as CSV: `path` and the observations, blank elsewhere."""
+    observations = list(recipe.self_trained_observations)
+    missing = [name for name in observations if name not in teacher.observations]
+    if missing:
+        known = ", ".join(teacher.observations)
+        raise RecipeError(f"The teacher does not predict {', '.join(missing)}; it predicts {known}.")
+    is_uncertain = _uncertain_cells(dataset, recipe)
+    rows = np.flatnonzero(is_uncertain.any(axis=1))
+    subset = dataset.select(rows)
+    judged = [teacher.observations.index(name) for name in observations]
+    probabilities = predict_dataset(teacher, subset)[:, judged] if len(rows) else np.empty((0, len(observations)))
+    table = pd.DataFrame(np.where(is_uncertain[rows], probabilities, np.nan), columns=observations)
+    table.insert(0, "path", subset["path"][:])
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.9g")  # nine digits hold a float32 exactly
+
+
+def _read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.float32]:
+    """Reads soft labels `(num_rows, num_labels)` in the order of the training data, NaN where there is none."""
+    observations = list(recipe.self_trained_observations)
+    try:
+        table = pd.read_csv(path, dtype={"path": str}).set_index("path")
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"No soft labels could be read from {path}: {first_line(error)}") from error
+    missing = [name for name in observations if name not in table.columns]
+    if missing:
+        raise RecipeError(f"{path} has no column {', '.join(missing)}; expected the U-SelfTrained ones.")
+    found = table[observations].reindex(dataset["path"][:])
+    if ((found < 0) | (found > 1)).any(axis=None):
+        raise RecipeError(f"{path} holds values outside [0, 1]; expected probabilities.")
+    is_uncertain = _uncertain_cells(dataset, recipe)
+    lacking = int((is_uncertain & found.isna().to_numpy()).sum())
+    if lacking:
+        raise RecipeError(f"{path} lacks {lacking:,} uncertain labels of the training data; it belongs to other data.")
+    return found.where(is_uncertain).reindex(columns=list(recipe.observations)).to_numpy(np.float32)
+
+
+def _uncertain_cells(dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.bool_]:
+    """Mask of the uncertain labels of the observations under U-SelfTrained `(num_rows, num_self_trained)`."""
+    columns = [recipe.observations.index(name) for name in recipe.self_trained_observations]
+    return np.asarray(dataset["labels"][:], dtype=np.float32)[:, columns] == UNCERTAIN

@@ -4,7 +4,6 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,16 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
-from chexpert_hf.training.batches import RadiographDataset
+from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
+from chexpert_hf.training.initial_model import num_devices
 from chexpert_hf.training.losses import auc_margin_loss, centring_loss, map_loss, offsets_of_peaks
-from chexpert_hf.training.normalisation import num_devices
 from chexpert_hf.training.recipe import Recipe
-from chexpert_hf.training.targets import TrainingTargets, positive_weights
 
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
-
-CENTRED_IMAGES = 8
-"""Images per batch used for the centring loss."""
+CENTRED_IMAGES = 8  # per batch, for the centring loss
 
 
 class CheXpertTrainer(DurableCheckpoints):
@@ -44,21 +40,17 @@ class CheXpertTrainer(DurableCheckpoints):
     The mean probability of `teachers` for the same augmented images is mixed into the labels.
     """
 
-    def __init__(
-        self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification] = (), **kwargs: Any
-    ) -> None:
+    def __init__(self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.recipe = recipe
-        self.augmentation = RadiographAugmentation.of(recipe)
+        self.recipe, self.augmentation = recipe, RadiographAugmentation(recipe)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        self.teachers = [
+        for teacher in teachers:
             teacher.eval().requires_grad_(False).to(self.args.device, memory_format=self.memory_format)
-            for teacher in teachers
-        ]
+        self.teachers = teachers
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in transformers, but every image is evaluated: `dataloader_drop_last` is for the training."""
+        """As in transformers, but every image is evaluated: `dataloader_drop_last` is for training only."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = False
         try:
@@ -70,10 +62,10 @@ class CheXpertTrainer(DurableCheckpoints):
         return self.network_inputs(super()._prepare_inputs(inputs))
 
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch of gray levels as the network takes it; in training augmented, and with the teachers' targets."""
+        """The network's inputs from a batch of gray levels; augmented and with the teachers' targets in training."""
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
-            # The state's epoch is exact at the boundaries of epochs, also after resuming.
+            # The state's epoch is exact at the ends of epochs, also after resuming.
             gray = self.augmentation(gray, epoch=int(self.state.epoch or 0), indices=indices)
         processor: Any = self.processing_class
         pixel_values = processor.pixel_values_of(gray).contiguous(memory_format=self.memory_format)
@@ -83,9 +75,9 @@ class CheXpertTrainer(DurableCheckpoints):
 
     @torch.no_grad()
     def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
-        """Targets `(batch, num_labels)` with the teachers' mean probability mixed in, where they are in [0, 1].
+        """Mixes the teachers' mean probability into targets `(batch, num_labels)` that are in [0, 1].
 
-        Cross-entropy is linear in its targets, so that this is the weighted sum of both losses.
+        Cross-entropy is linear in its targets, so this is the weighted sum of both losses.
         """
         with self.compute_loss_context_manager():
             logits = [teacher(pixel_values).logits.float() for teacher in self.teachers]
@@ -105,7 +97,7 @@ class CheXpertTrainer(DurableCheckpoints):
             added = map_loss(outputs, inputs["labels"], inputs.get("loss_weights"), num_items_in_batch)
             loss = loss + map_weight * added
         if centring_weight:
-            # A mean of each batch, where the other losses are divided by the labels of the whole optimizer step.
+            # This loss is a mean per batch; the others are divided by the labels of the whole optimizer step.
             weight = centring_weight / self.args.gradient_accumulation_steps
             loss = loss + weight * self.centring(inputs["pixel_values"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
@@ -118,7 +110,7 @@ class CheXpertTrainer(DurableCheckpoints):
             return labels.new_zeros(())
         columns = torch.multinomial(positive[rows].float(), 1)[:, 0]
         network = self.accelerator.unwrap_model(self.model)
-        network.eval()  # a few images are no batch to take statistics of
+        network.eval()  # so few images give no batch statistics
         try:
             with torch.autocast(pixel_values.device.type, enabled=False):
                 return centring_loss(offsets_of_peaks(network, pixel_values[rows].float(), columns))
@@ -126,34 +118,25 @@ class CheXpertTrainer(DurableCheckpoints):
             network.train()
 
 
-class EvaluateLastStep(TrainerCallback):
-    """Evaluates the last step too if it is no multiple of the interval, so that it can be the best."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-            control.should_save = True
-
-
-class KeepBestCheckpoints(TrainerCallback):
-    """Keeps the best checkpoints by validation AUROC, and the newest one to resume from."""
+class BestCheckpoints(TrainerCallback):
+    """Evaluates the last step too, and keeps the best checkpoints by validation AUROC and the newest one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir)
-        kept = best_checkpoints(folder, self.count)
-        *older, _newest = checkpoints_by_step(folder)
-        for path in older:
-            if path not in kept:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            for path in set(checkpoints_by_step(folder)[:-1]) - set(best_checkpoints(folder, self.count)):
                 shutil.rmtree(path)
 
 
 class TrainingProgress(ProgressCallback):
-    """A progress bar on a terminal, and everywhere one readable line per evaluation instead of dictionaries."""
+    """A progress bar on a terminal, and one line per evaluation."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.current_step = 0
@@ -163,14 +146,13 @@ class TrainingProgress(ProgressCallback):
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """No second bar: evaluations are short."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
         if SCORE in logs:
-            # The state learns of a new best after its callbacks do.
+            # The state learns of a new best only after its callbacks.
             best = max(logs[SCORE], -math.inf if state.best_metric is None else state.best_metric)
             self.training_bar.write(
                 f"step {state.global_step:>6} of {state.max_steps}  epoch {logs['epoch']:.2f}  validation mean AUROC "
@@ -190,7 +172,7 @@ def build_trainer(
     teachers: Sequence[CheXpertForImageClassification] = (),
     report_to: str = "none",
 ) -> CheXpertTrainer:
-    """The Trainer that a recipe describes, for a model with its initial weights; it writes into `output/checkpoints`.
+    """The Trainer of a recipe, for a model with its initial weights; it writes into `output/checkpoints`.
 
     `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil.
     """
@@ -200,10 +182,9 @@ def build_trainer(
         # Later releases of transformers call it activation checkpointing, and warn of the earlier name.
         enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    targets = TrainingTargets(model.config, recipe.seed, soft_labels)
-    if recipe.class_weights:
-        resolved = resolve_labels(torch.from_numpy(np.asarray(data["train"]["labels"][:])), model.config)
-        targets = replace(targets, positive_weights=positive_weights(resolved.numpy()))
+    raw = torch.from_numpy(np.asarray(data["train"]["labels"][:]))
+    weights = positive_weights(resolve_labels(raw, model.config).numpy()) if recipe.class_weights else None
+    targets = TrainingTargets(model.config, recipe.seed, soft_labels, weights)
     truth = partial(_evaluation_targets, blank_labels=recipe.blank_labels)
     trainer = CheXpertTrainer(
         recipe=recipe,
@@ -215,7 +196,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=partial(_compute_metrics, studies=data["valid"]["study"][:], observations=recipe.observations),
         compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
-        callbacks=[EvaluateLastStep, KeepBestCheckpoints(recipe.keep_checkpoints)],
+        callbacks=[BestCheckpoints(recipe.keep_checkpoints)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -224,12 +205,12 @@ def build_trainer(
 
 
 def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str) -> TrainingArguments:
-    """The recipe in the Trainer's terms."""
+    """The recipe as the Trainer's arguments."""
     images_per_batch = recipe.batch_size * num_devices()
     images_per_step = images_per_batch * recipe.gradient_accumulation_steps
-    num_left_out = num_images % images_per_batch if recipe.drop_last else 0
-    steps_per_epoch = math.ceil((num_images - num_left_out) / images_per_step)
-    # A best checkpoint is chosen among at least one an epoch.
+    num_skipped = num_images % images_per_batch if recipe.drop_last else 0
+    steps_per_epoch = math.ceil((num_images - num_skipped) / images_per_step)
+    # The best checkpoint is chosen among at least one per epoch.
     longest = steps_per_epoch if recipe.checkpoint == "best" else math.ceil(steps_per_epoch * recipe.epochs)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, longest))
     has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
@@ -245,9 +226,9 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),  # bf16 is refused on a CPU that is not asked for
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
         torch_compile=recipe.compile,
-        # A part that is held out for the calibration chooses no checkpoint: it is looked at once, at the end.
+        # A fold held out for the calibration chooses no checkpoint: it is evaluated once, at the end.
         eval_strategy="steps" if recipe.held_out_fold is None else "no",
         eval_steps=interval,
         save_strategy="steps",
@@ -273,9 +254,9 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
 def _compute_metrics(
     prediction: EvalPrediction, studies: Sequence[str], observations: Sequence[str]
 ) -> dict[str, float]:
-    """AUROC per study of each observation that the split can judge, and their mean as the Trainer's metric."""
+    """AUROC per study of each observation with enough studies, and their mean as the Trainer's metric."""
     if not np.isfinite(prediction.predictions).all():
-        return {METRIC: math.nan}  # diverged; the run says so at its end
+        return {METRIC: math.nan}  # diverged; reported at the end of the run
     probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()
     labels = np.where(prediction.label_ids == IGNORED, np.nan, prediction.label_ids)
     evaluation = evaluate_probabilities(probabilities, labels, studies, observations)
@@ -284,6 +265,6 @@ def _compute_metrics(
 
 
 def _evaluation_targets(labels: Tensor, _index: int, blank_labels: str) -> dict[str, Tensor]:
-    """Raw labels as the truth: uncertain ones are unknown, whatever the policy in training."""
+    """Targets of raw labels for evaluation: uncertain ones are unknown, whatever the training policy."""
     truth = evaluation_labels(labels.numpy(), blank_labels)
     return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}

@@ -12,7 +12,7 @@ from chexpert_hf import CheXpertConfig
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.labels import OBSERVATIONS, UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import resolve_labels
-from chexpert_hf.training.targets import TrainingTargets
+from chexpert_hf.training.batches import TrainingTargets
 
 # Positive and uncertain studies. Source: Irvin et al. 2019, arXiv:1901.07031, table 1 (187,641 studies).
 TABLE_1 = {

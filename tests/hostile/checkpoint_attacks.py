@@ -178,7 +178,7 @@ def outcome(run: Run, finished: Path, folder: Path, damage: Callable[[Path, Path
     found = differences(folder, finished)
     if found:
         return f"SILENT: {', '.join(found)}"
-    is_said = any(previous.name in line for line in lines) and any("Passed over" in line for line in lines)
+    is_said = any(previous.name in line for line in lines) and any("Skipped" in line for line in lines)
     return "fell back" if is_said else "SILENT: nothing was said"
 
 

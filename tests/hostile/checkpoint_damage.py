@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from chexpert_hf.training.durable.manifest import MANIFEST_FILE, seal
+from chexpert_hf.training.durable.intact import MANIFEST_FILE, seal
 
 FILES = (
     "config.json",

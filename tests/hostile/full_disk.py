@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerState
 
-from chexpert_hf.training.durable import manifest
+from chexpert_hf.training.durable import intact
 from chexpert_hf.training.durable.intact import CheckpointError
 from tests.hostile.promises import Figure, Settings, judged
 from tests.hostile.runs import SmallRun, differences
@@ -23,7 +23,7 @@ STAGES = {
     "weights": (PreTrainedModel, "save_pretrained", 1),
     "optimizer": (Trainer, "_save_optimizer_and_scheduler", 1),
     "state": (TrainerState, "save_to_json", 2),
-    "manifest": (manifest, "manifest_text", 1),
+    "manifest": (intact, "manifest_text", 1),
 }
 """What writes a part of a checkpoint, and how often it has done so before the second checkpoint."""
 

@@ -26,7 +26,7 @@ from chexpert_hf import cli
 from chexpert_hf.errors import InputError
 from chexpert_hf.models.model_files import write_checksums
 from chexpert_hf.phantoms import render_phantom, write_phantoms
-from chexpert_hf.training.durable.manifest import read_manifest, seal
+from chexpert_hf.training.durable.intact import read_manifest, seal
 from tests.hostile.plants import (
     CONFIG,
     GATE,

@@ -136,9 +136,12 @@ STORAGE = "the account's storage is used up or blocked; make room, or ask for mo
             "the token is not valid; log in with `hf auth login`, or set HF_TOKEN to another",
         ),
         (Fault("/api/repos/create", 402), "the account's quota is used up; raise it in its settings under Billing"),
-        (Fault("/api/repos/create", 403), "the token has no right to do that; it needs write access there, so log in"),
+        (Fault("/api/repos/create", 403), "the token has no permission for that; it needs write access, so log in"),
         (Fault("/commit/", 404), "there is no such repository"),
-        (Fault("/commit/", 404, code="RepoNotFound"), "there is no such repository, or this token may not see it; log"),
+        (
+            Fault("/commit/", 404, code="RepoNotFound"),
+            "there is no such repository, or this token has no access to it; log",
+        ),
         (Fault("/preupload/", 403, code="GatedRepo"), "the repository is gated; ask for access at"),
         (Fault("/commit/", 409), "somebody changed it at the same moment; repeat"),
         (Fault("/commit/", 413), STORAGE),
@@ -176,14 +179,16 @@ def test_a_repository_of_others_that_is_private_is_like_one_that_is_not_there(
 ) -> None:
     hub.add("they/private", private=True)
     for repo_id in ("they/private", "they/none"):
-        with pytest.raises(HubError, match=f"^{repo_id}: there is no such repository, or this token may not see it"):
+        with pytest.raises(
+            HubError, match=f"^{repo_id}: there is no such repository, or this token has no access to it"
+        ):
             push_model(saved_folder, repo_id, create_pr=True, api=api)
 
 
 def test_a_wrong_token_and_a_foreign_name_are_refused(saved_folder: Path, hub: Hub, api: HfApi) -> None:
     with pytest.raises(HubError, match=r"me/tiny: the token is not valid; log in with `hf auth login`"):
         push_model(saved_folder, "me/tiny", api=HfApi(endpoint=hub.url, token="hf_wrong"))
-    with pytest.raises(HubError, match=r"they/tiny: the token has no right to do that.*rights to create"):
+    with pytest.raises(HubError, match=r"they/tiny: the token has no permission for that.*rights to create"):
         push_model(saved_folder, "they/tiny", api=api)
 
 
@@ -200,7 +205,7 @@ def test_without_a_token_or_a_network_nothing_is_tried_twice(
 
 @pytest.mark.parametrize("repo_id", ["tiny", "a/b/c", "me/ti ny", "me/-x-"])
 def test_what_is_no_id_of_a_repository_is_refused(saved_folder: Path, repo_id: str) -> None:
-    with pytest.raises(HubError, match=r"is no id of a repository; expected user/name\."):
+    with pytest.raises(HubError, match=r"is not a repository id; expected user/name\."):
         push_model(saved_folder, repo_id)
 
 

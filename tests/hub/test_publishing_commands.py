@@ -92,7 +92,7 @@ def test_a_dry_run_of_space_writes_the_folder(monkeypatch, capsys, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        (["--push-to-hub", "tiny"], "hf_x", "'tiny' is no id of a repository; expected user/name."),
+        (["--push-to-hub", "tiny"], "hf_x", "'tiny' is not a repository id; expected user/name."),
         (["--push-to-hub", "me/tiny"], None, "There is no token for the Hub"),
         (["--push-to-hub", "me/tiny", "--runs", "2"], "hf_x", "Several runs make an ensemble"),
     ],

@@ -117,7 +117,7 @@ def test_it_is_the_hubs_word_that_tells_gated_from_forbidden(pushed: str, hub: H
 def test_what_is_private_is_like_what_is_not_there(hub: Hub, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("they/private", private=True)
     hub.add("me/private", private=True)
-    unseen = "there is no such folder, and no such repository, or this token may not see it"
+    unseen = "there is no such folder, and no such repository, or this token has no access to it"
     assert refusal("they/private") == f"they/private: {unseen}; {LOG_IN} if it is private."
     assert unseen in refusal("they/none")
     monkeypatch.delenv("HF_TOKEN")
@@ -131,18 +131,18 @@ def test_a_wrong_token_is_called_so(pushed: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_revision_that_is_not_there_is_named_as_the_fault(pushed: str) -> None:
     assert refusal("me/tiny", "v9") == (
-        "me/tiny: there is no such branch, tag or commit; without a revision, what is there now is taken."
+        "me/tiny: there is no such branch, tag or commit; without a revision, the current state is used."
     )
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (403, f"the token has no right to read it; {LOG_IN} to one that has (HTTP 403"),
+        (403, f"the token has no permission to read it; {LOG_IN} to one that has (HTTP 403"),
         (429, "too many requests; repeat the command later (HTTP 429"),
         (500, "the Hub has a problem of its own; repeat the command later (HTTP 500"),
         (503, "the Hub has a problem of its own; repeat the command later (HTTP 503"),
-        (0, "no answer from the Hub (Server disconnected without sending a response); look whether the name is right"),
+        (0, "no answer from the Hub (Server disconnected without sending a response); check the name"),
     ],
 )
 @pytest.mark.parametrize("place", ["/api/models/me/tiny", "/resolve/"])
@@ -159,7 +159,7 @@ def test_what_is_in_the_cache_is_used_while_the_hub_is_away(pushed: str, hub: Hu
     assert model_folder("me/tiny") == folder
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert model_folder("me/tiny") == folder
-    with pytest.raises(HubError, match=r"me/other: .* HF_HUB_OFFLINE is set, and this is not whole in the cache"):
+    with pytest.raises(HubError, match=r"me/other: .* HF_HUB_OFFLINE is set, and this is not complete in the cache"):
         model_folder("me/other")
 
 

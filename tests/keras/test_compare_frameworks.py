@@ -34,7 +34,7 @@ def test_pytorch_and_keras_on_its_pytorch_begin_with_the_same_scores(tmp_path, c
         logits, maps = (float(cell.strip(" |")) for cell in row[-2:])
         assert logits < 1e-4
         assert maps < 1e-3
-    assert "Keras nonsense does not take part: " in printed
+    assert "Keras nonsense is skipped: " in printed
     assert (tmp_path / "out" / "frameworks.md").read_text(encoding="utf-8") in printed
     assert compare_frameworks.main([str(tmp_path / "data"), *options]) == 2
     assert "is there already; choose a new folder" in capsys.readouterr().err

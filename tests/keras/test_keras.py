@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.formats import keras as twins
 from chexpert_hf.labels import parents_among
-from chexpert_hf.models.ensembles import write_ensemble
+from chexpert_hf.models.model_files import write_ensemble
 from chexpert_hf.phantoms import render_phantom
 from tests.conftest import TINY
 

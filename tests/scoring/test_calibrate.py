@@ -44,7 +44,7 @@ from chexpert_hf.evaluation.patients import (
 )
 from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
-from chexpert_hf.models.ensembles import write_ensemble
+from chexpert_hf.models.model_files import write_ensemble
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.model_folder import refresh_folder
 

@@ -271,7 +271,7 @@ def test_damaged_gates_are_one_line_each(gate, tmp_path):
     good = file.read_bytes()
     size = len(gate.distance.centre)
     spoilt = {
-        "not all finite": {"centre": torch.full((size,), torch.nan)},
+        "must be finite": {"centre": torch.full((size,), torch.nan)},
         "must be positive": {"spread": torch.zeros(size)},
         "not the tensors of a gate": {"pose_biases": torch.zeros(2)},
         "'lateral_weights' is None": {"lateral_weights": None},

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from chexpert_hf.training.augmentation import RadiographAugmentation
+from chexpert_hf.training.recipe import Recipe
 
-ALL = RadiographAugmentation(rotation_degrees=10, translation=0.05, scaling=0.1, contrast=0.2, seed=3)
+ALL = RadiographAugmentation(Recipe(rotation_degrees=10, translation=0.05, scaling=0.1, contrast=0.2, seed=3))
 
 
 def images(count: int, size: int = 48) -> torch.Tensor:
@@ -29,7 +30,7 @@ def test_it_does_not_touch_the_global_generators():
 
 
 def test_nothing_switched_on_changes_nothing():
-    augmentation = RadiographAugmentation()
+    augmentation = RadiographAugmentation(Recipe())
     assert not augmentation.is_active
     assert torch.equal(augmentation(images(2), epoch=0, indices=torch.arange(2)), images(2).float())
 
@@ -38,7 +39,7 @@ def test_a_rotation_is_the_rotation_that_pillow_makes():
     # A smooth image, so that the two interpolations agree; a rectangle, so that the aspect ratio counts.
     y, x = np.mgrid[0:60, 0:90]
     smooth = (127 + 80 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8)
-    augmentation = RadiographAugmentation(rotation_degrees=20, seed=1)
+    augmentation = RadiographAugmentation(Recipe(rotation_degrees=20, seed=1))
     tensor = torch.from_numpy(smooth)[None, None]
     angle = 20 * np.random.default_rng((1, 0, 4)).uniform(-1, 1)  # seed, epoch, index
     rotated = augmentation(tensor, epoch=0, indices=torch.tensor([4]))[0, 0].numpy()
@@ -66,14 +67,14 @@ def test_gray_levels_stay_in_their_range():
 
 @pytest.mark.parametrize("field", ["rotation_degrees", "translation", "scaling", "contrast", "gamma"])
 def test_each_part_alone_changes_the_image(field):
-    augmentation = RadiographAugmentation(**{field: 0.2})
+    augmentation = RadiographAugmentation(Recipe(**{field: 0.2}))
     changed = augmentation(images(1), epoch=0, indices=torch.tensor([0]))
     assert (changed - images(1).float()).abs().mean() > 0.1
 
 
 def test_three_images_in_ten_get_a_frame_that_is_black_or_white_and_no_wider_than_asked():
     gray = torch.full((400, 1, 50, 40), 100, dtype=torch.uint8)
-    changed = RadiographAugmentation(border=0.2)(gray, epoch=0, indices=torch.arange(400))
+    changed = RadiographAugmentation(Recipe(border=0.2))(gray, epoch=0, indices=torch.arange(400))
     assert (changed[..., 10:40, 8:32] == 100).all()
     levels = {level: (changed == level).flatten(1).any(dim=1) for level in (0, 255)}
     assert not (levels[0] & levels[255]).any()
@@ -84,7 +85,7 @@ def test_three_images_in_ten_get_a_frame_that_is_black_or_white_and_no_wider_tha
 
 def test_gamma_is_a_power_of_the_gray_levels():
     gray = torch.tensor([0, 51, 102, 204, 255], dtype=torch.uint8).reshape(1, 1, 1, 5)
-    changed = RadiographAugmentation(gamma=0.6)(gray, epoch=3, indices=torch.tensor([4]))[0, 0, 0]
+    changed = RadiographAugmentation(Recipe(gamma=0.6))(gray, epoch=3, indices=torch.tensor([4]))[0, 0, 0]
     power = changed[1].div(255).log() / torch.tensor(0.2).log()
     assert 1 / 1.83 < power < 1.83
     torch.testing.assert_close(changed, 255 * (gray[0, 0, 0] / 255) ** power)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from chexpert_hf.training.checkpoints import best_checkpoints
-from chexpert_hf.training.durable import manifest
+from chexpert_hf.training.durable import intact
 from chexpert_hf.training.durable.intact import CheckpointError, expect_intact, fault_of_checkpoint
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 
@@ -119,7 +119,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, tmp_pa
 def test_it_is_said_which_checkpoint_is_taken_and_why_others_are_not(stopped):
     DAMAGES["optimizer.pt with one bit flipped"](*reversed(checkpoints_of(stopped)))
     assert resume(stopped) == [
-        "Passed over checkpoint-6, now called _damaged-checkpoint-6: optimizer.pt is not as it was written.",
+        "Skipped checkpoint-6, now called _damaged-checkpoint-6: optimizer.pt is not as it was written.",
         f"Resuming from {stopped / 'checkpoint-3'}.",
     ]
 
@@ -149,7 +149,7 @@ def test_where_no_checkpoint_is_intact_nothing_begins_anew(stopped):
 
 
 def test_a_run_without_checkpoints_begins(finished, tmp_path):
-    assert resume(tmp_path / "run") == ["No checkpoint yet: beginning at step 0."]
+    assert resume(tmp_path / "run") == ["No checkpoint yet: starting at step 0."]
     assert differences(tmp_path / "run", finished) == []
 
 
@@ -188,7 +188,7 @@ FULL_AT = {
     "weights": (PreTrainedModel, "save_pretrained", 1, SafetensorError("I/O error: No space left on device")),
     "optimizer": (torch, "save", 6, RuntimeError("[enforce fail] unexpected pos 24128 vs 24020")),
     "state": (TrainerState, "save_to_json", 2, NO_SPACE),
-    "manifest": (manifest, "manifest_text", 1, NO_SPACE),
+    "manifest": (intact, "manifest_text", 1, NO_SPACE),
 }
 
 
@@ -224,7 +224,7 @@ def test_the_line_about_a_full_disk_names_the_checkpoint_to_resume_from(stopped,
         raise NO_SPACE
 
     monkeypatch.setattr("chexpert_hf.training.durable.trainer_checkpoints.seal", full)
-    with pytest.raises(CheckpointError, match=r"; checkpoint-6 is intact: put this right and resume\.$"):
+    with pytest.raises(CheckpointError, match=r"; checkpoint-6 is intact: fix this and resume\.$"):
         resume(stopped)
 
 

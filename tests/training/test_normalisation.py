@@ -4,7 +4,7 @@ import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.training.normalisation import expect_statistics
+from chexpert_hf.training.initial_model import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data
 from chexpert_hf.training.trainer import build_trainer
@@ -99,7 +99,7 @@ def test_what_the_gpus_of_one_process_get_of_the_last_batch_is_looked_at(monkeyp
 
 def test_synchronised_statistics_are_refused_without_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"sync_batch_norm needs GPUs: .* Leave out --sync-batch-norm"):
+    with pytest.raises(RecipeError, match=r"sync_batch_norm needs GPUs: .* Omit --sync-batch-norm"):
         expect_statistics(recipe(sync_batch_norm=True), network([2, 2]), images(8))
 
 

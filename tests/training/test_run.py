@@ -135,12 +135,12 @@ data, output, recipe, where, resume = sys.argv[1:]
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-class Killer(trainer.EvaluateLastStep):
+class Killer(trainer.BestCheckpoints):
     def on_step_begin(self, args, state, control, **kwargs):
         if where == f"step {state.global_step}":
             die()
 
-trainer.EvaluateLastStep = Killer
+trainer.BestCheckpoints = Killer
 save_rng = trainer.CheXpertTrainer._save_rng_state
 def in_the_middle_of_a_save(self, folder):
     if where == f"saving {self.state.global_step}":
@@ -247,7 +247,7 @@ def test_another_seed_gives_other_weights():
 
 
 def test_a_folder_with_another_run_is_not_written_into(phantoms, finished):
-    with pytest.raises(RecipeError, match="is not empty: continue its run with --resume"):
+    with pytest.raises(RecipeError, match="is not empty: resume its run with --resume"):
         train(RECIPE, phantoms, finished)
 
 

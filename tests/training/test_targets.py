@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from chexpert_hf import CheXpertConfig
-from chexpert_hf.training.targets import TrainingTargets, positive_weights
+from chexpert_hf.training.batches import TrainingTargets, positive_weights
 
 NAN = float("nan")
 NAMES = ["Edema", "Pneumonia", "Fracture", "Atelectasis"]

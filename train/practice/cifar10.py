@@ -4,10 +4,10 @@
     python -m train.practice.cifar10 --data cifar10 --output runs/cifar --model bc-100-12 --epochs 300
     python -m train.practice.cifar10 --data cifar10 --output runs/transfer --model frozen --epochs 5
 
-Accuracy on the test split with its 95 % interval (Wilson), the confusion matrix and the feature maps behind each dense
-block as pictures. The recipe is the paper's for CIFAR: SGD with Nesterov momentum .9, learning rate .1, divided by 10
-after half and three quarters of the epochs, weight decay 1e-4, batches of 64, shifts by up to an eighth of the image
-and mirror images (section 4.2 of arXiv:1608.06993; digits are not mirrored).
+Reports accuracy on the test split with its 95 % interval (Wilson), and draws the confusion matrix and the feature maps
+after each dense block. The recipe is the paper's for CIFAR: SGD with Nesterov momentum .9, learning rate .1, divided
+by 10 after half and three quarters of the epochs, weight decay 1e-4, batches of 64, shifts by up to an eighth of the
+image and mirror images (section 4.2 of arXiv:1608.06993; digits are not mirrored).
 """
 
 import argparse
@@ -44,7 +44,7 @@ SHIFT_SHARE = 8
 
 
 class PracticeModel(nn.Module):
-    """A DenseNet as the Trainer wants it: uint8 images in, loss and logits out.
+    """A DenseNet with the Trainer's interface: uint8 images in, loss and logits out.
 
     Args:
         net: The network.
@@ -72,14 +72,14 @@ class PracticeModel(nn.Module):
         return self
 
     def pixel_values_of(self, images: Tensor) -> Tensor:
-        """Normalised images `(batch, channels, size, size)` of uint8 ones; one channel becomes three if need be."""
+        """Normalises uint8 images `(batch, channels, size, size)`; repeats one channel if three are needed."""
         scaled = images.float() / 255
         if self.size is not None:
             scaled = functional.interpolate(scaled, size=(self.size, self.size), mode="bilinear")
         return (scaled - self.mean) / self.std
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """`logits` (batch, num_classes), and `loss` where there are labels."""
+        """`logits` (batch, num_classes), and `loss` if there are labels."""
         if self.training:
             images = augmented(images, mirrors=self.mirrors)
         logits = self.net(self.pixel_values_of(images))
@@ -91,7 +91,7 @@ class PracticeModel(nn.Module):
 
 
 def augmented(images: Tensor, *, mirrors: bool) -> Tensor:
-    """Every image shifted by up to an eighth of its size, black from outside, and mirrored half of the times."""
+    """Shifts every image by up to an eighth of its size, with a black border, and mirrors half of them."""
     batch, _, height, width = images.shape
     pad = max(1, height // SHIFT_SHARE)
     padded = functional.pad(images, (pad, pad, pad, pad))
@@ -110,7 +110,7 @@ def augmented(images: Tensor, *, mirrors: bool) -> Tensor:
 def build_model(
     name: str, train: ImageSet, weights: Callable[[], dict[str, Tensor]] = imagenet_state_dict
 ) -> PracticeModel:
-    """A network for the images, its random weights from torch's global generator.
+    """A network for the images, with random weights from torch's global generator.
 
     Args:
         name: "two-block", the student project's small net: two dense blocks of six layers, k = 12; "bc-100-12", the
@@ -138,7 +138,7 @@ def build_model(
 def train_and_test(
     name: str, train: ImageSet, test: ImageSet, output: Path, *, epochs: int, learning_rate: float, seed: int
 ) -> dict[str, Any]:
-    """Trains, tests, and leaves weights, figures and pictures in `output`; gives the figures."""
+    """Trains, tests, and writes weights, metrics and pictures into `output`; returns the metrics."""
     set_seed(seed)
     start = time.perf_counter()
     model = build_model(name, train)
@@ -172,7 +172,7 @@ def train_and_test(
 
 
 def training_arguments(output: Path, epochs: int, seed: int) -> TrainingArguments:
-    """The Trainer's part of the recipe; optimizer and schedule are given to it as objects."""
+    """The Trainer's arguments; optimizer and schedule are passed as objects."""
     return TrainingArguments(
         output_dir=str(output),
         num_train_epochs=epochs,
@@ -211,13 +211,13 @@ def _write(output: Path, model: PracticeModel, test: ImageSet, predicted: Any, f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 2 for bad input."""
+    """Runs the command; returns 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, cifar10, or a folder (see train/practice/README.md)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for weights, figures and pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for weights, metrics and pictures")
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--learning-rate", type=float, help="at the beginning; .1, for fine-tuned .01")
+    parser.add_argument("--learning-rate", type=float, help="initial learning rate [.1; fine-tuning .01]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     rate = LEARNING_RATES[options.model] if options.learning_rate is None else options.learning_rate

@@ -1,8 +1,8 @@
 """DenseNet from scratch, to be read beside the paper: Huang et al. 2017, "Densely Connected Convolutional Networks",
-CVPR, arXiv:1608.06993. Shapes stand at line ends: B images, C channels, k the growth rate.
+CVPR, arXiv:1608.06993. Shapes are at line ends: B images, C channels, k the growth rate.
 
-Modules are called as in torchvision, so that weights of its DenseNet121 load as they are. The project's own model
-does not use this file.
+Modules are named as in torchvision, so that weights of its DenseNet121 can be loaded. The project's own model does not
+use this file.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,7 @@ COMPRESSION = 0.5
 class DenseLayer(nn.Sequential):
     """H_l of equation 2, with a bottleneck (DenseNet-B): BN-ReLU-Conv(1 x 1)-BN-ReLU-Conv(3 x 3).
 
-    It adds k feature maps to what all layers before it made. However many those are, the 3 x 3 convolution sees 4k.
+    It adds k feature maps to those of all layers before it. However many those are, the 3 x 3 convolution takes 4k.
     """
 
     def __init__(self, in_channels: int, growth_rate: int, drop_rate: float) -> None:
@@ -48,7 +48,7 @@ class DenseLayer(nn.Sequential):
 
 
 class DenseBlock(nn.Module):
-    """Layers of which each sees the outputs of all before it: x_l = H_l([x_0, x_1, ..., x_(l-1)]), equation 2."""
+    """Layers that each take the outputs of all before them: x_l = H_l([x_0, x_1, ..., x_(l-1)]), equation 2."""
 
     def __init__(self, num_layers: int, in_channels: int, growth_rate: int, drop_rate: float) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Between two blocks: BN-ReLU-Conv(1 x 1) to theta m of m feature maps, and pooling to half the height and width.
+    """Layers between two blocks: BN-ReLU-Conv(1 x 1) to theta m of m feature maps, then pooling to half the size.
 
-    The paper leaves the ReLU of transitions out of its text; its authors' code has it, as torchvision's.
+    The paper's text omits the ReLU of transitions; its authors' code and torchvision's have it.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -87,11 +87,11 @@ class DenseNet(nn.Module):
     Args:
         growth_rate: k, the feature maps that each layer adds.
         blocks: Layers in each dense block.
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         stem: "cifar", a 3 x 3 convolution to 2k maps, or "imagenet", a 7 x 7 convolution of stride 2 to 2k maps and
             3 x 3 maximum pooling of stride 2, after which a quarter of height and width is left (table 1).
-        in_channels: Of the images.
-        drop_rate: Dropout behind each layer; the paper's .2 for data without augmentation.
+        in_channels: Channels of the images.
+        drop_rate: Dropout after each layer; the paper uses .2 without augmentation.
     """
 
     def __init__(
@@ -135,5 +135,5 @@ class DenseNet(nn.Module):
 
 
 def densenet121(num_classes: int = 1000) -> DenseNet:
-    """The network whose ImageNet weights torchvision has: k = 32."""
+    """DenseNet-121, for which torchvision has ImageNet weights: k = 32."""
     return DenseNet(32, IMAGENET_121, num_classes, stem="imagenet")

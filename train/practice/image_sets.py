@@ -1,4 +1,4 @@
-"""Small images with one class each, to practise on: CIFAR-10 from the Hub or a folder, and scikit-learn's digits.
+"""Data sets of small images with one class each: CIFAR-10 from the Hub or a folder, and scikit-learn's digits.
 
 Sources: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images" (CIFAR-10 and its binary layout,
 https://www.cs.toronto.edu/~kriz/cifar.html); the digits are the test set of Alpaydin & Kaynak 1998, "Optical
@@ -30,7 +30,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageSetError(InputError):
-    """Images that cannot be used, with what was expected, what came and what to do."""
+    """Images that cannot be used; says what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class ImageSet:
 
     Attributes:
         images: `(num_images, channels, height, width)` uint8.
-        labels: `(num_images,)`, places in `classes`.
+        labels: `(num_images,)`, indices of `classes`.
         classes: The names of the classes.
-        mirrors: Whether a mirrored image is as good: true of CIFAR's things, not of digits.
+        mirrors: Whether mirrored images are valid: yes for CIFAR-10, not for digits.
     """
 
     images: NDArray[np.uint8]
@@ -51,7 +51,7 @@ class ImageSet:
 
 
 def load_image_sets(data: str) -> tuple[ImageSet, ImageSet]:
-    """The images to train on and those to test with.
+    """The training and test images.
 
     Args:
         data: "digits"; "cifar10", from the Hub; or a folder with CIFAR's binary files (`data_batch_1.bin`, ...,
@@ -104,7 +104,7 @@ def _from_hub() -> tuple[ImageSet, ImageSet]:
 
 
 def from_dataset(split: datasets.Dataset) -> ImageSet:
-    """A split of CIFAR-10 as the Hub has it, with the columns `img` and `label`."""
+    """A split of CIFAR-10 from the Hub, with the columns `img` and `label`."""
     images = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
     classes = tuple(split.features["label"].names)
     return ImageSet(images.transpose(0, 3, 1, 2), np.asarray(split["label"][:], np.int64), classes, mirrors=True)

@@ -10,9 +10,8 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
 from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval
 from chexpert_hf.files import sha256_of
-from chexpert_hf.models.ensembles import ENSEMBLE_FILE
-from chexpert_hf.models.identity import model_name, model_warnings
-from chexpert_hf.models.model_files import EVALUATION_FILE
+from chexpert_hf.models.loading import model_name, model_warnings
+from chexpert_hf.models.model_files import ENSEMBLE_FILE, EVALUATION_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _SHOWN_DIGITS = 12

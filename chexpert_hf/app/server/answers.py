@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from chexpert_hf.app.server.scorer import SharedClassifier, Source, content_of
 from chexpert_hf.errors import InputError
-from chexpert_hf.models.identity import model_name
+from chexpert_hf.models.loading import model_name
 from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_archives
 from chexpert_hf.radiographs.finding import Found, archive_members
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph

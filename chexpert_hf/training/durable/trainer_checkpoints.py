@@ -1,9 +1,9 @@
 """A Hugging Face Trainer whose checkpoints survive kills, full disks, crashes and damaged files.
 
-The stock Trainer (transformers 5.23) writes a checkpoint file by file into its final place, resumes from the one with
-the highest number, and loads damaged or incomplete files, some of them silently. Here a checkpoint is written beside,
-brought to the disk, sealed with a manifest, and then renamed; a run resumes from the newest one that agrees with its
-manifest. Nothing in this module knows about radiographs.
+The stock Trainer (transformers 5.23) writes a checkpoint file by file into its final folder, resumes from the one with
+the highest number, and loads damaged or incomplete files, some of them silently. Here a checkpoint is written into
+another folder, flushed to the disk, sealed with a manifest and then renamed; a run resumes from the newest one that
+matches its manifest. Nothing in this module knows about radiographs.
 """
 
 import os
@@ -25,12 +25,14 @@ from chexpert_hf.training.durable.intact import (
     expect_intact,
     fault_of_checkpoint,
     numbered_checkpoints,
+    read_manifest,
     reading,
+    seal,
     step_of,
+    to_disk,
 )
-from chexpert_hf.training.durable.manifest import read_manifest, seal, to_disk
 
-# Names with "_" are not pushed, and are no checkpoints to the Trainer.
+# The Trainer neither uploads names that begin with "_" nor takes them for checkpoints.
 UNFINISHED = "_unfinished"
 SET_ASIDE = "_damaged-"
 
@@ -40,25 +42,21 @@ logger = logging.get_logger(__name__)
 class DurableCheckpoints(Trainer):
     """A Trainer, alone or before another one in a class's bases: `class Mine(DurableCheckpoints, Seq2SeqTrainer)`.
 
-    - A checkpoint exists as a whole or not at all. It holds a manifest with the SHA-256 of each file, the step, and
+    - A checkpoint is complete or does not exist. It holds a manifest with the SHA-256 of each file, the step, and
       torch's version and number of threads, and no `training_args.bin`, a pickle that nothing reads.
     - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, logs which it is and why others
-      were passed over, and starts at step 0 if there is none; a given path is verified, too.
+      were skipped, and starts at step 0 if there is none; a given path is verified, too.
     - A finished run is not trained further; the stock Trainer takes one more step if the last is inside an epoch.
-    - Failed writing or reading is a CheckpointError: one line, which names the newest intact checkpoint.
+    - Failed writing or reading is a CheckpointError of one line, which names the newest intact checkpoint.
 
-    With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin`, with the token
-    in it: leave it off, and push the finished folder.
+    With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin` with the token
+    in it: do not set it; push the finished folder instead.
     """
 
     _is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """See `Trainer.train`.
-
-        Raises:
-            CheckpointError: If the checkpoint to resume from is damaged, or all are, or one cannot be written.
-        """
+        """See `Trainer.train`; CheckpointError if no checkpoint to resume from is intact, or one cannot be written."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
         else:
@@ -68,10 +66,9 @@ class DurableCheckpoints(Trainer):
         return super().train(resume_from_checkpoint or None, trial, **kwargs)
 
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
-        """The checkpoint to resume from; None if none was written yet. Newer ones, which are damaged, are renamed.
+        """The newest intact checkpoint, to resume from; None if none was written yet. Newer, damaged ones are renamed.
 
-        Raises:
-            CheckpointError: If there are checkpoints and none of them is intact.
+        `say` shows a line to the user. Raises CheckpointError if there are checkpoints and none of them is intact.
         """
         folder = Path(self._get_output_dir(trial))
         damaged: dict[Path, str] = {}
@@ -80,12 +77,12 @@ class DurableCheckpoints(Trainer):
             damaged[newest] = fault
         if damaged and newest is None:
             faults = "; ".join(f"{path.name}: {fault}" for path, fault in damaged.items())
-            raise CheckpointError(f"No checkpoint in {folder} is intact ({faults}). Delete them to begin anew.")
+            raise CheckpointError(f"No checkpoint in {folder} is intact ({faults}). Delete them to start again.")
         self._clean(folder, list(damaged))
         for path, fault in damaged.items():
-            say(f"Passed over {path.name}, now called {SET_ASIDE}{path.name}: {fault}.")
+            say(f"Skipped {path.name}, now called {SET_ASIDE}{path.name}: {fault}.")
         if newest is None:
-            say("No checkpoint yet: beginning at step 0.")
+            say("No checkpoint yet: starting at step 0.")
             return None
         say(f"Resuming from {newest}.")
         manifest = read_manifest(newest) or {}
@@ -93,13 +90,13 @@ class DurableCheckpoints(Trainer):
         if before != now:
             say(
                 f"It was written by torch {before[0]} with {before[1]} threads, this is torch {now[0]} with {now[1]}: "
-                "the last bits may differ from those of a run that was not interrupted."
+                "the last bits may differ from those of an uninterrupted run."
             )
         return str(newest)
 
     def _clean(self, folder: Path, damaged: list[Path]) -> None:
         """Removes the files of a killed save, and renames damaged checkpoints."""
-        self.accelerator.wait_for_everyone()  # all have looked before anything changes
+        self.accelerator.wait_for_everyone()  # all processes have looked before anything changes
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             for path in damaged:
@@ -113,8 +110,6 @@ class DurableCheckpoints(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
-    # Saving
-
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._is_saving else folder
@@ -125,10 +120,12 @@ class DurableCheckpoints(Trainer):
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
-            self._correct_best(folder)
+            step = self.state.best_global_step
+            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"  # its final path, not where it is being written
+            if step and (step == self.state.global_step or best.is_dir()):
+                self.state.best_model_checkpoint = str(best)
             self.accelerator.wait_for_everyone()  # each process writes files of its own
             if self.args.should_save:
-                self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
                 self._publish(checkpoint)
         except WRITE_ERRORS as error:
             line = cannot_write(checkpoint, folder / UNFINISHED, error)
@@ -138,26 +135,16 @@ class DurableCheckpoints(Trainer):
             self._is_saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            best_model = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), self.args.save_total_limit, best_model, use_mtime=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
 
-    def _correct_best(self, folder: Path) -> None:
-        """Records the final path of the best checkpoint instead of the one where it is being written."""
-        step = self.state.best_global_step
-        best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if step and (step == self.state.global_step or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-
     def _publish(self, checkpoint: Path) -> None:
-        """Seals a written checkpoint, and moves it to its place, whatever is there."""
+        """Seals a written checkpoint, and moves it to its final path, whatever is there."""
         unfinished = checkpoint.parent / UNFINISHED
         written = unfinished / checkpoint.name
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, with the final path of the best
         threads = torch.get_num_threads()
         seal(written, {"step": step_of(checkpoint), "torch": torch.__version__, "torch_threads": threads})
         if checkpoint.exists():
@@ -177,10 +164,10 @@ class DurableCheckpoints(Trainer):
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # the upload goes on in the background, where it would miss the renaming
+        if not self._is_saving:  # a background upload would miss the renaming
             super()._push_from_checkpoint(checkpoint_folder)
 
-    # Loading: all through safetensors and torch.load(weights_only=True), which runs nothing.
+    # Everything is loaded by safetensors and torch.load(weights_only=True), which run no code of the checkpoint.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with reading(resume_from_checkpoint):

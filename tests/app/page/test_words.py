@@ -16,7 +16,7 @@ from chexpert_hf.app.page.text import DEFINITIONS, NO_METRICS, describe_map, des
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval
-from chexpert_hf.models.ensembles import write_ensemble
+from chexpert_hf.models.model_files import write_ensemble
 
 EVALUATION = {
     "split": "valid",
