@@ -159,7 +159,7 @@ def score_with_overlays(
 def _record(
     classifier: CheXpertClassifier, output: ScoreOutput, batch_size: int, shard: Shard, models: Sequence[str]
 ) -> dict[str, Any]:
-    (prediction,) = classifier.predict_images([_test_pattern()], batch_size=1)
+    (prediction,) = classifier.predict_prepared([classifier.prepare(_test_pattern())], batch_size=1)
     return {
         "model": ", ".join(models),
         "observations": list(classifier.observations),
