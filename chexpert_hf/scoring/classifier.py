@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -266,10 +266,13 @@ class CheXpertClassifier:
         """Scores radiographs from `prepare` one batch at a time, as they come."""
         if batch_size < 1:
             raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
-        radiographs = iter(radiographs)
+        radiographs, points = iter(radiographs), self.operating_points
         while batch := list(islice(radiographs, batch_size)):
-            for prediction, verdict in zip(self._predict_batch(batch, saliency), self.verdicts(batch), strict=True):
-                yield prediction if verdict is None else replace(prediction, gate=verdict)
+            results = zip(batch, self._score(batch, saliency), self.verdicts(batch), strict=True)
+            for one, (probabilities, maps), verdict in results:
+                scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
+                positives = {name: score >= points[name] for name, score in scores.items()}
+                yield Prediction(scores, positives, maps, one.notes, verdict)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
@@ -279,32 +282,23 @@ class CheXpertClassifier:
         runtimes = [member.runtime.side_by_side() for member in self.members]
         if min(map(len, runtimes)) == 1:
             return [self]
-        return [
-            _combined(
-                [
-                    CheXpertClassifier(member.model, member.processor, runtime=runtime, gate=member.gate)
-                    for member, runtime in zip(self.members, of_members, strict=True)
-                ]
-            )
-            for of_members in zip(*runtimes, strict=False)
+        workers = [
+            [CheXpertClassifier(member.model, member.processor, runtime=one, gate=member.gate) for one in each]
+            for member, each in zip(self.members, runtimes, strict=True)
         ]
+        return [_combined(members) for members in zip(*workers, strict=False)]
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: list[Prepared], saliency: bool) -> Iterator[Prediction]:
-        points = self.operating_points
-        outputs = [
-            member.runtime(
-                member.processor.pixel_values_of(torch.stack([one.gray[index] for one in batch])), saliency=saliency
-            )
-            for index, member in enumerate(self.members)
-        ]
+    def _score(self, batch: list[Prepared], saliency: bool) -> Iterator[tuple[Tensor, SaliencyMaps | None]]:
+        """The probabilities `(num_labels,)` of each radiograph, and its maps if requested."""
+        outputs = []
+        for index, member in enumerate(self.members):
+            pixel_values = member.processor.pixel_values_of(torch.stack([one.gray[index] for one in batch]))
+            outputs.append(member.runtime(pixel_values, saliency=saliency))
         for row, one in enumerate(batch):
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on a row's position.
             mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
-            scores = dict(zip(self.observations, mean.tolist(), strict=True))
-            positives = {name: score >= points[name] for name, score in scores.items()}
-            maps = self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
-            yield Prediction(scores, positives, maps, one.notes)
+            yield mean, self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
 
     def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | None:
         """The mean of the members' maps `(num_labels, h, w)` at their finest resolution; None if there are none."""
@@ -347,7 +341,7 @@ class CheXpertEnsemble(CheXpertClassifier):
                 )
 
 
-def _combined(members: list[CheXpertClassifier]) -> CheXpertClassifier:
+def _combined(members: Sequence[CheXpertClassifier]) -> CheXpertClassifier:
     return members[0] if len(members) == 1 else CheXpertEnsemble(members)
 
 
