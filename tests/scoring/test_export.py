@@ -245,6 +245,15 @@ def test_without_an_output_the_graph_goes_into_the_model_folder(folder, fast):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_graph_is_for_the_size_that_the_processor_gives_which_must_be_fixed(folder, fast):
+    size, crop_size = {"shortest_edge": 72}, {"height": 64, "width": 64}
+    CheXpertImageProcessor(size=size, do_center_crop=True, crop_size=crop_size).save_pretrained(folder)
+    assert export_model(folder, "onnx").record.input_size == (64, 64)
+    CheXpertImageProcessor(size=size).save_pretrained(folder)
+    with pytest.raises(InputError, match=r"^A graph needs a fixed height and width\. The size of pixel_values depends"):
+        export_model(folder, "onnx")
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(folder, tmp_path, fast):
     other = tmp_path / "other"
     other.mkdir()
