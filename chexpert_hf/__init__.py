@@ -7,44 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_chexpert import CheXpertConfig
-    from .datasets.loading import load_dataset
-    from .image_processing_chexpert import CheXpertImageProcessor
-    from .labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
-    from .modeling_chexpert import CheXpertForImageClassification
-    from .radiographs.radiograph import RadiographError, read_radiograph
-    from .scoring.classifier import CheXpertClassifier, Prediction
+    from .configuration_chexpert import CheXpertConfig as CheXpertConfig
+    from .datasets.loading import load_dataset as load_dataset
+    from .image_processing_chexpert import CheXpertImageProcessor as CheXpertImageProcessor
+    from .labels import COMPETITION_OBSERVATIONS as COMPETITION_OBSERVATIONS
+    from .labels import OBSERVATIONS as OBSERVATIONS
+    from .modeling_chexpert import CheXpertForImageClassification as CheXpertForImageClassification
+    from .radiographs.radiograph import RadiographError as RadiographError
+    from .radiographs.radiograph import read_radiograph as read_radiograph
+    from .scoring.classifier import CheXpertClassifier as CheXpertClassifier
+    from .scoring.classifier import Prediction as Prediction
 
 __version__ = "0.1.0"
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
 _HOMES = {
-    "CheXpertConfig": "configuration_chexpert",
-    "CheXpertImageProcessor": "image_processing_chexpert",
-    "CheXpertForImageClassification": "modeling_chexpert",
-    "CheXpertClassifier": "scoring.classifier",
-    "Prediction": "scoring.classifier",
     "COMPETITION_OBSERVATIONS": "labels",
     "OBSERVATIONS": "labels",
+    "CheXpertClassifier": "scoring.classifier",
+    "CheXpertConfig": "configuration_chexpert",
+    "CheXpertForImageClassification": "modeling_chexpert",
+    "CheXpertImageProcessor": "image_processing_chexpert",
+    "Prediction": "scoring.classifier",
     "RadiographError": "radiographs.radiograph",
     "load_chexpert": "datasets.loading",
     "load_dataset": "datasets.loading",
     "read_radiograph": "radiographs.radiograph",
 }
 
-__all__ = [
-    "COMPETITION_OBSERVATIONS",
-    "OBSERVATIONS",
-    "CheXpertClassifier",
-    "CheXpertConfig",
-    "CheXpertForImageClassification",
-    "CheXpertImageProcessor",
-    "Prediction",
-    "RadiographError",
-    "load_dataset",
-    "read_radiograph",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -57,14 +49,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})
 
 
 def _register_with_transformers() -> None:
-    """Lets the Auto classes and pipelines find the installed classes, without remote code.
+    """Registers the installed classes with the Auto classes and pipelines, which then need no remote code.
 
-    Not done by the classes' own files: these are also loaded as remote code, where registering would make the code of
-    one model folder serve all others.
+    The classes' own files do not do this: they are also loaded as remote code, where registering would make the code
+    of one model folder serve all others.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
@@ -74,6 +66,5 @@ def _register_with_transformers() -> None:
 
     AutoConfig.register(CheXpertConfig.model_type, CheXpertConfig, exist_ok=True)
     AutoModelForImageClassification.register(CheXpertConfig, CheXpertForImageClassification, exist_ok=True)
-    AutoImageProcessor.register(
-        CheXpertConfig, image_processor_classes={"torchvision": CheXpertImageProcessor}, exist_ok=True
-    )
+    processors = {"torchvision": CheXpertImageProcessor}
+    AutoImageProcessor.register(CheXpertConfig, image_processor_classes=processors, exist_ok=True)

@@ -11,53 +11,51 @@ from transformers.configuration_utils import PreTrainedConfig
 from .labels import CHEXPERT, LabelSet, UncertaintyPolicy, ancestors, parents_among, parse_policies
 
 DEFAULT_OPERATING_POINT = 0.5
-"""The operating point of an observation for which none was chosen on data."""
+"""The operating point of an observation without a chosen one."""
 
 BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size")
 """Fields that define the backbone; `drop_rate` matters in training only."""
 
 _RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_evaluation")
-"""Fields that describe the scores of a trained head, and mean nothing for a new one."""
+"""Fields that describe the scores of a trained head and are invalid for a new one."""
 
 
 @strict
 class CheXpertConfig(PreTrainedConfig):
     """Configuration of a `CheXpertForImageClassification`.
 
-    The input size and the normalisation are not here: they belong to the image processor and its
-    `preprocessor_config.json`.
+    The input size and the normalisation are in the image processor's `preprocessor_config.json`.
 
     Other labels (`id2label` or `num_labels`, in `from_pretrained` or set later) keep the policies and the hierarchy of
-    the observations that stay, and drop everything that describes the head trained for the earlier ones.
+    the observations that remain, and drop the fields that describe the head trained for the earlier labels.
 
     Args:
         num_channels: Channels of `pixel_values`: 3 for a grayscale image repeated, 1 for a single one.
         growth_rate: Feature maps that each dense layer adds (`k` in the paper).
-        block_config: Dense layers in each dense block. Between two blocks the resolution halves, and the stem divides
-            it by 4, so n blocks give a last feature map of 1 / 2 ** (n + 1) of the input.
+        block_config: Dense layers in each dense block. With n blocks, the sides of the last feature map are those of
+            the input divided by 2 ** (n + 1).
         num_init_features: Feature maps after the first convolution.
         bn_size: Width of the 1 x 1 bottleneck in units of `growth_rate`.
         drop_rate: Dropout after each dense layer.
         head_hidden_size: Width of a hidden layer (with ReLU) between the pooled features and the logits; None for a
             linear head.
         head_dropout: Dropout between the hidden layer of the head and its last layer.
-        output_saliency: Whether `forward` returns maps when it is not told.
+        output_saliency: Whether `forward` returns maps by default.
         uncertainty_policies: Policy of each observation, by the values of `labels.UncertaintyPolicy`, which the loss
             applies to uncertain labels. An observation under U-MultiClass has three outputs in the head.
-        policies_source: Where the choice of policies comes from, for the record.
-        blank_labels: Whether a blank (NaN) label is `"negative"` or `"unknown"`; unknown ones take no part in the loss.
+        policies_source: Source of the choice of policies, for the record.
+        blank_labels: Whether a blank (NaN) label is `"negative"`, or `"unknown"` and without a loss.
         label_set: What is known of the observations, as `LabelSet.to_dict` gives it; CheXpert's if None.
         label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
             model then returns logits of the unconditional probabilities, the products along the path to the root.
-        operating_points: Probability from which on an observation is called positive; .5 for those not named.
-        operating_points_source: How and on what data the operating points were chosen, for the record; None if they
-            were not.
-        calibration: How and on what data the head was calibrated, for the record: its `slopes` and `intercepts` are
-            in the weights already, and nothing may apply them again. None if it was not calibrated.
-        map_evaluation: How often the maps' maxima lie in findings that were marked (`hit_rate`), how often the best
-            constant point does (`constant_point`), both in [0, 1], the number of findings (`n`), and who marked them
-            (`reference`, a noun phrase). None if that was not measured.
-        model_name: What the model is called; None for no name.
+        operating_points: Lowest probability at which an observation is called positive; .5 for the others.
+        operating_points_source: Method and data by which the operating points were chosen, for the record, or None.
+        calibration: Method and data by which the head was calibrated, for the record, or None. Its `slopes` and
+            `intercepts` are already in the weights and must not be applied again.
+        map_evaluation: Fraction of marked findings that contain the maximum of their map (`hit_rate`) or the best
+            constant point (`constant_point`), both in [0, 1], the number of findings (`n`), and who marked them
+            (`reference`, a noun phrase). None if not measured.
+        model_name: Name of the model, or None.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
     Raises:
@@ -130,7 +128,7 @@ class CheXpertConfig(PreTrainedConfig):
             self._follow_labels()
 
     def _follow_labels(self) -> None:
-        """Drops what belongs to labels that are gone, and what describes the head that was trained for them."""
+        """Drops the entries of labels that were removed, and the records of the head that was trained for them."""
         observations = self.observations
         self.uncertainty_policies = {
             name: policy for name, policy in (self.uncertainty_policies or {}).items() if name in observations
@@ -140,7 +138,7 @@ class CheXpertConfig(PreTrainedConfig):
         self.forget_head()
 
     def forget_head(self) -> None:
-        """Drops what describes the scores of a trained head: its operating points, calibration and maps."""
+        """Drops the records of a trained head: its operating points, calibration and evaluation of maps."""
         for name in _RECORDS_OF_HEAD:
             setattr(self, name, None)
         self._fill_in()
@@ -176,17 +174,17 @@ class CheXpertConfig(PreTrainedConfig):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The fields that, with the weights, define a model's function of the pixels."""
+        """The fields that, with the weights, define the model's scores."""
         fields = {name: getattr(self, name) for name in (*BACKBONE_FIELDS, "head_hidden_size", "label_parents")}
         return {**fields, "observations": self.observations, "multiclass": self.multiclass_observations}
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The meaning of the head's outputs: the observations, and those of them that have three classes."""
+        """The meaning of the head's outputs: the observations, and which of them have three classes."""
         return self.observations, self.multiclass_observations
 
     def validate_architecture(self) -> None:
-        """Raises ValueError if a number of the architecture makes no network."""
+        """Raises ValueError if a field of the architecture is out of range."""
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}, expected 1 or 3.")
         sizes = [self.growth_rate, self.num_init_features, self.bn_size, *self.block_config]
@@ -223,7 +221,7 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
 
     def validate_calibration(self) -> None:
-        """Raises ValueError if the record of a calibration cannot be one of this model."""
+        """Raises ValueError if the calibration names another observation or has a slope that is not positive."""
         slopes = (self.calibration or {}).get("slopes", {})
         for name, slope in slopes.items():
             if name not in self.observations:

@@ -1,4 +1,4 @@
-"""The bundled model: it comes with the package, is used where no model is named, and has a name of its own."""
+"""The bundled model: it comes with the package, and is used where no model is named."""
 
 import warnings
 from pathlib import Path
@@ -10,15 +10,9 @@ DEFAULT_MODEL = Path(__file__).with_name("nih")
 
 
 def resolve_model(model: str | Path) -> str | Path:
-    """Translate the name of the bundled model into its folder.
+    """Translates the name of the bundled model into its folder; anything else is returned unchanged.
 
     A folder of that name in the current folder takes precedence, with a warning.
-
-    Args:
-        model: Path of a model folder, id of a repository, or the name of the bundled model.
-
-    Returns:
-        The folder of the bundled model for its name; anything else unchanged.
     """
     if str(model) != DEFAULT_NAME:
         return model

@@ -1,8 +1,8 @@
-"""The root of this package's errors about what a user gave: data, files, recipes, model folders."""
+"""Errors about a user's input: data, files, recipes, model folders."""
 
 
 class InputError(ValueError):
-    """Something that was given is wrong. The message is one line: what was expected, what came, what to do."""
+    """Wrong input. The message is one line: what was expected, what was given, what to do."""
 
 
 class ModelFolderError(InputError):
@@ -10,5 +10,5 @@ class ModelFolderError(InputError):
 
 
 def printable(text: object) -> str:
-    """A text as one line that a terminal shows as it is: other characters are written as escapes."""
+    """A text as one line for a terminal: characters that are not printable are escaped."""
     return "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in str(text))

@@ -1,9 +1,8 @@
-"""The image processor: the one statement of how a radiograph becomes `pixel_values`.
+"""The image processor, which turns a radiograph into `pixel_values`.
 
 Grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. All steps on gray levels are
-whole-number arithmetic of Pillow or of this file, so that every machine gives the same pixel values. This file travels
-with saved models.
-Files are better read with `chexpert_hf.radiographs.radiograph.read_radiograph`, which knows DICOM and 16-bit images.
+integer arithmetic of Pillow or of this file, so that every machine gives the same pixel values. This file travels with
+saved models. `chexpert_hf.radiographs.radiograph.read_radiograph` reads files better: it knows DICOM and 16-bit images.
 """
 
 from functools import lru_cache
@@ -32,27 +31,25 @@ _EXPECTED = (
 )
 
 SCIKIT_IMAGE = "scikit-image"
-# scikit-image takes 0 for the outside of an image, the middle gray of torchxrayvision's scale of [-1024, 1024].
+# scikit-image pads an image with 0, the middle gray of torchxrayvision's scale of [-1024, 1024].
 _OUTSIDE = 127.5
-# Radius of scipy's Gaussian filter, in standard deviations.
-_TRUNCATE = 4.0
+_TRUNCATE = 4.0  # radius of scipy's Gaussian filter, in standard deviations
 
-# Share of each side that does not count in the gray range: borders, collimators and side markers lie there.
+# Fraction of each side that is ignored for the gray range: borders, collimators and side markers lie there.
 _MARGIN = 0.1
 _WHITE = 255
-# Smaller and larger exponents would turn noise in nearly uniform images into structure.
-_EXPONENTS = (1 / 3, 3.0)
+_EXPONENTS = (1 / 3, 3.0)  # others would turn noise in nearly uniform images into structure
 
 
 class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """The options that this processor has beside the usual ones.
+    """The options of this processor in addition to the usual ones.
 
     Attributes:
-        do_square_crop: Whether to cut the longer side to the shorter one, in the middle, before resizing.
+        do_square_crop: Whether to crop the longer side to the shorter one, in the middle, before resizing.
         resize_like: "scikit-image" for resizing as `skimage.transform.resize` does, without rounding the gray levels;
             None for Pillow's antialiased resizing of 8-bit images.
-        gray_range: Brings every image to one gray range; see `to_gray_range`, whose arguments it holds: `low`, `high`
-            and `median`. None leaves the gray levels as they are.
+        gray_range: The arguments `low`, `high` and `median` of `to_gray_range`, which brings every image to one gray
+            range; None leaves the gray levels as they are.
     """
 
     do_square_crop: bool | None
@@ -64,13 +61,12 @@ class CheXpertImageProcessor(TorchvisionBackend):
     """Turns 8-bit radiographs into `pixel_values` of shape `(batch, channels, height, width)`.
 
     The number of channels is the length of `image_mean`: three for ImageNet statistics, one for a single-channel model.
-    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio. `gray_range` is for models that are
-    to hold for other scanners and exports, `do_square_crop` and `resize_like` for models that were trained with
-    torchxrayvision (see `CheXpertImageProcessorKwargs`).
+    The defaults are the paper's 320 x 320 pixels, without keeping the aspect ratio. `gray_range` is for models that
+    have to generalise to other scanners and exports, `do_square_crop` and `resize_like` for models that were trained
+    with torchxrayvision (see `CheXpertImageProcessorKwargs`).
 
     Raises:
-        ValueError: If an image is not 8-bit, has 2, 4 or more channels as an array, or has no pixels. Values of 16-bit
-            and float images are not guessed at.
+        ValueError: If an image is not 8-bit, has 2, 4 or more channels as an array, or has no pixels.
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 3 (size); torchvision's DenseNet121 weights (mean and std).
     """
@@ -115,47 +111,42 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return size["height"], size["width"]
 
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of an image that the model sees, after every geometric step of this processor.
-
-        Args:
-            width: Of the image, in pixels.
-            height: Of the image.
+        """The part of an image of `width` x `height` pixels that the model sees.
 
         Returns:
-            Left, top, right and bottom in pixels of the image: all of it unless there is a crop. Where the crop is
-            larger than the image, which is padded then, the box reaches beyond the image.
+            Left, top, right and bottom in pixels of the image: all of it unless there is a crop. A crop that is larger
+            than the image, which is padded then, reaches beyond the image.
 
         Raises:
-            ValueError: If the processor pads images of one batch to one size: what the model sees is then not a matter
-                of one image.
+            ValueError: If the processor pads the images of a batch to one size, which depends on the other images.
         """
         if self.do_pad:
             raise ValueError("do_pad is set, expected a processor that resizes and crops only.")
         square = _square(width, height) if self.do_square_crop else (0, 0, width, height)
         width, height = square[2] - square[0], square[3] - square[1]
+        if not self.do_center_crop:
+            return tuple(map(float, square))  # type: ignore[return-value]  # it has four values
         resized_height, resized_width = height, width
         if self.do_resize:
             resized_height, resized_width = self._resized_shape(height, width, self.size)
-        if not self.do_center_crop:
-            return tuple(map(float, square))  # type: ignore[return-value]  # it has four values
         left, right = _cropped(resized_width, self.crop_size["width"])
         top, bottom = _cropped(resized_height, self.crop_size["height"])
         x, y = width / resized_width, height / resized_height
         return square[0] + left * x, square[1] + top * y, square[0] + right * x, square[1] + bottom * y
 
     def pixel_values_of(self, gray: torch.Tensor) -> torch.Tensor:
-        """`pixel_values` of gray levels that are resized already.
+        """`pixel_values` of gray levels that are already resized.
 
         Args:
-            gray: `(batch, 1, height, width)`, what this processor gives without `do_rescale` and `do_normalize`: uint8,
-                or float32 in [0, 255] with `resize_like`.
+            gray: `(batch, 1, height, width)`, from this processor without `do_rescale` and `do_normalize`: uint8, or
+                float32 in [0, 255] with `resize_like`.
         """
         return self.rescale_and_normalize(
             gray, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
         )
 
     def fetch_images(self, images: Any) -> Any:
-        """Opens paths with PIL, so that a 16-bit file is seen as such and not saturated on the way."""
+        """Opens paths with PIL, so that a 16-bit file is recognised and not saturated."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str):
@@ -194,23 +185,23 @@ class CheXpertImageProcessor(TorchvisionBackend):
         **kwargs: Any,
     ) -> Any:
         if do_square_crop:
-            images = [_cut(image, _square(image.shape[-1], image.shape[-2])) for image in images]
+            boxes = [_square(image.shape[-1], image.shape[-2]) for image in images]
+            images = [image[..., y0:y1, x0:x1] for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True)]
         if resize_like not in (None, SCIKIT_IMAGE):
             raise ValueError(f"resize_like is {resize_like!r}, expected {SCIKIT_IMAGE!r} or none.")
         if do_resize and resize_like:
             if not size["height"] or not size["width"]:
                 raise ValueError(f"resize_like needs a size of height and width, got {size}.")
-            images = [resize_like_scikit_image(image, size["height"], size["width"]) for image in images]
-            do_resize = False
+            images = [_resize_like_scikit_image(image, size["height"], size["width"]) for image in images]
+        elif do_resize and gray_range:
+            images = [self.resize(image, size, kwargs.get("resample")) for image in images]
         if gray_range:
-            if do_resize:
-                images = [self.resize(image, size, kwargs.get("resample")) for image in images]
-                do_resize = False
             images = [to_gray_range(image, **gray_range) for image in images]
+        do_resize = do_resize and not (resize_like or gray_range)
         return super()._preprocess(images, do_resize=do_resize, size=size, **kwargs)
 
     def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
-        """Resizes gray levels `(..., height, width)`, uint8, with Pillow, which rounds alike on every processor.
+        """Resizes uint8 gray levels `(..., height, width)` with Pillow, which rounds alike on every processor.
 
         torchvision's antialiased resizing of 8-bit images differs by a level between instruction sets and versions.
         """
@@ -226,10 +217,9 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """(height, width) after resizing to `size`, which may name sides, edges or maxima."""
         if size["height"] and size["width"]:
             return size["height"], size["width"]
-        # On the meta device nothing is computed but the shape.
+        # The meta device computes shapes only.
         empty = torch.empty(1, height, width, dtype=torch.uint8, device="meta")
-        resized_height, resized_width = super().resize(empty, size).shape[-2:]
-        return resized_height, resized_width
+        return tuple(super().resize(empty, size).shape[-2:])
 
     def rescale_and_normalize(
         self,
@@ -248,20 +238,17 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
 
 def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | None = None) -> torch.Tensor:
-    """Brings an image to one gray range, whatever part of it the scanner or the export used.
+    """Normalises the gray levels of an image, which scanners and exports place in different ranges.
 
-    Stretches the gray levels between two percentiles of the middle of the image over the whole range, then bends them
-    by a power so that the median of the middle becomes `median`. The outer tenth on each side does not count: borders,
-    collimators and markers must not decide. A uniform image stays as it is.
+    Stretches the gray levels between the percentiles `low` and `high` of the middle of the image to the whole range,
+    then applies a gamma so that its median becomes `median`. The outer tenth on each side, with borders, collimators
+    and markers, is ignored. A uniform image stays as it is.
 
     Args:
         gray: `(..., height, width)` gray levels, uint8, of one image.
         low: Percentile that becomes black, such as .5.
         high: Percentile that becomes white, such as 99.5.
-        median: What the median becomes, in (0, 1); None for no bending.
-
-    Returns:
-        Of the same shape, uint8.
+        median: New median, in (0, 1); None for no gamma.
 
     Raises:
         ValueError: If the values are no range, or the image is not uint8.
@@ -283,25 +270,16 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
         return gray
     levels = np.clip((np.arange(_WHITE + 1) - darkest) / (brightest - darkest), 0, 1)
     if median is not None and 0 < levels[typical] < 1:
-        exponent = np.log(median) / np.log(levels[typical])
-        levels = levels ** np.clip(exponent, *_EXPONENTS)
+        levels = levels ** np.clip(np.log(median) / np.log(levels[typical]), *_EXPONENTS)
     table = (levels * _WHITE).round().astype(np.uint8)
     return torch.from_numpy(table[gray.cpu().numpy()]).to(gray.device)
 
 
-def resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resizes like `skimage.transform.resize(image, ..., mode="constant", preserve_range=True)`.
+def _resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resizes `(1, h, w)` gray levels in [0, 255] to float32, like `skimage.transform.resize` in the mode "constant".
 
     A Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices. The
     outside is middle gray, as it is for an image in [-1024, 1024].
-
-    Args:
-        gray: `(1, height, width)` gray levels in [0, 255].
-        height: Of the result.
-        width: Of the result.
-
-    Returns:
-        `(1, height, width)` float32 gray levels, not rounded.
     """
     centred = gray.float() - _OUTSIDE
     rows, columns = (
@@ -322,23 +300,19 @@ def _resampling(old: int, new: int) -> torch.Tensor:
     `grid_mode`, order 1 and mode "grid-constant").
     """
     factor = old / new
+    sigma = max(0.0, (factor - 1) / 2)
+    radius = int(_TRUNCATE * sigma + 0.5)
+    gaussian = torch.exp(-0.5 * (torch.arange(radius + 2, dtype=torch.float64) / max(sigma, 1e-9)) ** 2)
+    gaussian[-1] = 0  # beyond the radius
+    gaussian /= 2 * gaussian[1:].sum() + 1
     places = (torch.arange(new, dtype=torch.float64) + 0.5) * factor - 0.5
     before = places.floor()
     matrix = torch.zeros(new, old, dtype=torch.float64)
     for neighbour, weight in ((before, 1 - places + before), (before + 1, places - before)):
-        weight = torch.where((neighbour >= 0) & (neighbour < old), weight, 0)  # what lies outside is not filtered
+        weight = torch.where((neighbour >= 0) & (neighbour < old), weight, 0)  # the outside is not filtered
         distance = (torch.arange(old)[None, :] - neighbour.long()[:, None]).abs()
-        matrix += weight[:, None] * _gaussian(distance, max(0.0, (factor - 1) / 2))
+        matrix += weight[:, None] * gaussian[distance.clamp(max=radius + 1)]
     return matrix.float()
-
-
-def _gaussian(distance: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The weights of a Gaussian filter at distances in whole pixels."""
-    radius = int(_TRUNCATE * sigma + 0.5)
-    weights = torch.exp(-0.5 * (torch.arange(radius + 2, dtype=torch.float64) / max(sigma, 1e-9)) ** 2)
-    weights[-1] = 0
-    weights /= 2 * weights[1:].sum() + 1
-    return weights[distance.clamp(max=radius + 1)]
 
 
 def _square(width: int, height: int) -> tuple[int, int, int, int]:
@@ -348,13 +322,8 @@ def _square(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _cut(image: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
-    left, top, right, bottom = box
-    return image[..., top:bottom, left:right]
-
-
 def _cropped(side: int, crop: int) -> tuple[int, int]:
-    """First pixel, and that behind the last one, of a crop in the middle, as the base class takes it."""
+    """Start and end of a crop in the middle, as the base class takes it."""
     first = -((crop - side) // 2) if crop > side else (side - crop) // 2
     return first, first + crop
 

@@ -1,7 +1,7 @@
 """The model: torchvision's DenseNet, one logit per observation, an uncertainty-aware loss, and saliency maps.
 
-The maps come with the forward pass: for global average pooling followed by a head, the gradient of a logit with respect
-to the last feature maps is known without a backward pass. This file travels with saved models (remote code).
+The maps need no backward pass: with global average pooling before the head, the gradient of a logit with respect to the
+last feature maps has a closed form. This file travels with saved models (remote code).
 
 Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); Zhou et al. 2016, arXiv:1512.04150 (class activation maps);
 Irvin et al. 2019, arXiv:1901.07031 (uncertainty policies, Grad-CAM at the last convolution).
@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_chexpert import CheXpertConfig
+from .configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from .labels import (
     IGNORED,
     NEGATIVE,
@@ -41,7 +41,7 @@ _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
     UncertaintyPolicy.U_ZEROS: NEGATIVE,
     UncertaintyPolicy.U_ONES: POSITIVE,
-    # Until a teacher has given the probability, there is nothing to learn from.
+    # Ignored until a teacher has given the probability.
     UncertaintyPolicy.U_SELF_TRAINED: IGNORED,
     UncertaintyPolicy.U_MULTICLASS: UNCERTAIN,
     # The middle of the range, where a data set does not draw targets by sample.
@@ -60,10 +60,9 @@ class CheXpertOutput(ModelOutput):
             positive minus that of negative, so its sigmoid is p1 / (p0 + p1).
         uncertainty: `(batch, num_multiclass)`: the probability of the uncertain class, in the order of the config's
             `multiclass_observations`; None if there are none.
-        saliency: `(batch, num_labels, h, w)`, on request: the contribution of each cell of the last feature map to each
-            logit. For a linear head the spatial mean of a map plus the head's bias is the logit. Grad-CAM is its
-            positive part.
-        hidden_states: On request, the feature maps `(batch, channels, h, w)` after each dense block.
+        saliency: If requested, `(batch, num_labels, h, w)`: the contribution of each cell of the last feature map to
+            each logit. For a linear head, a map's mean plus the bias is the logit. Grad-CAM is the positive part.
+        hidden_states: If requested, the feature maps `(batch, channels, h, w)` after each dense block.
     """
 
     loss: Tensor | None = None
@@ -74,7 +73,7 @@ class CheXpertOutput(ModelOutput):
 
 
 class CheXpertForImageClassification(PreTrainedModel):
-    """DenseNet with one logit per observation, whatever uncertainty policy it was trained with.
+    """DenseNet with one logit per observation under every uncertainty policy.
 
     Parameter names of the backbone are torchvision's (`features.*`); a linear head is `classifier`, one with a hidden
     layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
@@ -92,14 +91,8 @@ class CheXpertForImageClassification(PreTrainedModel):
     def __init__(self, config: CheXpertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        densenet = DenseNet(
-            growth_rate=config.growth_rate,
-            block_config=tuple(config.block_config),
-            num_init_features=config.num_init_features,
-            bn_size=config.bn_size,
-            drop_rate=config.drop_rate,
-            num_classes=1,
-        )
+        fields = (*BACKBONE_FIELDS[1:], "drop_rate")  # all but num_channels
+        densenet = DenseNet(**{name: getattr(config, name) for name in fields}, num_classes=1)
         self.features = densenet.features
         if config.num_channels != self.features.conv0.in_channels:
             self.features.conv0 = nn.Conv2d(
@@ -115,20 +108,25 @@ class CheXpertForImageClassification(PreTrainedModel):
         The config of a model with a new head has no operating points, calibration or evaluation of maps.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        stored = _stored_config(model, pretrained_model_name_or_path, kwargs)
-        if stored is not None:
+        path = pretrained_model_name_or_path
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        try:
+            stored, _ = cls.config_class.get_config_dict(path, **kwargs) if path is not None else ({}, {})
+        except OSError:  # there are only weights
+            stored = {}
+        if stored.get("model_type") == model.config.model_type:
+            trained = cls.config_class.from_dict(stored)
             not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
             is_new = any(key.startswith("classifier.") for key in not_loaded)
-            if not is_new and stored.head_outputs != model.config.head_outputs:
-                is_new = True
-                info["missing_keys"].update(model._reinitialise_last_layer())
+            if not is_new and trained.head_outputs != model.config.head_outputs:
+                is_new, last = True, model.last_layer
+                last.reset_parameters()
+                nn.init.zeros_(last.bias)
+                parts = {id(parameter) for parameter in last.parameters()}
+                info["missing_keys"].update(name for name, one in model.named_parameters() if id(one) in parts)
                 logger.warning(
-                    f"The head in {pretrained_model_name_or_path} was trained for other labels "
-                    f"({', '.join(stored.observations)}), so its last layer is newly initialised for "
-                    f"{', '.join(model.config.observations)}. Train it before use."
+                    f"The head in {path} was trained for other labels ({', '.join(trained.observations)}), so its last "
+                    f"layer is newly initialised for {', '.join(model.config.observations)}. Train it before use."
                 )
             if is_new:
                 model.config.forget_head()
@@ -136,7 +134,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torchvision initialises its DenseNet."""
+        """Initialises as torchvision's DenseNet does."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.Linear):
@@ -151,17 +149,8 @@ class CheXpertForImageClassification(PreTrainedModel):
         last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
         return last
 
-    def _reinitialise_last_layer(self) -> list[str]:
-        """Re-initialises the head's last layer as `_init_weights` does; returns the names of its weights."""
-        last = self.last_layer
-        last.reset_parameters()
-        nn.init.zeros_(last.bias)
-        return [
-            name for name, parameter in self.named_parameters() if parameter is last.weight or parameter is last.bias
-        ]
-
     def freeze_backbone(self) -> None:
-        """Trains the head only; the statistics of the backbone's BatchNorm stay as they are, too."""
+        """Freezes the backbone, including its BatchNorm statistics, so that only the head is trained."""
         self.features.requires_grad_(False)
         self.train(self.training)
 
@@ -200,8 +189,8 @@ class CheXpertForImageClassification(PreTrainedModel):
                 not contain "label": the Trainer takes every argument whose name does for a label column.
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
-            num_items_in_batch: Known labels of all the batches of an optimizer step, by which the sum of the losses is
-                divided (the Trainer passes it); this batch's own number if None.
+            num_items_in_batch: Number of known labels in all batches of an optimizer step, from the Trainer: the
+                divisor of the sum of the losses. If None, this batch's own number.
 
         Raises:
             ValueError: If the shapes do not fit the model.
@@ -215,7 +204,6 @@ class CheXpertForImageClassification(PreTrainedModel):
             output_saliency = self.config.output_saliency
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-
         stages = self.stages(pixel_values)
         features = stages[LAST_STAGE]  # (B, C, h, w)
         hidden_states = tuple(maps for name, maps in stages.items() if name.startswith("dense block"))
@@ -225,23 +213,19 @@ class CheXpertForImageClassification(PreTrainedModel):
         return CheXpertOutput(
             loss=None if labels is None else self._loss(outputs, labels, loss_weights, num_items_in_batch),
             logits=unconditional_logits(logits, self.config),
-            uncertainty=self._uncertainty(outputs),
+            uncertainty=self._classes(outputs).softmax(dim=2)[..., 2] if self._multiclass_columns else None,
             saliency=self._saliency(features, pooled, logits) if output_saliency else None,
             hidden_states=hidden_states if output_hidden_states else None,
         )
 
-    def feature_maps(self, pixel_values: Tensor) -> Tensor:
-        """The last feature maps `(batch, channels, h, w)`, after the last ReLU, from which the maps are made."""
-        return self.stages(pixel_values)[LAST_STAGE]
-
     def logits_from(self, features: Tensor) -> Tensor:
-        """Logits `(batch, num_labels)` from the last feature maps: `forward` is this after `feature_maps`."""
+        """Logits `(batch, num_labels)` from the last feature maps, as in `forward`."""
         return unconditional_logits(self._positive_minus_negative(self.classifier(_pooled(features))), self.config)
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """The feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
 
-        Keys: "stem", "dense block 1", "transition 1", ..., `LAST_STAGE`, which is after the last ReLU.
+        Keys: "stem", "dense block 1", "transition 1", ..., and `LAST_STAGE`, after the last ReLU.
         """
         features, stages = pixel_values, {}
         for name, module in self.features.named_children():
@@ -253,10 +237,10 @@ class CheXpertForImageClassification(PreTrainedModel):
         return stages
 
     def _dense_block(self, block: Any, features: Tensor) -> Tensor:
-        """The maps after a dense block, whose layers gradient checkpointing computes again in the backward pass."""
+        """The maps after a dense block; gradient checkpointing recomputes its layers in the backward pass."""
         if not (self.gradient_checkpointing and self.features.training and torch.is_grad_enabled()):
             return block(features)
-        # With use_reentrant=True, nothing gets a gradient in a layer none of whose inputs needs one (LoRA).
+        # With use_reentrant=True, a layer's weights get gradients only if one of its inputs needs one (LoRA).
         maps = [features.requires_grad_()]
         for layer in block.values():
             maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
@@ -267,15 +251,15 @@ class CheXpertForImageClassification(PreTrainedModel):
         return [self.config.observations.index(name) for name in self.config.multiclass_observations]
 
     def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
-        """One logit per observation `(..., num_labels)`, from the head's outputs (or their weights, which are linear).
+        """One logit per observation `(..., num_labels)`, from the head's outputs or from the weights of its last layer.
 
         The outputs are one per observation (under U-MultiClass the positive class), then the negative class and then
-        the uncertain class of those under U-MultiClass.
+        the uncertain class of the observations under U-MultiClass.
         """
         columns = self._multiclass_columns
         if not columns:
             return outputs
-        # Behind the last output a 0, which is what an observation with a plain sigmoid has for a negative class.
+        # The 0 after the last output is the negative class of an observation with a plain sigmoid.
         negative = [outputs.shape[-1]] * self.num_labels
         for place, column in enumerate(columns):
             negative[column] = self.num_labels + place
@@ -286,9 +270,6 @@ class CheXpertForImageClassification(PreTrainedModel):
         columns = self._multiclass_columns
         negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
         return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
-
-    def _uncertainty(self, outputs: Tensor) -> Tensor | None:
-        return self._classes(outputs).softmax(dim=2)[..., 2] if self._multiclass_columns else None
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
         """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
@@ -302,7 +283,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
-        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the way to the root.
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root.
         p = unconditional_logits(logits, self.config).sigmoid()
         share = (1 - logits.sigmoid())[:, None, :] / (1 - p)[:, :, None] * _paths(self.config).to(logits)
         return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
@@ -321,20 +302,19 @@ class CheXpertForImageClassification(PreTrainedModel):
             )
         targets = resolve_labels(labels.float(), self.config)  # as integers they would round smoothed labels
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
-        columns = self._multiclass_columns
-        if columns:
-            losses = losses.index_copy(
-                1,
-                torch.tensor(columns, device=losses.device),
-                _three_class_losses(self._classes(outputs), targets[:, columns]),
-            )
+        if columns := self._multiclass_columns:
+            negative, positive, uncertain = self._classes(outputs).float().log_softmax(dim=2).unbind(dim=2)
+            wanted = targets[:, columns]  # -1, 0, 1 or between
+            known = wanted.clamp(min=0)
+            cross_entropy = -torch.where(wanted == UNCERTAIN, uncertain, known * positive + (1 - known) * negative)
+            losses = losses.index_copy(1, torch.tensor(columns, device=losses.device), cross_entropy)
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
 
 
 def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
-    """A dense layer's function for a checkpoint: computing it again updates copies of its running statistics."""
+    """A dense layer's function for gradient checkpointing: recomputing it leaves the running statistics unchanged."""
     is_recomputed = False
 
     def compute(*maps: Tensor) -> Tensor:
@@ -350,43 +330,22 @@ def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _stored_config(
-    model: CheXpertForImageClassification, path: Any, from_pretrained_arguments: dict[str, Any]
-) -> CheXpertConfig | None:
-    """The config beside the weights that were loaded; None if there is none."""
-    if path is None:
-        return None
-    try:
-        values, _ = model.config_class.get_config_dict(path, **from_pretrained_arguments)
-    except OSError:
-        return None
-    return model.config_class.from_dict(values) if values.get("model_type") == model.config.model_type else None
-
-
-def _three_class_losses(classes: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy `(batch, num_multiclass)` of `(batch, num_multiclass, 3)` and targets -1, 0, 1 or between."""
-    log_probabilities = classes.float().log_softmax(dim=2)
-    negative, positive, uncertain = log_probabilities.unbind(dim=2)
-    known = targets.clamp(min=0)
-    return -torch.where(targets == UNCERTAIN, uncertain, known * positive + (1 - known) * negative)
-
-
 def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
     """Logits of the unconditional probabilities, if the config has a hierarchy; else the logits as they are.
 
     Args:
-        logits: `(batch, num_labels)`, of each observation given that its parent is positive.
+        logits: `(batch, num_labels)`: logits of each observation given that its parent is positive.
         config: Its `label_parents` are the hierarchy.
 
     Returns:
-        Of the same shape: of the product of the probabilities from the observation to its root.
+        Logits of the same shape: of the product of the probabilities from the observation to its root.
 
     Source: Pham et al. 2019, arXiv:1911.06475.
     """
     if config.label_parents is None:
         return logits
     paths = _paths(config).to(logits.device)
-    # Not a matrix product, which autocast would take to bf16 and so make ties.
+    # Not a matrix product, which autocast would compute in bf16, with ties.
     log_p = (functional.logsigmoid(logits.float())[:, None, :] * paths).sum(dim=2)
     is_root = paths.sum(dim=1) == 1
     product = log_p - torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
@@ -420,19 +379,21 @@ def _head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequentia
 
 
 def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
-    """Applies the config's policies to labels as they stand in the CSV files.
+    """Applies the config's policies to raw labels of the CSV files.
 
     Args:
-        labels: `(..., num_labels)`: 1, 0, -1, NaN; values that are resolved already stay as they are.
-        config: Gives the policy of each observation and what a blank means.
+        labels: `(..., num_labels)`: 1, 0, -1, NaN; values that are already resolved stay as they are.
+        config: Its policies are applied, and its `blank_labels`.
 
     Returns:
-        Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 where the cell
-        takes no part in the loss. With `label_parents`, a positive child makes its parents positive first (the reports'
-        labels do not), and a child takes part only where its parent is positive.
+        Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 for cells without a
+        loss. With `label_parents`, a positive child makes its ancestors positive first (the reports' labels do not),
+        and a child has a loss only where its parent is positive.
     """
     if config.label_parents:
-        labels = _with_positive_parents(labels, config)
+        paths = _paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
+        implied = (labels == POSITIVE).to(paths.dtype) @ paths  # (..., L): positive labels below each observation
+        labels = torch.where(implied > 0, POSITIVE, labels)
     policies = parse_policies(config.uncertainty_policies or {}, config.observations)
     for_uncertain = labels.new_tensor([_RESOLVED[UncertaintyPolicy(policy)] for policy in policies.values()])
     targets = torch.where(labels == UNCERTAIN, for_uncertain, labels)
@@ -444,23 +405,10 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
     return targets
 
 
-def _with_positive_parents(labels: Tensor, config: CheXpertConfig) -> Tensor:
-    """Labels in which whatever stands above a positive label is positive, too."""
-    paths = _paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
-    implied = (labels == POSITIVE).to(paths.dtype) @ paths  # (..., L): positive labels below each observation
-    return torch.where(implied > 0, POSITIVE, labels)
-
-
 def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Sum of the losses of the known cells, divided by their number.
+    """The mean of the losses of the known cells; 0 if there are none.
 
-    Args:
-        losses: Of any shape.
-        is_known: Of the same shape.
-        num_items: What the sum is divided by instead, where a batch is a part of a larger one.
-
-    Returns:
-        A scalar, 0 if nothing is known.
+    `num_items` replaces their number as the divisor, where a batch is a part of a larger one.
     """
     count = is_known.sum() if num_items is None else num_items
     return (losses * is_known).sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)

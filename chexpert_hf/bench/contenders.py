@@ -25,7 +25,7 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.graphs.sample_images import phantoms
+from chexpert_hf.scoring.graphs.export import phantoms
 
 _DISTINCT = 32  # phantoms that are drawn; more files are copies of them
 

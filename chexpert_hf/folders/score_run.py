@@ -135,8 +135,8 @@ def _record(
 ) -> dict[str, Any]:
     # Bands of rising frequency under a gradient: with other weights, size or normalisation the scores are others.
     down, across = np.mgrid[0:1:256j, 0:1:256j]
-    pattern = (127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8)
-    (prediction,) = classifier.predict_images([Image.fromarray(pattern)], batch_size=1)
+    pattern = Image.fromarray((127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8))
+    (prediction,) = classifier.predict_prepared([classifier.prepare(pattern)], batch_size=1)
     return {
         "model": ", ".join(models),
         "observations": list(classifier.observations),

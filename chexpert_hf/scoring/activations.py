@@ -3,7 +3,7 @@
 Source: Zeiler & Fergus 2014, arXiv:1311.2901.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -15,14 +15,8 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 STRONGEST = 5
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The feature maps after one stage.
-
-    Attributes:
-        name: Such as "stem" or "dense block 2".
-        maps: `(channels, h, w)`.
-    """
+class Stage(NamedTuple):
+    """The feature maps `(channels, h, w)` after one stage, such as "stem" or "dense block 2"."""
 
     name: str
     maps: Tensor
@@ -34,8 +28,7 @@ class Stage:
 
     def strongest(self, count: int = STRONGEST) -> list[int]:
         """The channels that vary most over the image, by standard deviation."""
-        deviation = self.maps.flatten(1).std(dim=1)
-        return deviation.argsort(descending=True, stable=True)[:count].tolist()
+        return self.maps.flatten(1).std(dim=1).argsort(descending=True, stable=True)[:count].tolist()
 
 
 @torch.inference_mode()

@@ -1,9 +1,8 @@
-"""Classifiers of radiographs, one model or an ensemble: processor, model, gate and operating points put together."""
+"""Classifiers of radiographs: processor, model, gate and operating points of one model or of an ensemble."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -25,28 +24,27 @@ from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
 from chexpert_hf.scoring.graphs.sessions import TorchRuntime
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
-from chexpert_hf.scoring.saliency import Box, SaliencyMaps, positive_maps, resize_maps
+from chexpert_hf.scoring.saliency import SaliencyMaps, positive_maps, resize_maps
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE = 16
 
-# The grid over the whole radiograph on which maps meet whose models see different parts of it; several times finer than
-# any map.
+# Grid over the whole radiograph for averaging maps of models that see different parts of it; finer than any map.
 _COMMON_SIZE = (128, 128)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's answer for one radiograph.
+    """The scores of one radiograph.
 
     Attributes:
-        probabilities: Of each observation, in [0, 1], in the model's order.
+        probabilities: Probability of each observation, in [0, 1], in the model's order.
         positives: Whether each probability reaches the observation's operating point.
-        saliency: On request, for each observation a map `(height, width)` of the radiograph's size in [0, 1], where 1
-            is the strongest evidence for any observation in this radiograph. All zeros without positive evidence.
-        notes: A line for each part of the file that had to be supplied or ignored, such as a useless window.
-        gate: The verdict of the model's gate: whether it is a chest radiograph; None if the model has no gate.
+        saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
+            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
+        notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
+        gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
     """
 
     probabilities: Mapping[str, float]
@@ -57,7 +55,7 @@ class Prediction:
 
     @property
     def maps(self) -> SaliencyMaps:
-        """`saliency`, or ValueError if it was not asked for."""
+        """`saliency`; ValueError if it was not requested."""
         if self.saliency is None:
             raise ValueError("There are no maps; ask for them with saliency=True.")
         return self.saliency
@@ -65,13 +63,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A radiograph at the size of the network, not yet normalised.
+    """A radiograph at the network's input size, not yet normalised.
 
     Attributes:
-        gray: Gray levels `(1, height, width)`, once for each member of the classifier.
+        gray: Gray levels `(1, height, width)` for each member of the classifier.
         size: (width, height) of the radiograph.
         notes: As in `Prediction`.
-        gate_input: The input of the model's gate; None if the gate is not to be asked.
+        gate_input: The input of the model's gate; None if the gate is not to be used.
     """
 
     gray: tuple[Tensor, ...]
@@ -86,7 +84,7 @@ class CheXpertClassifier:
     Args:
         model: The model; it is put into evaluation mode.
         processor: Its image processor.
-        runtime: What computes; PyTorch in float32 on the model's device if None.
+        runtime: The runtime; PyTorch in float32 on the model's device if None.
         gate: Decides whether an image is a chest radiograph.
 
     Attributes:
@@ -139,8 +137,7 @@ class CheXpertClassifier:
         if not folders:
             raise ModelFolderError("Expected at least one model, got none.")
         options = {"runtime": runtime, "precision": precision, "device": device}
-        members = [cls._load(folder, revision, **options) for folder in folders]
-        return members[0] if len(members) == 1 else CheXpertEnsemble(members)
+        return _combined([cls._load(folder, revision, **options) for folder in folders])
 
     @classmethod
     def _load(cls, model: str | Path, revision: str | None, **options: Any) -> "CheXpertClassifier":
@@ -159,14 +156,14 @@ class CheXpertClassifier:
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """The observations that the model judges, in its order."""
+        """The observations that the model scores, in its order."""
         return self.model.config.observations
 
     @property
     def operating_points(self) -> dict[str, float]:
-        """The probability from which on each observation is called positive."""
-        points = self.model.config.operating_points or {}
-        return {name: points[name] for name in self.observations}
+        """The lowest probability at which each observation is called positive; for an ensemble, the members' mean."""
+        points = [member.model.config.operating_points or {} for member in self.members]
+        return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
     @property
     def has_gate(self) -> bool:
@@ -201,50 +198,36 @@ class CheXpertClassifier:
         batch_size: int = BATCH_SIZE,
         errors: Literal["raise", "return"] = "raise",
     ) -> Prediction | RadiographError | Sequence[Prediction | RadiographError]:
-        """Scores one radiograph or several, and asks the model's gate if it has one.
+        """Scores one radiograph or several, and applies the model's gate if it has one.
 
         Args:
             inputs: Paths, bytes, file objects, PIL images or arrays; a list of them gives a list.
             saliency: Whether to compute the maps.
-            batch_size: Radiographs that go through the network at once.
-            errors: "raise" raises the RadiographError of the first input that cannot be read; "return" puts each error
-                in the place of its prediction. An error names a file without its folder, and the place in a list.
+            batch_size: Radiographs per forward pass.
+            errors: "raise" raises the RadiographError of the first input that cannot be read; "return" returns each
+                error in place of its prediction. An error names a file without its folder, and the index in a list.
         """
         if errors not in ("raise", "return"):
             raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
         sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         is_list = sources is inputs
-        results: list[Prediction | RadiographError] = []
-        for source, result in zip(sources, self._each(sources, saliency, batch_size), strict=True):
-            if isinstance(result, RadiographError):
-                place = f"inputs[{len(results)}] " if is_list else ""
-                result.name = f"{place}{_name(source)}".rstrip()
-                if errors == "raise":
-                    raise result
-            results.append(result)
-        return results if is_list else results[0]
-
-    def _each(
-        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
-    ) -> Iterator[Prediction | RadiographError]:
-        """The prediction of each input, in order, or its error."""
-        read: deque[RadiographError | None] = deque()
+        failed: dict[int, RadiographError] = {}
 
         def prepared() -> Iterator[Prepared]:
-            for source in inputs:
+            for index, source in enumerate(sources):
                 try:
                     one = self.prepare(self.read(source), for_gate=True)
                 except RadiographError as error:
-                    read.append(error)
+                    error.name = f"{f'inputs[{index}] ' if is_list else ''}{_name(source)}".rstrip()
+                    if errors == "raise":
+                        raise
+                    failed[index] = error
                 else:
-                    read.append(None)
                     yield one
 
-        for prediction in self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size):
-            while (error := read.popleft()) is not None:
-                yield error
-            yield prediction
-        yield from filter(None, read)
+        predictions = iter(list(self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size)))
+        results = [failed[index] if index in failed else next(predictions) for index in range(len(sources))]
+        return results if is_list else results[0]
 
     def read(self, source: RadiographSource) -> Radiograph:
         """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
@@ -252,12 +235,23 @@ class CheXpertClassifier:
         Raises:
             RadiographError: If it cannot be read; it names a file without its folder.
         """
+        sides = [member.processor.decoded_side for member in self.members]
+        target = None if None in sides else max(filter(None, sides))
         with naming(_name(source)):
-            return open_radiograph(source, target_size=self._decoded_side, with_colour=self.has_gate)
+            return open_radiograph(source, target_size=target, with_colour=self.has_gate)
 
-    @property
-    def _decoded_side(self) -> int | None:
-        return self.processor.decoded_side
+    def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
+        """Prepares one radiograph for a batch; thread-safe.
+
+        Args:
+            radiograph: From `read`, or an image.
+            for_gate: Whether the model's gate is to be used, if it has one.
+        """
+        radiograph = open_radiograph(radiograph)
+        steps = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        gray = tuple(member.processor(radiograph.image, **steps)["pixel_values"][0] for member in self.members)
+        gate_input = self.gate.prepare(radiograph) if for_gate and self.gate else None
+        return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
         """Verdicts of the gate; None for radiographs without `gate_input`."""
@@ -266,69 +260,61 @@ class CheXpertClassifier:
         judged = iter(self.gate.judge_batch([one.gate_input for one in radiographs if one.gate_input is not None]))
         return [None if one.gate_input is None else next(judged) for one in radiographs]
 
-    def predict_images(
-        self, images: Iterable[Radiograph | Image.Image], *, saliency: bool = False, batch_size: int = BATCH_SIZE
-    ) -> Iterator[Prediction]:
-        """Scores radiographs from `read` as they come, one batch at a time."""
-        yield from self.predict_prepared(map(self.prepare, images), saliency=saliency, batch_size=batch_size)
-
-    def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """Prepare one radiograph for a batch; several threads may do it at once.
-
-        Args:
-            radiograph: From `read`, or an image.
-            for_gate: Whether the model's gate is to be asked, if it has one.
-        """
-        radiograph = open_radiograph(radiograph)
-        image = radiograph.image
-        gate_input = None
-        if for_gate and self.gate is not None:
-            gate_input = self.gate.prepare(radiograph)
-        return Prepared(self._gray_levels(image), radiograph.original_size, radiograph.notes, gate_input)
-
-    def _gray_levels(self, image: Image.Image) -> tuple[Tensor, ...]:
-        gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return (gray,)
-
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Scores what `prepare` gives as it comes, one batch at a time."""
+        """Scores radiographs from `prepare` one batch at a time, as they come."""
         if batch_size < 1:
             raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
-        radiographs = iter(radiographs)
+        radiographs, points = iter(radiographs), self.operating_points
         while batch := list(islice(radiographs, batch_size)):
-            for prediction, verdict in zip(self._predict_batch(batch, saliency), self.verdicts(batch), strict=True):
-                yield prediction if verdict is None else replace(prediction, gate=verdict)
+            results = zip(batch, self._score(batch, saliency), self.verdicts(batch), strict=True)
+            for one, (probabilities, maps), verdict in results:
+                scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
+                positives = {name: score >= points[name] for name, score in scores.items()}
+                yield Prediction(scores, positives, maps, one.notes, verdict)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
-        """Classifiers with the same scores, one for each of several threads; see `Runtime.side_by_side`."""
-        runtimes = self.runtime.side_by_side()
-        if len(runtimes) == 1:
+        """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
+
+        See `Runtime.side_by_side`.
+        """
+        runtimes = [member.runtime.side_by_side() for member in self.members]
+        if min(map(len, runtimes)) == 1:
             return [self]
-        return [CheXpertClassifier(self.model, self.processor, runtime=one, gate=self.gate) for one in runtimes]
+        workers = [
+            [CheXpertClassifier(member.model, member.processor, runtime=one, gate=member.gate) for one in each]
+            for member, each in zip(self.members, runtimes, strict=True)
+        ]
+        return [_combined(members) for members in zip(*workers, strict=False)]
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: list[Prepared], saliency: bool) -> Iterator[Prediction]:
-        points = self.operating_points
-        for one, (probabilities, maps) in zip(batch, self._scores(batch, saliency), strict=True):
-            scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
-            positives = {name: score >= points[name] for name, score in scores.items()}
-            yield Prediction(scores, positives, maps, one.notes)
-
-    def _scores(self, batch: list[Prepared], saliency: bool) -> Iterator[tuple[Tensor, SaliencyMaps | None]]:
-        """The probabilities `(num_labels,)` of each radiograph, and its maps if they are asked for."""
-        logits, maps = self._forward(torch.stack([one.gray[0] for one in batch]), saliency)
+    def _score(self, batch: list[Prepared], saliency: bool) -> Iterator[tuple[Tensor, SaliencyMaps | None]]:
+        """The probabilities `(num_labels,)` of each radiograph, and its maps if requested."""
+        outputs = []
+        for index, member in enumerate(self.members):
+            pixel_values = member.processor.pixel_values_of(torch.stack([one.gray[index] for one in batch]))
+            outputs.append(member.runtime(pixel_values, saliency=saliency))
         for row, one in enumerate(batch):
-            found = None if maps is None else self._saliency(maps[row], one.size, self.processor.seen_box(*one.size))
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on a row's position.
-            yield logits[row].sigmoid(), found
+            mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
+            yield mean, self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
 
-    def _forward(self, gray: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
-        return self.runtime(self.processor.pixel_values_of(gray), saliency=saliency)
-
-    def _saliency(self, maps: Tensor, size: tuple[int, int], box: Box) -> SaliencyMaps:
-        return SaliencyMaps(positive_maps(maps).cpu(), self.observations, size, box)
+    def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | None:
+        """The mean of the members' maps `(num_labels, h, w)` at their finest resolution; None if there are none."""
+        if not maps:
+            return None
+        boxes = [member.processor.seen_box(*size) for member in self.members]
+        if len(set(boxes)) > 1:
+            x, y = _COMMON_SIZE[0] / size[0], _COMMON_SIZE[1] / size[1]
+            maps = [
+                torch.from_numpy(resize_maps(item.float(), _COMMON_SIZE, (left * x, top * y, right * x, bottom * y)))
+                for item, (left, top, right, bottom) in zip(maps, boxes, strict=True)
+            ]
+            boxes = [(0.0, 0.0, float(size[0]), float(size[1]))]
+        finest = max((item.shape[1], item.shape[2]) for item in maps)
+        resized = [functional.interpolate(item[None], size=finest, mode="bilinear")[0] for item in maps]
+        return SaliencyMaps(positive_maps(torch.stack(resized).mean(dim=0)).cpu(), self.observations, size, boxes[0])
 
 
 class CheXpertEnsemble(CheXpertClassifier):
@@ -340,7 +326,7 @@ class CheXpertEnsemble(CheXpertClassifier):
         members: Classifiers of the same observations.
 
     Raises:
-        ModelFolderError: If a member judges other observations, or in another order.
+        ModelFolderError: If a member scores other observations, or in another order.
     """
 
     def __init__(self, members: Sequence[CheXpertClassifier]) -> None:
@@ -354,58 +340,12 @@ class CheXpertEnsemble(CheXpertClassifier):
                     f"{', '.join(self.observations)}, another {', '.join(member.observations)}."
                 )
 
-    @property
-    def operating_points(self) -> dict[str, float]:
-        """The means of the members' operating points."""
-        points = [member.operating_points for member in self.members]
-        return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
-    def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """As of one model; this one alone unless all members' runtimes can."""
-        workers = [member.side_by_side() for member in self.members]
-        if min(map(len, workers)) == 1:
-            return [self]
-        return [CheXpertEnsemble(one_of_each) for one_of_each in zip(*workers, strict=False)]
-
-    @property
-    def _decoded_side(self) -> int | None:
-        sides = [member.processor.decoded_side for member in self.members]
-        return None if None in sides else max(side for side in sides if side)
-
-    def _gray_levels(self, image: Image.Image) -> tuple[Tensor, ...]:
-        return tuple(gray for member in self.members for gray in member._gray_levels(image))
-
-    def _scores(self, batch: list[Prepared], saliency: bool) -> Iterator[tuple[Tensor, SaliencyMaps | None]]:
-        outputs = [
-            member._forward(torch.stack([one.gray[place] for one in batch]), saliency)
-            for place, member in enumerate(self.members)
-        ]
-        for row, one in enumerate(batch):
-            maps = [maps[row] for _, maps in outputs if maps is not None]
-            mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
-            yield mean, self._mean_saliency(maps, one.size) if maps else None
-
-    def _mean_saliency(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps:
-        """The mean of the members' maps `(num_labels, h, w)` at the finest of their resolutions."""
-        boxes = [member.processor.seen_box(*size) for member in self.members]
-        if len(set(boxes)) > 1:
-            maps = [
-                torch.from_numpy(resize_maps(item.float(), _COMMON_SIZE, _scaled(box, size)))
-                for item, box in zip(maps, boxes, strict=True)
-            ]
-            boxes = [(0.0, 0.0, float(size[0]), float(size[1]))]
-        finest = max((item.shape[1], item.shape[2]) for item in maps)
-        resized = [functional.interpolate(item[None], size=finest, mode="bilinear")[0] for item in maps]
-        return self._saliency(torch.stack(resized).mean(dim=0), size, boxes[0])
+def _combined(members: Sequence[CheXpertClassifier]) -> CheXpertClassifier:
+    return members[0] if len(members) == 1 else CheXpertEnsemble(members)
 
 
 def _name(source: object) -> str:
-    """The name of a file without its folder; empty for what has none."""
+    """The name of a file without its folder; empty for a source without a name."""
     path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""
-
-
-def _scaled(box: Box, size: tuple[int, int]) -> Box:
-    """A box in pixels of `size`, in those of `_COMMON_SIZE`."""
-    x, y = _COMMON_SIZE[0] / size[0], _COMMON_SIZE[1] / size[1]
-    return box[0] * x, box[1] * y, box[2] * x, box[3] * y

@@ -1,7 +1,7 @@
-"""The runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO behind one call, whichever is available.
+"""Chooses and opens the runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO.
 
-`auto` is PyTorch on a GPU; on a CPU the fastest there: OpenVINO, else ONNX Runtime, else PyTorch. Graphs for OpenVINO
-and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
+`auto` is PyTorch on a GPU; on a CPU the fastest available: OpenVINO, else ONNX Runtime, else PyTorch. Graphs for
+OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
-from chexpert_hf.scoring.graphs.graph_cache import converted_graph
+from chexpert_hf.scoring.graphs.conversion import converted_graph
 from chexpert_hf.scoring.graphs.sessions import SESSIONS, Runtime, TorchRuntime, openvino_has_bf16, torch_has_bf16
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]
@@ -38,37 +38,32 @@ def open_runtime(
     runtime: str = RuntimeName.AUTO.value,
     precision: str = Precision.AUTO.value,
     device: str | torch.device | None = None,
-    num_threads: int | None = None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Makes a model ready to compute.
+    """Opens a model in a runtime.
 
     Args:
-        model: The model. PyTorch computes with this very one: it is moved to the device.
+        model: The model. PyTorch uses it without a copy: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
-        runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and says so in `reason`.
+        runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
         precision: One of `Precision`. "auto" is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else
             fp32. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
         device: Where to compute; if None, a GPU where there is one and the runtime can use it.
-        num_threads: On the CPU; all cores if None. PyTorch has one number for the whole process.
-        input_size: (height, width) of the image processor, in pixels.
+        input_size: (height, width) of `pixel_values`.
 
     Raises:
         InputError: If the runtime or precision does not exist, is not installed, or has not been exported.
     """
     wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
-    if num_threads is not None and num_threads < 1:
-        raise InputError(f"num_threads is {num_threads}, expected at least 1.")
     place = _device(device, wanted)
     skipped = []
     for name in _candidates(wanted, number, place):
         try:
-            opened = (
-                _open_torch(model, number, place, num_threads)
-                if name is RuntimeName.TORCH
-                else _open_graph(name, model, number, folder, num_threads, input_size)
-            )
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with an optional library, there is the next
+            if name is RuntimeName.TORCH:
+                opened = _open_torch(model, number, place)
+            else:
+                opened = _open_graph(name, model, number, folder, input_size)
+        except Exception as error:  # noqa: BLE001 - an optional library may raise anything; the next one is tried
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
         else:
             opened.reason += f". Skipped: {'; '.join(skipped)}." if skipped else "."
@@ -108,15 +103,13 @@ def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device)
     return able
 
 
-def _open_torch(
-    model: CheXpertForImageClassification, precision: Precision, device: torch.device, num_threads: int | None
-) -> Runtime:
+def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        # Not on a GPU: there the network waits for the files, and autocast was slower (README, Speed).
+        # fp32 on a GPU: there reading the files is the bottleneck, and autocast was slower (README, Speed).
         precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
-    opened = TorchRuntime(model, precision, device, num_threads)
+    opened = TorchRuntime(model, precision, device)
     opened.reason = f"PyTorch in {precision.value} on {device}"
     return opened
 
@@ -126,11 +119,14 @@ def _open_graph(
     model: CheXpertForImageClassification,
     asked: Precision,
     folder: Path | None,
-    num_threads: int | None,
     input_size: tuple[int, int],
 ) -> Runtime:
     """Opens the graph of the model folder; without a usable one, that of the cache."""
-    precision = _graph_precision(name, asked)
+    precision = asked
+    if asked in (Precision.AUTO, Precision.BF16):
+        precision = Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32
+        if asked is Precision.BF16 and precision is not asked:
+            raise GraphError("this processor does not compute in bf16")
     weights = Precision.FP32 if precision is Precision.BF16 else precision
     key = fingerprint(model)
     start = f"{_TITLES[name]} in {precision.value} on the CPU, with"
@@ -139,7 +135,7 @@ def _open_graph(
         try:
             exported = find_graph(folder, name, weights, key, input_size)
             if exported is not None:
-                opened = SESSIONS[name](exported, precision, num_threads)
+                opened = SESSIONS[name](exported, precision)
                 opened.reason = f"{start} the exported {exported.relative_to(folder).as_posix()}"
                 return opened
         except Exception as error:  # noqa: BLE001 - a damaged graph makes its runtime raise anything
@@ -148,17 +144,9 @@ def _open_graph(
         command = f"chexpert-hf export {folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
         raise GraphError(f"there is no {weights.value} graph of this model{note}; make one: {command}")
     with converted_graph(model, name, key, input_size) as (path, origin):
-        opened = SESSIONS[name](path, precision, num_threads)
+        opened = SESSIONS[name](path, precision)
     opened.reason = f"{start} {origin}{note}"
     return opened
-
-
-def _graph_precision(name: RuntimeName, precision: Precision) -> Precision:
-    if precision is Precision.AUTO:
-        return Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32
-    if precision is Precision.BF16 and not openvino_has_bf16():
-        raise GraphError("this processor does not compute in bf16")
-    return precision
 
 
 def _line(error: Exception) -> str:

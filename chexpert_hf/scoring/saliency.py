@@ -1,11 +1,10 @@
-"""From maps at the resolution of the last feature map to overlays on the radiograph.
+"""Scales saliency maps to the radiograph's resolution, and overlays them on it.
 
 Sources: Selvaraju et al. 2017, arXiv:1610.02391 (the positive part); Irvin et al. 2019, arXiv:1901.07031, section 5.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -16,11 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-COLORMAP = "inferno"
-"""Perceptually uniform, and distinguishable with any colour vision."""
-
-Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels."""
+COLORMAP = "inferno"  # perceptually uniform, and distinguishable with any colour vision
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 
 
 def positive_maps(saliency: Tensor) -> Tensor:
@@ -33,10 +29,10 @@ def positive_maps(saliency: Tensor) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
-    """Lays maps `(num_labels, h, w)` of what a model saw over the image, bilinearly.
+    """Resizes maps bilinearly to the image, placed where the model saw it.
 
     Args:
-        maps: The maps.
+        maps: `(num_labels, h, w)`.
         size: (width, height) of the image.
         box: The part of the image that the model saw, from `CheXpertImageProcessor.seen_box`; all of it if None.
 
@@ -47,7 +43,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
     left, top, right, bottom = box or (0, 0, width, height)
     if (left, top, right, bottom) == (0, 0, width, height):
         return functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0].cpu().numpy()
-    # The centre of each pixel, as a share of the box's sides.
+    # The centre of each pixel, as a fraction of the box's sides.
     x = (torch.arange(width, device=maps.device) + 0.5 - left) / (right - left)
     y = (torch.arange(height, device=maps.device) + 0.5 - top) / (bottom - top)
     grid = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=2)[None].to(maps.dtype)
@@ -64,7 +60,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
 
     Attributes:
         positive: `(num_labels, h, w)` in [0, 1], at the model's resolution.
-        observations: The names of the maps, in their order.
+        observations: Names of the maps, in order.
         size: (width, height) of the maps that are returned.
         box: The part of `size` that the model saw.
     """
@@ -75,7 +71,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     box: Box
 
     def __getitem__(self, observation: str) -> NDArray[np.float32]:
-        return resize_maps(self.positive[self._place(observation)][None], self.size, self.box)[0]
+        return resize_maps(self._positive_of(observation)[None], self.size, self.box)[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.observations)
@@ -84,8 +80,8 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return len(self.observations)
 
     def peak(self, observation: str) -> float:
-        """The largest value of a map before it is resized, in [0, 1]: its share of the image's strongest evidence."""
-        return float(self.positive[self._place(observation)].max())
+        """The largest value of a map before it is resized, in [0, 1]; 1 is the strongest evidence in the image."""
+        return float(self._positive_of(observation).max())
 
     def is_empty(self, observation: str) -> bool:
         """Whether there is no positive evidence for the observation: the map is 0 everywhere."""
@@ -97,20 +93,19 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         left, top, right, bottom = self.box
         return replace(self, size=size, box=(left * x, top * y, right * x, bottom * y))
 
-    def _place(self, observation: str) -> int:
-        try:
-            return list(self.observations).index(observation)
-        except ValueError:
-            raise KeyError(f"{observation!r}; expected one of {', '.join(self.observations)}.") from None
+    def _positive_of(self, observation: str) -> Tensor:
+        if observation not in self.observations:
+            raise KeyError(f"{observation!r}; expected one of {', '.join(self.observations)}.")
+        return self.positive[list(self.observations).index(observation)]
 
 
 def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:
-    """Lays a map `(height, width)` in [0, 1] over a radiograph, which stays visible where the map is 0.
+    """Overlays a map on a radiograph, which stays visible where the map is 0.
 
     Args:
-        image: Any mode.
-        saliency: A map of the image's size.
-        opacity: In [0, 1], of the map where it is 1.
+        image: A radiograph in any mode.
+        saliency: A map `(height, width)` in [0, 1], of the image's size.
+        opacity: Opacity where the map is 1, in [0, 1].
 
     Raises:
         ValueError: If the sizes differ or the opacity is outside [0, 1].
@@ -124,11 +119,6 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
         raise ValueError(f"The opacity is {opacity}, expected a value in [0, 1].")
     levels = (np.clip(saliency, 0, 1) * 255).round().astype(np.uint8)
     weight = opacity * np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # (256, 1)
+    colors = np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)  # (256, 3)
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return Image.fromarray((gray * (1 - weight)[levels] + (_colors() * weight)[levels]).round().astype(np.uint8))
-
-
-@cache
-def _colors() -> NDArray[np.float32]:
-    """`(256, 3)` in [0, 255]."""
-    return np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)
+    return Image.fromarray((gray * (1 - weight)[levels] + (colors * weight)[levels]).round().astype(np.uint8))

@@ -6,6 +6,7 @@ import torchvision
 from torchvision.models import DenseNet121_Weights
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
+from chexpert_hf.modeling_chexpert import LAST_STAGE
 from chexpert_hf.models.weights import WeightsError, imagenet_cache_path, imagenet_state_dict, load_imagenet_backbone
 
 from ..conftest import TINY
@@ -41,7 +42,7 @@ def test_weights_put_into_the_cache_by_hand_are_used(imagenet):
     pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = imagenet.features(pixel_values).relu().mean(dim=(2, 3))
-        features = model.feature_maps(pixel_values)
+        features = model.stages(pixel_values)[LAST_STAGE]
     torch.testing.assert_close(features.mean(dim=(2, 3)), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -61,7 +62,7 @@ def test_one_channel_gives_the_features_of_three_equal_ones(imagenet):
     gray = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
         expected = imagenet.features(gray.expand(-1, 3, -1, -1)).relu()
-        features = model.feature_maps(gray)
+        features = model.stages(gray)[LAST_STAGE]
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -44,6 +44,7 @@ from chexpert_hf.evaluation.patients import (
 )
 from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.modeling_chexpert import LAST_STAGE
 from chexpert_hf.models.model_files import write_ensemble
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.model_folder import refresh_folder
@@ -213,7 +214,7 @@ def learn_head(model: CheXpertForImageClassification, dataset) -> None:
     processor = CheXpertImageProcessor(size={"height": 32, "width": 32})
     pixel_values = processor([image.convert("L") for image in dataset["image"]], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        features = model.feature_maps(pixel_values).mean(dim=(2, 3)).double()
+        features = model.stages(pixel_values)[LAST_STAGE].mean(dim=(2, 3)).double()
         labels = torch.tensor(dataset["labels"][:]).nan_to_num(0).clamp(min=0).double()
         features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
         weights = torch.linalg.lstsq(features.T @ features + 1e-2 * torch.eye(features.shape[1]), features.T @ labels)

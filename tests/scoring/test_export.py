@@ -21,7 +21,7 @@ from chexpert_hf.models.graph_files import GRAPH_FILES, hashes, read_records, wr
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.graphs import export
-from chexpert_hf.scoring.graphs.conversion import Parity
+from chexpert_hf.scoring.graphs.conversion import excess
 from chexpert_hf.scoring.graphs.export import export_model
 from chexpert_hf.scoring.runtimes import Precision, RuntimeName, open_runtime
 
@@ -245,6 +245,15 @@ def test_without_an_output_the_graph_goes_into_the_model_folder(folder, fast):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_graph_is_for_the_size_that_the_processor_gives_which_must_be_fixed(folder, fast):
+    size, crop_size = {"shortest_edge": 72}, {"height": 64, "width": 64}
+    CheXpertImageProcessor(size=size, do_center_crop=True, crop_size=crop_size).save_pretrained(folder)
+    assert export_model(folder, "onnx").record.input_size == (64, 64)
+    CheXpertImageProcessor(size=size).save_pretrained(folder)
+    with pytest.raises(InputError, match=r"^A graph needs a fixed height and width\. The size of pixel_values depends"):
+        export_model(folder, "onnx")
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(folder, tmp_path, fast):
     other = tmp_path / "other"
     other.mkdir()
@@ -304,7 +313,9 @@ def test_int8_beyond_the_bound_is_refused_with_what_helps(folder, monkeypatch):
     ],
 )
 def test_the_bounds_are_those_that_the_readme_says(precision, values, is_refused):
-    assert (Parity(16, *values, 0.0).excess(Precision(precision)) is not None) == is_refused
+    names = ("max_abs_probability_difference", "p99_abs_probability_difference", "max_abs_logit_difference")
+    parity = {"num_images": 16, **dict(zip(names, values, strict=True))}
+    assert (excess(parity, Precision(precision)) is not None) == is_refused
 
 
 @pytest.mark.parametrize(
@@ -338,9 +349,9 @@ def test_int8_is_quantised_on_the_radiographs_of_a_folder_and_judged_on_others(f
 def test_int8_is_quantised_on_the_train_split_of_a_chexpert_folder(folder, tmp_path, fast, monkeypatch):
     write_phantoms(tmp_path / "phantoms", num_studies=20, seed=3, valid_fraction=0.5)
     read = []
-    reader = chexpert_hf.scoring.graphs.sample_images.read_radiograph
+    reader = chexpert_hf.scoring.graphs.export.read_radiograph
     monkeypatch.setattr(
-        "chexpert_hf.scoring.graphs.sample_images.read_radiograph",
+        "chexpert_hf.scoring.graphs.export.read_radiograph",
         lambda path, **options: read.append(path) or reader(path, **options),
     )
     record = export_model(folder, "onnx", "int8", calibration=tmp_path / "phantoms").record
@@ -394,7 +405,7 @@ def test_a_damaged_graph_is_not_used(name, exported):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_graph_that_its_runtime_cannot_read_is_passed_over(precision, exported, fast, monkeypatch):
-    monkeypatch.setattr("chexpert_hf.scoring.graphs.graph_cache.write_graph", export.write_graph)
+    monkeypatch.setattr("chexpert_hf.scoring.graphs.conversion.write_graph", export.write_graph)
     name = GRAPH_FILES[RuntimeName.ONNX, Precision(precision)]
     (exported / name).write_bytes(b"of a later version")
     records = read_records(exported)

@@ -275,10 +275,10 @@ def test_no_more_images_than_two_batches_are_held_at_once(classifier, dataset, s
     reads, done, held = [], [], []
     read = CheXpertClassifier.read
     monkeypatch.setattr(CheXpertClassifier, "read", lambda self, file: reads.append(file) or read(self, file))
-    predict = CheXpertClassifier.predict_images
+    predict = CheXpertClassifier.predict_prepared
     monkeypatch.setattr(
         CheXpertClassifier,
-        "predict_images",
+        "predict_prepared",
         lambda self, images, saliency: predict(self, images, saliency=True, batch_size=4),
     )
 

@@ -20,9 +20,8 @@ from chexpert_hf.labels import PARENTS
 from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import fingerprint
 from chexpert_hf.scoring import runtimes
-from chexpert_hf.scoring.graphs import graph_cache
-from chexpert_hf.scoring.graphs.graph_cache import cache_folder, converted_graph
-from chexpert_hf.scoring.graphs.optional_libraries import import_library
+from chexpert_hf.scoring.graphs import conversion, sessions
+from chexpert_hf.scoring.graphs.conversion import cache_folder, converted_graph
 from chexpert_hf.scoring.graphs.sessions import torch_has_bf16
 from chexpert_hf.scoring.runtimes import RuntimeName, open_runtime
 
@@ -72,7 +71,7 @@ def conversions(tiny_model, shared_cache, monkeypatch, openvino) -> list:
         for file, content in files:
             (path.parent / file.name).write_bytes(content)
 
-    monkeypatch.setattr(graph_cache, "write_graph", copied)
+    monkeypatch.setattr(conversion, "write_graph", copied)
     return sizes
 
 
@@ -227,30 +226,12 @@ def test_side_by_side_openvino_gives_the_bits_that_it_gives_alone(tiny_model, op
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
-def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx):
+def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx, monkeypatch):
     for runtime in (opened(tiny_model, "torch", device="cpu"), opened(tiny_model, "onnx")):
         assert runtime.side_by_side() == [runtime]
-    one_thread = opened(tiny_model, "openvino", num_threads=1) if importlib.util.find_spec("openvino") else None
-    assert one_thread is None or one_thread.side_by_side() == [one_thread]
-
-
-def test_num_threads_reaches_the_runtimes(tiny_model, openvino, onnx, monkeypatch):
-    seen = {}
-    core, library = import_library("openvino").Core, import_library("onnxruntime")
-    compile_model, session = core.compile_model, library.InferenceSession
-    monkeypatch.setattr(core, "compile_model", lambda *a: seen.update(a[-1]) or compile_model(*a))
-    monkeypatch.setattr(
-        library, "InferenceSession", lambda *a, **o: seen.update(onnx=a[1].intra_op_num_threads) or session(*a, **o)
-    )
-    opened(tiny_model, "openvino", num_threads=1)
-    opened(tiny_model, "onnx", num_threads=1)
-    assert (seen["INFERENCE_NUM_THREADS"], seen["onnx"]) == ("1", 1)
-    before = torch.get_num_threads()
-    try:
-        opened(tiny_model, "torch", num_threads=1, device="cpu")
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(sessions, "MOST_SIDE_BY_SIDE", 1)
+    one_call = opened(tiny_model, "openvino") if importlib.util.find_spec("openvino") else None
+    assert one_call is None or one_call.side_by_side() == [one_call]
 
 
 # Which runtime is chosen
@@ -285,8 +266,8 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
         other.classifier.bias.data += 0.01
         return write_graph(other, runtime, path, input_size)
 
-    write_graph = graph_cache.write_graph
-    monkeypatch.setattr(graph_cache, "write_graph", wrong)
+    write_graph = conversion.write_graph
+    monkeypatch.setattr(conversion, "write_graph", wrong)
     with pytest.raises(InputError, match=r"not the model: max abs logit difference of 0\.01 on 2 images"):
         opened(tiny_model, "openvino")
     assert [path for path in empty_cache.rglob("*") if path.is_file()] == []
@@ -340,7 +321,6 @@ def test_auto_on_onnx_is_fp32(tiny_model, onnx):
         ({"name": "torch", "precision": "fp16", "device": "cpu"}, "fp16 is for GPUs"),
         ({"name": "openvino", "device": "cuda"}, "OpenVINO computes on the CPU here, not on cuda"),
         ({"device": "graphics"}, "There is no device 'graphics'"),
-        ({"num_threads": 0}, "num_threads is 0, expected at least 1"),
     ],
 )
 def test_what_there_is_not_is_refused_in_a_line(options, message, tiny_model):
@@ -430,7 +410,7 @@ def test_conversions_at_the_same_time_leave_one_whole_graph(tiny_model, conversi
 
 
 def test_the_cache_keeps_what_was_used_last(tiny_model, conversions, empty_cache, monkeypatch):
-    monkeypatch.setattr(graph_cache, "KEPT", 2)
+    monkeypatch.setattr(conversion, "KEPT", 2)
     for name, seconds in [("openvino-old", 1), ("onnx-older", 0), ("onnx-used", 9)]:
         (empty_cache / "graphs" / name).mkdir(parents=True)
         os.utime(empty_cache / "graphs" / name, (seconds, seconds))

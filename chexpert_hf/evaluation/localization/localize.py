@@ -156,7 +156,7 @@ def scored_images(
             read.append(read_file(classifier, files[row]))
             yield read[-1]
 
-    for prediction in classifier.predict_images(images(), saliency=True):
+    for prediction in classifier.predict_prepared(map(classifier.prepare, images()), saliency=True):
         yield read.pop(0).image, prediction
 
 

@@ -1,4 +1,4 @@
-"""A model as a graph for OpenVINO or ONNX Runtime, and the graph's differences from the model.
+"""Converts a model to a graph for OpenVINO or ONNX Runtime, compares both, and keeps converted graphs in a cache.
 
 A graph has one input `pixel_values` and two outputs `logits` and `saliency`. The batch is dynamic; height and width are
 fixed, which lets the runtimes plan memory and choose kernels once, and which the image processor fixes anyway.
@@ -6,10 +6,14 @@ fixed, which lets the runtimes plan memory and choose kernels once, and which th
 
 import copy
 import math
+import os
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,29 +21,28 @@ from torch import Tensor, nn
 
 from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName
-from chexpert_hf.scoring.graphs.optional_libraries import import_library
+from chexpert_hf.models import graph_files
+from chexpert_hf.models.graph_files import GRAPH_FILES, GraphError, GraphRecord, Precision, RuntimeName
+from chexpert_hf.scoring.graphs.sessions import INPUT, OUTPUTS, SESSIONS, import_library
 
 if TYPE_CHECKING:
     import onnx
 
-INPUT = "pixel_values"
-OUTPUTS = ("logits", "saliency")
+BOUNDS: Mapping[Precision, float] = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
+"""Largest allowed difference from the model, of a logit for fp32 and of a probability for the others: our choice."""
 
-BOUNDS: Mapping[Precision, tuple[str, float]] = {
-    Precision.FP32: ("max_abs_logit_difference", 1e-4),
-    Precision.BF16: ("max_abs_probability_difference", 0.01),
-    Precision.FP16: ("max_abs_probability_difference", 0.01),
-    Precision.INT8: ("max_abs_probability_difference", 0.03),
-}
-"""The field of `Parity` by which each precision is judged, and its bound, our choice: a float32 graph does the same
-arithmetic in another order; .01 changes no reading, and .03 is for those who ask for int8."""
+PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
+"""Libraries that a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
+
+KEPT = 24
+"""Number of most recently used graphs in the cache; one takes as much space as the model's weights in float32."""
 
 _COMPARED_BATCH = 8
+_CHECKED_IMAGES = 2
 
 
 class _TwoTensors(nn.Module):
-    """The model with a tuple of tensors as output."""
+    """The model with the tuple of logits and maps as output."""
 
     def __init__(self, model: CheXpertForImageClassification) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ def write_graph(
     Args:
         model: The model.
         runtime: ONNX or OPENVINO.
-        path: Of the `.onnx` or `.xml` file; its folder is made.
+        path: Path of the `.onnx` or `.xml` file; its folder is created.
         input_size: (height, width) in pixels.
 
     Raises:
@@ -69,7 +72,7 @@ def write_graph(
     module = _TwoTensors(copy.deepcopy(model).cpu().float()).eval()
     # Two images, since a batch of one is taken for a constant.
     example, dynamic = (torch.zeros(2, *shape),), ({0: torch.export.Dim("batch")},)
-    # The exporters warn about themselves and not about the model; the result is checked by its numbers.
+    # The exporters' warnings do not concern the model, and the graph is compared with it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.no_grad():
@@ -91,7 +94,7 @@ def _write_openvino(program: torch.export.ExportedProgram, path: Path, shape: tu
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    for library in ("onnx", "onnxscript"):  # torch's exporter needs them, and says so only after a while
+    for library in ("onnx", "onnxscript"):  # torch's exporter needs them, and reports that late
         import_library(library)
     exported: Any = torch.onnx.export(
         program, input_names=[INPUT], output_names=list(OUTPUTS), dynamo=True, external_data=False, verbose=False
@@ -124,42 +127,16 @@ def save_onnx(graph: "onnx.ModelProto", path: Path) -> None:
     onnx.save(graph, path)
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Largest differences from the model in float32 on the CPU, over all observations.
-
-    Attributes:
-        num_images: The number of images compared.
-        max_abs_probability_difference: In [0, 1].
-        p99_abs_probability_difference: Within this are 99 % of the images, in [0, 1].
-        max_abs_logit_difference: In logits.
-        max_relative_saliency_difference: Of the maps, as a share of the largest value of any map.
-    """
-
-    num_images: int
-    max_abs_probability_difference: float
-    p99_abs_probability_difference: float
-    max_abs_logit_difference: float
-    max_relative_saliency_difference: float
-
-    def excess(self, precision: Precision) -> str | None:
-        """The difference beyond the precision's bound, in words; None if there is none."""
-        name, bound = BOUNDS[precision]
-        measured: float = getattr(self, name)
-        if not all(math.isfinite(value) for value in vars(self).values()):
-            return "difference that is not finite"
-        if measured <= bound:
-            return None
-        return f"{name.replace('_', ' ')} of {measured:.2g} on {self.num_images} images, at most {bound:g} is allowed"
-
-
 @torch.inference_mode()
 def measure_parity(
-    model: CheXpertForImageClassification,
-    runtime: Callable[..., tuple[Tensor, Tensor | None]],
-    pixel_values: Tensor,
-) -> Parity:
-    """Compares a runtime with its model, which is in float32 on the CPU and in evaluation mode, on `pixel_values`."""
+    model: CheXpertForImageClassification, runtime: Callable[..., tuple[Tensor, Tensor | None]], pixel_values: Tensor
+) -> dict[str, float]:
+    """Largest differences of a runtime from its model, which is in float32 on the CPU and in evaluation mode.
+
+    Returns:
+        `num_images`, the largest differences of probabilities, of logits and of maps (as a fraction of the largest
+        value of any map), and the 99th percentile over the images of the difference of probabilities.
+    """
     batches = pixel_values.split(_COMPARED_BATCH)
     expected = [model(batch, output_saliency=True) for batch in batches]
     wanted, wanted_maps = (torch.cat([output[name] for output in expected]) for name in ("logits", "saliency"))
@@ -168,10 +145,90 @@ def measure_parity(
     got_maps = torch.cat([maps for _, maps in outputs if maps is not None])
     largest = wanted_maps.abs().max().clamp(min=torch.finfo(wanted_maps.dtype).tiny)
     of_images = (got.sigmoid() - wanted.sigmoid()).abs().amax(dim=1)
-    return Parity(
-        num_images=len(pixel_values),
-        max_abs_probability_difference=of_images.max().item(),
-        p99_abs_probability_difference=of_images.quantile(0.99).item(),
-        max_abs_logit_difference=(got - wanted).abs().max().item(),
-        max_relative_saliency_difference=((got_maps - wanted_maps) / largest).abs().max().item(),
-    )
+    return {
+        "num_images": len(pixel_values),
+        "max_abs_probability_difference": of_images.max().item(),
+        "p99_abs_probability_difference": of_images.quantile(0.99).item(),
+        "max_abs_logit_difference": (got - wanted).abs().max().item(),
+        "max_relative_saliency_difference": ((got_maps - wanted_maps) / largest).abs().max().item(),
+    }
+
+
+def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
+    """A description of the difference that exceeds the precision's bound; None if there is none."""
+    if not all(map(math.isfinite, parity.values())):
+        return "difference that is not finite"
+    name = "logit" if precision is Precision.FP32 else "probability"
+    measured, bound = parity[f"max_abs_{name}_difference"], BOUNDS[precision]
+    if measured <= bound:
+        return None
+    return f"max abs {name} difference of {measured:.2g} on {parity['num_images']} images, at most {bound:g} is allowed"
+
+
+def cache_folder() -> Path:
+    """`$CHEXPERT_HF_CACHE`, else `chexpert-hf` in `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time."""
+    if folder := os.environ.get("CHEXPERT_HF_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chexpert-hf"
+
+
+@contextmanager
+def converted_graph(
+    model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int]
+) -> Iterator[tuple[Path, str]]:
+    """A float32 graph of a model with the fingerprint `key`, and a description of its origin.
+
+    The graph is from the user's cache, laid out there as in a model folder, or converted now. It exists until the
+    context ends; without a writable cache it is temporary.
+
+    Raises:
+        GraphError: If the graph does not give the model's scores, or a library for the conversion is not installed.
+    """
+    made_from = [runtime.value, key, *map(str, input_size), str(graph_files.versions_of(PACKAGES))]
+    entry = cache_folder() / "graphs" / f"{runtime.value}-{sha256(' '.join(made_from).encode()).hexdigest()[:32]}"
+    try:
+        found = graph_files.find_graph(entry, runtime, Precision.FP32, key, input_size)
+    except GraphError:  # damaged: it is converted again
+        shutil.rmtree(entry, ignore_errors=True)
+        found = None
+    if found:
+        with suppress(OSError):  # somebody else's cache
+            os.utime(entry)
+        yield found, "a graph converted earlier"
+        return
+    origin, is_kept = "a graph converted just now", True
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        staging = TemporaryDirectory(dir=entry.parent, prefix=".", ignore_cleanup_errors=True)
+    except OSError as error:
+        origin, is_kept = f"{origin}, which is not kept ({cache_folder()} cannot be written: {error.strerror})", False
+        staging = TemporaryDirectory(ignore_cleanup_errors=True)
+    # Cleaning up may fail on Windows, where a runtime still maps the file.
+    with staging as place:
+        folder = Path(place) / "graph"
+        name = GRAPH_FILES[runtime, Precision.FP32]
+        write_graph(model, runtime, folder / name, input_size)
+        reference = copy.deepcopy(model).cpu().float().eval()
+        shape = (_CHECKED_IMAGES, model.config.num_channels, *input_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        parity = measure_parity(reference, SESSIONS[runtime](folder / name, Precision.FP32), noise)
+        if difference := excess(parity, Precision.FP32):
+            raise GraphError(f"the converted graph is not the model: {difference}")
+        hashes = graph_files.hashes(folder, graph_files.files_of(name))
+        record = GraphRecord(runtime.value, Precision.FP32.value, key, input_size, hashes)
+        graph_files.write_records(folder, {name: record})
+        if is_kept:
+            with suppress(OSError):  # another process was faster
+                folder = folder.rename(entry)
+            _delete_oldest(entry.parent)
+        yield folder / name, origin
+
+
+def _delete_oldest(folder: Path) -> None:
+    """Deletes all entries of the cache but the most recently used ones."""
+    ages = {}
+    for entry in folder.glob("*-*"):
+        with suppress(OSError):  # another process deleted it
+            ages[entry] = entry.stat().st_mtime_ns
+    for entry in sorted(ages, key=ages.__getitem__, reverse=True)[KEPT:]:
+        shutil.rmtree(entry, ignore_errors=True)

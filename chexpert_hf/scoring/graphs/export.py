@@ -1,9 +1,10 @@
 """Exports a model as a graph into its folder, or into a copy of it, and refuses a graph that differs from the model.
 
-A graph is made and measured in a temporary folder on the same disk, then moved, so that it is written whole or not at
-all.
+A graph is made and compared in a temporary folder on the same disk, then moved, so that it is written whole or not at
+all. It is compared, and quantised to int8, on radiographs of a folder or on phantoms.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,34 +14,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.layout import SPLITS
+from chexpert_hf.datasets.loading import has_dataset, load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import new_folder, sha256_of
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import GRAPH_FILES, RECORD_FILE, GraphRecord, Precision, RuntimeName, files_of
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.models.repositories import model_folder
-from chexpert_hf.scoring.graphs.conversion import Parity, measure_parity, write_graph
-from chexpert_hf.scoring.graphs.graph_cache import PACKAGES
+from chexpert_hf.phantoms import PROJECTIONS, render_phantom
+from chexpert_hf.radiographs.finding import find_radiographs
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
+from chexpert_hf.scoring.graphs.conversion import PACKAGES, excess, measure_parity, write_graph
 from chexpert_hf.scoring.graphs.quantisation import equalise, halve_graph, quantise_graph
-from chexpert_hf.scoring.graphs.sample_images import phantoms, radiographs, reference_phantom
 from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 CALIBRATION_IMAGES = 200
 """The number of images for quantisation to int8; half as many more are held out for the comparison."""
 
+_FEWEST = 10  # ranges of activations from fewer images are unreliable
 _REFERENCE_PHANTOMS = 16
 _REFERENCE_SEED, _CALIBRATION_SEED = 7_000, 8_000
 _WEIGHTS = "model.safetensors"
-
-_ADVICE = {
-    Precision.INT8: " Quantise on radiographs like those to be scored (--calibration FOLDER), or take --precision fp16."
-}
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,6 @@ class ExportedGraph:
         return {"folder": str(self.folder), "graph": self.name, **asdict(self.record)}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The graph to make, and pixel values `(num_images, num_channels, height, width)` for comparing and quantising."""
-
-    model: CheXpertForImageClassification
-    runtime: RuntimeName
-    precision: Precision
-    input_size: tuple[int, int]
-    reference: Tensor
-    calibration: Tensor | None
-
-
 def export_model(
     model: str | Path,
     runtime: str,
@@ -89,10 +81,10 @@ def export_model(
         model: Model folder, or id of a repository.
         runtime: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8".
-        output: The model folder itself if None. Any other becomes a complete copy of it; one that is such a copy
-            already gets the graph.
+        output: The model folder itself if None. A new or empty folder becomes a complete copy of it with the graph; a
+            folder that already is such a copy gets the graph.
         calibration: A CheXpert folder, or any folder of radiographs, for quantisation to int8; phantoms if None.
-        say: Gets a line at the start of each stage.
+        say: Called with a line at the start of each stage.
 
     Raises:
         InputError: If the model or the images cannot be read, the folder holds something else or cannot be written, a
@@ -102,41 +94,42 @@ def export_model(
     if kind is None:
         known = ", ".join(f"{name.value} in {number.value}" for name, number in GRAPH_FILES)
         raise InputError(f"There are no graphs for {runtime} in {precision}; expected one of: {known}.")
-    if calibration is not None and kind[1] is not Precision.INT8:
+    is_int8 = kind[1] is Precision.INT8
+    if calibration is not None and not is_int8:
         raise InputError(f"Images to calibrate on are for int8; {precision} needs none.")
     source = model_folder(model, files=None)
     network = load_model(source, name=str(model)).float().eval()
     target = _target(model, source, output)
     processor = load_processor(source, name=str(model))
-    size = dict(processor.size)
-    if not size.get("height") or not size.get("width"):
-        raise InputError(f"The image processor's size is {size}; a graph needs a fixed height and width.")
+    try:
+        input_size = processor.output_size
+    except ValueError as error:
+        raise InputError(f"A graph needs a fixed height and width. {error}") from error
     with _staging(target) as staging:
-        images, data = _images(source, kind[1], processor, calibration, say)
+        images, data = _images(source, is_int8, processor, calibration, say)
         values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
-        count = len(images) // 3 if data else len(images)
-        job = _Job(network, *kind, (size["height"], size["width"]), values[:count], values[count:] if data else None)
-        parity = _make(job, staging / "graph", say)
-        name = GRAPH_FILES[kind]
+        count = len(images) // 3 if is_int8 else len(images)
+        made, name = staging / "graph", GRAPH_FILES[kind]
+        parity = _make(network, kind, input_size, values[:count], values[count:], made, say)
         record = GraphRecord(
             runtime=runtime,
             precision=precision,
             model=graph_files.fingerprint(network),
-            input_size=job.input_size,
-            sha256=graph_files.hashes(staging / "graph", files_of(name)),
+            input_size=input_size,
+            sha256=graph_files.hashes(made, files_of(name)),
             versions=graph_files.versions_of(PACKAGES),
             weights_sha256=sha256_of(source / _WEIGHTS),
-            calibration={"data": data, "num_images": len(images) - count} if data else None,
-            parity=asdict(parity),
+            calibration={"data": data, "num_images": len(images) - count} if is_int8 else None,
+            parity=parity,
         )
         if _holds_something(target):
-            _add(staging / "graph", name, record, target)
+            _add(made, name, record, target)
         else:
             with new_folder(target) as copy:
                 # Training's checkpoints and hidden files, such as version control, are no part of a model.
                 ignored = shutil.ignore_patterns("checkpoints", ".*")
                 shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
-                _add(staging / "graph", name, record, copy)
+                _add(made, name, record, copy)
     return ExportedGraph(target, name, record)
 
 
@@ -169,41 +162,33 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _images(
-    source: Path,
-    precision: Precision,
-    processor: CheXpertImageProcessor,
-    calibration: Path | None,
+def _make(
+    model: CheXpertForImageClassification,
+    kind: tuple[RuntimeName, Precision],
+    input_size: tuple[int, int],
+    compared: Tensor,
+    calibration: Tensor,
+    folder: Path,
     say: Callable[[str], None],
-) -> tuple[list[Image.Image], str | None]:
-    """Images to compare on; for int8 three times as many, two thirds of them to quantise on, and their origin."""
-    if precision is not Precision.INT8:
-        return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), None
-    count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
-    if calibration is None:
-        say(f"Drawing {count} phantoms to quantise on and to compare on")
-        return phantoms(count, seed=_CALIBRATION_SEED), "phantoms"
-    say(f"Reading radiographs of {calibration} to quantise on and to compare on")
-    return radiographs(calibration, count, target_size=processor.longest_side), calibration.resolve().name
-
-
-def _make(job: _Job, folder: Path, say: Callable[[str], None]) -> Parity:
-    """Writes the graph below a folder, and measures its differences from the model."""
-    say(f"Converting to {job.runtime.value}, {job.precision.value}")
-    graph = folder / GRAPH_FILES[job.runtime, job.precision]
-    plain = folder.parent / "fp32" / GRAPH_FILES[job.runtime, Precision.FP32]
-    source = job.model if job.calibration is None else equalise(job.model, job.calibration)
-    write_graph(source, job.runtime, graph if job.precision is Precision.FP32 else plain, job.input_size)
-    if job.precision is Precision.FP16:
-        halve_graph(job.runtime, plain, graph)
-    elif job.calibration is not None:
-        quantise_graph(job.runtime, plain, graph, job.calibration.numpy())
-    say(f"Comparing with PyTorch on {len(job.reference)} images")
-    parity = measure_parity(job.model, SESSIONS[job.runtime](graph, job.precision), job.reference)
-    if excess := parity.excess(job.precision):
+) -> dict[str, float]:
+    """Writes a graph below a folder, and measures its differences from the model on pixel values `compared`."""
+    runtime, precision = kind
+    say(f"Converting to {runtime.value}, {precision.value}")
+    graph, plain = folder / GRAPH_FILES[kind], folder.parent / "fp32" / GRAPH_FILES[runtime, Precision.FP32]
+    source = equalise(model, calibration) if precision is Precision.INT8 else model
+    write_graph(source, runtime, graph if precision is Precision.FP32 else plain, input_size)
+    graph.parent.mkdir(parents=True, exist_ok=True)
+    if precision is Precision.FP16:
+        halve_graph(runtime, plain, graph)
+    elif precision is Precision.INT8:
+        quantise_graph(runtime, plain, graph, calibration.numpy())
+    say(f"Comparing with PyTorch on {len(compared)} images")
+    parity = measure_parity(model, SESSIONS[runtime](graph, precision), compared)
+    if difference := excess(parity, precision):
+        advice = " Quantise on radiographs like those to be scored (--calibration FOLDER), or take --precision fp16."
         raise InputError(
-            f"The {job.runtime.value} graph in {job.precision.value} is too far from the model and was not kept: a "
-            f"{excess}.{_ADVICE.get(job.precision, '')}"
+            f"The {runtime.value} graph in {precision.value} is too far from the model and was not kept: "
+            f"a {difference}.{advice if precision is Precision.INT8 else ''}"
         )
     return parity
 
@@ -216,3 +201,65 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
         os.replace(made / file, folder / file)
     graph_files.write_records(folder, {**records, name: record})
     renew_checksums(folder, [*files_of(name), RECORD_FILE])
+
+
+def _images(
+    source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
+) -> tuple[list[Image.Image], str]:
+    """Images for the comparison, for int8 followed by twice as many to quantise on, and the name of their source."""
+    if not is_int8:
+        return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
+    count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
+    if calibration is None:
+        say(f"Drawing {count} phantoms to quantise on and to compare on")
+        return phantoms(count, seed=_CALIBRATION_SEED), "phantoms"
+    say(f"Reading radiographs of {calibration} to quantise on and to compare on")
+    return _radiographs(calibration, count, target_size=processor.longest_side), calibration.resolve().name
+
+
+def phantoms(count: int, *, seed: int) -> list[Image.Image]:
+    """Phantoms of all projections and observations in turn; `seed` and the `count - 1` after it are the patients."""
+    drawn = (
+        render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
+        for number in range(count)
+    )
+    return [Image.fromarray(phantom.image) for phantom in drawn]
+
+
+def reference_phantom(folder: Path) -> list[Image.Image]:
+    """The phantom of a model folder's `reference.json`; none if there is no such file.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = folder / "reference.json"
+    if not path.exists():
+        return []
+    try:
+        phantom = render_phantom(**json.loads(path.read_text(encoding="utf-8"))["phantom"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; expected the values of a phantom under 'phantom'.") from error
+    return [Image.fromarray(phantom.image)]
+
+
+def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
+    """A reproducible random sample of at most `count` radiographs of a folder, read for a size in pixels.
+
+    Of a CheXpert folder, the train split is used if there is one.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected a CheXpert folder or one with radiographs.")
+    split = next((split for split in SPLITS if has_dataset(folder, [split])), None)
+    if split is None:
+        paths = sorted(map(str, find_radiographs([folder]).files))
+    else:  # without the check of all 223,414 files: only a few hundred of them are read
+        paths = image_files(load_dataset(folder, splits=[split], check_files=False, valid_fraction=0)[split])
+    if len(paths) < _FEWEST:
+        raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_FEWEST}.")
+    images = []
+    for index in np.random.default_rng(0).permutation(len(paths))[:count]:
+        try:
+            images.append(read_radiograph(paths[index], target_size=target_size))
+        except RadiographError as error:
+            raise InputError(f"{paths[index]}: {error}") from error
+    return images

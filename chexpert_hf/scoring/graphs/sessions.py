@@ -1,6 +1,13 @@
-"""A model behind one call, computed by torch, ONNX Runtime or OpenVINO: pixel values in, logits and maps out."""
+"""A model behind one call, computed by torch, ONNX Runtime or OpenVINO: pixel values in, logits and maps out.
+
+Optional libraries are imported here without their telemetry: OpenVINO and NNCF report to Google Analytics and ONNX
+Runtime 1.32 to Microsoft, from the import on and without asking, and no medical software may do so unasked.
+"""
 
 import copy
+import importlib
+import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,25 +18,51 @@ import torch
 from torch import Tensor
 
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import Precision, RuntimeName
-from chexpert_hf.scoring.graphs.conversion import INPUT, OUTPUTS
-from chexpert_hf.scoring.graphs.optional_libraries import import_library
+from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName
 
-_LOGITS, _SALIENCY = OUTPUTS
+INPUT = "pixel_values"
+OUTPUTS = ("logits", "saliency")
+
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-
-MOST_SIDE_BY_SIDE = 8
-"""Calls at once: each has tensors of its own."""
-
 _ERRORS_ONLY = 3
 
-# By the names of `torch.cpu.get_capabilities`: instructions that multiply bf16, not those that emulate it.
+MOST_SIDE_BY_SIDE = 8
+"""Largest number of simultaneous calls of OpenVINO, each with tensors of its own."""
+
+# Instructions that multiply bf16, not those that emulate it, by the names of `torch.cpu.get_capabilities`.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+_LIBRARIES = {
+    "openvino": ("OpenVINO", "openvino"),
+    "nncf": ("NNCF", "openvino"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
+    "onnx": ("onnx", "onnx"),
+    "onnxscript": ("onnxscript", "onnx"),
+}
+"""For each module, the library's name and the extra of this package that installs it."""
+
+
+def import_library(module: str) -> Any:
+    """Imports an optional library; `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on.
+
+    OpenVINO's telemetry stays on in a process that imported OpenVINO before.
+
+    Raises:
+        GraphError: If it is not installed.
+    """
+    # Makes the import of this module fail, upon which OpenVINO and NNCF do without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # this is how an import is blocked
+    # The function disable_telemetry_events comes too late: by then there is a device id in the user's cache folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    name, extra = _LIBRARIES[module]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise GraphError(f'{name} is not installed: pip install "chexpert-hf[{extra}]"') from error
 
 
 def torch_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16, as far as torch can tell."""
-    # Only torch 2.9 and newer report this.
+    """Whether this CPU multiplies bf16, as far as torch (from 2.9 on) can tell."""
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
@@ -40,13 +73,13 @@ def openvino_has_bf16() -> bool:
 
 
 class Runtime(ABC):
-    """A model that is ready to compute; several threads may call it at the same time.
+    """A model opened in one of the libraries; calls are thread-safe.
 
     Attributes:
         name: "torch", "onnx" or "openvino".
         precision: "fp32", "bf16", "fp16" or "int8".
-        reason: Which runtime was chosen and why, in a line for a user.
-        is_on_cpu: Whether it computes on the CPU's cores.
+        reason: A line for the user: which runtime was chosen, and why.
+        is_on_cpu: Whether it computes on the CPU.
     """
 
     name: str
@@ -64,18 +97,18 @@ class Runtime(ABC):
             saliency: Whether to return maps.
 
         Returns:
-            Float32 logits `(batch, num_labels)` and maps `(batch, num_labels, h, w)` or None; on the CPU, or on the GPU
-            if it computed them.
+            Float32 logits `(batch, num_labels)` and maps `(batch, num_labels, h, w)` or None, on the device that
+            computed them.
 
         Raises:
             ValueError: If a graph was made for images of another size.
         """
 
     def side_by_side(self) -> "Sequence[Runtime]":
-        """Runtimes of the same model, one for each of several threads, that compute at the same time.
+        """Runtimes of the same model, one per thread, that compute at the same time; else this one alone.
 
         Together they are faster than this one, whose threads wait for each other at every layer; a single call takes
-        longer. This one alone where the library has no such mode.
+        longer.
         """
         return [self]
 
@@ -83,23 +116,14 @@ class Runtime(ABC):
 class TorchRuntime(Runtime):
     """PyTorch, on any of its devices; bf16 and fp16 by autocast.
 
-    The model is moved to the device, put into evaluation mode and laid out channels last, which convolutions prefer.
-    `num_threads`, if given, is that of all of torch in this process.
+    The model is moved to the device, put into evaluation mode and laid out channels last, which speeds up convolutions.
     """
 
     name = RuntimeName.TORCH.value
 
-    def __init__(
-        self,
-        model: CheXpertForImageClassification,
-        precision: Precision,
-        device: torch.device,
-        num_threads: int | None = None,
-    ) -> None:
+    def __init__(self, model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> None:
         super().__init__(precision)
         self.is_on_cpu = device.type == "cpu"
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
         self._dtype = _AUTOCAST.get(precision)
         self._device = device
         self._model = model.to(device).eval()
@@ -107,7 +131,6 @@ class TorchRuntime(Runtime):
 
     @torch.inference_mode()
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """See `Runtime`."""
         values = pixel_values.to(self._device, self._model.dtype, memory_format=torch.channels_last)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             output = self._model(values, output_saliency=saliency)
@@ -117,20 +140,18 @@ class TorchRuntime(Runtime):
 class OpenVINORuntime(Runtime):
     """A graph, an `.xml` file, in OpenVINO on the CPU; all threads work on one call.
 
-    The precision is FP32 or BF16 for a graph of float32 weights; FP16 or INT8 for one that was exported in it.
+    The precision is FP32 or BF16 for a graph with float32 weights, else that of the export, FP16 or INT8.
     """
 
     name = RuntimeName.OPENVINO.value
 
-    def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
+    def __init__(self, path: Path, precision: Precision) -> None:
         super().__init__(precision)
         self._core = import_library("openvino").Core()
         self._graph = self._core.read_model(path)
-        # Always set, since by default OpenVINO takes bf16 wherever the processor has it. Graphs of fp16 and int8
+        # Always set, since by default OpenVINO uses bf16 wherever the processor has it. Graphs with fp16 and int8
         # weights compute the rest in float32, so that the differences measured at export hold on every processor.
-        self._options = {"INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32"}
-        if num_threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = str(num_threads)
+        self._hint = "bf16" if precision is Precision.BF16 else "f32"
         self._shape = tuple(side.get_length() for side in list(self._graph.input(INPUT).partial_shape)[1:])
         self._request = self._compiled("LATENCY").create_infer_request()
         # A request holds the tensors of one call.
@@ -140,30 +161,31 @@ class OpenVINORuntime(Runtime):
     def _compiled(self, hint: str) -> Any:
         # Without OpenVINO's cache of compiled graphs: it is not checked (a flipped bit silently gives other scores),
         # sets the locale of the whole process while it writes, and saves little.
-        options = {**self._options, "PERFORMANCE_HINT": hint, "PERFORMANCE_HINT_NUM_REQUESTS": str(MOST_SIDE_BY_SIDE)}
+        options = {
+            "INFERENCE_PRECISION_HINT": self._hint,
+            "PERFORMANCE_HINT": hint,
+            "PERFORMANCE_HINT_NUM_REQUESTS": str(MOST_SIDE_BY_SIDE),
+        }
         return self._core.compile_model(self._graph, "CPU", options)
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """See `Runtime`."""
         values = _checked(pixel_values, self._shape).numpy()
         with self._lock:
             outputs = self._request.infer({INPUT: values}, share_inputs=True)  # the outputs are copies
-        maps = torch.from_numpy(outputs[_SALIENCY]) if saliency else None
-        return torch.from_numpy(outputs[_LOGITS]), maps
+        logits, maps = (torch.from_numpy(outputs[name]) for name in OUTPUTS)
+        return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """See `Runtime`; OpenVINO's streams, compiled on first use."""
+        """OpenVINO's streams, compiled on first use; see `Runtime`."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
                 count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), MOST_SIDE_BY_SIDE)
-                self._streams = [self._with(compiled.create_infer_request()) for _ in range(count)]
+                self._streams = [copy.copy(self) for _ in range(count)]
+                for stream in self._streams:
+                    stream._request, stream._lock = compiled.create_infer_request(), threading.Lock()
+                    stream._streams = [stream]
             return self._streams if len(self._streams) > 1 else [self]
-
-    def _with(self, request: Any) -> "OpenVINORuntime":
-        other = copy.copy(self)
-        other._request, other._lock, other._streams = request, threading.Lock(), [other]
-        return other
 
 
 class ONNXRuntime(Runtime):
@@ -171,20 +193,17 @@ class ONNXRuntime(Runtime):
 
     name = RuntimeName.ONNX.value
 
-    def __init__(self, path: Path, precision: Precision, num_threads: int | None = None) -> None:
+    def __init__(self, path: Path, precision: Precision) -> None:
         super().__init__(precision)
         onnxruntime = import_library("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._shape = tuple(self._session.get_inputs()[0].shape[1:])
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """See `Runtime`."""
         values = _checked(pixel_values, self._shape).numpy()
-        outputs = self._session.run(list(OUTPUTS) if saliency else [_LOGITS], {INPUT: values})
+        outputs = self._session.run(OUTPUTS if saliency else OUTPUTS[:1], {INPUT: values})
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if saliency else None
 
 
