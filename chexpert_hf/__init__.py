@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import calibrate as calibrate
+    from .api import evaluate as evaluate
+    from .api import localize as localize
+    from .api import save_model_folder as save_model_folder
     from .configuration_chexpert import CheXpertConfig as CheXpertConfig
     from .datasets.loading import load_dataset as load_dataset
     from .image_processing_chexpert import CheXpertImageProcessor as CheXpertImageProcessor
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from .radiographs.radiograph import read_radiograph as read_radiograph
     from .scoring.classifier import CheXpertClassifier as CheXpertClassifier
     from .scoring.classifier import Prediction as Prediction
+    from .training.recipe import Recipe as Recipe
+    from .training.run import train as train
 
 __version__ = "0.1.0"
 
@@ -31,9 +37,15 @@ _HOMES = {
     "CheXpertImageProcessor": "image_processing_chexpert",
     "Prediction": "scoring.classifier",
     "RadiographError": "radiographs.radiograph",
+    "Recipe": "training.recipe",
+    "calibrate": "api",
+    "evaluate": "api",
     "load_chexpert": "datasets.loading",
     "load_dataset": "datasets.loading",
+    "localize": "api",
     "read_radiograph": "radiographs.radiograph",
+    "save_model_folder": "api",
+    "train": "training.run",
 }
 
 __all__ = list(_HOMES)
@@ -60,6 +72,9 @@ def _register_with_transformers() -> None:
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+    from .api import calibrate as calibrate
+    from .api import evaluate as evaluate
+    from .api import localize as localize
     from .configuration_chexpert import CheXpertConfig
     from .image_processing_chexpert import CheXpertImageProcessor
     from .modeling_chexpert import CheXpertForImageClassification

@@ -27,6 +27,7 @@ GROUPS = [
     ["publishing"],
     ["formats"],
     ["training"],
+    ["api"],
     ["quickstart"],
     ["app"],
     ["bench"],

@@ -25,7 +25,7 @@ from chexpert_hf.formats.keras import HEAD, CheXpertKeras, from_torch, to_torch
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, UncertaintyPolicy
 from chexpert_hf.models.model_files import RECIPE_FILE, write_checksums
-from chexpert_hf.publishing.model_folder import save_model_folder
+from chexpert_hf.publishing.model_folder import save_trained_folder
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -198,7 +198,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
         raise RecipeError("Training diverged: lower learning_rate, or set max_grad_norm to 1.")
     steps = epochs * batches.steps_per_epoch
     described = describe_data(data, root, recipe.observations)
-    save_model_folder(
+    save_trained_folder(
         output, final, processor, recipe=recipe.to_dict(), data=described, evaluation=evaluation, best_step=steps
     )
     recipe.save(output / RECIPE_FILE)

@@ -97,7 +97,7 @@ def _bounds(name: str, estimate: Mapping[str, Any] | None) -> dict[str, float | 
     return {f"{name}_{end}": None if estimate is None else estimate[end] for end in ("low", "high")}
 
 
-def save_model_folder(
+def save_trained_folder(
     folder: Path,
     model: CheXpertForImageClassification,
     processor: CheXpertImageProcessor,
@@ -130,7 +130,7 @@ def save_model_folder(
 def save_imported_folder(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
 ) -> None:
-    """Writes the complete folder of a model that others trained; see `save_model_folder`."""
+    """Writes the complete folder of a model that others trained; see `save_trained_folder`."""
     name, size = readable(folder.resolve().name), processor.output_size[0]
     _write(folder, model, processor, None, name=name, terms=origin, image_size=size)
 

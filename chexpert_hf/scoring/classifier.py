@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from PIL import Image
@@ -16,15 +16,22 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, GateInput, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.labels import CHEXPERT, LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
 from chexpert_hf.models.repositories import model_folder
+from chexpert_hf.radiographs.archives import source_of
+from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
 from chexpert_hf.scoring.graphs.sessions import TorchRuntime
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.scoring.saliency import SaliencyMaps, positive_maps, resize_maps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
@@ -34,7 +41,7 @@ BATCH_SIZE = 16
 _COMMON_SIZE = (128, 128)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The scores of one radiograph.
 
@@ -45,6 +52,9 @@ class Prediction:
             the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
         notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
         gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
+        operating_points: Lowest probability at which each observation is called positive.
+        labels: The model's observations with their definitions.
+        source: The input of `predict`, from which pictures are made; None for batches of prepared radiographs.
     """
 
     probabilities: Mapping[str, float]
@@ -52,6 +62,55 @@ class Prediction:
     saliency: SaliencyMaps | None = None
     notes: tuple[str, ...] = ()
     gate: Verdict | None = None
+    operating_points: Mapping[str, float] = field(default_factory=dict)
+    labels: LabelSet = CHEXPERT
+    source: RadiographSource | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        from chexpert_hf.scoring.display import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from chexpert_hf.scoring.display import as_html
+
+        return as_html(self)
+
+    def plot(self, observation: str | None = None) -> "Figure":
+        """Draws the radiograph, the map of an observation and all scores with their operating points.
+
+        Args:
+            observation: By default the first one in the order of `to_pandas` that has a place in the image.
+        """
+        from chexpert_hf.scoring.display import as_figure
+
+        return as_figure(self, observation)
+
+    def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
+        """The map of an observation over the radiograph at its full size.
+
+        Raises:
+            ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
+        """
+        from chexpert_hf.scoring.display import full_overlay
+
+        return full_overlay(self, observation, opacity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores, calls, operating points, notes and the gate's verdict, for JSON."""
+        return {
+            "probabilities": dict(self.probabilities),
+            "positives": dict(self.positives),
+            "operating_points": dict(self.operating_points),
+            "notes": list(self.notes),
+            "gate": self.gate and asdict(self.gate),
+        }
+
+    def to_pandas(self) -> "DataFrame":
+        """One row per observation: those called positive first, then by probability."""
+        from chexpert_hf.scoring.display import as_table
+
+        return as_table(self)
 
     @property
     def maps(self) -> SaliencyMaps:
@@ -70,12 +129,14 @@ class Prepared:
         size: (width, height) of the radiograph.
         notes: As in `Prediction`.
         gate_input: The input of the model's gate; None if the gate is not to be used.
+        source: As in `Prediction`.
     """
 
     gray: tuple[Tensor, ...]
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
     gate_input: GateInput | None = None
+    source: RadiographSource | None = None
 
 
 class CheXpertClassifier:
@@ -154,10 +215,21 @@ class CheXpertClassifier:
         gate = Gate.load(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
         return CheXpertClassifier(network, processor, runtime=opened, gate=gate)
 
+    def __repr__(self) -> str:
+        names = ", ".join(member.model.config.model_name or "unnamed model" for member in self.members)
+        side = self.processor.decoded_side or "any"
+        runtime = f"{self.runtime.name} in {self.runtime.precision}"
+        return f"{type(self).__name__}({names}; {len(self.observations)} observations, {side} pixels, {runtime})"
+
     @property
     def observations(self) -> tuple[str, ...]:
         """The observations that the model scores, in its order."""
         return self.model.config.observations
+
+    @property
+    def labels(self) -> LabelSet:
+        """The observations with their headline, hierarchy and definitions."""
+        return self.model.config.labels
 
     @property
     def operating_points(self) -> dict[str, float]:
@@ -216,7 +288,7 @@ class CheXpertClassifier:
         def prepared() -> Iterator[Prepared]:
             for index, source in enumerate(sources):
                 try:
-                    one = self.prepare(self.read(source), for_gate=True)
+                    one = replace(self.prepare(self.read(source), for_gate=True), source=source)
                 except RadiographError as error:
                     error.name = f"{f'inputs[{index}] ' if is_list else ''}{_name(source)}".rstrip()
                     if errors == "raise":
@@ -228,6 +300,40 @@ class CheXpertClassifier:
         predictions = iter(list(self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size)))
         results = [failed[index] if index in failed else next(predictions) for index in range(len(sources))]
         return results if is_list else results[0]
+
+    def predict_folder(
+        self, folder: str | Path, *, batch_size: int = BATCH_SIZE, errors: Literal["raise", "return"] = "return"
+    ) -> "DataFrame":
+        """Scores all radiographs below a folder or in a ZIP archive, with a progress bar.
+
+        Args:
+            folder: A folder, archive or file.
+            batch_size: Radiographs per forward pass.
+            errors: "return" gives files that cannot be read a row with an `error`; "raise" raises the first one.
+
+        Returns:
+            A row per file, in order of the names: `path`, the probability of each observation, `note` and `error`;
+            `gate` ("pass", "warning", "flagged") and `gate_reason`, if the model has a gate.
+
+        Raises:
+            InputError: If there is no such folder, or no file in it.
+        """
+        import pandas as pd
+        from tqdm.auto import tqdm
+
+        files = find_radiographs([str(folder)]).files
+        rows: list[dict[str, Any]] = []
+        with tqdm(total=len(files), unit="file", disable=None) as bar:
+            for start in range(0, len(files), batch_size):
+                batch = files[start : start + batch_size]
+                results = self.predict([source_of(file) for file in batch], batch_size=batch_size, errors="return")
+                for file, result in zip(batch, results, strict=True):
+                    if errors == "raise" and isinstance(result, RadiographError):
+                        raise result
+                    rows.append({"path": str(file), **_cells(result)})
+                bar.update(len(batch))
+        gate = ["gate", "gate_reason"] if self.has_gate else []
+        return pd.DataFrame(rows, columns=["path", *self.observations, *gate, "note", "error"])
 
     def read(self, source: RadiographSource) -> Radiograph:
         """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
@@ -272,7 +378,7 @@ class CheXpertClassifier:
             for one, (probabilities, maps), verdict in results:
                 scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
                 positives = {name: score >= points[name] for name, score in scores.items()}
-                yield Prediction(scores, positives, maps, one.notes, verdict)
+                yield Prediction(scores, positives, maps, one.notes, verdict, points, self.labels, one.source)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
@@ -343,6 +449,17 @@ class CheXpertEnsemble(CheXpertClassifier):
 
 def _combined(members: Sequence[CheXpertClassifier]) -> CheXpertClassifier:
     return members[0] if len(members) == 1 else CheXpertEnsemble(members)
+
+
+def _cells(result: Prediction | RadiographError) -> dict[str, Any]:
+    """The columns of `predict_folder` for one file."""
+    if isinstance(result, RadiographError):
+        return {"error": result.reason}
+    cells = {**result.probabilities, "note": " ".join(result.notes) or None}
+    if result.gate is not None:
+        kind = "flagged" if not result.gate.is_chest_radiograph else "warning" if result.gate.warnings else "pass"
+        cells |= {"gate": kind, "gate_reason": " ".join(result.gate.messages) or None}
+    return cells
 
 
 def _name(source: object) -> str:

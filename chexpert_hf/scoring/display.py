@@ -5,12 +5,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.scoring.saliency import overlay
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def rows_of(prediction: "Prediction") -> list[Row]:
 def shown_observation(prediction: "Prediction") -> str:
     """The observation whose map is shown first: the first of `rows_of` that is somewhere in the image."""
     names = [row.observation for row in rows_of(prediction)]
-    return next((name for name in names if name != prediction.none_of_these), names[0])
+    return next((name for name in names if name != prediction.labels.none_of_these), names[0])
+
+
+def as_table(prediction: "Prediction") -> pd.DataFrame:
+    """`rows_of` with the observations as index."""
+    return pd.DataFrame(rows_of(prediction)).set_index("observation")
 
 
 def as_text(prediction: "Prediction") -> str:
@@ -100,7 +106,7 @@ def as_figure(prediction: "Prediction", observation: str | None) -> Figure:
     colors = [_POSITIVE if row.is_positive else _BELOW for row in rows]
     bars.barh(places, [row.probability for row in rows], color=colors, height=0.62)
     for place, row in zip(places, rows, strict=True):
-        bars.text(min(row.probability, 0.86) + 0.015, place, f"{row.probability:.2f}", va="center", fontsize=8)
+        bars.text(1.02, place, f"{row.probability:.2f}", va="center", fontsize=9)
         if row.operating_point is not None:
             bars.plot([row.operating_point] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.4)
     bars.set_yticks(places, [row.observation for row in rows], fontsize=9)
@@ -129,7 +135,7 @@ def _radiograph(prediction: "Prediction", side: int | None) -> Image.Image | Non
         return None
     try:
         image = read_radiograph(prediction.source, target_size=side)
-    except (OSError, ValueError):
+    except RadiographError:
         return None
     if side is not None:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

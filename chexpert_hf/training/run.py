@@ -24,7 +24,7 @@ from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
 from chexpert_hf.models.weights import half_state_dict
-from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_model_folder
+from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_trained_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
@@ -125,7 +125,7 @@ def train(
     probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
-        save_model_folder(
+        save_trained_folder(
             output,
             final.float().cpu(),
             processor,

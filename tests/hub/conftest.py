@@ -16,7 +16,7 @@ from chexpert_hf.evaluation.report.reporting import evaluate_predictions
 from chexpert_hf.files import sha256_of
 from chexpert_hf.models.graph_files import GraphRecord, fingerprint, hashes, write_records
 from chexpert_hf.models.model_files import write_checksums
-from chexpert_hf.publishing.model_folder import assess_predictions, save_model_folder
+from chexpert_hf.publishing.model_folder import assess_predictions, save_trained_folder
 from chexpert_hf.training.recipe import Recipe
 
 from .stand_in import TOKEN, Hub, running_hub
@@ -54,7 +54,7 @@ def saved_folder(shared_tiny_model: CheXpertForImageClassification, tmp_path_fac
     probabilities, split = predictions(model.config.observations)
     processor = CheXpertImageProcessor(size={"height": 64, "width": 64})
     recipe = Recipe(init="/home/somebody/models/base", policy="u-ones")
-    save_model_folder(
+    save_trained_folder(
         folder,
         model,
         processor,

@@ -112,7 +112,7 @@ def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gate
     prediction = classifier.predict(source, saliency=True)
     if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
         raise RefusedError(prediction.gate)
-    return prediction
+    return replace(prediction, source=None)  # nothing of an upload is kept
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:

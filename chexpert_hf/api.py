@@ -1,0 +1,155 @@
+"""What the commands do, as functions of a model and data: evaluate, calibrate, localize, save."""
+
+from datetime import date
+from pathlib import Path
+from typing import TypeAlias
+
+import datasets
+
+from chexpert_hf.datasets.loading import find_layout, load_dataset
+from chexpert_hf.default_model import resolve_model
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_folder
+from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
+from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
+from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
+from chexpert_hf.evaluation.metrics import Evaluation
+from chexpert_hf.evaluation.report.report import write_report
+from chexpert_hf.evaluation.report.reporting import assess_dataset, evaluate_dataset, evaluate_predictions
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.publishing.data_terms import ImportedFrom
+from chexpert_hf.publishing.model_folder import refresh_folder, save_imported_folder
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+Model: TypeAlias = str | Path | CheXpertClassifier
+Data: TypeAlias = str | Path | datasets.Dataset
+
+
+def evaluate(model: Model, data: Data, *, split: str = "valid", output: str | Path | None = None) -> Evaluation:
+    """Evaluates a model per study, as the CheXpert paper does.
+
+    Args:
+        model: A model folder, repository id, "nih", or a classifier.
+        data: A folder that `load_dataset` reads, or one of its splits with the labels of the model's observations.
+        split: The split of a folder.
+        output: A folder for the full report with intervals, calibration and subgroups; none if None.
+
+    Raises:
+        InputError: If the model or the data cannot be loaded, or the report cannot be written.
+
+    Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
+    """
+    classifier = _classifier(model)
+    dataset = _split(data, split, classifier)
+    if output is None:
+        return evaluate_dataset(classifier, dataset)
+    report = assess_dataset({"model": classifier}, dataset, title=_title(data, split))
+    write_report(Path(output), report)
+    return evaluate_predictions(report.view_scores["model"], dataset, classifier.model.config)
+
+
+def calibrate(
+    model: str | Path,
+    data: Data,
+    output: str | Path,
+    *,
+    split: str = "valid",
+    method: str = "platt",
+    operating_points: str | None = None,
+    are_other_people: bool = False,
+) -> CalibratedModel:
+    """Calibrates a model on a split and writes it to a new model folder.
+
+    Args:
+        model: A model folder, or "nih".
+        data: As in `evaluate`.
+        output: The new folder.
+        split: The split of a folder.
+        method: "platt" fits a line for each observation's logit, "temperature" one factor for all.
+        operating_points: Also chooses operating points: "youden", "sensitivity=.9" or "ppv=.5".
+        are_other_people: Whether patients of the split that have the id of a training patient are other people.
+
+    Raises:
+        InputError: If the model was trained on patients of the split, the folder is not new, or an option is unknown.
+    """
+    rule = OperatingRule.parse(operating_points) if operating_points else None
+    source = Path(resolve_model(model))
+    origin = Origin(data=_title(data, split), split=split, date=date.today().isoformat())
+    dataset = _split(data, split, CheXpertClassifier.from_pretrained(source))
+    result = calibrate_folder(
+        source,
+        Path(output),
+        dataset,
+        origin,
+        method=Method(method),
+        rule=rule,
+        are_other_people=are_other_people,
+    )
+    refresh_folder(Path(output))
+    return result
+
+
+def localize(
+    model: Model, data: str | Path, *, split: str = "valid", annotations: str | Path | None = None
+) -> LocalizationResult:
+    """Measures how often a model's maps point at findings that were marked, beside baselines.
+
+    Args:
+        model: As in `evaluate`.
+        data: A folder that `load_dataset` reads.
+        split: Its split.
+        annotations: A CSV file of boxes or cheXlocalize's JSON; the folder's `masks/` or `boxes.csv` if None.
+
+    Raises:
+        InputError: If there are no annotations, or none of these images.
+
+    Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
+    """
+    classifier = _classifier(model)
+    truth = find_ground_truth(find_layout(data)[1], None if annotations is None else Path(annotations))
+    return localize_dataset(classifier, _split(data, split, classifier), truth)
+
+
+def save_model_folder(
+    folder: str | Path,
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    *,
+    data: str,
+    licence: str,
+    source: str = "a training run outside of this package, such as with the Trainer of transformers",
+) -> None:
+    """Writes a model that was trained elsewhere as a complete model folder: with card, reference scores, checksums.
+
+    Args:
+        folder: The folder, made if it is not there.
+        model: In float32 on the CPU.
+        processor: Its image processor.
+        data: The training data, as a phrase for the card.
+        licence: Sentences on the use of the weights.
+        source: Where the weights come from, as a phrase for the card.
+    """
+    conversion = "none; no metrics were recorded with it"
+    origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
+    save_imported_folder(Path(folder), model, processor, origin)
+
+
+def _classifier(model: Model) -> CheXpertClassifier:
+    return model if isinstance(model, CheXpertClassifier) else CheXpertClassifier.from_pretrained(model)
+
+
+def _split(data: Data, split: str, classifier: CheXpertClassifier) -> datasets.Dataset:
+    if not isinstance(data, datasets.Dataset):
+        return load_dataset(data, splits=[split], observations=classifier.observations)[split]
+    given, wanted = data.features["labels"].length, len(classifier.observations)
+    if given != wanted:
+        raise InputError(
+            f"The data have {given} labels, the model {wanted} observations; load them with observations="
+            "classifier.observations."
+        )
+    return data
+
+
+def _title(data: Data, split: str) -> str:
+    return f"{data.split or 'data'}" if isinstance(data, datasets.Dataset) else f"{Path(data).resolve().name}, {split}"

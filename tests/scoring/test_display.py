@@ -1,0 +1,148 @@
+"""A prediction as notebooks and scripts show it."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from chexpert_hf import (
+    CheXpertClassifier,
+    CheXpertConfig,
+    CheXpertForImageClassification,
+    CheXpertImageProcessor,
+    Prediction,
+    RadiographError,
+)
+from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.scoring.saliency import overlay
+from tests.conftest import TINY
+
+SCORES = {"No Finding": 0.9, "Edema": 0.6, "Fracture": 0.2, "Pneumonia": 0.55}
+POINTS = {"No Finding": 0.5, "Edema": 0.5, "Fracture": 0.5, "Pneumonia": 0.6}
+
+
+@pytest.fixture
+def prediction() -> Prediction:
+    positives = {name: score >= POINTS[name] for name, score in SCORES.items()}
+    return Prediction(SCORES, positives, operating_points=POINTS, labels=CHEXPERT.among(SCORES))
+
+
+@pytest.fixture
+def classifier(tiny_model) -> CheXpertClassifier:
+    return CheXpertClassifier(tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    Image.fromarray(render_phantom(1, ["Edema"]).image).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_text_is_one_readable_line(prediction):
+    assert repr(prediction) == (
+        "Prediction(positive: No Finding 0.90, Edema 0.60; below: Pneumonia 0.55, Fracture 0.20)"
+    )
+
+
+def test_text_counts_what_it_does_not_name(classifier, file):
+    assert re.fullmatch(r"Prediction\(.* and \d+ more.*\)", repr(classifier.predict(file)))
+    assert "\n" not in repr(classifier.predict(file))
+
+
+def test_table_has_what_is_called_positive_first(prediction):
+    expected = pd.DataFrame(
+        {
+            "probability": [0.9, 0.6, 0.55, 0.2],
+            "operating_point": [0.5, 0.5, 0.6, 0.5],
+            "is_positive": [True, True, False, False],
+        },
+        index=pd.Index(["No Finding", "Edema", "Pneumonia", "Fracture"], name="observation"),
+    )
+    pd.testing.assert_frame_equal(prediction.to_pandas(), expected)
+
+
+def test_dictionary_is_json(classifier, file):
+    values = json.loads(json.dumps(classifier.predict(file).to_dict()))
+    assert values["probabilities"] == classifier.predict(file).probabilities
+    assert values["operating_points"] == classifier.operating_points
+
+
+def test_html_has_both_pictures_every_score_and_runs_nothing(classifier, file):
+    html = classifier.predict(file, saliency=True)._repr_html_()
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert all(name in html for name in classifier.observations)
+    assert "not a medical device" in html
+    assert "<script" not in html
+    assert not re.search(r"https?://", html)
+
+
+def test_names_are_escaped_in_html():
+    config = CheXpertConfig(**TINY, id2label={0: "<b>TB</b>"})
+    model = CheXpertForImageClassification(config)
+    classifier = CheXpertClassifier(model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
+    assert "<b>TB" not in classifier.predict(render_phantom(1).image)._repr_html_()
+
+
+def test_map_of_the_first_observation_that_has_a_place_is_shown(prediction, classifier, file):
+    assert "Map of" not in prediction._repr_html_()
+    shown = classifier.predict(file, saliency=True)
+    first = next(name for name in shown.to_pandas().index if name != "No Finding")
+    assert f"Map of {first}" in shown._repr_html_()
+    assert [axes.get_title() for axes in shown.plot().axes] == ["Radiograph", f"Map of {first}", ""]
+    assert shown.plot("Fracture").axes[1].get_title() == "Map of Fracture"
+
+
+def test_plot_works_without_maps_and_without_the_radiograph(prediction, classifier, file):
+    assert isinstance(prediction.plot(), Figure)
+    assert len(prediction.plot().axes) == 1
+    assert len(classifier.predict(file).plot().axes) == 2
+
+
+def test_overlay_is_at_full_size_and_equals_that_of_the_command(classifier, file):
+    shown = classifier.predict(file, saliency=True)
+    expected = overlay(Image.open(file), shown.maps["Edema"])
+    np.testing.assert_array_equal(np.asarray(shown.overlay("Edema")), np.asarray(expected))
+
+
+def test_overlay_without_maps_or_file_says_what_to_do(classifier, file):
+    with pytest.raises(ValueError, match="saliency=True"):
+        classifier.predict(file).overlay("Edema")
+    shown = classifier.predict(file, saliency=True)
+    file.unlink()
+    with pytest.raises(ValueError, match="predict it again"):
+        shown.overlay("Edema")
+    assert "Edema" in shown._repr_html_()
+
+
+def test_prediction_survives_pickling(classifier, file):
+    shown = classifier.predict(file, saliency=True)
+    again = pickle.loads(pickle.dumps(shown))
+    assert (again.probabilities, again.operating_points, repr(again)) == (
+        shown.probabilities,
+        shown.operating_points,
+        repr(shown),
+    )
+
+
+def test_classifier_says_what_it_is(classifier):
+    assert repr(classifier) == "CheXpertClassifier(unnamed model; 14 observations, 64 pixels, torch in fp32)"
+
+
+def test_folder_is_a_table_with_a_row_for_each_file(classifier, file):
+    (file.parent / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    table = classifier.predict_folder(file.parent)
+    assert list(table.columns) == ["path", *classifier.observations, "note", "error"]
+    assert [Path(path).name for path in table["path"]] == ["a.png", "broken.png"]
+    assert table.loc[0, "Edema"] == classifier.predict(file).probabilities["Edema"]
+    assert pd.isna(table.loc[1, "Edema"])
+    assert pd.isna(table.loc[0, "error"])
+    assert "PNG" in table.loc[1, "error"]
+    with pytest.raises(RadiographError):
+        classifier.predict_folder(file.parent, errors="raise")
