@@ -1,6 +1,7 @@
 """Classifiers of radiographs: processor, model, gate and operating points of one model or of an ensemble."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -283,23 +284,36 @@ class CheXpertClassifier:
             raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
         sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         is_list = sources is inputs
-        failed: dict[int, RadiographError] = {}
+        results: list[Prediction | RadiographError] = []
+        for source, result in zip(sources, self._each(sources, saliency, batch_size), strict=True):
+            if isinstance(result, RadiographError):
+                result.name = f"{f'inputs[{len(results)}] ' if is_list else ''}{_name(source)}".rstrip()
+                if errors == "raise":
+                    raise result
+            results.append(result)
+        return results if is_list else results[0]
+
+    def _each(
+        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
+    ) -> Iterator[Prediction | RadiographError]:
+        """The prediction of each input, in order, or its error."""
+        read: deque[RadiographError | None] = deque()
 
         def prepared() -> Iterator[Prepared]:
-            for index, source in enumerate(sources):
+            for source in inputs:
                 try:
                     one = replace(self.prepare(self.read(source), for_gate=True), source=source)
                 except RadiographError as error:
-                    error.name = f"{f'inputs[{index}] ' if is_list else ''}{_name(source)}".rstrip()
-                    if errors == "raise":
-                        raise
-                    failed[index] = error
+                    read.append(error)
                 else:
+                    read.append(None)
                     yield one
 
-        predictions = iter(list(self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size)))
-        results = [failed[index] if index in failed else next(predictions) for index in range(len(sources))]
-        return results if is_list else results[0]
+        for prediction in self.predict_prepared(prepared(), saliency=saliency, batch_size=batch_size):
+            while (error := read.popleft()) is not None:
+                yield error
+            yield prediction
+        yield from filter(None, read)
 
     def predict_folder(
         self, folder: str | Path, *, batch_size: int = BATCH_SIZE, errors: Literal["raise", "return"] = "return"
