@@ -156,7 +156,7 @@ def root_of(node: ast.expr) -> str:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and not name.endswith("_")  # `_repr_html_` is IPython's
 
 
 def own_private_names(trees: Iterable[ast.Module]) -> set[str]:

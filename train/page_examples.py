@@ -15,7 +15,6 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from chexpert_hf.app.page.examples import DRAWINGS, drawing_of, finds
-from chexpert_hf.app.page.html import NO_FINDING
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.radiograph import read_radiograph
@@ -54,7 +53,7 @@ def drawing(classifier: CheXpertClassifier, observation: str) -> bytes | None:
     """A drawing in which the model finds an observation; None if there is none."""
     for seed in SEEDS:
         image, normal = (_jpeg(Image.fromarray(render_phantom(seed, planted).image)) for planted in ([observation], []))
-        is_distinct = observation == NO_FINDING or not finds(classifier, observation, normal)
+        is_distinct = observation == classifier.labels.none_of_these or not finds(classifier, observation, normal)
         if is_distinct and finds(classifier, observation, image):
             return image
     return None

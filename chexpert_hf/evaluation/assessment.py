@@ -21,6 +21,7 @@ from chexpert_hf.evaluation.metrics import (
     per_study,
     plain,
 )
+from chexpert_hf.labels import CHEXPERT
 
 SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
@@ -66,6 +67,7 @@ def assess(
     subgroups: Groups | None = None,
     aggregation: str = "maximum",
     replicates: int = 1000,
+    headline: Sequence[str] = CHEXPERT.headline,
 ) -> dict[str, Any]:
     """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
 
@@ -82,6 +84,7 @@ def assess(
         subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
         aggregation: One of `metrics.AGGREGATIONS`.
         replicates: Resamples of patients.
+        headline: The observations of the mean, as in a `LabelSet`.
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
@@ -94,7 +97,7 @@ def assess(
     columns = subgroups or {}
     _check_models(models, labels, observations)
     bootstrap = intervals.PatientBootstrap(_study_patients(labels, studies, patients, columns), replicates)
-    task = _Assessment(labels, studies, observations, aggregation, bootstrap)
+    task = _Assessment(labels, studies, observations, aggregation, bootstrap, headline)
     figures = [task.figures(model) for model in models]
     result: dict[str, Any] = plain(
         {
@@ -128,10 +131,11 @@ class _Assessment:
         observations: Sequence[str],
         aggregation: str,
         bootstrap: intervals.PatientBootstrap,
+        headline: Sequence[str],
     ) -> None:
         self.view_labels, self.studies, self.aggregation = labels, studies, aggregation
         self.labels, self.names = per_study(labels, studies)  # (num_studies, num_labels)
-        self.observations, self.mean_over = observations, averaged_observations(self.labels, observations)
+        self.observations, self.mean_over = observations, averaged_observations(self.labels, observations, headline)
         self.bootstrap = bootstrap
         self.patients = np.unique(bootstrap.patients, return_inverse=True)[1]  # numbers are sorted faster than names
 

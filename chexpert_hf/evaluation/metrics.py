@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from chexpert_hf.labels import COMPETITION_OBSERVATIONS, NEGATIVE, UNCERTAIN, BlankPolicy
+from chexpert_hf.labels import CHEXPERT, NEGATIVE, UNCERTAIN, BlankPolicy
 
 if TYPE_CHECKING:
     import datasets
@@ -212,16 +212,25 @@ def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tupl
     return tuple(name for name, both in zip(observations, has_both, strict=True) if both)
 
 
-def averaged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """The observations in a mean: the judged ones of the competition, or all judged ones if there is none."""
+def averaged_observations(
+    labels: FloatArray, observations: Sequence[str], headline: Sequence[str] = CHEXPERT.headline
+) -> tuple[str, ...]:
+    """The observations in a mean: the judged ones of the headline, or all judged ones if there is none."""
     judged = judged_observations(labels, observations)
-    return tuple(name for name in judged if name in COMPETITION_OBSERVATIONS) or judged
+    return tuple(name for name in judged if name in headline) or judged
 
 
 def evaluate_probabilities(
-    probabilities: FloatArray, labels: FloatArray, studies: Sequence[str], observations: Sequence[str]
+    probabilities: FloatArray,
+    labels: FloatArray,
+    studies: Sequence[str],
+    observations: Sequence[str],
+    headline: Sequence[str] = CHEXPERT.headline,
 ) -> Evaluation:
-    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study."""
+    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study.
+
+    `headline` names the observations of the mean, as in a `LabelSet`.
+    """
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(
             f"Expected probabilities and labels of shape (views, {len(observations)}), got {probabilities.shape} and "
@@ -235,6 +244,6 @@ def evaluate_probabilities(
         ObservationResult(observation, int((known == 1).sum()), int((known == 0).sum()), auroc(score, known))
         for observation, score, known in zip(observations, scores.T, truth.T, strict=True)
     )
-    mean_over = averaged_observations(truth, observations)
+    mean_over = averaged_observations(truth, observations, headline)
     values = [result.auroc for result in results if result.observation in mean_over]
     return Evaluation(results, len(names), mean_over, float(np.mean(values)) if values else NAN)

@@ -49,6 +49,7 @@ def assess_predictions(
         config.observations,
         subgroups=subgroup_columns(dataset, labels, config.observations),
         replicates=replicates,
+        headline=config.labels.headline,
     )
     return {**result["models"][0], "replicates": replicates}
 

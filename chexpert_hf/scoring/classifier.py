@@ -2,8 +2,8 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -17,7 +17,7 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, GateInput, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import CHEXPERT, LabelSet
+from chexpert_hf.labels import LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
@@ -27,11 +27,11 @@ from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
 from chexpert_hf.scoring.graphs.sessions import TorchRuntime
+from chexpert_hf.scoring.prediction import Prediction
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.scoring.saliency import SaliencyMaps, positive_maps, resize_maps
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
@@ -40,85 +40,6 @@ BATCH_SIZE = 16
 
 # Grid over the whole radiograph for averaging maps of models that see different parts of it; finer than any map.
 _COMMON_SIZE = (128, 128)
-
-
-@dataclass(frozen=True, repr=False)
-class Prediction:
-    """The scores of one radiograph.
-
-    Attributes:
-        probabilities: Probability of each observation, in [0, 1], in the model's order.
-        positives: Whether each probability reaches the observation's operating point.
-        saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
-            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
-        notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
-        gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
-        operating_points: Lowest probability at which each observation is called positive.
-        labels: The model's observations with their definitions.
-        source: The input of `predict`, from which pictures are made; None for batches of prepared radiographs.
-    """
-
-    probabilities: Mapping[str, float]
-    positives: Mapping[str, bool]
-    saliency: SaliencyMaps | None = None
-    notes: tuple[str, ...] = ()
-    gate: Verdict | None = None
-    operating_points: Mapping[str, float] = field(default_factory=dict)
-    labels: LabelSet = CHEXPERT
-    source: RadiographSource | None = field(default=None, compare=False)
-
-    def __repr__(self) -> str:
-        from chexpert_hf.scoring.display import as_text
-
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        from chexpert_hf.scoring.display import as_html
-
-        return as_html(self)
-
-    def plot(self, observation: str | None = None) -> "Figure":
-        """Draws the radiograph, the map of an observation and all scores with their operating points.
-
-        Args:
-            observation: By default the first one in the order of `to_pandas` that has a place in the image.
-        """
-        from chexpert_hf.scoring.display import as_figure
-
-        return as_figure(self, observation)
-
-    def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
-        """The map of an observation over the radiograph at its full size.
-
-        Raises:
-            ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
-        """
-        from chexpert_hf.scoring.display import full_overlay
-
-        return full_overlay(self, observation, opacity)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Scores, calls, operating points, notes and the gate's verdict, for JSON."""
-        return {
-            "probabilities": dict(self.probabilities),
-            "positives": dict(self.positives),
-            "operating_points": dict(self.operating_points),
-            "notes": list(self.notes),
-            "gate": self.gate and asdict(self.gate),
-        }
-
-    def to_pandas(self) -> "DataFrame":
-        """One row per observation: those called positive first, then by probability."""
-        from chexpert_hf.scoring.display import as_table
-
-        return as_table(self)
-
-    @property
-    def maps(self) -> SaliencyMaps:
-        """`saliency`; ValueError if it was not requested."""
-        if self.saliency is None:
-            raise ValueError("There are no maps; ask for them with saliency=True.")
-        return self.saliency
 
 
 @dataclass(frozen=True)

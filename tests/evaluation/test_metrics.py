@@ -192,3 +192,12 @@ def test_a_mean_covers_the_competition_or_else_all_that_can_be_judged():
     assert averaged_observations(labels, ["Fracture", "Edema"]) == ("Edema",)
     assert averaged_observations(labels, ["Fracture", "Pneumonia"]) == ("Fracture", "Pneumonia")
     assert averaged_observations(labels[:2], ["Fracture", "Edema"]) == ()
+
+
+def test_the_mean_is_over_the_headline_of_the_label_set():
+    labels = np.array([[0, 1], [1, 0]] * 20, dtype=float)
+    probabilities = np.array([[0.2, 0.4], [0.7, 0.6]] * 20)
+    studies = [f"s{number}" for number in range(40)]
+    result = evaluate_probabilities(probabilities, labels, studies, ["TB", "Normal"], ["Normal"])
+    assert (result.mean_over, result.mean_auroc) == (("Normal",), 0.0)
+    assert evaluate_probabilities(probabilities, labels, studies, ["TB", "Normal"]).mean_over == ("TB", "Normal")

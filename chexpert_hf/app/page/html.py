@@ -16,9 +16,7 @@ from markupsafe import Markup
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page import text
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.labels import OBSERVATIONS
-
-NO_FINDING = "No Finding"
+from chexpert_hf.labels import CHEXPERT
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 """The system's fonts."""
@@ -37,8 +35,7 @@ DELIVERY_JS, PASTE_JS = _asset("delivery.js"), _asset("paste.js")
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
     """Observations in the order of CheXpert's files; others come last, in the model's order."""
-    names = list(observations)
-    return [*(name for name in OBSERVATIONS if name in names), *(name for name in names if name not in OBSERVATIONS)]
+    return CHEXPERT.in_order(observations)
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
@@ -46,10 +43,10 @@ def by_probability(probabilities: Mapping[str, float]) -> list[str]:
     return sorted(clinical_order(probabilities), key=lambda name: -probabilities[name])
 
 
-def shown_first(probabilities: Mapping[str, float]) -> list[str]:
-    """Observations by probability, without No Finding, whose map points at nothing, unless there is no other."""
+def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -> list[str]:
+    """Observations by probability, without No Finding or its like, whose map points at nothing, if there is another."""
     names = by_probability(probabilities)
-    return [name for name in names if name != NO_FINDING] or names
+    return [name for name in names if name != none_of_these] or names
 
 
 def _source_of(name: str) -> str:
@@ -59,7 +56,12 @@ def _source_of(name: str) -> str:
 
 _ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.globals |= {name: value for name, value in vars(text).items() if name.isupper()}
-_ENVIRONMENT.globals |= {"DISCLAIMER": DISCLAIMER, "by_probability": by_probability, "clinical_order": clinical_order}
+_ENVIRONMENT.globals |= {
+    "DISCLAIMER": DISCLAIMER,
+    "OBSERVATIONS": CHEXPERT.names,
+    "by_probability": by_probability,
+    "clinical_order": clinical_order,
+}
 
 
 def render(template: str, **values: Any) -> Markup:

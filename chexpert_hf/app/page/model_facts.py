@@ -1,7 +1,8 @@
 """Facts about a model from its folder: name, weights, training data, and metrics."""
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
 from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval
 from chexpert_hf.files import sha256_of
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.loading import model_name, model_warnings
 from chexpert_hf.models.model_files import ENSEMBLE_FILE, EVALUATION_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -66,6 +68,7 @@ class ModelFacts:
     metrics: Metrics | None = None
     maps_note: str = ""  # whether the maps of a single model point at findings; empty if that was not measured
     warnings: tuple[str, ...] = ()  # of the model, such as that it is not a clinical one
+    definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # of its observations
 
     @property
     def weights(self) -> str:
@@ -101,6 +104,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         metrics=_metrics(places),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
+        definitions=classifier.labels.definitions,
     )
 
 

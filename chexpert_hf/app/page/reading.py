@@ -83,7 +83,12 @@ class Study:
     @property
     def most_probable(self) -> str:
         """The observation whose map is shown first."""
-        return shown_first(self.probabilities)[0]
+        return self.shown_first()[0]
+
+    def shown_first(self) -> list[str]:
+        """The observations in the order in which their maps are shown."""
+        labels = next(iter(self.views.values())).prediction.labels
+        return shown_first(self.probabilities, labels.none_of_these)
 
     @property
     def has_gate(self) -> bool:

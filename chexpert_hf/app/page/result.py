@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from chexpert_hf.app.page.html import REPORT_CSS, data_url, render, shown_first
+from chexpert_hf.app.page.html import REPORT_CSS, data_url, render
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import Reading, Study, bytes_of, encode
-from chexpert_hf.app.page.text import DEFINITIONS, describe_map
+from chexpert_hf.app.page.text import describe_map
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -43,7 +43,7 @@ def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, 
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
         "observations": names,
-        "definitions": [DEFINITIONS.get(name, "") for name in names],
+        "definitions": [facts.definitions.get(name, "") for name in names],
         "chosen": names.index(study.most_probable),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
         "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
@@ -99,7 +99,7 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
     """Views, then maps of the chosen and the most probable observations, with captions."""
     for number, reading in list(study.views.items())[:_MAX_VIEWS]:
         yield study.label(number), reading.image()
-    names = [name for name in shown_first(study.probabilities) if name != chosen]
+    names = [name for name in study.shown_first() if name != chosen]
     for name in [*([chosen] if chosen else []), *names][:NUM_MAPS]:
         number = study.view_of()[name]
         reading = study.views[number]

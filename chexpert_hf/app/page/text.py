@@ -1,13 +1,7 @@
-"""The texts of the page: the disclaimer, the meaning of the observations and of a map.
-
-Definitions follow the Fleischner Society's glossary (Hansell et al. 2008, Radiology 246(3):697-722) where it has the
-term, and the labeler of Irvin et al. 2019, arXiv:1901.07031, section 2, for what CheXpert counts under a name.
-"""
+"""The texts of the page, such as the meaning of a map."""
 
 from collections.abc import Mapping
 from typing import Any
-
-from chexpert_hf.labels import OBSERVATIONS
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
@@ -16,25 +10,6 @@ RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package 
 DRAWINGS_NOTE = "Drawings are synthetic and show no patient; only those whose finding this model detects are here."
 NO_METRICS = "No metrics come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
-
-_DEFINITIONS = (
-    "None of the other findings is seen; support devices may be there.",
-    "The outline of the heart and mediastinum together is widened.",
-    "The heart is enlarged; on a PA view, wider than half of the chest.",
-    "Part of a lung is whiter than normal, whatever the cause.",
-    "A nodule or mass in a lung.",
-    "Too much fluid in the tissue or air spaces of the lungs, often from heart failure.",
-    "Air spaces filled with fluid, pus or cells, so that the lung is evenly white and hides its vessels.",
-    "Infection of the lung, which an image alone can suggest but not prove.",
-    "Part of a lung has lost volume, up to collapse.",
-    "Air between the lung and the chest wall.",
-    "Fluid between the lung and the chest wall.",
-    "A change of the pleura other than fluid or air, such as thickening or scarring.",
-    "A broken bone, such as a rib, a clavicle or a vertebra, fresh or healed.",
-    "Something placed in or on the body, such as a tube, a line, a pacemaker or a valve.",
-)
-DEFINITIONS = dict(zip(OBSERVATIONS, _DEFINITIONS, strict=True))
-"""The meaning of each of CheXpert's observations, in one line."""
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:

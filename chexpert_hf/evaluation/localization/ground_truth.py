@@ -15,7 +15,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
 from chexpert_hf.evaluation.localization.localization import Mask, box_mask
 from chexpert_hf.files import first_line
-from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.labels import CHEXPERT
 
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
@@ -40,7 +40,7 @@ class MaskFolder:
     def findings(self, path: str) -> tuple[str, ...]:
         """The observations that have a mask in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
-        return tuple(name for name in OBSERVATIONS if name in names)
+        return tuple(CHEXPERT.in_order(sorted(names)))
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
         """The mask of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
@@ -100,7 +100,7 @@ class Boxes:
             raise GroundTruthError(f"{reference.file} holds no box; expected rows with x, y, width, height, in pixels.")
 
     def findings(self, path: str) -> tuple[str, ...]:
-        return tuple(name for name in OBSERVATIONS if name in self._boxes.get(path, {}))
+        return tuple(CHEXPERT.in_order(self._boxes.get(path, {})))
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
         mask = box_mask(self._boxes[path][observation], shape)

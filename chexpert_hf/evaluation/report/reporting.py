@@ -42,7 +42,9 @@ def evaluate_dataset(
 def evaluate_predictions(probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig) -> Evaluation:
     """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
     labels = split_labels(dataset, config.blank_labels)
-    return evaluate_probabilities(probabilities, labels, dataset["study"][:], config.observations)
+    return evaluate_probabilities(
+        probabilities, labels, dataset["study"][:], config.observations, config.labels.headline
+    )
 
 
 def assess_dataset(
@@ -84,7 +86,7 @@ def assess_dataset(
     probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
     options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
     groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
-    metrics = assess(scores, labels, studies, patients, observations, subgroups=groups, **options)
+    metrics = assess(scores, labels, studies, patients, observations, groups, headline=first.labels.headline, **options)
     metrics["reference_standard"] = labels_name
     if reference is not None:
         options["labels_name"] = labels_name

@@ -39,7 +39,6 @@ OUTSIDE, FRAME, MARKER = "outside the body", "outer frame", "side marker"
 _MODEL, _HEAD, _ALL = "model", "head", "all weights"
 
 _STREAM = 1810_03292  # added to the seed, which may be the one that the model was trained with
-_NOWHERE = "No Finding"  # an observation without a place
 _SIZE = (320, 320)  # of the picture in which regions are found: the paper's, in which letters can be read
 
 Pair = tuple[int, int]  # row of a radiograph and column of an observation
@@ -70,7 +69,7 @@ def check_sanity(
     patients = patients or [str(number) for number in range(len(files))]
     probabilities, by_network, masses, areas = _run(classifier, files, seed, progress)
     points = np.array([classifier.operating_points[name] for name in classifier.observations])
-    is_finding = np.array([name != _NOWHERE for name in classifier.observations])
+    is_finding = np.array([name != classifier.labels.none_of_these for name in classifier.observations])
     is_called = (probabilities >= points) & is_finding
     is_wanted = is_called if is_positive is None else is_called | (is_positive & is_finding)
     pairs = choose_pairs(probabilities, is_wanted)

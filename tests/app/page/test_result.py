@@ -22,7 +22,8 @@ from chexpert_hf.app.page.html import about_html, by_probability, clinical_order
 from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
-from chexpert_hf.app.page.text import DEFINITIONS, NO_GATE
+from chexpert_hf.app.page.text import NO_GATE
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.saliency import SaliencyMaps
 from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
 
@@ -90,7 +91,7 @@ def test_row_shows_probability_operating_point_and_call(facts: ModelFacts) -> No
         "kind": "above",
         "index": "1",
         "pressed": "true",
-        "title": DEFINITIONS["Edema"],
+        "title": CHEXPERT.definitions["Edema"],
         "name": "Edema",
         "value": "0.731",
         "call": "above",

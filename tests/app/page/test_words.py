@@ -12,10 +12,11 @@ import pytest
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
 from chexpert_hf.app.page.html import about_html, header_html
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.text import DEFINITIONS, NO_METRICS, describe_map, describe_map_evaluation
+from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.model_files import write_ensemble
 
 EVALUATION = {
@@ -33,9 +34,9 @@ EVALUATION = {
 
 
 def test_every_observation_has_a_definition_of_its_own() -> None:
-    assert tuple(DEFINITIONS) == OBSERVATIONS
-    assert len(set(DEFINITIONS.values())) == len(OBSERVATIONS)
-    assert all(text.endswith(".") and "\n" not in text for text in DEFINITIONS.values())
+    assert tuple(CHEXPERT.definitions) == OBSERVATIONS
+    assert len(set(CHEXPERT.definitions.values())) == len(OBSERVATIONS)
+    assert all(text.endswith(".") and "\n" not in text for text in CHEXPERT.definitions.values())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_every_observation_has_a_definition_of_its_own() -> None:
     ],
 )
 def test_definition_belongs_to_its_observation(observation: str, word: str) -> None:
-    assert word.lower() in DEFINITIONS[observation].lower()
+    assert word.lower() in CHEXPERT.definitions[observation].lower()
 
 
 def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:
@@ -123,7 +124,7 @@ def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: P
     )
     low, high = newcombe_interval(0.9, 20, 80).low, newcombe_interval(0.9, 20, 80).high
     assert f"<td>0.900 ({low:.2f} to {high:.2f})</td><td>20 / 80</td>" in edema
-    assert DEFINITIONS["Edema"] in edema
+    assert CHEXPERT.definitions["Edema"] in edema
     assert "too few studies" in fracture
     assert "too few" not in edema
     assert "not measured" in pneumonia

@@ -1,0 +1,222 @@
+"""The scores of one radiograph, as values, text, HTML for notebooks, and a figure."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from chexpert_hf import DISCLAIMER
+from chexpert_hf.gate import Verdict
+from chexpert_hf.labels import CHEXPERT, LabelSet
+from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource, read_radiograph
+from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_SHOWN = 3  # observations in a line of text
+_HTML_SIDE, _FIGURE_SIDE = 360, 1024
+_POSITIVE, _BELOW = "#c2410c", "#64748b"
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """The scores of one radiograph.
+
+    Attributes:
+        probabilities: Probability of each observation, in [0, 1], in the model's order.
+        positives: Whether each probability reaches the observation's operating point.
+        saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
+            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
+        notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
+        gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
+        operating_points: Lowest probability at which each observation is called positive.
+        labels: The model's observations with their definitions.
+        source: The input of `predict`, from which pictures are made; None for batches of prepared radiographs.
+    """
+
+    probabilities: Mapping[str, float]
+    positives: Mapping[str, bool]
+    saliency: SaliencyMaps | None = None
+    notes: tuple[str, ...] = ()
+    gate: Verdict | None = None
+    operating_points: Mapping[str, float] = field(default_factory=dict)
+    labels: LabelSet = CHEXPERT
+    source: RadiographSource | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return _text(self)
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+    def plot(self, observation: str | None = None) -> "Figure":
+        """Draws the radiograph, the map of an observation and all scores with their operating points.
+
+        Args:
+            observation: By default the first one in the order of `to_pandas` that has a place in the image.
+        """
+        return _figure(self, observation)
+
+    def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
+        """The map of an observation over the radiograph at its full size.
+
+        Raises:
+            ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
+        """
+        return _full_overlay(self, observation, opacity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores, calls, operating points, notes and the gate's verdict, for JSON."""
+        return {
+            "probabilities": dict(self.probabilities),
+            "positives": dict(self.positives),
+            "operating_points": dict(self.operating_points),
+            "notes": list(self.notes),
+            "gate": self.gate and asdict(self.gate),
+        }
+
+    def to_pandas(self) -> "DataFrame":
+        """One row per observation: those called positive first, then by probability."""
+        return _table(self)
+
+    @property
+    def maps(self) -> SaliencyMaps:
+        """`saliency`; ValueError if it was not requested."""
+        if self.saliency is None:
+            raise ValueError("There are no maps; ask for them with saliency=True.")
+        return self.saliency
+
+
+class _Row(NamedTuple):
+    """One observation of a prediction; its operating point is None where the model's is not known."""
+
+    observation: str
+    probability: float
+    operating_point: float | None
+    is_positive: bool
+
+
+def _rows(prediction: Prediction) -> list[_Row]:
+    """The observations, those at or above their operating points first, then by probability."""
+    rows = [
+        _Row(name, probability, prediction.operating_points.get(name), prediction.positives[name])
+        for name, probability in prediction.probabilities.items()
+    ]
+    return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
+
+
+def _shown_first(prediction: Prediction) -> str:
+    """The observation whose map is shown first: the first of `_rows` that is somewhere in the image."""
+    names = [row.observation for row in _rows(prediction)]
+    return next((name for name in names if name != prediction.labels.none_of_these), names[0])
+
+
+def _table(prediction: Prediction) -> "DataFrame":
+    """`_rows` with the observations as index."""
+    import pandas as pd
+
+    return pd.DataFrame(_rows(prediction)).set_index("observation")
+
+
+def _text(prediction: Prediction) -> str:
+    """The prediction in one line."""
+    rows = _rows(prediction)
+    parts = []
+    for title, is_positive in (("positive", True), ("below", False)):
+        chosen = [row for row in rows if row.is_positive is is_positive]
+        if chosen:
+            more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
+            shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
+            parts.append(f"{title}: {shown}{more}")
+    if prediction.gate is not None and not prediction.gate.is_chest_radiograph:
+        parts.append("not a chest radiograph")
+    return f"Prediction({'; '.join(parts)})"
+
+
+def _html(prediction: Prediction) -> str:
+    """The radiograph, the map of the first observation and a bar for each one, complete in itself."""
+    pictures = []
+    image = _radiograph(prediction, _HTML_SIDE)
+    if image is not None:
+        pictures.append(("Radiograph", _data_url(image)))
+        if prediction.saliency is not None:
+            name = _shown_first(prediction)
+            pictures.append((f"Map of {name}", _data_url(_overlay(prediction, image, name, 0.5))))
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("prediction.html")
+    return template.render(
+        rows=_rows(prediction), pictures=pictures, gate=prediction.gate, notes=prediction.notes, disclaimer=DISCLAIMER
+    )
+
+
+def _figure(prediction: Prediction, observation: str | None) -> "Figure":
+    """The radiograph, the map of an observation (by default the first one), and all scores with operating points."""
+    from matplotlib.figure import Figure
+
+    image = _radiograph(prediction, _FIGURE_SIDE)
+    pictures: list[tuple[str, Image.Image]] = []
+    if image is not None:
+        pictures.append(("Radiograph", image))
+        if prediction.saliency is not None:
+            name = observation or _shown_first(prediction)
+            pictures.append((f"Map of {name}", _overlay(prediction, image, name, 0.5)))
+    rows = _rows(prediction)[::-1]
+    height = max(3.2, 0.28 * len(rows) + 0.9)
+    figure = Figure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
+    *shown, bars = figure.subplots(1, len(pictures) + 1, squeeze=False, width_ratios=[1] * len(pictures) + [1.1])[0]
+    for axes, (title, picture) in zip(shown, pictures, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    places = range(len(rows))
+    colors = [_POSITIVE if row.is_positive else _BELOW for row in rows]
+    bars.barh(places, [row.probability for row in rows], color=colors, height=0.62)
+    for place, row in zip(places, rows, strict=True):
+        bars.text(1.02, place, f"{row.probability:.2f}", va="center", fontsize=9)
+        if row.operating_point is not None:
+            bars.plot([row.operating_point] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.4)
+    bars.set_yticks(places, [row.observation for row in rows], fontsize=9)
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("Probability; the black mark is the operating point", fontsize=8)
+    for side in ("top", "right"):
+        bars.spines[side].set_visible(False)
+    return figure
+
+
+def _full_overlay(prediction: Prediction, observation: str, opacity: float) -> Image.Image:
+    """An observation's map over the radiograph at its full size; ValueError if there is no map or no radiograph."""
+    image = _radiograph(prediction, None)
+    if image is None:
+        raise ValueError("The radiograph is not known any more; predict it again.")
+    return _overlay(prediction, image, observation, opacity)
+
+
+def _overlay(prediction: Prediction, image: Image.Image, observation: str, opacity: float) -> Image.Image:
+    return overlay(image, prediction.maps.at_size(image.size)[observation], opacity)
+
+
+def _radiograph(prediction: Prediction, side: int | None) -> Image.Image | None:
+    """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
+    if prediction.source is None:
+        return None
+    try:
+        image = read_radiograph(prediction.source, target_size=side)
+    except RadiographError:
+        return None
+    if side is not None:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
+def _data_url(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
