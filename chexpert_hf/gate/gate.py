@@ -43,6 +43,7 @@ _LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on on
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
+_LEAST_CORRELATION = 0.6  # of neighbouring pixels of the thumbnail; radiographs have at least .83, noise at most .28
 _LATERAL_REACH = 2.5  # largest distance of a lateral view, which is farther from frontal ones than they are
 _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
@@ -206,6 +207,8 @@ class Gate:
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
         if float(one.gray.float().std()) < _LEAST_CONTRAST:
             return "all of it has about the same brightness."
+        if _neighbour_correlation(one.gray) < _LEAST_CORRELATION:
+            return "it is noise: neighbouring pixels have nothing to do with each other."
         return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 
     def _relative(self, features: Floats) -> float:
@@ -268,3 +271,10 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
         found = tuple(tensors[name].shape) if name in tensors else None
         if name not in _SHAPES or found != expected or 0 in expected or tensors[name].dtype != torch.float32:
             raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected float32 {expected}")
+
+
+def _neighbour_correlation(gray: Tensor) -> float:
+    """Correlation of neighbouring pixels of a thumbnail `(1, height, width)`, the higher one of both directions."""
+    centred = gray[0].double() - gray.double().mean()
+    products = (centred[:, 1:] * centred[:, :-1]).mean(), (centred[1:] * centred[:-1]).mean()
+    return float(max(products) / centred.square().mean())

@@ -161,6 +161,14 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
     """The radiograph, the map of an observation (by default the first one), and all scores with operating points."""
     from matplotlib.figure import Figure
 
+    class ShownFigure(Figure):
+        """A figure that notebooks show without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            stream = io.BytesIO()
+            self.savefig(stream)
+            return stream.getvalue()
+
     image = _radiograph(prediction, _FIGURE_SIDE)
     pictures: list[tuple[str, Image.Image]] = []
     if image is not None:
@@ -170,7 +178,7 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
             pictures.append((f"Map of {name}", _overlay(prediction, image, name, 0.5)))
     rows = _rows(prediction)[::-1]
     height = max(3.2, 0.28 * len(rows) + 0.9)
-    figure = Figure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
+    figure = ShownFigure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
     *shown, bars = figure.subplots(1, len(pictures) + 1, squeeze=False, width_ratios=[1] * len(pictures) + [1.1])[0]
     for axes, (title, picture) in zip(shown, pictures, strict=True):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)

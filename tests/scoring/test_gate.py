@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
 from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
@@ -46,11 +47,9 @@ def gate(phantoms: list[Image.Image]) -> Gate:
 
 
 def textures() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (160, 160), dtype=np.uint8)
     stripes = np.tile(np.arange(160) % 20 * 12, (160, 1)).astype(np.uint8)
     checker = (np.indices((160, 160)).sum(axis=0) // 20 % 2 * 255).astype(np.uint8)
-    return [Image.fromarray(array) for array in (noise, stripes, checker)]
+    return [Image.fromarray(array) for array in (stripes, checker)]
 
 
 def test_radiographs_that_the_fit_did_not_see_are_accepted_without_a_warning(gate, phantoms):
@@ -92,6 +91,13 @@ def test_what_needs_no_network_is_refused_in_plain_words(gate, image, is_colour,
     verdict = judge(gate, image, is_colour=is_colour)
     assert not verdict.is_chest_radiograph
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize("side", [64, 128, 256, 512, 1024])
+def test_noise_is_refused_in_every_size_also_by_the_bundled_model(gate, side):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8))
+    for one in (gate, Gate.load(DEFAULT_MODEL)):
+        assert "it is noise" in judge(one, noise).reason
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_map_of_the_first_observation_that_has_a_place_is_shown(prediction, clas
 
 def test_plot_works_without_maps_and_without_the_radiograph(prediction, classifier, file):
     assert isinstance(prediction.plot(), Figure)
+    assert prediction.plot()._repr_png_().startswith(b"\x89PNG")
     assert len(prediction.plot().axes) == 1
     assert len(classifier.predict(file).plot().axes) == 2
 
