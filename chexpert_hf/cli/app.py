@@ -29,6 +29,9 @@ app = Typer(
     pretty_exceptions_enable=False,
 )
 
+START, MODEL, SHARE, INSPECT = "Start", "Train and evaluate", "Share and convert", "Inspect"
+"""Panels of `--help`."""
+
 say = partial(echo, err=True)
 """Prints one line on standard error."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, hide_bars, say, show
+from chexpert_hf.cli.app import INSPECT, SHARE, app, hide_bars, say, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
@@ -25,7 +25,7 @@ _CALIBRATION = "For int8: a CheXpert folder, or any folder of radiographs. \\[ph
 _LABELS = "Names of the outputs, in their order, where the source does not say; an empty name drops one."
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=SHARE, epilog="Example: chexpert-hf import stanford:iter_4800.pth.tar stanford")
 def import_weights(
     source: Annotated[str, Argument(help=_SOURCES)],
     output: Annotated[Path, Argument(metavar="OUT", help="New or empty folder for the model.")],
@@ -45,7 +45,10 @@ def import_weights(
     show(result, "\n".join([done, *model.remarks]), as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=SHARE,
+    epilog="Example: chexpert-hf export runs/mine --runtime openvino",
+)
 def export(
     model: Annotated[str, Argument(help="Model folder, or repository id on the Hub.")],
     runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Write a graph for it.")] = None,
@@ -95,7 +98,7 @@ def _summary(exported: "ExportedGraph") -> str:
     return "\n".join(lines)
 
 
-@app.command()
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf bench runs/mine radiographs/ --limit 1000")
 def bench(
     model: Annotated[Path | None, Argument(help="Model folder; an untrained DenseNet121 if none.")] = None,
     images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, hide_bars, load_classifier, load_reference, load_split, progress_bar, say, show
+from chexpert_hf.cli.app import (
+    MODEL,
+    app,
+    hide_bars,
+    load_classifier,
+    load_reference,
+    load_split,
+    progress_bar,
+    say,
+    show,
+)
 from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import result_folder
@@ -23,7 +33,7 @@ _LABELS_NAME = "Who set the data set's own labels, such as 'text-mined labels'; 
 _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumonia=.02,Edema=.05'."
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf evaluate MY-DATA --model runs/mine --output report/")
 def evaluate(
     data: options.Data,
     model: options.Models,
@@ -135,7 +145,10 @@ def _short_results(
     return values, "\n".join(tables)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MODEL,
+    epilog="Example: chexpert-hf calibrate MY-DATA --model runs/mine --output calibrated/",
+)
 def calibrate(
     data: options.Data,
     model: Annotated[Path, Option("--model", "-m", help="Model folder, which is not changed.")],
@@ -176,7 +189,7 @@ def calibrate(
     show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
 def gate(
     data: options.Data,
     model: Annotated[Path, Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],

@@ -7,12 +7,22 @@ from typing import Annotated
 from typer import Argument, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import DISCLAIMER, app, load_classifier, load_reference, load_split, progress_bar, say, show
+from chexpert_hf.cli.app import (
+    DISCLAIMER,
+    MODEL,
+    app,
+    load_classifier,
+    load_reference,
+    load_split,
+    progress_bar,
+    say,
+    show,
+)
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import result_folder
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf localize MY-DATA --model runs/mine --output maps/")
 def localize(
     data: options.Data,
     model: options.Models,
@@ -67,7 +77,7 @@ def localize(
     say(f"Results are in {output}: localization.md, localization.json, localization.csv.")
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf sanity MY-DATA --model runs/mine --output sanity/")
 def sanity(
     paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one CheXpert folder: its valid split.")],
     model: options.Models,

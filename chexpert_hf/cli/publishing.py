@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, hide_bars, show
+from chexpert_hf.cli.app import SHARE, app, hide_bars, show
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 
@@ -19,7 +19,7 @@ Private = Annotated[bool, Option("--private", help="Make a new repository privat
 _MODEL = "Repository id on the Hub; or a model folder, or nih, the bundled model, whose files become part of the Space."
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf check runs/mine")
 def check(
     model: Annotated[str, Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a repository.")] = None,
@@ -47,7 +47,7 @@ def check(
         raise Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf push runs/mine me/my-model --dry-run")
 def push(
     model: Annotated[Path, Argument(help="Model folder, or nih, the bundled model.")],
     repo_id: Annotated[str, Argument(help="user/name; created if it does not exist.")],
@@ -72,7 +72,7 @@ def push(
         _show(Published(repo_id, "", None, stage_model(model, repo_id, Path(staging))), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-model me/my-page")
 def space(
     model: Annotated[str, Argument(help=_MODEL)],
     space_id: Annotated[str, Argument(help="user/name of the Space; created if it does not exist.")],

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from typer import Argument, Option, echo
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import app, hide_bars, progress_bar, say, show
+from chexpert_hf.cli.app import INSPECT, MODEL, START, app, hide_bars, progress_bar, say, show
 from chexpert_hf.cli.predicting import demo
 from chexpert_hf.errors import InputError
 from chexpert_hf.training.recipe import Recipe
@@ -19,25 +19,19 @@ QUICKSTART = Path("chexpert-quickstart")
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
 
 
-@app.command()
-def phantom(
-    output: Annotated[Path, Argument(help="New or empty folder to write.")],
-    studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
-    seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
-    valid_fraction: Annotated[float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv.")] = 0.2,
-) -> None:
-    """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
-    from chexpert_hf.phantoms import write_phantoms
-
-    with progress_bar(studies, "studies") as bar:
-        numbers = {"num_studies": studies, "seed": seed, "workers": os.cpu_count() or 1}
-        write_phantoms(output, **numbers, valid_fraction=valid_fraction, progress=lambda done: bar.update(done - bar.n))
-    echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
+_PANELS = {
+    "observations": "Labels",
+    "init": "Network",
+    "image_size": "Images",
+    "epochs": "Optimisation",
+    "runs": "Runs and machine",
+}
+"""Panels of the recipe's options in `train --help`, by their first field."""
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces a command's `**flags` by an option for each recipe field that has one; None if it is not given."""
-    own, hints, added = signature(command), get_type_hints(Recipe), []
+    own, hints, added, panel = signature(command), get_type_hints(Recipe), [], ""
     for item in (item for item in fields(Recipe) if item.metadata.get("flag")):
         first_type = (get_args(hints[item.name]) or (hints[item.name],))[0]
         kind = first_type if first_type in (bool, int, float) else str
@@ -49,14 +43,15 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             text += f" \\[{default}]"  # escaped, since the help text is markup
         elif isinstance(default, int | float):
             text += f" [{default:g}]"
-        option = Annotated[kind | None, Option(names, help=text)]  # type: ignore[valid-type]
+        panel = _PANELS.get(item.name, panel)
+        option = Annotated[kind | None, Option(names, help=text, rich_help_panel=panel)]  # type: ignore[valid-type]
         added.append(Parameter(item.name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=option))
     given = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
     command.__signature__ = own.replace(parameters=[*given, *added])  # type: ignore[attr-defined]
     return command
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf train MY-DATA --output runs/mine --init nih")
 @with_recipe_options
 def train(
     data: options.Data,
@@ -112,7 +107,7 @@ def train(
     say(f"Pushed to {push_to_hub}, commit {str(done.commit)[:12]}: {done.url}")
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf quickstart")
 def quickstart(
     output: Annotated[Path, options.output("New or empty folder for everything.")] = QUICKSTART,
     serve: Annotated[bool, Option("--serve/--no-serve", help="Open the app at the end.")] = True,
@@ -124,3 +119,19 @@ def quickstart(
     model = run_quickstart(output, say=echo)
     if serve:
         demo([str(model)])
+
+
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom phantoms --studies 300")
+def phantom(
+    output: Annotated[Path, Argument(help="New or empty folder to write.")],
+    studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
+    seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
+    valid_fraction: Annotated[float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv.")] = 0.2,
+) -> None:
+    """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
+    from chexpert_hf.phantoms import write_phantoms
+
+    with progress_bar(studies, "studies") as bar:
+        numbers = {"num_studies": studies, "seed": seed, "workers": os.cpu_count() or 1}
+        write_phantoms(output, **numbers, valid_fraction=valid_fraction, progress=lambda done: bar.update(done - bar.n))
+    echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
