@@ -1,4 +1,4 @@
-"""What the commands do, as functions of a model and data: evaluate, calibrate, localize, save."""
+"""The commands as functions of a model and data: evaluate, calibrate, localize, save."""
 
 from datetime import date
 from pathlib import Path

@@ -132,7 +132,7 @@ class LabelSet:
         return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known of the observations, for JSON, without their names."""
+        """The attributes but `names`, for JSON; empty ones are left out."""
         return {name: value for name, value in asdict(self).items() if name != "names" and value}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a layout is: how the files of a data set are named, and how one of its splits is read."""
+"""A layout: how the files of a data set are named, and how one of its splits is read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
