@@ -76,7 +76,7 @@ def push(
 def space(
     model: Annotated[str, Argument(help=_MODEL)],
     space_id: Annotated[str, Argument(help="user/name of the Space; created if it does not exist.")],
-    revision: Annotated[str, Option(help="Revision of the repository; the Space stays at its present commit.")] = "main",
+    revision: Annotated[str, Option(help="Revision of a repository, fixed at its present commit.")] = "main",
     private: Private = False,
     dry_run: Annotated[Path | None, Option("--dry-run", help="Write the Space's files to this folder.")] = None,
     as_json: options.AsJson = False,
