@@ -11,7 +11,7 @@ from chexpert_hf.default_model import DEFAULT_MODEL
 
 PACKAGE = Path(chexpert_hf.__file__).parent
 
-# From top to bottom; the README draws the same.
+# From top to bottom; docs/concepts/architecture.md draws the same.
 GROUPS = [
     ["errors"],
     ["files", "default_model", "csv_dialect"],
