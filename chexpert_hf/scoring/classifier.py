@@ -307,13 +307,13 @@ class CheXpertClassifier:
         """Scores radiographs from `prepare` one batch at a time, as they come."""
         if batch_size < 1:
             raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
-        radiographs, points = iter(radiographs), self.operating_points
+        radiographs, points, labels = iter(radiographs), self.operating_points, self.labels
         while batch := list(islice(radiographs, batch_size)):
             results = zip(batch, self._score(batch, saliency), self.verdicts(batch), strict=True)
             for one, (probabilities, maps), verdict in results:
                 scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
                 positives = {name: score >= points[name] for name, score in scores.items()}
-                yield Prediction(scores, positives, maps, one.notes, verdict, points, self.labels, one.source)
+                yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
