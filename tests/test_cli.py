@@ -354,6 +354,20 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_fol
     assert positives["Edema"] == sum(float(row["Edema"] or 0) == 1 for row in rows.values())
 
 
+def test_evaluate_prints_the_same_table_with_a_report_and_takes_the_mean_if_asked(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    command = ["evaluate", phantoms, "--model", tiny_folder, "--aggregation", "mean"]
+    _, alone, _ = run(monkeypatch, capsys, *command)
+    code, out, err = run(monkeypatch, capsys, *command, "--output", tmp_path / "report", "--replicates", 100)
+    assert (code, out) == (0, alone)
+    assert "mean over the views of each" in alone
+    assert str(tmp_path / "report") in err
+    entries = json.loads((tmp_path / "report" / "metrics.json").read_text())["models"][0]["observations"]
+    (expected,) = [entry["auroc"]["value"] for entry in entries if entry["observation"] == "Pleural Effusion"]
+    assert re.search(rf"Pleural Effusion +\d+ +\d+ +{expected:.3f}", out)
+
+
 def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantoms, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

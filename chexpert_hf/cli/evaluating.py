@@ -1,6 +1,6 @@
 """Metrics of a model, its calibration, and its gate: evaluate, calibrate, gate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from chexpert_hf.files import result_folder
 if TYPE_CHECKING:
     import datasets
 
-    from chexpert_hf.datasets.reference import Reference
+    from chexpert_hf.evaluation.metrics import FloatArray
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
@@ -62,7 +62,13 @@ def evaluate(
     """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import write_report
-    from chexpert_hf.evaluation.report.reporting import assess_dataset, patient_warnings, refuse_calibration_patients
+    from chexpert_hf.evaluation.report.reporting import (
+        assess_dataset,
+        patient_warnings,
+        reference_figures,
+        refuse_calibration_patients,
+    )
+    from chexpert_hf.folders.dataset import predict_dataset
     from chexpert_hf.publishing.data_terms import labels_name as known_labels
     from chexpert_hf.publishing.model_folder import add_reference_figures
 
@@ -95,7 +101,9 @@ def evaluate(
     settings: dict[str, Any] = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
-            result, text = _short_results(classifiers, dataset, standard, settings, bar.update)
+            scores = {name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+            second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
+            result, text = _results(classifiers, scores, dataset, second, aggregation)
         else:
             settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
             title = f"{data.resolve().name}, {split}"
@@ -105,7 +113,9 @@ def evaluate(
             write_report(output, report)
             if update_card:
                 add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
-            result, text = dict(report.metrics), (output / "report.md").read_text(encoding="utf-8")
+            second = report.metrics.get(SECOND_STANDARD)
+            _, text = _results(classifiers, report.view_scores, dataset, second, aggregation)
+            result = dict(report.metrics)
     for warning in warnings:
         say(f"Note: {warning}")
     show(result, text, as_json)
@@ -119,29 +129,28 @@ def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
     return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
 
-def _short_results(
+def _results(
     classifiers: "Mapping[str, CheXpertClassifier]",
+    scores: "Mapping[str, FloatArray]",
     dataset: "datasets.Dataset",
-    standard: "Reference | None",
-    settings: Mapping[str, Any],
-    progress: Callable[[int], None],
+    second: Mapping[str, Any] | None,
+    aggregation: str,
 ) -> tuple[dict[str, Any], str]:
     """The evaluation of each model and the metrics on the second standard, as values for JSON and as tables."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
-    from chexpert_hf.evaluation.report.reporting import evaluate_predictions, reference_figures
-    from chexpert_hf.folders.dataset import predict_dataset
+    from chexpert_hf.evaluation.report.reporting import evaluate_predictions
 
-    probabilities = {name: predict_dataset(one, dataset, progress) for name, one in classifiers.items()}
     values: dict[str, Any] = {}
     tables = []
     for name, one in classifiers.items():
-        evaluation = evaluate_predictions(probabilities[name], dataset, one.model.config)
+        evaluation = evaluate_predictions(scores[name], dataset, one.model.config, aggregation)
         values |= {name: evaluation.to_dict()} if len(classifiers) > 1 else evaluation.to_dict()
-        tables += [name, as_table(evaluation)] if len(classifiers) > 1 else [as_table(evaluation)]
-    if standard is not None:
-        values[SECOND_STANDARD] = reference_figures(classifiers, probabilities, dataset, standard, **settings)
-        tables.append(f"\n{reference_table(values[SECOND_STANDARD])}")
+        tables += [name] if len(classifiers) > 1 else []
+        tables.append(as_table(evaluation, aggregation))
+    if second is not None:
+        values[SECOND_STANDARD] = second
+        tables.append(f"\n{reference_table(second)}")
     return values, "\n".join(tables)
 
 

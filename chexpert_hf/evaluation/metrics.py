@@ -226,10 +226,11 @@ def evaluate_probabilities(
     studies: Sequence[str],
     observations: Sequence[str],
     headline: Sequence[str] = CHEXPERT.headline,
+    aggregation: str = "maximum",
 ) -> Evaluation:
     """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study.
 
-    `headline` names the observations of the mean, as in a `LabelSet`.
+    `headline` names the observations of the mean, as in a `LabelSet`; `aggregation` is one of `AGGREGATIONS`.
     """
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(
@@ -238,7 +239,7 @@ def evaluate_probabilities(
         )
     if np.isnan(probabilities).any():
         raise ValueError(f"{int(np.isnan(probabilities).any(axis=1).sum())} views have probabilities that are NaN.")
-    scores, names = per_study(probabilities, studies)
+    scores, names = per_study(probabilities, studies, aggregation)
     truth, _ = per_study(labels, studies)
     results = tuple(
         ObservationResult(observation, int((known == 1).sum()), int((known == 0).sum()), auroc(score, known))

@@ -27,7 +27,7 @@ from chexpert_hf.files import result_folder, write_json
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
 
-def as_table(evaluation: Evaluation) -> str:
+def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
     """One line per observation with its numbers of studies and AUROC, and the mean with what it covers."""
     cells = [["observation", "positive", "negative", "AUROC"]]
     for item in evaluation.observations:
@@ -37,7 +37,7 @@ def as_table(evaluation: Evaluation) -> str:
     lines = [aligned(cells, right=(1, 2))]
     if evaluation.mean_over:
         lines.append(f"Mean AUROC {evaluation.mean_auroc:.3f} over {', '.join(evaluation.mean_over)}")
-    return "\n".join([*lines, f"{evaluation.num_studies:,} studies, maximum over the views of each."])
+    return "\n".join([*lines, f"{evaluation.num_studies:,} studies, {aggregation} over the views of each."])
 
 
 def reference_table(result: Mapping[str, Any]) -> str:

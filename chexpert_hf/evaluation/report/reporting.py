@@ -39,11 +39,13 @@ def evaluate_dataset(
     return evaluate_predictions(predict_dataset(classifier, dataset, progress), dataset, classifier.model.config)
 
 
-def evaluate_predictions(probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig) -> Evaluation:
+def evaluate_predictions(
+    probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig, aggregation: str = "maximum"
+) -> Evaluation:
     """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
     labels = split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(
-        probabilities, labels, dataset["study"][:], config.observations, config.labels.headline
+        probabilities, labels, dataset["study"][:], config.observations, config.labels.headline, aggregation
     )
 
 
