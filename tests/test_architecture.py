@@ -156,7 +156,8 @@ def root_of(node: ast.expr) -> str:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and not name.endswith("_")  # `_repr_html_` is IPython's
+    is_notebooks = name.startswith("_repr_") and name.endswith("_")  # IPython's public protocol
+    return name.startswith("_") and not name.startswith("__") and name != "_" and not is_notebooks
 
 
 def own_private_names(trees: Iterable[ast.Module]) -> set[str]:

@@ -107,7 +107,5 @@ class RowFormat:
             return []
         if verdict is None:
             return [None, None]
-        state = "warning" if verdict.warnings else "pass"
-        if not verdict.is_chest_radiograph:
-            state = "refused" if self.gate is GateMode.REFUSE else "flagged"
-        return [state, " ".join(verdict.messages) or None]
+        is_refused = self.gate is GateMode.REFUSE and not verdict.is_chest_radiograph
+        return ["refused" if is_refused else verdict.state, " ".join(verdict.messages) or None]

@@ -43,6 +43,15 @@ def detail(gray: Tensor) -> Floats:
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
 
 
+def neighbour_correlation(gray: Tensor) -> Floats:
+    """Correlation of neighbouring pixels of images `(batch, 1, height, width)`, the higher one of both directions."""
+    levels = gray.double()
+    centred = levels - levels.mean(dim=(1, 2, 3), keepdim=True)
+    across = (centred[..., 1:] * centred[..., :-1]).mean(dim=(1, 2, 3))
+    down = (centred[..., 1:, :] * centred[..., :-1, :]).mean(dim=(1, 2, 3))
+    return (torch.maximum(across, down) / centred.square().mean(dim=(1, 2, 3))).numpy()
+
+
 def gate_features(gray: Tensor) -> Floats:
     """Features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 

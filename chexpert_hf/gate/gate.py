@@ -29,6 +29,7 @@ from chexpert_hf.gate.features import (
     detail,
     gate_features,
     gray_levels,
+    neighbour_correlation,
 )
 from chexpert_hf.radiographs.radiograph import Radiograph
 
@@ -91,6 +92,11 @@ class Verdict:
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
     distance: float  # multiple of the limit; of the corrected image if that is accepted; infinite if not computed
+
+    @property
+    def state(self) -> str:
+        """The verdict in tables: "pass", "warning" or "flagged"."""
+        return "flagged" if not self.is_chest_radiograph else "warning" if self.warnings else "pass"
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -158,7 +164,8 @@ class Gate:
         if not inputs:
             return []
         grays = torch.stack([one.gray for one in inputs])
-        reasons = [self._plain_reason(one, float(fine)) for one, fine in zip(inputs, detail(grays), strict=True)]
+        measured = zip(inputs, detail(grays).tolist(), neighbour_correlation(grays).tolist(), strict=True)
+        reasons = [self._plain_reason(*each) for each in measured]
         rest = [index for index, reason in enumerate(reasons) if not reason]
         rows = iter(gate_features(grays[rest])) if rest else iter(())
         return [
@@ -196,7 +203,7 @@ class Gate:
             return (_LATERAL,) if is_lateral else ()
         return (_RECORDED_LATERAL,) if is_lateral else ()
 
-    def _plain_reason(self, one: GateInput, fine: float) -> str:
+    def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
         """Reason to refuse an image without computing features, as the end of a sentence; empty if there is none."""
         width, height = one.size
         if one.is_colour:
@@ -207,7 +214,7 @@ class Gate:
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
         if float(one.gray.float().std()) < _LEAST_CONTRAST:
             return "all of it has about the same brightness."
-        if _neighbour_correlation(one.gray) < _LEAST_CORRELATION:
+        if correlation < _LEAST_CORRELATION:
             return "it is noise: neighbouring pixels have nothing to do with each other."
         return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 
@@ -271,10 +278,3 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
         found = tuple(tensors[name].shape) if name in tensors else None
         if name not in _SHAPES or found != expected or 0 in expected or tensors[name].dtype != torch.float32:
             raise ValueError(f"not the tensors of a gate: {name[:40]!r} is {found}, expected float32 {expected}")
-
-
-def _neighbour_correlation(gray: Tensor) -> float:
-    """Correlation of neighbouring pixels of a thumbnail `(1, height, width)`, the higher one of both directions."""
-    centred = gray[0].double() - gray.double().mean()
-    products = (centred[:, 1:] * centred[:, :-1]).mean(), (centred[1:] * centred[:-1]).mean()
-    return float(max(products) / centred.square().mean())

@@ -392,8 +392,7 @@ def _cells(result: Prediction | RadiographError) -> dict[str, Any]:
         return {"error": result.reason}
     cells = {**result.probabilities, "note": " ".join(result.notes) or None}
     if result.gate is not None:
-        kind = "flagged" if not result.gate.is_chest_radiograph else "warning" if result.gate.warnings else "pass"
-        cells |= {"gate": kind, "gate_reason": " ".join(result.gate.messages) or None}
+        cells |= {"gate": result.gate.state, "gate_reason": " ".join(result.gate.messages) or None}
     return cells
 
 

@@ -59,7 +59,7 @@ class Prediction:
         """Draws the radiograph, the map of an observation and all scores with their operating points.
 
         Args:
-            observation: By default the first one in the order of `to_pandas` that has a place in the image.
+            observation: By default the most probable one that has a place in the image.
         """
         return _figure(self, observation)
 
@@ -93,6 +93,17 @@ class Prediction:
         return self.saliency
 
 
+def by_probability(probabilities: Mapping[str, float]) -> list[str]:
+    """Observations from the most to the least probable; equal ones in CheXpert's order."""
+    return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
+
+
+def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -> list[str]:
+    """Observations by probability, without No Finding or its like, whose map points at nothing, if there is another."""
+    names = by_probability(probabilities)
+    return [name for name in names if name != none_of_these] or names
+
+
 class _Row(NamedTuple):
     """One observation of a prediction; its operating point is None where the model's is not known."""
 
@@ -109,12 +120,6 @@ def _rows(prediction: Prediction) -> list[_Row]:
         for name, probability in prediction.probabilities.items()
     ]
     return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
-
-
-def _shown_first(prediction: Prediction) -> str:
-    """The observation whose map is shown first: the first of `_rows` that is somewhere in the image."""
-    names = [row.observation for row in _rows(prediction)]
-    return next((name for name in names if name != prediction.labels.none_of_these), names[0])
 
 
 def _table(prediction: Prediction) -> "DataFrame":
@@ -141,15 +146,9 @@ def _text(prediction: Prediction) -> str:
 
 def _html(prediction: Prediction) -> str:
     """The radiograph, the map of the first observation and a bar for each one, complete in itself."""
-    pictures = []
-    image = _radiograph(prediction, _HTML_SIDE)
-    if image is not None:
-        pictures.append(("Radiograph", _data_url(image)))
-        if prediction.saliency is not None:
-            name = _shown_first(prediction)
-            pictures.append((f"Map of {name}", _data_url(_overlay(prediction, image, name, 0.5))))
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    pictures = [(title, _data_url(picture)) for title, picture in _pictures(prediction, None, _HTML_SIDE)]
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("prediction.html")
     return template.render(
@@ -169,13 +168,7 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
             self.savefig(stream)
             return stream.getvalue()
 
-    image = _radiograph(prediction, _FIGURE_SIDE)
-    pictures: list[tuple[str, Image.Image]] = []
-    if image is not None:
-        pictures.append(("Radiograph", image))
-        if prediction.saliency is not None:
-            name = observation or _shown_first(prediction)
-            pictures.append((f"Map of {name}", _overlay(prediction, image, name, 0.5)))
+    pictures = _pictures(prediction, observation, _FIGURE_SIDE)
     rows = _rows(prediction)[::-1]
     height = max(3.2, 0.28 * len(rows) + 0.9)
     figure = ShownFigure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
@@ -197,6 +190,17 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure
+
+
+def _pictures(prediction: Prediction, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
+    """The radiograph and the map of an observation, by default the first one, with titles, as far as they are known."""
+    image = _radiograph(prediction, side)
+    if image is None:
+        return []
+    if prediction.saliency is None:
+        return [("Radiograph", image)]
+    name = observation or shown_first(prediction.probabilities, prediction.labels.none_of_these)[0]
+    return [("Radiograph", image), (f"Map of {name}", _overlay(prediction, image, name, 0.5))]
 
 
 def _full_overlay(prediction: Prediction, observation: str, opacity: float) -> Image.Image:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.html import shown_first
 from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
@@ -22,6 +21,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
+from chexpert_hf.scoring.prediction import shown_first
 from chexpert_hf.scoring.saliency import overlay
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included

@@ -17,6 +17,7 @@ from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page import text
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.scoring.prediction import by_probability
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 """The system's fonts."""
@@ -36,17 +37,6 @@ DELIVERY_JS, PASTE_JS = _asset("delivery.js"), _asset("paste.js")
 def clinical_order(observations: Iterable[str]) -> list[str]:
     """Observations in the order of CheXpert's files; others come last, in the model's order."""
     return CHEXPERT.in_order(observations)
-
-
-def by_probability(probabilities: Mapping[str, float]) -> list[str]:
-    """Observations from the most to the least probable; equal ones in clinical order."""
-    return sorted(clinical_order(probabilities), key=lambda name: -probabilities[name])
-
-
-def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -> list[str]:
-    """Observations by probability, without No Finding or its like, whose map points at nothing, if there is another."""
-    names = by_probability(probabilities)
-    return [name for name in names if name != none_of_these] or names
 
 
 def _source_of(name: str) -> str:

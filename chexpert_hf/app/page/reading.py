@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.app.page.html import shown_first
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.errors import InputError
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
+from chexpert_hf.scoring.prediction import shown_first
 
 DISPLAY_SIZE = 1280
 """Longest side in pixels of the shown image. Scores do not depend on it: the model gets the file itself."""

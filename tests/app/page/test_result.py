@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
-from chexpert_hf.app.page.html import about_html, by_probability, clinical_order, delivery_html, render
+from chexpert_hf.app.page.html import about_html, clinical_order, delivery_html, render
 from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
 from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.scoring.prediction import by_probability
 from chexpert_hf.scoring.saliency import SaliencyMaps
 from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
 
