@@ -1,5 +1,6 @@
 """The commands as functions of a model and data: evaluate, calibrate, localize, save."""
 
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import assess_dataset, evaluate_dataset, evaluate_predictions
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.loading import load_model
 from chexpert_hf.publishing.data_terms import ImportedFrom
 from chexpert_hf.publishing.model_folder import refresh_folder, save_imported_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -41,10 +43,10 @@ def evaluate(model: Model, data: Data, *, split: str = "valid", output: str | Pa
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
     """
     classifier = _classifier(model)
-    dataset = _split(data, split, classifier)
+    dataset = _split(data, split, classifier.observations)
     if output is None:
         return evaluate_dataset(classifier, dataset)
-    report = assess_dataset({"model": classifier}, dataset, title=_title(data, split))
+    report = assess_dataset({"model": classifier}, dataset, title=f"{_name(data)}, {split}")
     write_report(Path(output), report)
     return evaluate_predictions(report.view_scores["model"], dataset, classifier.model.config)
 
@@ -56,8 +58,11 @@ def calibrate(
     *,
     split: str = "valid",
     method: str = "platt",
-    operating_points: str | None = None,
+    operating_points: str | OperatingRule | None = None,
+    prevalences: Mapping[str, float] | None = None,
     are_other_people: bool = False,
+    data_name: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> CalibratedModel:
     """Calibrates a model on a split and writes it to a new model folder.
 
@@ -65,26 +70,31 @@ def calibrate(
         model: A model folder, or "nih".
         data: As in `evaluate`.
         output: The new folder.
-        split: The split of a folder.
+        split: The split of a folder, or the name of the one that is given.
         method: "platt" fits a line for each observation's logit, "temperature" one factor for all.
         operating_points: Also chooses operating points: "youden", "sensitivity=.9" or "ppv=.5".
+        prevalences: Prevalence of an observation where the model will be used, if it differs from this split.
         are_other_people: Whether patients of the split that have the id of a training patient are other people.
+        data_name: Name of the data, for the record; the folder's if None.
+        progress: Called with the number of images that were scored.
 
     Raises:
         InputError: If the model was trained on patients of the split, the folder is not new, or an option is unknown.
     """
-    rule = OperatingRule.parse(operating_points) if operating_points else None
+    if method not in {each.value for each in Method}:
+        raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
+    rule = OperatingRule.parse(operating_points) if isinstance(operating_points, str) else operating_points
     source = Path(resolve_model(model))
-    origin = Origin(data=_title(data, split), split=split, date=date.today().isoformat())
-    dataset = _split(data, split, CheXpertClassifier.from_pretrained(source))
     result = calibrate_folder(
         source,
         Path(output),
-        dataset,
-        origin,
+        _split(data, split, load_model(source).config.observations),
+        Origin(data=data_name or _name(data), split=split, date=date.today().isoformat()),
         method=Method(method),
         rule=rule,
+        prevalences=prevalences,
         are_other_people=are_other_people,
+        progress=progress,
     )
     refresh_folder(Path(output))
     return result
@@ -108,7 +118,7 @@ def localize(
     """
     classifier = _classifier(model)
     truth = find_ground_truth(find_layout(data)[1], None if annotations is None else Path(annotations))
-    return localize_dataset(classifier, _split(data, split, classifier), truth)
+    return localize_dataset(classifier, _split(data, split, classifier.observations), truth)
 
 
 def save_model_folder(
@@ -139,17 +149,17 @@ def _classifier(model: Model) -> CheXpertClassifier:
     return model if isinstance(model, CheXpertClassifier) else CheXpertClassifier.from_pretrained(model)
 
 
-def _split(data: Data, split: str, classifier: CheXpertClassifier) -> datasets.Dataset:
+def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Dataset:
     if not isinstance(data, datasets.Dataset):
-        return load_dataset(data, splits=[split], observations=classifier.observations)[split]
-    given, wanted = data.features["labels"].length, len(classifier.observations)
-    if given != wanted:
+        return load_dataset(data, splits=[split], observations=observations)[split]
+    given = data.features["labels"].length
+    if given != len(observations):
         raise InputError(
-            f"The data have {given} labels, the model {wanted} observations; load them with observations="
+            f"The data have {given} labels, the model {len(observations)} observations; load them with observations="
             "classifier.observations."
         )
     return data
 
 
-def _title(data: Data, split: str) -> str:
-    return f"{data.split or 'data'}" if isinstance(data, datasets.Dataset) else f"{Path(data).resolve().name}, {split}"
+def _name(data: Data) -> str:
+    return "data" if isinstance(data, datasets.Dataset) else Path(data).resolve().name

@@ -7,7 +7,15 @@ import sys
 import pytest
 
 import chexpert_hf
-from chexpert_hf import CheXpertClassifier, calibrate, evaluate, load_dataset, localize, save_model_folder
+from chexpert_hf import (
+    CheXpertClassifier,
+    CheXpertImageProcessor,
+    calibrate,
+    evaluate,
+    load_dataset,
+    localize,
+    save_model_folder,
+)
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.phantoms import write_phantoms
@@ -22,23 +30,16 @@ def phantoms(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(tiny_folder_for_module):
-    return CheXpertClassifier.from_pretrained(tiny_folder_for_module)
+def folder(shared_tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    processor = CheXpertImageProcessor(size={"height": 64, "width": 64})
+    save_model_folder(folder, shared_tiny_model, processor, data="drawings", licence="As you like.")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def tiny_folder_for_module(tmp_path_factory):
-    import torch
-
-    from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-    from tests.conftest import TINY
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    model = CheXpertForImageClassification(CheXpertConfig(**TINY))
-    processor = CheXpertImageProcessor(size={"height": 64, "width": 64})
-    save_model_folder(folder, model, processor, data="drawings", licence="As you like.")
-    return folder
+def classifier(folder):
+    return CheXpertClassifier.from_pretrained(folder)
 
 
 def test_every_public_name_can_be_imported():
@@ -68,9 +69,10 @@ def test_data_with_other_labels_than_the_models_are_refused(classifier, phantoms
         evaluate(classifier, data)
 
 
-def test_a_calibrated_folder_is_complete(tiny_folder_for_module, phantoms, tmp_path):
-    result = calibrate(tiny_folder_for_module, phantoms, tmp_path / "calibrated", operating_points="youden")
+def test_a_calibrated_folder_is_complete(folder, phantoms, tmp_path):
+    result = calibrate(folder, phantoms, tmp_path / "calibrated", operating_points="youden")
     config = CheXpertClassifier.from_pretrained(tmp_path / "calibrated").model.config
+    assert (config.calibration["data"], config.calibration["split"]) == ("phantoms", "valid")
     assert config.calibration["slopes"].keys() == result.calibration.lines.keys() != set()
     points = {name: point.threshold for name, point in result.operating_points.items()}
     assert {name: config.operating_points[name] for name in points} == pytest.approx(points)
@@ -82,6 +84,12 @@ def test_maps_are_compared_with_the_masks_of_phantoms(classifier, phantoms):
     assert len(result.located) == sum(each.pointers["model"].num_images for each in result.observations) > 0
 
 
-def test_a_saved_folder_passes_the_check_and_names_its_data(tiny_folder_for_module):
-    assert check_folder(tiny_folder_for_module).is_ok
-    assert "drawings" in (tiny_folder_for_module / "README.md").read_text()
+def test_a_saved_folder_passes_the_check_and_names_its_data(folder):
+    assert check_folder(folder).is_ok
+    assert "drawings" in (folder / "README.md").read_text()
+
+
+def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):
+    with pytest.raises(InputError, match="Expected method platt or temperature, got 'isotonic'"):
+        calibrate(folder, phantoms, tmp_path / "calibrated", method="isotonic")
+    assert list(tmp_path.iterdir()) == []

@@ -174,25 +174,18 @@ def calibrate(
     as_json: options.AsJson = False,
 ) -> None:
     """Calibrate a model's probabilities on a split, in the weights of a new model folder."""
-    from datetime import date
+    from chexpert_hf.api import calibrate as run
+    from chexpert_hf.evaluation.calibration.calibration import OperatingRule
 
-    from chexpert_hf.evaluation.calibration.calibrate import Origin, calibrate_folder
-    from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
-    from chexpert_hf.publishing.model_folder import refresh_folder
-
-    model = Path(resolve_model(model))
-    rule = OperatingRule.parse(operating_points) if operating_points else None
-    prevalences = _parse_prevalences(prevalence) if prevalence else {}
-    settings: dict[str, Any] = {"method": Method(method), "rule": rule, "prevalences": prevalences}
+    model, name = Path(resolve_model(model)), data.resolve().name
+    settings: dict[str, Any] = {"split": split, "method": method, "are_other_people": other_people}
+    settings["operating_points"] = OperatingRule.parse(operating_points) if operating_points else None
+    settings["prevalences"] = _parse_prevalences(prevalence) if prevalence else {}
     dataset = _split_of(model, data, split, follow_links=follow_links, valid_fraction=valid_fraction)
-    origin = Origin(data=data.resolve().name, split=split, date=date.today().isoformat())
     with progress_bar(len(dataset), "images") as bar:
-        result = calibrate_folder(
-            model, output, dataset, origin, **settings, are_other_people=other_people, progress=bar.update
-        )
-    refresh_folder(output)
+        result = run(model, dataset, output, **settings, data_name=name, progress=bar.update)
     text = (
-        f"Fitted on {result.num_studies:,} studies of {origin.data} ({split}); metrics on these same studies would be "
+        f"Fitted on {result.num_studies:,} studies of {name} ({split}); metrics on these same studies would be "
         f"optimistic. The calibrated model folder is {output}."
     )
     show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
