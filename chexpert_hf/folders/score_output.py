@@ -142,9 +142,10 @@ class ScoreOutput:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
-        left.unlink(missing_ok=True)
     with writing(path), replacing(path) as partial:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
+            if left != partial:
+                left.unlink(missing_ok=True)
         if path.suffix.lower() == ".parquet":
             _write_parquet(partial, columns, iter(rows))
         else:

@@ -181,10 +181,12 @@ def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
     folder.mkdir(parents=True, exist_ok=True)
     image = read_radiograph(source_of(result.path))
-    written = {folder / f"{observation}.png": result.prediction.saliency[observation] for observation in observations}
-    for path, saliency_map in written.items():
-        overlay(image, saliency_map).save(path, compress_level=_PNG_COMPRESSION)
-    return list(written)
+    written = []
+    for observation in observations:  # one map at a time: at full size each takes megabytes
+        written.append(folder / f"{observation}.png")
+        picture = overlay(image, result.prediction.saliency[observation])
+        picture.save(written[-1], compress_level=_PNG_COMPRESSION)
+    return written
 
 
 def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:

@@ -79,11 +79,18 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     whole, middle = (torch.stack(each) for each in zip(*grays, strict=True))  # (N, 1, RESOLUTION, RESOLUTION)
     features = [gate_features(middle if pose is Pose.CROPPED else pose.applied(whole)) for pose in Pose]
     upright = features[0]
-    return Gate(  # in the order of its fields
-        fit_distance(upright[:, STRUCTURES]),
-        *distance_limits(upright[:, STRUCTURES]),
-        *_pose_discriminants(features),
-        *_lateral_discriminant(upright[:, THUMBNAIL]),
+    limit, strict_limit = distance_limits(upright[:, STRUCTURES])
+    pose_weights, pose_biases, pose_margins = _pose_discriminants(features)
+    lateral_weights, lateral_limit = _lateral_discriminant(upright[:, THUMBNAIL])
+    return Gate(
+        distance=fit_distance(upright[:, STRUCTURES]),
+        limit=limit,
+        strict_limit=strict_limit,
+        pose_weights=pose_weights,
+        pose_biases=pose_biases,
+        pose_margins=pose_margins,
+        lateral_weights=lateral_weights,
+        lateral_limit=lateral_limit,
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,

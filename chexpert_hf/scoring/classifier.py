@@ -1,6 +1,7 @@
 """Classifiers of radiographs: processor, model, gate and operating points of one model or of an ensemble."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,7 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
 from chexpert_hf.models.repositories import model_folder
-from chexpert_hf.radiographs.archives import source_of
+from chexpert_hf.radiographs.archives import ArchiveMember, source_of
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE = 16
+
+_READ_AGAIN = (str, os.PathLike, bytes, Image.Image, np.ndarray, Radiograph)  # unlike a file object, which is read up
 
 # Grid over the whole radiograph for averaging maps of models that see different parts of it; finer than any map.
 _COMMON_SIZE = (128, 128)
@@ -139,7 +143,7 @@ class CheXpertClassifier:
 
     def __repr__(self) -> str:
         names = ", ".join(member.model.config.model_name or "unnamed model" for member in self.members)
-        side = self.processor.decoded_side or "any"
+        side = self.processor.longest_side
         runtime = f"{self.runtime.name} in {self.runtime.precision}"
         return f"{type(self).__name__}({names}; {len(self.observations)} observations, {side} pixels, {runtime})"
 
@@ -201,8 +205,7 @@ class CheXpertClassifier:
             errors: "raise" raises the RadiographError of the first input that cannot be read; "return" returns each
                 error in place of its prediction. An error names a file without its folder, and the index in a list.
         """
-        if errors not in ("raise", "return"):
-            raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
+        _check_options(errors, batch_size)
         sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         is_list = sources is inputs
         results: list[Prediction | RadiographError] = []
@@ -215,7 +218,7 @@ class CheXpertClassifier:
         return results if is_list else results[0]
 
     def _each(
-        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
+        self, inputs: Iterable[RadiographSource | ArchiveMember], saliency: bool, batch_size: int
     ) -> Iterator[Prediction | RadiographError]:
         """The prediction of each input, in order, or its error."""
         read: deque[RadiographError | None] = deque()
@@ -223,7 +226,8 @@ class CheXpertClassifier:
         def prepared() -> Iterator[Prepared]:
             for source in inputs:
                 try:
-                    one = replace(self.prepare(self.read(source), for_gate=True), source=source)
+                    one = self.prepare(self.read(source), for_gate=True)
+                    one = replace(one, source=source if isinstance(source, _READ_AGAIN) else None)
                 except RadiographError as error:
                     read.append(error)
                 else:
@@ -251,26 +255,28 @@ class CheXpertClassifier:
             `gate` ("pass", "warning", "flagged") and `gate_reason`, if the model has a gate.
 
         Raises:
-            InputError: If there is no such folder, or no file in it.
+            InputError: If there is no such folder, no file in it, or an argument is out of range.
+            RadiographError: The first file's that cannot be read, if `errors` is "raise"; it names the file.
         """
         import pandas as pd
         from tqdm.auto import tqdm
 
-        files = find_radiographs([str(folder)]).files
+        _check_options(errors, batch_size)
+        found = find_radiographs([str(folder)])
+        for note in found.notes():
+            warnings.warn(note, stacklevel=2)
         rows: list[dict[str, Any]] = []
-        with tqdm(total=len(files), unit="file", disable=None) as bar:
-            for start in range(0, len(files), batch_size):
-                batch = files[start : start + batch_size]
-                results = self.predict([source_of(file) for file in batch], batch_size=batch_size, errors="return")
-                for file, result in zip(batch, results, strict=True):
-                    if errors == "raise" and isinstance(result, RadiographError):
-                        raise result
-                    rows.append({"path": str(file), **_cells(result)})
-                bar.update(len(batch))
+        with tqdm(total=len(found.files), unit="file", disable=None) as bar:
+            for file, result in zip(found.files, self._each(found.files, False, batch_size), strict=True):
+                if errors == "raise" and isinstance(result, RadiographError):
+                    result.name = printable(file)
+                    raise result
+                rows.append({"path": str(file), **_cells(result)})
+                bar.update()
         gate = ["gate", "gate_reason"] if self.has_gate else []
         return pd.DataFrame(rows, columns=["path", *self.observations, *gate, "note", "error"])
 
-    def read(self, source: RadiographSource) -> Radiograph:
+    def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
         """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
 
         Raises:
@@ -279,7 +285,8 @@ class CheXpertClassifier:
         sides = [member.processor.decoded_side for member in self.members]
         target = None if None in sides else max(filter(None, sides))
         with naming(_name(source)):
-            return open_radiograph(source, target_size=target, with_colour=self.has_gate)
+            content = source_of(source) if isinstance(source, ArchiveMember) else source
+            return open_radiograph(content, target_size=target, with_colour=self.has_gate)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
         """Prepares one radiograph for a batch; thread-safe.
@@ -305,8 +312,7 @@ class CheXpertClassifier:
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
         """Scores radiographs from `prepare` one batch at a time, as they come."""
-        if batch_size < 1:
-            raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
+        _check_options("raise", batch_size)
         radiographs, points, labels = iter(radiographs), self.operating_points, self.labels
         while batch := list(islice(radiographs, batch_size)):
             results = zip(batch, self._score(batch, saliency), self.verdicts(batch), strict=True)
@@ -384,6 +390,13 @@ class CheXpertEnsemble(CheXpertClassifier):
 
 def _combined(members: Sequence[CheXpertClassifier]) -> CheXpertClassifier:
     return members[0] if len(members) == 1 else CheXpertEnsemble(members)
+
+
+def _check_options(errors: str, batch_size: int) -> None:
+    if errors not in ("raise", "return"):
+        raise InputError(f"Expected errors='raise' or errors='return', got {errors!r}.")
+    if batch_size < 1:
+        raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
 
 
 def _cells(result: Prediction | RadiographError) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +38,8 @@ class Prediction:
         gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
         operating_points: Lowest probability at which each observation is called positive.
         labels: The model's observations with their definitions.
-        source: The input of `predict`, from which pictures are made; None for batches of prepared radiographs.
+        source: The input of `predict`, which is kept to make pictures from; None if it was an open file or an archive's
+            member, or if prepared radiographs were scored.
     """
 
     probabilities: Mapping[str, float]
@@ -50,18 +52,40 @@ class Prediction:
     source: RadiographSource | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return _text(self)
+        parts = []
+        for title, is_positive in (("positive", True), ("below", False)):
+            chosen = [row for row in self._rows() if row.is_positive is is_positive]
+            if chosen:
+                more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
+                shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
+                parts.append(f"{title}: {shown}{more}")
+        if self.gate is not None and not self.gate.is_chest_radiograph:
+            parts.append("not a chest radiograph")
+        return f"Prediction({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        return _html(self)
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        loader = FileSystemLoader(Path(__file__).with_name("templates"))
+        template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
+            "prediction.html"
+        )
+        pictures = [(title, _data_url(picture)) for title, picture in self._pictures(None, _HTML_SIDE)]
+        colors = {"positive_color": _POSITIVE, "below_color": _BELOW}
+        return template.render(prediction=self, rows=self._rows(), pictures=pictures, disclaimer=DISCLAIMER, **colors)
 
     def plot(self, observation: str | None = None) -> "Figure":
         """Draws the radiograph, the map of an observation and all scores with their operating points.
 
         Args:
             observation: By default the most probable one that has a place in the image.
+
+        Raises:
+            ValueError: If an observation is given, and maps were not requested.
         """
-        return _figure(self, observation)
+        if observation is not None:
+            self.maps.peak(observation)  # raises if there is none
+        return _figure(self._pictures(observation, _FIGURE_SIDE), self._rows()[::-1])
 
     def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
         """The map of an observation over the radiograph at its full size.
@@ -69,21 +93,29 @@ class Prediction:
         Raises:
             ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
         """
-        return _full_overlay(self, observation, opacity)
+        image = self._radiograph(None)
+        if image is None:
+            raise ValueError("The radiograph is not known any more; predict it again.")
+        return overlay(image, self.maps.at_size(image.size)[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scores, calls, operating points, notes and the gate's verdict, for JSON."""
+        """Scores, calls, operating points, notes and the gate's verdict, for JSON; an infinite distance is None."""
+        verdict = None
+        if self.gate is not None:
+            verdict = asdict(self.gate) | {"distance": self.gate.distance if isfinite(self.gate.distance) else None}
         return {
             "probabilities": dict(self.probabilities),
             "positives": dict(self.positives),
             "operating_points": dict(self.operating_points),
             "notes": list(self.notes),
-            "gate": self.gate and asdict(self.gate),
+            "gate": verdict,
         }
 
     def to_pandas(self) -> "DataFrame":
         """One row per observation: those called positive first, then by probability."""
-        return _table(self)
+        import pandas as pd
+
+        return pd.DataFrame(self._rows()).set_index("observation")
 
     @property
     def maps(self) -> SaliencyMaps:
@@ -91,6 +123,36 @@ class Prediction:
         if self.saliency is None:
             raise ValueError("There are no maps; ask for them with saliency=True.")
         return self.saliency
+
+    def _rows(self) -> "list[_Row]":
+        """The observations, those at or above their operating points first, then by probability."""
+        rows = [
+            _Row(name, probability, self.operating_points.get(name), self.positives[name])
+            for name, probability in self.probabilities.items()
+        ]
+        return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
+
+    def _pictures(self, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
+        """The radiograph and the map of an observation, by default the first one, with titles, as far as known."""
+        image = self._radiograph(side)
+        if image is None:
+            return []
+        if self.saliency is None:
+            return [("Radiograph", image)]
+        name = observation or shown_first(self.probabilities, self.labels.none_of_these)[0]
+        return [("Radiograph", image), (f"Map of {name}", overlay(image, self.saliency.at_size(image.size)[name]))]
+
+    def _radiograph(self, side: int | None) -> Image.Image | None:
+        """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
+        if self.source is None:
+            return None
+        try:
+            image = read_radiograph(self.source, target_size=side).copy()  # the source may be the image itself
+        except RadiographError:
+            return None
+        if side is not None:
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return image
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
@@ -113,51 +175,8 @@ class _Row(NamedTuple):
     is_positive: bool
 
 
-def _rows(prediction: Prediction) -> list[_Row]:
-    """The observations, those at or above their operating points first, then by probability."""
-    rows = [
-        _Row(name, probability, prediction.operating_points.get(name), prediction.positives[name])
-        for name, probability in prediction.probabilities.items()
-    ]
-    return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
-
-
-def _table(prediction: Prediction) -> "DataFrame":
-    """`_rows` with the observations as index."""
-    import pandas as pd
-
-    return pd.DataFrame(_rows(prediction)).set_index("observation")
-
-
-def _text(prediction: Prediction) -> str:
-    """The prediction in one line."""
-    rows = _rows(prediction)
-    parts = []
-    for title, is_positive in (("positive", True), ("below", False)):
-        chosen = [row for row in rows if row.is_positive is is_positive]
-        if chosen:
-            more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
-            shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
-            parts.append(f"{title}: {shown}{more}")
-    if prediction.gate is not None and not prediction.gate.is_chest_radiograph:
-        parts.append("not a chest radiograph")
-    return f"Prediction({'; '.join(parts)})"
-
-
-def _html(prediction: Prediction) -> str:
-    """The radiograph, the map of the first observation and a bar for each one, complete in itself."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    pictures = [(title, _data_url(picture)) for title, picture in _pictures(prediction, None, _HTML_SIDE)]
-    loader = FileSystemLoader(Path(__file__).with_name("templates"))
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("prediction.html")
-    return template.render(
-        rows=_rows(prediction), pictures=pictures, gate=prediction.gate, notes=prediction.notes, disclaimer=DISCLAIMER
-    )
-
-
-def _figure(prediction: Prediction, observation: str | None) -> "Figure":
-    """The radiograph, the map of an observation (by default the first one), and all scores with operating points."""
+def _figure(pictures: Sequence[tuple[str, Image.Image]], rows: Sequence[_Row]) -> "Figure":
+    """Pictures with their titles, and bars of all scores with operating points, the first one at the bottom."""
     from matplotlib.figure import Figure
 
     class ShownFigure(Figure):
@@ -168,8 +187,6 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
             self.savefig(stream)
             return stream.getvalue()
 
-    pictures = _pictures(prediction, observation, _FIGURE_SIDE)
-    rows = _rows(prediction)[::-1]
     height = max(3.2, 0.28 * len(rows) + 0.9)
     figure = ShownFigure(figsize=(3.4 * len(pictures) + 4.6, height), dpi=110, layout="constrained")
     *shown, bars = figure.subplots(1, len(pictures) + 1, squeeze=False, width_ratios=[1] * len(pictures) + [1.1])[0]
@@ -190,42 +207,6 @@ def _figure(prediction: Prediction, observation: str | None) -> "Figure":
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure
-
-
-def _pictures(prediction: Prediction, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
-    """The radiograph and the map of an observation, by default the first one, with titles, as far as they are known."""
-    image = _radiograph(prediction, side)
-    if image is None:
-        return []
-    if prediction.saliency is None:
-        return [("Radiograph", image)]
-    name = observation or shown_first(prediction.probabilities, prediction.labels.none_of_these)[0]
-    return [("Radiograph", image), (f"Map of {name}", _overlay(prediction, image, name, 0.5))]
-
-
-def _full_overlay(prediction: Prediction, observation: str, opacity: float) -> Image.Image:
-    """An observation's map over the radiograph at its full size; ValueError if there is no map or no radiograph."""
-    image = _radiograph(prediction, None)
-    if image is None:
-        raise ValueError("The radiograph is not known any more; predict it again.")
-    return _overlay(prediction, image, observation, opacity)
-
-
-def _overlay(prediction: Prediction, image: Image.Image, observation: str, opacity: float) -> Image.Image:
-    return overlay(image, prediction.maps.at_size(image.size)[observation], opacity)
-
-
-def _radiograph(prediction: Prediction, side: int | None) -> Image.Image | None:
-    """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
-    if prediction.source is None:
-        return None
-    try:
-        image = read_radiograph(prediction.source, target_size=side)
-    except RadiographError:
-        return None
-    if side is not None:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
 
 
 def _data_url(image: Image.Image) -> str:

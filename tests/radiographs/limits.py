@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_TRIES = 20
+_TRIES = 3
 
 
 def peak_growth_mb(function: Callable[[], object]) -> float:

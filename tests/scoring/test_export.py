@@ -318,6 +318,13 @@ def test_the_bounds_are_those_that_the_readme_says(precision, values, is_refused
     assert (excess(parity, Precision(precision)) is not None) == is_refused
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_difference_that_is_no_number_exceeds_every_bound(value):
+    parity = {"num_images": 3, "max_abs_logit_difference": value, "max_abs_probability_difference": 0.0}
+    assert excess(parity, Precision.FP32) == "difference that is not finite, on 3 images"
+    assert excess(parity | {"max_abs_logit_difference": 0.0}, Precision.FP32) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

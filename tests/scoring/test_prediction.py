@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from chexpert_hf import (
     Prediction,
     RadiographError,
 )
+from chexpert_hf.default_model import DEFAULT_MODEL
+from chexpert_hf.errors import InputError
+from chexpert_hf.gate import Gate
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.scoring.saliency import overlay
@@ -145,5 +149,62 @@ def test_folder_is_a_table_with_a_row_for_each_file(classifier, file):
     assert pd.isna(table.loc[1, "Edema"])
     assert pd.isna(table.loc[0, "error"])
     assert "PNG" in table.loc[1, "error"]
-    with pytest.raises(RadiographError):
+    with pytest.raises(RadiographError, match=r"broken\.png: "):
         classifier.predict_folder(file.parent, errors="raise")
+
+
+def test_a_picture_leaves_the_callers_image_as_it_is(classifier):
+    image = Image.fromarray(np.tile(render_phantom(1).image, (3, 3)))
+    for source in (image, classifier.read(image)):
+        shown = classifier.predict(source, saliency=True)
+        assert "Radiograph" in shown._repr_html_()
+        assert shown.plot().axes[0].get_title() == "Radiograph"
+        assert image.size == shown.overlay("Edema").size == shown.maps.size
+
+
+def test_an_open_file_is_not_kept_and_leaves_a_prediction_that_can_be_pickled(classifier, file):
+    with file.open("rb") as stream:
+        shown = classifier.predict(stream, saliency=True)
+    assert pickle.loads(pickle.dumps(shown)).probabilities == classifier.predict(file).probabilities
+    assert "Edema" in shown._repr_html_()
+
+
+def test_a_refused_image_is_valid_json(classifier):
+    gated = CheXpertClassifier(classifier.model, classifier.processor, gate=Gate.load(DEFAULT_MODEL))
+    values = json.loads(json.dumps(gated.predict(np.full((99, 99), 7, np.uint8)).to_dict(), allow_nan=False))
+    assert values["gate"]["distance"] is None
+    assert not values["gate"]["is_chest_radiograph"]
+
+
+def test_a_map_that_was_not_asked_for_cannot_be_plotted(classifier, file):
+    with pytest.raises(ValueError, match="saliency=True"):
+        classifier.predict(file).plot("Edema")
+    with pytest.raises(KeyError, match="expected one of"):
+        classifier.predict(file, saliency=True).plot("Edma")
+
+
+def test_verdicts_of_the_gate_are_columns_of_a_folder(classifier, file):
+    Image.new("L", (99, 99), 7).save(file.parent / "blank.png")
+    gated = CheXpertClassifier(classifier.model, classifier.processor, gate=Gate.load(DEFAULT_MODEL))
+    table = gated.predict_folder(file.parent)
+    assert table["gate"].tolist() == ["pass", "flagged"]
+    assert "same brightness" in table["gate_reason"][1]
+
+
+def test_a_damaged_member_of_an_archive_is_a_row(classifier, file):
+    with zipfile.ZipFile(file.parent / "two.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(file, "bad.png")
+        archive.write(file, "good.png")
+    data = bytearray((file.parent / "two.zip").read_bytes())
+    data[500:550] = bytes(50)
+    (file.parent / "two.zip").write_bytes(data)
+    table = classifier.predict_folder(file.parent / "two.zip")
+    assert table["path"].str.endswith(("bad.png", "good.png")).all()
+    assert "damaged" in table["error"][0]
+    assert table["Edema"][1] == classifier.predict(file).probabilities["Edema"]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"errors": "ignore"}])
+def test_options_out_of_range_are_refused(classifier, file, options):
+    with pytest.raises(InputError, match=r"batch_size of at least 1|errors='raise' or"):
+        classifier.predict_folder(file.parent, **options)

@@ -64,7 +64,7 @@ class SharedClassifier(CheXpertClassifier):
         """The operating points of the wrapped classifier."""
         return self._classifier.operating_points
 
-    def read(self, source: RadiographSource) -> Radiograph:
+    def read(self, source: Source) -> Radiograph:
         """Reads a radiograph like the wrapped classifier."""
         return self._classifier.read(source)
 
@@ -87,7 +87,7 @@ class SharedClassifier(CheXpertClassifier):
         self.scheduler.close()
 
     def _each(
-        self, inputs: Iterable[RadiographSource], saliency: bool, batch_size: int
+        self, inputs: Iterable[Source], saliency: bool, batch_size: int
     ) -> Iterator[Prediction | RadiographError]:
         for source in inputs:
             try:

@@ -195,8 +195,13 @@ def _decode(
     """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
     options: dict[str, Any] = {
         **asdict(frame),
-        **{"number_of_frames": 1, "bits_allocated": bits_allocated, "bits_stored": bits_allocated},
-        **{"pixel_representation": 0, "pixel_keyword": "PixelData", "pixel_vr": vr, "apply_j2k_sign_correction": False},
+        "number_of_frames": 1,
+        "bits_allocated": bits_allocated,
+        "bits_stored": bits_allocated,
+        "pixel_representation": 0,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": vr,
+        "apply_j2k_sign_correction": False,
     }
     words, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
     if words.shape[:2] != (frame.rows, frame.columns):

@@ -157,7 +157,7 @@ def measure_parity(
 def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
     """A description of the difference that exceeds the precision's bound; None if there is none."""
     if not all(map(math.isfinite, parity.values())):
-        return "difference that is not finite"
+        return f"difference that is not finite, on {parity['num_images']} images"
     name = "logit" if precision is Precision.FP32 else "probability"
     measured, bound = parity[f"max_abs_{name}_difference"], BOUNDS[precision]
     if measured <= bound:
