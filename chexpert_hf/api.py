@@ -1,5 +1,6 @@
 """The commands as functions of a model and data: evaluate, calibrate, localize, save."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -16,11 +17,17 @@ from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.report import write_report
-from chexpert_hf.evaluation.report.reporting import assess_dataset, evaluate_dataset, evaluate_predictions
+from chexpert_hf.evaluation.report.reporting import (
+    assess_dataset,
+    evaluate_dataset,
+    evaluate_predictions,
+    patient_warnings,
+    refuse_calibration_patients,
+)
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.publishing.data_terms import ImportedFrom
+from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name
 from chexpert_hf.publishing.model_folder import refresh_folder, save_imported_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -28,25 +35,40 @@ Model: TypeAlias = str | Path | CheXpertClassifier
 Data: TypeAlias = str | Path | datasets.Dataset
 
 
-def evaluate(model: Model, data: Data, *, split: str = "valid", output: str | Path | None = None) -> Evaluation:
+def evaluate(
+    model: Model,
+    data: Data,
+    *,
+    split: str | None = None,
+    output: str | Path | None = None,
+    allow_calibration_patients: bool = False,
+) -> Evaluation:
     """Evaluates a model per study, as the CheXpert paper does.
 
     Args:
         model: A model folder, repository id, "nih", or a classifier.
         data: A folder that `load_dataset` reads, or one of its splits with the labels of the model's observations.
-        split: The split of a folder.
+        split: The split of a folder, "valid" if None.
         output: A folder for the full report with intervals, calibration and subgroups; none if None.
+        allow_calibration_patients: Whether patients that a model folder was calibrated on are only warned of.
 
     Raises:
-        InputError: If the model or the data cannot be loaded, or the report cannot be written.
+        InputError: If the model or the data cannot be loaded, the model was calibrated on patients of the split, or
+            the report cannot be written.
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
     """
     classifier = _classifier(model)
+    split = _split_name(data, split)
     dataset = _split(data, split, classifier.observations)
+    patients = dataset["patient"][:]
+    if not allow_calibration_patients:
+        refuse_calibration_patients(_folders(model), patients)
+    notes = _warn(model, patients)
     if output is None:
         return evaluate_dataset(classifier, dataset)
-    report = assess_dataset({"model": classifier}, dataset, title=f"{_name(data)}, {split}")
+    title, judged_by = f"{_name(data)}, {split}", labels_name(_name(data), split, len(set(patients)))
+    report = assess_dataset({"model": classifier}, dataset, title=title, warnings=notes, labels_name=judged_by)
     write_report(Path(output), report)
     return evaluate_predictions(report.view_scores["model"], dataset, classifier.model.config)
 
@@ -56,7 +78,7 @@ def calibrate(
     data: Data,
     output: str | Path,
     *,
-    split: str = "valid",
+    split: str | None = None,
     method: str = "platt",
     operating_points: str | OperatingRule | None = None,
     prevalences: Mapping[str, float] | None = None,
@@ -70,7 +92,7 @@ def calibrate(
         model: A model folder, or "nih".
         data: As in `evaluate`.
         output: The new folder.
-        split: The split of a folder, or the name of the one that is given.
+        split: As in `evaluate`; the name of a split that is given, if it has another one.
         method: "platt" fits a line for each observation's logit, "temperature" one factor for all.
         operating_points: Also chooses operating points: "youden", "sensitivity=.9" or "ppv=.5".
         prevalences: Prevalence of an observation where the model will be used, if it differs from this split.
@@ -84,7 +106,7 @@ def calibrate(
     if method not in {each.value for each in Method}:
         raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
     rule = OperatingRule.parse(operating_points) if isinstance(operating_points, str) else operating_points
-    source = Path(resolve_model(model))
+    source, split = Path(resolve_model(model)), _split_name(data, split)
     result = calibrate_folder(
         source,
         Path(output),
@@ -101,14 +123,14 @@ def calibrate(
 
 
 def localize(
-    model: Model, data: str | Path, *, split: str = "valid", annotations: str | Path | None = None
+    model: Model, data: str | Path, *, split: str | None = None, annotations: str | Path | None = None
 ) -> LocalizationResult:
     """Measures how often a model's maps point at findings that were marked, beside baselines.
 
     Args:
         model: As in `evaluate`.
         data: A folder that `load_dataset` reads.
-        split: Its split.
+        split: Its split, "valid" if None.
         annotations: A CSV file of boxes or cheXlocalize's JSON; the folder's `masks/` or `boxes.csv` if None.
 
     Raises:
@@ -118,7 +140,9 @@ def localize(
     """
     classifier = _classifier(model)
     truth = find_ground_truth(find_layout(data)[1], None if annotations is None else Path(annotations))
-    return localize_dataset(classifier, _split(data, split, classifier.observations), truth)
+    dataset = _split(data, _split_name(data, split), classifier.observations)
+    _warn(model, dataset["patient"][:])
+    return localize_dataset(classifier, dataset, truth)
 
 
 def save_model_folder(
@@ -159,6 +183,22 @@ def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Data
             "classifier.observations."
         )
     return data
+
+
+def _split_name(data: Data, split: str | None) -> str:
+    return split or (str(data.split or "data") if isinstance(data, datasets.Dataset) else "valid")
+
+
+def _folders(model: Model) -> list[str]:
+    return [] if isinstance(model, CheXpertClassifier) else [str(resolve_model(model))]
+
+
+def _warn(model: Model, patients: Sequence[str]) -> list[str]:
+    """Warnings about metrics on these patients, which are shown and returned."""
+    notes = patient_warnings(_folders(model), patients)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return notes
 
 
 def _name(data: Data) -> str:

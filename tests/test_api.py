@@ -48,6 +48,7 @@ def test_every_public_name_can_be_imported():
     )
     for name in chexpert_hf.__all__:
         assert getattr(chexpert_hf, name) is not None
+    assert chexpert_hf.load_chexpert is chexpert_hf.load_dataset
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -59,6 +60,7 @@ def test_a_folder_of_one_is_evaluated_as_its_split_is(classifier, phantoms, tmp_
     result = evaluate(classifier, phantoms, output=tmp_path / "report")
     data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations)["valid"]
     assert result == evaluate_dataset(classifier, data) == evaluate(classifier, data)
+    assert "phantoms, valid" in (tmp_path / "report" / "report.md").read_text()
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["models"][0]["mean_auroc"]["value"] == pytest.approx(result.mean_auroc)
 
@@ -78,6 +80,22 @@ def test_a_calibrated_folder_is_complete(folder, phantoms, tmp_path):
     assert {name: config.operating_points[name] for name in points} == pytest.approx(points)
 
 
+def test_patients_that_a_model_was_calibrated_on_are_refused_or_warned_of(folder, phantoms, tmp_path):
+    calibrate(folder, phantoms, tmp_path / "calibrated")
+    with pytest.raises(InputError, match=r"was calibrated on \d+ of these"):
+        evaluate(tmp_path / "calibrated", phantoms)
+    with pytest.warns(UserWarning, match="calibrated"):
+        evaluate(tmp_path / "calibrated", phantoms, output=tmp_path / "report", allow_calibration_patients=True)
+    assert "calibrated on" in (tmp_path / "report" / "report.md").read_text().split("## ")[0]
+
+
+def test_a_split_that_is_given_names_itself(folder, phantoms, tmp_path):
+    data = load_dataset(phantoms, splits=["train"])["train"]
+    calibrate(folder, data, tmp_path / "calibrated")
+    record = CheXpertClassifier.from_pretrained(tmp_path / "calibrated").model.config.calibration
+    assert (record["data"], record["split"]) == ("data", "train")
+
+
 def test_maps_are_compared_with_the_masks_of_phantoms(classifier, phantoms):
     result = localize(classifier, phantoms)
     assert result.source == "masks"
@@ -92,4 +110,11 @@ def test_a_saved_folder_passes_the_check_and_names_its_data(folder):
 def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):
     with pytest.raises(InputError, match="Expected method platt or temperature, got 'isotonic'"):
         calibrate(folder, phantoms, tmp_path / "calibrated", method="isotonic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_not_calibrated_on_other_labels_than_its_own(folder, phantoms, tmp_path):
+    data = load_dataset(phantoms, splits=["valid"], observations=["Edema"])["valid"]
+    with pytest.raises(InputError, match="have 1 labels, the model 14 observations"):
+        calibrate(folder, data, tmp_path / "calibrated")
     assert list(tmp_path.iterdir()) == []
