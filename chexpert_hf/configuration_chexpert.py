@@ -125,6 +125,8 @@ class CheXpertConfig(PreTrainedConfig):
         before = self.observations if is_loaded else None
         super().__setattr__(name, {int(index): label for index, label in value.items()})
         if before is not None and self.observations != before:
+            if self.label_set is not None:
+                self.label_set = LabelSet.from_dict(before, self.label_set).among(self.observations).to_dict()
             self._follow_labels()
 
     def _follow_labels(self) -> None:

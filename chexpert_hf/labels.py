@@ -137,14 +137,23 @@ class LabelSet:
 
     @classmethod
     def from_dict(cls, names: Iterable[str], values: Mapping[str, Any]) -> "LabelSet":
-        """The inverse of `to_dict`, for some observations; ValueError if a value is none of theirs."""
+        """The inverse of `to_dict`, for some observations.
+
+        Raises:
+            ValueError: If a value has another type, or names an observation that is not one of these.
+        """
         names, known = tuple(names), {each.name for each in fields(cls)} - {"names"}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"A label set has no {unknown[0]!r}; expected some of: {', '.join(sorted(known))}.")
-        try:
-            return cls(names, **{**values, "headline": tuple(values.get("headline", ()))}).among(names)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"Expected lists, mappings and a name in a label set, got {dict(values)!r}.") from error
+        types = {"headline": (list, tuple), "none_of_these": str}
+        for name, value in values.items():
+            if not isinstance(value, types.get(name, dict)):  # type: ignore[arg-type]
+                raise ValueError(f"Expected lists, mappings and a name in a label set, got {name}: {value!r}.")
+        labels = cls(names, **{**values, "headline": tuple(values.get("headline", ()))})
+        named = {*labels.headline, *labels.parents, *labels.parents.values(), *labels.definitions, labels.none_of_these}
+        if strange := sorted(named - {*names, None}, key=str):
+            raise ValueError(f"The label set names {strange[0]!r}, expected one of: {', '.join(names)}.")
+        return labels
 
 
 CHEXPERT = LabelSet(

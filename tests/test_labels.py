@@ -72,10 +72,26 @@ def test_a_label_set_is_the_same_after_json():
     assert LabelSet.from_dict(CHEXPERT.names, json.loads(json.dumps(CHEXPERT.to_dict()))) == CHEXPERT
 
 
-@pytest.mark.parametrize("values", [{"title": "TB"}, {"parents": 3}, {"headline": 1}])
-def test_a_label_set_of_other_values_is_refused(values):
-    with pytest.raises(ValueError, match="label set"):
-        LabelSet.from_dict(["TB"], values)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"title": "TB"}, "has no 'title'"),
+        ({"parents": 3}, "got parents: 3"),
+        ({"headline": "TB"}, "got headline: 'TB'"),
+        ({"headline": ["Edema"]}, "names 'Edema', expected one of: TB, Normal"),
+        ({"none_of_these": "None"}, "names 'None'"),
+        ({"parents": {"TB": "Infection"}}, "names 'Infection'"),
+    ],
+)
+def test_a_label_set_of_other_values_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSet.from_dict(["TB", "Normal"], values)
+
+
+def test_other_labels_keep_what_is_known_of_those_that_stay():
+    config = CheXpertConfig(id2label={0: "TB", 1: "Normal"}, label_set={"none_of_these": "Normal", "headline": ["TB"]})
+    config.id2label = {0: "TB", 1: "Edema"}
+    assert config.labels == LabelSet(("TB", "Edema"), ("TB",))
 
 
 def test_a_model_has_a_label_set_of_its_own(tmp_path):

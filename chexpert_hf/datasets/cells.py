@@ -75,14 +75,15 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
     return cells
 
 
-def expect_columns(cells: pd.DataFrame, required: Sequence[str], file: Path) -> None:
+def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:
     """Raises DatasetError if a column is missing, with those that are there, or if there is no row."""
-    if missing := [name for name in required if name not in cells.columns]:
+    if missing := [name for name in (*required, *observations) if name not in cells.columns]:
         header: list[str] = cells.attrs["header"]
         near = [name for name in header if missing[0] in name] or get_close_matches(missing[0], header, n=1)
+        advice = "name other observations" if missing[0] in observations else "rename a column"
         raise DatasetError(
             f"{file.name} lacks the column{'s' * (len(missing) > 1)} {listed([repr(name) for name in missing])}; it "
-            f"has {', '.join(header) or 'none':.400}. Add what is missing, or name other observations"
+            f"has {', '.join(header) or 'none':.400}. Add what is missing, or {advice}"
             + (f", such as {near[0]!r}." if near else ".")
         )
     if cells.empty:

@@ -25,7 +25,7 @@ from chexpert_hf.datasets.cells import (
     parse_number,
     read_cells,
 )
-from chexpert_hf.datasets.layout import Layout
+from chexpert_hf.datasets.layout import COLUMNS, Layout
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.radiographs.unfetched import why_missing
 
@@ -87,8 +87,10 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
         `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
         -1 and NaN where blank. The index is the row number in the file, the header being row 1.
     """
+    if taken := sorted({*observations} & {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}):
+        raise DatasetError(f"{taken[0]!r} names what is known of a radiograph, not an observation; rename the column.")
     cells = read_cells(file, "Path", [*_ACQUISITION_COLUMNS, *observations])
-    expect_columns(cells, ["Path", *(_ACQUISITION_COLUMNS if has_acquisition else ()), *observations], file)
+    expect_columns(cells, ["Path", *(_ACQUISITION_COLUMNS if has_acquisition else ())], observations, file)
     paths = _parse_paths(cells, file)
     columns: dict[str, Any] = {
         "path": paths["split"] + "/" + paths["patient"] + "/" + paths["study"] + "/" + paths["file"],

@@ -20,14 +20,13 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, N
 from chexpert_hf.datasets.cells import DatasetError, listed
 from chexpert_hf.datasets.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.image_files import find_bad_files
-from chexpert_hf.datasets.layout import SPLITS, Layout
+from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.labels import check_observations
 
 LAYOUTS: tuple[Layout, ...] = (CHEXPERT_LAYOUT,)
 """The layouts that are recognised, in this order."""
 
 _LABELS_LINE = "Observations in the order of `labels`: "
-_COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
 
@@ -53,18 +52,24 @@ def find_layout(root: str | Path) -> tuple[Layout, Path]:
     root = Path(root).resolve()
     if not root.is_dir():
         raise DatasetError(f"Expected the folder of a data set, but {str(root)!r} is not a folder.")
-    for folders in ([root], sorted(folder for folder in root.iterdir() if folder.is_dir())):
-        found = [(layout, folder) for folder in folders for layout in LAYOUTS if layout.is_in(folder)]
-        if len(found) > 1:
-            names = listed([folder.name for _, folder in found])
-            raise DatasetError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
-        if found:
-            layout, folder = found[0]
-            return layout, folder.resolve()
+    if layout := _layout_of(root):
+        return layout, root
+    below = {folder: _layout_of(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+    found = [(layout, folder.resolve()) for folder, layout in below.items() if layout is not None]
+    if len(found) > 1:
+        names = listed([folder.name for _, folder in found])
+        raise DatasetError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
+    if found:
+        return found[0]
     raise DatasetError(
         f"No CheXpert table in {str(root)!r} or in a folder directly in it; looked for "
         f"{'; '.join(layout.files for layout in LAYOUTS)}. Pass the folder that holds train.csv."
     )
+
+
+def _layout_of(folder: Path) -> Layout | None:
+    """The first layout that is recognised in a folder itself."""
+    return next((layout for layout in LAYOUTS if layout.is_in(folder)), None)
 
 
 def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
@@ -183,7 +188,7 @@ def _shuffled(patients: pd.Series) -> list[str]:
 
 def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
     labels_type = List(Value("float32"), length=len(observations))
-    columns = {name: Value(_TYPES.get(name, "string")) for name in _COLUMNS}
+    columns = {name: Value(_TYPES.get(name, "string")) for name in COLUMNS}
     features = Features({"image": Image(), **columns, "labels": labels_type})
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
     files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
