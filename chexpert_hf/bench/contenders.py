@@ -25,7 +25,6 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.graphs.export import phantoms
 
 _DISTINCT = 32  # phantoms that are drawn; more files are copies of them
 
@@ -103,6 +102,8 @@ def untrained_model(folder: Path, image_size: int) -> Path:
     torch.manual_seed(0)
     model = CheXpertForImageClassification(CheXpertConfig()).train()
     processor = CheXpertImageProcessor(size={"height": image_size, "width": image_size})
+    from chexpert_hf.scoring.graphs.export import phantoms  # not in the measured processes: it takes memory
+
     pixel_values = processor(phantoms(8, seed=0), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         for _ in range(8):
@@ -120,6 +121,8 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
             raise InputError(f"{folder} holds no radiographs but in archives; expected files.")
         return [str(file) for file in files[:limit]]
     scratch.mkdir()
+    from chexpert_hf.scoring.graphs.export import phantoms
+
     drawn = [image.resize((390, 390), Image.Resampling.BILINEAR) for image in phantoms(min(limit, _DISTINCT), seed=0)]
     paths = [scratch / f"{number:05d}.jpg" for number in range(limit)]
     for path, image in zip(paths, cycle(drawn), strict=False):

@@ -8,7 +8,6 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tqdm import tqdm
 from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import DISCLAIMER, __version__
@@ -17,6 +16,7 @@ from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     import datasets
+    from tqdm import tqdm
 
     from chexpert_hf.datasets.reference import Reference
     from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -125,6 +125,8 @@ def hide_bars() -> None:
     logging.disable_progress_bar()
 
 
-def progress_bar(total: int, unit: str) -> tqdm:
+def progress_bar(total: int, unit: str) -> "tqdm":
     """A progress bar on standard error, if that is a terminal; a context manager."""
+    from tqdm import tqdm  # takes 20 ms to import
+
     return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tqdm import tqdm
 from typer import Argument, Exit, Option, echo
 
 from chexpert_hf.cli import options
@@ -19,6 +18,8 @@ from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_table import GateMode
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from chexpert_hf.folders.score_output import ScoreOutput
     from chexpert_hf.folders.score_run import ScoreSummary, Shard
     from chexpert_hf.folders.scoring import FileResult
@@ -192,7 +193,7 @@ def _to_standard_output(
 class _Progress:
     """Progress on standard error: a bar on a terminal, else a line at intervals; a line per error and flag."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
         self._count = self.failed = self.not_radiographs = 0
 

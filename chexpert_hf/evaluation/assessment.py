@@ -190,8 +190,11 @@ class _Assessment:
             point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
             point |= _at_threshold(scores, labels, threshold)
         metrics = zip(WeightedFigures.NAMES, figures.values[column].tolist(), figures.replicates[column], strict=True)
-        bootstrapped = {name: _entry(intervals.percentile_interval(*item), BOOTSTRAP) for name, *item in metrics}
-        del bootstrapped["auroc"]  # its interval is DeLong's
+        bootstrapped = {
+            name: _entry(intervals.percentile_interval(*item), BOOTSTRAP)
+            for name, *item in metrics
+            if name != "auroc"  # whose interval is DeLong's
+        }
         return {
             "observation": observation,
             **counts,
