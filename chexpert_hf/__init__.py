@@ -72,9 +72,6 @@ def _register_with_transformers() -> None:
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-    from .api import calibrate as calibrate
-    from .api import evaluate as evaluate
-    from .api import localize as localize
     from .configuration_chexpert import CheXpertConfig
     from .image_processing_chexpert import CheXpertImageProcessor
     from .modeling_chexpert import CheXpertForImageClassification

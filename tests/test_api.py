@@ -56,6 +56,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_a_configuration_needs_neither_reports_nor_training():
+    code = """import sys; from chexpert_hf import CheXpertConfig
+print({'chexpert_hf.api', 'sklearn'} & set(sys.modules))"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_a_folder_of_one_is_evaluated_as_its_split_is(classifier, phantoms, tmp_path):
     result = evaluate(classifier, phantoms, output=tmp_path / "report")
     data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations)["valid"]

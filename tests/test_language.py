@@ -30,6 +30,13 @@ def texts(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+def test_riddles_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    source = '"""What it is."""\nX = 1\n"""Of each."""\n\n\ndef f():\n    """Whoever asks."""\n    # Those who wait\n'
+    (tmp_path / "a.py").write_text(source)
+    found = {text.split()[0] for _, text in texts(tmp_path / "a.py") if OPENINGS.match(text)}
+    assert found == {"What", "Of", "Whoever", "Those"}
+
+
 @pytest.mark.parametrize("folder", ["chexpert_hf", "space", "train"])
 def test_no_text_opens_with_a_free_relative_clause_or_of(folder: str) -> None:
     if not (ROOT / folder).is_dir():

@@ -11,7 +11,7 @@ from chexpert_hf.labels import LabelSet
 SPLITS = ("train", "valid", "test")
 
 COLUMNS = ("path", "patient", "study", "view", "sex", "age", "projection", "is_frontal")
-"""What is known of a radiograph besides its labels."""
+"""The facts of a radiograph besides its labels."""
 
 
 @dataclass(frozen=True)

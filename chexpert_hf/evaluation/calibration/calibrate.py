@@ -119,8 +119,8 @@ def calibrate_folder(
     if not are_other_people and trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
             f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people if "
-            "these ids name other people."
+            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people "
+            "(in Python are_other_people=True) if these ids name other people."
         )
     classifier = CheXpertClassifier.from_pretrained(source)
     if len(classifier.members) > 1:

@@ -159,7 +159,8 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
         if file.is_file() and (shared := overlapping_patients(file, patients)):
             raise InputError(
                 f"{model} was calibrated on {len(shared):,} of these {len(set(patients)):,} patients, so metrics on "
-                "them are optimistic; evaluate on others, or pass --allow-calibration-patients."
+                "them are optimistic; evaluate on others, or pass --allow-calibration-patients (in Python "
+                "allow_calibration_patients=True)."
             )
 
 
