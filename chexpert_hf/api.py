@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import datasets
 
-from chexpert_hf.datasets.loading import find_layout, load_dataset
+from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_folder

@@ -45,7 +45,7 @@ def localize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure whether maps point at the findings: hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.datasets.loading import find_layout
+    from chexpert_hf.datasets.sources import find_layout
     from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
@@ -91,7 +91,7 @@ def sanity(
 
     A check that the maps do not pass is shown as FAILED; the exit code is 0 all the same.
     """
-    from chexpert_hf.datasets.loading import has_dataset
+    from chexpert_hf.datasets.sources import has_dataset
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs

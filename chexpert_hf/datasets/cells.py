@@ -1,6 +1,7 @@
 """Cells of label files, as text and parsed: what all layouts and reference standards share."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ Parser: TypeAlias = tuple[Callable[[str], Any], str]
 """Parses a cell's text, or raises ValueError or KeyError; and the values that are expected, in words."""
 
 _MAX_LISTED = 5
+_HEADER_BYTES = 65_536
 
 
 class DatasetError(InputError):
@@ -46,6 +48,17 @@ def parse_label(text: str) -> float:
     if value not in (POSITIVE, NEGATIVE, UNCERTAIN):
         raise ValueError(text)
     return value
+
+
+def header_of(file: Path) -> list[str]:
+    """The names in the first line of a CSV file, possibly gzipped; none if it cannot be read."""
+    try:
+        encoding, delimiter = dialect_of(file)
+        with pa.input_stream(str(file)) as stream:
+            line = next(iter(stream.read(_HEADER_BYTES).decode(encoding, errors="replace").splitlines()), "")
+    except (pa.ArrowInvalid, OSError):
+        return []
+    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -105,6 +118,35 @@ def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[s
             row = cells.index[(texts.codes == code).to_numpy()][0]
             raise bad_cell(file, row, column, text, f"{expected} or blank") from None
     return values[texts.codes.to_numpy()]
+
+
+def findings(
+    texts: pd.Series,
+    names: Sequence[str],
+    split: Callable[[str], Sequence[str]],
+    known: Collection[str] | None,
+    file: Path,
+) -> pd.DataFrame:
+    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where a cell is blank.
+
+    Args:
+        texts: A column of `read_cells`.
+        names: The columns of the result.
+        split: Makes the findings of a cell's text.
+        known: The findings that may be listed; any if None.
+        file: For errors.
+    """
+    values = np.full((len(texts.cat.categories) + 1, len(names)), np.nan, dtype=np.float32)
+    for code, text in enumerate(texts.cat.categories):
+        if text.strip().lower() in BLANKS:
+            continue
+        listed_here = {name.strip() for name in split(text)}
+        if known is not None and (strange := listed_here - {*known}):
+            row = texts.index[(texts.cat.codes == code).to_numpy()]
+            if len(row):
+                raise bad_cell(file, row[0], str(texts.name), min(strange), f"some of {listed([*known])}")
+        values[code] = [name in listed_here for name in names]
+    return pd.DataFrame(values[texts.cat.codes.to_numpy()], columns=list(names), index=texts.index)
 
 
 def bad_cell(file: Path, row: int, column: str, value: Any, expected: str) -> DatasetError:

@@ -18,13 +18,11 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, NamedSplit, Value
 
 from chexpert_hf.datasets.cells import DatasetError, listed
-from chexpert_hf.datasets.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.image_files import find_bad_files
+from chexpert_hf.datasets.label_sets import union
 from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
-from chexpert_hf.labels import check_observations
-
-LAYOUTS: tuple[Layout, ...] = (CHEXPERT_LAYOUT,)
-"""The layouts that are recognised, in this order."""
+from chexpert_hf.datasets.sources import find_layout, read_splits, shuffled
+from chexpert_hf.labels import LabelSet, check_observations
 
 _LABELS_LINE = "Observations in the order of `labels`: "
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
@@ -43,43 +41,10 @@ class BadFilesError(DatasetError):
         pd.DataFrame(self.faults.items(), columns=["path", "fault"]).to_csv(path, index=False)
 
 
-def find_layout(root: str | Path) -> tuple[Layout, Path]:
-    """The layout of a data set and its absolute folder: `root`, or the only folder in it that holds one.
-
-    Raises:
-        DatasetError: If no layout is recognised there, or several folders in it hold data sets.
-    """
-    root = Path(root).resolve()
-    if not root.is_dir():
-        raise DatasetError(f"Expected the folder of a data set, but {str(root)!r} is not a folder.")
-    if layout := _layout_of(root):
-        return layout, root
-    below = {folder: _layout_of(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    found = [(layout, folder.resolve()) for folder, layout in below.items() if layout is not None]
-    if len(found) > 1:
-        names = listed([folder.name for _, folder in found])
-        raise DatasetError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
-    if found:
-        return found[0]
-    raise DatasetError(
-        f"No CheXpert table in {str(root)!r} or in a folder directly in it; looked for "
-        f"{'; '.join(layout.files for layout in LAYOUTS)}. Pass the folder that holds train.csv."
-    )
-
-
-def _layout_of(folder: Path) -> Layout | None:
-    """The first layout that is recognised in a folder itself."""
-    return next((layout for layout in LAYOUTS if layout.is_in(folder)), None)
-
-
-def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
-    """Whether a folder itself holds one of the splits in a layout that is recognised."""
-    return any(layout.has_split(Path(folder), split) for layout in LAYOUTS for split in splits)
-
-
 def load_dataset(
-    root: str | Path,
+    root: str | Path | Sequence[str | Path],
     *,
+    layout: str | Layout | None = None,
     splits: Sequence[str] = ("train", "valid"),
     check_files: bool = True,
     follow_links: bool = True,
@@ -89,25 +54,31 @@ def load_dataset(
     num_patients: int | None = None,
     valid_fraction: float = 0.1,
 ) -> DatasetDict:
-    """Loads a data set in a layout that is recognised: splits in the order asked for, rows in the order of the files.
+    """Loads a data set, or several as one: splits in the order asked for, rows in the order of the files.
 
-    Each row is one radiograph: `image` (absolute path, decoded on access), `path` (from the split's name on),
+    Each row is one radiograph: `image` (absolute path, decoded on access), `path` (below the data set's folder),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
-    None for laterals), `is_frontal`, and `labels`: `(num_observations,)` float32, 1, 0, -1 or NaN where the report
-    does not mention the observation. `info.description` names the columns of `labels`.
+    None for laterals), `is_frontal`, `source` (the folder's name if there are several), `labels_by` (the reference
+    standard, None where the layout leaves it open), and `labels`: `(num_observations,)` float32, 1, 0, -1, NaN where
+    the report does not mention the observation, or -100 where the data set cannot state it, which is unknown under
+    every policy.
+    `info.description` names the columns of `labels`.
 
-    A folder without `valid.csv` has patients of `train.csv` held out as its valid split. They are left out of train
-    whether or not `splits` asks for valid, so that loading the splits one by one does not leak; only `valid_fraction`
-    changes who they are. With `valid_fraction=0`, train is all of `train.csv`.
+    A folder without a valid split has patients of train held out for it. They are left out of train whether or not
+    `splits` asks for valid, so that loading the splits one by one does not leak; only `valid_fraction` changes who
+    they are. With `valid_fraction=0`, train is all of its table.
 
     Args:
-        root: The folder with `train.csv` (or `train.csv.gz`), or the folder that contains it.
+        root: The folder of a data set, such as that with `train.csv`, or the folder that contains it. Several are
+            loaded as one: paths, studies and patients have the source's name in front.
+        layout: The layout by its name, or one of your own; the one that is recognised if None.
         splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
         check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
         follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
         say: Takes a line for the user about how many links were followed, if any were.
         frontal_only: Whether to leave out laterals.
-        observations: What `labels` holds, in this order: columns of the files; all of the layout's by default.
+        observations: What `labels` holds, in this order: columns of the files, or names of other label sets; all of
+            the layout's by default, of several the union.
         num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
@@ -122,76 +93,93 @@ def load_dataset(
         raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
-    asked = None if observations is None else check_observations(observations)
-    layout, folder = find_layout(root)
-    names = asked or layout.labels.names
-    tables = _read_splits(layout, folder, splits, names, valid_fraction)
+    roots = [root] if isinstance(root, str | Path) else list(root)
+    found = [find_layout(each, layout) for each in roots]
+    names = check_observations(union(each.labels for each, _ in found).names if observations is None else observations)
+    tables = _merged([_read(*each, splits, names, valid_fraction, say, len(found) > 1) for each in found])
+    _refuse_shared_patients(tables)
     for split, table in tables.items() if frontal_only else ():
         tables[split] = table[table["is_frontal"]]
         if tables[split].empty:
             raise DatasetError(f"All {len(table):,} radiographs of {split} are laterals; leave the split out.")
     if num_patients is not None and "train" in tables:
-        patients = _shuffled(tables["train"]["patient"])
+        patients = shuffled(tables["train"]["patient"])
         if not 1 <= num_patients <= len(patients):
             raise DatasetError(
                 f"Expected num_patients from 1 to {len(patients):,}, the patients of train that the filter leaves, "
                 f"got {num_patients}."
             )
         tables["train"] = tables["train"][tables["train"]["patient"].isin(patients[:num_patients])]
-    paths = [path for table in tables.values() for path in table["path"]]
-    if check_files and (faults := find_bad_files(folder, paths, follow_links=follow_links, say=say)):
-        line = (
-            f"{len(faults):,} of {len(paths):,} files cannot be used: "
-            f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-            f"{str(folder)!r}: put them there, or pass check_files=False to work with the labels alone."
-        )
-        raise BadFilesError(line, faults)
-    return DatasetDict({split: _to_dataset(table, split, folder, names) for split, table in tables.items()})
+    if check_files:
+        _refuse_bad_files(tables, follow_links, say)
+    return DatasetDict({split: _to_dataset(table, split, names) for split, table in tables.items()})
 
 
 load_chexpert = load_dataset
 """The name of `load_dataset` in version 0.1.0."""
 
 
-def _read_splits(
-    layout: Layout, folder: Path, splits: Sequence[str], observations: Sequence[str], valid_fraction: float
+def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
+    """The label set of a data set, or of several: their union."""
+    roots = [root] if isinstance(root, str | Path) else list(root)
+    return union(find_layout(each, layout)[0].labels for each in roots)
+
+
+def _read(
+    layout: Layout,
+    folder: Path,
+    splits: Sequence[str],
+    names: Sequence[str],
+    valid_fraction: float,
+    say: Callable[[str], None] | None,
+    is_one_of_several: bool,
 ) -> dict[str, pd.DataFrame]:
-    has_valid = layout.has_split(folder, "valid")
-    sources = dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits)
-    tables = {source: layout.read(folder, source, observations) for source in sources}
-    if "train" in tables and not has_valid:
-        patients = _shuffled(tables["train"]["patient"])
-        count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
-        is_held_out = tables["train"]["patient"].isin(patients[:count])
-        tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
-    for split in splits:
-        if tables[split].empty:
-            raise DatasetError(
-                f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
-                "train.csv leaves it none. Add a valid.csv, or choose another fraction."
-            )
-    for one, other in combinations(dict.fromkeys(splits), 2):
+    """The tables of a source, with its `folder`, and with names that no other source has if there are several."""
+    tables = read_splits(layout, folder, splits, names, valid_fraction, say)
+    prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
+    for split, table in tables.items():
+        renamed = {column: f"{prefix}/" + table[column] for column, prefix in prefixes.items() if is_one_of_several}
+        source = folder.name if is_one_of_several else None
+        tables[split] = table.assign(folder=str(folder), file=table["path"], source=source, **renamed)
+    return tables
+
+
+def _merged(sources: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    if len(sources) == 1:
+        return sources[0]
+    return {split: pd.concat([source[split] for source in sources], ignore_index=True) for split in sources[0]}
+
+
+def _refuse_shared_patients(tables: Mapping[str, pd.DataFrame]) -> None:
+    for one, other in combinations(tables, 2):
         shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
         if shared:
             raise DatasetError(
                 f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
                 f"{other} would be too good. Take their rows out of one of the tables."
             )
-    return {split: tables[split] for split in splits}
 
 
-def _shuffled(patients: pd.Series) -> list[str]:
-    # The order of two patients depends on nothing but their names: subsets nest, and neither the order of the rows nor
-    # other patients' coming and going changes it.
-    return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
+def _refuse_bad_files(
+    tables: Mapping[str, pd.DataFrame], follow_links: bool, say: Callable[[str], None] | None
+) -> None:
+    files = pd.concat([table[["folder", "file"]] for table in tables.values()])
+    for folder, paths in files.groupby("folder", sort=False)["file"]:
+        if faults := find_bad_files(Path(str(folder)), paths.tolist(), follow_links=follow_links, say=say):
+            line = (
+                f"{len(faults):,} of {len(paths):,} files cannot be used: "
+                f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
+                f"{folder!r}: put them there, or pass check_files=False to work with the labels alone."
+            )
+            raise BadFilesError(line, faults)
 
 
-def _to_dataset(table: pd.DataFrame, split: str, folder: Path, observations: Sequence[str]) -> Dataset:
+def _to_dataset(table: pd.DataFrame, split: str, observations: Sequence[str]) -> Dataset:
     labels_type = List(Value("float32"), length=len(observations))
     columns = {name: Value(_TYPES.get(name, "string")) for name in COLUMNS}
     features = Features({"image": Image(), **columns, "labels": labels_type})
     # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
-    files = pa.array((f"{folder}{os.sep}" + table["path"]).astype(object), pa.string())
+    files = pa.array((table["folder"] + os.sep + table["file"]).astype(object), pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"])
     values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
     plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.layout import SPLITS
-from chexpert_hf.datasets.loading import has_dataset, load_dataset
+from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.sources import has_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import new_folder, sha256_of
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor

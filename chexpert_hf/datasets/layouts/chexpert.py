@@ -8,7 +8,6 @@ Source: Irvin et al. 2019, arXiv:1901.07031, section 2, and the `train.csv` and 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,26 +19,21 @@ from chexpert_hf.datasets.cells import (
     Parser,
     bad_cell,
     expect_columns,
+    header_of,
     listed,
     parse_cells,
     parse_number,
     read_cells,
 )
-from chexpert_hf.datasets.layout import COLUMNS, Layout
+from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, rows
 from chexpert_hf.labels import CHEXPERT
-from chexpert_hf.radiographs.unfetched import why_missing
 
-_SPLIT_FILES: dict[str, tuple[str, ...]] = {
-    "train": ("train.csv", "train.csv.gz"),
-    "valid": ("valid.csv", "valid.csv.gz"),
-    "test": ("test.csv", "test.csv.gz", "test_labels.csv"),
-}
+_SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
 """The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
 
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
 _PROJECTIONS = ("AP", "PA", "LL", "RL")  # LL and RL stand in 17 frontal rows of `train.csv`; laterals leave it blank
-_MAX_AGE = 120
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
@@ -50,13 +44,14 @@ _PARENT_PATTERN = r"(?:^|/)\.\.(?:/|$)"
 
 
 def _find_table(folder: Path, split: str) -> Path | None:
-    """The CSV file of a split; None if the folder has none. A link to a file that is not there is an error."""
-    for file in (folder / name for name in _SPLIT_FILES[split]):
-        if file.is_file():
-            return file
-        if file.is_symlink() and not file.exists():
-            raise DatasetError(f"{file} cannot be read. {why_missing(file)}")
-    return None
+    return find_table(folder, _SPLIT_FILES[split])
+
+
+def _columns(folder: Path) -> Sequence[str]:
+    """The observations of the first table that is there, columns of one's own among them."""
+    file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
+    taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}
+    return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 
 def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
@@ -87,23 +82,21 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
         `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
         -1 and NaN where blank. The index is the row number in the file, the header being row 1.
     """
-    if taken := sorted({*observations} & {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}):
-        raise DatasetError(f"{taken[0]!r} names what is known of a radiograph, not an observation; rename the column.")
     cells = read_cells(file, "Path", [*_ACQUISITION_COLUMNS, *observations])
     expect_columns(cells, ["Path", *(_ACQUISITION_COLUMNS if has_acquisition else ())], observations, file)
     paths = _parse_paths(cells, file)
-    columns: dict[str, Any] = {
-        "path": paths["split"] + "/" + paths["patient"] + "/" + paths["study"] + "/" + paths["file"],
-        "patient": paths["patient"],
-        "study": paths["patient"] + "/" + paths["study"],
-        "view": paths["view"].astype(np.int32),
-        "is_frontal": paths["side"] == "frontal",
-        "sex": parse_cells(cells, "Sex", file, _PARSERS),
-        "age": pd.array(parse_cells(cells, "Age", file, _PARSERS), "Int32"),
-        "projection": parse_cells(cells, "AP/PA", file, _PARSERS),
-        **{name: parse_cells(cells, name, file, _PARSERS).astype(np.float32) for name in observations},
-    }
-    table = pd.DataFrame(columns, index=cells.index)
+    table = rows(
+        cells.index,
+        paths["split"] + "/" + paths["patient"] + "/" + paths["study"] + "/" + paths["file"],
+        paths["patient"],
+        paths["patient"] + "/" + paths["study"],
+        pd.DataFrame({name: parse_cells(cells, name, file, _PARSERS) for name in observations}, index=cells.index),
+        view=paths["view"].astype(np.int32),
+        is_frontal=paths["side"] == "frontal",
+        sex=parse_cells(cells, "Sex", file, _PARSERS),
+        age=parse_cells(cells, "Age", file, _PARSERS),
+        projection=parse_cells(cells, "AP/PA", file, _PARSERS),
+    )
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         row, path = next(iter(repeated.items()))
@@ -151,14 +144,14 @@ def _refuse_escapes(stated: pd.Series, paths: pd.Series, prefixes: pd.Series, fi
 
 def _age(text: str) -> int:
     years = parse_number(text.removesuffix("Y"))  # DICOM's 045Y
-    if not years.is_integer() or not 0 <= years <= _MAX_AGE:
+    if not years.is_integer() or not 0 <= years <= MAX_AGE:
         raise ValueError(text)
     return int(years)
 
 
 _PARSERS: dict[str, Parser] = {
     "Sex": (lambda text: _SEX_NAMES[text.lower()], "Male, Female, Unknown"),
-    "Age": (_age, f"whole years, 0 to {_MAX_AGE},"),
+    "Age": (_age, f"whole years, 0 to {MAX_AGE},"),
     "AP/PA": (lambda text: _PROJECTIONS[_PROJECTIONS.index(text.upper())], ", ".join(_PROJECTIONS)),
 }
 """Parser and expected values by column; all other columns are observations."""
@@ -169,5 +162,6 @@ CHEXPERT_LAYOUT = Layout(
     files=", ".join(name for names in _SPLIT_FILES.values() for name in names),
     has_split=lambda folder, split: _find_table(folder, split) is not None,
     read=_read_split,
+    columns=_columns,
 )
 """CheXpert 1.0 and its small version, and any data set in their folders and columns."""

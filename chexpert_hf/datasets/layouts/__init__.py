@@ -1,0 +1,1 @@
+"""The layouts of public data sets, one module each."""

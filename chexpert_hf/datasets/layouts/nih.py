@@ -1,0 +1,92 @@
+"""NIH ChestX-ray14: `Data_Entry_2017*.csv`, the lists of its official split, and images in any folder below.
+
+Source: Wang et al. 2017, CVPR, and the files of https://nihcc.app.box.com/v/ChestXray-NIHCC.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from chexpert_hf.datasets.cells import (
+    DatasetError,
+    Parser,
+    bad_cell,
+    expect_columns,
+    findings,
+    parse_cells,
+    read_cells,
+)
+from chexpert_hf.datasets.label_sets import NIH
+from chexpert_hf.datasets.layout import MAX_AGE, Layout, find_images, find_table, rows
+
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+_FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"
+_SEX = ("Patient Gender", "Patient Sex")  # the later edition's name comes second
+_NO_FINDING = "No Finding"
+
+PARSERS: dict[str, Parser] = {
+    # Ages above 120, of up to 414, stand in 16 rows of the first edition.
+    _AGE: (lambda text: age if (age := int(text.rstrip("YMD"))) <= MAX_AGE else None, "whole years"),
+    **dict.fromkeys(_SEX, (lambda text: {"M": "Male", "F": "Female"}[text], "M, F")),
+    _VIEW: (lambda text: {"AP": "AP", "PA": "PA"}[text], "AP, PA"),
+}
+
+
+def _has_split(folder: Path, split: str) -> bool:
+    return find_table(folder, TABLES) is not None and (split == "train" or (folder / _LISTS.get(split, "-")).is_file())
+
+
+def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
+    """The cells of a table with NIH's columns, as text."""
+    cells = read_cells(file, _FILE, [_FINDINGS, _PATIENT, _AGE, *_SEX, _VIEW, *further])
+    expect_columns(cells, [_FILE, _FINDINGS, _PATIENT], [], file)
+    if cells[_FILE].isna().any():
+        raise bad_cell(file, cells.index[cells[_FILE].isna()][0], _FILE, None, "the name of an image file")
+    return cells
+
+
+def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
+    """The rows of some cells of `read_entries`. Each image is a study of its own: the tables do not group views."""
+    sex = next((name for name in _SEX if name in cells), _SEX[0])
+    return rows(
+        cells.index,
+        find_images(folder, cells[_FILE].tolist(), "images"),
+        cells[_PATIENT].astype(str).str.zfill(8).tolist(),
+        cells[_FILE].str.rpartition(".")[0].tolist(),
+        labels,
+        sex=parse_cells(cells, sex, file, PARSERS),
+        age=parse_cells(cells, _AGE, file, PARSERS),
+        projection=parse_cells(cells, _VIEW, file, PARSERS),
+        labels_by=labels_by,
+    )
+
+
+def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
+    file = find_table(folder, TABLES)
+    if file is None or not _has_split(folder, split):
+        raise DatasetError(f"No {split} split in {str(folder)!r}; looked for {', '.join((*TABLES, *_LISTS.values()))}.")
+    cells = read_entries(file)
+    if (folder / _LISTS[split]).is_file():
+        listed = set((folder / _LISTS[split]).read_text(encoding="utf-8").split())
+        cells = cells[cells[_FILE].isin(listed)]
+    labels = findings(cells[_FINDINGS], names, lambda text: text.split("|"), {*NIH.names, _NO_FINDING}, file)
+    return facts(cells, file, folder, labels, "text-mined labels")
+
+
+NIH_LAYOUT = Layout(
+    "nih",
+    NIH,
+    files=f"{' or '.join(TABLES)}, with {' and '.join(_LISTS.values())}",
+    has_split=_has_split,
+    read=_read,
+    columns=lambda _: (*NIH.names, _NO_FINDING),
+    answers={
+        "Lung Lesion": ("Nodule", "Mass"),
+        "Lung Opacity": ("Infiltration", "Consolidation", "Edema", "Pneumonia", "Atelectasis", "Nodule", "Mass"),
+        "Pleural Other": ("Pleural_Thickening",),
+    },
+    patients="NIH",
+)
+"""The 112,120 radiographs of 30,805 patients. Without its lists, all are the train split."""
