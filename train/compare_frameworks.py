@@ -38,9 +38,9 @@ from chexpert_hf.evaluation.metrics import evaluate_probabilities, split_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
+from chexpert_hf.training.data import load_data, with_labels
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.recipe import Recipe
-from chexpert_hf.training.run import load_data
 from train.ordered_batches import OrderedBatches
 
 TORCH = "PyTorch"
@@ -118,6 +118,7 @@ def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
 def measure(name: str, start: Path, root: Path, recipe: Recipe, output: Path) -> dict[str, Any]:
     """Measures one contender in this process; writes its first scores to `output` as `NAME.npz`."""
     processor = CheXpertImageProcessor.from_pretrained(start)
+    recipe = with_labels(recipe, root)
     data = load_data(recipe, root)
     config = load_model(start).config
     train_rows = _read(RadiographDataset(data["train"], processor, TrainingTargets(config, recipe.seed)))
@@ -203,6 +204,7 @@ def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None]
     Raises:
         InputError: If the data cannot be loaded, or nothing could be measured.
     """
+    recipe = with_labels(recipe, root)
     load_data(recipe, root)  # so that errors of the data are reported once
     start = output / "start"
     set_seed(recipe.seed)

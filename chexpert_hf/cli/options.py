@@ -14,7 +14,9 @@ def output(text: str) -> Any:
 
 
 Split = Literal["train", "valid", "test"]
-Data = Annotated[Path, Argument(help="CheXpert folder: train.csv, valid.csv and the images.")]
+_DATA = "Folder of a data set: CheXpert's train.csv, valid.csv and images, or another known layout"
+Data = Annotated[Path, Argument(help=f"{_DATA}.")]
+SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several are trained on as one.")]
 Models = Annotated[
     list[str],
     Option(

@@ -54,7 +54,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf train MY-DATA --output runs/mine --init nih")
 @with_recipe_options
 def train(
-    data: options.Data,
+    data: options.SeveralData,
     output: Annotated[Path, options.output("The model folder.")],
     recipe: Annotated[Path | None, Option(help="YAML file, or name in train/recipes; flags override it.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
@@ -68,7 +68,7 @@ def train(
     as_json: options.AsJson = False,
     **flags: Any,
 ) -> None:
-    """Train a model on a CheXpert folder. The defaults are the CheXpert paper's recipe."""
+    """Train a model on a data set. The defaults are the CheXpert paper's recipe."""
     from accelerate import PartialState
     from huggingface_hub import HfApi
 
@@ -89,7 +89,15 @@ def train(
                 "Several runs make an ensemble, which cannot be loaded from a repository: push its runs later."
             )
     hide_bars()
-    result = run(chosen, data, output, resume=resume, report_to=report_to, follow_links=follow_links, say=say)
+    result = run(
+        chosen,
+        data[0] if len(data) == 1 else data,
+        output,
+        resume=resume,
+        report_to=report_to,
+        follow_links=follow_links,
+        say=say,
+    )
     if not PartialState().is_main_process:
         return
     show(

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import PAPER_PRESET, parents_among
+from chexpert_hf.labels import PAPER_PRESET
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.repositories import model_folder
@@ -54,7 +54,8 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
             uncertainty_policies=recipe.policies,
             policies_source=_PAPER_SOURCE if recipe.policy == PAPER_PRESET else "chosen in the recipe of this run",
             blank_labels=recipe.blank_labels,
-            label_parents=parents_among(recipe.observations) if recipe.unconditional else None,
+            label_set=dict(recipe.label_set) or None,
+            label_parents=dict(recipe.known_labels.parents) if recipe.unconditional else None,
             model_name=recipe.model_name,
             warnings=list(recipe.warnings) or None,
         )

@@ -5,7 +5,7 @@ single policy there (table 3) without a second stage or a third class.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -14,7 +14,7 @@ import yaml
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line, write_text
-from chexpert_hf.labels import OBSERVATIONS, UncertaintyPolicy, check_observations, parents_among, parse_policies
+from chexpert_hf.labels import CHEXPERT, LabelSet, UncertaintyPolicy, check_observations, parse_policies
 
 _DENSENET121_BLOCKS = 4
 _REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
@@ -55,7 +55,15 @@ class Recipe:
     """Every value that defines a run; each field's metadata says what it sets and whether it has an option."""
 
     # Labels
-    observations: tuple[str, ...] = _value(OBSERVATIONS, "Comma-separated; all 14 if not given.", flag=True)
+    observations: tuple[str, ...] = _value((), "Comma-separated; all of the label set if not given.", flag=True)
+    labels: str | None = _value(
+        None,
+        "Label set: chexpert, nih, padchest, vindr, a YAML file, or names, comma-separated; the data's if not given, "
+        "of several data sets their union.",
+        flag=True,
+    )
+    # What is known of the observations beside their names, as `LabelSet.to_dict` gives it; CheXpert's if empty.
+    label_set: Mapping[str, Any] = field(default_factory=dict)
     policy: str | Mapping[str, str] = _value(
         "u-ones",
         "Uncertain labels: u-ignore, u-zeros, u-ones, u-self-trained, u-multiclass, u-zeros+lsr, u-ones+lsr; "
@@ -141,8 +149,9 @@ class Recipe:
         for name in _LISTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         try:
-            check_observations(self.observations)
-            policies = self.policies
+            if self.observations:
+                check_observations(self.observations)
+            policies, parents = self.policies, self.known_labels.parents
         except ValueError as error:
             raise RecipeError(str(error)) from error
         num_blocks = len(self.architecture.get("block_config", range(_DENSENET121_BLOCKS)))
@@ -182,7 +191,7 @@ class Recipe:
                 self.map_loss and has_stages
             ),
             "conditional_epochs is set, but no observation of the recipe has a parent among them.": (
-                self.conditional_epochs and not parents_among(self.observations)
+                self.conditional_epochs and self.observations and not parents
             ),
             "teacher is set, but no observation has the policy u-self-trained.": (
                 self.teacher is not None and not has_teacher
@@ -204,7 +213,7 @@ class Recipe:
                 is_list = isinstance(value, Sequence) and not isinstance(value, str)
                 is_list = is_list and all(isinstance(text, str) for text in value)
                 _expect(name, value, is_list, _LISTS[name])
-            elif name == "architecture":
+            elif name in ("architecture", "label_set"):
                 _expect(name, value, isinstance(value, Mapping), "a mapping of fields")
                 blocks = value.get("block_config", ())
                 _expect("block_config", blocks, isinstance(blocks, Sequence), "a list of whole numbers")
@@ -221,9 +230,19 @@ class Recipe:
                 _expect(name, value, expected is None or _RANGES[expected](value), expected)
 
     @property
+    def known_labels(self) -> LabelSet:
+        """The observations with their hierarchy; none before they are taken from the data."""
+        if self.label_set:
+            return LabelSet.from_dict(self.observations, self.label_set)
+        return CHEXPERT.among(self.observations)
+
+    @property
     def policies(self) -> dict[str, str]:
-        """The policy of each observation."""
-        return parse_policies(self.policy, self.observations)
+        """The policy of each observation; before the data tell them, of CheXpert's and of those that `policy` names."""
+        named: Iterable[str] = self.policy
+        if isinstance(self.policy, str):
+            named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)
+        return parse_policies(self.policy, self.observations or dict.fromkeys((*CHEXPERT.names, *named)))
 
     @property
     def self_trained_observations(self) -> tuple[str, ...]:

@@ -1,20 +1,18 @@
-"""A training run from a CheXpert folder to a complete model folder; an interrupted run can be resumed."""
+"""A training run from a data set to a complete model folder; an interrupted run can be resumed."""
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerState, set_seed
 
-from chexpert_hf.datasets.loading import BadFilesError, load_dataset
+from chexpert_hf.datasets.loading import BadFilesError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
@@ -27,7 +25,8 @@ from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_trained_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
-from chexpert_hf.training.cross_fitting import calibrate_by_folds, hold_out_fold
+from chexpert_hf.training.cross_fitting import calibrate_by_folds
+from chexpert_hf.training.data import Roots, data_name, describe_data, load_data, with_labels
 from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -48,7 +47,7 @@ class TrainingResult:
 
 def train(
     recipe: Recipe,
-    root: Path,
+    root: Roots,
     output: Path,
     *,
     resume: bool = False,
@@ -56,9 +55,10 @@ def train(
     follow_links: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
-    """Trains a model on the CheXpert folder `root`; `output` becomes the model folder.
+    """Trains a model on a data set, or on several as one; `output` becomes the model folder.
 
     Args:
+        root: The folder of a data set in a layout that is recognised, or several.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
@@ -76,6 +76,7 @@ def train(
     # Without `cpu`, processes that torchrun starts on a machine without GPUs do not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
     say = say if PartialState().is_main_process else (lambda _line: None)
+    recipe = with_labels(recipe, root)
     try:
         data = load_data(recipe, root, follow_links=follow_links, say=say)
     except BadFilesError as error:
@@ -118,7 +119,7 @@ def train(
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
     if recipe.calibration_folds and recipe.held_out_fold is None:
-        calibrate_by_folds(final, data["train"], recipe, root.resolve().name, stages.without_part)
+        calibrate_by_folds(final, data["train"], recipe, data_name(root), stages.without_part)
     if recipe.stored_precision == "fp16":
         final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
@@ -139,7 +140,7 @@ def train(
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
             say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
-            fit_folder_gate(output, data["train"], f"{root.resolve().name} (train)")
+            fit_folder_gate(output, data["train"], f"{data_name(root)} (train)")
         write_text(output / "history.json", json.dumps(trainer.state.log_history, indent=1))
         plot_curve(trainer.state.log_history, output / CURVE_FILE, best_step)
         write_checksums(output)
@@ -174,7 +175,7 @@ def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) ->
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
-def _train_several(stages: Stages, data: datasets.DatasetDict, root: Path) -> TrainingResult:
+def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
     """Independent runs, and the ensemble of their best checkpoints."""
     recipe, output = stages.recipe, stages.output
     members: list[Path] = []
@@ -195,15 +196,6 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Path) -> Tr
     return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
 
 
-def load_data(
-    recipe: Recipe, root: Path, *, follow_links: bool = True, say: Callable[[str], None] | None = None
-) -> datasets.DatasetDict:
-    """The training and validation splits of a recipe; the held-out patients do not depend on its seed."""
-    names = ("frontal_only", "observations", "num_patients", "valid_fraction")
-    data = load_dataset(root, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
-    return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
-
-
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
     """Returns and reports the observations that can be evaluated on the validation split."""
     valid = data["valid"]
@@ -216,17 +208,3 @@ def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callab
     if not judged:
         say("No observation has enough positive and negative validation studies: the last checkpoint will be used.")
     return judged
-
-
-def describe_data(data: datasets.DatasetDict, root: Path, observations: Sequence[str]) -> dict[str, Any]:
-    """The counts of the training and validation data for a model's card, without identities."""
-    described: dict[str, Any] = {"name": root.resolve().name}
-    for name, split in data.items():
-        positives = (np.asarray(split["labels"][:]) == 1).sum(axis=0).tolist()
-        described[name] = {
-            "images": len(split),
-            "studies": len(set(split["study"][:])),
-            "patients": len(set(split["patient"][:])),
-            "positives": dict(zip(observations, positives, strict=True)),
-        }
-    return described

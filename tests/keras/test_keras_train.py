@@ -15,8 +15,8 @@ from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.formats import keras as twins
 from chexpert_hf.modeling_chexpert import masked_mean
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.training.data import load_data
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.run import load_data
 from tests.conftest import TINY
 from train import keras_train
 from train.ordered_batches import OrderedBatches

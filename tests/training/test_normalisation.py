@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.training.data import load_data
 from chexpert_hf.training.initial_model import expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.run import load_data
 from chexpert_hf.training.trainer import build_trainer
 
 from ..conftest import TINY
@@ -20,7 +21,10 @@ def images(count: int) -> datasets.Dataset:
 
 
 def recipe(**values: object) -> Recipe:
-    return Recipe(**{"init": "random", "architecture": TINY, "image_size": 12, "batch_size": 8} | values)
+    return Recipe(
+        **{"observations": OBSERVATIONS, "init": "random", "architecture": TINY, "image_size": 12, "batch_size": 8}
+        | values
+    )
 
 
 def network(blocks: list[int]) -> CheXpertForImageClassification:

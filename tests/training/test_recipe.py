@@ -12,7 +12,7 @@ def test_the_defaults_are_the_papers():
     assert (recipe.learning_rate, recipe.schedule, recipe.weight_decay) == (1e-4, "constant", 0)
     assert (recipe.images_per_checkpoint, recipe.keep_checkpoints) == (4800, 10)
     assert (recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast) == (0, 0, 0, 0)
-    assert len(recipe.observations) == 14
+    assert recipe.observations == ()  # all that the data have: CheXpert's 14
     assert recipe.blank_labels == "negative"
 
 
@@ -39,7 +39,7 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
     ("text", "message"),
     [
         ("learning_rate: fast", "learning_rate is 'fast', expected a number"),
-        ("batchsize: 3", "has no field 'batchsize'; expected: observations, policy"),
+        ("batchsize: 3", "has no field 'batchsize'; expected: observations, labels"),
         ("batch_size: 0", "batch_size is 0, expected at least 1"),
         ("policy: u-perhaps", "Unknown uncertainty policy 'u-perhaps'"),
         ("schedule: step", "expected one of: constant, linear, cosine"),

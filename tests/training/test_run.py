@@ -14,18 +14,21 @@ from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.datasets.loading import BadFilesError
+from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.training.data import load_data
 from chexpert_hf.training.durable.intact import CheckpointError
 from chexpert_hf.training.initial_model import build_model, build_processor
 from chexpert_hf.training.losses import centring_loss, map_loss, offsets_of_peaks
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.run import load_data, train
+from chexpert_hf.training.run import train
 from chexpert_hf.training.trainer import build_trainer
 
 from ..conftest import TINY
 
 # 40 images, 5 steps an epoch; checkpoints at steps 2, 4, ... inside the epochs.
 RECIPE = Recipe(
+    observations=OBSERVATIONS,
     init="random",
     architecture=TINY | {"drop_rate": 0.1},
     num_channels=1,

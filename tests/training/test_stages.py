@@ -13,8 +13,9 @@ from chexpert_hf import CheXpertClassifier
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import ModelFolderError
 from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step
+from chexpert_hf.training.data import load_data
 from chexpert_hf.training.recipe import Recipe, RecipeError
-from chexpert_hf.training.run import load_data, train
+from chexpert_hf.training.run import train
 
 from ..conftest import TINY
 from .test_run import assert_equal_to_the_last_bit, run_until_killed

@@ -1,0 +1,59 @@
+"""The training and validation data of a recipe, and the labels that a recipe takes from them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+
+from chexpert_hf.datasets.label_sets import read_label_set
+from chexpert_hf.datasets.loading import label_set_of, load_dataset
+from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.training.cross_fitting import hold_out_fold
+from chexpert_hf.training.recipe import Recipe
+
+Roots: TypeAlias = Path | Sequence[Path]
+"""The folder of a data set, or those of several that are trained on as one."""
+
+
+def data_name(roots: Roots) -> str:
+    """The name of the data on cards: that of the folder, or those of several."""
+    folders = [roots] if isinstance(roots, Path) else roots
+    return " and ".join(folder.resolve().name for folder in folders)
+
+
+def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
+    """The recipe with its observations and what is known of them: from its `labels`, or else from the data.
+
+    Raises:
+        InputError: If `labels` is no label set, or the data have no layout that is recognised.
+    """
+    is_given = recipe.labels not in (None, "union")
+    labels = read_label_set(str(recipe.labels)) if is_given else label_set_of(roots)
+    chosen = labels.among(recipe.observations or labels.names)
+    known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict()
+    return recipe.override(observations=chosen.names, label_set=known)
+
+
+def load_data(
+    recipe: Recipe, roots: Roots, *, follow_links: bool = True, say: Callable[[str], None] | None = None
+) -> datasets.DatasetDict:
+    """The training and validation splits of a recipe with labels; the held-out patients do not depend on its seed."""
+    names = ("frontal_only", "observations", "num_patients", "valid_fraction")
+    data = load_dataset(roots, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
+    return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
+
+
+def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
+    """The counts of the training and validation data for a model's card, without identities."""
+    described: dict[str, Any] = {"name": data_name(roots)}
+    for name, split in data.items():
+        positives = (np.asarray(split["labels"][:]) == 1).sum(axis=0).tolist()
+        described[name] = {
+            "images": len(split),
+            "studies": len(set(split["study"][:])),
+            "patients": len(set(split["patient"][:])),
+            "positives": dict(zip(observations, positives, strict=True)),
+        }
+    return described

@@ -1,0 +1,132 @@
+"""Labels of a recipe: those of the data, of a built-in set, of a file, and of several data sets at once."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from chexpert_hf import CheXpertClassifier, evaluate
+from chexpert_hf.datasets.cells import DatasetError
+from chexpert_hf.datasets.label_sets import NIH, VINDR
+from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.metrics import split_labels
+from chexpert_hf.labels import CHEXPERT, IGNORED, OBSERVATIONS
+from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.training.data import load_data, with_labels
+from chexpert_hf.training.initial_model import build_model
+from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.run import train
+
+from ..conftest import TINY
+
+SMALL = Recipe(
+    init="random", architecture=TINY, num_channels=1, image_size=32, epochs=1, batch_size=16, workers=0, policy="u-ones"
+)
+
+
+def as_nih(phantoms: Path, folder: Path) -> Path:
+    """Some phantoms in the columns and folders of ChestX-ray14: effusions and masses, by CheXpert's labels of them."""
+    table = pd.read_csv(phantoms / "train.csv").query("`Frontal/Lateral` == 'Frontal'").head(40)
+    (folder / "images").mkdir(parents=True)
+    with (folder / "Data_Entry_2017_v2020.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender"])
+        for number, row in enumerate(table.to_dict("records")):
+            found = ["Effusion"] * (row["Pleural Effusion"] == 1) + ["Mass"] * (row["Lung Lesion"] == 1)
+            writer.writerow([f"{number:08}_000.jpg", "|".join(found) or "No Finding", number, "41", "F"])
+            source = phantoms / Path(*Path(row["Path"]).parts[-4:])
+            (folder / "images" / f"{number:08}_000.jpg").symlink_to(source)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(root, num_studies=66, seed=5, valid_fraction=0.4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def nih(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_nih(phantoms, tmp_path_factory.mktemp("data") / "ChestX-ray14")
+
+
+def test_labels_are_those_of_the_data(phantoms: Path, nih: Path) -> None:
+    assert with_labels(SMALL, phantoms).observations == OBSERVATIONS
+    assert with_labels(SMALL, phantoms).label_set == {}
+    of_nih = with_labels(SMALL, nih)
+    assert of_nih.observations == NIH.names
+    assert of_nih.known_labels == NIH
+    assert with_labels(of_nih, nih) == of_nih  # stages of a run take it again
+    assert with_labels(SMALL.override(observations=("Edema", "Effusion")), nih).observations == ("Edema", "Effusion")
+
+
+def test_labels_come_from_a_set_a_file_or_names(phantoms: Path, tmp_path: Path) -> None:
+    assert with_labels(SMALL.override(labels="vindr"), phantoms).known_labels == VINDR
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"names": ["TB", "Normal"], "none_of_these": "Normal"}))
+    own = with_labels(SMALL.override(labels=str(tmp_path / "own.yaml")), phantoms)
+    assert (own.observations, own.known_labels.none_of_these) == (("TB", "Normal"), "Normal")
+    assert with_labels(SMALL.override(labels="Edema, TB"), phantoms).observations == ("Edema", "TB")
+    (tmp_path / "bad.yaml").write_text("names: [TB]\nheadline: [Edema]\n")
+    for text, message in (("bad.yaml", "names 'Edema'"), ("missing.yaml", "No such file")):
+        with pytest.raises(InputError, match=message):
+            with_labels(SMALL.override(labels=str(tmp_path / text)), phantoms)
+
+
+def test_the_model_knows_its_label_set(nih: Path) -> None:
+    config = build_model(with_labels(SMALL, nih)).config
+    assert config.labels == NIH
+    assert config.observations == NIH.names
+
+
+def test_labels_of_another_set_are_answered_or_unknown_but_never_negative(nih: Path) -> None:
+    lines: list[str] = []
+    names = ("Pleural Effusion", "Lung Lesion", "Fracture", "No Finding", "Lung Opacity")
+    options = {"observations": names, "splits": ["train"], "valid_fraction": 0}
+    labels = np.array(load_dataset(nih, say=lines.append, **options)["train"]["labels"][:])
+    table = pd.read_csv(nih / "Data_Entry_2017_v2020.csv")["Finding Labels"]
+    np.testing.assert_array_equal(labels[:, 0], table.str.contains("Effusion"))
+    np.testing.assert_array_equal(labels[:, 1], table.str.contains("Mass"))
+    assert (labels[:, 2] == IGNORED).all()
+    np.testing.assert_array_equal(labels[:, 3], table == "No Finding")
+    np.testing.assert_array_equal(labels[:, 4], table.str.contains("Mass"))  # a mass is an opacity
+    assert any("states nothing of Fracture" in line for line in lines)
+    for blank in ("negative", "unknown"):
+        truth = split_labels(load_dataset(nih, **options)["train"], blank)
+        assert np.isnan(truth[:, 2]).all()
+        assert not np.isnan(truth[:, 0]).any()
+    with pytest.raises(DatasetError, match="no labels for Fracture, Support Devices; it has Atelectasis"):
+        load_dataset(nih, observations=["Fracture", "Support Devices"])
+
+
+def test_several_data_sets_are_one_with_the_union_of_their_labels(phantoms: Path, nih: Path) -> None:
+    recipe = with_labels(SMALL, [phantoms, nih])
+    further = [name for name in NIH.names if name in ("Infiltration", "Mass", "Nodule", "Emphysema", "Fibrosis")]
+    assert recipe.observations == (*OBSERVATIONS, *further, "Pleural_Thickening", "Hernia")
+    assert recipe.known_labels.headline == CHEXPERT.headline
+    data = load_data(recipe, [phantoms, nih])
+    train_split = data["train"].remove_columns("image").to_pandas()
+    labels = pd.DataFrame(np.stack(train_split["labels"]), columns=recipe.observations)
+    is_nih = train_split["source"] == "ChestX-ray14"
+    assert is_nih.any()
+    assert (~is_nih).any()
+    assert (labels.loc[is_nih, "Support Devices"] == IGNORED).all()
+    assert (labels.loc[~is_nih, "Hernia"] == IGNORED).all()
+    assert set(labels.loc[is_nih, "Pleural Effusion"]) == {0, 1}  # NIH's Effusion
+    assert not set(data["train"]["patient"][:]) & set(data["valid"]["patient"][:])
+    assert train_split.loc[is_nih, "patient"].str.startswith("NIH/").all()
+    assert train_split["path"].is_unique
+
+
+def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_each(phantoms: Path, nih: Path, tmp_path: Path) -> None:
+    train(SMALL, [phantoms, nih], tmp_path / "model", say=lambda _line: None)
+    classifier = CheXpertClassifier.from_pretrained(tmp_path / "model")
+    assert len(classifier.observations) == 21
+    assert f"{phantoms.name} and ChestX-ray14" in (tmp_path / "model" / "README.md").read_text()
+    of_nih = {each.observation: each for each in evaluate(classifier, nih, split="train").observations}
+    assert of_nih["Fracture"].num_positive == of_nih["Fracture"].num_negative == 0  # NIH cannot state it
+    assert of_nih["Pleural Effusion"].num_positive > 0
