@@ -68,7 +68,9 @@ def evaluate(
     notes = _warn(model, patients)
     if output is None:
         return evaluate_dataset(classifier, dataset)
-    title, judged_by = f"{_name(data)}, {split}", labels_name(_name(data), split, len(set(patients)))
+    title = f"{_name(data)}, {split}"
+    stated = dataset["labels_by"][:] if "labels_by" in dataset.column_names else ()
+    judged_by = labels_name(_name(data), split, len(set(patients)), stated)
     report = assess_dataset({"model": classifier}, dataset, title=title, warnings=notes, labels_name=judged_by)
     write_report(Path(output), report)
     return evaluate_predictions(report.view_scores["model"], dataset, classifier.model.config)

@@ -21,7 +21,7 @@ _SOURCES = (
 )
 _FORMAT = "Write a folder for this library instead: timm's is loaded without remote code; needs --output."
 _PRECISION = "Number format of the weights; with int8 the convolutions compute in it, too."
-_CALIBRATION = "For int8: a CheXpert folder, or any folder of radiographs. \\[phantoms]"
+_CALIBRATION = "For int8: a data set, or any folder of radiographs. \\[phantoms]"
 _LABELS = "Names of the outputs, in their order, where the source does not say; an empty name drops one."
 
 

@@ -59,7 +59,7 @@ def evaluate(
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """AUROC of each observation, per study, on a split of a CheXpert folder; with --output a full report."""
+    """AUROC of each observation, per study, on a split of a data set; with --output a full report."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import write_report
     from chexpert_hf.evaluation.report.reporting import (
@@ -94,7 +94,8 @@ def evaluate(
     patients = dataset["patient"][:]
     if standard is not None:
         say(standard.coverage(dataset["path"][:]))
-    labels_name = labels_name or known_labels(data.resolve().name, split, len(set(patients)))
+    if labels_name is None:
+        labels_name = known_labels(data.resolve().name, split, len(set(patients)), dataset["labels_by"][:])
     if not allow_calibration_patients:
         refuse_calibration_patients(model, patients)
     warnings = patient_warnings(model, patients)
@@ -219,7 +220,7 @@ def gate(
 
 
 def _split_of(model: Path, data: Path, split: str, **settings: Any) -> "datasets.Dataset":
-    """One split of a CheXpert folder with the labels that a model scores."""
+    """One split of a data set with the labels that a model scores."""
     from chexpert_hf.models.loading import load_model
 
     hide_bars()

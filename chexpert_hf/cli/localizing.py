@@ -79,7 +79,7 @@ def localize(
 
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf sanity MY-DATA --model runs/mine --output sanity/")
 def sanity(
-    paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one CheXpert folder: its valid split.")],
+    paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one data set: its valid split.")],
     model: options.Models,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,
     seed: Annotated[int, Option(min=0, help="Seed of the sample and of random weights and orders.")] = 0,

@@ -97,10 +97,15 @@ def render_card(
         recipe=public_recipe(recipe or {}),
         record=record,
         data=data,
-        reference_standard=labels_name(data["name"], "valid", data["valid"]["patients"]) if is_ours else None,
+        reference_standard=_labels_name(data) if is_ours else None,
         best_step=best_step,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
+
+
+def _labels_name(data: Mapping[str, Any]) -> str:
+    valid = data["valid"]
+    return labels_name(data["name"], "valid", valid["patients"], valid.get("labels_by", ()))
 
 
 def project_path(name: str) -> Path:

@@ -1,6 +1,6 @@
 """Terms, citations and reference standards of known data sets, recognised by their folder's name: `data_terms.yaml`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,14 @@ class ImportedFrom(Terms):
     license_name: str | None = "terms-of-the-source"
 
 
-def labels_name(data_name: str, split: str, num_patients: int) -> str:
-    """The reference standard of a data set's own labels, by its folder's name, the split and its number of patients."""
+def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
+    """The reference standard of a data set's own labels.
+
+    It is what the rows say in their column `labels_by`; if they say nothing, it follows from the folder's name, the
+    split and its number of patients.
+    """
+    if stated := sorted({name for name in labels_by if name}):
+        return " and ".join(stated)
     entry = _entry(data_name)
     is_by_radiologists = entry.get("radiologists", {}).get(split) == num_patients
     return "majority of radiologists" if is_by_radiologists else str(entry.get("labels", OWN_LABELS))

@@ -1,1 +1,1 @@
-"""From a CheXpert folder and a recipe to a trained model folder, with the Hugging Face Trainer."""
+"""From a data set and a recipe to a trained model folder, with the Hugging Face Trainer."""

@@ -56,4 +56,6 @@ def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequen
             "patients": len(set(split["patient"][:])),
             "positives": dict(zip(observations, positives, strict=True)),
         }
+        if stated := sorted({each for each in split["labels_by"][:] if each}):
+            described[name]["labels_by"] = stated
     return described

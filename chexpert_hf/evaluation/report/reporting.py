@@ -139,6 +139,9 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
         ],
         "projection": dataset["projection"][:],
         "view": ["frontal" if is_frontal else "lateral" for is_frontal in dataset["is_frontal"][:]],
+        **{
+            name.replace("_", " "): dataset[name][:] for name in ("source", "labels_by") if name in dataset.column_names
+        },
     }
     if SUPPORT_DEVICES in observations:
         devices = labels[:, list(observations).index(SUPPORT_DEVICES)]

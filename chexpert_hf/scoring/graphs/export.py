@@ -84,7 +84,7 @@ def export_model(
         precision: "fp32", "fp16" or "int8".
         output: The model folder itself if None. A new or empty folder becomes a complete copy of it with the graph; a
             folder that already is such a copy gets the graph.
-        calibration: A CheXpert folder, or any folder of radiographs, for quantisation to int8; phantoms if None.
+        calibration: A data set, or any folder of radiographs, for quantisation to int8; phantoms if None.
         say: Called with a line at the start of each stage.
 
     Raises:
@@ -246,10 +246,10 @@ def reference_phantom(folder: Path) -> list[Image.Image]:
 def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
     """A reproducible random sample of at most `count` radiographs of a folder, read for a size in pixels.
 
-    Of a CheXpert folder, the train split is used if there is one.
+    The train split of a data set is used if there is one.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected a CheXpert folder or one with radiographs.")
+        raise InputError(f"{folder} is not a folder; expected a data set or a folder with radiographs.")
     split = next((split for split in SPLITS if has_dataset(folder, [split])), None)
     if split is None:
         paths = sorted(map(str, find_radiographs([folder]).files))
