@@ -22,7 +22,10 @@ _SOURCES = (
 _FORMAT = "Write a folder for this library instead: timm's is loaded without remote code; needs --output."
 _PRECISION = "Number format of the weights; with int8 the convolutions compute in it, too."
 _CALIBRATION = "For int8: a data set, or any folder of radiographs. \\[phantoms]"
-_LABELS = "Names of the outputs, in their order, where the source does not say; an empty name drops one."
+_LABELS = (
+    "Names of the outputs, in their order, where the source does not say, or a label set such as nih; an empty name "
+    "drops one."
+)
 
 
 @app.command("import", rich_help_panel=SHARE, epilog="Example: chexpert-hf import stanford:iter_4800.pth.tar stanford")
@@ -34,10 +37,11 @@ def import_weights(
     as_json: options.AsJson = False,
 ) -> None:
     """Make a model folder of weights that others trained. No code in their files is run."""
+    from chexpert_hf.datasets.label_sets import LABEL_SETS
     from chexpert_hf.formats.imports import import_model
 
     hide_bars()
-    names = None if labels is None else [name.strip() for name in labels.split(",")]
+    names = None if labels is None else LABEL_SETS[labels].names if labels in LABEL_SETS else labels.split(",")
     model = import_model(source, output, file=file, labels=names)
     observations, points = model.config.observations, model.config.operating_points or {}
     done = f"Wrote {output}: {len(observations)} observations: {', '.join(observations)}."

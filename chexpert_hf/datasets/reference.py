@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
+from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
@@ -23,16 +24,14 @@ from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 Box: TypeAlias = tuple[float, ...]
 """x, y, width, height in pixels of the image as it is stored."""
 
-OTHER_NAMES = {
-    "Effusion": "Pleural Effusion",
+_BROADER_NAMES = {
     "Pleural_Thickening": "Pleural Other",
     "Nodule": "Lung Lesion",
     "Mass": "Lung Lesion",
     "Infiltrate": "Lung Opacity",
     "Infiltration": "Lung Opacity",
-    "Airspace Opacity": "Lung Opacity",
 }
-"""Names of NIH's labels and boxes (BBox_List_2017.csv) and of cheXlocalize for which CheXpert has others."""
+"""Names of NIH's labels and boxes (BBox_List_2017.csv) for which CheXpert has broader ones only."""
 
 _FINDING_COLUMN = "Observation"
 _BOX_COLUMNS = ("x", "y", "width", "height")
@@ -186,10 +185,17 @@ def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
     return boxes
 
 
+def _observation_named(name: str, observations: Sequence[str]) -> str:
+    """The observation of the model that a name means, else CheXpert's, else the name itself."""
+    broader = _BROADER_NAMES.get(name, name)
+    same = same_label(name, observations) or same_label(broader, observations)
+    return same or same_label(broader, OBSERVATIONS) or name
+
+
 def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
     target, _, observation = (part.strip() for part in text.rpartition("="))
     column, has_value, value = (part.strip() for part in target.partition(":"))
-    observation = OTHER_NAMES.get(observation, observation)
+    observation = _observation_named(observation, observations)
     if not column or observation not in observations:
         raise ReferenceFileError(
             f"--reference-map: expected 'Target=Lung Opacity', a column and the score that stands for it, one of "
@@ -201,12 +207,12 @@ def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
 def _named_columns(cells: pd.DataFrame, observations: Sequence[str], file: Path) -> Iterator[_Choice]:
     known = {*OBSERVATIONS, *observations}
     for column in cells:
-        observation = OTHER_NAMES.get(column, column)
+        observation = _observation_named(column, observations)
         if observation in known:
             yield _Choice(column, None, observation)
     findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str)).drop_duplicates()
     for row, value in findings[~findings.str.lower().isin(BLANKS)].items():
-        observation = OTHER_NAMES.get(value, value)
+        observation = _observation_named(value, observations)
         if observation not in known:
             raise ReferenceFileError(
                 f"{file.name} row {row}: {value!r:.60} is no observation of the model, CheXpert or NIH."

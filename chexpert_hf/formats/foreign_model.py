@@ -7,14 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.datasets.label_sets import is_known, same_label
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import OBSERVATIONS, check_observations
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.weights import WeightsError
 from chexpert_hf.publishing.data_terms import ImportedFrom
-
-# In cheXlocalize and Stanford's code, and in torchxrayvision.
-_OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "Effusion": "Pleural Effusion"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,10 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a head that are observations of CheXpert."""
+    """The outputs of a head that have a name."""
 
     observations: tuple[str, ...]
     rows: tuple[int, ...]  # position of each observation among the outputs
-    dropped: tuple[str, ...] = ()  # names of outputs that CheXpert has no name for
     classes: int = 1  # outputs per name
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
@@ -70,9 +67,6 @@ class Outputs:
         **config: Any,
     ) -> ForeignModel:
         """The model of a source's backbone with its own or another head; `config` are further fields of the config."""
-        if self.dropped:
-            dropped = ", ".join(self.dropped)
-            remarks = (f"Dropped, for CheXpert has no such observations: {dropped}.", *remarks)
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),
             num_channels=processor.num_channels,
@@ -92,7 +86,7 @@ def outputs_named(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] = (1,),
 ) -> Outputs:
-    """The outputs that have one of CheXpert's names.
+    """The outputs that have a name: CheXpert's where it has one for the same finding, else their own.
 
     Args:
         names: Names of all outputs in the source; empty for an output that was never trained.
@@ -108,31 +102,17 @@ def outputs_named(
     if total not in expected:
         numbers = f"{total} outputs, expected {' or '.join(map(str, expected))}"
         raise WeightsError(f"{source} has {numbers}, for the names {_shown(names)}; name each output with --labels.")
-    known = [_observation_named(name) for name in names]
-    if labels is not None:
-        try:
-            check_observations(
-                [name or label for name, label in zip(known, labels, strict=True) if label], OBSERVATIONS
-            )
-        except ValueError as error:
-            raise WeightsError(f"--labels: {error}") from error
+    known = [same_label(name.strip(), OBSERVATIONS) or name.strip() for name in names]
     observations = tuple(name for name in known if name)
-    if not observations:
-        given = f"None of the source's outputs has one of CheXpert's names ({_shown(names)})"
+    if labels is None and not any(is_known(name) for name in observations):
+        given = f"None of the source's outputs has the name of a finding that is known ({_shown(names)})"
         raise WeightsError(f"{given}; name each output with --labels.")
-    if len(set(observations)) < len(observations):
-        raise WeightsError(
-            f"Two of the source's outputs have one name ({_shown(observations)}); name each output with --labels."
-        )
+    try:
+        check_observations(observations)
+    except ValueError as error:
+        raise WeightsError(f"--labels: {error}" if labels is not None else f"The source's outputs: {error}") from error
     rows = tuple(row for row, name in enumerate(known) if name)
-    dropped = tuple(name for name, ours in zip(names, known, strict=True) if name and not ours)
-    return Outputs(observations, rows, dropped, classes=total // len(names))
-
-
-def _observation_named(name: str) -> str | None:
-    plain = name.strip().replace("_", " ")
-    plain = _OTHER_NAMES.get(plain, plain)
-    return plain if plain in OBSERVATIONS else None
+    return Outputs(observations, rows, classes=total // len(names))
 
 
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:

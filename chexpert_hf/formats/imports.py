@@ -95,7 +95,7 @@ def _untrained(
 ) -> ForeignModel:
     """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
     try:
-        observations = check_observations(OBSERVATIONS if labels is None else labels, OBSERVATIONS)
+        observations = check_observations(OBSERVATIONS if labels is None else labels)
     except ValueError as error:
         raise WeightsError(f"--labels: {error}") from error
     origin = ImportedFrom(

@@ -104,7 +104,7 @@ def fetched_file(model: PublishedModel) -> Path:
 
 
 def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
-    """The model of the trained outputs that CheXpert has a name for; `source` is its name for the card.
+    """The model of the trained outputs; `source` is its name for the card.
 
     Operating points are those in the weights (`op_threshs`), or else the published ones.
     """
@@ -114,13 +114,12 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
     outputs = outputs_named(trained, num_outputs(tensors), "The source")
     thresholds = model.thresholds if own_points is None else own_points
     points = {name: thresholds.get(TARGETS[row]) for name, row in zip(outputs.observations, outputs.rows, strict=True)}
-    dropped = f"outputs that CheXpert has no name for are dropped ({', '.join(outputs.dropped)}); "
     origin = ImportedFrom(
         source=f"torchxrayvision's {source}, published at {model.url}",
         data=model.data,
         conversion="one channel in [-1024, 1024], the square in the middle, resized to 224 pixels as scikit-image "
-        f"does; outputs that were never trained are dropped; {dropped if outputs.dropped else ''}scores are the "
-        "sigmoid of the logits, not bent so that the operating point lies at .5",
+        "does; outputs that were never trained are dropped; scores are the sigmoid of the logits, not bent so that "
+        "the operating point lies at .5",
         licence="torchxrayvision, which published the weights, is Apache-2.0. The data that they were trained on "
         f"({model.data}) have terms of their own; read them before you use or pass on the weights.",
         license_name="apache-2.0-and-terms-of-the-training-data",

@@ -62,7 +62,7 @@ class Recipe:
         "of several data sets their union.",
         flag=True,
     )
-    # What is known of the observations beside their names, as `LabelSet.to_dict` gives it; CheXpert's if empty.
+    # The properties of the observations beside their names, as `LabelSet.to_dict` gives it; CheXpert's if empty.
     label_set: Mapping[str, Any] = field(default_factory=dict)
     policy: str | Mapping[str, str] = _value(
         "u-ones",

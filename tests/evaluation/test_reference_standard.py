@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from chexpert_hf.datasets.label_sets import NIH
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.evaluation.assessment import ModelScores
 from chexpert_hf.evaluation.intervals import delong_interval
@@ -90,6 +91,17 @@ def test_a_row_that_names_one_finding_says_nothing_about_another(tmp_path):
     reference = read_reference(write(tmp_path, "Path,Observation,x,y,width,height", *rows), OBSERVATIONS)
     assert [target.observation for target in reference.targets] == ["Pleural Effusion", "Edema"]
     np.testing.assert_array_equal(reference.labels([image(1), image(2)]), [[1, np.nan], [np.nan, 1]])
+
+
+def test_names_of_another_label_set_stand_for_the_observations_that_the_model_has(tmp_path):
+    rows = [f"{image(1)},{name}" for name in ("Effusion", "Nodule", "Infiltrate")]
+    file = write(tmp_path, "Path,Observation", *rows)
+    for judged, expected in (
+        (NIH.names, ["Effusion", "Nodule", "Infiltration"]),
+        (OBSERVATIONS, ["Pleural Effusion", "Lung Lesion", "Lung Opacity"]),
+        (("Pleural effusion", "Nodule/Mass"), ["Pleural effusion", "Nodule/Mass"]),  # of VinDr-CXR
+    ):
+        assert [target.observation for target in read_reference(file, judged).targets] == expected
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,9 @@ def test_a_timm_state_dict_is_named_by_the_user_and_imagenets_classes_make_a_bac
     torch.save(network.state_dict(), tmp_path / "model.pth")
     with pytest.raises(WeightsError, match="does not say what its 3 outputs are; name them with --labels"):
         read_source(source)
-    with pytest.raises(WeightsError, match="--labels: 'effusion' is not a known observation"):
-        read_source(source, labels=["Edema", "", "effusion"])
+    with pytest.raises(WeightsError, match="--labels: Each observation may be named once, got: Edema, TB, Edema"):
+        read_source(source, labels=["Edema", "TB", "edema"])
+    assert read_source(source, labels=["TB", "Normal", "Scoliosis"]).config.observations[0] == "TB"
     foreign = read_source(source, labels=["Edema", "", "Effusion"])
     assert foreign.config.observations == ("Edema", "Pleural Effusion")
     assert "assumed: 224 pixels" in foreign.remarks[-1]
@@ -157,8 +158,7 @@ def test_a_timm_folder_says_how_images_are_prepared(tmp_path, values, expected):
     }
     (folder / "config.json").write_text(json.dumps(config))
     foreign = read_source(f"timm:{folder}")
-    assert foreign.config.observations == ("Edema", "Pleural Effusion")
-    assert foreign.remarks == ("Dropped, for CheXpert has no such observations: Hernia.",)
+    assert foreign.config.observations == ("Edema", "Hernia", "Pleural Effusion")
     processor = foreign.processor
     assert {name: side for name, side in dict(processor.size).items() if side} == expected["size"]
     assert processor.do_center_crop == expected["do_center_crop"]
@@ -171,11 +171,14 @@ def test_a_timm_folder_says_how_images_are_prepared(tmp_path, values, expected):
         ({"pretrained_cfg": {}}, r"cannot be used \(KeyError"),
         ({"pretrained_cfg": {**config["pretrained_cfg"], "crop_mode": "border"}}, "'border' .* cannot be expressed"),
         (
-            {"label_names": ["Hernia", "Mass", "Nodule"]},
-            r"None of the source's outputs .* \('Hernia', 'Mass', 'Nodule'",
+            {"label_names": ["cat", "dog", "horse"]},
+            r"None of the source's outputs .* \('cat', 'dog', 'horse'",
         ),
         ({"label_names": ["Edema"]}, "has 3 outputs, expected 1, for the names 'Edema'"),
-        ({"label_names": ["Effusion", "Pleural Effusion", "x"]}, "Two of the source's outputs have one name"),
+        (
+            {"label_names": ["Effusion", "Pleural Effusion", "x"]},
+            "The source's outputs: Each observation may be named once",
+        ),
         ({"label_names": 3}, "has no config.json of timm"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
