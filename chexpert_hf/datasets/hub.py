@@ -1,0 +1,126 @@
+"""Data sets of the Hub: fetched once into a folder that the layouts read.
+
+A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are read as a stream, and
+their images are written as files beside a CSV file, so that training reads them from the disk as any others.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from chexpert_hf.datasets.cells import DatasetError
+from chexpert_hf.files import first_line, new_folder
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "test": "test"}
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".webp")
+_CELLS = {
+    **{"unlabeled": "", "blank": "", "uncertain": "-1", "-1": "-1"},
+    **dict.fromkeys(("absent", "negative", "no", "0"), "0"),
+    **dict.fromkeys(("present", "positive", "yes", "1"), "1"),
+}
+"""Names of the classes of one observation, in lower case, and the cell that each stands for."""
+
+_Cells = Callable[[Any], dict[str, Any]]
+
+
+def is_repository(root: str | Path) -> bool:
+    """Whether a text is the id of a repository, and no path that exists."""
+    return bool(_REPOSITORY.fullmatch(str(root))) and not Path(root).exists()
+
+
+def fetch(repository: str, say: Callable[[str], None] | None = None) -> Path:
+    """The folder of a data set of the Hub, fetched if it is not there yet; the newest one that is, without a network.
+
+    Raises:
+        DatasetError: If there is no such data set, it cannot be reached, or it has no images.
+    """
+    try:
+        snapshot = Path(HfApi().snapshot_download(repository, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise DatasetError(f"The data set {repository} of the Hub cannot be fetched: {first_line(error)}") from None
+    if not any(snapshot.rglob("*.parquet")):
+        return snapshot
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "chexpert-hf", repository.replace("/", "--"), snapshot.name)
+    if not folder.is_dir():
+        if say is not None:
+            say(f"Writing the images of {repository} below {folder}.")
+        with new_folder(folder) as beside:
+            write_files(datasets.load_dataset(str(snapshot), streaming=True), beside)
+    return folder
+
+
+def write_files(splits: Mapping[str, Any], folder: Path) -> None:
+    """Writes data sets by split as image files and a CSV file for each split: `train.csv`, `valid.csv`, `test.csv`.
+
+    Args:
+        splits: `datasets.DatasetDict` or its streaming kin. One feature is an image. Labels are one class per row, a
+            list of classes, or a column per observation, of numbers or of classes ("unlabeled", "uncertain", "absent",
+            "present"); other columns of texts and numbers are kept.
+        folder: Where to.
+
+    Raises:
+        DatasetError: If there is no image, or a split has another name.
+    """
+    for split, data in splits.items():
+        name = _SPLITS.get(split)
+        if name is None:
+            raise DatasetError(f"The data set has a split {split!r}; expected {', '.join(_SPLITS)}.")
+        image = next((key for key, each in (data.features or {}).items() if isinstance(each, datasets.Image)), None)
+        if image is None:
+            raise DatasetError(f"The split {split!r} has no column of images; it has {', '.join(data.features or ())}.")
+        (folder / "images" / name).mkdir(parents=True)
+        to_cells = _cells_of({key: each for key, each in data.features.items() if key != image})
+        _write_split(data.cast_column(image, datasets.Image(decode=False)), image, folder, name, to_cells)
+
+
+def _write_split(data: Any, image: str, folder: Path, name: str, to_cells: _Cells) -> None:
+    with ExitStack() as stack:
+        writer: Any = None
+        for number, row in enumerate(data):
+            suffix = Path(row[image]["path"] or "").suffix.lower()
+            path = f"images/{name}/{number:07}{suffix if suffix in _SUFFIXES else '.png'}"
+            content = row[image]["bytes"]
+            (folder / path).write_bytes(Path(row[image]["path"]).read_bytes() if content is None else content)
+            cells = {"image": path, **to_cells(row)}
+            if writer is None:
+                file = stack.enter_context((folder / f"{name}.csv").open("w", encoding="utf-8", newline=""))
+                writer = csv.DictWriter(file, list(cells))
+                writer.writeheader()
+            writer.writerow(cells)
+
+
+def _cells_of(features: Mapping[str, Any]) -> _Cells:
+    """A function from a row to its cells, by the types of its columns."""
+    parts = [(name, *part) for name, feature in features.items() for part in _parts(name, feature)]
+    return lambda row: {column: "" if row[name] is None else cell(row[name]) for name, column, cell in parts}
+
+
+def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """The columns that a feature becomes, each with a function from a value to its cell."""
+    of_list = getattr(feature, "feature", None)
+    if isinstance(feature, datasets.ClassLabel) and {each.lower() for each in feature.names} <= set(_CELLS):
+        cells = [_CELLS[each.lower()] for each in feature.names]
+        yield name, lambda value: cells[value] if value >= 0 else ""  # -1: no class
+    elif isinstance(feature, datasets.ClassLabel):
+        yield from ((each, partial(_is_class, index)) for index, each in enumerate(feature.names))
+    elif isinstance(of_list, datasets.ClassLabel):
+        yield from ((each, partial(_has_class, index)) for index, each in enumerate(of_list.names))
+    elif isinstance(feature, datasets.Value):
+        yield name, lambda value: int(value) if isinstance(value, bool) else value
+
+
+def _is_class(index: int, value: int) -> int:
+    return int(value == index)
+
+
+def _has_class(index: int, values: Sequence[int]) -> int:
+    return int(index in values)
