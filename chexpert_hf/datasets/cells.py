@@ -61,10 +61,11 @@ def header_of(file: Path) -> list[str]:
     return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
+def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
     """Reads the column of paths as text and those of `columns` that are there as categories of text.
 
-    The index is the row in the file, the header being row 1.
+    The index is the row in the file, the header being row 1. `has_line_breaks` is for tables with reports, whose quoted
+    cells go on over several lines.
 
     Raises:
         DatasetError: If it cannot be read, or has one of the columns twice.
@@ -76,7 +77,8 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
         encoding, delimiter = dialect_of(file)
         # The parallel reader does not count rows in its messages.
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
-        table = pa_csv.read_csv(file, serial, pa_csv.ParseOptions(delimiter=delimiter), conversion)
+        parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=has_line_breaks)
+        table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
     names = [name for name in table.column_names if name in types]
@@ -123,29 +125,32 @@ def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[s
 def findings(
     texts: pd.Series,
     names: Sequence[str],
-    split: Callable[[str], Sequence[str]],
+    split: Callable[[str], Collection[str] | None],
     known: Collection[str] | None,
     file: Path,
 ) -> pd.DataFrame:
-    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where a cell is blank.
+    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where nothing is stated.
 
     Args:
         texts: A column of `read_cells`.
         names: The columns of the result.
-        split: Makes the findings of a cell's text.
+        split: Makes the findings of a cell's text; None if it states nothing, as a blank cell does.
         known: The findings that may be listed; any if None.
         file: For errors.
     """
+    columns = {name: column for column, name in enumerate(names)}
     values = np.full((len(texts.cat.categories) + 1, len(names)), np.nan, dtype=np.float32)
     for code, text in enumerate(texts.cat.categories):
-        if text.strip().lower() in BLANKS:
+        found = None if text.strip().lower() in BLANKS else split(text)
+        if found is None:
             continue
-        listed_here = {name.strip() for name in split(text)}
+        listed_here = {name.strip() for name in found}
         if known is not None and (strange := listed_here - {*known}):
             row = texts.index[(texts.cat.codes == code).to_numpy()]
             if len(row):
                 raise bad_cell(file, row[0], str(texts.name), min(strange), f"some of {listed([*known])}")
-        values[code] = [name in listed_here for name in names]
+        values[code] = NEGATIVE
+        values[code, [columns[name] for name in listed_here & columns.keys()]] = POSITIVE
     return pd.DataFrame(values[texts.cat.codes.to_numpy()], columns=list(names), index=texts.index)
 
 

@@ -92,8 +92,16 @@ def read_splits(
     names = list(dict.fromkeys(column for columns in sources.values() for column in columns))
     has_valid = layout.has_split(folder, "valid")
     wanted = dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits)
+    if missing := [split for split in wanted if not layout.has_split(folder, split)]:
+        there = ", ".join(split for split in SPLITS if layout.has_split(folder, split))
+        raise DatasetError(
+            f"No table of the {missing[0]} split in {str(folder)!r}; looked for {layout.files}. "
+            f"Add it, or choose from {there}."
+        )
     tables = {split: _answered(layout.read(folder, split, names), sources) for split in wanted}
     if "train" in tables and not has_valid:
+        if say is not None and valid_fraction and tables["train"]["patient"].equals(tables["train"]["study"]):
+            say(f"{folder.name} names no patients: each image counts as one, so train and valid may share patients.")
         patients = shuffled(tables["train"]["patient"])
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
         is_held_out = tables["train"]["patient"].isin(patients[:count])
@@ -122,7 +130,7 @@ def _sources(layout: Layout, folder: Path, observations: Sequence[str]) -> dict[
         raise DatasetError(f"{taken[0]!r} names what is known of a radiograph, not an observation; rename the column.")
     for name in observations:
         same = same_label(name, own)
-        if name in own or name in layout.labels.names:
+        if name in own or name in layout.labels_in(folder).names:
             sources[name] = (name,)
         elif name in layout.answers:
             sources[name] = layout.answers[name]
