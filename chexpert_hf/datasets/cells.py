@@ -51,14 +51,17 @@ def parse_label(text: str) -> float:
 
 
 def header_of(file: Path) -> list[str]:
-    """The names in the first line of a CSV file, possibly gzipped; none if it cannot be read."""
+    """The names in the first line of a CSV file, possibly gzipped, without blanks; none if it cannot be read."""
     try:
-        encoding, delimiter = dialect_of(file)
-        with pa.input_stream(str(file)) as stream:
-            line = next(iter(stream.read(_HEADER_BYTES).decode(encoding, errors="replace").splitlines()), "")
+        return [name.strip() for name in _header(file, *dialect_of(file))]
     except (pa.ArrowInvalid, OSError):
         return []
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
+    with pa.input_stream(str(file)) as stream:
+        line = next(iter(stream.read(_HEADER_BYTES).decode(encoding, errors="replace").splitlines()), "")
+    return next(csv.reader([line], delimiter=delimiter), [])
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
@@ -72,21 +75,24 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
     """
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     types = {path: pa.string(), **dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))}
-    conversion = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     try:
         encoding, delimiter = dialect_of(file)
         # The parallel reader does not count rows in its messages.
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
         parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=has_line_breaks)
+        header = _header(file, encoding, delimiter)
+        names = [name for name in header if name in types]
+        conversion = pa_csv.ConvertOptions(
+            column_types=types, null_values=[""], strings_can_be_null=True, include_columns=[*dict.fromkeys(names)]
+        )
         table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
-    names = [name for name in table.column_names if name in types]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
     cells = table.select(names).to_pandas()
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
-    cells.attrs["header"] = table.column_names
+    cells.attrs["header"] = header
     return cells
 
 
@@ -139,18 +145,21 @@ def findings(
         file: For errors.
     """
     columns = {name: column for column, name in enumerate(names)}
+    allowed = None if known is None else frozenset(known)
     values = np.full((len(texts.cat.categories) + 1, len(names)), np.nan, dtype=np.float32)
     for code, text in enumerate(texts.cat.categories):
         found = None if text.strip().lower() in BLANKS else split(text)
         if found is None:
             continue
         listed_here = {name.strip() for name in found}
-        if known is not None and (strange := listed_here - {*known}):
+        if allowed is not None and not listed_here <= allowed:
             row = texts.index[(texts.cat.codes == code).to_numpy()]
             if len(row):
-                raise bad_cell(file, row[0], str(texts.name), min(strange), f"some of {listed([*known])}")
+                strange = min(listed_here - allowed)
+                raise bad_cell(file, row[0], str(texts.name), strange, f"some of {listed([*(known or ())])}")
         values[code] = NEGATIVE
-        values[code, [columns[name] for name in listed_here & columns.keys()]] = POSITIVE
+        for name in listed_here & columns.keys():
+            values[code, columns[name]] = POSITIVE
     return pd.DataFrame(values[texts.cat.codes.to_numpy()], columns=list(names), index=texts.index)
 
 

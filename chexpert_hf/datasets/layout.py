@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from chexpert_hf.datasets.cells import DatasetError, listed
 from chexpert_hf.labels import LabelSet
@@ -37,6 +39,7 @@ COLUMNS = (
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")
 
+_SUFFIX = r"\.[^./]*$"
 _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one with ".."
 
 
@@ -58,7 +61,7 @@ class Layout:
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of other label sets and the labels here that together answer for them: one positive, and it is positive."""
     patients: str | None = None  # whose ids they are, where several data sets share patients; the folder's if None
-    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of a table by its name; None if names are fixed
+    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one table, where its name is not fixed
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder holds a data set in this layout."""
@@ -90,6 +93,11 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
     raise DatasetError(f"No table of a data set in {str(folder)!r}; looked for {', '.join(names)}. Add it.")
 
 
+def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
+    """The `has_split` of a data set without splits: all is train, where each of its tables is there by a name."""
+    return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
+
+
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
     """The paths of image files that may be anywhere below a folder, or in another format.
 
@@ -105,10 +113,13 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         for file in files:
             path = file if relative == "." else f"{relative}/{file}"
             stem, suffix = os.path.splitext(file)
-            paths.add(path)
-            by_name.setdefault(file, path)
             if suffix.lower() in IMAGE_SUFFIXES:
+                paths.add(path)
+                by_name.setdefault(file, path)
                 by_stem.setdefault(stem, path)
+
+    if not by_name:  # the tables alone, as for labels without images
+        return [*expected]
 
     def find(path: str) -> str:
         name = path.rpartition("/")[2]
@@ -149,16 +160,22 @@ def rows(
     Raises:
         DatasetError: If a path leads out of the folder.
     """
-    paths = pd.Series(list(path), index=index, dtype=object)
-    if (leads_out := paths.str.contains(_OUT_OF_FOLDER)).any():
+    paths = _texts(path, index)
+    leads_out = pc.match_substring_regex(pa.array(paths, pa.string()), _OUT_OF_FOLDER).to_numpy(zero_copy_only=False)
+    if leads_out.any():
         outside = [f"row {row} {text!r:.90}" for row, text in paths[leads_out].items()]
         raise DatasetError(f"{len(outside):,} image paths lead out of the data set: {listed(outside)}. Expected none.")
-    studies = list(paths.str.rpartition(".")[0] if study is None else study)
-    ages = pd.array([None] * len(index) if age is None else list(age), "Int32")
-    table = pd.DataFrame({"path": paths, "patient": studies if patient is None else list(patient), "study": studies})
+    studies = paths.str.replace(_SUFFIX, "", regex=True) if study is None else _texts(study, index)
+    ages = pd.array([None] * len(index) if age is None else age, "Int32")
+    patients = studies if patient is None else _texts(patient, index)
+    table = pd.DataFrame({"path": paths, "patient": patients, "study": studies})
     table["view"] = (table.groupby("study", sort=False).cumcount() + 1 if view is None else view).astype(np.int32)
     table["is_frontal"], table["sex"], table["age"], table["projection"] = is_frontal, sex, ages, projection
     return pd.concat([table.assign(labels_by=labels_by), labels.set_axis(index).astype(np.float32)], axis=1)
+
+
+def _texts(values: Sequence[str], index: pd.Index) -> pd.Series:
+    return values.set_axis(index) if isinstance(values, pd.Series) else pd.Series(values, index=index, dtype="str")
 
 
 def refuse_repeated(table: pd.DataFrame, file: Path, column: str) -> pd.DataFrame:

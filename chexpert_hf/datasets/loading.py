@@ -95,7 +95,9 @@ def load_dataset(
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
-    names = check_observations(union(each.labels_in(folder) for each, folder in found).names if observations is None else observations)
+    names = check_observations(
+        union(each.labels_in(folder) for each, folder in found).names if observations is None else observations
+    )
     tables = _merged([_read(*each, splits, names, valid_fraction, say, len(found) > 1) for each in found])
     _refuse_shared_patients(tables)
     for split, table in tables.items() if frontal_only else ():

@@ -73,9 +73,10 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
         files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
+        suffixes, notes = ", ".join(sorted(IMAGE_SUFFIXES)), " ".join(found.notes())
         raise InputError(
-            f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
+            f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for {suffixes}, and the "
+            f"content of all other files. {notes}".rstrip()
         )
     return found
 
