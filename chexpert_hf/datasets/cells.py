@@ -51,40 +51,48 @@ def parse_label(text: str) -> float:
 
 
 def header_of(file: Path) -> list[str]:
-    """The names in the first line of a CSV file, possibly gzipped; none if it cannot be read."""
+    """The names in the first line of a CSV file, possibly gzipped, without blanks; none if it cannot be read."""
     try:
-        encoding, delimiter = dialect_of(file)
-        with pa.input_stream(str(file)) as stream:
-            line = next(iter(stream.read(_HEADER_BYTES).decode(encoding, errors="replace").splitlines()), "")
+        return [name.strip() for name in _header(file, *dialect_of(file))]
     except (pa.ArrowInvalid, OSError):
         return []
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
+def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
+    with pa.input_stream(str(file)) as stream:
+        line = next(iter(stream.read(_HEADER_BYTES).decode(encoding, errors="replace").splitlines()), "")
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
     """Reads the column of paths as text and those of `columns` that are there as categories of text.
 
-    The index is the row in the file, the header being row 1.
+    The index is the row in the file, the header being row 1. `has_line_breaks` is for tables with reports, whose quoted
+    cells go on over several lines.
 
     Raises:
         DatasetError: If it cannot be read, or has one of the columns twice.
     """
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     types = {path: pa.string(), **dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))}
-    conversion = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     try:
         encoding, delimiter = dialect_of(file)
         # The parallel reader does not count rows in its messages.
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
-        table = pa_csv.read_csv(file, serial, pa_csv.ParseOptions(delimiter=delimiter), conversion)
+        parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=has_line_breaks)
+        header = _header(file, encoding, delimiter)
+        names = [name for name in header if name in types]
+        conversion = pa_csv.ConvertOptions(
+            column_types=types, null_values=[""], strings_can_be_null=True, include_columns=[*dict.fromkeys(names)]
+        )
+        table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
-    names = [name for name in table.column_names if name in types]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
     cells = table.select(names).to_pandas()
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
-    cells.attrs["header"] = table.column_names
+    cells.attrs["header"] = header
     return cells
 
 
@@ -123,29 +131,35 @@ def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[s
 def findings(
     texts: pd.Series,
     names: Sequence[str],
-    split: Callable[[str], Sequence[str]],
+    split: Callable[[str], Collection[str] | None],
     known: Collection[str] | None,
     file: Path,
 ) -> pd.DataFrame:
-    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where a cell is blank.
+    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where nothing is stated.
 
     Args:
         texts: A column of `read_cells`.
         names: The columns of the result.
-        split: Makes the findings of a cell's text.
+        split: Makes the findings of a cell's text; None if it states nothing, as a blank cell does.
         known: The findings that may be listed; any if None.
         file: For errors.
     """
+    columns = {name: column for column, name in enumerate(names)}
+    allowed = None if known is None else frozenset(known)
     values = np.full((len(texts.cat.categories) + 1, len(names)), np.nan, dtype=np.float32)
     for code, text in enumerate(texts.cat.categories):
-        if text.strip().lower() in BLANKS:
+        found = None if text.strip().lower() in BLANKS else split(text)
+        if found is None:
             continue
-        listed_here = {name.strip() for name in split(text)}
-        if known is not None and (strange := listed_here - {*known}):
+        listed_here = {name.strip() for name in found}
+        if allowed is not None and not listed_here <= allowed:
             row = texts.index[(texts.cat.codes == code).to_numpy()]
             if len(row):
-                raise bad_cell(file, row[0], str(texts.name), min(strange), f"some of {listed([*known])}")
-        values[code] = [name in listed_here for name in names]
+                strange = min(listed_here - allowed)
+                raise bad_cell(file, row[0], str(texts.name), strange, f"some of {listed([*(known or ())])}")
+        values[code] = NEGATIVE
+        for name in listed_here & columns.keys():
+            values[code, columns[name]] = POSITIVE
     return pd.DataFrame(values[texts.cat.codes.to_numpy()], columns=list(names), index=texts.index)
 
 

@@ -95,7 +95,9 @@ def load_dataset(
         raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
-    names = check_observations(union(each.labels for each, _ in found).names if observations is None else observations)
+    names = check_observations(
+        union(each.labels_in(folder) for each, folder in found).names if observations is None else observations
+    )
     tables = _merged([_read(*each, splits, names, valid_fraction, say, len(found) > 1) for each in found])
     _refuse_shared_patients(tables)
     for split, table in tables.items() if frontal_only else ():
@@ -122,7 +124,8 @@ load_chexpert = load_dataset
 def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
     """The label set of a data set, or of several: their union."""
     roots = [root] if isinstance(root, str | Path) else list(root)
-    return union(find_layout(each, layout)[0].labels for each in roots)
+    found = [find_layout(each, layout) for each in roots]
+    return union(each.labels_in(folder) for each, folder in found)
 
 
 def _read(

@@ -12,25 +12,55 @@ from chexpert_hf.datasets.cells import DatasetError, listed
 from chexpert_hf.datasets.label_sets import is_known, same_label
 from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.datasets.layouts.chexpert import CHEXPERT_LAYOUT
+from chexpert_hf.datasets.layouts.chexpert_plus import CHEXPERT_PLUS_LAYOUT
+from chexpert_hf.datasets.layouts.google import GOOGLE_LAYOUT
+from chexpert_hf.datasets.layouts.image_folder import IMAGE_FOLDER_LAYOUT
+from chexpert_hf.datasets.layouts.mimic import MIMIC_LAYOUT, MIMIC_NEGBIO_LAYOUT
 from chexpert_hf.datasets.layouts.nih import NIH_LAYOUT
+from chexpert_hf.datasets.layouts.openi import OPENI_LAYOUT
+from chexpert_hf.datasets.layouts.padchest import PADCHEST_LAYOUT
+from chexpert_hf.datasets.layouts.rsna import RSNA_LAYOUT
+from chexpert_hf.datasets.layouts.siim import SIIM_LAYOUT
+from chexpert_hf.datasets.layouts.table import TABLE_LAYOUT
+from chexpert_hf.datasets.layouts.vindr import VINBIGDATA_LAYOUT, VINDR_LAYOUT, VINDR_VOTES_LAYOUT
 from chexpert_hf.labels import IGNORED, POSITIVE, UNCERTAIN
 
-LAYOUTS: tuple[Layout, ...] = (NIH_LAYOUT, CHEXPERT_LAYOUT)
-"""The layouts that are recognised, in this order: CheXpert's names of files are the least specific."""
+LAYOUTS: tuple[Layout, ...] = (
+    NIH_LAYOUT,
+    GOOGLE_LAYOUT,
+    MIMIC_LAYOUT,
+    PADCHEST_LAYOUT,
+    VINDR_LAYOUT,
+    RSNA_LAYOUT,
+    SIIM_LAYOUT,
+    OPENI_LAYOUT,
+    CHEXPERT_PLUS_LAYOUT,
+    VINBIGDATA_LAYOUT,
+    TABLE_LAYOUT,
+    CHEXPERT_LAYOUT,
+)
+"""The layouts that are recognised by their tables, in this order: CheXpert's names of files are the least specific."""
+
+FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT, VINDR_VOTES_LAYOUT)
+"""The layout of a folder without a table, and those that are chosen by name only: others have their files."""
 
 
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
     """The layout of a data set and its absolute folder: `root`, or the only folder in it that holds one.
 
-    `layout` is one that it must have, by its name or as an object; any that is recognised if None.
+    `layout` is one that it must have, by its name or as an object; any that is recognised if None. `root` may be the
+    CSV file of a table, too.
 
     Raises:
         DatasetError: If no layout is recognised there, or several folders in it hold data sets.
     """
     root = Path(root).resolve()
+    layouts = _chosen(layout)
+    if root.is_file():
+        of_file = [each.for_file(root.name) for each in layouts if each.for_file is not None]
+        return _recognised(_layout_of(root.parent, of_file), root, layouts), root.parent
     if not root.is_dir():
         raise DatasetError(f"Expected the folder of a data set, but {str(root)!r} is not a folder.")
-    layouts = _chosen(layout)
     if found := _layout_of(root, layouts):
         return found, root
     below = {folder: _layout_of(folder, layouts) for folder in sorted(root.iterdir()) if folder.is_dir()}
@@ -40,25 +70,34 @@ def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[L
         raise DatasetError(f"{str(root)!r} holds several data sets ({names}); pass one of them.")
     if inside:
         return inside[0]
-    raise DatasetError(
-        f"No table of a data set in {str(root)!r} or in a folder directly in it; looked for "
-        f"{'; '.join(f'{layout.files} ({layout.name})' for layout in reversed(layouts))}. "
-        "Pass the folder that holds the table."
-    )
+    return _recognised(_layout_of(root, [IMAGE_FOLDER_LAYOUT] if layout in (None, "auto") else []), root, layouts), root
 
 
 def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
     if isinstance(layout, Layout):
         return [layout]
-    chosen = [each for each in LAYOUTS if layout in (None, "auto", each.name)]
-    if not chosen:
-        raise DatasetError(f"There is no layout {layout!r}; expected {', '.join(each.name for each in LAYOUTS)}.")
-    return chosen
+    if layout in (None, "auto"):
+        return LAYOUTS
+    by_name = {each.name: each for each in (*LAYOUTS, *FURTHER_LAYOUTS)}
+    if layout not in by_name:
+        raise DatasetError(f"There is no layout {layout!r}; expected {', '.join(by_name)}.")
+    return [by_name[layout]]
 
 
 def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
     """The first layout that is recognised in a folder itself."""
     return next((layout for layout in layouts if layout.is_in(folder)), None)
+
+
+def _recognised(found: Layout | None, root: Path, layouts: Sequence[Layout]) -> Layout:
+    if found is not None:
+        return found
+    *others, last = layouts
+    also = f", and the files of {', '.join(each.name for each in others)}" if others else ""
+    raise DatasetError(
+        f"No table of a data set in {str(root)!r} or in a folder directly in it; looked for {last.files} "
+        f"({last.name}){also}. Pass the folder that holds the table."
+    )
 
 
 def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
@@ -92,8 +131,16 @@ def read_splits(
     names = list(dict.fromkeys(column for columns in sources.values() for column in columns))
     has_valid = layout.has_split(folder, "valid")
     wanted = dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits)
+    if missing := [split for split in wanted if not layout.has_split(folder, split)]:
+        there = ", ".join(split for split in SPLITS if layout.has_split(folder, split))
+        raise DatasetError(
+            f"No table of the {missing[0]} split in {str(folder)!r}; looked for {layout.files}. "
+            f"Add it, or choose from {there}."
+        )
     tables = {split: _answered(layout.read(folder, split, names), sources) for split in wanted}
     if "train" in tables and not has_valid:
+        if say is not None and valid_fraction and tables["train"]["patient"].equals(tables["train"]["study"]):
+            say(f"{folder.name} names no patients: each image counts as one, so train and valid may share patients.")
         patients = shuffled(tables["train"]["patient"])
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
         is_held_out = tables["train"]["patient"].isin(patients[:count])
@@ -122,7 +169,7 @@ def _sources(layout: Layout, folder: Path, observations: Sequence[str]) -> dict[
         raise DatasetError(f"{taken[0]!r} names what is known of a radiograph, not an observation; rename the column.")
     for name in observations:
         same = same_label(name, own)
-        if name in own or name in layout.labels.names:
+        if name in own or name in layout.labels_in(folder).names:
             sources[name] = (name,)
         elif name in layout.answers:
             sources[name] = layout.answers[name]

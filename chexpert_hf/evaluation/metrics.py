@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from chexpert_hf.labels import CHEXPERT, IGNORED, NEGATIVE, UNCERTAIN, BlankPolicy
+from chexpert_hf.labels import CHEXPERT, IGNORED, NEGATIVE, POSITIVE, UNCERTAIN, BlankPolicy
 
 if TYPE_CHECKING:
     import datasets
@@ -72,8 +72,9 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
     """Labels of the CSV files, 1, 0, -1 (uncertain) and NaN (blank), as the truth of an evaluation, in {0, 1, NaN}.
 
     Uncertain labels become NaN, as do those that a data set cannot state (-100). A blank is negative, as in the paper,
-    or unknown.
+    or unknown. A share of readers, which can be trained on, becomes their majority.
     """
+    labels = np.where((labels > NEGATIVE) & (labels < POSITIVE), labels > 0.5, labels)
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
         labels = np.where(np.isnan(labels), NEGATIVE, labels)
     return np.where((labels == UNCERTAIN) | (labels == IGNORED), np.nan, labels)

@@ -18,7 +18,7 @@ from chexpert_hf.radiographs.grey_levels import NotFetchedError, RadiographError
 from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of
 
 # Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
 # In lower case; macOS and Windows add these to folders and archives.
 _SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
@@ -73,9 +73,10 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
         files.update(dict.fromkeys(radiographs_in(path, found, follow_links=follow_links)))
     found.files = list(files)
     if not found.files:
+        suffixes, notes = ", ".join(sorted(IMAGE_SUFFIXES)), " ".join(found.notes())
         raise InputError(
-            f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for "
-            f"{', '.join(sorted(_SUFFIXES))}, and the content of all other files. {' '.join(found.notes())}".rstrip()
+            f"No radiographs found in {', '.join(map(str, paths)) or 'the list'}; looked for {suffixes}, and the "
+            f"content of all other files. {notes}".rstrip()
         )
     return found
 
@@ -242,7 +243,7 @@ class _Kind(Enum):
 
 def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
     """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
-    has_suffix = _suffix(name) in _SUFFIXES
+    has_suffix = _suffix(name) in IMAGE_SUFFIXES
     if has_suffix and not _may_be_dicom(name):
         return _Kind.RADIOGRAPH
     kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
@@ -283,7 +284,7 @@ def is_system_file(name: str) -> bool:
 
 def _has_radiographs_name(name: str) -> bool:
     """Whether a radiograph may have this name: with a suffix of images, or without any, as `IM0001`."""
-    return _suffix(name) in _SUFFIXES or _may_be_dicom(name)
+    return _suffix(name) in IMAGE_SUFFIXES or _may_be_dicom(name)
 
 
 def _may_be_dicom(name: str) -> bool:

@@ -25,7 +25,7 @@ from chexpert_hf.datasets.cells import (
     parse_number,
     read_cells,
 )
-from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, rows
+from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
 from chexpert_hf.labels import CHEXPERT
 
 _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
@@ -55,13 +55,7 @@ def _columns(folder: Path) -> Sequence[str]:
 
 
 def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
-    file = _find_table(folder, split)
-    if file is None:
-        raise DatasetError(
-            f"No table of the {split} split in {str(folder)!r}; looked for {', '.join(_SPLIT_FILES[split])}. "
-            "Add it, or leave the split out."
-        )
-    return read_table(file, observations, has_acquisition=split != "test")
+    return read_table(table_in(folder, _SPLIT_FILES[split]), observations, has_acquisition=split != "test")
 
 
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
@@ -97,14 +91,7 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
         age=parse_cells(cells, "Age", file, _PARSERS),
         projection=parse_cells(cells, "AP/PA", file, _PARSERS),
     )
-    repeated = table["path"][table["path"].duplicated()]
-    if len(repeated):
-        row, path = next(iter(repeated.items()))
-        raise DatasetError(
-            f"{file.name} row {row}: Path is {path!r}, as in row {table.index[table['path'] == path][0]} already; "
-            f"expected each radiograph once ({len(repeated):,} rows repeat an earlier one)."
-        )
-    return table
+    return refuse_repeated(table, file, "Path")
 
 
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from chexpert_hf.datasets.cells import (
-    DatasetError,
     Parser,
     bad_cell,
     expect_columns,
@@ -18,7 +17,7 @@ from chexpert_hf.datasets.cells import (
     read_cells,
 )
 from chexpert_hf.datasets.label_sets import NIH
-from chexpert_hf.datasets.layout import MAX_AGE, Layout, find_images, find_table, rows
+from chexpert_hf.datasets.layout import MAX_AGE, Layout, find_images, find_table, rows, table_in
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -52,7 +51,7 @@ def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, l
     sex = next((name for name in _SEX if name in cells), _SEX[0])
     return rows(
         cells.index,
-        find_images(folder, cells[_FILE].tolist(), "images"),
+        find_images(folder, ("images/" + cells[_FILE]).tolist()),
         cells[_PATIENT].astype(str).str.zfill(8).tolist(),
         cells[_FILE].str.rpartition(".")[0].tolist(),
         labels,
@@ -64,9 +63,7 @@ def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, l
 
 
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
-    file = find_table(folder, TABLES)
-    if file is None or not _has_split(folder, split):
-        raise DatasetError(f"No {split} split in {str(folder)!r}; looked for {', '.join((*TABLES, *_LISTS.values()))}.")
+    file = table_in(folder, TABLES)
     cells = read_entries(file)
     if (folder / _LISTS[split]).is_file():
         listed = set((folder / _LISTS[split]).read_text(encoding="utf-8").split())

@@ -1,0 +1,99 @@
+"""Indiana University's collection of NLM's Open-i, in the two tables that Kaggle's edition made of its XML files.
+
+Source: Demner-Fushman et al. 2016, JAMIA 23(2), 304-310, and the files of
+https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from chexpert_hf.datasets.cells import Parser, bad_cell, expect_columns, findings, parse_cells, read_cells
+from chexpert_hf.datasets.layout import Layout, find_images, only_train, rows, table_in
+from chexpert_hf.labels import LabelSet
+
+_REPORTS, _IMAGES = ["indiana_reports.csv"], ["indiana_projections.csv"]
+_REPORT, _TERMS, _FILE, _VIEW = "uid", "MeSH", "filename", "projection"
+
+TERMS = {
+    "No Finding": ("normal",),
+    "Cardiomegaly": ("Cardiomegaly",),
+    "Opacity": ("Opacity/lung",),
+    "Airspace Disease": ("Airspace Disease",),
+    "Infiltration": ("Infiltrate",),
+    "Nodule": ("Nodule/lung",),
+    "Mass": ("Mass/lung",),
+    "Granuloma": ("Calcified Granuloma", "Granuloma", "Granulomatous Disease"),
+    "Edema": ("Pulmonary Edema",),
+    "Consolidation": ("Consolidation",),
+    "Pneumonia": ("Pneumonia",),
+    "Atelectasis": ("Pulmonary Atelectasis",),
+    "Emphysema": ("Pulmonary Emphysema", "Emphysema", "Bullous Emphysema"),
+    "Fibrosis": ("Pulmonary Fibrosis",),
+    "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
+    "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemopneumothorax", "Hemothorax"),
+    "Pleural_Thickening": ("Thickening/pleura",),
+    "Hernia": ("Hernia, Hiatal",),
+    "Fracture": ("Fractures, Bone",),
+    "Support Devices": ("Implanted Medical Device", "Medical Device", "Catheters, Indwelling", "Tube, Inserted"),
+}
+"""Label -> the MeSH terms of a report, or their beginnings up to a "/", that make it positive."""
+
+_STATES_NOTHING = frozenset({"No Indexing", "Technical Quality of Image Unsatisfactory"})
+_PARSERS: dict[str, Parser] = {
+    _VIEW: (lambda text: {"frontal": True, "lateral": False}[text.lower()], "Frontal, Lateral"),
+}
+
+
+def _labels(text: str) -> Collection[str] | None:
+    """The labels of a list such as "Opacity/lung/base/left;Cardiomegaly/mild"."""
+    terms = {term.strip() for term in text.split(";")} - _STATES_NOTHING
+    beginnings = {"/".join(term.split("/")[:length]) for term in terms for length in (1, 2)}
+    return {name for name, meant in TERMS.items() if beginnings.intersection(meant)} if terms else None
+
+
+def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
+    file, images_file = table_in(folder, _REPORTS), table_in(folder, _IMAGES)
+    reports = read_cells(file, _REPORT, [_TERMS], has_line_breaks=True)
+    expect_columns(reports, [_REPORT, _TERMS], [], file)
+    labels = findings(reports[_TERMS], names, _labels, None, file).set_axis(reports[_REPORT])
+    cells = read_cells(images_file, _FILE, [_REPORT, _VIEW])
+    expect_columns(cells, [_FILE, _REPORT, _VIEW], [], images_file)
+    studies = cells[_REPORT].astype(str)
+    if len(alone := studies[~studies.isin(labels.index)]):
+        raise bad_cell(images_file, alone.index[0], _REPORT, alone.iloc[0], f"a report of {file.name}")
+    return rows(
+        cells.index,
+        find_images(folder, ("images/images_normalized/" + cells[_FILE]).tolist()),
+        None,
+        studies,
+        labels.reindex(studies),
+        is_frontal=parse_cells(cells, _VIEW, images_file, _PARSERS).astype(bool),
+        labels_by="reports coded by hand",
+    )
+
+
+OPENI_LAYOUT = Layout(
+    "openi",
+    LabelSet(tuple(TERMS), none_of_these="No Finding"),
+    files=f"{_REPORTS[0]} and {_IMAGES[0]}",
+    has_split=only_train(_REPORTS, _IMAGES),
+    read=_read,
+    answers={
+        "Lung Lesion": ("Nodule", "Mass"),
+        "Lung Opacity": (
+            "Opacity",
+            "Airspace Disease",
+            "Infiltration",
+            "Consolidation",
+            "Edema",
+            "Pneumonia",
+            "Atelectasis",
+            "Nodule",
+            "Mass",
+        ),
+        "Pleural Other": ("Pleural_Thickening",),
+    },
+)
+"""The 7,466 radiographs of 3,851 reports. MeSH terms were set by hand from the reports, without the images."""

@@ -1,0 +1,241 @@
+"""Anybody's CSV file: a column of image paths, columns of labels, and, if it has them, the facts of a radiograph."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexpert_hf.datasets.cells import (
+    BLANKS,
+    DatasetError,
+    Parser,
+    bad_cell,
+    expect_columns,
+    header_of,
+    parse_cells,
+    parse_label,
+    parse_number,
+    read_cells,
+)
+from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
+from chexpert_hf.labels import CHEXPERT, LabelSet
+
+_SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+_SINGLE = ("labels.csv", "metadata.csv")
+_IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
+
+_USUAL_NAMES = {
+    "image": ("image", "file", "filename", "file_name", "image_path", "path"),
+    "patient": ("patient", "patient_id", "patientid", "subject_id"),
+    "study": ("study", "study_id", "studyid"),
+    "sex": ("sex", "gender", "patient_sex", "patient_gender"),
+    "age": ("age", "patient_age"),
+    "view": ("view", "view_position", "viewposition", "projection"),
+    "split": ("split",),
+}
+"""A fact -> the names that its column usually has, in lower case, with "_" for blanks and hyphens."""
+
+_CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
+_PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
+
+
+def _age(text: str) -> int | None:
+    years = int(parse_number(text.removesuffix("Y")))
+    return years if 0 <= years <= MAX_AGE else None
+
+
+_SEXES = {"m": "Male", "male": "Male", "f": "Female", "female": "Female", "unknown": "Unknown", "u": "Unknown"}
+_VIEWS = {"AP": "AP", "PA": "PA", "FRONTAL": "Frontal", **dict.fromkeys(("L", "LL", "RL", "LAT", "LATERAL"), "Lateral")}
+_SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+_PARSERS: Mapping[str, Parser] = {
+    "sex": (lambda text: _SEXES[text.lower()], "Male, Female, M, F"),
+    "age": (_age, "years"),
+    "view": (lambda text: _VIEWS[text.upper()], ", ".join(_VIEWS)),
+    "split": (lambda text: _SPLITS[text.lower()], ", ".join(_SPLITS)),
+}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table by their facts; None is looked for by its usual names."""
+
+    image: str | None = None
+    labels: tuple[str, ...] | None = None
+    patient: str | None = None
+    study: str | None = None
+    sex: str | None = None
+    age: str | None = None
+    view: str | None = None
+    split: str | None = None
+
+    def facts(self, header: Sequence[str]) -> dict[str, str]:
+        """Fact -> its column, of those that a table with this header has."""
+        plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
+        usual = {fact: next((plain[n] for n in names if n in plain), None) for fact, names in _USUAL_NAMES.items()}
+        found = {fact: getattr(self, fact) or usual[fact] for fact in _USUAL_NAMES}
+        return {fact: name for fact, name in found.items() if name}
+
+
+def table_layout(
+    *,
+    image_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    patient_column: str | None = None,
+    study_column: str | None = None,
+    sex_column: str | None = None,
+    age_column: str | None = None,
+    view_column: str | None = None,
+    split_column: str | None = None,
+    labels: LabelSet | None = None,
+    labels_by: str | None = None,
+) -> Layout:
+    """The layout of a plain CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
+
+    A column that is not named is found by its usual name. Images are paths below the folder of the table, or names of
+    files that are anywhere below it. Without a column of patients each image counts as a patient of its own.
+
+    Args:
+        image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
+        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank; if None, all columns with no other
+            cells that are no facts of a radiograph.
+        patient_column: "patient", "patient_id", "subject_id" if None.
+        study_column: "study", "study_id" if None.
+        sex_column: "sex", "gender" if None; with M, F, Male, Female.
+        age_column: "age" if None; in years.
+        view_column: "view", "view_position", "projection" if None; with AP, PA, frontal, lateral.
+        split_column: "split" if None; with train, valid (or validation, val), test.
+        labels: What more is known of the observations; `label_columns` are its names if they are None.
+        labels_by: The reference standard, such as "majority of radiologists".
+    """
+    names = label_columns if label_columns is not None or labels is None else labels.names
+    facts = (patient_column, study_column, sex_column, age_column, view_column, split_column)
+    columns = _Columns(image_column, None if names is None else tuple(names), *facts)
+    return _layout(columns, labels or CHEXPERT, labels_by, None)
+
+
+def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
+    def label_names(folder: Path) -> tuple[str, ...]:
+        table = None if columns.labels else _any_table(folder, file)
+        return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
+
+    def has_split(folder: Path, split: str) -> bool:
+        return _table_of(folder, split, file, columns) is not None and bool(label_names(folder))
+
+    def read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
+        table = _table_of(folder, split, file, columns)
+        if table is None:
+            raise DatasetError(f"No table of the {split} split in {str(folder)!r}. Add it, or leave the split out.")
+        return _read(folder, table, split, names, columns, labels_by)
+
+    return Layout(
+        "table",
+        lambda folder: labels.among(label_names(folder)),
+        files=file or f"train.csv, valid.csv, test.csv, or {' or '.join(_SINGLE)}, with a column of image files",
+        has_split=has_split,
+        read=read,
+        for_file=lambda name: _layout(columns, labels, labels_by, name),
+    )
+
+
+def _tables(split: str) -> list[str]:
+    names = _SPLIT_NAMES[split]
+    return [*(f"{name}.csv" for name in names), *(f"{name}/{_IN_SPLIT_FOLDER}" for name in names)]
+
+
+def _any_table(folder: Path, file: str | None) -> Path | None:
+    """The first table of a folder, which tells the columns of all."""
+    return find_table(folder, [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE])
+
+
+def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
+    """The table that has a split, if it is one of this layout."""
+    own = None if file else find_table(folder, _tables(split))
+    single = None if own else find_table(folder, [file] if file else _SINGLE)
+    table = own or single
+    header = header_of(table) if table else []
+    facts = columns.facts(header)
+    if table is None or "image" not in facts or (columns.image is None and _is_chexperts(table, header)):
+        return None
+    if single and "split" in facts:
+        splits = read_cells(table, facts["image"], [facts["split"]])
+        named = parse_cells(splits, facts["split"], table, {facts["split"]: _PARSERS["split"]})
+        return table if split in named else None
+    return table if own or split == "train" else None
+
+
+def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
+    """Whether a table is CheXpert's, if perhaps without some of its columns."""
+    if "Path" not in header:
+        return False
+    return not _CHEXPERTS.isdisjoint(header) or bool(read_cells(table, "Path", [])["Path"].str.contains(_PATIENT).any())
+
+
+@lru_cache(maxsize=16)
+def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
+    """The columns of a table, last changed then, that have labels in all cells, and at least one."""
+    header = header_of(table)
+    facts = columns.facts(header)
+    if "image" not in facts:
+        return ()
+    taken = {*facts.values(), *COLUMNS, ""}
+    cells = read_cells(table, facts["image"], [name for name in header if name not in taken])
+
+    def has_labels(name: str) -> bool:
+        stated = [text.strip() for text in cells[name].cat.categories if text.strip().lower() not in BLANKS]
+        try:
+            return bool([parse_label(text) for text in stated])
+        except ValueError:
+            return False
+
+    return tuple(name for name in cells.columns if name not in taken and has_labels(name))
+
+
+def _read(
+    folder: Path, table: Path, split: str, names: Sequence[str], columns: _Columns, labels_by: str | None
+) -> pd.DataFrame:
+    facts = columns.facts(header_of(table))
+    image = facts.pop("image")
+    cells = read_cells(table, image, [*facts.values(), *names])
+    expect_columns(cells, [image, *facts.values()], names, table)
+    if cells[image].isna().any():
+        raise bad_cell(table, cells.index[cells[image].isna()][0], image, None, "the path of an image")
+    parsers = {name: _PARSERS[fact] for fact, name in facts.items() if fact in _PARSERS}
+    parsed = {fact: parse_cells(cells, name, table, parsers) for fact, name in facts.items() if fact in _PARSERS}
+    texts = {fact: cells[facts[fact]].astype(object) for fact in ("patient", "study") if fact in facts}
+    for fact, text in texts.items():
+        if text.isna().any():
+            raise bad_cell(table, text.index[text.isna()][0], facts[fact], None, f"the name of a {fact}")
+    views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
+    patients, studies = texts.get("patient"), texts.get("study")
+    paths = _paths(folder, table, cells[image])
+    if patients is not None:
+        studies = patients + "/" + (paths.str.rpartition(".")[0] if studies is None else studies)
+    made = rows(
+        cells.index,
+        paths,
+        patients,
+        studies,
+        pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names}),
+        is_frontal=views.ne("Lateral"),
+        sex=parsed.get("sex"),
+        age=parsed.get("age"),
+        projection=views.where(views.isin(["AP", "PA"]), None),
+        labels_by=labels_by,
+    )
+    has_splits = "split" in parsed and table.name.removesuffix(".gz") not in _tables(split)
+    return refuse_repeated(made[parsed["split"] == split] if has_splits else made, table, image)
+
+
+def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
+    """The paths below the folder; bare names are looked for."""
+    stated = stated.str.strip().str.replace("\\", "/").str.removeprefix(f"{folder}/")
+    place = table.parent.relative_to(folder).as_posix()
+    paths = stated if place == "." else f"{place}/" + stated
+    return paths if stated.str.contains("/").any() else pd.Series(find_images(folder, paths.tolist()), stated.index)
+
+
+TABLE_LAYOUT = table_layout()
+"""A CSV file whose columns are found by their names."""

@@ -1,0 +1,109 @@
+"""VinDr-CXR: 28 labels by three radiologists as PhysioNet has them, and 15 as Kaggle's VinBigData challenge has them.
+
+Source: Nguyen et al. 2022, Scientific Data 9, 429, the files of https://physionet.org/content/vindr-cxr/, and those of
+https://www.kaggle.com/competitions/vinbigdata-chest-xray-abnormalities-detection.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from chexpert_hf.datasets.cells import Parser, expect_columns, header_of, parse_cells, read_cells
+from chexpert_hf.datasets.label_sets import VINDR
+from chexpert_hf.datasets.layout import Layout, find_images, find_table, rows, table_in
+from chexpert_hf.labels import LabelSet
+
+_IMAGE, _READER, _CLASS = "image_id", "rad_id", "class_name"
+_FILES = {split: (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv") for split in ("train", "test")}
+_KAGGLE_FILES = ["train.csv"]
+_OTHER, _OTHERS = "Other disease", "Other diseases"  # one split has the plural
+
+KAGGLE_LABELS = VINDR.among(
+    (
+        "Aortic enlargement",
+        "Atelectasis",
+        "Calcification",
+        "Cardiomegaly",
+        "Consolidation",
+        "ILD",
+        "Infiltration",
+        "Lung Opacity",
+        "Nodule/Mass",
+        "Pleural effusion",
+        "Pleural thickening",
+        "Pneumothorax",
+        "Pulmonary fibrosis",
+        "Other lesion",
+        "No finding",
+    )
+)
+"""The 14 findings of the challenge and "No finding", in VinDr's order."""
+
+_CLASSES: dict[str, Parser] = {
+    _CLASS: (lambda text: KAGGLE_LABELS.names[KAGGLE_LABELS.names.index(text)], ", ".join(KAGGLE_LABELS.names))
+}
+
+
+def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
+    """The share of its readers who state each finding of an image; the test split has their consensus."""
+    file = table_in(folder, _FILES[split])
+    cells = read_cells(file, _IMAGE, [*names, _OTHER, _OTHERS])
+    if _OTHER not in cells:
+        cells = cells.rename(columns={_OTHERS: _OTHER})
+    expect_columns(cells, [_IMAGE], names, file)
+    stated = pd.DataFrame({name: parse_cells(cells, name, file, {}) for name in names}, dtype=float)
+    return stated.groupby(cells[_IMAGE].to_numpy(), sort=False).mean()
+
+
+def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
+    """The same from a table with a row for each box, or for each reader who found nothing."""
+    file = table_in(folder, _KAGGLE_FILES)
+    cells = read_cells(file, _IMAGE, [_CLASS, _READER])
+    expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)
+    stated = pd.DataFrame({"image": cells[_IMAGE], "reader": cells[_READER].astype(str)})
+    stated["class"] = parse_cells(cells, _CLASS, file, _CLASSES)
+    num_readers = stated.groupby("image", sort=False)["reader"].nunique()
+    stated = stated.drop_duplicates()
+    counts = pd.crosstab(stated["image"], stated["class"])
+    return counts.reindex(index=num_readers.index, columns=list(names), fill_value=0).div(num_readers, axis=0)
+
+
+def _layout(
+    name: str, labels: LabelSet, files: str, votes: Callable[..., pd.DataFrame], is_majority: bool = True
+) -> Layout:
+    is_kaggle = votes is _kaggle_votes
+
+    def has_split(folder: Path, split: str) -> bool:
+        if not is_kaggle:
+            return split in _FILES and find_table(folder, _FILES[split]) is not None
+        file = find_table(folder, _KAGGLE_FILES) if split == "train" else None
+        return file is not None and {_IMAGE, _CLASS, _READER} <= {*header_of(file)}
+
+    def read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
+        share = votes(folder, split, names)
+        by = {"train": "majority of three radiologists" if is_majority else "share of three radiologists"}
+        return rows(
+            pd.RangeIndex(2, len(share) + 2),
+            find_images(folder, (f"{split}/" + share.index + ".dicom").tolist()),
+            None,
+            share.index,
+            (share > 0.5).astype(float).where(share.notna()) if is_majority else share,
+            labels_by=by.get(split, "consensus of radiologists"),
+        )
+
+    answers: dict[str, Sequence[str]] = {"Pleural Other": ("Pleural thickening",)}
+    if not is_kaggle:
+        answers["Lung Lesion"] = ("Nodule/Mass", "Lung tumor")
+    return Layout(name, labels, files=files, has_split=has_split, read=read, answers=answers)
+
+
+_PHYSIONET_FILES = f"{_FILES['train'][0]} and {_FILES['test'][0]}"
+VINDR_LAYOUT = _layout("vindr", VINDR, _PHYSIONET_FILES, _votes)
+"""The 15,000 radiographs for training by the majority of their three readers, and 3,000 for the test by consensus."""
+
+VINDR_VOTES_LAYOUT = _layout("vindr-votes", VINDR, _PHYSIONET_FILES, _votes, is_majority=False)
+"""The same with the share of the readers as label: 0, 1/3, 2/3, 1. Metrics take the majority."""
+
+VINBIGDATA_LAYOUT = _layout("vinbigdata", KAGGLE_LABELS, f"{_KAGGLE_FILES[0]} with {_CLASS}", _kaggle_votes)
+"""Kaggle's edition of the 15,000 radiographs for training."""
