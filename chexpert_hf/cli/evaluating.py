@@ -56,6 +56,7 @@ def evaluate(
     reference_name: options.ReferenceName = None,
     update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
     labels_name: Annotated[str | None, Option(help=_LABELS_NAME)] = None,
+    layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -90,7 +91,8 @@ def evaluate(
                 f"{name} scores other observations than {first_name}; only models of the same observations compare."
             )
     standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
-    dataset = load_split(data, split, first.observations, follow_links=follow_links, valid_fraction=valid_fraction)
+    settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}
+    dataset = load_split(data, split, first.observations, **settings)
     patients = dataset["patient"][:]
     if standard is not None:
         say(standard.coverage(dataset["path"][:]))
@@ -99,7 +101,7 @@ def evaluate(
     if not allow_calibration_patients:
         refuse_calibration_patients(model, patients)
     warnings = patient_warnings(model, patients)
-    settings: dict[str, Any] = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
+    settings = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
             scores = {name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
@@ -171,6 +173,7 @@ def calibrate(
     operating_points: Annotated[str | None, Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")] = None,
     prevalence: Annotated[str | None, Option(help=_PREVALENCE)] = None,
     other_people: Annotated[bool, Option("--other-people", help="Ids also in training are other people's.")] = False,
+    layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -182,7 +185,7 @@ def calibrate(
     settings: dict[str, Any] = {"split": split, "method": method, "are_other_people": other_people}
     settings["operating_points"] = OperatingRule.parse(operating_points) if operating_points else None
     settings["prevalences"] = _parse_prevalences(prevalence) if prevalence else {}
-    dataset = _split_of(model, data, split, follow_links=follow_links, valid_fraction=valid_fraction)
+    dataset = _split_of(model, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(len(dataset), "images") as bar:
         result = run(model, dataset, output, **settings, data_name=name, progress=bar.update)
     text = (
@@ -198,6 +201,7 @@ def gate(
     model: Annotated[Path, Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],
     split: Annotated[options.Split, Option(help="Split to fit on: that of training.")] = "train",
     valid_fraction: options.ValidFraction = 0.1,
+    layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -207,7 +211,7 @@ def gate(
 
     if not model.is_dir():
         raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")
-    dataset = _split_of(model, data, split, follow_links=follow_links, valid_fraction=valid_fraction)
+    dataset = _split_of(model, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
         fitted = fit_folder_gate(model, dataset, f"{data.resolve().name} ({split})", bar.update)
     show(

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -41,6 +41,7 @@ def localize(
     ] = False,
     replicates: options.Replicates = 1000,
     valid_fraction: options.ValidFraction = 0.1,
+    layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -57,8 +58,9 @@ def localize(
     result_folder(output)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
-    truth = Boxes(standard) if standard else find_ground_truth(find_layout(data)[1], annotations)
-    settings = {"frontal_only": frontal_only, "follow_links": follow_links, "valid_fraction": valid_fraction}
+    truth = Boxes(standard) if standard else find_ground_truth(find_layout(data, layout)[1], annotations)
+    settings: dict[str, Any] = {"layout": layout, "frontal_only": frontal_only, "follow_links": follow_links}
+    settings["valid_fraction"] = valid_fraction
     dataset = load_split(data, split, classifier.observations, **settings)
     rows = rows_with_truth(dataset, truth, classifier.observations)
     warnings = patient_warnings(model, dataset.select(rows)["patient"][:])

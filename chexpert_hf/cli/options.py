@@ -14,7 +14,7 @@ def output(text: str) -> Any:
 
 
 Split = Literal["train", "valid", "test"]
-_DATA = "Folder of a data set: CheXpert's train.csv, valid.csv and images, or another known layout"
+_DATA = "Data set: a folder with CheXpert's train.csv, valid.csv and images, or in another known layout, or a CSV file"
 Data = Annotated[Path, Argument(help=f"{_DATA}.")]
 SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several are trained on as one.")]
 Models = Annotated[
@@ -32,6 +32,8 @@ _RUNTIMES = "torch, onnx, openvino, or auto: the fastest that is installed."
 _PRECISIONS = "fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32."
 RuntimeName = Annotated[str, Option("--runtime", envvar="CHEXPERT_HF_RUNTIME", help=_RUNTIMES)]
 PrecisionName = Annotated[str, Option("--precision", envvar="CHEXPERT_HF_PRECISION", help=_PRECISIONS)]
+_LAYOUT = "Layout of the data, such as nih or table:image=FILE,patient=PID; recognised if not given."
+LayoutName = Annotated[str | None, Option("--layout", help=_LAYOUT)]
 _LINKS = "Links to radiographs outside of the folder: follow or refuse them."
 FollowLinks = Annotated[bool, Option("--follow-links/--no-follow-links", help=_LINKS)]
 _HELD_OUT = "Held-out share of the patients where there is no valid.csv."

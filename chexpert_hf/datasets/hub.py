@@ -37,7 +37,7 @@ def is_repository(root: str | Path) -> bool:
     return bool(_REPOSITORY.fullmatch(str(root))) and not Path(root).exists()
 
 
-def fetch(repository: str, say: Callable[[str], None] | None = None) -> Path:
+def fetch(repository: str) -> Path:
     """The folder of a data set of the Hub, fetched if it is not there yet; the newest one that is, without a network.
 
     Raises:
@@ -46,13 +46,14 @@ def fetch(repository: str, say: Callable[[str], None] | None = None) -> Path:
     try:
         snapshot = Path(HfApi().snapshot_download(repository, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise DatasetError(f"The data set {repository} of the Hub cannot be fetched: {first_line(error)}") from None
+        raise DatasetError(
+            f"There is no folder {repository}, and no data set of this name can be fetched from the Hub: "
+            f"{first_line(error)}"
+        ) from None
     if not any(snapshot.rglob("*.parquet")):
         return snapshot
     folder = Path(datasets.config.HF_DATASETS_CACHE, "chexpert-hf", repository.replace("/", "--"), snapshot.name)
     if not folder.is_dir():
-        if say is not None:
-            say(f"Writing the images of {repository} below {folder}.")
         with new_folder(folder) as beside:
             write_files(datasets.load_dataset(str(snapshot), streaming=True), beside)
     return folder

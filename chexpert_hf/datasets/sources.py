@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from chexpert_hf.datasets.cells import DatasetError, listed
+from chexpert_hf.datasets.cells import DatasetError, header_of, listed
+from chexpert_hf.datasets.hub import fetch, is_repository
 from chexpert_hf.datasets.label_sets import is_known, same_label
 from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.datasets.layouts.chexpert import CHEXPERT_LAYOUT
@@ -21,7 +24,7 @@ from chexpert_hf.datasets.layouts.openi import OPENI_LAYOUT
 from chexpert_hf.datasets.layouts.padchest import PADCHEST_LAYOUT
 from chexpert_hf.datasets.layouts.rsna import RSNA_LAYOUT
 from chexpert_hf.datasets.layouts.siim import SIIM_LAYOUT
-from chexpert_hf.datasets.layouts.table import TABLE_LAYOUT
+from chexpert_hf.datasets.layouts.table import TABLE_LAYOUT, table_layout
 from chexpert_hf.datasets.layouts.vindr import VINBIGDATA_LAYOUT, VINDR_LAYOUT, VINDR_VOTES_LAYOUT
 from chexpert_hf.labels import IGNORED, POSITIVE, UNCERTAIN
 
@@ -48,13 +51,14 @@ FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT,
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
     """The layout of a data set and its absolute folder: `root`, or the only folder in it that holds one.
 
-    `layout` is one that it must have, by its name or as an object; any that is recognised if None. `root` may be the
-    CSV file of a table, too.
+    `layout` is one that it must have, by its name or as an object; any that is recognised if None. The names of a CSV
+    file's columns may follow its layout's name: "table:image=FILE,patient=PID". `root` may be the CSV file of a table,
+    or the id of a data set of the Hub, too.
 
     Raises:
         DatasetError: If no layout is recognised there, or several folders in it hold data sets.
     """
-    root = Path(root).resolve()
+    root = fetch(str(root)) if is_repository(root) else Path(root).resolve()
     layouts = _chosen(layout)
     if root.is_file():
         of_file = [each.for_file(root.name) for each in layouts if each.for_file is not None]
@@ -79,9 +83,22 @@ def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
     if layout in (None, "auto"):
         return LAYOUTS
     by_name = {each.name: each for each in (*LAYOUTS, *FURTHER_LAYOUTS)}
-    if layout not in by_name:
-        raise DatasetError(f"There is no layout {layout!r}; expected {', '.join(by_name)}.")
-    return [by_name[layout]]
+    name, _, columns = layout.partition(":")
+    if name not in by_name:
+        raise DatasetError(f"There is no layout {name!r}; expected {', '.join(by_name)}.")
+    return [_table_with(columns) if columns and name == TABLE_LAYOUT.name else by_name[name]]
+
+
+def _table_with(text: str) -> Layout:
+    """The layout of a CSV file from "image=FILE,patient=PID", as in `table_layout`."""
+    given = {fact.strip(): column.strip() for fact, _, column in (item.partition("=") for item in text.split(","))}
+    facts = [name.removesuffix("_column") for name in signature(table_layout).parameters if name.endswith("_column")]
+    if strange := [fact for fact, column in given.items() if fact not in facts or not column]:
+        raise DatasetError(
+            f"The layout 'table:{text}' names {strange[0]!r}; expected {', '.join(f'{fact}=COLUMN' for fact in facts)}."
+        )
+    columns: dict[str, Any] = {f"{fact}_column": column for fact, column in given.items()}
+    return table_layout(**columns)
 
 
 def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
@@ -92,6 +109,12 @@ def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
 def _recognised(found: Layout | None, root: Path, layouts: Sequence[Layout]) -> Layout:
     if found is not None:
         return found
+    if root.is_file():
+        raise DatasetError(
+            f"{root} is no table of a data set: expected a column of image files, named image or file, or with "
+            "--layout table:image=COLUMN, and columns of labels with 1, 0, -1 or blank cells; it has the columns "
+            f"{', '.join(header_of(root)) or 'none'}."
+        )
     *others, last = layouts
     also = f", and the files of {', '.join(each.name for each in others)}" if others else ""
     raise DatasetError(

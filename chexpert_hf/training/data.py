@@ -30,7 +30,7 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
         InputError: If `labels` is no label set, or the data have no layout that is recognised.
     """
     is_given = recipe.labels not in (None, "union")
-    labels = read_label_set(str(recipe.labels)) if is_given else label_set_of(roots)
+    labels = read_label_set(str(recipe.labels)) if is_given else label_set_of(roots, recipe.layout)
     chosen = labels.among(recipe.observations or labels.names)
     known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict()
     return recipe.override(observations=chosen.names, label_set=known)
@@ -40,7 +40,7 @@ def load_data(
     recipe: Recipe, roots: Roots, *, follow_links: bool = True, say: Callable[[str], None] | None = None
 ) -> datasets.DatasetDict:
     """The training and validation splits of a recipe with labels; the held-out patients do not depend on its seed."""
-    names = ("frontal_only", "observations", "num_patients", "valid_fraction")
+    names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
     data = load_dataset(roots, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
     return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
 

@@ -62,6 +62,9 @@ class Recipe:
         "of several data sets their union.",
         flag=True,
     )
+    layout: str | None = _value(
+        None, "Layout of the data, such as nih or table:image=FILE,patient=PID; recognised if not given.", flag=True
+    )
     # The properties of the observations beside their names, as `LabelSet.to_dict` gives it; CheXpert's if empty.
     label_set: Mapping[str, Any] = field(default_factory=dict)
     policy: str | Mapping[str, str] = _value(
