@@ -38,8 +38,9 @@ class Backbone(nn.Sequential):
     """
 
     block_title = "stage"
-    supports_gradient_checkpointing = True
+    supports_gradient_checkpointing = supports_sync_batch_norm = True
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
 
     def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
         """Takes the layers by name, and the titles of the stages by the name of the layer that ends each."""
@@ -101,7 +102,7 @@ class Backbone(nn.Sequential):
         own = {name for name, _ in self.named_children()}
         return {name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in own}
 
-    def norms_before_convolutions(self) -> list[tuple[nn.Module, nn.Module]]:
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
         """Pairs of a BatchNorm and a convolution that is the only layer behind its ReLU; empty if there are none."""
         return []
 
@@ -109,7 +110,7 @@ class Backbone(nn.Sequential):
         """Height and width of the last feature maps of an image; (0, 0) if a layer refuses an image of that size."""
         try:
             shape = _output_shape(self, (1, self.num_channels, height, width))
-        except RuntimeError:
+        except (RuntimeError, AssertionError):
             return 0, 0
         return shape[2], shape[3]
 
@@ -146,10 +147,11 @@ class DenseNetBackbone(Backbone):
         """See the class above."""
         return _below("features.", state_dict)
 
-    def norms_before_convolutions(self) -> list[tuple[nn.Module, nn.Module]]:
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
         """See the class above."""
         layers = [layer for layer in self.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
-        return [pair for pair in pairwise(layers) if tuple(map(type, pair)) == (nn.BatchNorm2d, nn.Conv2d)]
+        pairs = pairwise(layers)
+        return [(a, b) for a, b in pairs if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.Conv2d)]
 
 
 class ResNetBackbone(Backbone):
@@ -163,17 +165,17 @@ class ResNetBackbone(Backbone):
         titles = {"maxpool": "stem"} | {f"layer{number}": f"stage {number}" for number in range(1, 5)}
         super().__init__(layers, titles, network.fc.in_features)
 
-    def norms_before_convolutions(self) -> list[tuple[nn.Module, nn.Module]]:
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
         """See the class above; the third BatchNorm of a block is added to the block's input before its ReLU."""
-        blocks = [block for block in self.modules() if isinstance(block, Bottleneck)]
+        blocks: list[Any] = [block for block in self.modules() if isinstance(block, Bottleneck)]
         return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
 
 
 class ConvNeXtBackbone(Backbone):
     """torchvision's ConvNeXt-Tiny.
 
-    Its last LayerNorm is applied to each cell of the feature maps before they are pooled, and in torchvision after that:
-    otherwise a logit would not be linear in the maps.
+    Its last LayerNorm is applied to each cell of the feature maps before they are pooled, in torchvision afterwards:
+    only so is a logit linear in the maps.
     """
 
     def __init__(self, config: CheXpertConfig) -> None:
@@ -200,7 +202,9 @@ class TimmBackbone(Backbone):
     Layers that it has between pooling and classifier are applied to each cell of the maps before they are pooled.
     """
 
-    supports_gradient_checkpointing = False  # timm's updates the statistics of BatchNorm twice
+    # timm's checkpointing updates the statistics of BatchNorm twice; its BatchNorms hold activations, which PyTorch's
+    # conversion to SyncBatchNorm drops.
+    supports_gradient_checkpointing = supports_sync_batch_norm = False
 
     def __init__(self, config: CheXpertConfig) -> None:
         """Takes timm's name of the network from the config, and the number of channels."""
@@ -222,7 +226,9 @@ class TimmBackbone(Backbone):
                 "channels, h, w), as convolutional networks do."
             )
         if odd := _lost_on_loading(network):
-            raise BackboneError(f"The backbone {config.backbone} has values that weights do not hold, such as {odd[0]}.")
+            raise BackboneError(
+                f"The backbone {config.backbone} has values that weights do not hold, such as {odd[0]}."
+            )
         super().__init__({"network": network}, {}, shape[1])
         self.has_stages = hasattr(network, "forward_intermediates")
 
@@ -238,8 +244,9 @@ class TimmBackbone(Backbone):
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
         """See the class above."""
         super().initialise(module, common)
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        remake: Any = getattr(module, "init_non_persistent_buffers", None)
+        if remake is not None:
+            remake()
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See the class above."""

@@ -224,7 +224,11 @@ class CheXpertConfig(PreTrainedConfig):
     @property
     def architecture(self) -> dict[str, Any]:
         """The fields that, with the weights, define the model's scores."""
-        fields = {**self.backbone_fields, "head_hidden_size": self.head_hidden_size, "label_parents": self.label_parents}
+        fields = {
+            **self.backbone_fields,
+            "head_hidden_size": self.head_hidden_size,
+            "label_parents": self.label_parents,
+        }
         return {**fields, "observations": self.observations, "multiclass": self.multiclass_observations}
 
     @property

@@ -72,8 +72,8 @@ class CheXpertOutput(ModelOutput):
 class CheXpertForImageClassification(PreTrainedModel):
     """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    The backbone is `features`, with its library's names of the weights below it; a linear head is `classifier`, one with
-    a hidden layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
+    The backbone is `features`, with its library's names of the weights below it; a linear head is `classifier`, one
+    with a hidden layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
     """
 
     config: CheXpertConfig
