@@ -216,6 +216,13 @@ class CheXpertConfig(PreTrainedConfig):
             return self.backbone
         return next((name for name, known in _DENSENET_BLOCKS.items() if known == blocks), self.backbone)
 
+    @property
+    def network_title(self) -> str:
+        """The backbone's name in texts, such as "DenseNet121" or "resnet18 of timm"."""
+        if self.backbone.startswith(TIMM_PREFIX):
+            return f"{self.backbone.removeprefix(TIMM_PREFIX)} of timm"
+        return NETWORKS.get(self.network, "DenseNet")
+
     def _differs(self, name: str) -> bool:
         """Whether a field has another value than by default."""
         value = getattr(self, name)
