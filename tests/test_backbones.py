@@ -12,14 +12,17 @@ import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.backbones_chexpert import LAST_STAGE, BackboneError
 from chexpert_hf.configuration_chexpert import NETWORKS, fields_of
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.formats.exports import FormatError, refuse_model
+from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.weights import WeightsError, imagenet_cache_path, load_imagenet_backbone
+from chexpert_hf.scoring.graphs.conversion import measure_parity, write_graph
 from chexpert_hf.scoring.graphs.quantisation import equalise
+from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 pytest.importorskip("timm")
 
@@ -166,6 +169,18 @@ def test_equalising_a_resnet_before_int8_changes_neither_logits_nor_maps():
     assert sum(name.endswith(("conv2.weight", "conv3.weight")) for name in changed) == 32  # two in each of 16 blocks
 
 
+@pytest.mark.parametrize("runtime", [RuntimeName.ONNX, RuntimeName.OPENVINO])
+@pytest.mark.parametrize("network", ["timm:test_convnext", "timm:test_efficientnet"])
+def test_an_exported_graph_gives_the_networks_logits_and_maps(network, runtime, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    model, graph = model_of(network), tmp_path / GRAPH_FILES[runtime, Precision.FP32]
+    write_graph(model, runtime, graph, (64, 64))
+    parity = measure_parity(model, SESSIONS[runtime](graph, Precision.FP32), pixels(5))
+    assert parity["max_abs_logit_difference"] < 1e-4
+    assert parity["max_relative_saliency_difference"] < 1e-4
+
+
 ISOLATED = """
 import json, sys
 sys.modules["chexpert_hf"] = None  # any import of it fails
@@ -285,11 +300,3 @@ def test_formats_for_densenet121_refuse_other_backbones(target):
         FormatError, match=rf"{target} cannot express this model: the architecture is no DenseNet121 \(back"
     ):
         refuse_model(CheXpertConfig(backbone="resnet50"), target)
-
-
-def test_the_keras_port_refuses_other_backbones(monkeypatch):
-    pytest.importorskip("keras")
-    from chexpert_hf.formats.keras import CheXpertKeras, KerasError
-
-    with pytest.raises(KerasError, match="port of DenseNets only, but the backbone is resnet50"):
-        CheXpertKeras(CheXpertConfig(backbone="resnet50"), CheXpertImageProcessor())

@@ -87,7 +87,7 @@ def render_card(
         license=terms.license_id,
         license_name=terms.license_name if terms.license_id == "other" else None,
         tags=["chest-x-ray", "radiology", "chexpert", family, "multi-label", "chexpert-hf"],
-        eval_results=_eval_results(record) if record else None,
+        eval_results=(_eval_results(record) or None) if record else None,
     )
     entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
