@@ -1,8 +1,9 @@
 """The configuration of a CheXpert model: architecture, observations, uncertainty policies and operating points.
 
-This file travels with saved models (remote code), so it imports only the other three files that do.
+This file travels with saved models (remote code), so it imports only the other files that do.
 """
 
+import re
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,8 +14,26 @@ from .labels import CHEXPERT, LabelSet, UncertaintyPolicy, ancestors, parents_am
 DEFAULT_OPERATING_POINT = 0.5
 """The operating point of an observation without a chosen one."""
 
-BACKBONE_FIELDS = ("num_channels", "growth_rate", "block_config", "num_init_features", "bn_size")
-"""Fields that define the backbone; `drop_rate` matters in training only."""
+DENSENET, TIMM_PREFIX = "densenet", "timm:"
+DENSENET_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
+"""Fields that define a DenseNet; `drop_rate` matters in training only."""
+
+NETWORKS = {
+    "densenet121": "DenseNet121",
+    "densenet169": "DenseNet169",
+    "densenet201": "DenseNet201",
+    "resnet50": "ResNet-50",
+    "convnext_tiny": "ConvNeXt-Tiny",
+}
+"""The networks of torchvision that can be a backbone, by torchvision's name."""
+
+_DENSENET_BLOCKS = {
+    "densenet121": (6, 12, 24, 16),
+    "densenet169": (6, 12, 32, 32),
+    "densenet201": (6, 12, 48, 32),
+}
+_BACKBONES = (DENSENET, *(name for name in NETWORKS if name not in _DENSENET_BLOCKS))
+_TIMM = re.compile(rf"{TIMM_PREFIX}[a-z0-9_]+(\.[a-z0-9_]+)?")  # names only: no addresses of files or repositories
 
 _RECORDS_OF_HEAD = ("operating_points", "operating_points_source", "calibration", "map_evaluation")
 """Fields that describe the scores of a trained head and are invalid for a new one."""
@@ -31,6 +50,8 @@ class CheXpertConfig(PreTrainedConfig):
 
     Args:
         num_channels: Channels of `pixel_values`: 3 for a grayscale image repeated, 1 for a single one.
+        backbone: "densenet", "resnet50" or "convnext_tiny" (torchvision's), or "timm:NAME", a convolutional network of
+            timm. The next five fields are for "densenet" only.
         growth_rate: Feature maps that each dense layer adds (`k` in the paper).
         block_config: Dense layers in each dense block. With n blocks, the sides of the last feature map are those of
             the input divided by 2 ** (n + 1).
@@ -70,6 +91,7 @@ class CheXpertConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["uncertainty", "saliency", "hidden_states"]  # noqa: RUF012 - the Trainer appends to a list
 
     num_channels: int = 3
+    backbone: str = DENSENET
     growth_rate: int = 32
     block_config: list[int] | tuple[int, ...] = (6, 12, 24, 16)
     num_init_features: int = 64
@@ -174,10 +196,46 @@ class CheXpertConfig(PreTrainedConfig):
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
         return tuple(name for name in self.observations if policies[name] == multiclass)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the fields of DenseNets for another backbone."""
+        values: dict[str, Any] = super().to_dict()
+        unused = () if self.backbone == DENSENET else (*DENSENET_FIELDS, "drop_rate")
+        return {name: value for name, value in values.items() if name not in unused}
+
+    @property
+    def backbone_fields(self) -> dict[str, Any]:
+        """The fields that define the backbone."""
+        own = DENSENET_FIELDS if self.backbone == DENSENET else ("backbone",)
+        return {name: getattr(self, name) for name in ("num_channels", *own)}
+
+    @property
+    def network(self) -> str:
+        """The backbone's name in `NETWORKS` if it has one there; else "densenet", or timm's name with its prefix."""
+        blocks = tuple(self.block_config)
+        if self.backbone != DENSENET or any(self._differs(name) for name in DENSENET_FIELDS if name != "block_config"):
+            return self.backbone
+        return next((name for name, known in _DENSENET_BLOCKS.items() if known == blocks), self.backbone)
+
+    @property
+    def network_title(self) -> str:
+        """The backbone's name in texts, such as "DenseNet121" or "resnet18 of timm"."""
+        if self.backbone.startswith(TIMM_PREFIX):
+            return f"{self.backbone.removeprefix(TIMM_PREFIX)} of timm"
+        return NETWORKS.get(self.network, "DenseNet")
+
+    def _differs(self, name: str) -> bool:
+        """Whether a field has another value than by default."""
+        value = getattr(self, name)
+        return bool((tuple(value) if isinstance(value, list) else value) != getattr(CheXpertConfig, name))
+
     @property
     def architecture(self) -> dict[str, Any]:
         """The fields that, with the weights, define the model's scores."""
-        fields = {name: getattr(self, name) for name in (*BACKBONE_FIELDS, "head_hidden_size", "label_parents")}
+        fields = {
+            **self.backbone_fields,
+            "head_hidden_size": self.head_hidden_size,
+            "label_parents": self.label_parents,
+        }
         return {**fields, "observations": self.observations, "multiclass": self.multiclass_observations}
 
     @property
@@ -201,6 +259,16 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1).")
         if self.head_dropout and self.head_hidden_size is None:
             raise ValueError("head_dropout is set, but a linear head has none; set head_hidden_size or leave it 0.")
+
+    def validate_backbone(self) -> None:
+        """Raises ValueError if the backbone is unknown, or a field of DenseNets is set for another one."""
+        if self.backbone not in _BACKBONES and not _TIMM.fullmatch(self.backbone):
+            raise ValueError(
+                f"backbone is {self.backbone!r}, expected one of: {', '.join(_BACKBONES)}, {TIMM_PREFIX}NAME."
+            )
+        for name in () if self.backbone == DENSENET else (*DENSENET_FIELDS, "drop_rate"):
+            if self._differs(name):
+                raise ValueError(f"{name} is a field of DenseNets, but the backbone is {self.backbone!r}; omit it.")
 
     def validate_labels(self) -> None:
         """Raises ValueError if policies or operating points do not fit the observations."""
@@ -249,6 +317,12 @@ class CheXpertConfig(PreTrainedConfig):
                 "map_evaluation must have hit_rate and constant_point in [0, 1], n of at least 1 and the reference as "
                 f"one line of text, got {self.map_evaluation!r}."
             )
+
+
+def fields_of(network: str) -> dict[str, Any]:
+    """The config's fields that make a network of `NETWORKS`, or "timm:NAME", the backbone."""
+    blocks = _DENSENET_BLOCKS.get(network)
+    return {"backbone": network} if blocks is None else {"backbone": DENSENET, "block_config": list(blocks)}
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:

@@ -1,27 +1,26 @@
-"""The model: torchvision's DenseNet, one logit per observation, an uncertainty-aware loss, and saliency maps.
+"""The model: a backbone, one logit per observation, an uncertainty-aware loss, and saliency maps.
 
 The maps need no backward pass: with global average pooling before the head, the gradient of a logit with respect to the
 last feature maps has a closed form. This file travels with saved models (remote code).
 
-Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); Zhou et al. 2016, arXiv:1512.04150 (class activation maps);
-Irvin et al. 2019, arXiv:1901.07031 (uncertainty policies, Grad-CAM at the last convolution).
+Sources: Zhou et al. 2016, arXiv:1512.04150 (class activation maps); Irvin et al. 2019, arXiv:1901.07031 (uncertainty
+policies, Grad-CAM at the last convolution).
 """
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import DenseNet
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
+from .backbones_chexpert import LAST_STAGE, build_backbone
+from .configuration_chexpert import CheXpertConfig
 from .labels import (
     IGNORED,
     NEGATIVE,
@@ -34,8 +33,6 @@ from .labels import (
 )
 
 logger = logging.getLogger(__name__)
-
-LAST_STAGE = "last feature maps"
 
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
@@ -62,7 +59,7 @@ class CheXpertOutput(ModelOutput):
             `multiclass_observations`; None if there are none.
         saliency: If requested, `(batch, num_labels, h, w)`: the contribution of each cell of the last feature map to
             each logit. For a linear head, a map's mean plus the bias is the logit. Grad-CAM is the positive part.
-        hidden_states: If requested, the feature maps `(batch, channels, h, w)` after each dense block.
+        hidden_states: If requested, the feature maps `(batch, channels, h, w)` after each dense block or stage.
     """
 
     loss: Tensor | None = None
@@ -73,10 +70,10 @@ class CheXpertOutput(ModelOutput):
 
 
 class CheXpertForImageClassification(PreTrainedModel):
-    """DenseNet with one logit per observation under every uncertainty policy.
+    """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    Parameter names of the backbone are torchvision's (`features.*`); a linear head is `classifier`, one with a hidden
-    layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
+    The backbone is `features`, with its library's names of the weights below it; a linear head is `classifier`, one
+    with a hidden layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
     """
 
     config: CheXpertConfig
@@ -86,19 +83,13 @@ class CheXpertForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
-    gradient_checkpointing = False
 
     def __init__(self, config: CheXpertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        fields = (*BACKBONE_FIELDS[1:], "drop_rate")  # all but num_channels
-        densenet = DenseNet(**{name: getattr(config, name) for name in fields}, num_classes=1)
-        self.features = densenet.features
-        if config.num_channels != self.features.conv0.in_channels:
-            self.features.conv0 = nn.Conv2d(
-                config.num_channels, config.num_init_features, kernel_size=7, stride=2, padding=3, bias=False
-            )
-        self.classifier = _head(densenet.classifier.in_features, config)
+        self.features = build_backbone(config)
+        self.supports_gradient_checkpointing = self.features.supports_gradient_checkpointing
+        self.classifier = _head(self.features.num_features, config)
         self.post_init()
 
     @classmethod
@@ -134,14 +125,12 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises as torchvision's DenseNet does."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight)
+        """Initialises the head as torchvision's DenseNet does, and the backbone as its library does."""
+        if not any(module is part for part in self.classifier.modules()):
+            self.features.initialise(module, super()._init_weights)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
 
     @property
     def last_layer(self) -> nn.Linear:
@@ -206,7 +195,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         stages = self.stages(pixel_values)
         features = stages[LAST_STAGE]  # (B, C, h, w)
-        hidden_states = tuple(maps for name, maps in stages.items() if name.startswith("dense block"))
+        hidden_states = tuple(maps for name, maps in stages.items() if name.startswith(self.features.block_title))
         pooled = _pooled(features)  # (B, C)
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
         logits = self._positive_minus_negative(outputs)
@@ -225,26 +214,9 @@ class CheXpertForImageClassification(PreTrainedModel):
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """The feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
 
-        Keys: "stem", "dense block 1", "transition 1", ..., and `LAST_STAGE`, after the last ReLU.
+        Keys: for DenseNet "stem", "dense block 1", "transition 1", ..., and always `LAST_STAGE`, which the head pools.
         """
-        features, stages = pixel_values, {}
-        for name, module in self.features.named_children():
-            features = self._dense_block(module, features) if name.startswith("denseblock") else module(features)
-            title = name.replace("pool0", "stem").replace("block", " block ").replace("transition", "transition ")
-            if title != name:  # the other modules are layers of the stem, and the last norm
-                stages[title] = features
-        stages[LAST_STAGE] = functional.relu(features, inplace=True)
-        return stages
-
-    def _dense_block(self, block: Any, features: Tensor) -> Tensor:
-        """The maps after a dense block; gradient checkpointing recomputes its layers in the backward pass."""
-        if not (self.gradient_checkpointing and self.features.training and torch.is_grad_enabled()):
-            return block(features)
-        # With use_reentrant=True, a layer's weights get gradients only if one of its inputs needs one (LoRA).
-        maps = [features.requires_grad_()]
-        for layer in block.values():
-            maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
-        return torch.cat(maps, dim=1)
+        return self.features.stages(pixel_values)
 
     @property
     def _multiclass_columns(self) -> list[int]:
@@ -311,19 +283,6 @@ class CheXpertForImageClassification(PreTrainedModel):
         if weights is not None:
             losses = losses * weights
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
-
-
-def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
-    """A dense layer's function for gradient checkpointing: recomputing it leaves the running statistics unchanged."""
-    is_recomputed = False
-
-    def compute(*maps: Tensor) -> Tensor:
-        nonlocal is_recomputed
-        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()} if is_recomputed else {}
-        is_recomputed = True
-        return torch.func.functional_call(layer, buffers, (list(maps),))
-
-    return compute
 
 
 def _is_trained(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ PACKAGE = Path(chexpert_hf.__file__).parent
 GROUPS = [
     ["errors"],
     ["files", "default_model", "csv_dialect"],
-    ["labels", "configuration_chexpert", "image_processing_chexpert", "modeling_chexpert"],
+    ["labels", "configuration_chexpert", "image_processing_chexpert", "backbones_chexpert", "modeling_chexpert"],
     ["radiographs"],
     ["datasets"],
     ["phantoms"],
@@ -85,7 +85,7 @@ def test_modules_import_only_from_packages_above_their_own():
     assert wrong == []
 
 
-def test_the_four_files_that_travel_import_only_each_other_and_in_the_form_that_is_copied():
+def test_the_files_that_travel_import_only_each_other_and_in_the_form_that_is_copied():
     graph = imports()
     for name in TRAVELLING:
         text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
@@ -144,7 +144,8 @@ def test_importing_the_package_imports_nothing_heavy():
 PRIVATE_NAMES = {
     "training/durable/trainer_checkpoints.py": "transformers 5.20: the Trainer's steps of saving and loading",
     "image_processing_chexpert.py": "transformers 5.20: `_preprocess` and its input, as every processor",
-    "modeling_chexpert.py": "transformers 5.20: `_init_weights` and `_gradient_checkpointing_func`, as every model",
+    "modeling_chexpert.py": "transformers 5.20: `_init_weights`, as every model",
+    "backbones_chexpert.py": "transformers 5.20: `_gradient_checkpointing_func`, as every model",
     "app/server/launch.py": "Python: `os._exit`, to end while threads of other libraries still run",
 }
 

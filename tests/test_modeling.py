@@ -201,8 +201,9 @@ def test_a_saved_folder_works_in_a_process_that_cannot_import_this_package(tiny_
         assert answer["scores"][name] == pytest.approx(probability, abs=1e-6)
 
 
-def test_only_the_four_files_travel_with_a_saved_model(tiny_folder: Path):
+def test_only_the_five_files_travel_with_a_saved_model(tiny_folder: Path):
     assert {path.name for path in tiny_folder.glob("*.py")} == {
+        "backbones_chexpert.py",
         "configuration_chexpert.py",
         "image_processing_chexpert.py",
         "labels.py",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
 from chexpert_hf.formats.imports import TIMM_ARCHITECTURE, TIMM_RESAMPLING
@@ -49,8 +49,8 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
     """Raise FormatError unless the model is a DenseNet121 with one linear output per observation."""
-    defaults = CheXpertConfig()
-    others = [name for name in BACKBONE_FIELDS[1:] if getattr(config, name) != getattr(defaults, name)]
+    expected = CheXpertConfig(num_channels=config.num_channels).backbone_fields
+    others = [name for name, value in config.backbone_fields.items() if expected.get(name) != value]
     reasons = {
         f"the architecture is no DenseNet121 ({', '.join(others)})": others,
         "its head has a hidden layer": config.head_hidden_size is not None,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import DENSENET, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -60,6 +60,8 @@ class CheXpertKeras(keras.Model):
     """
 
     def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
+        if config.backbone != DENSENET:
+            raise KerasError(f"There is a Keras port of DenseNets only, but the backbone is {config.backbone}.")
         pixel_values = keras.Input((config.num_channels, None, None), name="pixel_values")
         features = _features(layers.Permute((2, 3, 1))(pixel_values), config)  # (B, h, w, C)
         head = Head(config, name=HEAD)

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from chexpert_hf.backbones_chexpert import BackboneError
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line
@@ -44,6 +45,8 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelFolderError(f"No model can be built from the config.json of {name!r}: {reason}") from error
+    except BackboneError as error:
+        raise ModelFolderError(f"{name} cannot be loaded: {first_line(error, 500)}") from error
     except SafetensorError as error:
         raise ModelFolderError(
             f"The weights of {name!r} are damaged ({error}); copy or download them again."

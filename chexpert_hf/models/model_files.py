@@ -18,7 +18,10 @@ CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
 RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
 NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")  # required for scoring
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graphs have their checksums in `export.json`
-CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "modeling_chexpert.py")
+CODE_FILES = (
+    *("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "backbones_chexpert.py"),
+    "modeling_chexpert.py",
+)
 # A complete model folder has all of these.
 REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
 # Published, too, where present: names, or patterns of paths.

@@ -1,4 +1,4 @@
-"""Weights: torchvision's ImageNet weights, old and new names of a DenseNet's weights, storage in half precision."""
+"""Weights: ImageNet weights of torchvision and timm, old and new names of a DenseNet's, storage in half precision."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import DenseNet121_Weights
+from torchvision.models import WeightsEnum, get_model_weights
 
+from chexpert_hf.configuration_chexpert import NETWORKS, TIMM_PREFIX
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -21,22 +22,50 @@ class WeightsError(InputError):
     """Weights that could not be fetched or do not fit, with the reason and what to do."""
 
 
-def imagenet_cache_path() -> Path:
+def _published(network: str) -> WeightsEnum:
+    newest: WeightsEnum = get_model_weights(network).DEFAULT
+    return newest
+
+
+def imagenet_cache_path(network: str = "densenet121") -> Path:
     """The file of torchvision's ImageNet weights in torch's cache, where it may also be copied to by hand."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_published(network).url).name
 
 
-def imagenet_state_dict() -> dict[str, Tensor]:
-    """Torchvision's weights with current names, from the cache or downloaded; WeightsError if that fails."""
-    weights = DenseNet121_Weights.IMAGENET1K_V1
+def imagenet_state_dict(network: str = "densenet121") -> dict[str, Tensor]:
+    """ImageNet weights of a network of torchvision or "timm:NAME", from the cache or downloaded.
+
+    Raises:
+        WeightsError: If there are none, or they cannot be fetched.
+    """
+    if network.startswith(TIMM_PREFIX):
+        return _timm_state_dict(network)
+    if network not in NETWORKS:
+        raise WeightsError(
+            f"There are no ImageNet weights for a {network} of other sizes; use --init random, or one of: "
+            f"{', '.join(NETWORKS)}."
+        )
+    weights = _published(network)
     try:
         state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"ImageNet weights could not be downloaded from {weights.url} ({first_line(error)}). Put that file at "
-            f"{imagenet_cache_path()}; or train with --init random, or import with --file FILE."
+            f"{imagenet_cache_path(network)}; or train with --init random, or import with --file FILE."
         ) from error
     return with_todays_names(state_dict)
+
+
+def _timm_state_dict(network: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        state_dict = timm.create_model(network.removeprefix(TIMM_PREFIX), pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"ImageNet weights of {network} could not be fetched by timm ({first_line(error)}); use --init random."
+        ) from error
+    return dict(state_dict)
 
 
 def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,19 +76,20 @@ def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Copies ImageNet weights, torchvision's or `state_dict`, into a DenseNet121's backbone; the head stays as it is.
+    """Copies ImageNet weights, published ones or `state_dict`, into a model's backbone; the head stays as it is.
 
     A model with one channel gets the sum of the three channels' kernels: the same output as for three equal channels.
     Raises WeightsError if the weights cannot be fetched or do not fit the backbone.
     """
-    source = imagenet_state_dict() if state_dict is None else state_dict
-    backbone = {name: tensor for name, tensor in source.items() if name.startswith("features.")}
-    if model.config.num_channels == 1:
-        backbone["features.conv0.weight"] = backbone["features.conv0.weight"].sum(dim=1, keepdim=True)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("features.")}
+    features, network = model.features, model.config.network
+    backbone = features.published_weights(imagenet_state_dict(network) if state_dict is None else state_dict)
+    name, _ = features.first_convolution
+    if features.num_channels == 1 and f"{name}.weight" in backbone:
+        backbone[f"{name}.weight"] = backbone[f"{name}.weight"].sum(dim=1, keepdim=True)
+    expected = {name: tensor.shape for name, tensor in features.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in backbone.items()}:
-        raise WeightsError("ImageNet weights are for DenseNet121, but the model has another backbone; use init random.")
-    model.load_state_dict(backbone, strict=False)  # without the head; all other names were compared above
+        raise WeightsError(f"These ImageNet weights are not for the model's backbone ({network}); use init random.")
+    features.load_state_dict(backbone)
 
 
 def half_state_dict(model: CheXpertForImageClassification) -> dict[str, Tensor]:

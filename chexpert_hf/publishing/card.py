@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, DENSENET_CITATION, Terms, labels_name
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, labels_name
 
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -21,7 +21,13 @@ _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DO
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
-_TAGS = ["chest-x-ray", "radiology", "chexpert", "densenet", "multi-label", "chexpert-hf"]
+# The tag and the citation of each backbone; the others are timm's.
+_FAMILIES = {
+    "densenet": ("densenet", "huang2017densely"),
+    "resnet50": ("resnet", "he2016deep"),
+    "convnext_tiny": ("convnext", "liu2022convnet"),
+}
+_TIMM = ("timm", "wightman2019timm")
 
 MODEL_FIELDS = ("init", "teacher", "distillation_models", "calibration_models")
 """Fields of a recipe that name models, as paths or repositories."""
@@ -73,25 +79,26 @@ def render_card(
         jinja2.UndefinedError: If a value is missing.
     """
     is_ours, data = record is not None, (record or {}).get("data", {})
+    family, citation = _FAMILIES.get(model.config.backbone, _TIMM)
     front_matter = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="image-classification",
         license=terms.license_id,
         license_name=terms.license_name if terms.license_id == "other" else None,
-        tags=_TAGS,
-        eval_results=_eval_results(record) if record else None,
+        tags=["chest-x-ray", "radiology", "chexpert", family, "multi-label", "chexpert-hf"],
+        eval_results=(_eval_results(record) or None) if record else None,
     )
     entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
-    cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), DENSENET_CITATION)
+    cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), citation)
     text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
-        citations="\n\n".join(dict.fromkeys(known.get(citation, citation) for citation in cited)),
+        citations="\n\n".join(dict.fromkeys(known.get(each, each) for each in cited)),
         image_size=image_size,
         is_ours=is_ours,
         recipe=public_recipe(recipe or {}),

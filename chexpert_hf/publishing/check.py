@@ -121,7 +121,7 @@ def _code(folder: Path) -> str:
     home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
     if different := ", ".join(name for name in CODE_FILES if _text(folder / name) != _text(home / name)):
         return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
-    return f"the four files are those of {version}"
+    return f"its {len(CODE_FILES)} files are those of {version}"
 
 
 def _card(folder: Path) -> str:

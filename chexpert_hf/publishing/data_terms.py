@@ -9,7 +9,6 @@ import yaml
 
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 
-DENSENET_CITATION = "huang2017densely"
 CHEXPERT_CITATION = "irvin2019chexpert"  # source of the observations and of the policies for uncertain labels, too
 
 

@@ -1,7 +1,7 @@
 """The initial model and image processor of a recipe, and a check of its batches for BatchNorm."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from itertools import count
 from typing import Any
 
 import datasets
@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
-from chexpert_hf.configuration_chexpert import BACKBONE_FIELDS, CheXpertConfig
+from chexpert_hf.backbones_chexpert import Backbone, BackboneError
+from chexpert_hf.configuration_chexpert import DENSENET_FIELDS, CheXpertConfig, fields_of
+from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import PAPER_PRESET
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -23,7 +26,10 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 _PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
 # Percentiles that become black and white, and the value of the median; see `to_gray_range`.
 _GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
-_BACKBONE_FIELDS = (*BACKBONE_FIELDS, "drop_rate")
+_ARCHITECTURE_FIELDS = (*DENSENET_FIELDS, "drop_rate")
+_BACKBONE_FIELDS = ("backbone", *_ARCHITECTURE_FIELDS)
+_DEFAULT_BACKBONE = "densenet121"
+_LARGEST_SIZE = 1024  # in pixels, of the search for the smallest size
 
 
 def build_model(recipe: Recipe) -> CheXpertForImageClassification:
@@ -31,17 +37,41 @@ def build_model(recipe: Recipe) -> CheXpertForImageClassification:
 
     Raises RecipeError, WeightsError or ModelFolderError if the architecture is invalid or the weights cannot be used.
     """
-    if recipe.init not in ("imagenet", "random"):
-        return _fine_tuned(recipe)
-    unknown = set(recipe.architecture) - set(_BACKBONE_FIELDS)
-    if unknown:  # the config would accept them silently
-        raise RecipeError(
-            f"architecture has no field {sorted(unknown)[0]!r}; expected: {', '.join(_BACKBONE_FIELDS[1:])}."
-        )
-    model = CheXpertForImageClassification(_config(recipe, recipe.architecture))
+    is_new = recipe.init in ("imagenet", "random")
+    model = _new(recipe) if is_new else _fine_tuned(recipe)
+    _expect_supported(recipe, model)
     if recipe.init == "imagenet":
         load_imagenet_backbone(model)
     return model
+
+
+def _new(recipe: Recipe) -> CheXpertForImageClassification:
+    unknown = set(recipe.architecture) - set(_ARCHITECTURE_FIELDS)
+    if unknown:  # the config would accept them silently
+        raise RecipeError(
+            f"architecture has no field {sorted(unknown)[0]!r}; expected: {', '.join(_ARCHITECTURE_FIELDS)}."
+        )
+    config = _config(recipe, {**fields_of(recipe.backbone or _DEFAULT_BACKBONE), **recipe.architecture})
+    try:
+        return CheXpertForImageClassification(config)
+    except BackboneError as error:
+        raise RecipeError(f"No model can be built from the recipe: {first_line(error, 500)}") from error
+
+
+def _expect_supported(recipe: Recipe, model: CheXpertForImageClassification) -> None:
+    """Raises RecipeError for values that the model's backbone cannot be trained with."""
+    network, size = model.config.network, recipe.image_size
+    if not _num_cells(model.features, size):
+        raise RecipeError(f"image_size is {size}, but the backbone {network} takes no such images; raise --image-size.")
+    if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise RecipeError(f"gradient_checkpointing is not for the backbone {network}; omit --gradient-checkpointing.")
+    if recipe.sync_batch_norm and not model.features.supports_sync_batch_norm:
+        raise RecipeError(f"sync_batch_norm is not for the backbone {network}; omit --sync-batch-norm.")
+
+
+def _num_cells(features: Backbone, size: int) -> int:
+    height, width = features.map_size(size, size)
+    return height * width
 
 
 def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
@@ -70,7 +100,12 @@ def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
         raise RecipeError(
             f"num_channels is {recipe.num_channels}, but {recipe.init} expects {source.config.num_channels}; set that."
         )
-    backbone = {name: getattr(source.config, name) for name in _BACKBONE_FIELDS}
+    if recipe.backbone not in (None, source.config.network):
+        raise RecipeError(
+            f"backbone is {recipe.backbone!r}, but the model {recipe.init} has {source.config.network}; omit "
+            "--backbone, or start from --init imagenet or random."
+        )
+    backbone = {name: value for name, value in source.config.to_dict().items() if name in _BACKBONE_FIELDS}
     model = CheXpertForImageClassification(_config(recipe, backbone))
     model.features.load_state_dict(source.features.state_dict())
     same = ("observations", "multiclass_observations", "head_hidden_size")
@@ -116,9 +151,7 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
     if recipe.calibration_folds and recipe.held_out_fold is None:
         part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
         sizes += [int((part != fold).sum()) for fold in range(recipe.calibration_folds)]
-    # The stem halves the image twice, rounding up; each transition halves the map, rounding down.
-    divisor = 2 ** (len(model.config.block_config) - 1)
-    smallest = next(size for size in count(1) if -(-size // 4) // divisor > 1)
+    has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.features.modules())
     is_shared = recipe.sync_batch_norm and devices > 1
     for num_images in sizes:
         batches = f"batches of {recipe.batch_size}"
@@ -127,8 +160,11 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
                 f"drop_last leaves no batch: there are {num_images} training images for {batches} on {devices} "
                 "device(s). Lower --batch-size."
             )
-        has_single = not (recipe.freeze_backbone or is_shared) and _smallest_batch(recipe, num_images, devices) == 1
-        if has_single and recipe.image_size < smallest:
+        has_single = (
+            has_norm and not (recipe.freeze_backbone or is_shared) and _smallest_batch(recipe, num_images, devices) == 1
+        )
+        if has_single and _num_cells(model.features, recipe.image_size) <= 1:
+            smallest = bisect_left(range(_LARGEST_SIZE), 2, key=lambda size: _num_cells(model.features, size))
             cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
             raise RecipeError(
                 f"{num_images} training images in {batches} give a batch of one image, which BatchNorm cannot train on "

@@ -16,7 +16,10 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line, write_text
 from chexpert_hf.labels import CHEXPERT, LabelSet, UncertaintyPolicy, check_observations, parse_policies
 
-_DENSENET121_BLOCKS = 4
+BACKBONES = ("densenet121", "densenet169", "densenet201", "resnet50", "convnext_tiny")
+"""Values of `backbone`, besides "timm:NAME"; `configuration_chexpert.NETWORKS` without an import of torch."""
+
+_NUM_BLOCKS = 4  # in each of them, so that five halvings lead to the last feature maps
 _REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
 
 _RANGES: dict[str, Callable[[Any], bool]] = {
@@ -89,6 +92,11 @@ class Recipe:
 
     # Network
     init: str = _value("imagenet", "imagenet, random, or a model to fine-tune.", flag=True)
+    backbone: str | None = _value(
+        None,
+        f"{', '.join(BACKBONES)} or timm:NAME; by default densenet121, or the fine-tuned model's.",
+        flag=True,
+    )
     # Fields of `CheXpertConfig` that differ from DenseNet121, such as `growth_rate`; with random weights only.
     architecture: Mapping[str, Any] = field(default_factory=dict)
     num_channels: int = _value(3, "3 or 1.", "one of: 1, 3", flag=True)
@@ -157,7 +165,7 @@ class Recipe:
             policies, parents = self.policies, self.known_labels.parents
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        num_blocks = len(self.architecture.get("block_config", range(_DENSENET121_BLOCKS)))
+        num_blocks = len(self.architecture.get("block_config", range(_NUM_BLOCKS)))
         smallest = 2 ** (num_blocks + 1)
         folds, held_out = self.calibration_folds, self.held_out_fold
         _expect("image_size", self.image_size, self.image_size >= smallest, f"at least {smallest} for this network")
@@ -220,6 +228,9 @@ class Recipe:
                 _expect(name, value, isinstance(value, Mapping), "a mapping of fields")
                 blocks = value.get("block_config", ())
                 _expect("block_config", blocks, isinstance(blocks, Sequence), "a list of whole numbers")
+            elif name == "backbone" and value is not None:
+                is_known = value in BACKBONES or (isinstance(value, str) and value.startswith("timm:"))
+                _expect(name, value, is_known, f"one of: {', '.join(BACKBONES)}, timm:NAME")
             elif name == "policy" and isinstance(value, Mapping):
                 is_text = all(isinstance(one, str) for one in (*value, *value.values()))
                 _expect(name, value, is_text, "a mapping of observations to policies")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from chexpert_hf.models.model_files import CODE_FILES
+
 WEIGHTS, CONFIG, GATE = "model.safetensors", "config.json", "gate.safetensors"
 
 
@@ -82,8 +84,8 @@ def plant_weights(marker: Path, name: str, folder: Path) -> None:
 def plant_code(marker: Path, model_type: str, folder: Path) -> None:
     """Code under the names that the configuration and the processor give for it."""
     code = f"import os\nos.makedirs({str(marker)!r}, exist_ok=True)\n"
-    for name in ("labels", "configuration_chexpert", "image_processing_chexpert", "modeling_chexpert", "planted"):
-        (folder / f"{name}.py").write_text(code)
+    for name in (*CODE_FILES, "planted.py"):
+        (folder / name).write_text(code)
     values = json.loads((folder / CONFIG).read_text())
     planted = {kind: f"planted.{kind}" for kind in ("AutoConfig", "AutoModelForImageClassification")}
     auto_map = values.get("auto_map", {}) if model_type == "chexpert" else planted

@@ -19,6 +19,7 @@ SENT = {
     "README.md",
     "checksums.json",
     "config.json",
+    "backbones_chexpert.py",
     "configuration_chexpert.py",
     "evaluation.json",
     "export.json",

@@ -81,5 +81,5 @@ def test_without_network_one_line_names_the_way_out(tmp_path, monkeypatch):
 
 def test_another_backbone_does_not_take_them():
     model = CheXpertForImageClassification(CheXpertConfig(**TINY))
-    with pytest.raises(WeightsError, match="are for DenseNet121"):
+    with pytest.raises(WeightsError, match=r"not for the model's backbone \(densenet\); use init random"):
         load_imagenet_backbone(model, torchvision.models.densenet121().state_dict())

@@ -58,6 +58,11 @@ def outputs(twin, pixel_values):
     return {name: torch.from_numpy(np.array(keras.ops.convert_to_numpy(value))) for name, value in both.items()}
 
 
+def test_another_backbone_than_a_densenet_is_refused():
+    with pytest.raises(twins.KerasError, match="port of DenseNets only, but the backbone is resnet50"):
+        twins.CheXpertKeras(CheXpertConfig(backbone="resnet50"), CheXpertImageProcessor())
+
+
 @pytest.mark.parametrize("head", HEADS)
 @torch.inference_mode()
 def test_logits_and_maps_equal_pytorchs(head, tmp_path):

@@ -87,6 +87,7 @@ def test_what_is_meant_for_others_is_listed_by_name(tiny_folder: Path) -> None:
     write_checksums(tiny_folder)
     assert set(published_files(tiny_folder)) - {"onnx/model.onnx"} == {
         "config.json",
+        "backbones_chexpert.py",
         "configuration_chexpert.py",
         "image_processing_chexpert.py",
         "labels.py",

@@ -83,6 +83,7 @@ def test_a_run_leaves_a_complete_model_folder(finished):
         "checkpoints",
         "checksums.json",
         "config.json",
+        "backbones_chexpert.py",
         "configuration_chexpert.py",
         "curve.png",
         "evaluation.json",

@@ -68,6 +68,7 @@ class ModelFacts:
     metrics: Metrics | None = None
     maps_note: str = ""  # whether the maps of a single model point at findings; empty if that was not measured
     warnings: tuple[str, ...] = ()  # of the model, such as that it is not a clinical one
+    network: str = "DenseNet121"  # the backbones' names
     definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # of its observations
 
     @property
@@ -104,6 +105,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         metrics=_metrics(places),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
+        network=", ".join(dict.fromkeys(model.config.network_title for model in models)),
         definitions=classifier.labels.definitions,
     )
 

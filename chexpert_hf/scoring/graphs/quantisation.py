@@ -1,8 +1,9 @@
 """Converts float32 graphs to fp16 weights, or to int8 by post-training quantisation on images.
 
 Everything behind the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
-and the label hierarchy's quotients of probabilities need it. The first convolution and the first dense layer stay in
-float32, too: their rounding errors reach every later layer, and they are a twentieth of the arithmetic.
+and the label hierarchy's quotients of probabilities need it. The first three convolutions (in DenseNet the first one
+and the first dense layer) stay in float32, too: their rounding errors reach every later layer, and they are a twentieth
+of the arithmetic.
 """
 
 import copy
@@ -11,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.float32]
 
-_FLOAT_CONVOLUTIONS = 3  # the first one, and the two of the first dense layer
+_FLOAT_CONVOLUTIONS = 3
 _POOLING = ("ReduceMean", "GlobalAveragePool")  # the exporters' global average pooling, once in a graph
 _EQUALISED_BATCH = 8
 _SMALLEST = 0.01  # fraction of the largest range; a channel silent on these images may be active on others
@@ -43,13 +44,13 @@ def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> Che
 
     All channels of an activation share one scale in int8, so a channel of small values gets few levels. As
     `relu(s * x) = s * relu(x)`, a BatchNorm's output channel can be scaled if the convolution behind its ReLU is scaled
-    inversely. Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`.
+    inversely. Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without
+    such pairs of layers is only copied.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activations measured on images.
     """
     equal = copy.deepcopy(model)
-    layers = [layer for layer in equal.features.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
-    pairs = [pair for pair in pairwise(layers) if tuple(map(type, pair)) == (nn.BatchNorm2d, nn.Conv2d)]
+    pairs = equal.features.norms_before_convolutions()
     peaks: dict[nn.Module, Tensor] = {}
 
     def measure(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,0 +1,308 @@
+"""The backbones: networks that turn pixel values into the feature maps that the head pools, stage by stage.
+
+Below `features.`, weights have the names of the library that a network comes from, without its head. This file travels
+with saved models (remote code).
+
+Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); He et al. 2016, arXiv:1512.03385 (ResNet); Liu et al. 2022,
+arXiv:2201.03545 (ConvNeXt); torchvision's and timm's networks of these names.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import DenseNet, convnext_tiny, resnet50
+from torchvision.models.resnet import Bottleneck
+from transformers import initialization as init
+
+from .configuration_chexpert import DENSENET, DENSENET_FIELDS, TIMM_PREFIX, CheXpertConfig
+
+LAST_STAGE = "last feature maps"
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be built, with the reason."""
+
+
+class Backbone(nn.Sequential):
+    """Layers in their order; the last one's feature maps `(batch, num_features, h, w)` are ready for average pooling.
+
+    Attributes:
+        num_channels: Channels of the pixel values.
+        num_features: Channels of the last feature maps.
+        block_title: The first words of the titles of the stages that are a network's main blocks.
+    """
+
+    block_title = "stage"
+    supports_gradient_checkpointing = supports_sync_batch_norm = True
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
+
+    def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
+        """Takes the layers by name, and the titles of the stages by the name of the layer that ends each."""
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.titles, self.num_features = dict(titles), num_features
+        # On the meta device (`from_pretrained`), the library has not initialised any weights.
+        self.is_initialised = not any(parameter.is_meta for parameter in self.parameters())
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the pixel values."""
+        return self.first_convolution[1].in_channels
+
+    @property
+    def first_convolution(self) -> tuple[str, nn.Conv2d]:
+        """The name and the module of the convolution that takes the pixel values."""
+        return next(item for item in self.named_modules() if isinstance(item[1], nn.Conv2d))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The last feature maps."""
+        return self.stages(pixel_values)[LAST_STAGE]
+
+    def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """The feature maps `(batch, channels, h, w)` after each stage, by its title in order; last `LAST_STAGE`."""
+        features, stages = pixel_values, {}
+        is_recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for name, layer in self.named_children():
+            title = self.titles.get(name, "")
+            is_block = title.startswith(self.block_title)
+            features = self._recomputed(layer, features) if is_recomputed and is_block else layer(features)
+            if title:
+                stages[title] = features
+        return {**stages, LAST_STAGE: features}
+
+    def _recomputed(self, block: Any, features: Tensor) -> Tensor:
+        """The maps after a block; gradient checkpointing recomputes its layers in the backward pass."""
+        # With use_reentrant=True, a layer's weights get gradients only if one of its inputs needs one (LoRA).
+        features = features.requires_grad_()
+        for layer in block.children():
+            features = self._gradient_checkpointing_func(_updating_statistics_once(layer), features)
+        return features
+
+    def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
+        """Initialises a module that a file has no weights of; the library has initialised those of a new network.
+
+        `common` initialises layers that most networks have.
+        """
+        if self.is_initialised:
+            return
+        common(module)
+        if not (isinstance(module, (nn.Conv2d, nn.Linear)) or "Norm" in type(module).__name__):
+            for scale in module.parameters(recurse=False):  # such as ConvNeXt's
+                init.ones_(scale)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The backbone's part of a state dict of the library's network, by the names of the weights in the backbone."""
+        own = {name for name, _ in self.named_children()}
+        return {name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in own}
+
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
+        """Pairs of a BatchNorm and a convolution that is the only layer behind its ReLU; empty if there are none."""
+        return []
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the last feature maps of an image; (0, 0) if a layer refuses an image of that size."""
+        try:
+            shape = _output_shape(self, (1, self.num_channels, height, width))
+        except (RuntimeError, AssertionError):
+            return 0, 0
+        return shape[2], shape[3]
+
+
+class DenseNetBackbone(Backbone):
+    """torchvision's DenseNet of any size."""
+
+    block_title = "dense block"
+
+    def __init__(self, config: CheXpertConfig) -> None:
+        """Takes the sizes from the config's DenseNet fields."""
+        network = DenseNet(**{name: getattr(config, name) for name in (*DENSENET_FIELDS, "drop_rate")}, num_classes=1)
+        layers = dict(network.features.named_children())
+        layers["conv0"] = _with_channels(layers["conv0"], config.num_channels)
+        titles = {"pool0": "stem"}
+        for number in range(1, len(config.block_config) + 1):
+            titles |= {f"denseblock{number}": f"dense block {number}", f"transition{number}": f"transition {number}"}
+        super().__init__({**layers, "relu5": nn.ReLU(inplace=True)}, titles, network.classifier.in_features)
+
+    def _recomputed(self, block: Any, features: Tensor) -> Tensor:
+        maps = [features.requires_grad_()]  # see the class above
+        for layer in block.values():
+            maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
+        return torch.cat(maps, dim=1)
+
+    def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
+        """Initialises every module as torchvision does."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight)
+        else:
+            common(module)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See the class above."""
+        return _below("features.", state_dict)
+
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
+        """See the class above."""
+        layers = [layer for layer in self.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
+        pairs = pairwise(layers)
+        return [(a, b) for a, b in pairs if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.Conv2d)]
+
+
+class ResNetBackbone(Backbone):
+    """torchvision's ResNet-50."""
+
+    def __init__(self, config: CheXpertConfig) -> None:
+        """Takes the number of channels from the config."""
+        network = resnet50()
+        layers = {name: layer for name, layer in network.named_children() if name not in ("avgpool", "fc")}
+        layers["conv1"] = _with_channels(layers["conv1"], config.num_channels)
+        titles = {"maxpool": "stem"} | {f"layer{number}": f"stage {number}" for number in range(1, 5)}
+        super().__init__(layers, titles, network.fc.in_features)
+
+    def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
+        """See the class above; the third BatchNorm of a block is added to the block's input before its ReLU."""
+        blocks: list[Any] = [block for block in self.modules() if isinstance(block, Bottleneck)]
+        return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
+
+
+class ConvNeXtBackbone(Backbone):
+    """torchvision's ConvNeXt-Tiny.
+
+    Its last LayerNorm is applied to each cell of the feature maps before they are pooled, in torchvision afterwards:
+    only so is a logit linear in the maps.
+    """
+
+    def __init__(self, config: CheXpertConfig) -> None:
+        """Takes the number of channels from the config."""
+        network = convnext_tiny()
+        layers = dict(network.features.named_children())
+        stem: Any = layers["0"]
+        stem[0] = _with_channels(stem[0], config.num_channels)
+        titles = {"0": "stem"}
+        for number in range(1, 5):
+            titles |= {str(2 * number - 1): f"stage {number}", str(2 * number): f"downsampling {number}"}
+        norm, _, last = network.classifier
+        super().__init__({**layers, "norm": norm}, titles, last.in_features)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See the class above."""
+        norm = {f"norm.{name}": tensor for name, tensor in _below("classifier.0.", state_dict).items()}
+        return {**_below("features.", state_dict), **norm}
+
+
+class TimmBackbone(Backbone):
+    """A network of timm whose last feature maps are `(batch, channels, h, w)`.
+
+    Layers that it has between pooling and classifier are applied to each cell of the maps before they are pooled.
+    """
+
+    # timm's checkpointing updates the statistics of BatchNorm twice; its BatchNorms hold activations, which PyTorch's
+    # conversion to SyncBatchNorm drops.
+    supports_gradient_checkpointing = supports_sync_batch_norm = False
+
+    def __init__(self, config: CheXpertConfig) -> None:
+        """Takes timm's name of the network from the config, and the number of channels."""
+        try:
+            timm: Any = importlib.import_module("timm")  # an import statement would ask users of every model for it
+        except ImportError as error:
+            raise BackboneError(f"The backbone {config.backbone} needs timm; pip install timm.") from error
+        try:
+            network = timm.create_model(
+                config.backbone.removeprefix(TIMM_PREFIX), num_classes=0, global_pool="", in_chans=config.num_channels
+            )
+            shape = _output_shape(network, (1, config.num_channels, *network.pretrained_cfg["input_size"][1:]))
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise BackboneError(f"timm cannot build the backbone {config.backbone}: {error}") from error
+        sizes = (network.num_features, getattr(network, "head_hidden_size", None))
+        if len(shape) != 4 or shape[1] not in sizes:
+            raise BackboneError(
+                f"The backbone {config.backbone} gives features of shape {tuple(shape)}, expected feature maps (batch, "
+                "channels, h, w), as convolutional networks do."
+            )
+        if odd := _lost_on_loading(network):
+            raise BackboneError(
+                f"The backbone {config.backbone} has values that weights do not hold, such as {odd[0]}."
+            )
+        super().__init__({"network": network}, {}, shape[1])
+        self.has_stages = hasattr(network, "forward_intermediates")
+
+    def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """See the class above; only the last feature maps of networks that do not give others."""
+        network: Any = self[0]
+        if not self.has_stages:
+            return {LAST_STAGE: network(pixel_values)}
+        features, maps = network.forward_intermediates(pixel_values)
+        stages = {f"{self.block_title} {number}": each for number, each in enumerate(maps, start=1)}
+        return {**stages, LAST_STAGE: network.forward_head(features)}
+
+    def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
+        """See the class above."""
+        super().initialise(module, common)
+        remake: Any = getattr(module, "init_non_persistent_buffers", None)
+        if remake is not None:
+            remake()
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See the class above."""
+        return {f"network.{name}": tensor for name, tensor in state_dict.items()}
+
+
+_FAMILIES: Mapping[str, Callable[[CheXpertConfig], Backbone]] = {
+    DENSENET: DenseNetBackbone,
+    "resnet50": ResNetBackbone,
+    "convnext_tiny": ConvNeXtBackbone,
+}
+
+
+def build_backbone(config: CheXpertConfig) -> Backbone:
+    """The backbone that a config names, with random weights from torch's global generator.
+
+    Raises:
+        BackboneError: If timm is not installed, or cannot build it.
+    """
+    return _FAMILIES.get(config.backbone, TimmBackbone)(config)
+
+
+def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
+    """The first convolution of a network, or a new one like it for another number of channels."""
+    if convolution.in_channels == num_channels:
+        return convolution
+    same = {name: getattr(convolution, name) for name in ("out_channels", "kernel_size", "stride", "padding")}
+    return nn.Conv2d(num_channels, **same, bias=convolution.bias is not None)
+
+
+def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> torch.Size:
+    """The shape of a network's output in evaluation mode, without computing it."""
+    probe = copy.deepcopy(network).to("meta").eval()
+    return probe(torch.empty(shape, device="meta", dtype=next(probe.parameters()).dtype)).shape
+
+
+def _lost_on_loading(network: nn.Module) -> list[str]:
+    """Buffers that are neither saved nor made again after a model is built without memory and loaded."""
+    remade = [name for name, module in network.named_modules() if hasattr(module, "init_non_persistent_buffers")]
+    unsaved = [name for name, _ in network.named_buffers() if name not in network.state_dict()]
+    return [name for name in unsaved if name.rpartition(".")[0] not in remade]
+
+
+def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
+    """A layer's function for gradient checkpointing: recomputing it leaves the running statistics unchanged."""
+    is_recomputed = False
+
+    def compute(*maps: Tensor) -> Tensor:
+        nonlocal is_recomputed
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()} if is_recomputed else {}
+        is_recomputed = True
+        return torch.func.functional_call(layer, buffers, (list(maps) if len(maps) > 1 else maps[0],))
+
+    return compute
