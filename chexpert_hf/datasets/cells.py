@@ -67,8 +67,8 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
 def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
     """Reads the column of paths as text and those of `columns` that are there as categories of text.
 
-    The index is the row in the file, the header being row 1. `has_line_breaks` is for tables with reports, whose quoted
-    cells go on over several lines.
+    Blanks around names are left out. The index is the row in the file, the header being row 1. `has_line_breaks` is
+    for tables with reports, whose quoted cells go on over several lines.
 
     Raises:
         DatasetError: If it cannot be read, or has one of the columns twice.
@@ -81,16 +81,17 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
         parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=has_line_breaks)
         header = _header(file, encoding, delimiter)
-        names = [name for name in header if name in types]
+        wanted = {name: types[name.strip()] for name in header if name.strip() in types}
         conversion = pa_csv.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True, include_columns=[*dict.fromkeys(names)]
+            column_types=wanted, null_values=[""], strings_can_be_null=True, include_columns=[*wanted]
         )
         table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
+    names = [name.strip() for name in header if name in wanted]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
-    cells = table.select(names).to_pandas()
+    cells = table.select([*wanted]).rename_columns(names).to_pandas()
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
     cells.attrs["header"] = header
     return cells

@@ -14,18 +14,17 @@ from chexpert_hf.labels import LabelSet
 
 _TABLES = ("train-rle.csv", "siim-pneumothorax-train-rle.csv", "stage_2_train.csv")
 _IMAGE = "ImageId"
-_MASKS = (" EncodedPixels", "EncodedPixels")  # the first stage's header has a blank after its comma
+_MASK = "EncodedPixels"
 _LABEL = "Pneumothorax"
 
 
 def _read(folder: Path, _split: str, _names: Sequence[str]) -> pd.DataFrame:
     file = table_in(folder, _TABLES)
-    cells = read_cells(file, _IMAGE, _MASKS)
-    column = next((name for name in _MASKS if name in cells), _MASKS[1])
-    expect_columns(cells, [_IMAGE, column], [], file)
-    if cells[column].isna().any():
-        raise bad_cell(file, cells.index[cells[column].isna()][0], column.strip(), None, "run lengths or -1")
-    codes = cells[column].cat
+    cells = read_cells(file, _IMAGE, [_MASK])
+    expect_columns(cells, [_IMAGE, _MASK], [], file)
+    if cells[_MASK].isna().any():
+        raise bad_cell(file, cells.index[cells[_MASK].isna()][0], _MASK, None, "run lengths or -1")
+    codes = cells[_MASK].cat
     is_none = [text.strip() == "-1" for text in codes.categories]
     has_mask = pd.Series(~pd.Series(is_none).to_numpy()[codes.codes])
     images = has_mask.groupby(cells[_IMAGE].to_numpy(), sort=False).max().astype(float)

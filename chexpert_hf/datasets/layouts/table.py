@@ -211,13 +211,13 @@ def _read(
     views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
     patients, studies = texts.get("patient"), texts.get("study")
     paths = _paths(folder, table, cells[image])
-    if patients is not None:
-        studies = patients + "/" + (paths.str.rpartition(".")[0] if studies is None else studies)
+    if studies is None:  # named by the table, wherever the images are
+        studies = paths.str.replace(r"\.[^./]*$", "", regex=True)
     made = rows(
         cells.index,
-        paths,
+        paths if cells[image].str.contains(r"[/\\]").any() else find_images(folder, paths.tolist()),
         patients,
-        studies,
+        studies if patients is None else patients + "/" + studies,
         pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names}),
         is_frontal=views.ne("Lateral"),
         sex=parsed.get("sex"),
@@ -230,11 +230,10 @@ def _read(
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
-    """The paths below the folder; bare names are looked for."""
+    """The paths below the folder."""
     stated = stated.str.strip().str.replace("\\", "/").str.removeprefix(f"{folder}/")
     place = table.parent.relative_to(folder).as_posix()
-    paths = stated if place == "." else f"{place}/" + stated
-    return paths if stated.str.contains("/").any() else pd.Series(find_images(folder, paths.tolist()), stated.index)
+    return stated if place == "." else f"{place}/" + stated
 
 
 TABLE_LAYOUT = table_layout()
