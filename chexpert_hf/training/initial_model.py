@@ -15,7 +15,7 @@ from chexpert_hf.backbones_chexpert import Backbone, BackboneError
 from chexpert_hf.configuration_chexpert import DENSENET_FIELDS, CheXpertConfig, fields_of
 from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import PAPER_PRESET
+from chexpert_hf.labels import CHEXPERT, PAPER_PRESET
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.repositories import model_folder
@@ -78,7 +78,7 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
     try:
         return CheXpertConfig(
             **{"num_channels": recipe.num_channels, **backbone},
-            id2label=dict(enumerate(recipe.observations)),
+            id2label=dict(enumerate(recipe.observations or CHEXPERT.names)),
             head_hidden_size=recipe.head_hidden_size,
             head_dropout=recipe.head_dropout,
             uncertainty_policies=recipe.policies,
