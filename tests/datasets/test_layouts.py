@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import chexpert_hf
 from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.layouts.table import table_layout
@@ -413,6 +415,23 @@ def test_a_table_of_chexperts_is_never_taken_for_a_plain_one(tmp_path: Path) -> 
     assert find_layout(tmp_path)[0].name == "chexpert"
     write_csv(tmp_path / "test.csv", "Path,Edema", "films/64741.jpg,1")
     assert find_layout(tmp_path)[0].name == "table"
+
+
+# The how-to page
+
+
+def test_the_layout_of_the_how_to_page_reads_the_eight_images_of_its_folders(tmp_path: Path) -> None:
+    page = Path(chexpert_hf.__file__).parents[1] / "docs" / "how-to" / "your-data.md"
+    if not page.is_file():
+        pytest.skip("not a checkout")
+    source = page.read_text(encoding="utf-8").partition('title="shenzhen.py"\n')[2].partition("```")[0]
+    assert len(source.splitlines()) <= 60
+    module: dict[str, Any] = {}
+    exec(source, module)  # a page of this repository
+    write_films(tmp_path, [f"CXR_png/CHNCXR_{i:04}_{i % 2}.png" for i in range(8)], "PNG")
+    frame = as_frame(tmp_path, layout=module["SHENZHEN"])
+    assert stated(frame, "Tuberculosis") == [0, 1] * 4
+    assert frame["patient"].tolist() == [f"{i:04}" for i in range(8)]
 
 
 # Folders of images

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.models.model_files import differences
+from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
 from chexpert_hf.publishing.model_folder import add_reference_figures, save_imported_folder
@@ -149,7 +150,27 @@ def test_the_card_of_an_imported_model_is_complete(tiny_model: CheXpertForImageC
     assert "## Training" not in text
 
 
-@pytest.mark.parametrize("name", ["CheXpert-v1.0-small", "NIH-mini", "phantoms", "our-hospital"])
+KNOWN = [
+    "CheXpert-v1.0-small",
+    "NIH-mini",
+    "mimic-cxr-jpg",
+    "PadChest",
+    "vindr-cxr",
+    "vinbigdata-chest-xray",
+    "phantoms",
+]
+KNOWN += ["rsna-pneumonia-detection-challenge", "siim-acr-pneumothorax", "google2019", "NLMCXR", "indiana", "openi"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_data_have_terms_of_their_own_and_citations_that_are_there(name: str) -> None:
+    terms = terms_of(name)
+    assert terms != terms_of("our-hospital")
+    entries = (Path(data_terms.__file__).parent / "citations.bib").read_text()
+    assert [key for key in terms.citations if f"{{{key}," not in entries] == []
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "our-hospital"])
 def test_terms_are_complete_sentences(name: str) -> None:
     terms = terms_of(name)
     assert terms.licence.endswith(".")
@@ -188,6 +209,7 @@ def test_figures_against_another_reference_standard_replace_earlier_ones_in_card
         ("CheXpert-v1.0-small", "train", 64_534, "text-mined labels"),
         ("CheXpert-v1.0-small", "valid", 200, "majority of radiologists"),
         ("CheXpert-v1.0-small", "valid", 6453, "text-mined labels"),  # held out from train.csv
+        ("rsna-pneumonia-detection-challenge", "valid", 2668, "labels by radiologists"),
         ("our-hospital", "valid", 200, "labels of the data set"),
     ],
 )
