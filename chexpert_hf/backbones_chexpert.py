@@ -8,7 +8,6 @@ arXiv:2201.03545 (ConvNeXt); torchvision's and timm's networks of these names.
 """
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -209,11 +208,11 @@ class TimmBackbone(Backbone):
     def __init__(self, config: CheXpertConfig) -> None:
         """Takes timm's name of the network from the config, and the number of channels."""
         try:
-            timm: Any = importlib.import_module("timm")  # an import statement would ask users of every model for it
+            import timm  # in a try block: transformers demands all other imports from everybody who loads a model
         except ImportError as error:
             raise BackboneError(f"The backbone {config.backbone} needs timm; pip install timm.") from error
         try:
-            network = timm.create_model(
+            network: Any = timm.create_model(
                 config.backbone.removeprefix(TIMM_PREFIX), num_classes=0, global_pool="", in_chans=config.num_channels
             )
             shape = _output_shape(network, (1, config.num_channels, *network.pretrained_cfg["input_size"][1:]))

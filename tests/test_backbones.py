@@ -224,6 +224,14 @@ def test_a_saved_folder_works_in_a_process_without_this_package_and_without_timm
         assert answers[network]["logits"] == pytest.approx(logits, abs=1e-6)
 
 
+def test_values_that_the_weights_do_not_hold_are_made_again_on_loading(tmp_path):
+    model = model_of("timm:resnetblur18")  # its fixed filters are no part of the state dict
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected, got = (one(pixels()).logits for one in (model, load_model(tmp_path)))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_folder_of_timm_without_timm_is_refused_in_one_line_that_says_what_to_install(tmp_path, monkeypatch):
     model_of(TIMM[1]).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
