@@ -81,9 +81,9 @@ def localize(
 def sanity(
     paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one CheXpert folder: its valid split.")],
     model: options.Models,
+    output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,
     seed: Annotated[int, Option(min=0, help="Seed of the sample and of random weights and orders.")] = 0,
-    output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:

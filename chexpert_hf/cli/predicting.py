@@ -37,8 +37,8 @@ REPORT_SECONDS = 30
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
-    listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     output: Annotated[Path | None, options.output(".csv, .jsonl or .parquet; CSV on standard output if none.")] = None,
+    listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
     study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,

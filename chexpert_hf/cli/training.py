@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from typer import Argument, Option, echo
+from typer import Option, echo
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, MODEL, START, app, hide_bars, progress_bar, say, show
@@ -102,7 +102,7 @@ def train(
     try:
         done = push_model(output, push_to_hub, private=private)
     except InputError as error:
-        command = f"chexpert-hf push {output} {push_to_hub}{' --private' if private else ''}"
+        command = f"chexpert-hf push {push_to_hub} --model {output}{' --private' if private else ''}"
         raise InputError(f"{error} The model folder {output} is complete; send it later: {command}") from error
     say(f"Pushed to {push_to_hub}, commit {str(done.commit)[:12]}: {done.url}")
 
@@ -121,12 +121,13 @@ def quickstart(
         demo([str(model)])
 
 
-@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom phantoms --studies 300")
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300")
 def phantom(
-    output: Annotated[Path, Argument(help="New or empty folder to write.")],
+    output: Annotated[Path, options.output("New or empty folder for the data set.")],
     studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
     seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
     valid_fraction: Annotated[float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv.")] = 0.2,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
     from chexpert_hf.phantoms import write_phantoms
@@ -134,4 +135,5 @@ def phantom(
     with progress_bar(studies, "studies") as bar:
         numbers = {"num_studies": studies, "seed": seed, "workers": os.cpu_count() or 1}
         write_phantoms(output, **numbers, valid_fraction=valid_fraction, progress=lambda done: bar.update(done - bar.n))
-    echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
+    text = f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/."
+    show({"folder": str(output), "studies": studies, "seed": seed}, text, as_json)
