@@ -127,8 +127,8 @@ def hide_bars() -> None:
     logging.disable_progress_bar()
 
 
-def progress_bar(total: int, unit: str) -> "tqdm":
-    """A progress bar on standard error, if that is a terminal; a context manager."""
+def progress_bar(total: int, unit: str = "", **look: Any) -> "tqdm":
+    """A progress bar on standard error, if that is a terminal; a context manager. `look` is for tqdm."""
     from tqdm import tqdm  # takes 20 ms to import
 
-    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False, **look)

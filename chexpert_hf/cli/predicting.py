@@ -4,10 +4,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, echo
 
@@ -115,19 +115,29 @@ def demo(
     precision: options.PrecisionName = "auto",
 ) -> None:
     """Open the app: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
-    from chexpert_hf.app.server.addresses import without_proxies
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
+    serve_page(load_classifier(model, runtime, precision), host=host, port=port, auth=users, mcp=mcp)
+
+
+def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
+    """Serves the app until the process is told to stop; calls `ready` just before it listens.
+
+    `settings` are those of `app.demo.launch`.
+    """
+    from chexpert_hf.app.server.addresses import without_proxies
+
     with without_proxies():
         from chexpert_hf.app.demo import launch
     from chexpert_hf.app.page.examples import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
     from chexpert_hf.publishing.card import project_path
 
-    classifier = SharedClassifier(load_classifier(model, runtime, precision))
-    examples = find_examples(project_path("space") / "examples", classifier)
-    launch(classifier, examples, host=host, port=port, auth=users, mcp=mcp)
+    shared = SharedClassifier(classifier)
+    examples = find_examples(project_path("space") / "examples", shared)
+    ready()
+    launch(shared, examples, **settings)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

@@ -1,4 +1,4 @@
-"""Training of models, and data to try it on: phantom, train, quickstart."""
+"""Training of models, and data to try it on: train, phantom."""
 
 import os
 from collections.abc import Callable
@@ -7,15 +7,13 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from typer import Option, echo
+from typer import Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import INSPECT, MODEL, START, app, hide_bars, progress_bar, say, show
-from chexpert_hf.cli.predicting import demo
+from chexpert_hf.cli.app import INSPECT, MODEL, app, hide_bars, progress_bar, say, show
 from chexpert_hf.errors import InputError
 from chexpert_hf.training.recipe import Recipe
 
-QUICKSTART = Path("chexpert-quickstart")
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
 
 
@@ -105,20 +103,6 @@ def train(
         command = f"chexpert-hf push {push_to_hub} --model {output}{' --private' if private else ''}"
         raise InputError(f"{error} The model folder {output} is complete; send it later: {command}") from error
     say(f"Pushed to {push_to_hub}, commit {str(done.commit)[:12]}: {done.url}")
-
-
-@app.command(rich_help_panel=START, epilog="Example: chexpert-hf quickstart")
-def quickstart(
-    output: Annotated[Path, options.output("New or empty folder for everything.")] = QUICKSTART,
-    serve: Annotated[bool, Option("--serve/--no-serve", help="Open the app at the end.")] = True,
-) -> None:
-    """Run every step without data or network: phantoms, training, evaluation, overlays, model folder, app."""
-    from chexpert_hf.quickstart import run_quickstart
-
-    hide_bars()
-    model = run_quickstart(output, say=echo)
-    if serve:
-        demo([str(model)])
 
 
 @app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300")
