@@ -38,7 +38,8 @@ def evaluate(
     data: options.Data,
     model: options.Models,
     output: Annotated[Path | None, options.output("Folder for a report: HTML, Markdown, JSON, CSV, plots.")] = None,
-    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
+    split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
+    valid_fraction: options.ValidFraction = 0.1,
     ensemble: Annotated[bool, Option("--ensemble", help="Average several models instead of comparing them.")] = False,
     aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
@@ -47,7 +48,6 @@ def evaluate(
     ] = False,
     thumbnails: Annotated[int, Option(min=0, help="Worst errors of each kind and observation to show, with maps.")] = 0,
     sanity: Annotated[int, Option(min=0, help="Also check the maps, as sanity does, on this many radiographs.")] = 0,
-    valid_fraction: options.ValidFraction = 0.1,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
@@ -161,7 +161,7 @@ def _results(
 def calibrate(
     data: options.Data,
     model: Annotated[str, options.model("Model folder, or nih, the bundled model; it is not changed.")],
-    output: Annotated[Path, options.output("The calibrated model folder; must be new.")],
+    output: Annotated[Path, options.output("New or empty folder for the calibrated model.")],
     split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[

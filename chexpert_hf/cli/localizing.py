@@ -27,7 +27,8 @@ def localize(
     data: options.Data,
     model: options.Models,
     output: Annotated[Path, options.output("Folder for localization.md, .json and .csv (each image).")],
-    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
+    split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
+    valid_fraction: options.ValidFraction = 0.1,
     annotations: Annotated[
         Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none.")
     ] = None,
@@ -40,7 +41,6 @@ def localize(
         bool, Option("--write-maps", help="Also write maps/ as pickles like cheXlocalize's.")
     ] = False,
     replicates: options.Replicates = 1000,
-    valid_fraction: options.ValidFraction = 0.1,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:

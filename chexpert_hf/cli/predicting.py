@@ -45,12 +45,12 @@ def predict(
     num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
     shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
-    follow_links: options.FollowLinks = True,
     positives: Annotated[bool, Option("--positives", help=_POSITIVES)] = False,
     gate: Annotated[GateMode | None, Option(help=_GATE, show_default="flag if the model has a gate, else off")] = None,
     batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
+    follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Score radiographs: the probability of each observation.
@@ -102,7 +102,7 @@ def predict(
         raise Exit(1)
 
 
-@app.command(rich_help_panel=START, epilog="Example: chexpert-hf demo --model MODEL --port 8000")
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf demo --model runs/mine --port 8000")
 def demo(
     model: options.Models,
     host: Annotated[str, Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",

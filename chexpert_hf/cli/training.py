@@ -53,16 +53,18 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @with_recipe_options
 def train(
     data: options.Data,
-    output: Annotated[Path, options.output("The model folder.")],
+    output: Annotated[Path, options.output("New or empty folder for the model; with --resume that of the run.")],
     recipe: Annotated[Path | None, Option(help="YAML file, or name in train/recipes; flags override it.")] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Resume an interrupted run, from its newest intact checkpoint.")
+    ] = False,
     augment: Annotated[
         bool, Option("--augment", help="Rotation 10 degrees, shift 5 %, size 10 %, contrast 20 %; no flip.")
     ] = False,
     follow_links: options.FollowLinks = True,
     report_to: Annotated[str, Option(help="none, tensorboard or trackio (installed separately).")] = "none",
     push_to_hub: Annotated[str | None, Option(metavar="REPO_ID", help="Push the folder to the Hub at the end.")] = None,
-    private: Annotated[bool, Option("--private", help="With --push-to-hub: a new repository is private.")] = False,
+    private: Annotated[bool, Option("--private", help="With --push-to-hub: make a new repository private.")] = False,
     as_json: options.AsJson = False,
     **flags: Any,
 ) -> None:
