@@ -3,10 +3,11 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen
 from tempfile import TemporaryFile
 from threading import Thread
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +89,9 @@ def _bundled_page() -> Iterator[str]:
     """
     command = [sys.executable, "-c", f"from {__name__} import serve_bundled_model as serve; serve()"]
     with TemporaryFile("w+", encoding="utf-8") as log:
-        page = Popen(command, stdin=PIPE, stdout=PIPE, stderr=log, text=True, encoding="utf-8", start_new_session=True)
+        page = Popen(
+            command, stdin=DEVNULL, stdout=PIPE, stderr=log, text=True, encoding="utf-8", start_new_session=True
+        )
         try:
             import chexpert_hf.quickstart  # noqa: F401  # takes as long as the page to start
 
@@ -103,10 +106,12 @@ def _bundled_page() -> Iterator[str]:
 
 
 def serve_bundled_model() -> None:
-    """Serves the app until standard input ends, as it does when the process that holds its other end has ended."""
+    """Serves the app until the process is told to stop, or the process that has started it has ended."""
+    parent = os.getppid()
 
     def watch() -> None:
-        sys.stdin.read()
+        while os.getppid() == parent:
+            time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=watch, daemon=True).start()
