@@ -3,12 +3,16 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import TrainerCallback
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
-from chexpert_hf.evaluation.report.report import as_table
+from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
-from chexpert_hf.files import require_empty
+from chexpert_hf.files import new_folder
 from chexpert_hf.folders.scoring import FileResult, write_overlays
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -17,37 +21,57 @@ from chexpert_hf.training.run import train
 
 NUM_STUDIES = 2500
 UNSEEN_STUDIES = 300
+RECIPE = recipes_folder() / "quickstart.yaml"
+DRAWN, TRAINED = 0.2, 0.97
+"""Shares of the time, on two processor cores, after which the radiographs are drawn and the model is trained."""
+
+Progress = Callable[[str, float], None]
+"""Called with the present stage and the share of the time that has passed, in [0, 1]."""
 
 
-def run_quickstart(output: Path, say: Callable[[str], None]) -> Path:
-    """Writes `phantoms`, `unseen`, `model` and `overlays` into a folder; returns the model folder.
+def run_quickstart(output: Path, progress: Progress) -> Evaluation:
+    """Writes `phantoms`, `unseen`, `model` and `overlays` into a folder, which appears once all of them are complete.
 
-    `say` shows a line to the user. Raises FolderError if `output` is not empty.
+    Returns the model's evaluation on `unseen`. Raises FolderError if `output` is not empty.
     """
-    require_empty(output, "choose another with --output")
-    say(f"1. Synthetic radiographs: {NUM_STUDIES} studies for training, {UNSEEN_STUDIES} others for evaluation.")
-    workers, recipe = os.cpu_count() or 1, Recipe.load(recipes_folder() / "quickstart.yaml")
-    write_phantoms(output / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers)
-    write_phantoms(output / "unseen", num_studies=UNSEEN_STUDIES, seed=1, valid_fraction=0.999, workers=workers)
+    recipe = Recipe.load(RECIPE)
+    with new_folder(output) as folder:
+        _draw(folder, progress)
+        watch = _TrainingShare(progress)
+        model = train(recipe, folder / "phantoms", folder / "model", say=lambda _: None, progress=watch).folder
+        progress("Evaluating", TRAINED)
+        classifier = CheXpertClassifier.from_pretrained(model)
+        unseen = load_dataset(folder / "unseen", splits=["valid"], frontal_only=True)["valid"]
+        evaluation = evaluate_dataset(classifier, unseen)
+        _write_overlays(classifier, unseen, folder / "overlays")
+    return evaluation
 
-    size = f"{recipe.image_size} x {recipe.image_size}"
-    say(f"2. Training a small DenseNet from random weights for {recipe.epochs} epochs at {size} pixels.")
-    model = train(recipe, output / "phantoms", output / "model", say=say).folder
 
-    say("3. Evaluation on phantoms that were used neither for training nor for choosing the checkpoint.")
-    classifier = CheXpertClassifier.from_pretrained(model)
-    unseen = load_dataset(output / "unseen", splits=["valid"], frontal_only=True)["valid"]
-    say(as_table(evaluate_dataset(classifier, unseen)))
+def _draw(folder: Path, progress: Progress) -> None:
+    workers, both = os.cpu_count() or 1, NUM_STUDIES + UNSEEN_STUDIES
 
-    positives = [sum(value == 1 for value in labels) for labels in unseen["labels"][:]]
-    path = Path(image_files(unseen)[positives.index(max(positives))])
-    result = FileResult(path, classifier.predict(path, saliency=True))
-    write_overlays(result, output / "overlays", classifier.observations)
-    say(f"4. Overlays of one radiograph, one per observation: {output / 'overlays'}.")
-    say(
-        f"5. The model folder {model} is complete: weights, code, card (README.md), curve.png. Use it with\n"
-        f"     chexpert-hf predict RADIOGRAPHS --model {model} --output scores.csv\n"
-        f"     chexpert-hf demo --model {model}\n"
-        "   It learned from drawings: its scores of real radiographs mean nothing."
-    )
-    return model
+    def report(done: int) -> None:
+        progress("Drawing radiographs", DRAWN * done / both)
+
+    report(0)
+    write_phantoms(folder / "phantoms", num_studies=NUM_STUDIES, seed=0, workers=workers, progress=report)
+    settings: dict[str, Any] = {"seed": 1, "valid_fraction": 0.999, "workers": workers}
+    further = lambda done: report(NUM_STUDIES + done)  # noqa: E731
+    write_phantoms(folder / "unseen", num_studies=UNSEEN_STUDIES, **settings, progress=further)
+
+
+class _TrainingShare(TrainerCallback):
+    """Reports the steps that are done as a share of the time."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress("Training", DRAWN + (TRAINED - DRAWN) * state.global_step / state.max_steps)
+
+
+def _write_overlays(classifier: CheXpertClassifier, data: datasets.Dataset, folder: Path) -> None:
+    """Writes the overlays of the radiograph with the most findings, one per observation."""
+    positives = [sum(value == 1 for value in labels) for labels in data["labels"][:]]
+    path = Path(image_files(data)[positives.index(max(positives))])
+    write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)

@@ -76,11 +76,11 @@ def test_version(monkeypatch, capsys):
 
 
 def test_phantom_writes_a_folder_and_says_where(monkeypatch, capsys, tmp_path):
-    code, out, _ = run(monkeypatch, capsys, "phantom", tmp_path / "p", "--studies", 3, "--seed", 4)
+    code, out, _ = run(monkeypatch, capsys, "phantom", "--output", tmp_path / "p", "--studies", 3, "--seed", 4)
     assert code == 0
     assert str(tmp_path / "p") in out
     assert (tmp_path / "p" / "train.csv").exists()
-    code, _, err = run(monkeypatch, capsys, "phantom", tmp_path / "p")
+    code, _, err = run(monkeypatch, capsys, "phantom", "--output", tmp_path / "p")
     assert code == 2
     assert "new or empty folder" in err
     assert len(err.splitlines()) == 1

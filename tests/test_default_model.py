@@ -89,7 +89,7 @@ def test_a_copy_is_a_complete_model_folder_that_transformers_loads_without_the_p
     assert ast.literal_eval(done.stdout) == pytest.approx(reference, abs=1e-5)
 
 
-@pytest.mark.parametrize("command", [["check", "nih"], ["push", "nih", "me/nih", "--dry-run"]])
+@pytest.mark.parametrize("command", [["check", "--model", "nih"], ["push", "me/nih", "--model", "nih", "--dry-run"]])
 def test_commands_take_it_by_its_name(run, command):
     code, out, err = run(*command)
     assert code == 0, err
@@ -97,7 +97,7 @@ def test_commands_take_it_by_its_name(run, command):
 
 
 def test_a_space_takes_it_by_its_name_and_shows_its_name_and_warning(run, tmp_path):
-    code, _, err = run("space", "nih", "me/page", "--dry-run", tmp_path / "space")
+    code, _, err = run("space", "me/page", "--model", "nih", "--dry-run", "--output", tmp_path / "space")
     assert code == 0, err
     model = tmp_path / "space" / "model"
     assert missing_files(model) == differences(model) == []

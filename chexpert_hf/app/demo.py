@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from chexpert_hf.app.page.batch_tab import build_batch_tab
-from chexpert_hf.app.page.html import CSS, FONTS, about_html, header_html
+from chexpert_hf.app.page.html import CSS, FONTS, RELOAD_JS, about_html, header_html
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
 from chexpert_hf.app.server import launch as server
@@ -41,12 +41,18 @@ def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = (), fa
     return demo
 
 
-def look() -> dict[str, Any]:
-    """The options of Gradio that give the page its look."""
-    return {"theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS), "css": CSS}
+def look(*, reloads: bool = False) -> dict[str, Any]:
+    """The options of Gradio that give the page its look; with `reloads` it reloads once another server answers."""
+    head = f"<script>{RELOAD_JS}</script>" if reloads else None
+    return {"theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS), "css": CSS, "head": head}
 
 
-def launch(classifier: CheXpertClassifier, examples: Sequence[Path] = (), **options: Any) -> None:
-    """Serves the page and the HTTP API until the process is told to stop; options as of `server.launch.serving`."""
-    facts = facts_of(classifier)
-    server.launch(partial(build_demo, classifier, examples, facts), classifier, facts=facts, **look(), **options)
+def launch(
+    classifier: CheXpertClassifier, examples: Sequence[Path] = (), *, reloads: bool = False, **options: Any
+) -> None:
+    """Serves the page and the HTTP API until the process is told to stop.
+
+    `reloads` is that of `look`; options as of `server.launch.serving`.
+    """
+    build, facts = partial(build_demo, classifier, examples), facts_of(classifier)
+    server.launch(partial(build, facts), classifier, facts=facts, **look(reloads=reloads), **options)

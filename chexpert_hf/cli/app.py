@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import DISCLAIMER, __version__
+from chexpert_hf.cli.old_spellings import Group
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 app = Typer(
+    cls=Group,
     name="chexpert-hf",
     help=f"DenseNet121 for chest radiographs: train, evaluate, predict, serve. {DISCLAIMER}",
     no_args_is_help=True,
@@ -125,8 +127,8 @@ def hide_bars() -> None:
     logging.disable_progress_bar()
 
 
-def progress_bar(total: int, unit: str) -> "tqdm":
-    """A progress bar on standard error, if that is a terminal; a context manager."""
+def progress_bar(total: int, unit: str = "", **look: Any) -> "tqdm":
+    """A progress bar on standard error, if that is a terminal; a context manager. `look` is for tqdm."""
     from tqdm import tqdm  # takes 20 ms to import
 
-    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False, **look)

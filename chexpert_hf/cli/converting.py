@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, SHARE, app, hide_bars, say, show
-from chexpert_hf.default_model import resolve_model
+from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,16 +22,21 @@ _SOURCES = (
 _FORMAT = "Write a folder for this library instead: timm's is loaded without remote code; needs --output."
 _PRECISION = "Number format of the weights; with int8 the convolutions compute in it, too."
 _CALIBRATION = "For int8: a data set, or any folder of radiographs. \\[phantoms]"
+_UNTRAINED = "Measure an untrained DenseNet121 of this image size, in pixels, instead of a model."
 _LABELS = (
     "Names of the outputs, in their order, where the source does not say, or a label set such as nih; an empty name "
     "drops one."
 )
 
 
-@app.command("import", rich_help_panel=SHARE, epilog="Example: chexpert-hf import stanford:iter_4800.pth.tar stanford")
+@app.command(
+    "import",
+    rich_help_panel=SHARE,
+    epilog="Example: chexpert-hf import torchxrayvision:densenet121-res224-chex --output chex",
+)
 def import_weights(
     source: Annotated[str, Argument(help=_SOURCES)],
-    output: Annotated[Path, Argument(metavar="OUT", help="New or empty folder for the model.")],
+    output: Annotated[Path, options.output("New or empty folder for the model.")],
     file: Annotated[Path | None, Option(help="The weights, where SOURCE names no file; nothing is downloaded.")] = None,
     labels: Annotated[str | None, Option(help=_LABELS)] = None,
     as_json: options.AsJson = False,
@@ -49,17 +54,16 @@ def import_weights(
     show(result, "\n".join([done, *model.remarks]), as_json)
 
 
-@app.command(
-    rich_help_panel=SHARE,
-    epilog="Example: chexpert-hf export runs/mine --runtime openvino",
-)
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf export --model runs/mine --runtime openvino")
 def export(
-    model: Annotated[str, Argument(help="Model folder, or repository id on the Hub.")],
+    model: options.Model,
+    output: Annotated[
+        Path | None, options.output("Folder for a complete copy with the graph. \\[the model's own folder]")
+    ] = None,
     runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Write a graph for it.")] = None,
     library: Annotated[Literal["timm", "torchxrayvision"] | None, Option("--format", help=_FORMAT)] = None,
     precision: Annotated[Literal["fp32", "fp16", "int8"], Option(help=_PRECISION)] = "fp32",
     calibration: Annotated[Path | None, Option(help=_CALIBRATION)] = None,
-    output: Annotated[Path | None, options.output("Folder for a complete copy with the graph. [MODEL itself]")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Export a model for a runtime, compared with PyTorch before it is kept, or for another library."""
@@ -102,13 +106,13 @@ def _summary(exported: "ExportedGraph") -> str:
     return "\n".join(lines)
 
 
-@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf bench runs/mine radiographs/ --limit 1000")
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf bench radiographs/ --model runs/mine --limit 1000")
 def bench(
-    model: Annotated[Path | None, Argument(help="Model folder; an untrained DenseNet121 if none.")] = None,
     images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
-    limit: Annotated[int, Option(min=8, help="Largest number of radiographs.")] = 256,
-    image_size: Annotated[int, Option(min=32, help="Image size of the untrained model, in pixels.")] = 224,
-    batch_size: Annotated[int, Option(min=1, help="Images in a forward pass.")] = 8,
+    model: options.Model = DEFAULT_NAME,
+    image_size: Annotated[int | None, Option(min=32, help=_UNTRAINED)] = None,
+    limit: Annotated[int, Option(min=8, help="Radiographs at most.")] = 256,
+    batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 8,
     rounds: Annotated[int, Option(min=1, help="How often each runtime is measured.")] = 3,
     saliency: Annotated[bool, Option("--saliency", help="Measure each runtime with all maps, too.")] = False,
     only: Annotated[str | None, Option(help="Runtimes whose name has one of these: 'openvino,torch bf16'.")] = None,
@@ -117,10 +121,11 @@ def bench(
     """Measure speed, memory and exactness of each runtime on this machine."""
     from chexpert_hf.bench.contenders import machine, radiographs, runtime_specs, untrained_model
     from chexpert_hf.bench.measure import as_table, run_benchmark
+    from chexpert_hf.models.repositories import model_folder
 
     hide_bars()
     with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
-        folder = Path(resolve_model(model)) if model else untrained_model(Path(scratch) / "model", image_size)
+        folder = untrained_model(Path(scratch) / "model", image_size) if image_size else model_folder(model)
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no config.json; expected a model folder.")
         paths = radiographs(images, limit, Path(scratch) / "phantoms")

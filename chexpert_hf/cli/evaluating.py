@@ -18,7 +18,7 @@ from chexpert_hf.cli.app import (
     say,
     show,
 )
-from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
+from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import result_folder
 
@@ -37,8 +37,9 @@ _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumo
 def evaluate(
     data: options.Data,
     model: options.Models,
-    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
     output: Annotated[Path | None, options.output("Folder for a report: HTML, Markdown, JSON, CSV, plots.")] = None,
+    split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
+    valid_fraction: options.ValidFraction = 0.1,
     ensemble: Annotated[bool, Option("--ensemble", help="Average several models instead of comparing them.")] = False,
     aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
@@ -47,7 +48,6 @@ def evaluate(
     ] = False,
     thumbnails: Annotated[int, Option(min=0, help="Worst errors of each kind and observation to show, with maps.")] = 0,
     sanity: Annotated[int, Option(min=0, help="Also check the maps, as sanity does, on this many radiographs.")] = 0,
-    valid_fraction: options.ValidFraction = 0.1,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
@@ -163,8 +163,8 @@ def _results(
 )
 def calibrate(
     data: options.Data,
-    model: Annotated[Path, Option("--model", "-m", help="Model folder, which is not changed.")],
-    output: Annotated[Path, options.output("The calibrated model folder; must be new.")],
+    model: Annotated[str, options.model("Model folder, or nih, the bundled model; it is not changed.")],
+    output: Annotated[Path, options.output("New or empty folder for the calibrated model.")],
     split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[
@@ -181,13 +181,13 @@ def calibrate(
     from chexpert_hf.api import calibrate as run
     from chexpert_hf.evaluation.calibration.calibration import OperatingRule
 
-    model, name = Path(resolve_model(model)), data.resolve().name
+    folder, name = Path(model), data.resolve().name
     settings: dict[str, Any] = {"split": split, "method": method, "are_other_people": other_people}
     settings["operating_points"] = OperatingRule.parse(operating_points) if operating_points else None
     settings["prevalences"] = _parse_prevalences(prevalence) if prevalence else {}
-    dataset = _split_of(model, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
+    dataset = _split_of(folder, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(len(dataset), "images") as bar:
-        result = run(model, dataset, output, **settings, data_name=name, progress=bar.update)
+        result = run(folder, dataset, output, **settings, data_name=name, progress=bar.update)
     text = (
         f"Fitted on {result.num_studies:,} studies of {name} ({split}); metrics on these same studies would be "
         f"optimistic. The calibrated model folder is {output}."
@@ -198,7 +198,7 @@ def calibrate(
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
 def gate(
     data: options.Data,
-    model: Annotated[Path, Option("--model", "-m", help="Model folder; gate.safetensors is written into it.")],
+    model: Annotated[str, options.model("Model folder; gate.safetensors is written into it.")],
     split: Annotated[options.Split, Option(help="Split to fit on: that of training.")] = "train",
     valid_fraction: options.ValidFraction = 0.1,
     layout: options.LayoutName = None,
@@ -209,16 +209,19 @@ def gate(
     from chexpert_hf.gate import GATE_FILE
     from chexpert_hf.gate.fit import MAX_IMAGES, fit_folder_gate
 
-    if not model.is_dir():
-        raise ModelFolderError(f"{model} is no folder; expected that of a model, since {GATE_FILE} is written into it.")
-    dataset = _split_of(model, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
+    folder = Path(model)
+    if not folder.is_dir() or folder == DEFAULT_MODEL:
+        raise ModelFolderError(
+            f"--model is {model}; expected your own model folder, since {GATE_FILE} is written into it."
+        )
+    dataset = _split_of(folder, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
-        fitted = fit_folder_gate(model, dataset, f"{data.resolve().name} ({split})", bar.update)
+        fitted = fit_folder_gate(folder, dataset, f"{data.resolve().name} ({split})", bar.update)
     show(
-        {"file": str(model / GATE_FILE), "n": fitted.num_images, "limit": fitted.limit},
+        {"file": str(folder / GATE_FILE), "n": fitted.num_images, "limit": fitted.limit},
         f"Fitted on {fitted.num_images:,} radiographs of {fitted.data_name}; the limit of the distance is "
         f"{fitted.limit:.2f}, which 99.5 % of unseen radiographs like these should stay below. "
-        f"Written: {model / GATE_FILE}",
+        f"Written: {folder / GATE_FILE}",
         as_json,
     )
 

@@ -27,7 +27,8 @@ def localize(
     data: options.Data,
     model: options.Models,
     output: Annotated[Path, options.output("Folder for localization.md, .json and .csv (each image).")],
-    split: Annotated[options.Split, Option(help="Which split.")] = "valid",
+    split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
+    valid_fraction: options.ValidFraction = 0.1,
     annotations: Annotated[
         Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none.")
     ] = None,
@@ -40,7 +41,6 @@ def localize(
         bool, Option("--write-maps", help="Also write maps/ as pickles like cheXlocalize's.")
     ] = False,
     replicates: options.Replicates = 1000,
-    valid_fraction: options.ValidFraction = 0.1,
     layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
@@ -83,9 +83,9 @@ def localize(
 def sanity(
     paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one data set: its valid split.")],
     model: options.Models,
+    output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,
     seed: Annotated[int, Option(min=0, help="Seed of the sample and of random weights and orders.")] = 0,
-    output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:

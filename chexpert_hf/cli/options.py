@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from chexpert_hf.default_model import DEFAULT_MODEL, resolve_model
+from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
 
 
 def output(text: str) -> Any:
@@ -13,19 +13,26 @@ def output(text: str) -> Any:
     return Option("--output", "-o", help=text)
 
 
+def model(text: str) -> Any:
+    """The option --model for one model, with its help text; the name of the bundled model becomes its folder."""
+    return Option("--model", "-m", help=text, callback=lambda name: name and str(resolve_model(name)))
+
+
 Split = Literal["train", "valid", "test"]
 _DATA = "Data set: a folder with CheXpert's train.csv, valid.csv and images, or in another known layout, or a CSV file"
 Data = Annotated[Path, Argument(help=f"{_DATA}.")]
 SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several are trained on as one.")]
+_MODEL = "Model folder, repository id on the Hub, or nih, the bundled model"
+Model = Annotated[str, model(f"{_MODEL}.")]
 Models = Annotated[
     list[str],
     Option(
         "--model",
         "-m",
-        default_factory=lambda: [str(DEFAULT_MODEL)],
+        default_factory=lambda: [DEFAULT_NAME],
         callback=lambda models: [str(resolve_model(model)) for model in models],
-        show_default="nih, the bundled model",
-        help="Model folder, repository id on the Hub, or nih, the bundled model; several make an ensemble.",
+        show_default=DEFAULT_NAME,
+        help=f"{_MODEL}; several make an ensemble.",
     ),
 ]
 _RUNTIMES = "torch, onnx, openvino, or auto: the fastest that is installed."

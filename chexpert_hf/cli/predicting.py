@@ -4,10 +4,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, echo
 
@@ -37,20 +37,20 @@ REPORT_SECONDS = 30
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
-    listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     output: Annotated[Path | None, options.output(".csv, .jsonl or .parquet; CSV on standard output if none.")] = None,
+    listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
     study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
     num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
     shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
-    follow_links: options.FollowLinks = True,
     positives: Annotated[bool, Option("--positives", help=_POSITIVES)] = False,
     gate: Annotated[GateMode | None, Option(help=_GATE, show_default="flag if the model has a gate, else off")] = None,
     batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
+    follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Score radiographs: the probability of each observation.
@@ -102,7 +102,7 @@ def predict(
         raise Exit(1)
 
 
-@app.command(rich_help_panel=START, epilog="Example: chexpert-hf demo --model MODEL --port 8000")
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf demo --model runs/mine --port 8000")
 def demo(
     model: options.Models,
     host: Annotated[str, Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",
@@ -115,19 +115,29 @@ def demo(
     precision: options.PrecisionName = "auto",
 ) -> None:
     """Open the app: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
-    from chexpert_hf.app.server.addresses import without_proxies
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
+    serve_page(load_classifier(model, runtime, precision), host=host, port=port, auth=users, mcp=mcp)
+
+
+def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
+    """Serves the app until the process is told to stop; calls `ready` just before it listens.
+
+    `settings` are those of `app.demo.launch`.
+    """
+    from chexpert_hf.app.server.addresses import without_proxies
+
     with without_proxies():
         from chexpert_hf.app.demo import launch
     from chexpert_hf.app.page.examples import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
     from chexpert_hf.publishing.card import project_path
 
-    classifier = SharedClassifier(load_classifier(model, runtime, precision))
-    examples = find_examples(project_path("space") / "examples", classifier)
-    launch(classifier, examples, host=host, port=port, auth=users, mcp=mcp)
+    shared = SharedClassifier(classifier)
+    examples = find_examples(project_path("space") / "examples", shared)
+    ready()
+    launch(shared, examples, **settings)
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":

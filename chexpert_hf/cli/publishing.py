@@ -1,5 +1,6 @@
 """Publishing a model: check, push, space."""
 
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,20 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import SHARE, app, hide_bars, show
-from chexpert_hf.default_model import resolve_model
+from chexpert_hf.cli.app import SHARE, app, hide_bars, say, show
+from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 
 if TYPE_CHECKING:
     from chexpert_hf.publishing.publish import Published
 
+DryRun = Annotated[bool, Option("--dry-run", help="List the files and send none.")]
 Private = Annotated[bool, Option("--private", help="Make a new repository private.")]
-_MODEL = "Repository id on the Hub; or a model folder, or nih, the bundled model, whose files become part of the Space."
+_FOR_SPACE = (
+    "Repository id on the Hub; or a model folder, or nih, the bundled model, whose files become part of the Space."
+)
 
 
-@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf check runs/mine")
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf check --model runs/mine")
 def check(
-    model: Annotated[str, Argument(help="Model folder, repository id on the Hub, or nih, the bundled model.")],
+    model: options.Model = DEFAULT_NAME,
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a repository.")] = None,
     accept: Annotated[bool, Option("--accept", help="First write checksums.json for the present files.")] = False,
     as_json: options.AsJson = False,
@@ -36,7 +40,7 @@ def check(
     from chexpert_hf.publishing.check import check_folder
 
     hide_bars()
-    folder = Path(resolve_model(model))
+    folder = Path(model)
     if accept:
         if not (folder / "config.json").is_file():
             raise InputError(f"--accept is for a model folder, which {model} is not.")
@@ -47,12 +51,12 @@ def check(
         raise Exit(1)
 
 
-@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf push runs/mine me/my-model --dry-run")
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf push me/my-model --model runs/mine --dry-run")
 def push(
-    model: Annotated[Path, Argument(help="Model folder, or nih, the bundled model.")],
-    repo_id: Annotated[str, Argument(help="user/name; created if it does not exist.")],
+    repo_id: Annotated[str, Argument(help="user/name of the repository; created if it does not exist.")],
+    model: Annotated[str, options.model("Model folder, or nih, the bundled model.")],
     private: Private = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="List the files and send none; needs no network.")] = False,
+    dry_run: DryRun = False,
     create_pr: Annotated[bool, Option("--create-pr", help="Open a pull request in an existing repository.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -63,37 +67,52 @@ def push(
     from chexpert_hf.models.repositories import expect_repo_id
     from chexpert_hf.publishing.publish import Published, push_model, stage_model
 
-    model = Path(resolve_model(model))
+    folder = Path(model)
     if not dry_run:
-        _show(push_model(model, repo_id, private=private, create_pr=create_pr), as_json)
+        _show(push_model(folder, repo_id, private=private, create_pr=create_pr), as_json)
         return
     expect_repo_id(repo_id)
     with TemporaryDirectory() as staging:
-        _show(Published(repo_id, "", None, stage_model(model, repo_id, Path(staging))), as_json)
+        _show(Published(repo_id, "", None, stage_model(folder, repo_id, Path(staging))), as_json)
 
 
-@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-model me/my-page")
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-page --model me/my-model")
 def space(
-    model: Annotated[str, Argument(help=_MODEL)],
     space_id: Annotated[str, Argument(help="user/name of the Space; created if it does not exist.")],
+    model: Annotated[str, options.model(_FOR_SPACE)] = DEFAULT_NAME,
+    output: Annotated[Path | None, options.output("With --dry-run: new or empty folder for the Space's files.")] = None,
     revision: Annotated[str, Option(help="Revision of a repository, fixed at its present commit.")] = "main",
     private: Private = False,
-    dry_run: Annotated[Path | None, Option("--dry-run", help="Write the Space's files to this folder.")] = None,
+    dry_run: DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create or update a Gradio Space with the app around a model."""
+    """Create or update a Gradio Space with the app around a model.
+
+    The token is the one of `hf auth login`, or in HF_TOKEN.
+    """
     from chexpert_hf.publishing.publish import Published, push_space, stage_space
 
-    model = str(resolve_model(model))
-    if dry_run is None:
-        _show(push_space(model, space_id, revision=revision, private=private), as_json)
+    if not dry_run:
+        if output is not None:
+            raise InputError("--output needs --dry-run: a Space that is sent leaves no files here.")
+        _show(push_space(model, space_id, revision=revision, private=private), as_json, by_folder=True)
         return
-    files = stage_space(model, space_id, dry_run, revision=revision)
-    _show(Published(space_id, "", None, files), as_json, f"The files of the Space are in {dry_run}.")
+    with TemporaryDirectory() as scratch:
+        files = stage_space(model, space_id, output or Path(scratch), revision=revision)
+    _show(Published(space_id, "", None, files), as_json, by_folder=True)
+    if output is not None:
+        say(f"The files of the Space are in {output}.")
 
 
-def _show(done: "Published", as_json: bool, last: str = "Nothing was sent.") -> None:
-    lines = [f"{size:>12,}  {name}" for name, size in done.files]
-    lines.append(f"{sum(size for _, size in done.files):>12,}  bytes in {len(done.files)} files for {done.repo_id}")
-    lines.append(last if done.commit is None else f"Commit {done.commit[:12]}: {done.url}")
-    show(asdict(done), "\n".join(lines), as_json)
+def _show(done: "Published", as_json: bool, *, by_folder: bool = False) -> None:
+    """Shows the files that were sent, or would be, each or summed up by their first folder; all of them in JSON."""
+    from chexpert_hf.evaluation.tables import aligned
+
+    sizes = defaultdict[str, list[int]](list)
+    for name, size in done.files:
+        folder, _, inside = name.partition("/")
+        sizes[f"{folder}/" if by_folder and inside else name].append(size)
+    cells = [["", "files", "bytes"], *([name, f"{len(each):,}", f"{sum(each):,}"] for name, each in sizes.items())]
+    cells.append([done.repo_id, f"{len(done.files):,}", f"{sum(size for _, size in done.files):,}"])
+    last = "Nothing was sent." if done.commit is None else f"Commit {done.commit[:12]}: {done.url}"
+    show(asdict(done), f"{aligned(cells, right=(1, 2))}\n{last}", as_json)

@@ -1,4 +1,4 @@
-"""Training of models, and data to try it on: phantom, train, quickstart."""
+"""Training of models, and data to try it on: train, phantom."""
 
 import os
 from collections.abc import Callable
@@ -7,15 +7,13 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from typer import Argument, Option, echo
+from typer import Option
 
 from chexpert_hf.cli import options
-from chexpert_hf.cli.app import INSPECT, MODEL, START, app, hide_bars, progress_bar, say, show
-from chexpert_hf.cli.predicting import demo
+from chexpert_hf.cli.app import INSPECT, MODEL, app, hide_bars, progress_bar, say, show
 from chexpert_hf.errors import InputError
 from chexpert_hf.training.recipe import Recipe
 
-QUICKSTART = Path("chexpert-quickstart")
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
 
 
@@ -55,16 +53,18 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @with_recipe_options
 def train(
     data: options.SeveralData,
-    output: Annotated[Path, options.output("The model folder.")],
+    output: Annotated[Path, options.output("New or empty folder for the model; with --resume that of the run.")],
     recipe: Annotated[Path | None, Option(help="YAML file, or name in train/recipes; flags override it.")] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Resume an interrupted run, from its newest intact checkpoint.")
+    ] = False,
     augment: Annotated[
         bool, Option("--augment", help="Rotation 10 degrees, shift 5 %, size 10 %, contrast 20 %; no flip.")
     ] = False,
     follow_links: options.FollowLinks = True,
     report_to: Annotated[str, Option(help="none, tensorboard or trackio (installed separately).")] = "none",
     push_to_hub: Annotated[str | None, Option(metavar="REPO_ID", help="Push the folder to the Hub at the end.")] = None,
-    private: Annotated[bool, Option("--private", help="With --push-to-hub: a new repository is private.")] = False,
+    private: Annotated[bool, Option("--private", help="With --push-to-hub: make a new repository private.")] = False,
     as_json: options.AsJson = False,
     **flags: Any,
 ) -> None:
@@ -110,31 +110,18 @@ def train(
     try:
         done = push_model(output, push_to_hub, private=private)
     except InputError as error:
-        command = f"chexpert-hf push {output} {push_to_hub}{' --private' if private else ''}"
+        command = f"chexpert-hf push {push_to_hub} --model {output}{' --private' if private else ''}"
         raise InputError(f"{error} The model folder {output} is complete; send it later: {command}") from error
     say(f"Pushed to {push_to_hub}, commit {str(done.commit)[:12]}: {done.url}")
 
 
-@app.command(rich_help_panel=START, epilog="Example: chexpert-hf quickstart")
-def quickstart(
-    output: Annotated[Path, options.output("New or empty folder for everything.")] = QUICKSTART,
-    serve: Annotated[bool, Option("--serve/--no-serve", help="Open the app at the end.")] = True,
-) -> None:
-    """Run every step without data or network: phantoms, training, evaluation, overlays, model folder, app."""
-    from chexpert_hf.quickstart import run_quickstart
-
-    hide_bars()
-    model = run_quickstart(output, say=echo)
-    if serve:
-        demo([str(model)])
-
-
-@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom phantoms --studies 300")
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300")
 def phantom(
-    output: Annotated[Path, Argument(help="New or empty folder to write.")],
+    output: Annotated[Path, options.output("New or empty folder for the data set.")],
     studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
     seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
     valid_fraction: Annotated[float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv.")] = 0.2,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write synthetic radiographs in CheXpert layout, with exact masks of every planted finding."""
     from chexpert_hf.phantoms import write_phantoms
@@ -142,4 +129,5 @@ def phantom(
     with progress_bar(studies, "studies") as bar:
         numbers = {"num_studies": studies, "seed": seed, "workers": os.cpu_count() or 1}
         write_phantoms(output, **numbers, valid_fraction=valid_fraction, progress=lambda done: bar.update(done - bar.n))
-    echo(f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/.")
+    text = f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/."
+    show({"folder": str(output), "studies": studies, "seed": seed}, text, as_json)

@@ -135,7 +135,7 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
     if found := differences(folder, names):
         raise ChecksumError(
             f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
-            f"or download it again; if you changed it yourself, accept it with `chexpert-hf check {folder} --accept`."
+            f"or download it again; if you changed it yourself: `chexpert-hf check --model {folder} --accept`."
         )
 
 

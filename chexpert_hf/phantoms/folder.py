@@ -5,10 +5,12 @@ nothing about patients.
 """
 
 import math
+import signal
+import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -84,8 +86,13 @@ def write_phantoms(
         first_valid -= 1  # both studies of a patient go to the same split
     with new_folder(root) as folder:
         write, tables = partial(_write_study, folder, seed, first_valid), defaultdict[str, list[_Row]](list)
-        with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
-            studies = pool.map(write, range(num_studies), chunksize=8) if pool else map(write, range(num_studies))
+        with ExitStack() as stack:
+            studies: Iterable[list[tuple[str, _Row]]] = map(write, range(num_studies))
+            if workers > 1:
+                pool = ProcessPoolExecutor(workers)
+                stack.callback(pool.shutdown, cancel_futures=True)
+                with _uninterrupted():
+                    studies = pool.map(write, range(num_studies), chunksize=8)
             for done, study in enumerate(studies, start=1):
                 for table, row in study:
                     tables[table].append(row)
@@ -100,6 +107,25 @@ def write_phantoms(
             .format(name=folder.name, num_studies=num_studies, seed=seed, valid_fraction=valid_fraction)
         )
         write_text(folder / "README.md", text)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C wait until the context ends; processes that are forked in it ignore Ctrl-C.
+
+    A pool that is interrupted while it starts waits for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:

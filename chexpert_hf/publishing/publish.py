@@ -105,7 +105,7 @@ def _expect_complete(source: Path) -> None:
         )
     if model_files.read_checksums(source) is None:
         raise PublishError(
-            f"{source} has no {CHECKSUMS_FILE}: look it over with `chexpert-hf check {source} --accept`, then push it."
+            f"{source} has no {CHECKSUMS_FILE}: run `chexpert-hf check --model {source} --accept`, then push it."
         )
     model_files.verify_checksums(source)
 

@@ -141,7 +141,7 @@ def _open_graph(
         except Exception as error:  # noqa: BLE001 - a damaged graph makes its runtime raise anything
             note = f" ({_line(error)})"
     if weights is not Precision.FP32:
-        command = f"chexpert-hf export {folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
+        command = f"chexpert-hf export --model {folder or 'MODEL'} --runtime {name.value} --precision {weights.value}"
         raise GraphError(f"there is no {weights.value} graph of this model{note}; make one: {command}")
     with converted_graph(model, name, key, input_size) as (path, origin):
         opened = SESSIONS[name](path, precision)

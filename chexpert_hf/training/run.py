@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from chexpert_hf.datasets.loading import BadFilesError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
@@ -54,6 +55,7 @@ def train(
     report_to: str = "none",
     follow_links: bool = True,
     say: Callable[[str], None] = print,
+    progress: TrainerCallback | None = None,
 ) -> TrainingResult:
     """Trains a model on a data set, or on several as one; `output` becomes the model folder.
 
@@ -63,6 +65,7 @@ def train(
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
         say: Shows a line to the user.
+        progress: Shows how far the training is; a bar on a terminal and a line per evaluation if None.
 
     Raises:
         RecipeError: If `output` holds another run and `resume` is not set, or a run of another recipe.
@@ -99,9 +102,8 @@ def train(
     model, processor = build_model(start), build_processor(start)
     if recipe.freeze_backbone:
         model.freeze_backbone()
-    trainer = build_trainer(
-        recipe, model, processor, data, output, soft_labels=soft_labels, teachers=teachers, report_to=report_to
-    )
+    inputs: dict[str, Any] = {"soft_labels": soft_labels, "teachers": teachers}
+    trainer = build_trainer(recipe, model, processor, data, output, **inputs, report_to=report_to, progress=progress)
     judged = _judged_observations(data, recipe, say)
     checkpoint = trainer.newest_intact_checkpoint(say) if resume else None
     if checkpoint and is_finished(Path(checkpoint)):

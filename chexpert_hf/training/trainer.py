@@ -171,10 +171,12 @@ def build_trainer(
     soft_labels: NDArray[np.float32] | None = None,
     teachers: Sequence[CheXpertForImageClassification] = (),
     report_to: str = "none",
+    progress: TrainerCallback | None = None,
 ) -> CheXpertTrainer:
     """The Trainer of a recipe, for a model with its initial weights; it writes into `output/checkpoints`.
 
-    `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil.
+    `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil;
+    `progress` shows how far the training is, `TrainingProgress` if None.
     """
     if recipe.sync_batch_norm:  # the weights keep their names
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -200,7 +202,7 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(TrainingProgress)
+    trainer.add_callback(progress or TrainingProgress())
     return trainer
 
 

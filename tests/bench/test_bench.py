@@ -126,13 +126,23 @@ def test_phantoms_stand_in_for_radiographs_and_a_folders_are_taken_up_to_the_lim
 
 
 def test_bench_prints_json_that_holds_every_figure(monkeypatch, capsys, tiny_folder, files, tmp_path):
-    arguments = ["bench", tiny_folder, tmp_path / "radiographs", "--rounds", 1, "--only", "torch fp32", "--json"]
+    arguments = [
+        "bench",
+        tmp_path / "radiographs",
+        "--model",
+        tiny_folder,
+        "--rounds",
+        1,
+        "--only",
+        "torch fp32",
+        "--json",
+    ]
     code, out, _ = run(monkeypatch, capsys, *arguments)
     assert code == 0
     (result,) = json.loads(out)["results"]
     assert result["name"] == "chexpert-hf, torch fp32"
     assert len(result["end_to_end"]) == 1
-    code, _, err = run(monkeypatch, capsys, "bench", tiny_folder, tmp_path / "radiographs", "--only", "tensorrt")
+    code, _, err = run(monkeypatch, capsys, "bench", "--model", tiny_folder, "--only", "tensorrt")
     assert (code, "No runtime's name has 'tensorrt' in it" in err) == (2, True)
-    code, _, err = run(monkeypatch, capsys, "bench", tmp_path / "radiographs")
+    code, _, err = run(monkeypatch, capsys, "bench", "--model", tmp_path / "radiographs")
     assert (code, "holds no config.json; expected a model folder" in err) == (2, True)

@@ -175,7 +175,15 @@ def model_attacks(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
         loads = {
             "predict": ("predict", scene.film, "--model", folder),
             "evaluate": ("evaluate", scene.data, "--model", folder),
-            "export": ("export", folder, "--runtime", "onnx", "--output", scene.scratch / f"exported-{name}"),
+            "export": (
+                "export",
+                "--model",
+                folder,
+                "--runtime",
+                "onnx",
+                "--output",
+                scene.scratch / f"exported-{name}",
+            ),
         }
         for what, arguments in loads.items():
             if what == "export" and name == "a pickle as gate":
@@ -183,7 +191,7 @@ def model_attacks(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name}, {what}", partial(command, *arguments)
     folder = _copy(scene, "pushed")
     flip_bit(WEIGHTS, folder)
-    yield "one bit of the weights flipped, push", partial(command, "push", folder, "me/it", "--dry-run")
+    yield "one bit of the weights flipped, push", partial(command, "push", "me/it", "--model", folder, "--dry-run")
 
 
 def ignored_plants(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -197,7 +205,7 @@ def ignored_plants(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
     write_checksums(folder)
     yield "hostile code in the folder, predict", partial(command, "predict", scene.film, "--model", folder)
     yield "hostile code in the folder, evaluate", partial(command, "evaluate", scene.data, "--model", folder)
-    timed = ("bench", folder, scene.film.parent, "--only", "torch fp32", "--limit", 8, "--rounds", 1)
+    timed = ("bench", scene.film.parent, "--model", folder, "--only", "torch fp32", "--limit", 8, "--rounds", 1)
     yield "hostile code in the folder, bench", partial(command, *timed)
     yield "training_args.bin in a checkpoint, resumed", partial(_resume, scene, "training_args.bin")
 
@@ -216,16 +224,19 @@ def import_attacks(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:
             else:
                 torch.save(planted, file, _use_new_zipfile_serialization=kind == "since 1.6")
             out = scene.scratch / f"imported-{source}-{kind}"
-            arguments: Sequence[object] = ("import", f"{source}:{file}", out)
+            arguments: Sequence[object] = ("import", f"{source}:{file}", "--output", out)
             if source == "torchxrayvision":
-                arguments = ("import", "torchxrayvision:densenet121-res224-chex", out, "--file", file)
+                arguments = ("import", "torchxrayvision:densenet121-res224-chex", "--output", out, "--file", file)
             yield f"{source}, a pickle of torch {kind}", partial(command, *arguments)
     folder = scene.scratch / "timm"
     folder.mkdir()
     prepared = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3}
     (folder / CONFIG).write_text(json.dumps({"architecture": "densenet121", "pretrained_cfg": prepared}))
     plant(scene.marker, "pytorch_model.bin", folder)
-    yield "timm, a pickle of torch", partial(command, "import", f"timm:{folder}", scene.scratch / "imported-timm")
+    yield (
+        "timm, a pickle of torch",
+        partial(command, "import", f"timm:{folder}", "--output", scene.scratch / "imported-timm"),
+    )
 
 
 def checkpoint_attacks(scene: Scene) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -112,7 +112,7 @@ def test_the_command_refuses_in_one_line_and_leaves_nothing(
     tiny_folder, tmp_path, monkeypatch, capsys, options, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["chexpert-hf", "export", str(tiny_folder), *options])
+    monkeypatch.setattr(sys, "argv", ["chexpert-hf", "export", "--model", str(tiny_folder), *options])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

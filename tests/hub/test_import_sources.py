@@ -268,7 +268,15 @@ def test_the_command_says_what_it_wrote_and_its_folder_can_predict(tmp_path, mon
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
 
-    source = ("import", f"timm:{tmp_path / 'model.pth'}", tmp_path / "out", "--labels", "Edema, Fracture", "--json")
+    source = (
+        "import",
+        f"timm:{tmp_path / 'model.pth'}",
+        "--output",
+        tmp_path / "out",
+        "--labels",
+        "Edema, Fracture",
+        "--json",
+    )
     code, out, err = run(*source)
     assert (code, err) == (0, "")
     assert json.loads(out)["operating_points"] == {"Edema": 0.5, "Fracture": 0.5}

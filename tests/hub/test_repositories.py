@@ -88,7 +88,10 @@ def test_the_command_line_sends_a_model_and_checks_it_where_it_went(
 ) -> None:
     monkeypatch.setattr("chexpert_hf.publishing.check.PACKAGES", {})
     answers = []
-    for words in (["push", str(saved_folder), "me/tiny", "--private", "--json"], ["check", "me/tiny", "--json"]):
+    for words in (
+        ["push", "me/tiny", "--model", str(saved_folder), "--private", "--json"],
+        ["check", "--model", "me/tiny", "--json"],
+    ):
         monkeypatch.setattr(sys, "argv", ["chexpert-hf", *words])
         with pytest.raises(SystemExit) as stop:
             main()
@@ -219,12 +222,12 @@ def test_what_is_neither_folder_nor_id_is_not_asked_for(hub: Hub, client: Path, 
         ["predict", EXAMPLE, "--model", "me/tiny"],
         ["demo", "--model", "me/tiny"],
         ["evaluate", "DATA", "--model", "me/tiny"],
-        ["check", "me/tiny"],
-        ["export", "me/tiny", "--runtime", "onnx", "--output", "OUT"],
-        ["export", "me/tiny", "--format", "timm", "--output", "OUT"],
+        ["check", "--model", "me/tiny"],
+        ["export", "--model", "me/tiny", "--runtime", "onnx", "--output", "OUT"],
+        ["export", "--model", "me/tiny", "--format", "timm", "--output", "OUT"],
         ["train", "DATA", "--output", "OUT", "--init", "me/tiny"],
     ],
-    ids=lambda command: " ".join(map(str, command[:1] + command[2:3])),
+    ids=lambda command: " ".join(map(str, command[:1] + command[3:4])),
 )
 def test_every_command_that_takes_a_repository_says_that_line_and_exits_with_2(
     pushed: str, hub: Hub, monkeypatch, capsys, tmp_path: Path, data: Path, command: list[object]

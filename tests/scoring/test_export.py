@@ -457,7 +457,7 @@ def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 def test_the_command_says_what_it_wrote_and_how_far_it_is_from_the_model(folder, fast, monkeypatch, capsys):
-    code, out, err = run(monkeypatch, capsys, "export", folder, "--runtime", "onnx")
+    code, out, err = run(monkeypatch, capsys, "export", "--model", folder, "--runtime", "onnx")
     assert code == 0
     assert f"Wrote onnx/model.onnx to {folder}: onnx, fp32, 64 x 64 pixels, " in out
     assert "Largest differences from PyTorch in fp32 on 16 images: probability " in out
@@ -468,7 +468,7 @@ def test_the_command_says_what_it_wrote_and_how_far_it_is_from_the_model(folder,
 def test_the_command_prints_nothing_but_json_where_that_is_asked_for(folder, fast, monkeypatch, capsys):
     monkeypatch.setattr(export, "CALIBRATION_IMAGES", 12)
     options = ("--runtime", "openvino", "--precision", "int8", "--json")
-    code, out, _ = run(monkeypatch, capsys, "export", folder, *options)
+    code, out, _ = run(monkeypatch, capsys, "export", "--model", folder, *options)
     assert code == 0
     result = json.loads(out)
     assert (result["folder"], result["graph"]) == (str(folder), "openvino/openvino_model_int8.xml")
@@ -476,7 +476,7 @@ def test_the_command_prints_nothing_but_json_where_that_is_asked_for(folder, fas
 
 
 def test_bad_input_to_the_command_is_a_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    code, out, err = run(monkeypatch, capsys, "export", tmp_path, "--runtime", "onnx")
+    code, out, err = run(monkeypatch, capsys, "export", "--model", tmp_path, "--runtime", "onnx")
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert "config.json" in err

@@ -31,7 +31,7 @@ def _asset(name: str) -> str:
 
 CSS, REPORT_CSS = _asset("page.css"), _asset("report.css")
 VIEWER_JS, TABLE_JS, BUTTONS_JS = _asset("viewer.js"), _asset("table.js"), _asset("buttons.js")
-DELIVERY_JS, PASTE_JS = _asset("delivery.js"), _asset("paste.js")
+DELIVERY_JS, PASTE_JS, RELOAD_JS = _asset("delivery.js"), _asset("paste.js"), _asset("reload.js")
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
