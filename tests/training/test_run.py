@@ -1,8 +1,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from chexpert_hf.training.run import load_data, train
 from chexpert_hf.training.trainer import build_trainer
 
 from ..conftest import TINY
-from .killed import run_until_killed
+from .processes import run_until_killed, torchrun
 
 # 40 images, 5 steps an epoch; checkpoints at steps 2, 4, ... inside the epochs.
 RECIPE = Recipe(
@@ -337,22 +335,15 @@ def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_drop
 
 def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
     few(num_patients=17, images_per_checkpoint=8).save(tmp_path / "recipe.yaml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [phantoms, "--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "model", "--json"]
-    process = subprocess.run(
-        [*launcher, "-m", "train.train", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.returncode == 0, process.stderr
-    (line,) = process.stdout.splitlines()  # of one process alone
+    output = torchrun(2, tmp_path / "logs", [str(argument) for argument in arguments])
+    assert [len(texts) for texts in output.values()] == [2, 2]
+    (line,) = "".join(output["stdout.log"]).splitlines()  # of one process alone
     assert json.loads(line)["folder"] == str(tmp_path / "model")
     history = json.loads((tmp_path / "model" / "history.json").read_text())
     # 19 images in steps of 2 x 4, with a checkpoint every 8 images
     assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
-    assert process.stderr.count("Training on 19 images") == 1
+    assert "".join(output["stderr.log"]).count("Training on 19 images") == 1
 
 
 def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):

@@ -17,7 +17,7 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import load_data, train
 
 from ..conftest import TINY
-from .killed import run_until_killed
+from .processes import run_until_killed
 from .test_run import assert_equal_to_the_last_bit
 
 NAMES = ("Lung Opacity", "Consolidation", "Atelectasis", "Edema", "Cardiomegaly", "Support Devices")

@@ -1,9 +1,14 @@
-"""Training runs in a process of their own, which kills itself at a given place."""
+"""Training runs in processes of their own: one that kills itself at a given place, and several that share a run."""
 
 import multiprocessing
 import os
+import runpy
 import signal
+import sys
 from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from chexpert_hf.training import run, trainer
 from chexpert_hf.training.recipe import Recipe
@@ -39,3 +44,33 @@ def _train(phantoms: Path, output: Path, recipe: Path, where: str, resume: bool)
     multiprocessing.set_start_method("fork", force=True)
     trainer.BestCheckpoints, trainer.CheXpertTrainer = Killer, KilledWhileSaving
     run.train(Recipe.load(recipe), phantoms, output, resume=resume)
+
+
+def torchrun(num_processes: int, logs: Path, arguments: list[str]) -> dict[str, list[str]]:
+    """Runs `train.train` in several processes as torchrun does; their output, "stdout.log" and "stderr.log"."""
+    process = _PROCESSES.Process(target=_launch, args=(num_processes, logs, arguments))
+    process.start()
+    process.join()
+    names = ("stdout.log", "stderr.log")
+    output = {name: [path.read_text() for path in sorted(logs.rglob(name))] for name in names}
+    assert process.exitcode == 0, output["stderr.log"]
+    return output
+
+
+def _launch(num_processes: int, logs: Path, arguments: list[str]) -> None:
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+    )
+    elastic_launch(config, _run_script)(arguments)
+
+
+def _run_script(arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    runpy.run_module("train.train", run_name="__main__", alter_sys=True)
