@@ -1,10 +1,6 @@
 """Transformers' own ways to fine-tune a saved model: the stock Trainer, and other labels."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,88 +8,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.labels import PARENTS
 
 from .conftest import TINY
-
-STOCK_TRAINER = """
-import json, sys
-sys.modules["chexpert_hf"] = None  # any import of it fails
-import torch
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
-
-folder, output = sys.argv[1:]
-torch.manual_seed(0)
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-images = torch.randn(24, 3, 64, 64)
-rows = [
-    {"pixel_values": image, "labels": (torch.rand(14) < 0.5).float()} for image in images
-]
-shapes = []
-
-def compute_metrics(prediction):
-    shapes.append([prediction.predictions.shape, prediction.label_ids.shape])
-    return {"accuracy": float(((prediction.predictions > 0) == prediction.label_ids).mean())}
-
-trainer = Trainer(
-    model=model,
-    args=TrainingArguments(
-        output_dir=output,
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=8,
-        gradient_accumulation_steps=2,
-        learning_rate=1e-2,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    ),
-    train_dataset=rows[:16],
-    eval_dataset=rows[16:],
-    compute_metrics=compute_metrics,
-)
-trainer.train()
-with torch.no_grad():
-    batch = torch.utils.data.default_collate(rows[16:])
-    loss = trainer.model.eval()(**batch).loss.item()
-print(json.dumps({
-    "logs": [log for log in trainer.state.log_history if "eval_loss" in log],
-    "best": trainer.state.best_metric,
-    "shapes": shapes,
-    "loss": loss,
-    "evaluated": trainer.evaluate()["eval_loss"],
-}))
-"""
-
-
-def run_without_this_package(script: str, *arguments: Path) -> dict:
-    """Runs a script in which the model's code comes from the folder alone; returns its last line of output."""
-    process = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=arguments[-1],
-        env=os.environ | {"HF_HOME": str(arguments[-1] / "home"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
-
-
-def test_the_stock_trainer_evaluates_and_keeps_the_best_model(tiny_folder, tmp_path):
-    report = run_without_this_package(STOCK_TRAINER, tiny_folder, tmp_path)
-    assert report["shapes"] == [[[8, 14], [8, 14]]] * 3  # once each epoch, and once at the end
-    assert [log["epoch"] for log in report["logs"]] == [1, 2]
-    assert report["best"] == max(log["eval_accuracy"] for log in report["logs"])
-    assert abs(report["evaluated"] - report["loss"]) < 1e-6
-    best = max(report["logs"], key=lambda log: log["eval_accuracy"])
-    assert abs(best["eval_loss"] - report["loss"]) < 1e-5
-
 
 RECORDS = {
     "operating_points": {"Edema": 0.3, "Fracture": 0.7},
@@ -264,76 +182,6 @@ def test_class_indices_are_one_positive_label_each(tiny_model):
     # The Trainer counts three labels, where 3 x 14 take part.
     whole = tiny_model(pixel_values, labels=indices, num_items_in_batch=3).loss
     torch.testing.assert_close(whole, tiny_model(pixel_values, labels=one_hot).loss)
-
-
-RUN_IMAGE_CLASSIFICATION = """
-import json, sys
-sys.modules["chexpert_hf"] = None  # any import of it fails
-import numpy as np
-import torch
-from PIL import Image
-from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
-)
-
-folder, output = sys.argv[1:]
-labels = ["TB", "Normal"]
-config = AutoConfig.from_pretrained(
-    folder,
-    num_labels=len(labels),
-    label2id={label: str(index) for index, label in enumerate(labels)},
-    id2label={str(index): label for index, label in enumerate(labels)},
-    finetuning_task="image-classification",
-    trust_remote_code=True,
-)
-model = AutoModelForImageClassification.from_pretrained(
-    folder, config=config, ignore_mismatched_sizes=True, trust_remote_code=True
-)
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-
-rng = np.random.default_rng(0)
-images = [Image.fromarray(rng.integers(120 * (n % 2), 120 * (n % 2) + 120, (64, 64), np.uint8)) for n in range(32)]
-rows = [
-    {"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0], "labels": n % 2}
-    for n, image in enumerate(images)
-]
-trainer = Trainer(
-    model=model,
-    args=TrainingArguments(
-        output_dir=output, num_train_epochs=8, per_device_train_batch_size=8, learning_rate=1e-2,
-        eval_strategy="epoch", use_cpu=True, report_to="none", disable_tqdm=True,
-    ),
-    train_dataset=rows[:24],
-    eval_dataset=rows[24:],
-    compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(axis=1) == p.label_ids).mean())},
-    processing_class=processor,
-    data_collator=lambda batch: {
-        "pixel_values": torch.stack([row["pixel_values"] for row in batch]),
-        "labels": torch.tensor([row["labels"] for row in batch]),
-    },
-)
-trainer.train()
-trainer.save_model()
-again = AutoModelForImageClassification.from_pretrained(output, trust_remote_code=True)
-batch = torch.stack([row["pixel_values"] for row in rows[:4]])
-with torch.no_grad():
-    difference = (again(batch).logits - trainer.model.eval()(batch).logits).abs().max().item()
-print(json.dumps({
-    "metrics": trainer.evaluate(),
-    "difference": difference,
-    "scores": pipeline("image-classification", model=output, trust_remote_code=True)(images[:2], top_k=2),
-}))
-"""
-
-
-def test_code_like_run_image_classification_fine_tunes_two_classes(tiny_folder, tmp_path):
-    report = run_without_this_package(RUN_IMAGE_CLASSIFICATION, tiny_folder, tmp_path)
-    assert report["metrics"]["eval_accuracy"] == 1
-    assert report["difference"] < 1e-5
-    assert [scores[0]["label"] for scores in report["scores"]] == ["TB", "Normal"]
-    assert {score["label"] for score in report["scores"][0]} == {"TB", "Normal"}
-    classifier = CheXpertClassifier.from_pretrained(tmp_path)
-    assert classifier.operating_points == {"TB": 0.5, "Normal": 0.5}
 
 
 @pytest.mark.parametrize("norms", [[], ["norm0", "norm", "norm1", "norm2", "norm5"]])

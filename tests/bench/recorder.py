@@ -1,4 +1,4 @@
-"""A contender that writes down its turns; its process imports this module and nothing heavy."""
+"""Contenders whose processes import this module and nothing heavy: one writes down its turns, one is broken."""
 
 from pathlib import Path
 
@@ -16,3 +16,8 @@ class Recorder(Contender):
 
     def forward(self, count):
         print("a library's output")
+
+
+class Broken(Recorder):
+    def __init__(self, reason: str) -> None:
+        raise OSError(reason)

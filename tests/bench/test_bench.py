@@ -14,7 +14,7 @@ from chexpert_hf.bench.measure import REFERENCE, Figures, Spec, as_table, run_be
 from tests.benchmarks.peers import PipelineContender, peer_specs
 
 from ..test_cli import run
-from .recorder import Recorder
+from .recorder import Broken, Recorder
 
 
 @pytest.fixture
@@ -27,16 +27,16 @@ def files(tmp_path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def spec_of(folder, precision="fp32") -> Spec:
-    make = partial(RuntimeContender, str(folder), "torch", precision, 2, False)
-    return Spec(f"chexpert-hf, torch {precision}", make, 2)
+def spec_of(folder) -> Spec:
+    return Spec(REFERENCE, partial(RuntimeContender, str(folder), "torch", "fp32", 2, False), 2)
 
 
-def test_contenders_score_the_same_files_alike_and_a_broken_one_does_not_stop_the_others(tiny_folder, files, tmp_path):
+def test_contenders_score_the_same_files_alike_and_a_broken_one_does_not_stop_the_others(tiny_folder, files):
     pipeline = Spec("transformers pipeline", partial(PipelineContender, str(tiny_folder), 2), 2)
-    specs, said = [spec_of(tiny_folder), spec_of(tmp_path / "none", "bf16"), pipeline], []
+    broken = Spec("chexpert-hf, torch bf16", partial(Broken, "no such folder"), 2)
+    specs, said = [spec_of(tiny_folder), broken, pipeline], []
     ours, broken, pipeline = run_benchmark(specs, files, rounds=2, say=said.append)
-    assert "none" in broken.failure
+    assert broken.failure == "OSError: no such folder"
     assert broken.end_to_end == []
     assert any("chexpert-hf, torch bf16 does not take part" in line for line in said)
     for figures in (ours, pipeline):

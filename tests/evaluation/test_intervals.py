@@ -211,12 +211,25 @@ def bootstrapped(scores, labels, patients, replicates=4000, seed=0):
     return [percentile_interval(0.0, row) for row in values]
 
 
+def mann_whitney(scores, labels):
+    """The AUROC from the ranks: in a tenth of scikit-learn's time."""
+    num_positive = labels.sum()
+    surplus = stats.rankdata(scores)[labels == 1].sum() - num_positive * (num_positive + 1) / 2
+    return surplus / (num_positive * (len(labels) - num_positive))
+
+
+def squared_error(scores, labels):
+    return np.mean((scores - labels) ** 2)
+
+
 def test_with_one_study_per_patient_the_interval_is_scipys():
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat([0.0, 1.0], [90, 60]))
     scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
     intervals = bootstrapped(scores, labels, [str(i) for i in range(150)])
-    for interval, figure in zip(intervals, FIGURES.values(), strict=True):
+    fast = FIGURES | {"auroc": mann_whitney, "brier": squared_error}
+    for (name, figure), interval in zip(fast.items(), intervals, strict=True):
+        assert figure(scores, labels) == pytest.approx(FIGURES[name](scores, labels), abs=1e-12)
         expected = stats.bootstrap(
             (scores, labels),
             figure,

@@ -1,11 +1,10 @@
 """Killed and resumed, divided, by study: always the rows of one undisturbed run, to the last byte."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from functools import partial
@@ -128,29 +127,25 @@ def test_killed_at_ten_random_points_and_resumed_the_bytes_are_the_same(classifi
     assert sorted(file.name for file in tmp_path.glob(f"{name}*")) == [name, f"{name}.run.json"]
 
 
-def test_killed_by_the_operating_system_and_resumed_the_bytes_are_the_same(classifier, files, tiny_folder, tmp_path):
+def score_slowly(classifier, files, path):
+    read = classifier.read
+    classifier.read = lambda source: (time.sleep(0.02), read(source))[1]
+    run(classifier, files, path)
+
+
+def test_killed_by_the_operating_system_and_resumed_the_bytes_are_the_same(classifier, files, tmp_path):
     whole, path = tmp_path / "whole.csv", tmp_path / "killed.csv"
     run(classifier, files, whole)
-    code = (
-        "import sys, time, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-        "from chexpert_hf import CheXpertClassifier\n"
-        "from chexpert_hf.folders.score_output import ScoreOutput\n"
-        "from chexpert_hf.folders.score_run import score_to_file\n"
-        "classifier = CheXpertClassifier.from_pretrained(sys.argv[1], device='cpu')\n"
-        "read = classifier.read\n"
-        "classifier.read = lambda source: (time.sleep(.02), read(source))[1]\n"
-        "score_to_file(classifier, sys.stdin.read().splitlines(), ScoreOutput(Path(sys.argv[2])), batch_size=8)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, tiny_folder, path], stdin=subprocess.PIPE, text=True)
-    process.stdin.write("\n".join(files))
-    process.stdin.close()
+    process = multiprocessing.get_context("fork").Process(target=score_slowly, args=(classifier, files, path))
+    process.start()
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         if path.exists() and path.read_bytes().count(b"\n") > 8:
             break
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert 8 < path.read_bytes().count(b"\n") < NUM_FILES
     summary = run(classifier, files, path, existing=RESUME)
     assert 8 <= summary.resumed < NUM_FILES

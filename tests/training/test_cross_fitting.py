@@ -48,7 +48,7 @@ def quiet(recipe, root, output, **options):
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "phantoms"
-    write_phantoms(root, num_studies=120, seed=5, valid_fraction=0.3)
+    write_phantoms(root, num_studies=60, seed=5, valid_fraction=0.3)
     return root
 
 

@@ -1,10 +1,6 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +21,7 @@ from chexpert_hf.training.run import train
 from chexpert_hf.training.trainer import build_trainer
 
 from ..conftest import TINY
+from .processes import run_until_killed, torchrun
 
 # 40 images, 5 steps an epoch; checkpoints at steps 2, 4, ... inside the epochs.
 RECIPE = Recipe(
@@ -61,6 +58,11 @@ def finished(phantoms, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("run") / "model"
     train(RECIPE, phantoms, output, say=lambda line: None)
     return output
+
+
+def few(**values: object) -> Recipe:
+    """One epoch on so few radiographs that no gate is fitted, which takes longer than the epoch."""
+    return RECIPE.override(**{"num_patients": 14, "batch_size": 4, "epochs": 1, "workers": 0} | values)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -128,43 +130,6 @@ def test_the_model_is_the_checkpoint_with_the_best_mean_auroc(finished):
     assert json.loads((finished / "evaluation.json").read_text())["mean_auroc"] == pytest.approx(known[best])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from chexpert_hf.training import run, trainer
-from chexpert_hf.training.recipe import Recipe
-
-data, output, recipe, where, resume = sys.argv[1:]
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-class Killer(trainer.BestCheckpoints):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if where == f"step {state.global_step}":
-            die()
-
-trainer.BestCheckpoints = Killer
-save_rng = trainer.CheXpertTrainer._save_rng_state
-def in_the_middle_of_a_save(self, folder):
-    if where == f"saving {self.state.global_step}":
-        die()
-    save_rng(self, folder)
-trainer.CheXpertTrainer._save_rng_state = in_the_middle_of_a_save
-run.train(Recipe.load(Path(recipe)), Path(data), Path(output), resume=resume == "resume")
-"""
-
-
-def run_until_killed(phantoms: Path, output: Path, recipe: Path, where: str, resume: bool) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), phantoms, output, recipe, where, "resume" if resume else "new"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-
-
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(phantoms, finished, tmp_path):
     RECIPE.save(tmp_path / "recipe.yaml")
     output = tmp_path / "model"
@@ -219,7 +184,7 @@ def test_resuming_a_finished_run_trains_nothing(phantoms, finished, tmp_path):
 
 
 def test_bf16_trains_on_this_machine(phantoms, tmp_path):
-    recipe = RECIPE.override(precision="bf16", epochs=1, workers=0)
+    recipe = few(precision="bf16")
     weights_of = weights(train(recipe, phantoms, tmp_path / "bf16", say=lambda line: None).folder)
     assert all(tensor.isfinite().all() for tensor in weights_of.values())
     assert weights_of["classifier.weight"].dtype == torch.float32
@@ -228,15 +193,13 @@ def test_bf16_trains_on_this_machine(phantoms, tmp_path):
 def test_a_run_that_diverges_says_so_and_what_to_do(phantoms, tmp_path):
     with pytest.raises(RecipeError, match=r"Training diverged before step .*: lower learning_rate"):
         train(
-            RECIPE.override(learning_rate=1e30, epochs=1, workers=0),
+            few(learning_rate=1e30),
             phantoms, tmp_path / "far", say=lambda line: None,
         )  # fmt: skip
 
 
 def test_batches_without_known_labels_leave_the_weights_finite(phantoms, tmp_path):
-    recipe = RECIPE.override(
-        observations=("Fracture",), policy="u-ignore", blank_labels="unknown", batch_size=2, epochs=1, workers=0
-    )
+    recipe = few(observations=("Fracture",), policy="u-ignore", blank_labels="unknown", batch_size=2)
     result = train(recipe, phantoms, tmp_path / "rare", say=lambda line: None)
     assert all(tensor.isfinite().all() for tensor in weights(result.folder).values())
 
@@ -268,6 +231,7 @@ def test_a_transferred_model_trains_its_head_alone(phantoms, finished, tmp_path)
         head_hidden_size=8,
         num_channels=1,
         image_size=32,
+        num_patients=14,
         frontal_only=True,
         epochs=1,
         batch_size=8,
@@ -362,39 +326,32 @@ def test_the_centring_of_maps_is_part_of_the_loss(phantoms, tmp_path):
 
 
 def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_dropped(phantoms, tmp_path):
-    # 40 images in batches of 13, with feature maps of 1 x 1
-    recipe = RECIPE.override(image_size=12, batch_size=13, epochs=1, workers=0)
+    # 16 images in batches of 5, with feature maps of 1 x 1
+    recipe = few(image_size=12, batch_size=5)
     with pytest.raises(RecipeError, match="give a batch of one image"):
         train(recipe, phantoms, tmp_path / "refused", say=lambda line: None)
     assert not (tmp_path / "refused").exists()
     train(recipe.override(drop_last=True), phantoms, tmp_path / "dropped", say=lambda line: None)
     history = json.loads((tmp_path / "dropped" / "history.json").read_text())
-    assert history[-1]["step"] == 3  # 39 images
-    assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batch
+    assert history[-1]["step"] == 3  # 15 images
+    assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batches
 
 
 def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
-    RECIPE.override(epochs=1, workers=0).save(tmp_path / "recipe.yaml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    few(num_patients=17, images_per_checkpoint=8).save(tmp_path / "recipe.yaml")
     arguments = [phantoms, "--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "model", "--json"]
-    process = subprocess.run(
-        [*launcher, "-m", "train.train", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.returncode == 0, process.stderr
-    (line,) = process.stdout.splitlines()  # of one process alone
+    output = torchrun(2, tmp_path / "logs", [str(argument) for argument in arguments])
+    assert [len(texts) for texts in output.values()] == [2, 2]
+    (line,) = "".join(output["stdout.log"]).splitlines()  # of one process alone
     assert json.loads(line)["folder"] == str(tmp_path / "model")
     history = json.loads((tmp_path / "model" / "history.json").read_text())
-    # 40 images in steps of 2 x 8, with a checkpoint every 16 images
+    # 19 images in steps of 2 x 4, with a checkpoint every 8 images
     assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
-    assert process.stderr.count("Training on 40 images") == 1
+    assert "".join(output["stderr.log"]).count("Training on 19 images") == 1
 
 
 def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):
-    recipe = RECIPE.override(gradient_checkpointing=True)
+    recipe = RECIPE.override(gradient_checkpointing=True, workers=0)
     trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path)
     assert trainer.model.gradient_checkpointing
     train(recipe, phantoms, tmp_path / "model", say=lambda line: None)

@@ -15,6 +15,7 @@ import gradio as gr
 import httpx
 import pytest
 
+from chexpert_hf import CheXpertImageProcessor
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket
 from chexpert_hf.app.server.blocks import Page
 from chexpert_hf.app.server.launch import serving
@@ -193,8 +194,8 @@ PROXIES = {
     "https_proxy": "http://127.0.0.1:9",
     "all_proxy": "socks5://127.0.0.1:9",  # httpx has no SOCKS unless an extra is installed
 }
-OPEN = """
-import os, sys
+ALONE = """
+import json, os, sys
 from chexpert_hf.app.server.addresses import without_proxies
 with without_proxies():
     import gradio as gr
@@ -202,24 +203,50 @@ with without_proxies():
 from tests.app.server.conftest import empty_page
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+class Recorder:
+    asked = []
+    def __getattr__(self, name):
+        self.asked.append(name)
+        raise AttributeError(name)
+
+try:
+    from opentelemetry import metrics, trace
+    trace.set_tracer_provider(Recorder())
+    metrics.set_meter_provider(Recorder())
+except ImportError:
+    Recorder.asked = None
 classifier = CheXpertClassifier.from_pretrained(sys.argv[1])
-for host in sys.argv[2:]:
-    with serving(empty_page, classifier, host=host) as url:
-        print(url, httpx.Client(trust_env=False).get(url).status_code)
-print([os.environ.get(name) for name in ("no_proxy", "NO_PROXY")])
+pages = []
+with httpx.Client(trust_env=False) as http:
+    for host in sys.argv[2:]:
+        with serving(empty_page, classifier, host=host) as url:
+            pages.append([url, *(http.get(f"{url}{path}").status_code for path in ("", "api/v1/model"))])
+variables = [os.environ.get(name) for name in ("no_proxy", "NO_PROXY")]
+print(json.dumps({"pages": pages, "variables": variables, "telemetry": Recorder.asked}))
 """
 
 
-def test_the_page_starts_at_each_own_address_whatever_the_proxies(tiny_folder):
-    hosts = ["127.0.0.1", "localhost", "::1", "[::1]", "::", "0.0.0.0"]
+@pytest.fixture(scope="module")
+def alone(shared_tiny_model, tmp_path_factory):
+    """What a process reports that opens the page at each own address, with proxies in its environment."""
+    folder = tmp_path_factory.mktemp("alone") / "tiny"
+    shared_tiny_model.save_pretrained(folder)
+    CheXpertImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | PROXIES
-    command = [sys.executable, "-c", OPEN, str(tiny_folder), *hosts]
+    hosts = ["127.0.0.1", "localhost", "::1", "[::1]", "::", "0.0.0.0"]
+    command = [sys.executable, "-c", ALONE, str(folder), *hosts]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    *pages, variables = [line for line in done.stdout.splitlines() if not line.startswith("Warning")]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_page_starts_at_each_own_address_whatever_the_proxies(alone):
     shown = ["127.0.0.1", "localhost", "[::1]", "[::1]", "[::1]", "localhost"]
-    assert [re.sub(r":\d+/", "/", page) for page in pages] == [f"http://{host}/ 200" for host in shown]
-    assert variables == "[None, None]"
+    assert [[re.sub(r":\d+/", "/", url), *codes] for url, *codes in alone["pages"]] == [
+        [f"http://{host}/", 200, 200] for host in shown
+    ]
+    assert alone["variables"] == [None, None]
 
 
 def test_what_gradio_would_record_is_off(server):
@@ -230,31 +257,6 @@ def test_what_gradio_would_record_is_off(server):
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
-TELL = """
-import sys
-import httpx
-from opentelemetry import metrics, trace
-from chexpert_hf.app.server.launch import serving
-from chexpert_hf.scoring.classifier import CheXpertClassifier
-from tests.app.server.conftest import empty_page
-
-class Recorder:
-    asked = []
-    def __getattr__(self, name):
-        self.asked.append(name)
-        raise AttributeError(name)
-
-classifier = CheXpertClassifier.from_pretrained(sys.argv[1])
-trace.set_tracer_provider(Recorder())
-metrics.set_meter_provider(Recorder())
-with serving(empty_page, classifier) as url:
-    for path in ("", "api/v1/model"):
-        assert httpx.get(f"{url}{path}").status_code == 200
-print(Recorder.asked)
-"""
-
-
-def test_fastapi_tells_no_collector_of_a_request(tiny_folder):
+def test_fastapi_tells_no_collector_of_a_request(alone):
     pytest.importorskip("opentelemetry")
-    done = subprocess.run([sys.executable, "-c", TELL, str(tiny_folder)], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert alone["telemetry"] == []
