@@ -49,9 +49,10 @@ def imagenet_state_dict(network: str = "densenet121") -> dict[str, Tensor]:
     try:
         state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
+        from_file = ", or import with --file FILE" if network == "densenet121" else ""
         raise WeightsError(
             f"ImageNet weights could not be downloaded from {weights.url} ({first_line(error)}). Put that file at "
-            f"{imagenet_cache_path(network)}; or train with --init random, or import with --file FILE."
+            f"{imagenet_cache_path(network)}; or train with --init random{from_file}."
         ) from error
     return with_todays_names(state_dict)
 

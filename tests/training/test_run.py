@@ -353,6 +353,6 @@ def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
 def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):
     recipe = RECIPE.override(gradient_checkpointing=True, workers=0)
     trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), load_data(recipe, phantoms), tmp_path)
-    assert trainer.model.gradient_checkpointing
+    assert trainer.model.is_gradient_checkpointing
     train(recipe, phantoms, tmp_path / "model", say=lambda line: None)
     assert_equal_to_the_last_bit(finished, tmp_path / "model")
