@@ -69,13 +69,15 @@ def load_dataset(
     they are. With `valid_fraction=0`, train is all of its table.
 
     Args:
-        root: The folder of a data set, such as that with `train.csv`, or the folder that contains it. Several are
-            loaded as one: paths, studies and patients have the source's name in front.
-        layout: The layout by its name, or one of your own; the one that is recognised if None.
+        root: The folder of a data set, such as that with `train.csv`, the folder that contains it, or a CSV file with a
+            column of images. Several are loaded as one: paths, studies and patients have the source's name in front.
+        layout: The layout by its name, such as "vindr-votes", or one of your own, such as that of `table_layout`; the
+            one that is recognised if None.
         splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
         check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
         follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
-        say: Takes a line for the user about how many links were followed, if any were.
+        say: Takes lines for the user: how many links were followed, labels that a data set cannot state, and whether
+            held-out radiographs may be of patients of train because the files name no patients.
         frontal_only: Whether to leave out laterals.
         observations: What `labels` holds, in this order: columns of the files, or names of other label sets; all of
             the layout's by default, of several the union.
@@ -85,7 +87,7 @@ def load_dataset(
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
-        DatasetError: If a table is missing or has a value that CheXpert does not define, two splits share a
+        DatasetError: If a table is missing or has a value that its layout does not define, two splits share a
             patient, or `frontal_only` leaves nothing.
         ValueError: If an argument is not one of those named here.
     """

@@ -128,7 +128,7 @@ def padchest(folder: Path) -> None:
         ("L", "Physician", "\"['pneumonia', ' pleural effusion']\""),
         ("AP", "RNN_model", "['normal']"),
         ("AP_horizontal", "RNN_model", "\"['NSG tube', ' callus rib fracture', 'laminar atelectasis']\""),
-        ("COSTAL", "Physician", "['unchanged']"),
+        ("COSTAL", "Physician", "\"['unchanged', ' suboptimal study']\""),
         ("EXCLUDE", "Physician", "\"['exclude', 'nodule']\""),
         ("UNK", "RNN_model", "['']"),
         ("PA", "RNN_model", "nan"),
