@@ -398,10 +398,11 @@ def test_a_wrong_cell_of_a_plain_table_is_named(tmp_path: Path, rows: list[str],
 
 
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path: Path) -> None:
-    write_csv(tmp_path / "labels.csv", "image, patient id, TB ", "a/1.png,P1,1", "a/2.png,P1,0")
+    write_csv(tmp_path / "labels.csv", "image, patient id, TB ", "a/1.png,1,1", "a/2.png,1,0")
     frame = as_frame(tmp_path, check_files=False)
     assert stated(frame, "TB") == [1, 0]
-    assert frame["patient"].tolist() == ["P1", "P1"]
+    assert frame["patient"].tolist() == ["1", "1"]
+    assert label_set_of(tmp_path).names == ("TB",)  # not the patient, whose number is a 1
 
 
 def test_a_file_without_any_of_its_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
