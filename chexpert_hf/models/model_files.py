@@ -18,10 +18,8 @@ CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
 RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
 NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")  # required for scoring
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graphs have their checksums in `export.json`
-CODE_FILES = (
-    *("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", "backbones_chexpert.py"),
-    "modeling_chexpert.py",
-)
+BACKBONES_FILE, MODELING_FILE = "backbones_chexpert.py", "modeling_chexpert.py"
+CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", BACKBONES_FILE, MODELING_FILE)
 # A complete model folder has all of these.
 REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
 # Published, too, where present: names, or patterns of paths.
@@ -50,8 +48,12 @@ class ChecksumError(InputError):
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The required files that are missing."""
-    return [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    """The required files that are missing; folders saved by version 0.1 have their backbone in the modeling file."""
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    if BACKBONES_FILE in missing and MODELING_FILE not in missing:
+        imports_it = f"from .{Path(BACKBONES_FILE).stem} import" in (folder / MODELING_FILE).read_text(encoding="utf-8")
+        return missing if imports_it else [name for name in missing if name != BACKBONES_FILE]
+    return missing
 
 
 def published_files(folder: Path) -> list[str]:

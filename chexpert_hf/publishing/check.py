@@ -119,7 +119,8 @@ def _sums(folder: Path) -> str:
 
 def _code(folder: Path) -> str:
     home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
-    if different := ", ".join(name for name in CODE_FILES if _text(folder / name) != _text(home / name)):
+    names = [name for name in CODE_FILES if (folder / name).is_file() or name in model_files.missing_files(folder)]
+    if different := ", ".join(name for name in names if _text(folder / name) != _text(home / name)):
         return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
     return f"its {len(CODE_FILES)} files are those of {version}"
 

@@ -121,6 +121,21 @@ def test_code_of_another_version_is_said_and_is_no_fault(model_folder: Path) -> 
     assert "labels.py of another version than chexpert-hf" in next(x for x in report.lines if x.subject == "code").text
 
 
+def test_a_folder_with_its_backbone_in_the_modeling_file_is_complete_and_one_that_needs_another_file_is_not(
+    model_folder: Path,
+) -> None:
+    (model_folder / "backbones_chexpert.py").unlink()
+    write_checksums(model_folder)
+    assert failed(check_folder(model_folder))["code"] == "backbones_chexpert.py is missing"
+    modeling = model_folder / "modeling_chexpert.py"
+    modeling.write_text(modeling.read_text().replace("from .backbones_chexpert import", "from torchvision import"))
+    write_checksums(model_folder)
+    assert (
+        "modeling_chexpert.py of another version"
+        in {line.subject: line.text for line in check_folder(model_folder).lines}["code"]
+    )
+
+
 def test_a_phantom_that_is_drawn_otherwise_is_not_taken_for_a_change_of_the_model(model_folder: Path) -> None:
     reference = json.loads((model_folder / "reference.json").read_text())
     reference["phantom"]["seed"] = 1
