@@ -160,7 +160,9 @@ def measure(name: str, start: Path, root: Path, recipe: Recipe, output: Path) ->
         seconds += time.perf_counter() - start_time
     probabilities = torch.from_numpy(np.concatenate(scores)).sigmoid().numpy()
     labels = split_labels(data["valid"], recipe.blank_labels)
-    evaluation = evaluate_probabilities(probabilities, labels, data["valid"]["study"][:], recipe.observations)
+    evaluation = evaluate_probabilities(
+        probabilities, labels, data["valid"]["study"][:], recipe.observations, recipe.known_labels.headline
+    )
     return {
         "name": name, "training": training, "inference": len(scores) * recipe.batch_size / seconds,
         "first_steps": times[WARM_UP_STEPS - 1] - began, "peak": _mebibytes(), "before": before,

@@ -216,7 +216,9 @@ def evaluate(
     logits = predict(scorer, processor, [rows[index]["pixel_values"] for index in range(len(rows))])
     labels = split_labels(dataset, recipe.blank_labels)
     probabilities = torch.from_numpy(logits).sigmoid().numpy()
-    return evaluate_probabilities(probabilities, labels, dataset["study"][:], recipe.observations)
+    return evaluate_probabilities(
+        probabilities, labels, dataset["study"][:], recipe.observations, recipe.known_labels.headline
+    )
 
 
 def predict(scorer: keras.Model, processor: CheXpertImageProcessor, gray: list[torch.Tensor]) -> Any:

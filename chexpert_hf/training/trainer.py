@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import IGNORED, POSITIVE
+from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
@@ -196,7 +196,7 @@ def build_trainer(
         train_dataset=RadiographDataset(data["train"], processor, targets, cache=recipe.cache),
         eval_dataset=RadiographDataset(data["valid"], processor, truth, cache=recipe.cache),
         processing_class=processor,
-        compute_metrics=partial(_compute_metrics, studies=data["valid"]["study"][:], observations=recipe.observations),
+        compute_metrics=partial(_compute_metrics, studies=data["valid"]["study"][:], known=recipe.known_labels),
         compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
         callbacks=[BestCheckpoints(recipe.keep_checkpoints)],
     )
@@ -253,15 +253,13 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     )
 
 
-def _compute_metrics(
-    prediction: EvalPrediction, studies: Sequence[str], observations: Sequence[str]
-) -> dict[str, float]:
+def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
     """AUROC per study of each observation with enough studies, and their mean as the Trainer's metric."""
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run
     probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()
     labels = np.where(prediction.label_ids == IGNORED, np.nan, prediction.label_ids)
-    evaluation = evaluate_probabilities(probabilities, labels, studies, observations)
+    evaluation = evaluate_probabilities(probabilities, labels, studies, known.names, known.headline)
     per_observation = {f"auroc/{item.observation}": item.auroc for item in evaluation.observations}
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 

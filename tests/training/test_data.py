@@ -123,6 +123,17 @@ def test_several_data_sets_are_one_with_the_union_of_their_labels(phantoms: Path
     assert train_split["path"].is_unique
 
 
+def test_the_checkpoint_is_chosen_by_the_headline_of_the_label_set(phantoms: Path, tmp_path: Path) -> None:
+    labels = {"names": ["Edema", "Pleural Effusion", "Lung Opacity"], "headline": ["Lung Opacity"]}
+    (tmp_path / "labels.yaml").write_text(yaml.safe_dump(labels))
+    recipe = SMALL.override(labels=str(tmp_path / "labels.yaml"))
+    result = train(recipe, phantoms, tmp_path / "model", say=lambda _line: None)
+    assert result.evaluation.mean_over == ("Lung Opacity",)  # CheXpert's would be the two others
+    history = json.loads((tmp_path / "model" / "history.json").read_text())
+    chosen = next(entry for entry in history if "eval_mean_auroc" in entry)
+    assert chosen["eval_mean_auroc"] == chosen["eval_auroc/Lung Opacity"], chosen
+
+
 def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_each(phantoms: Path, nih: Path, tmp_path: Path) -> None:
     train(SMALL, [phantoms, nih], tmp_path / "model", say=lambda _line: None)
     record = json.loads((tmp_path / "model" / "evaluation.json").read_text())
