@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Nothing of what is imported and collected is ever garbage, and looking for it takes a fifth of the time."""
+    """Collects without the garbage collector, which takes a third of the time and finds nothing in modules and tests."""
     gc.disable()
     try:
         return (yield)

@@ -47,7 +47,7 @@ def _train(phantoms: Path, output: Path, recipe: Path, where: str, resume: bool)
 
 
 def torchrun(num_processes: int, logs: Path, arguments: list[str]) -> dict[str, list[str]]:
-    """Runs `train.train` in several processes as torchrun does; their output, "stdout.log" and "stderr.log"."""
+    """Runs `train.train` in several processes as torchrun does; returns the "stdout.log" and "stderr.log" of each."""
     process = _PROCESSES.Process(target=_launch, args=(num_processes, logs, arguments))
     process.start()
     process.join()

@@ -40,7 +40,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """Of 19 frontal radiographs for training no gate is fitted, which takes longer than each of the runs."""
+    """A folder with 19 frontal radiographs for training: too few for a gate, whose fit takes longer than a run."""
     root = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(root, num_studies=48, seed=18, valid_fraction=0.6)
     return root

@@ -229,7 +229,7 @@ print(json.dumps({"pages": pages, "variables": variables, "telemetry": Recorder.
 
 @pytest.fixture(scope="module")
 def alone(shared_tiny_model, tmp_path_factory):
-    """What a process reports that opens the page at each own address, with proxies in its environment."""
+    """The report of a process that opens the page at each own address, with proxies in its environment."""
     folder = tmp_path_factory.mktemp("alone") / "tiny"
     shared_tiny_model.save_pretrained(folder)
     CheXpertImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
