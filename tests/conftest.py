@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collects without the garbage collector, which takes a third of the time and finds nothing in modules and tests."""
+    """Collects without the garbage collector, which takes a third of the time and finds nothing in modules."""
     gc.disable()
     try:
         return (yield)
