@@ -9,12 +9,11 @@ from typing import TypeAlias
 import datasets
 
 from chexpert_hf.datasets.loading import load_dataset
-from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_folder
 from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
-from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
+from chexpert_hf.evaluation.localization.ground_truth import ground_truth_of
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.report import write_report
@@ -142,7 +141,7 @@ def localize(
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
     classifier = _classifier(model)
-    truth = find_ground_truth(find_layout(data)[1], None if annotations is None else Path(annotations))
+    truth = ground_truth_of(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
     _warn(model, dataset["patient"][:])
     return localize_dataset(classifier, dataset, truth)

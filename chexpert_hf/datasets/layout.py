@@ -36,6 +36,8 @@ COLUMNS = (
 )
 """The facts of a radiograph besides its labels."""
 
+BOX_COLUMNS = ("path", "observation", "x", "y", "width", "height")  # in pixels of the image as it is stored
+
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")
 
@@ -61,6 +63,8 @@ class Layout:
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of other label sets and the labels here that together answer for them: one positive, and it is positive."""
     patients: str | None = None  # whose ids they are, where several data sets share patients; the folder's if None
+    boxes: Callable[[Path], pd.DataFrame | None] | None = None
+    """Reads the boxes that readers drew, None where a folder has no file of them, with the columns `BOX_COLUMNS`."""
     for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one table, where its name is not fixed
 
     def is_in(self, folder: Path) -> bool:

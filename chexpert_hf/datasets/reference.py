@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
 from chexpert_hf.datasets.label_sets import same_label
+from chexpert_hf.datasets.layout import Layout
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
@@ -142,6 +143,23 @@ def read_reference(
             targets.append(replace(target, against=text, labels=kept))
     skipped = dict.fromkeys(choice.observation for choice in named if choice.observation not in observations)
     return Reference(name or file.name, file.name, tuple(dict.fromkeys(cells["Path"])), tuple(targets), tuple(skipped))
+
+
+def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
+    """The boxes of a data set in a layout that has some, by the names of the model; None if it has none."""
+    table = None if layout.boxes is None else layout.boxes(folder)
+    if table is None:
+        return None
+    named = table["observation"].map(
+        {name: _observation_named(name, observations) for name in set(table["observation"])}
+    )
+    targets = []
+    for observation, found in table.groupby(named, sort=False):
+        boxes: dict[str, list[Box]] = {}
+        for path, *box in found[["path", *_BOX_COLUMNS]].itertuples(index=False, name=None):
+            boxes.setdefault(path, []).append(tuple(box))
+        targets.append(Target(str(observation), str(observation), None, dict.fromkeys(boxes, POSITIVE), boxes))
+    return Reference(layout.name, f"the files of {layout.name}", tuple(dict.fromkeys(table["path"])), tuple(targets))
 
 
 def _read_cells(file: Path) -> pd.DataFrame:

@@ -17,6 +17,8 @@ from chexpert_hf.datasets.layouts.padchest import NAMES as PADCHEST_NAMES
 from chexpert_hf.datasets.layouts.padchest import PADCHEST_LAYOUT
 from chexpert_hf.datasets.layouts.vindr import KAGGLE_LABELS
 from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.reference import boxes_of
+from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.labels import OBSERVATIONS
 
 PADCHEST_FILE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"
@@ -291,3 +293,50 @@ def test_openi_counts_the_reports_and_terms_of_nlms_xml_files(tables: Path, tmp_
     nothing = {"No Indexing", "Technical Quality of Image Unsatisfactory"}
     unstated = sum(num for terms, num in terms_of.values() if not set(terms) - nothing)
     assert frame["Edema"].isna().sum() == unstated > 0
+
+
+# Boxes
+
+
+def test_boxes_are_the_published_ones(tables: Path, tmp_path: Path) -> None:
+    counts = {}
+    for name, make in (("nih", "BBox_List_2017.csv.gz"), ("rsna", None), ("vinbigdata", "vinbigdata-train.csv.gz")):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "nih":
+            for file in (make, "Data_Entry_2017_v2020.csv.gz"):
+                linked(folder, tables / str(file), str(file))
+        elif name == "rsna":
+            zipfile.ZipFile(tables / "kaggle_stage_2_train_labels.csv.zip").extractall(folder)
+        else:
+            linked(folder, tables / str(make), "train.csv.gz")
+        layout, found = find_layout(folder)
+        reference = boxes_of(layout, found, layout.labels_in(found).names)
+        assert reference is not None
+        counts[name] = {each.name: sum(map(len, each.boxes.values())) for each in reference.targets}
+    # Wang et al. 2017: 984 boxes, of which these; "Infiltrate" is Infiltration.
+    assert counts["nih"] == {
+        "Atelectasis": 180,
+        "Effusion": 153,
+        "Cardiomegaly": 146,
+        "Infiltration": 123,
+        "Pneumonia": 120,
+        "Pneumothorax": 98,
+        "Mass": 85,
+        "Nodule": 79,
+    }
+    assert counts["rsna"] == {"Lung Opacity": 9_555}
+    raw = pd.read_csv(tables / "vinbigdata-train.csv.gz").dropna(subset="x_min")
+    assert counts["vinbigdata"] == raw["class_name"].value_counts().to_dict()
+
+
+def test_boxes_have_the_names_of_the_model_and_corners_become_sizes(tables: Path, tmp_path: Path) -> None:
+    linked(tmp_path, tables / "vinbigdata-train.csv.gz", "train.csv.gz")
+    layout, folder = find_layout(tmp_path)
+    reference = boxes_of(layout, folder, OBSERVATIONS)
+    assert reference is not None
+    targets = {each.observation: each for each in reference.targets}
+    assert {"Pleural Effusion", "Lung Lesion", "Lung Opacity"} <= set(targets)
+    row = pd.read_csv(tables / "vinbigdata-train.csv.gz").query("class_name == 'Pleural effusion'").iloc[0]
+    box = targets["Pleural Effusion"].boxes[f"train/{row['image_id']}.dicom"][0]
+    assert box == (row["x_min"], row["y_min"], row["x_max"] - row["x_min"], row["y_max"] - row["y_min"])

@@ -17,13 +17,13 @@ from chexpert_hf.datasets.cells import (
     read_cells,
 )
 from chexpert_hf.datasets.label_sets import NIH
-from chexpert_hf.datasets.layout import MAX_AGE, Layout, find_images, find_table, rows, table_in
+from chexpert_hf.datasets.layout import BOX_COLUMNS, MAX_AGE, Layout, find_images, find_table, rows, table_in
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"
 _SEX = ("Patient Gender", "Patient Sex")  # the later edition's name comes second
-_NO_FINDING = "No Finding"
+_NO_FINDING, _BOXES = "No Finding", "BBox_List_2017.csv"
 
 PARSERS: dict[str, Parser] = {
     # Ages above 120, of up to 414, stand in 16 rows of the first edition.
@@ -72,6 +72,17 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     return facts(cells, file, folder, labels, "text-mined labels")
 
 
+def _boxes(folder: Path) -> pd.DataFrame | None:
+    """The list of boxes; its header has more commas than its rows, so columns are known by their places."""
+    file = find_table(folder, [_BOXES])
+    if file is None:
+        return None
+    names = [*BOX_COLUMNS, *"abc"]
+    boxes = pd.read_csv(file, skiprows=1, header=None, names=names, index_col=False)[[*BOX_COLUMNS]]
+    boxes["path"] = find_images(folder, ("images/" + boxes["path"]).tolist())
+    return boxes
+
+
 NIH_LAYOUT = Layout(
     "nih",
     NIH,
@@ -85,5 +96,6 @@ NIH_LAYOUT = Layout(
         "Pleural Other": ("Pleural_Thickening",),
     },
     patients="NIH",
+    boxes=_boxes,
 )
 """The 112,120 radiographs of 30,805 patients. Without its lists, all are the train split."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from chexpert_hf.datasets.cells import Parser, expect_columns, parse_cells, read_cells
-from chexpert_hf.datasets.layout import Layout, find_images, find_table, only_train, rows, table_in
+from chexpert_hf.datasets.layout import BOX_COLUMNS, Layout, find_images, find_table, only_train, rows, table_in
 from chexpert_hf.labels import NEGATIVE, POSITIVE, LabelSet
 
 _TABLES, _CLASSES = ["stage_2_train_labels.csv"], ["stage_2_detailed_class_info.csv"]
@@ -53,11 +53,18 @@ def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def _boxes(folder: Path) -> pd.DataFrame:
+    table = pd.read_csv(table_in(folder, _TABLES)).dropna(subset="x")
+    paths = find_images(folder, ("stage_2_train_images/" + table[_IMAGE] + ".dcm").tolist())
+    return table.assign(path=paths, observation=_OPACITY)[[*BOX_COLUMNS]]
+
+
 RSNA_LAYOUT = Layout(
     "rsna",
     lambda folder: LABELS if find_table(folder, _CLASSES) else LABELS.among([_OPACITY]),
     files=f"{_TABLES[0]}, with {_CLASSES[0]}",
     has_split=only_train(_TABLES),
     read=_read,
+    boxes=_boxes,
 )
 """The 26,684 radiographs of the challenge, which are NIH's under other names; "patientId" is the name of an image."""

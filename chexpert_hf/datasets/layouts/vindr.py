@@ -17,6 +17,10 @@ from chexpert_hf.labels import LabelSet
 _IMAGE, _READER, _CLASS = "image_id", "rad_id", "class_name"
 _FILES = {split: (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv") for split in ("train", "test")}
 _KAGGLE_FILES = ["train.csv"]
+_BOX_FILES = {
+    "train": ("annotations/annotations_train.csv", "annotations_train.csv", *_KAGGLE_FILES),
+    "test": ("annotations/annotations_test.csv", "annotations_test.csv"),
+}
 _OTHER, _OTHERS = "Other disease", "Other diseases"  # one split has the plural
 
 KAGGLE_LABELS = VINDR.among(
@@ -69,6 +73,27 @@ def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFra
     return counts.reindex(index=num_readers.index, columns=list(names), fill_value=0).div(num_readers, axis=0)
 
 
+def _boxes(folder: Path) -> pd.DataFrame | None:
+    """The boxes of all readers, whose tables give corners."""
+    tables = {split: find_table(folder, names) for split, names in _BOX_FILES.items()}
+    found = [_boxes_in(folder, file, split) for split, file in tables.items() if file is not None]
+    return pd.concat(found) if found else None
+
+
+def _boxes_in(folder: Path, file: Path, split: str) -> pd.DataFrame:
+    table = pd.read_csv(file).dropna(subset="x_min")
+    return pd.DataFrame(
+        {
+            "path": find_images(folder, (f"{split}/" + table[_IMAGE] + ".dicom").tolist()),
+            "observation": table[_CLASS],
+            "x": table["x_min"],
+            "y": table["y_min"],
+            "width": table["x_max"] - table["x_min"],
+            "height": table["y_max"] - table["y_min"],
+        }
+    )
+
+
 def _layout(
     name: str, labels: LabelSet, files: str, votes: Callable[..., pd.DataFrame], is_majority: bool = True
 ) -> Layout:
@@ -95,7 +120,7 @@ def _layout(
     answers: dict[str, Sequence[str]] = {"Pleural Other": ("Pleural thickening",)}
     if not is_kaggle:
         answers["Lung Lesion"] = ("Nodule/Mass", "Lung tumor")
-    return Layout(name, labels, files=files, has_split=has_split, read=read, answers=answers)
+    return Layout(name, labels, files=files, has_split=has_split, read=read, answers=answers, boxes=_boxes)
 
 
 _PHYSIONET_FILES = f"{_FILES['train'][0]} and {_FILES['test'][0]}"

@@ -4,13 +4,15 @@ Masks are read one image at a time. Paths are those of `load_dataset`: from the 
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.datasets.reference import Box, Reference, read_reference
+from chexpert_hf.datasets.reference import Box, Reference, boxes_of, read_reference
+from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
 from chexpert_hf.evaluation.localization.localization import Mask, box_mask
@@ -133,6 +135,16 @@ def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTr
         f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, which would say where its findings are; pass "
         "--annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
+
+
+def ground_truth_of(
+    root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
+) -> GroundTruth:
+    """The ground truth of a data set for a model's observations: `find_ground_truth`, or the boxes of its layout."""
+    found, folder = find_layout(root, layout)
+    has_own = annotations is not None or (folder / MASKS_FOLDER).is_dir() or (folder / BOXES_FILE).is_file()
+    boxes = None if has_own else boxes_of(found, folder, observations)
+    return Boxes(boxes) if boxes else find_ground_truth(folder, annotations)
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
