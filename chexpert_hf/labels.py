@@ -116,7 +116,7 @@ class LabelSet:
     definitions: Mapping[str, str] = field(default_factory=dict)
 
     def among(self, names: Iterable[str]) -> "LabelSet":
-        """The label set of some observations, known or not, in their order."""
+        """Returns the label set for `names`, in their order; names that this set does not have get no properties."""
         names = tuple(names)
         return LabelSet(
             names,

@@ -19,7 +19,7 @@ _SOURCES = (
     "torchvision (ImageNet, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, -pc, -mimic_nb, "
     "-mimic_ch, -rsna), stanford:FILE, student:FILE or timm:FILE_OR_FOLDER."
 )
-_FORMAT = "Write a folder for this library instead: timm's is loaded without remote code; needs --output."
+_FORMAT = "Write a folder for this library instead; a timm folder loads without remote code. Needs --output."
 _PRECISION = "Number format of the weights; with int8 the convolutions compute in it, too."
 _CALIBRATION = "For int8: a data set, or any folder of radiographs. \\[phantoms]"
 _UNTRAINED = "Measure an untrained DenseNet121 of this image size, in pixels, instead of a model."
@@ -41,7 +41,7 @@ def import_weights(
     labels: Annotated[str | None, Option(help=_LABELS)] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a model folder of weights that others trained. No code in their files is run."""
+    """Make a model folder from weights trained elsewhere. No code in the files is run."""
     from chexpert_hf.datasets.label_sets import LABEL_SETS
     from chexpert_hf.formats.imports import import_model
 
@@ -60,13 +60,13 @@ def export(
     output: Annotated[
         Path | None, options.output("Folder for a complete copy with the graph. \\[the model's own folder]")
     ] = None,
-    runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Write a graph for it.")] = None,
+    runtime: Annotated[Literal["onnx", "openvino"] | None, Option(help="Runtime to write a graph for.")] = None,
     library: Annotated[Literal["timm", "torchxrayvision"] | None, Option("--format", help=_FORMAT)] = None,
     precision: Annotated[Literal["fp32", "fp16", "int8"], Option(help=_PRECISION)] = "fp32",
     calibration: Annotated[Path | None, Option(help=_CALIBRATION)] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Export a model for a runtime, compared with PyTorch before it is kept, or for another library."""
+    """Export a model to another library, or as a runtime's graph, which is kept only if it agrees with PyTorch."""
     hide_bars()
     if library is not None:
         if runtime is not None or calibration is not None or precision != "fp32" or output is None:

@@ -44,14 +44,14 @@ def evaluate(
     aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
     replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
-        bool, Option("--allow-calibration-patients", help="Also on patients that calibration saw, with a warning.")
+        bool, Option("--allow-calibration-patients", help="Evaluate even on calibration patients, with a warning.")
     ] = False,
     thumbnails: Annotated[int, Option(min=0, help="Worst errors of each kind and observation to show, with maps.")] = 0,
     sanity: Annotated[int, Option(min=0, help="Also check the maps, as sanity does, on this many radiographs.")] = 0,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
-        list[str] | None, Option(help="Also against some of its negatives only, such as those with 'Class=Normal'.")
+        list[str] | None, Option(help="Also evaluate against some of its negatives only, such as 'Class=Normal'.")
     ] = None,
     reference_name: options.ReferenceName = None,
     update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
@@ -168,16 +168,16 @@ def calibrate(
     split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[
-        Literal["platt", "temperature"], Option(help="A line for each observation's logit, or one temperature for all.")
+        Literal["platt", "temperature"], Option(help="Slope and intercept per observation, or one temperature for all.")
     ] = "platt",
-    operating_points: Annotated[str | None, Option(help="Also choose them: youden, sensitivity=.9 or ppv=.5.")] = None,
+    operating_points: Annotated[str | None, Option(help="Choose them by youden, sensitivity=.9 or ppv=.5.")] = None,
     prevalence: Annotated[str | None, Option(help=_PREVALENCE)] = None,
-    other_people: Annotated[bool, Option("--other-people", help="Ids also in training are other people's.")] = False,
+    other_people: Annotated[bool, Option("--other-people", help="Same ids as in training are other patients.")] = False,
     layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Calibrate a model's probabilities on a split, in the weights of a new model folder."""
+    """Calibrate a model's probabilities on a split and write the calibrated model to a new folder."""
     from chexpert_hf.api import calibrate as run
     from chexpert_hf.evaluation.calibration.calibration import OperatingRule
 

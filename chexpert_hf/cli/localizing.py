@@ -30,7 +30,7 @@ def localize(
     split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     annotations: Annotated[
-        Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); the data's masks/ or boxes.csv if none.")
+        Path | None, Option(help="Boxes (CSV) or cheXlocalize's masks (JSON); by default the data set's own.")
     ] = None,
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,

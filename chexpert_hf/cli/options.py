@@ -43,16 +43,16 @@ _LAYOUT = "Layout of the data, such as nih or table:image=FILE,patient=PID; reco
 LayoutName = Annotated[str | None, Option("--layout", help=_LAYOUT)]
 _LINKS = "Links to radiographs outside of the folder: follow or refuse them."
 FollowLinks = Annotated[bool, Option("--follow-links/--no-follow-links", help=_LINKS)]
-_HELD_OUT = "Held-out share of the patients where there is no valid.csv."
+_HELD_OUT = "Share of the training patients to hold out if the data set has no valid split."
 ValidFraction = Annotated[float, Option(min=0.001, max=0.999, help=_HELD_OUT)]
 Replicates = Annotated[int, Option(min=100, help="Number of bootstrap samples of patients.")]
-_REFERENCE = "CSV with Path, and observations or targets; rows with x, y, width, height are boxes."
+_REFERENCE = "CSV with the column Path and a column per finding; rows with x, y, width, height are boxes."
 ReferenceFile = Annotated[Path | None, Option("--reference", help=f"A second reference standard: {_REFERENCE}")]
 _MAP = (
-    "Which score stands for which of its columns, such as 'Target=Lung Opacity,Target=Pneumonia', or "
+    "Which observation each of its columns is compared with, such as 'Target=Lung Opacity,Target=Pneumonia', or "
     "'Class:Normal=No Finding' for one value of a column of text."
 )
 ReferenceMap = Annotated[list[str] | None, Option("--reference-map", help=_MAP)]
-_NAME = "Who set it, such as 'RSNA radiologists'; the file's name if none."
+_NAME = "Name of the reference standard, such as 'RSNA radiologists'; by default the file's name."
 ReferenceName = Annotated[str | None, Option("--reference-name", help=_NAME)]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]

@@ -77,7 +77,7 @@ def predict(
     if gate is not GateMode.OFF and not classifier.has_gate:
         raise InputError(
             f"--gate {gate.value} needs a model with a gate, {', '.join(model)} has none; fit one with "
-            "`chexpert-hf gate CHEXPERT --model MODEL`, or use --gate off."
+            "`chexpert-hf gate DATA --model MODEL`, or use --gate off."
         )
     rows = RowFormat(classifier.observations, gate, positives)
     begin = time.monotonic()

@@ -121,7 +121,7 @@ PADCHEST = LabelSet(
     ),
     none_of_these="normal",
 )
-"""PadChest's frequent findings, without words on the report ("unchanged"), by falling frequency, and pneumothorax."""
+"""PadChest's most frequent findings in descending order, and pneumothorax; none about the report ("unchanged")."""
 
 LABEL_SETS: Mapping[str, LabelSet] = {
     "chexpert": CHEXPERT,

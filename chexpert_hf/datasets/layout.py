@@ -47,7 +47,7 @@ _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which data sets come. Nothing outside of this package knows one.
+    """The file layout of a data set: the names of its files, and functions that read its splits.
 
     `read(folder, split, names)` gives one row per radiograph, in the order of the files: the columns of `rows`, then
     one float32 column per name: 1, 0, -1 (uncertain), NaN (not stated). It raises DatasetError where a file has
@@ -61,7 +61,7 @@ class Layout:
     read: Callable[[Path, str, Sequence[str]], pd.DataFrame]
     columns: Callable[[Path], Sequence[str]] | None = None  # names that can be read from a folder; of `labels` if None
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Names of other label sets and the labels here that together answer for them: one positive, and it is positive."""
+    """Label of another label set -> labels here that imply it: it is positive if any of them is positive."""
     patients: str | None = None  # whose ids they are, where several data sets share patients; the folder's if None
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, None where a folder has no file of them, with the columns `BOX_COLUMNS`."""
@@ -98,7 +98,7 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """The `has_split` of a data set without splits: all is train, where each of its tables is there by a name."""
+    """Makes `has_split` for a data set without splits: only train exists, if each table has one of its names."""
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 

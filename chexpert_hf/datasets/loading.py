@@ -83,7 +83,7 @@ def load_dataset(
             the layout's by default, of several the union.
         num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
             smaller subset is part of a larger one.
-        valid_fraction: Fraction of the patients to hold out where there is no `valid.csv`, in [0, 1).
+        valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1).
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.

@@ -150,7 +150,7 @@ def read_splits(
                 f"{str(folder)!r} has no labels for {listed(unstated)}; it has {', '.join(layout.names_in(folder))}."
             )
         if say is not None:
-            say(f"{folder.name} states nothing of {', '.join(unstated)}: unknown there, not negative.")
+            say(f"{folder.name} has no labels for {', '.join(unstated)}: unknown there, not negative.")
     names = list(dict.fromkeys(column for columns in sources.values() for column in columns))
     has_valid = layout.has_split(folder, "valid")
     wanted = dict.fromkeys("train" if split == "valid" and not has_valid else split for split in splits)
@@ -171,8 +171,8 @@ def read_splits(
     for split in splits:
         if tables[split].empty:
             raise DatasetError(
-                f"{split} is empty: there is no valid.csv, and valid_fraction={valid_fraction} of the patients of "
-                "train.csv leaves it none. Add a valid.csv, or choose another fraction."
+                f"{split} is empty: there is no valid split, and valid_fraction={valid_fraction} of the patients of "
+                "train leaves it none. Add a table of the valid split, or choose another fraction."
             )
     return {split: tables[split] for split in splits}
 
@@ -189,7 +189,7 @@ def _sources(layout: Layout, folder: Path, observations: Sequence[str]) -> dict[
     """Observation -> the labels of the data set that answer for it; none if it cannot be stated."""
     own, sources = layout.names_in(folder), dict[str, Sequence[str]]()
     if taken := sorted({*observations} & {*COLUMNS}):
-        raise DatasetError(f"{taken[0]!r} names what is known of a radiograph, not an observation; rename the column.")
+        raise DatasetError(f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it.")
     for name in observations:
         same = same_label(name, own)
         if name in own or name in layout.labels_in(folder).names:

@@ -129,9 +129,10 @@ def read_for(
 
 
 def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order; the next `wave` of them starts when the last one is taken.
+    """Maps `function` over `items` in threads, in order, `wave` items at a time.
 
-    An exception of `function` is raised before any result of its wave.
+    A wave starts only after all results of the previous one have been consumed. An exception raised by `function` is
+    raised before any result of its wave.
     """
     items = iter(items)
     with _executor(num_threads()) as executor:

@@ -123,7 +123,7 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
         licence="torchxrayvision, which published the weights, is Apache-2.0. The data that they were trained on "
         f"({model.data}) have terms of their own; read them before you use or pass on the weights.",
         license_name="apache-2.0-and-terms-of-the-training-data",
-        limits=("Its operating points lie far below .5: judge by them, or calibrate it.",),
+        limits=("Its operating points are far below .5: use them as thresholds, or calibrate the model.",),
         citations=("cohen2022xrv", "cohen2020limits", *((CHEXPERT_CITATION,) if "CheXpert" in model.data else ())),
     )
     return outputs.model(

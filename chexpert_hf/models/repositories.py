@@ -95,7 +95,10 @@ def model_folder(
 
 @contextmanager
 def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
-    """Turns errors of the Hub's client about a repository into HubError."""
+    """Context manager that turns errors of the Hub's client into HubError.
+
+    The message starts with `subject`, the repository's name, and gives advice for an upload or for a download.
+    """
     try:
         yield
     except InputError:

@@ -18,7 +18,7 @@ from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-OK, FAILED, LEFT_OUT = "ok", "FAILED", "left out"
+OK, FAILED, LEFT_OUT = "ok", "FAILED", "skipped"
 PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", RuntimeName.OPENVINO: "openvino"}
 """The package of each runtime whose scores are checked."""
 
@@ -34,7 +34,7 @@ _DANGEROUS = {
 
 @dataclass(frozen=True)
 class CheckLine:
-    """The result of one check: "ok", "FAILED", or "left out" for a runtime that does not support this model."""
+    """The result of one check: "ok", "FAILED", or "skipped" for a runtime that does not support this model."""
 
     subject: str
     result: str
@@ -121,7 +121,7 @@ def _code(folder: Path) -> str:
     home, version = Path(chexpert_hf.__file__).parent, f"chexpert-hf {chexpert_hf.__version__}"
     names = [name for name in CODE_FILES if (folder / name).is_file() or name in model_files.missing_files(folder)]
     if different := ", ".join(name for name in names if _text(folder / name) != _text(home / name)):
-        return f"{different} of another version than {version}, which is run where the folder is loaded as remote code"
+        return f"{different} of another version than {version}; loading the folder as remote code runs it"
     return f"its {len(CODE_FILES)} files are those of {version}"
 
 

@@ -75,7 +75,7 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
         shutil.copyfile(source / name, staging / name)
     card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id)
     if problems := card_problems(card):
-        raise PublishError(f"The card of {source} ({CARD_FILE}) is not fit to be shown: {'; '.join(problems[:3])}.")
+        raise PublishError(f"The card of {source} ({CARD_FILE}) cannot be published: {'; '.join(problems[:3])}.")
     write_text(staging / CARD_FILE, card)
     if RECIPE_FILE in names:
         recipe = yaml.safe_load((staging / RECIPE_FILE).read_text(encoding="utf-8"))
@@ -241,7 +241,7 @@ def requirements() -> list[str]:
     except metadata.PackageNotFoundError as error:
         raise InputError("chexpert-hf is not installed, so its requirements are not known: pip install it.") from error
     names = {text: re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in declared}
-    # OpenVINO, an extra, is several times as fast as PyTorch on a Space's two cores (README, Speed).
+    # OpenVINO, an extra, is several times as fast as PyTorch on a Space's two cores (docs/results/speed.md).
     chosen = (
         text for text, name in names.items() if name == "openvino" or ("extra ==" not in text and name != "gradio")
     )

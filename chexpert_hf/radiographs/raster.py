@@ -94,10 +94,10 @@ def _begins_with_element(head: bytes) -> bool:
 def read_raster(
     stream: BinaryIO, file_format: str, target_size: int | None, *, with_colour: bool
 ) -> tuple[Image.Image, tuple[int, int], bool]:
-    """Decodes one image file of the format that `format_of` named.
+    """Decodes one image file; `file_format` is the result of `format_of`.
 
-    Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour;
-    that is False without `with_colour`, and takes a second decoding of a JPEG.
+    Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
+    Colour is checked only if `with_colour` is set (False otherwise), since a colour JPEG must be decoded twice for it.
     """
     try:
         if file_format == "PNG":

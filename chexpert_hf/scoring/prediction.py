@@ -119,7 +119,7 @@ class Prediction:
 
     @property
     def maps(self) -> SaliencyMaps:
-        """`saliency`; ValueError if it was not requested."""
+        """The saliency maps; raises ValueError if they were not requested."""
         if self.saliency is None:
             raise ValueError("There are no maps; ask for them with saliency=True.")
         return self.saliency

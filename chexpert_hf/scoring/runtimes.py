@@ -105,7 +105,7 @@ def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device)
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        # fp32 on a GPU: there reading the files is the bottleneck, and autocast was slower (README, Speed).
+        # fp32 on a GPU: there reading the files is the bottleneck, and autocast was slower (docs/results/speed.md).
         precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")

@@ -98,7 +98,8 @@ def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
         raise RecipeError(
-            f"num_channels is {recipe.num_channels}, but {recipe.init} expects {source.config.num_channels}; set that."
+            f"num_channels is {recipe.num_channels}, but {recipe.init} expects {source.config.num_channels}; pass "
+            f"--num-channels {source.config.num_channels}."
         )
     if recipe.backbone not in (None, source.config.network):
         raise RecipeError(

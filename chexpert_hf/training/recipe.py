@@ -61,8 +61,8 @@ class Recipe:
     observations: tuple[str, ...] = _value((), "Comma-separated; all of the label set if not given.", flag=True)
     labels: str | None = _value(
         None,
-        "Label set: chexpert, nih, padchest, vindr, a YAML file, or names, comma-separated; the data's if not given, "
-        "of several data sets their union.",
+        "Label set: chexpert, nih, padchest, vindr, a YAML file, or comma-separated names; by default the data's, "
+        "or the union for several data sets.",
         flag=True,
     )
     layout: str | None = _value(
@@ -109,7 +109,7 @@ class Recipe:
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
     frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
     num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", "at least 1", flag=True)
-    valid_fraction: float = _value(0.1, "Share of the patients held out where the data has no valid.csv.", "in (0, 1)")
+    valid_fraction: float = _value(0.1, "Share of patients to hold out if the data has no valid split.", "in (0, 1)")
 
     # Augmentation, without a flip: it moves the heart
     rotation_degrees: float = _value(0.0, "Largest rotation, either way.", "at least 0")

@@ -225,7 +225,7 @@ def test_padchest_answers_for_chexperts_names_where_its_labels_cover_them(tree: 
     for name in ("Support Devices", "Fracture", "Atelectasis", "Lung Opacity"):
         assert frame.loc["film3.png", name] == 1, name
     assert frame.loc["film5.png", ["Lung Lesion", "Pneumothorax"]].tolist() == [1, 0]
-    assert lines[0] == "data states nothing of Enlarged Cardiomediastinum: unknown there, not negative."
+    assert lines[0] == "data has no labels for Enlarged Cardiomediastinum: unknown there, not negative."
 
 
 @named("padchest")

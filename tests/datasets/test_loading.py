@@ -250,7 +250,7 @@ def test_a_patient_in_both_tables_is_a_leak(folder: Path) -> None:
 
 @pytest.mark.parametrize(("count", "fraction", "empty"), [(5, 0.0, "valid"), (1, 0.5, "train")])
 def test_a_split_that_would_be_empty_is_refused(tmp_path: Path, count: int, fraction: float, empty: str) -> None:
-    with pytest.raises(DatasetError, match=f"{empty} is empty: there is no valid.csv, and valid_fraction={fraction}"):
+    with pytest.raises(DatasetError, match=f"{empty} is empty: there is no valid split, and valid_fraction={fraction}"):
         labels_only(many_patients(tmp_path, count), splits=["train", "valid"], valid_fraction=fraction)
 
 
@@ -414,7 +414,7 @@ def test_columns_of_ones_own_are_labels_and_a_wrong_name_gets_the_near_one(tmp_p
     labels = labels_only(tmp_path, observations=["TB", "Edema"], valid_fraction=0)["train"]["labels"]
     np.testing.assert_array_equal(labels, [[1, np.nan], [np.nan, np.nan]])
     for name in ("age", "study", "path", "view", "source"):
-        with pytest.raises(DatasetError, match=f"'{name}' names what is known of a radiograph, not an observation"):
+        with pytest.raises(DatasetError, match=f"'{name}' is a reserved column name"):
             labels_only(tmp_path, observations=[name])
     for name in ("Age", "Path"):
         with pytest.raises(DatasetError, match=f"has no labels for '{name}'"):

@@ -217,11 +217,11 @@ def test_a_folder_that_is_not_fit_to_be_shown_is_refused(model_folder: Path, tmp
     with pytest.raises(ChecksumError, match=r"README\.md is not as it was saved .*check .* --accept"):
         stage_model(model_folder, "me/tiny", tmp_path / "1")
     write_checksums(model_folder)
-    with pytest.raises(PublishError, match="not fit to be shown: the section Limits is missing; a placeholder"):
+    with pytest.raises(PublishError, match="cannot be published: the section Limits is missing; a placeholder"):
         stage_model(model_folder, "me/tiny", tmp_path / "2")
     card.write_text(whole)
     (model_folder / "checksums.json").unlink()
-    with pytest.raises(PublishError, match=r"has no checksums\.json: look it over"):
+    with pytest.raises(PublishError, match=r"has no checksums\.json: run `chexpert-hf check"):
         stage_model(model_folder, "me/tiny", tmp_path / "3")
     (model_folder / "reference.json").unlink()
     with pytest.raises(PublishError, match=r"not a complete model folder: reference\.json missing"):

@@ -95,7 +95,7 @@ def test_labels_of_another_set_are_answered_or_unknown_but_never_negative(nih: P
     assert (labels[:, 2] == IGNORED).all()
     np.testing.assert_array_equal(labels[:, 3], table == "No Finding")
     np.testing.assert_array_equal(labels[:, 4], table.str.contains("Mass"))  # a mass is an opacity
-    assert any("states nothing of Fracture" in line for line in lines)
+    assert any("has no labels for Fracture" in line for line in lines)
     for blank in ("negative", "unknown"):
         truth = split_labels(load_dataset(nih, **options)["train"], blank)
         assert np.isnan(truth[:, 2]).all()

@@ -111,7 +111,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
 
 
 def _metrics(places: list[str]) -> Metrics | None:
-    """The metrics in the folder of a model or ensemble; None if there are none, or the members are from anywhere."""
+    """The metrics in the folder of a model or ensemble; None if there are none, or the members are from several."""
     folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
     folder = folders.pop()
     if folders or not places[0] or (len(places) > 1 and not (folder / ENSEMBLE_FILE).is_file()):

@@ -71,7 +71,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:
-    """The paths where the images are, by the first of them: as they stand, or in a folder such as `PNG/`, as PNG."""
+    """Where the images are, judged by the first: at the given paths or in a folder such as `PNG/`, as JPEG or PNG."""
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]

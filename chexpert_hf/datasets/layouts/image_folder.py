@@ -60,7 +60,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 IMAGE_FOLDER_LAYOUT = Layout(
     "imagefolder",
     _labels,
-    files="two or more folders of images, below train, valid and test or not",
+    files="two or more class folders of images, optionally within train, valid and test",
     has_split=lambda folder, split: bool(_classes(folder, split)),
     read=_read,
 )

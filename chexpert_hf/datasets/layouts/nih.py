@@ -47,7 +47,10 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
-    """The rows of some cells of `read_entries`. Each image is a study of its own: the tables do not group views."""
+    """Builds a split's table (see `layout.rows`) from cells of `read_entries` and their labels.
+
+    Each image is its own study, since the tables do not group views.
+    """
     sex = next((name for name in _SEX if name in cells), _SEX[0])
     return rows(
         cells.index,

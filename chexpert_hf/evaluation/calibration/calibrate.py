@@ -53,7 +53,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The result of a calibration."""
+    """The result of calibrating a model: its calibration, operating points and check; not the model itself."""
 
     calibration: fits.Calibration  # the lines are in the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # of the observations for which one was chosen

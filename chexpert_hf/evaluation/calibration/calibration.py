@@ -201,10 +201,10 @@ class CalibrationCheck:
 def check_calibration(
     logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
 ) -> CalibrationCheck | None:
-    """Cross-validates the methods: each fold of patients is scored by fits on the other folds.
+    """Cross-validates the calibration methods: each is fitted on all folds of patients but one, and tested on that one.
 
-    Arguments are as for `fit_calibration`, with the patient of each study. The result is None where no observation has
-    enough studies in every fold.
+    Arguments are as for `fit_calibration`, and `patients` names the patient of each study. Returns None if no
+    observation has enough studies in every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)

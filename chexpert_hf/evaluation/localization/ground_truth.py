@@ -132,8 +132,8 @@ def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTr
     if (folder / BOXES_FILE).is_file():
         return Boxes(folder / BOXES_FILE)
     raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, which would say where its findings are; pass "
-        "--annotations with a CSV file of boxes or cheXlocalize's JSON."
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, and its layout has no boxes, so the locations of its "
+        "findings are unknown; pass --annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
 
 
