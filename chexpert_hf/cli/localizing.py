@@ -92,7 +92,7 @@ def sanity(
 
     A check that the maps do not pass is shown as FAILED; the exit code is 0 all the same.
     """
-    from chexpert_hf.datasets.sources import has_dataset
+    from chexpert_hf.datasets.sources import states_any
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
@@ -102,7 +102,7 @@ def sanity(
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])
-        if len(paths) == 1 and has_dataset(folder, ("train", "valid")):
+        if len(paths) == 1 and states_any(folder, classifier.observations):
             data = load_split(folder, "valid", classifier.observations, follow_links=follow_links)
             checks = dataset_sanity(classifier, data, limit, seed=seed, progress=bar.update)
         else:

@@ -80,6 +80,8 @@ def train(
     given = {name: value for name, value in flags.items() if value is not None}
     if "observations" in given:
         given["observations"] = tuple(name.strip() for name in given["observations"].split(","))
+    if "labels" in given and "observations" not in given:
+        given |= {"observations": (), "label_set": {}}  # not those of the recipe
     chosen = (Recipe.load(recipe) if recipe else Recipe()).override(**given, **(AUGMENTATION if augment else {}))
     if push_to_hub is not None:
         expect_repo_id(push_to_hub)

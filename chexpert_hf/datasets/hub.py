@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from chexpert_hf.datasets.cells import DatasetError
+from chexpert_hf.datasets.layouts.table import is_fact
 from chexpert_hf.files import first_line, new_folder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -87,6 +88,8 @@ def _write_split(data: Any, image: str, folder: Path, name: str, to_cells: _Cell
     with ExitStack() as stack:
         writer: Any = None
         for number, row in enumerate(data):
+            if row[image] is None:
+                raise DatasetError(f"Row {number} of the split {name!r} has no image.")
             suffix = Path(row[image]["path"] or "").suffix.lower()
             path = f"images/{name}/{number:07}{suffix if suffix in _SUFFIXES else '.png'}"
             content = row[image]["bytes"]
@@ -111,6 +114,8 @@ def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]
     if isinstance(feature, datasets.ClassLabel) and {each.lower() for each in feature.names} <= set(_CELLS):
         cells = [_CELLS[each.lower()] for each in feature.names]
         yield name, lambda value: cells[value] if value >= 0 else ""  # -1: no class
+    elif isinstance(feature, datasets.ClassLabel) and is_fact(name):
+        yield name, lambda value: feature.names[value] if value >= 0 else ""
     elif isinstance(feature, datasets.ClassLabel):
         yield from ((each, partial(_is_class, index)) for index, each in enumerate(feature.names))
     elif isinstance(of_list, datasets.ClassLabel):
@@ -119,8 +124,8 @@ def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]
         yield name, lambda value: int(value) if isinstance(value, bool) else value
 
 
-def _is_class(index: int, value: int) -> int:
-    return int(value == index)
+def _is_class(index: int, value: int) -> int | str:
+    return int(value == index) if value >= 0 else ""  # -1: no class
 
 
 def _has_class(index: int, values: Sequence[int]) -> int:

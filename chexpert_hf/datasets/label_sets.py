@@ -166,20 +166,22 @@ def is_known(name: str) -> bool:
 
 
 def union(sets: Iterable[LabelSet]) -> LabelSet:
-    """The label set of several: each concept once, by its first name."""
-    names: dict[str, str] = {}
+    """The label set of several: each concept once, by its first name; a set may have several names for one."""
+    seen: set[str] = set()
+    names: list[str] = []
     headline: list[str] = []
     parents: dict[str, str] = {}
     definitions: dict[str, str] = {}
     none_of_these: str | None = None
     for labels in sets:
-        new = [name for name in labels.names if concept(name) not in names]
-        names |= {concept(name): name for name in new}
+        new = [name for name in labels.names if concept(name) not in seen]
+        names += new
+        seen |= {concept(name) for name in new}
         headline += [name for name in labels.headline if name in new]
         parents |= {child: parent for child, parent in labels.parents.items() if child in new and parent in new}
         definitions |= {name: text for name, text in labels.definitions.items() if name in new}
         none_of_these = none_of_these or (labels.none_of_these if labels.none_of_these in new else None)
-    return LabelSet(tuple(names.values()), tuple(headline), parents, none_of_these, definitions)
+    return LabelSet(tuple(names), tuple(headline), parents, none_of_these, definitions)
 
 
 def read_label_set(text: str) -> LabelSet:

@@ -24,6 +24,10 @@ from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.datasets.sources import find_layout, read_splits, shuffled
 from chexpert_hf.labels import LabelSet, check_observations
 
+_RENAMED = {"rsna", "siim"}
+_OF_NIH = {"nih", "google", *_RENAMED}
+"""Layouts of NIH's radiographs, and those of them that have other names for images and none for patients."""
+
 _LABELS_LINE = "Observations in the order of `labels`: "
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
@@ -100,7 +104,9 @@ def load_dataset(
     names = check_observations(
         union(each.labels_in(folder) for each, folder in found).names if observations is None else observations
     )
-    tables = _merged([_read(*each, splits, names, valid_fraction, say, len(found) > 1) for each in found])
+    _expect_distinct(found, say)
+    known = [name for each, folder in found for name in each.names_in(folder)] if len(found) > 1 else []
+    tables = _merged([_read(*each, splits, names, valid_fraction, say, known) for each in found])
     _refuse_shared_patients(tables)
     for split, table in tables.items() if frontal_only else ():
         tables[split] = table[table["is_frontal"]]
@@ -137,16 +143,33 @@ def _read(
     names: Sequence[str],
     valid_fraction: float,
     say: Callable[[str], None] | None,
-    is_one_of_several: bool,
+    known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """The tables of a source, with its `folder`, and with names that no other source has if there are several."""
-    tables = read_splits(layout, folder, splits, names, valid_fraction, say)
+    """The tables of a source, with its `folder`, and with names that no other source has if there are several.
+
+    `known` are the labels of all sources, none if this is the only one.
+    """
+    tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
     for split, table in tables.items():
-        renamed = {column: f"{prefix}/" + table[column] for column, prefix in prefixes.items() if is_one_of_several}
-        source = folder.name if is_one_of_several else None
+        renamed = {column: f"{prefix}/" + table[column] for column, prefix in prefixes.items() if known}
+        source = folder.name if known else None
         tables[split] = table.assign(folder=str(folder), file=table["path"], source=source, **renamed)
     return tables
+
+
+def _expect_distinct(found: Sequence[tuple[Layout, Path]], say: Callable[[str], None] | None) -> None:
+    """Refuses sources of one name, whose studies would be mixed up; tells of sources that share images."""
+    names = [folder.name for _, folder in found]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise DatasetError(
+            f"Two data sets are called {repeated!r}; rename a folder, so that their patients are told apart."
+        )
+    same = [layout.name for layout, _ in found if layout.name in _OF_NIH]
+    if say is not None and len(same) > 1 and set(same) & _RENAMED:
+        say(
+            f"The radiographs of {' and '.join(same)} are partly the same under other names: splits may share patients."
+        )
 
 
 def _merged(sources: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:

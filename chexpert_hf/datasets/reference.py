@@ -147,7 +147,10 @@ def read_reference(
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
     """The boxes of a data set in a layout that has some, by the names of the model; None if it has none."""
-    table = None if layout.boxes is None else layout.boxes(folder)
+    try:
+        table = None if layout.boxes is None else layout.boxes(folder)
+    except (ValueError, KeyError) as error:
+        raise ReferenceFileError(f"The boxes in {folder} cannot be read: {first_line(error)}") from None
     if table is None:
         return None
     named = table["observation"].map(

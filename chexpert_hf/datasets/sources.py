@@ -1,7 +1,7 @@
 """A folder of a data set: its layout, its splits as tables, and labels of other sets that its own labels answer for."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -86,7 +86,9 @@ def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
     name, _, columns = layout.partition(":")
     if name not in by_name:
         raise DatasetError(f"There is no layout {name!r}; expected {', '.join(by_name)}.")
-    return [_table_with(columns) if columns and name == TABLE_LAYOUT.name else by_name[name]]
+    if columns and name != TABLE_LAYOUT.name:
+        raise DatasetError(f"The layout {name!r} takes no columns, got {columns!r}; only {TABLE_LAYOUT.name}: does.")
+    return [_table_with(columns) if columns else by_name[name]]
 
 
 def _table_with(text: str) -> Layout:
@@ -128,6 +130,15 @@ def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
     return any(layout.has_split(Path(folder), split) for layout in LAYOUTS for split in splits)
 
 
+def states_any(folder: Path, observations: Sequence[str]) -> bool:
+    """Whether a folder itself holds a data set to evaluate on, with labels for some of the observations."""
+    if not has_dataset(folder, ("train", "valid")):
+        return False
+    layout, _ = find_layout(folder)
+    named = [*layout.names_in(folder), *layout.labels_in(folder).names, *layout.answers]
+    return any(same_label(name, named) for name in observations)
+
+
 def read_splits(
     layout: Layout,
     folder: Path,
@@ -135,17 +146,19 @@ def read_splits(
     observations: Sequence[str],
     valid_fraction: float,
     say: Callable[[str], None] | None = None,
+    known: Collection[str] = (),
 ) -> dict[str, pd.DataFrame]:
     """The tables of some splits, as `Layout.read` returns them, with labels for `observations`.
 
-    A label that the data set cannot state is `IGNORED`: unknown, not negative. `say` is told which.
+    A label that the data set cannot state is `IGNORED`: unknown, not negative. `say` is told which. `known` are labels
+    of other data sets that are loaded with it, which it need not have.
 
     Raises:
         DatasetError: If a table is wrong, a split is empty, or the data set can state none of the observations.
     """
-    sources = _sources(layout, folder, observations)
+    sources = _sources(layout, folder, observations, known)
     if unstated := [name for name, columns in sources.items() if not columns]:
-        if len(unstated) == len(sources):
+        if len(unstated) == len(sources) and not known:
             raise DatasetError(
                 f"{str(folder)!r} has no labels for {listed(unstated)}; it has {', '.join(layout.names_in(folder))}."
             )
@@ -169,6 +182,8 @@ def read_splits(
         is_held_out = tables["train"]["patient"].isin(patients[:count])
         tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
     for split in splits:
+        if tables[split].empty and (has_valid or split == "test"):
+            raise DatasetError(f"The {split} split of {str(folder)!r} has no radiograph; leave it out.")
         if tables[split].empty:
             raise DatasetError(
                 f"{split} is empty: there is no valid split, and valid_fraction={valid_fraction} of the patients of "
@@ -185,7 +200,9 @@ def shuffled(patients: pd.Series) -> list[str]:
     return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 
 
-def _sources(layout: Layout, folder: Path, observations: Sequence[str]) -> dict[str, Sequence[str]]:
+def _sources(
+    layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
+) -> dict[str, Sequence[str]]:
     """Observation -> the labels of the data set that answer for it; none if it cannot be stated."""
     own, sources = layout.names_in(folder), dict[str, Sequence[str]]()
     if taken := sorted({*observations} & {*COLUMNS}):
@@ -194,9 +211,9 @@ def _sources(layout: Layout, folder: Path, observations: Sequence[str]) -> dict[
         same = same_label(name, own)
         if name in own or name in layout.labels_in(folder).names:
             sources[name] = (name,)
-        elif name in layout.answers:
-            sources[name] = layout.answers[name]
-        elif same or is_known(name):
+        elif answer := same_label(name, layout.answers):
+            sources[name] = layout.answers[answer]
+        elif same or is_known(name) or same_label(name, known):
             sources[name] = (same,) if same else ()
         else:
             near = get_close_matches(name, own, n=1)

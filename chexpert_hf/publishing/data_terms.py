@@ -57,10 +57,23 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
     return "majority of radiologists" if is_by_radiologists else str(entry.get("labels", OWN_LABELS))
 
 
-def terms_of(data_name: str) -> Terms:
-    """The terms of the data that a folder's name stands for; an unknown name refers to the data's provider."""
-    terms = _entry(data_name)["terms"]
-    return Terms(**terms | {"licence": terms["licence"].format(name=data_name)})
+def terms_of(data_names: Sequence[str]) -> Terms:
+    """The terms of the data that folders' names stand for; an unknown name refers to the data's provider.
+
+    Those of several hold together, without a common name of a licence.
+    """
+    found = [_entry(name)["terms"] for name in data_names]
+    found = [
+        Terms(**terms | {"licence": terms["licence"].format(name=name)})
+        for terms, name in zip(found, data_names, strict=True)
+    ]
+    if len({terms.licence for terms in found}) == 1:
+        return found[0]
+    return Terms(
+        licence=" ".join(dict.fromkeys(terms.licence for terms in found)),
+        limits=list(dict.fromkeys(limit for terms in found for limit in terms.limits)),
+        citations=list(dict.fromkeys(citation for terms in found for citation in terms.citations)),
+    )
 
 
 def _entry(data_name: str) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def save_trained_folder(
     record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
     name = model.config.model_name or readable(folder.resolve().name)
     trained = {"recipe": recipe, "record": record, "best_step": best_step, "image_size": processor.longest_side}
-    _write(folder, model, processor, state_dict, name=name, terms=terms_of(data["name"]), **trained)
+    _write(
+        folder, model, processor, state_dict, name=name, terms=terms_of(data.get("sources", [data["name"]])), **trained
+    )
 
 
 def save_imported_folder(

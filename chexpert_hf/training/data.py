@@ -29,10 +29,13 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     Raises:
         InputError: If `labels` is no label set, or the data have no layout that is recognised.
     """
+    if recipe.observations and recipe.label_set and recipe.labels is None:
+        return recipe
     is_given = recipe.labels not in (None, "union")
     labels = read_label_set(str(recipe.labels)) if is_given else label_set_of(roots, recipe.layout)
     chosen = labels.among(recipe.observations or labels.names)
-    known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict()
+    # Empty stands for CheXpert's, so that a set without further properties names its headline.
+    known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict() or {"headline": list(chosen.names)}
     return recipe.override(observations=chosen.names, label_set=known)
 
 
@@ -47,7 +50,10 @@ def load_data(
 
 def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
     """The counts of the training and validation data for a model's card, without identities."""
+    folders = [roots] if isinstance(roots, Path) else roots
     described: dict[str, Any] = {"name": data_name(roots)}
+    if len(folders) > 1:
+        described["sources"] = [folder.resolve().name for folder in folders]
     for name, split in data.items():
         positives = (np.asarray(split["labels"][:]) == 1).sum(axis=0).tolist()
         described[name] = {

@@ -1,5 +1,6 @@
 """The initial model and image processor of a recipe, and a check of its batches for BatchNorm."""
 
+import importlib
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from chexpert_hf.backbones_chexpert import Backbone, BackboneError
-from chexpert_hf.configuration_chexpert import DENSENET_FIELDS, CheXpertConfig, fields_of
+from chexpert_hf.configuration_chexpert import DENSENET_FIELDS, TIMM_PREFIX, CheXpertConfig, fields_of
 from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import CHEXPERT, PAPER_PRESET
@@ -124,9 +125,12 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     if recipe.init not in ("imagenet", "random"):
         return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), **values)
     values["gray_range"] = dict(_GRAY_RANGE) if recipe.gray_range else None
-    if recipe.num_channels == 1:
-        for name in ("image_mean", "image_std"):
-            values[name] = [float(np.mean(getattr(CheXpertImageProcessor, name)))]
+    statistics = {name: list(getattr(CheXpertImageProcessor, name)) for name in ("image_mean", "image_std")}
+    if recipe.init == "imagenet" and (recipe.backbone or "").startswith(TIMM_PREFIX):
+        pretrained = importlib.import_module("timm").get_pretrained_cfg(str(recipe.backbone).removeprefix(TIMM_PREFIX))
+        statistics = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)}
+    for name, channels in statistics.items():
+        values[name] = [float(np.mean(channels))] if recipe.num_channels == 1 else channels
     return CheXpertImageProcessor(**values)
 
 

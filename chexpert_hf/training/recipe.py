@@ -302,6 +302,9 @@ class Recipe:
                     values[name] = float(value)
                 except ValueError:
                     raise RecipeError(f"{name} is {value!r}, expected a number.") from None
+        if "observations" in values and "label_set" not in values and self.label_set:
+            chosen = self.known_labels.among(values["observations"])
+            values["label_set"] = chosen.to_dict() or {"headline": list(chosen.names)}
         return replace(self, **values)
 
 

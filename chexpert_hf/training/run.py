@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState, set_seed
@@ -20,6 +21,7 @@ from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_p
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
+from chexpert_hf.labels import IGNORED
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
 from chexpert_hf.models.weights import half_state_dict
@@ -87,6 +89,7 @@ def train(
         if PartialState().is_main_process:
             error.write_list(path)
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
+    _expect_stated_parents(recipe, data["train"])
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_statistics(recipe, build_model(recipe), data["train"])
@@ -153,6 +156,19 @@ def train(
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
 
 
+def _expect_stated_parents(recipe: Recipe, train: datasets.Dataset) -> None:
+    """Refuses a hierarchy with a parent that the data cannot state: its children would have positive labels only."""
+    if not (recipe.unconditional or recipe.conditional_epochs):
+        return
+    is_unstated = (np.asarray(train["labels"][:]) == IGNORED).all(axis=0)
+    unstated = {name for name, is_one in zip(recipe.observations, is_unstated, strict=True) if is_one}
+    if parents := sorted(unstated & set(recipe.known_labels.parents.values())):
+        raise RecipeError(
+            f"The data have no labels for {', '.join(parents)}, a parent in the label hierarchy: choose --observations "
+            "without it, or train without --unconditional and --conditional-epochs."
+        )
+
+
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     """Makes `output` this run's, or raises RecipeError if it is another's."""
     if PartialState().is_main_process:
@@ -172,9 +188,16 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
 
 def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
     """Writes hashes of the patients that the model has seen, so that an evaluation on them is detected."""
-    write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
+    write_patient_hashes(output / TRAINING_PATIENTS_FILE, _ids(data["train"]))
     if recipe.checkpoint == "best":
-        write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
+        write_patient_hashes(output / SELECTION_PATIENTS_FILE, _ids(data["valid"]))
+
+
+def _ids(split: datasets.Dataset) -> set[str]:
+    """The patients of a split; where several sources are in front of their ids, also as each alone names them."""
+    patients, sources = split["patient"][:], split["source"][:]
+    alone = {patient.partition("/")[2] for patient, source in zip(patients, sources, strict=True) if source}
+    return alone | set(patients)
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:

@@ -164,18 +164,29 @@ KNOWN += ["rsna-pneumonia-detection-challenge", "siim-acr-pneumothorax", "google
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_data_have_terms_of_their_own_and_citations_that_are_there(name: str) -> None:
-    terms = terms_of(name)
-    assert terms != terms_of("our-hospital")
+    terms = terms_of([name])
+    assert terms != terms_of(["our-hospital"])
     entries = (Path(data_terms.__file__).parent / "citations.bib").read_text()
     assert [key for key in terms.citations if f"{{{key}," not in entries] == []
 
 
 @pytest.mark.parametrize("name", [*KNOWN, "our-hospital"])
 def test_terms_are_complete_sentences(name: str) -> None:
-    terms = terms_of(name)
+    terms = terms_of([name])
     assert terms.licence.endswith(".")
     assert (terms.license_id == "other") == bool(terms.license_name)
     assert name in terms.licence or name != "our-hospital"
+
+
+def test_the_terms_of_several_data_sets_hold_together() -> None:
+    nih, mimic = terms_of(["NIH"]), terms_of(["mimic-cxr-jpg"])
+    both = terms_of(["NIH", "mimic-cxr-jpg"])
+    assert nih.licence in both.licence
+    assert mimic.licence in both.licence
+    assert {*both.limits} == {*nih.limits, *mimic.limits}
+    assert {*both.citations} == {*nih.citations, *mimic.citations}
+    assert both.license_name == "terms-of-the-training-data"
+    assert terms_of(["phantoms", "phantoms"]) == terms_of(["phantoms"])
 
 
 def test_figures_against_another_reference_standard_replace_earlier_ones_in_card_and_record(tiny_folder):

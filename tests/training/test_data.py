@@ -15,11 +15,12 @@ from chexpert_hf.datasets.label_sets import NIH, VINDR
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import split_labels
+from chexpert_hf.evaluation.patients import seen_patients
 from chexpert_hf.labels import CHEXPERT, IGNORED, OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.data import load_data, with_labels
 from chexpert_hf.training.initial_model import build_model
-from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train
 
 from ..conftest import TINY
@@ -147,3 +148,33 @@ def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_each(phantoms: Pat
     of_nih = {each.observation: each for each in evaluate(classifier, nih, split="train").observations}
     assert of_nih["Fracture"].num_positive == of_nih["Fracture"].num_negative == 0  # NIH cannot state it
     assert of_nih["Pleural Effusion"].num_positive > 0
+
+
+def test_patients_of_a_joint_training_are_noticed_in_each_data_set(phantoms: Path, nih: Path, tmp_path: Path) -> None:
+    train(SMALL.override(num_patients=30), [phantoms, nih], tmp_path / "model", say=lambda _line: None)
+    for folder in (phantoms, nih):
+        seen = load_dataset(folder, splits=["train"], valid_fraction=0)["train"]["patient"][:]
+        assert any("trained on" in line for line in seen_patients(tmp_path / "model", seen))
+    assert not seen_patients(tmp_path / "model", ["nobody"])
+
+
+def test_a_label_set_without_a_headline_has_all_of_its_labels_in_the_mean(phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("names: [Edema, Cardiomegaly, TB]\n")
+    known = with_labels(SMALL.override(labels=str(tmp_path / "own.yaml")), phantoms).known_labels
+    assert set(known.headline) == {"Edema", "Cardiomegaly", "TB"}  # CheXpert's would be the first two
+    assert known.parents == {}
+
+
+def test_observations_and_labels_override_those_of_a_finished_run(nih: Path) -> None:
+    finished = with_labels(SMALL, nih)
+    fewer = with_labels(finished.override(observations=("Effusion", "Mass")), nih)
+    assert fewer.known_labels == NIH.among(("Effusion", "Mass"))
+    other = finished.override(labels="chexpert", observations=(), label_set={})  # as `--labels` does
+    assert with_labels(other, nih).observations == OBSERVATIONS
+
+
+def test_a_hierarchy_with_a_parent_that_the_data_cannot_state_is_refused(nih: Path, tmp_path: Path) -> None:
+    recipe = SMALL.override(labels="chexpert", unconditional=True)
+    with pytest.raises(RecipeError, match=r"no labels for Enlarged Cardiomediastinum, a parent .*--observations"):
+        train(recipe, nih, tmp_path / "model", say=lambda _line: None)
+    assert not (tmp_path / "model").exists()

@@ -26,7 +26,7 @@ from chexpert_hf.datasets.cells import (
     read_cells,
 )
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
-from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.labels import CHEXPERT, LabelSet
 
 _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
 """The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
@@ -52,6 +52,12 @@ def _columns(folder: Path) -> Sequence[str]:
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
+
+
+def _labels(folder: Path) -> LabelSet:
+    """CheXpert's 14 if a table has one of them, else the columns of one's own."""
+    columns = _columns(folder)
+    return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
 
 def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
@@ -145,7 +151,7 @@ _PARSERS: dict[str, Parser] = {
 
 CHEXPERT_LAYOUT = Layout(
     "chexpert",
-    CHEXPERT,
+    _labels,
     files=", ".join(name for names in _SPLIT_FILES.values() for name in names),
     has_split=lambda folder, split: _find_table(folder, split) is not None,
     read=_read_split,

@@ -59,7 +59,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
         _found(folder, cells[_IMAGE]),
         parts["patient"],
         parts["patient"] + "/" + parts["study"],
-        _labels(table_in(folder, _LABEL_FILES), names).reindex(cells[_IMAGE]),
+        _labels_of(cells, table_in(folder, _LABEL_FILES), names, file),
         view=parts["view"].astype(int),
         is_frontal=parse_cells(cells, _SIDE, file, _PARSERS).astype(bool),
         sex=parse_cells(cells, _SEX, file, _PARSERS),
@@ -68,6 +68,16 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
         labels_by="text-mined labels",
     )
     return refuse_repeated(table, file, _IMAGE)
+
+
+def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], file: Path) -> pd.DataFrame:
+    labels = _labels(labels_file, names)
+    if len(cells) and not cells[_IMAGE].isin(labels.index).any():
+        raise DatasetError(
+            f"{labels_file.name} has no label of an image of {file.name}: expected paths such as "
+            f"{cells[_IMAGE].iloc[0]!r}, got such as {next(iter(labels.index), None)!r}."
+        )
+    return labels.reindex(cells[_IMAGE])
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:

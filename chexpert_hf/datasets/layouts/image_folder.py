@@ -20,6 +20,8 @@ def _entries(folder: Path, *, is_folder: bool) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
+    if "mask" in folder.name.lower():  # beside images, not a class of them
+        return []
     return [name for name in _entries(folder, is_folder=False) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
 
 

@@ -56,7 +56,7 @@ def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, l
         cells.index,
         find_images(folder, ("images/" + cells[_FILE]).tolist()),
         cells[_PATIENT].astype(str).str.zfill(8).tolist(),
-        cells[_FILE].str.rpartition(".")[0].tolist(),
+        cells[_FILE].str.replace(r"\.[^.]*$", "", regex=True).tolist(),
         labels,
         sex=parse_cells(cells, sex, file, PARSERS),
         age=parse_cells(cells, _AGE, file, PARSERS),
@@ -68,9 +68,11 @@ def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, l
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     file = table_in(folder, TABLES)
     cells = read_entries(file)
-    if (folder / _LISTS[split]).is_file():
-        listed = set((folder / _LISTS[split]).read_text(encoding="utf-8").split())
-        cells = cells[cells[_FILE].isin(listed)]
+    lists = {name: set(file.read_text("utf-8").split()) for name in _LISTS if (file := folder / _LISTS[name]).is_file()}
+    if split in lists:
+        cells = cells[cells[_FILE].isin(lists[split])]
+    elif "test" in lists:  # the list of the other images is missing
+        cells = cells[~cells[_FILE].isin(lists["test"])]
     labels = findings(cells[_FINDINGS], names, lambda text: text.split("|"), {*NIH.names, _NO_FINDING}, file)
     return facts(cells, file, folder, labels, "text-mined labels")
 

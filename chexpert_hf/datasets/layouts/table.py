@@ -38,6 +38,13 @@ _USUAL_NAMES = {
 }
 """A fact -> the names that its column usually has, in lower case, with "_" for blanks and hyphens."""
 
+
+def is_fact(column: str) -> bool:
+    """Whether a column of this name holds a fact of a radiograph, not labels."""
+    plain = column.lower().replace(" ", "_").replace("-", "_")
+    return any(plain in names for names in _USUAL_NAMES.values())
+
+
 _CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
 _PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
 
@@ -159,7 +166,7 @@ def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> 
     facts = columns.facts(header)
     if table is None or "image" not in facts or (columns.image is None and _is_chexperts(table, header)):
         return None
-    if single and "split" in facts:
+    if "split" in facts:
         splits = read_cells(table, facts["image"], [facts["split"]])
         named = parse_cells(splits, facts["split"], table, {facts["split"]: _PARSERS["split"]})
         return table if split in named else None
@@ -225,8 +232,7 @@ def _read(
         projection=views.where(views.isin(["AP", "PA"]), None),
         labels_by=labels_by,
     )
-    has_splits = "split" in parsed and table.name.removesuffix(".gz") not in _tables(split)
-    return refuse_repeated(made[parsed["split"] == split] if has_splits else made, table, image)
+    return refuse_repeated(made[parsed["split"] == split] if "split" in parsed else made, table, image)
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:

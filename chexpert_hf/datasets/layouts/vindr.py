@@ -76,7 +76,8 @@ def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFra
 def _boxes(folder: Path) -> pd.DataFrame | None:
     """The boxes of all readers, whose tables give corners."""
     tables = {split: find_table(folder, names) for split, names in _BOX_FILES.items()}
-    found = [_boxes_in(folder, file, split) for split, file in tables.items() if file is not None]
+    has_boxes = {split: file for split, file in tables.items() if file is not None and "x_min" in header_of(file)}
+    found = [_boxes_in(folder, file, split) for split, file in has_boxes.items()]
     return pd.concat(found) if found else None
 
 

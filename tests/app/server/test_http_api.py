@@ -145,7 +145,11 @@ def test_the_log_of_what_nobody_expected_has_its_kind_and_not_its_text(server, m
     monkeypatch.setattr(server.classifier.scheduler, "submit", fail)
     answer = server.http.post("/api/v1/predict", files={"files": ("PLANTED^NAME", png())})
     assert (answer.status_code, answer.json()) == (500, {"detail": INTERNAL})
-    assert "".join(capfd.readouterr()) == "A request failed: RuntimeError\n"
+    log, end = "", time.monotonic() + 10
+    while not log.endswith("\n") and time.monotonic() < end:  # it is written after the answer has been sent
+        time.sleep(0.01)
+        log += "".join(capfd.readouterr())
+    assert log == "A request failed: RuntimeError\n"
 
 
 def test_too_many_radiographs_are_refused(server):
