@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date as calendar
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -160,15 +161,21 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
     return weights, discriminants.intercept_ - scaler.mean_ @ weights, margins
 
 
+@cache
+def _drawn_laterals() -> Floats:
+    """Thumbnails `(num_images, num_cells)` of synthetic lateral views, facing either way."""
+    drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
+    grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
+    return gate_features(torch.cat([grays, grays.flip(-1)]))[:, THUMBNAIL]
+
+
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
     """Weights and limit that separate lateral thumbnails from these frontal ones, .3 % of which exceed the limit.
 
     The lateral views are synthetic and vary less than real ones, so only their mean, facing either way, is used, and
     the covariance of the frontal views is strongly shrunk towards a diagonal.
     """
-    drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
-    grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
-    lateral = gate_features(torch.cat([grays, grays.flip(-1)]))[:, THUMBNAIL]
+    lateral = _drawn_laterals()
     centre, spread = frontal.mean(axis=0), frontal.std(axis=0) + _TINY
     scaled = (frontal - centre) / spread
     covariance = scaled.T @ scaled / len(scaled) + _LATERAL_RIDGE * np.eye(len(spread))

@@ -121,14 +121,17 @@ def train(
     chosen = output / "checkpoints" / f"checkpoint-{best_step}"
     expect_intact(chosen)
     final = load_model(chosen)
+    diverged = f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1."
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
-        raise RecipeError(f"Training diverged before step {best_step}: lower learning_rate, or set max_grad_norm to 1.")
+        raise RecipeError(diverged)
     if recipe.calibration_folds and recipe.held_out_fold is None:
         calibrate_by_folds(final, data["train"], recipe, data_name(root), stages.without_part)
     if recipe.stored_precision == "fp16":
         final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
     probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
+    if not np.isfinite(probabilities).all():  # of weights that are finite and too large
+        raise RecipeError(diverged)
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
         save_trained_folder(
