@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 
 
 def model_and_revision() -> tuple[str | Path, str | None]:
+    """The model that the Space shows, and its revision: from the environment, `model.json`, or the folder beside."""
     if os.environ.get("MODEL_ID"):
         return os.environ["MODEL_ID"], os.environ.get("MODEL_REVISION")
     if (HERE / "model.json").is_file():
@@ -37,6 +38,7 @@ def model_and_revision() -> tuple[str | Path, str | None]:
 
 
 def main() -> None:
+    """Serves the app."""
     model, revision = model_and_revision()
     classifier = CheXpertClassifier.from_pretrained(
         model,

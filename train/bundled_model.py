@@ -38,6 +38,7 @@ _BUNDLED = (
 
 
 def main() -> None:
+    """Trains the bundled model and writes its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="The folder NIH.")
     parser.add_argument("--work", type=Path, required=True, help="Folder for the runs.")

@@ -26,6 +26,7 @@ _QUALITY = 92
 
 
 def main() -> None:
+    """Writes the examples of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="Folder of the examples; its drawings are replaced.")
     parser.add_argument("--model", default=DEFAULT_NAME, help="Model that must find the observations.")

@@ -68,6 +68,7 @@ RELABELLED = "relabelled.txt"
 
 
 def main() -> None:
+    """Runs the study and writes its tables."""
     arguments = _parse()
     disable_progress_bar()
     data, unseen = arguments.output / "phantoms", arguments.output / "unseen"

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def show_version(
+def show_version(  # noqa: D103 - a docstring would become the help of all commands
     version: Annotated[bool, Option("--version", help="Show the version.", is_eager=True)] = False,
 ) -> None:
     if version:

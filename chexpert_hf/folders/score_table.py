@@ -89,7 +89,7 @@ def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
 
 
 def readable(text: str) -> str:
-    """The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\\udc..`.
+    r"""The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\udc..`.
 
     Where the locale's encoding is ASCII, Python gives every byte of a UTF-8 name as a surrogate; these are joined.
     """

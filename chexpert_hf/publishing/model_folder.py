@@ -1,5 +1,6 @@
-"""A complete model folder: weights, configuration, processor, their code, metrics, card, checksums of all files, and
-reference scores of one phantom by which an installation, a conversion or an export can be checked.
+"""A complete model folder: weights, configuration, processor, their code, metrics, card, checksums of all files.
+
+It also has reference scores of one phantom, by which an installation, a conversion or an export can be checked.
 """
 
 import hashlib

@@ -62,7 +62,9 @@ def train(
     """Trains a model on a data set, or on several as one; `output` becomes the model folder.
 
     Args:
+        recipe: Every value that defines the run; its labels are the data's if it names none.
         root: The folder of a data set in a layout that is recognised, or several.
+        output: A new or empty folder, or with `resume` that of the run.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.

@@ -1,5 +1,7 @@
-"""DenseNet from scratch, to be read beside the paper: Huang et al. 2017, "Densely Connected Convolutional Networks",
-CVPR, arXiv:1608.06993. Shapes are at line ends: B images, C channels, k the growth rate.
+"""DenseNet from scratch, to be read beside its paper.
+
+Source: Huang et al. 2017, "Densely Connected Convolutional Networks", CVPR, arXiv:1608.06993. Shapes are at line ends:
+B images, C channels, k the growth rate.
 
 Modules are named as in torchvision, so that weights of its DenseNet121 can be loaded. The project's own model does not
 use this file.

@@ -97,8 +97,9 @@ def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
 
 
 def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
-    """Writes a ZIP archive with, for each scored row, overlays of the observations at or above their operating points,
-    and always of the most probable one.
+    """Writes a ZIP archive with overlays of each scored row.
+
+    Overlays are those of the observations at or above their operating points, and always of the most probable one.
 
     Yields:
         How many rows are done. At `MAX_OVERLAYS_BYTES` it stops; `README.txt` in the archive says what is missing.

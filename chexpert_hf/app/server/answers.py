@@ -35,12 +35,16 @@ _ROWS_AT_ONCE = 8  # of one request: few enough to leave room for others
 
 
 class GateVerdict(TypedDict):
+    """Whether an image is a chest radiograph, with the reason and warnings."""
+
     is_chest_radiograph: bool
     reason: str
     warnings: list[str]
 
 
 class Common(TypedDict):
+    """The parts that every row of an answer has."""
+
     error: str | None
     notes: list[str]
     gate: GateVerdict | None

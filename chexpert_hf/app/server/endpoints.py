@@ -26,12 +26,16 @@ _PREDICT_AT_ONCE, _SALIENCY_AT_ONCE, _BATCHES_AT_ONCE = 32, 4, 2
 
 
 class Score(TypedDict):
+    """The score of an observation."""
+
     probability: float
     operating_point: float
     is_positive: bool
 
 
 class Answer(TypedDict):
+    """The answer of `/predict`."""
+
     observations: dict[str, Score]
     gate: GateVerdict | None
     notes: list[str]
@@ -40,6 +44,8 @@ class Answer(TypedDict):
 
 
 class Row(Common):
+    """A row of the answer of `/predict_batch`."""
+
     file: int
     member: int | None
     name: str | None

@@ -142,9 +142,10 @@ def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Ten
 def _run(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int, progress: Callable[[int], None] | None
 ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
-    """The model's probabilities `(n, L)` for n radiographs and L observations, the maps `(n, L, h, w)` of the model and
-    the randomised ones, and for each region the share `(n, L)` of the model's maps and that `(n,)` of the picture in
-    it.
+    """Scores and maps of n radiographs for L observations.
+
+    Returns the model's probabilities `(n, L)`, the maps `(n, L, h, w)` of the model and the randomised ones, and for
+    each region the share `(n, L)` of the model's maps and that `(n,)` of the picture in it.
     """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
