@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 class Row(Common):
-    """A row of the answer of `/predict_batch`."""
+    """A row of the answer of `/batch`."""
 
     file: int
     member: int | None
