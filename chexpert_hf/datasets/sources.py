@@ -12,7 +12,7 @@ import pandas as pd
 
 from chexpert_hf.datasets.cells import DatasetError, header_of, listed
 from chexpert_hf.datasets.hub import fetch, is_repository
-from chexpert_hf.datasets.label_sets import is_known, same_label
+from chexpert_hf.datasets.label_sets import LABEL_SETS, is_known, same_label
 from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.datasets.layouts.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.layouts.chexpert_plus import CHEXPERT_PLUS_LAYOUT
@@ -216,7 +216,9 @@ def _sources(
         elif same or is_known(name) or same_label(name, known):
             sources[name] = (same,) if same else ()
         else:
-            near = get_close_matches(name, own, n=1)
+            near = get_close_matches(
+                name, [*own, *(each for known in LABEL_SETS.values() for each in known.names)], n=1
+            )
             raise DatasetError(
                 f"{str(folder)!r} has no labels for {name!r}; it has {', '.join(own)}. Name other observations"
                 + (f", such as {near[0]!r}." if near else ".")

@@ -342,7 +342,7 @@ def test_int8_that_was_not_exported_names_the_command_that_does(name, tiny_model
     for package in ("onnx", "openvino"):
         request.getfixturevalue(package)
     runtime = "openvino" if name == "auto" else name
-    with pytest.raises(InputError, match=rf"export {tiny_folder} --runtime {runtime} --precision int8"):
+    with pytest.raises(InputError, match=rf"export --model {tiny_folder} --runtime {runtime} --precision int8"):
         opened(tiny_model, name, "int8", tiny_folder, device="cpu")
 
 
