@@ -91,7 +91,9 @@ def load_classifier(
     return classifier
 
 
-def load_split(data: Path, split: str, observations: Sequence[str], **options: Any) -> "datasets.Dataset":
+def load_split(
+    data: Path | Sequence[Path], split: str, observations: Sequence[str], **options: Any
+) -> "datasets.Dataset":
     """Loads one split of a data set; `options` are those of `load_dataset`."""
     from chexpert_hf.datasets.loading import load_dataset
 

@@ -35,7 +35,7 @@ _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumo
 
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf evaluate MY-DATA --model runs/mine --output report/")
 def evaluate(
-    data: options.Data,
+    data: options.SeveralData,
     model: options.Models,
     output: Annotated[Path | None, options.output("Folder for a report: HTML, Markdown, JSON, CSV, plots.")] = None,
     split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
@@ -61,6 +61,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a data set; with --output a full report."""
+    from chexpert_hf.datasets.loading import data_name
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import write_report
     from chexpert_hf.evaluation.report.reporting import (
@@ -92,12 +93,12 @@ def evaluate(
             )
     standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
     settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}
-    dataset = load_split(data, split, first.observations, **settings)
+    dataset, name = load_split(data, split, first.observations, **settings), data_name(data)
     patients = dataset["patient"][:]
     if standard is not None:
         say(standard.coverage(dataset["path"][:]))
     if labels_name is None:
-        labels_name = known_labels(data.resolve().name, split, len(set(patients)), dataset["labels_by"][:])
+        labels_name = known_labels(name, split, len(set(patients)), dataset["labels_by"][:])
     if not allow_calibration_patients:
         refuse_calibration_patients(model, patients)
     warnings = patient_warnings(model, patients)
@@ -109,7 +110,7 @@ def evaluate(
             result, text = _results(classifiers, scores, dataset, second, aggregation)
         else:
             settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
-            title = f"{data.resolve().name}, {split}"
+            title = f"{name}, {split}"
             report = assess_dataset(
                 classifiers, dataset, title=title, reference=standard, progress=bar.update, **settings
             )

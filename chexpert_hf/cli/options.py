@@ -21,7 +21,7 @@ def model(text: str) -> Any:
 Split = Literal["train", "valid", "test"]
 _DATA = "Data set: a folder with CheXpert's train.csv, valid.csv and images, or in another known layout, or a CSV file"
 Data = Annotated[Path, Argument(help=f"{_DATA}.")]
-SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several are trained on as one.")]
+SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several count as one.")]
 _MODEL = "Model folder, repository id on the Hub, or nih, the bundled model"
 Model = Annotated[str, model(f"{_MODEL}.")]
 Models = Annotated[

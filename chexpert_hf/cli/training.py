@@ -93,7 +93,7 @@ def train(
     hide_bars()
     result = run(
         chosen,
-        data[0] if len(data) == 1 else data,
+        data,
         output,
         resume=resume,
         report_to=report_to,

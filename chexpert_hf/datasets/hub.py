@@ -7,7 +7,6 @@ their images are written as files beside a CSV file, so that training reads them
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ _CELLS = {
     **dict.fromkeys(("present", "positive", "yes", "1"), "1"),
 }
 """Names of the classes of one observation, in lower case, and the cell that each stands for."""
-
-_Cells = Callable[[Any], dict[str, Any]]
 
 
 def is_repository(root: str | Path) -> bool:
@@ -80,32 +77,22 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
         if image is None:
             raise DatasetError(f"The split {split!r} has no column of images; it has {', '.join(data.features or ())}.")
         (folder / "images" / name).mkdir(parents=True)
-        to_cells = _cells_of({key: each for key, each in data.features.items() if key != image})
-        _write_split(data.cast_column(image, datasets.Image(decode=False)), image, folder, name, to_cells)
+        _write_split(data.cast_column(image, datasets.Image(decode=False)), image, folder, name)
 
 
-def _write_split(data: Any, image: str, folder: Path, name: str, to_cells: _Cells) -> None:
-    with ExitStack() as stack:
-        writer: Any = None
+def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
+    parts = [(key, *part) for key, feature in data.features.items() if key != image for part in _parts(key, feature)]
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *(column for _, column, _ in parts)])
         for number, row in enumerate(data):
-            if row[image] is None:
-                raise DatasetError(f"Row {number} of the split {name!r} has no image.")
+            content = (row[image] or {}).get("bytes")
+            if content is None:  # a path would be one of this machine
+                raise DatasetError(f"Row {number} of the split {name!r} has no image in it.")
             suffix = Path(row[image]["path"] or "").suffix.lower()
             path = f"images/{name}/{number:07}{suffix if suffix in _SUFFIXES else '.png'}"
-            content = row[image]["bytes"]
-            (folder / path).write_bytes(Path(row[image]["path"]).read_bytes() if content is None else content)
-            cells = {"image": path, **to_cells(row)}
-            if writer is None:
-                file = stack.enter_context((folder / f"{name}.csv").open("w", encoding="utf-8", newline=""))
-                writer = csv.DictWriter(file, list(cells))
-                writer.writeheader()
-            writer.writerow(cells)
-
-
-def _cells_of(features: Mapping[str, Any]) -> _Cells:
-    """A function from a row to its cells, by the types of its columns."""
-    parts = [(name, *part) for name, feature in features.items() for part in _parts(name, feature)]
-    return lambda row: {column: "" if row[name] is None else cell(row[name]) for name, column, cell in parts}
+            (folder / path).write_bytes(content)
+            table.writerow([path, *("" if row[key] is None else cell(row[key]) for key, _, cell in parts)])
 
 
 def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:

@@ -111,8 +111,11 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
     paths: set[str] = set()
     by_name: dict[str, str] = {}
     by_stem: dict[str, str] = {}
+    entered: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if "mask" not in name.lower())
+        is_new = (real := os.path.realpath(place)) not in entered  # links may lead in a circle
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if is_new and "mask" not in name.lower())
         relative = os.path.relpath(place, folder).replace(os.sep, "/")
         for file in files:
             path = file if relative == "." else f"{relative}/{file}"

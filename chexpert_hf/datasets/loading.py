@@ -129,6 +129,12 @@ load_chexpert = load_dataset
 """The name of `load_dataset` in version 0.1.0."""
 
 
+def data_name(roots: str | Path | Sequence[str | Path]) -> str:
+    """The name of the data in reports and on cards: that of the folder, or those of several."""
+    folders = [roots] if isinstance(roots, str | Path) else roots
+    return " and ".join(Path(folder).resolve().name for folder in folders)
+
+
 def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
     """The label set of a data set, or of several: their union."""
     roots = [root] if isinstance(root, str | Path) else list(root)

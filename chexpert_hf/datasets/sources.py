@@ -204,12 +204,13 @@ def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
     """Observation -> the labels of the data set that answer for it; none if it cannot be stated."""
-    own, sources = layout.names_in(folder), dict[str, Sequence[str]]()
+    own, by_default = layout.names_in(folder), layout.labels_in(folder).names
+    sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS}):
         raise DatasetError(f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it.")
     for name in observations:
         same = same_label(name, own)
-        if name in own or name in layout.labels_in(folder).names:
+        if name in own or name in by_default:
             sources[name] = (name,)
         elif answer := same_label(name, layout.answers):
             sources[name] = layout.answers[answer]

@@ -35,10 +35,15 @@ def hash_patients(patients: Iterable[str], salt: str) -> list[str]:
     return [hashlib.sha256(f"{salt}/{patient}".encode()).hexdigest()[:_HASH_LENGTH] for patient in patients]
 
 
+def _names_of(patient: str) -> set[str]:
+    """A patient's id, and where a data set's name is in front ("NIH/00000001", of several as one), that without it."""
+    return {patient, patient.partition("/")[2] or patient}
+
+
 def write_patient_hashes(path: Path, patients: Iterable[str]) -> None:
     """Writes the sorted hashes of these patients, each once, with a new random salt."""
-    salt = secrets.token_hex(16)
-    write_text(path, json.dumps({"salt": salt, "hashes": sorted(hash_patients(set(patients), salt))}) + "\n")
+    salt, names = secrets.token_hex(16), {name for patient in patients for name in _names_of(patient)}
+    write_text(path, json.dumps({"salt": salt, "hashes": sorted(hash_patients(names, salt))}) + "\n")
 
 
 def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
@@ -48,7 +53,7 @@ def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
         salt, hashes = str(content["salt"]), set(content["hashes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PatientsFileError(f"{path} cannot be read as patients' hashes; expected 'salt' and 'hashes'.") from error
-    return {patient for patient in set(patients) if hash_patients([patient], salt)[0] in hashes}
+    return {patient for patient in set(patients) if not hashes.isdisjoint(hash_patients(_names_of(patient), salt))}
 
 
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:

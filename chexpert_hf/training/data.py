@@ -8,19 +8,13 @@ import datasets
 import numpy as np
 
 from chexpert_hf.datasets.label_sets import read_label_set
-from chexpert_hf.datasets.loading import label_set_of, load_dataset
+from chexpert_hf.datasets.loading import data_name, label_set_of, load_dataset
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.training.cross_fitting import hold_out_fold
 from chexpert_hf.training.recipe import Recipe
 
 Roots: TypeAlias = Path | Sequence[Path]
 """The folder of a data set, or those of several that are trained on as one."""
-
-
-def data_name(roots: Roots) -> str:
-    """The name of the data on cards: that of the folder, or those of several."""
-    folders = [roots] if isinstance(roots, Path) else roots
-    return " and ".join(folder.resolve().name for folder in folders)
 
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState, set_seed
 
-from chexpert_hf.datasets.loading import BadFilesError
+from chexpert_hf.datasets.loading import BadFilesError, data_name
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
@@ -29,7 +29,7 @@ from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_r
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
-from chexpert_hf.training.data import Roots, data_name, describe_data, load_data, with_labels
+from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels
 from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -193,16 +193,9 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
 
 def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
     """Writes hashes of the patients that the model has seen, so that an evaluation on them is detected."""
-    write_patient_hashes(output / TRAINING_PATIENTS_FILE, _ids(data["train"]))
+    write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
     if recipe.checkpoint == "best":
-        write_patient_hashes(output / SELECTION_PATIENTS_FILE, _ids(data["valid"]))
-
-
-def _ids(split: datasets.Dataset) -> set[str]:
-    """The patients of a split; where several sources are in front of their ids, also as each alone names them."""
-    patients, sources = split["patient"][:], split["source"][:]
-    alone = {patient.partition("/")[2] for patient, source in zip(patients, sources, strict=True) if source}
-    return alone | set(patients)
+        write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:

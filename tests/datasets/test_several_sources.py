@@ -126,3 +126,32 @@ def test_facts_that_are_classes_stay_facts_and_no_class_is_not_negative(tmp_path
     assert train["sex"][:] == ["Female", "Male"]
     assert train.info.description.endswith(": NORMAL, TB")
     np.testing.assert_array_equal(np.asarray(train["labels"][:]), [[0, 1], [np.nan, np.nan]])
+
+
+def test_sources_that_share_images_under_other_names_are_told(tmp_path: Path) -> None:
+    siim = table(tmp_path / "siim", "train-rle.csv", ImageId=["1.2.3"], **{" EncodedPixels": ["-1"]})
+    lines: list[str] = []
+    load_dataset([nih(tmp_path / "nih", 2), siim], splits=["train"], say=lines.append, **ALL)
+    assert any("radiographs of nih and siim are partly the same" in line for line in lines)
+
+
+def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
+    folder = nih(tmp_path, 2)
+    for name in ("a", "b", "c"):  # three links: a walk that follows each would enter 3 ** 40 folders
+        (folder / "images" / name).mkdir(parents=True)
+        for other in ("a", "b", "c"):
+            (folder / "images" / name / f"to {other}").symlink_to(folder / "images")
+    (folder / "images" / "c" / "00000001_000.png").touch()
+    train = load_dataset(folder, splits=["train"], **ALL)["train"]
+    assert train["path"][:] == ["images/00000000_000.png", "images/c/00000001_000.png"]
+
+
+def test_an_image_that_is_a_path_of_this_machine_is_not_copied(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "secret").write_bytes(b"secret")
+    features = datasets.Features({"image": datasets.Image(), "TB": datasets.Value("int8")})
+    rows = {"image": [{"bytes": None, "path": str(tmp_path / "secret")}], "TB": [1]}
+    with pytest.raises(DatasetError, match="Row 0 of the split 'train' has no image in it"):
+        write_files({"train": datasets.Dataset.from_dict(rows, features=features)}, tmp_path / "out")
+    assert not any((tmp_path / "out" / "images" / "train").iterdir())

@@ -64,3 +64,9 @@ def test_a_model_that_saw_the_patients_is_warned_about(tmp_path):
     assert calibrated.startswith("10 of these 50 patients")
     assert "the model was calibrated on" in calibrated
     assert seen_patients(tmp_path, PATIENTS[10:30]) == []
+
+
+@pytest.mark.parametrize(("written", "asked"), [("NIH/0001", "0001"), ("0001", "NIH/0001"), ("NIH/0001", "NIH/0001")])
+def test_a_patient_is_known_with_and_without_the_name_of_the_data_set_in_front(tmp_path, written, asked):
+    write_patient_hashes(tmp_path / "a.json", [written])
+    assert overlapping_patients(tmp_path / "a.json", [asked, "NIH/0002", "0002"]) == {asked}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from chexpert_hf import CheXpertClassifier, evaluate
+from chexpert_hf.cli import main
 from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.label_sets import NIH, VINDR
 from chexpert_hf.datasets.loading import load_dataset
@@ -135,7 +136,13 @@ def test_the_checkpoint_is_chosen_by_the_headline_of_the_label_set(phantoms: Pat
     assert chosen["eval_mean_auroc"] == chosen["eval_auroc/Lung Opacity"], chosen
 
 
-def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_each(phantoms: Path, nih: Path, tmp_path: Path) -> None:
+def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_both_and_on_each(
+    phantoms: Path,
+    nih: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     train(SMALL, [phantoms, nih], tmp_path / "model", say=lambda _line: None)
     record = json.loads((tmp_path / "model" / "evaluation.json").read_text())
     assert {entry["group"] for entry in record["subgroups"] if entry["column"] == "source"} == {
@@ -145,6 +152,15 @@ def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_each(phantoms: Pat
     classifier = CheXpertClassifier.from_pretrained(tmp_path / "model")
     assert len(classifier.observations) == 21
     assert f"{phantoms.name} and ChestX-ray14" in (tmp_path / "model" / "README.md").read_text()
+    command = ["evaluate", phantoms, nih, "--model", tmp_path / "model", "--output", tmp_path / "report", "--json"]
+    monkeypatch.setattr("sys.argv", ["chexpert-hf", *map(str, command), "--replicates", "100"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    report = json.loads(capsys.readouterr().out)
+    assert report["data"]["views"] == len(load_data(with_labels(SMALL, [phantoms, nih]), [phantoms, nih])["valid"])
+    assert f"{phantoms.name} and ChestX-ray14, valid" in (tmp_path / "report" / "report.md").read_text()
+    groups = {each["group"] for each in report["models"][0]["subgroups"] if each["column"] == "source"}
+    assert groups == {phantoms.name, "ChestX-ray14"}
     of_nih = {each.observation: each for each in evaluate(classifier, nih, split="train").observations}
     assert of_nih["Fracture"].num_positive == of_nih["Fracture"].num_negative == 0  # NIH cannot state it
     assert of_nih["Pleural Effusion"].num_positive > 0
