@@ -14,23 +14,13 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from chexpert_hf import CheXpertClassifier, cli
+from chexpert_hf import CheXpertClassifier
 from chexpert_hf.cli import predicting
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
+from tests.commands import run
 from tests.linked_folders import LAYOUTS, as_datalad
-
-
-def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """The exit code and what went to standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["chexpert-hf", *map(str, arguments)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

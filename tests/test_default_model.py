@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from chexpert_hf import CheXpertClassifier, load_dataset
-from chexpert_hf.cli import main
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.evaluation.metrics import observation_metrics, split_labels
 from chexpert_hf.folders.dataset import predict_dataset
@@ -22,6 +22,7 @@ from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.check import check_folder
 from chexpert_hf.publishing.model_folder import REFERENCE_PHANTOM
 from chexpert_hf.publishing.publish import stage_model
+from tests.commands import run as run_command
 from train.bundled_model_card import uncalibrated
 
 
@@ -98,16 +99,7 @@ def test_the_line_of_its_card_gives_it_and_a_folder_of_that_name_wins_with_a_not
 def run(monkeypatch, capsys):
     """Runs a command; gives its exit code, standard output and standard error."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["chexpert-hf", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(run_command, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("model", [None, "nih", "copy"])

@@ -1,15 +1,14 @@
 """Arguments that became options still work, do the same, and say so in a line."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from chexpert_hf.cli import main
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.models.graph_files import RuntimeName
 from chexpert_hf.publishing import check
+from tests.commands import run as run_command
 
 NOTE = "Note: {} deprecated and will stop working in version 0.3; use: chexpert-hf {}"
 
@@ -23,16 +22,7 @@ def run(monkeypatch, capsys, tmp_path):
     (tmp_path / "images" / "a.txt").write_text("text")
     monkeypatch.chdir(tmp_path)
 
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["chexpert-hf", *line.split()])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda line: run_command(monkeypatch, capsys, *line.split())
 
 
 @pytest.mark.parametrize(

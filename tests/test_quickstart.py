@@ -15,6 +15,7 @@ import pytest
 from chexpert_hf import cli, quickstart
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.models.model_files import differences, missing_files
+from tests.commands import run
 
 RECIPE = """
 init: random
@@ -102,32 +103,23 @@ def test_ctrl_c_in_the_middle_leaves_nothing(start, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["chexpert-hf", "quickstart", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_without_the_page_the_result_is_a_table_or_json_and_its_folders(monkeypatch, capsys, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     for name, value in (("NUM_STUDIES", FEW), ("UNSEEN_STUDIES", 20), ("RECIPE", tmp_path / "recipe.yaml")):
         monkeypatch.setattr(quickstart, name, value)
     out = tmp_path / "out"
-    assert run(monkeypatch, "--no-serve", "--output", out, "--json") == 0
-    printed, said = capsys.readouterr()
+    code, printed, said = run(monkeypatch, capsys, "quickstart", "--no-serve", "--output", out, "--json")
+    assert code == 0
     result = json.loads(printed)
     assert [Path(result[name]).parent for name in ("model", "overlays", "phantoms", "unseen")] == [out] * 4
     assert {path.stem for path in Path(result["overlays"]).iterdir()} == set(OBSERVATIONS)
     assert [one["observation"] for one in result["observations"]] == list(OBSERVATIONS)
     stages = ["Drawing radiographs ...", "Training ...", "Evaluating ...", "Warning: Learned from drawings."]
     assert said.splitlines() == stages
-    assert run(monkeypatch, "--no-serve", "--output", out) == 2
-    assert "is not empty; choose another with --output" in capsys.readouterr().err
+    code, _, said = run(monkeypatch, capsys, "quickstart", "--no-serve", "--output", out)
+    assert (code, "is not empty; choose another with --output" in said) == (2, True)
 
 
 def test_json_needs_an_end(monkeypatch, capsys):
-    assert run(monkeypatch, "--json") == 2
-    assert "--json needs --no-serve" in capsys.readouterr().err
+    code, _, said = run(monkeypatch, capsys, "quickstart", "--json")
+    assert (code, "--json needs --no-serve" in said) == (2, True)

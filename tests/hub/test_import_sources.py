@@ -1,17 +1,18 @@
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from chexpert_hf import CheXpertClassifier, cli
+from chexpert_hf import CheXpertClassifier
 from chexpert_hf.files import FolderError
 from chexpert_hf.formats.imports import import_model, read_source
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexpert_hf.models.weights import WeightsError
 from chexpert_hf.publishing.card import card_problems
+from tests.commands import run as run_command
 
 from .foreign_networks import STANFORD_TASKS, StanfordModel, densenet, phantom_image, save_stanford, student_network
 
@@ -259,15 +260,7 @@ def test_nothing_half_written_is_left_and_nothing_is_overwritten(tmp_path, monke
 def test_the_command_says_what_it_wrote_and_its_folder_can_predict(tmp_path, monkeypatch, capsys):
     torch.save(densenet(2).state_dict(), tmp_path / "model.pth")
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["chexpert-hf", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
+    run = partial(run_command, monkeypatch, capsys)
     source = (
         "import",
         f"timm:{tmp_path / 'model.pth'}",

@@ -2,17 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from chexpert_hf.cli import main
 from chexpert_hf.models.graph_files import RuntimeName
 from chexpert_hf.models.repositories import HubError
 from chexpert_hf.publishing import check
 from chexpert_hf.publishing.publish import Published
+from tests.commands import run
 
 SHA = "0123456789" * 4
 
@@ -26,16 +25,6 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr(check, "PACKAGES", {RuntimeName.TORCH: "torch"})
-
-
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["chexpert-hf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    out, err = capsys.readouterr()
-    return int(exit_.value.code or 0), out, err
 
 
 def test_check_prints_a_line_for_each_thing_and_exits_with_1_if_one_failed(monkeypatch, capsys, model_folder: Path):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import datasets
@@ -11,12 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, cli
+from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.configuration_chexpert import NETWORKS, fields_of
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.training.initial_model import build_model, expect_statistics
 from chexpert_hf.training.recipe import BACKBONES, Recipe, RecipeError
+from tests.commands import run
 
 from ..conftest import TINY
 
@@ -30,15 +30,6 @@ def phantoms(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(root, num_studies=24, seed=3, valid_fraction=0.3)
     return root
-
-
-def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["chexpert-hf", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0), *capsys.readouterr()
-    return 0, *capsys.readouterr()
 
 
 SMALL = ("--image-size", 64, "--epochs", 1, "--batch-size", 8, "--workers", 0)

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from chexpert_hf import CheXpertClassifier, evaluate
-from chexpert_hf.cli import main
 from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.label_sets import NIH, VINDR
 from chexpert_hf.datasets.loading import load_dataset
@@ -23,6 +22,7 @@ from chexpert_hf.training.data import load_data, with_labels
 from chexpert_hf.training.initial_model import build_model
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train
+from tests.commands import run
 
 from ..conftest import TINY
 
@@ -153,10 +153,9 @@ def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_both_and_on_each(
     assert len(classifier.observations) == 21
     assert f"{phantoms.name} and ChestX-ray14" in (tmp_path / "model" / "README.md").read_text()
     command = ["evaluate", phantoms, nih, "--model", tmp_path / "model", "--output", tmp_path / "report", "--json"]
-    monkeypatch.setattr("sys.argv", ["chexpert-hf", *map(str, command), "--replicates", "100"])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    report = json.loads(capsys.readouterr().out)
+    code, out, err = run(monkeypatch, capsys, *command, "--replicates", "100")
+    assert code == 0, err
+    report = json.loads(out)
     assert report["data"]["views"] == len(load_data(with_labels(SMALL, [phantoms, nih]), [phantoms, nih])["valid"])
     assert f"{phantoms.name} and ChestX-ray14, valid" in (tmp_path / "report" / "report.md").read_text()
     groups = {each["group"] for each in report["models"][0]["subgroups"] if each["column"] == "source"}

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from chexpert_hf.cli import main
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom
+from tests.commands import run as run_command
 from tests.dicom_files import dicom_of
 
 from ..conftest import TINY
@@ -100,11 +100,9 @@ def test_commands_run_on_a_layout(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def run(*arguments: object) -> dict[str, Any]:
-        monkeypatch.setattr("sys.argv", ["chexpert-hf", *map(str, arguments), "--json"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        code, out, err = run_command(monkeypatch, capsys, *arguments, "--json")
+        assert code == 0, err
+        result: dict[str, Any] = json.loads(out)
         return result
 
     trained = run("train", data, "--recipe", tmp_path / "recipe.yaml", "--output", model)
