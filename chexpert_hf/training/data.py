@@ -9,9 +9,9 @@ import numpy as np
 
 from chexpert_hf.datasets.label_sets import read_label_set
 from chexpert_hf.datasets.loading import data_name, label_set_of, load_dataset
-from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.labels import CHEXPERT, IGNORED
 from chexpert_hf.training.cross_fitting import hold_out_fold
-from chexpert_hf.training.recipe import Recipe
+from chexpert_hf.training.recipe import Recipe, RecipeError
 
 Roots: TypeAlias = Path | Sequence[Path]
 """The folder of a data set, or those of several that are trained on as one."""
@@ -31,6 +31,22 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     # Empty stands for CheXpert's, so that a set without further properties names its headline.
     known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict() or {"headline": list(chosen.names)}
     return recipe.override(observations=chosen.names, label_set=known)
+
+
+def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
+    """The recipe without the observations that the training data cannot state, whose outputs would stay random.
+
+    Raises:
+        RecipeError: If no observation is left.
+    """
+    is_unstated = (np.asarray(train["labels"][:]) == IGNORED).all(axis=0).tolist()
+    unstated = [name for name, is_one in zip(recipe.observations, is_unstated, strict=True) if is_one]
+    if not unstated:
+        return recipe
+    if len(unstated) == len(recipe.observations):
+        raise RecipeError(f"No training image has a label for {', '.join(unstated)}; choose other --labels.")
+    say(f"The model has no output for {', '.join(unstated)}, which no training image has a label for.")
+    return recipe.override(observations=tuple(name for name in recipe.observations if name not in unstated))
 
 
 def load_data(

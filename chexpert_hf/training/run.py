@@ -21,7 +21,6 @@ from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_p
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
-from chexpert_hf.labels import IGNORED
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
 from chexpert_hf.models.weights import half_state_dict
@@ -29,7 +28,7 @@ from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_r
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
-from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels
+from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels, with_stated_labels
 from chexpert_hf.training.durable.intact import expect_intact
 from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -86,12 +85,14 @@ def train(
     recipe = with_labels(recipe, root)
     try:
         data = load_data(recipe, root, follow_links=follow_links, say=say)
+        stated = with_stated_labels(recipe, data["train"], say)
+        if stated != recipe:
+            recipe, data = stated, load_data(stated, root, follow_links=follow_links)
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:
             error.write_list(path)
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
-    _expect_stated_parents(recipe, data["train"])
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_statistics(recipe, build_model(recipe), data["train"])
@@ -159,19 +160,6 @@ def train(
     if recipe.checkpoint == "best":
         why = "the best on these same studies" if judged else "the last one, as no observation can be evaluated on them"
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
-
-
-def _expect_stated_parents(recipe: Recipe, train: datasets.Dataset) -> None:
-    """Refuses a hierarchy with a parent that the data cannot state: its children would have positive labels only."""
-    if not (recipe.unconditional or recipe.conditional_epochs):
-        return
-    is_unstated = (np.asarray(train["labels"][:]) == IGNORED).all(axis=0)
-    unstated = {name for name, is_one in zip(recipe.observations, is_unstated, strict=True) if is_one}
-    if parents := sorted(unstated & set(recipe.known_labels.parents.values())):
-        raise RecipeError(
-            f"The data have no labels for {', '.join(parents)}, a parent in the label hierarchy: choose --observations "
-            "without it, or train without --unconditional and --conditional-epochs."
-        )
 
 
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +18,9 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import split_labels
 from chexpert_hf.evaluation.patients import seen_patients
 from chexpert_hf.labels import CHEXPERT, IGNORED, OBSERVATIONS
+from chexpert_hf.models.loading import load_model
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.training.data import load_data, with_labels
+from chexpert_hf.training.data import load_data, with_labels, with_stated_labels
 from chexpert_hf.training.initial_model import build_model
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train
@@ -188,8 +190,19 @@ def test_observations_and_labels_override_those_of_a_finished_run(nih: Path) -> 
     assert with_labels(other, nih).observations == OBSERVATIONS
 
 
-def test_a_hierarchy_with_a_parent_that_the_data_cannot_state_is_refused(nih: Path, tmp_path: Path) -> None:
-    recipe = SMALL.override(labels="chexpert", unconditional=True)
-    with pytest.raises(RecipeError, match=r"no labels for Enlarged Cardiomediastinum, a parent .*--observations"):
-        train(recipe, nih, tmp_path / "model", say=lambda _line: None)
-    assert not (tmp_path / "model").exists()
+def test_a_model_has_no_output_that_its_training_data_could_not_state(nih: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    recipe = SMALL.override(labels="chexpert", unconditional=True, num_patients=30)
+    train(recipe, nih, tmp_path / "model", say=lines.append)
+    unstated = ("Enlarged Cardiomediastinum", "Fracture", "Support Devices")
+    config = load_model(tmp_path / "model").config
+    assert config.observations == tuple(name for name in OBSERVATIONS if name not in unstated)
+    assert "Cardiomegaly" not in (config.label_parents or {})  # its parent has no output
+    assert config.label_parents == CHEXPERT.among(config.observations).parents
+    assert sum("no output for Enlarged Cardiomediastinum" in line for line in lines) == 1
+    with pytest.raises(RecipeError, match="No training image has a label for Fracture"):
+        with_stated_labels(
+            SMALL.override(observations=("Fracture",)),
+            datasets.Dataset.from_dict({"labels": [[IGNORED]]}),
+            lines.append,
+        )
