@@ -16,9 +16,10 @@ from chexpert_hf.datasets.cells import (
     parse_cells,
     read_cells,
 )
-from chexpert_hf.datasets.label_sets import NIH
+from chexpert_hf.datasets.label_sets import LABEL_SETS
 from chexpert_hf.datasets.layout import BOX_COLUMNS, MAX_AGE, Layout, find_images, find_table, rows, table_in
 
+NIH = LABEL_SETS["nih"]
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"
