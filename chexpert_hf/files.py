@@ -43,9 +43,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def text_beside(module: str, name: str) -> str:
+    """The content of a file in the folder of a module, given by its `__file__`."""
+    return Path(module).with_name(name).read_text(encoding="utf-8")
+
+
 def data_beside(module: str) -> Any:
-    """The content of the YAML file that belongs to a module, given by its `__file__`."""
-    return yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
+    """The content of the YAML file of a module's name in its folder."""
+    return yaml.safe_load(text_beside(module, f"{Path(module).stem}.yaml"))
 
 
 def require_empty(folder: Path, advice: str = "choose a new or empty folder") -> None:
