@@ -24,6 +24,7 @@ from chexpert_hf.datasets.cells import (
     parse_cells,
     parse_number,
     read_cells,
+    refuse_cells,
 )
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
 from chexpert_hf.labels import CHEXPERT, LabelSet
@@ -106,11 +107,8 @@ def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
     columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
-    is_malformed = columns["split"].isna()
     _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
-    if is_malformed.any():
-        row = cells.index[is_malformed][0]
-        raise bad_cell(file, row, "Path", stated[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
+    refuse_cells(columns["split"].isna(), stated, file, "[.../]train/patient00001/study1/view1_frontal.jpg")
     if "Frontal/Lateral" in cells.columns:
         views = cells["Frontal/Lateral"].astype(object)
         wrong = cells.index[(views.str.strip().str.lower() != columns["side"]).to_numpy()]

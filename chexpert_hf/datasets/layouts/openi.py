@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexpert_hf.datasets.cells import Parser, bad_cell, expect_columns, findings, parse_cells, read_cells
+from chexpert_hf.datasets.cells import Parser, expect_columns, findings, parse_cells, read_cells, refuse_cells
 from chexpert_hf.datasets.layout import Layout, find_images, only_train, rows, table_in
 from chexpert_hf.files import data_beside
 from chexpert_hf.labels import LabelSet
@@ -41,8 +41,7 @@ def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
     cells = read_cells(images_file, _FILE, [_REPORT, _VIEW])
     expect_columns(cells, [_FILE, _REPORT, _VIEW], [], images_file)
     studies = cells[_REPORT].astype(str)
-    if len(alone := studies[~studies.isin(labels.index)]):
-        raise bad_cell(images_file, alone.index[0], _REPORT, alone.iloc[0], f"a report of {file.name}")
+    refuse_cells(~studies.isin(labels.index), studies, images_file, f"a report of {file.name}")
     return rows(
         cells.index,
         find_images(folder, ("images/images_normalized/" + cells[_FILE]).tolist()),
