@@ -21,7 +21,7 @@ from chexpert_hf.evaluation.calibration.calibrate import (
     write_calibrated,
 )
 from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
-from chexpert_hf.evaluation.localization.ground_truth import ground_truth_of
+from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.report import write_report
@@ -150,7 +150,7 @@ def localize(
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
     classifier = _classifier(model)
-    truth = ground_truth_of(data, classifier.observations, None if annotations is None else Path(annotations))
+    truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
     _warn(model, dataset["patient"][:])
     return localize_dataset(classifier, dataset, truth)
