@@ -18,9 +18,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from chexpert_hf.datasets.cells import SPLIT_OF, DatasetError
 from chexpert_hf.datasets.layouts.table import is_fact
 from chexpert_hf.files import first_line, new_folder
+from chexpert_hf.radiographs.finding import IMAGE_SUFFIXES
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".webp")
 _CELLS = {
     **{"unlabeled": "", "blank": "", "uncertain": "-1", "-1": "-1"},
     **dict.fromkeys(("absent", "negative", "no", "0"), "0"),
@@ -89,7 +89,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
             if content is None:  # a path would be one of this machine
                 raise DatasetError(f"Row {number} of the split {name!r} has no image in it.")
             suffix = Path(row[image]["path"] or "").suffix.lower()
-            path = f"images/{name}/{number:07}{suffix if suffix in _SUFFIXES else '.png'}"
+            path = f"images/{name}/{number:07}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
             (folder / path).write_bytes(content)
             table.writerow([path, *("" if row[key] is None else cell(row[key]) for key, _, cell in parts)])
 
