@@ -61,10 +61,6 @@ def _labels(folder: Path) -> LabelSet:
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
 
-def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
-    return read_table(table_in(folder, _SPLIT_FILES[split]), observations, has_acquisition=split != "test")
-
-
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
     """Reads a table of CheXpert and checks every cell that is used.
 
@@ -152,7 +148,9 @@ CHEXPERT_LAYOUT = Layout(
     _labels,
     files=", ".join(name for names in _SPLIT_FILES.values() for name in names),
     has_split=lambda folder, split: _find_table(folder, split) is not None,
-    read=_read_split,
+    read=lambda folder, split, names: read_table(
+        table_in(folder, _SPLIT_FILES[split]), names, has_acquisition=split != "test"
+    ),
     columns=_columns,
 )
 """CheXpert 1.0 and its small version, and any data set in their folders and columns."""

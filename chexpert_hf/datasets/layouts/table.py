@@ -125,7 +125,8 @@ def table_layout(
 
 def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
     def label_names(folder: Path) -> tuple[str, ...]:
-        table = None if columns.labels else _any_table(folder, file)
+        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE]
+        table = None if columns.labels else find_table(folder, names)  # the first one tells the columns of all
         return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
 
     def has_split(folder: Path, split: str) -> bool:
@@ -150,11 +151,6 @@ def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: st
 def _tables(split: str) -> list[str]:
     names = SPLIT_NAMES[split]
     return [*(f"{name}.csv" for name in names), *(f"{name}/{_IN_SPLIT_FOLDER}" for name in names)]
-
-
-def _any_table(folder: Path, file: str | None) -> Path | None:
-    """The first table of a folder, which tells the columns of all."""
-    return find_table(folder, [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE])
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
