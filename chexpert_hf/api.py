@@ -11,9 +11,17 @@ import datasets
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
-from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_folder
+from chexpert_hf.evaluation.calibration.calibrate import (
+    CalibratedModel,
+    Origin,
+    calibrate_model,
+    dataset_logits,
+    load_uncalibrated,
+    refuse_training_patients,
+    write_calibrated,
+)
 from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
-from chexpert_hf.evaluation.localization.ground_truth import ground_truth_of
+from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.report import write_report
@@ -24,9 +32,9 @@ from chexpert_hf.evaluation.report.reporting import (
     patient_warnings,
     refuse_calibration_patients,
 )
+from chexpert_hf.files import require_empty
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.loading import load_model
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name
 from chexpert_hf.publishing.model_folder import refresh_folder, save_imported_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -103,24 +111,24 @@ def calibrate(
         progress: Called with the number of images that were scored.
 
     Raises:
-        InputError: If the model was trained on patients of the split, the folder is not new, or an option is unknown.
+        InputError: If the model is not the folder of a single one, was trained on patients of the split or cannot be
+            calibrated on it, the folder is not new, an image cannot be read, or an option is unknown.
     """
-    if method not in {each.value for each in Method}:
+    if method not in [each.value for each in Method]:
         raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
     rule = OperatingRule.parse(operating_points) if isinstance(operating_points, str) else operating_points
-    source, split = Path(resolve_model(model)), _split_name(data, split)
-    result = calibrate_folder(
-        source,
-        Path(output),
-        _split(data, split, load_model(source).config.observations),
-        Origin(data=data_name or _name(data), split=split, date=date.today().isoformat()),
-        method=Method(method),
-        rule=rule,
-        prevalences=prevalences,
-        are_other_people=are_other_people,
-        progress=progress,
-    )
-    refresh_folder(Path(output))
+    source, output, split = Path(resolve_model(model)), Path(output), _split_name(data, split)
+    require_empty(output, "the calibrated model is written to a new folder")
+    classifier = load_uncalibrated(source)
+    dataset = _split(data, split, classifier.observations)
+    patients = dataset["patient"][:]
+    if not are_other_people:
+        refuse_training_patients(source, patients)
+    origin = Origin(data=data_name or _name(data), split=split, date=date.today().isoformat())
+    logits, how = dataset_logits(classifier, dataset, progress), Method(method)
+    result = calibrate_model(classifier.model, logits, dataset, origin, method=how, rule=rule, prevalences=prevalences)
+    write_calibrated(classifier, source, output, patients)
+    refresh_folder(output)
     return result
 
 
@@ -142,7 +150,7 @@ def localize(
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
     classifier = _classifier(model)
-    truth = ground_truth_of(data, classifier.observations, None if annotations is None else Path(annotations))
+    truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
     _warn(model, dataset["patient"][:])
     return localize_dataset(classifier, dataset, truth)

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+
 from chexpert_hf.errors import InputError
 
 _CHUNK = 1 << 20
@@ -39,6 +41,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file by a value as indented JSON; ValueError if the value holds NaN or an infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def text_beside(module: str, name: str) -> str:
+    """The content of a file in the folder of a module, given by its `__file__`."""
+    return Path(module).with_name(name).read_text(encoding="utf-8")
+
+
+def data_beside(module: str) -> Any:
+    """The content of the YAML file of a module's name in its folder."""
+    return yaml.safe_load(text_beside(module, f"{Path(module).stem}.yaml"))
 
 
 def require_empty(folder: Path, advice: str = "choose a new or empty folder") -> None:

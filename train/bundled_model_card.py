@@ -38,7 +38,7 @@ from chexpert_hf.evaluation.metrics import (
     split_labels,
 )
 from chexpert_hf.folders.dataset import predict_dataset
-from chexpert_hf.labels import COMPETITION_OBSERVATIONS
+from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexpert_hf.models.model_files import RECIPE_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.training.cross_fitting import fold_of_images
@@ -406,7 +406,7 @@ def _boxes(
     sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]
 ) -> tuple[list[str], dict[str, Any]]:
     """Hit rates on the radiologists' boxes, of models that have not seen the patient."""
-    truth = find_ground_truth(sources.data)
+    truth = find_ground_truth(sources.data, OBSERVATIONS)
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0
     for classifier, split in pieces:

@@ -105,24 +105,22 @@ def evaluate(
     settings = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
-            scores = {name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+            scores: Mapping[str, FloatArray] = {
+                name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()
+            }
             second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
-            result, text = _results(classifiers, scores, dataset, second, aggregation)
         else:
             settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
-            title = f"{name}, {split}"
-            report = assess_dataset(
-                classifiers, dataset, title=title, reference=standard, progress=bar.update, **settings
-            )
+            settings |= {"title": f"{name}, {split}", "reference": standard, "progress": bar.update}
+            report = assess_dataset(classifiers, dataset, **settings)
             write_report(output, report)
+            scores, second = report.view_scores, report.metrics.get(SECOND_STANDARD)
             if update_card:
                 add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
-            second = report.metrics.get(SECOND_STANDARD)
-            _, text = _results(classifiers, report.view_scores, dataset, second, aggregation)
-            result = dict(report.metrics)
+    result, text = _results(classifiers, scores, dataset, second, aggregation)
     for warning in warnings:
         say(f"Note: {warning}")
-    show(result, text, as_json)
+    show(result if output is None else dict(report.metrics), text, as_json)
     if output is not None:
         say(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
 

@@ -46,7 +46,7 @@ def localize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure whether maps point at the findings: hit rate and mIoU of each observation, next to those of baselines."""
-    from chexpert_hf.evaluation.localization.ground_truth import Boxes, ground_truth_of
+    from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
     from chexpert_hf.evaluation.report.reporting import patient_warnings
@@ -57,7 +57,7 @@ def localize(
     result_folder(output)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
-    truth = Boxes(standard) if standard else ground_truth_of(data, classifier.observations, annotations, layout)
+    truth = Boxes(standard) if standard else find_ground_truth(data, classifier.observations, annotations, layout)
     settings: dict[str, Any] = {"layout": layout, "frontal_only": frontal_only, "follow_links": follow_links}
     settings["valid_fraction"] = valid_fraction
     dataset = load_split(data, split, classifier.observations, **settings)

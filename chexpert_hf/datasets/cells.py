@@ -20,6 +20,11 @@ from chexpert_hf.labels import NEGATIVE, POSITIVE, UNCERTAIN
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 """Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+"""The names that each split goes by in files of others."""
+
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
 Parser: TypeAlias = tuple[Callable[[str], Any], str]
 """Parses a cell's text, or raises ValueError or KeyError; and the values that are expected, in words."""
 
@@ -162,6 +167,13 @@ def findings(
         for name in listed_here & columns.keys():
             values[code, columns[name]] = POSITIVE
     return pd.DataFrame(values[texts.cat.codes.to_numpy()], columns=list(names), index=texts.index)
+
+
+def refuse_cells(is_bad: pd.Series, texts: pd.Series, file: Path, expected: str) -> None:
+    """Raises DatasetError for the first cell of a column that is bad, if one is."""
+    if is_bad.any():
+        row = texts.index[is_bad.to_numpy()][0]
+        raise bad_cell(file, row, str(texts.name), texts[row], expected)
 
 
 def bad_cell(file: Path, row: int, column: str, value: Any, expected: str) -> DatasetError:

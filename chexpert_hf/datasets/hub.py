@@ -15,13 +15,12 @@ import datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from chexpert_hf.datasets.cells import DatasetError
+from chexpert_hf.datasets.cells import SPLIT_OF, DatasetError
 from chexpert_hf.datasets.layouts.table import is_fact
 from chexpert_hf.files import first_line, new_folder
+from chexpert_hf.radiographs.finding import IMAGE_SUFFIXES
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "test": "test"}
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".webp")
 _CELLS = {
     **{"unlabeled": "", "blank": "", "uncertain": "-1", "-1": "-1"},
     **dict.fromkeys(("absent", "negative", "no", "0"), "0"),
@@ -70,9 +69,9 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
         DatasetError: If there is no image, or a split has another name.
     """
     for split, data in splits.items():
-        name = _SPLITS.get(split)
+        name = SPLIT_OF.get(split)
         if name is None:
-            raise DatasetError(f"The data set has a split {split!r}; expected {', '.join(_SPLITS)}.")
+            raise DatasetError(f"The data set has a split {split!r}; expected {', '.join(SPLIT_OF)}.")
         image = next((key for key, each in (data.features or {}).items() if isinstance(each, datasets.Image)), None)
         if image is None:
             raise DatasetError(f"The split {split!r} has no column of images; it has {', '.join(data.features or ())}.")
@@ -90,7 +89,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
             if content is None:  # a path would be one of this machine
                 raise DatasetError(f"Row {number} of the split {name!r} has no image in it.")
             suffix = Path(row[image]["path"] or "").suffix.lower()
-            path = f"images/{name}/{number:07}{suffix if suffix in _SUFFIXES else '.png'}"
+            path = f"images/{name}/{number:07}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
             (folder / path).write_bytes(content)
             table.writerow([path, *("" if row[key] is None else cell(row[key]) for key, _, cell in parts)])
 

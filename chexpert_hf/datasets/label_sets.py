@@ -1,9 +1,4 @@
-"""Label sets by name, from files and from columns; how the names of one correspond to those of another.
-
-Sources: the data sets' own papers and pages: Wang et al. 2017, CVPR (NIH ChestX-ray14); Bustos et al. 2020,
-arXiv:1901.07441 (PadChest); Nguyen et al. 2022, Scientific Data 9, 429 (VinDr-CXR); Johnson et al. 2019,
-arXiv:1901.07042 (MIMIC-CXR-JPG).
-"""
+"""Label sets by name, from files and from columns; how the names of one correspond to those of another."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,124 +6,12 @@ from pathlib import Path
 import yaml
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import first_line
+from chexpert_hf.files import data_beside, first_line
 from chexpert_hf.labels import CHEXPERT, LabelSet, check_observations
 
-NIH = LabelSet(
-    (
-        "Atelectasis",
-        "Cardiomegaly",
-        "Effusion",
-        "Infiltration",
-        "Mass",
-        "Nodule",
-        "Pneumonia",
-        "Pneumothorax",
-        "Consolidation",
-        "Edema",
-        "Emphysema",
-        "Fibrosis",
-        "Pleural_Thickening",
-        "Hernia",
-    ),
-    definitions={
-        "Effusion": "Fluid between the lung and the chest wall.",
-        "Infiltration": "Part of a lung is whiter than it should be, without a clear border.",
-        "Mass": "A round shadow in a lung of more than 3 cm.",
-        "Nodule": "A round shadow in a lung of up to 3 cm.",
-        "Emphysema": "Air spaces of the lung are enlarged and their walls destroyed.",
-        "Fibrosis": "Scars in the tissue of the lung.",
-        "Pleural_Thickening": "The pleura is thickened or scarred.",
-        "Hernia": "Part of the stomach or bowel has moved into the chest.",
-    },
-)
-"""The 14 findings of ChestX-ray14, in the order of its authors. "No Finding" is a further value of its tables."""
-
-VINDR = LabelSet(
-    (
-        "Aortic enlargement",
-        "Atelectasis",
-        "Calcification",
-        "Cardiomegaly",
-        "Clavicle fracture",
-        "Consolidation",
-        "Edema",
-        "Emphysema",
-        "Enlarged PA",
-        "ILD",
-        "Infiltration",
-        "Lung Opacity",
-        "Lung cavity",
-        "Lung cyst",
-        "Mediastinal shift",
-        "Nodule/Mass",
-        "Pleural effusion",
-        "Pleural thickening",
-        "Pneumothorax",
-        "Pulmonary fibrosis",
-        "Rib fracture",
-        "Other lesion",
-        "COPD",
-        "Lung tumor",
-        "Pneumonia",
-        "Tuberculosis",
-        "Other disease",
-        "No finding",
-    ),
-    none_of_these="No finding",
-    definitions={"Enlarged PA": "The pulmonary artery is enlarged.", "ILD": "Interstitial lung disease."},
-)
-"""VinDr-CXR's 22 local and 6 global labels, in the order of its tables."""
-
-PADCHEST = LabelSet(
-    (
-        "normal",
-        "COPD signs",
-        "cardiomegaly",
-        "aortic elongation",
-        "pleural effusion",
-        "scoliosis",
-        "pneumonia",
-        "interstitial pattern",
-        "infiltrates",
-        "costophrenic angle blunting",
-        "air trapping",
-        "alveolar pattern",
-        "NSG tube",
-        "kyphosis",
-        "laminar atelectasis",
-        "vertebral degenerative changes",
-        "vascular hilar enlargement",
-        "nodule",
-        "fibrotic band",
-        "apical pleural thickening",
-        "pacemaker",
-        "calcified granuloma",
-        "atelectasis",
-        "bronchiectasis",
-        "consolidation",
-        "hemidiaphragm elevation",
-        "heart insufficiency",
-        "endotracheal tube",
-        "hiatal hernia",
-        "emphysema",
-        "pulmonary edema",
-        "pulmonary fibrosis",
-        "pleural thickening",
-        "pulmonary mass",
-        "rib fracture",
-        "pneumothorax",
-    ),
-    none_of_these="normal",
-)
-"""PadChest's most frequent findings in descending order, and pneumothorax; none about the report ("unchanged")."""
-
 LABEL_SETS: Mapping[str, LabelSet] = {
-    "chexpert": CHEXPERT,
-    "mimic": CHEXPERT,
-    "nih": NIH,
-    "padchest": PADCHEST,
-    "vindr": VINDR,
+    **dict.fromkeys(("chexpert", "mimic"), CHEXPERT),
+    **{name: LabelSet.from_dict(values.pop("names"), values) for name, values in data_beside(__file__).items()},
 }
 """The built-in label sets by name."""
 

@@ -36,7 +36,8 @@ COLUMNS = (
 )
 """The facts of a radiograph besides its labels."""
 
-BOX_COLUMNS = ("path", "observation", "x", "y", "width", "height")  # in pixels of the image as it is stored
+BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the image as it is stored
+BOX_COLUMNS = ("path", "observation", *BOX_SIDES)
 
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
 from chexpert_hf.datasets.label_sets import same_label
-from chexpert_hf.datasets.layout import Layout
+from chexpert_hf.datasets.layout import BOX_SIDES, Layout
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
@@ -35,7 +35,6 @@ _BROADER_NAMES = {
 """Names of NIH's labels and boxes (BBox_List_2017.csv) for which CheXpert has broader ones only."""
 
 _FINDING_COLUMN = "Observation"
-_BOX_COLUMNS = ("x", "y", "width", "height")
 _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
 """The highest of several boxes in one image decides."""
 
@@ -132,7 +131,7 @@ def read_reference(
     if not chosen:
         raise ReferenceFileError(
             f"{file.name}: no column is named like an observation of the model; say which score stands for which of "
-            f"its columns ({listed([column for column in cells if column not in ('Path', *_BOX_COLUMNS)])}), such as "
+            f"its columns ({listed([column for column in cells if column not in ('Path', *BOX_SIDES)])}), such as "
             "--reference-map 'Target=Lung Opacity'."
         )
     targets = [_target(choice, cells, boxes, file) for choice in dict.fromkeys(chosen)]
@@ -159,7 +158,7 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
     targets = []
     for observation, found in table.groupby(named, sort=False):
         boxes: dict[str, list[Box]] = {}
-        for path, *box in found[["path", *_BOX_COLUMNS]].itertuples(index=False, name=None):
+        for path, *box in found[["path", *BOX_SIDES]].itertuples(index=False, name=None):
             boxes.setdefault(path, []).append(tuple(box))
         targets.append(Target(str(observation), str(observation), None, dict.fromkeys(boxes, POSITIVE), boxes))
     return Reference(layout.name, f"the files of {layout.name}", tuple(dict.fromkeys(table["path"])), tuple(targets))
@@ -184,15 +183,15 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
     """Row -> box."""
-    missing = [name for name in _BOX_COLUMNS if name not in cells]
-    if len(missing) == len(_BOX_COLUMNS):
+    missing = [name for name in BOX_SIDES if name not in cells]
+    if len(missing) == len(BOX_SIDES):
         return {}
     if missing:
         raise ReferenceFileError(
-            f"{file.name}: expected the columns {', '.join(_BOX_COLUMNS)} of boxes, missing: {', '.join(missing)}."
+            f"{file.name}: expected the columns {', '.join(BOX_SIDES)} of boxes, missing: {', '.join(missing)}."
         )
     boxes = {}
-    for row, *texts in cells[[*_BOX_COLUMNS]].itertuples(name=None):
+    for row, *texts in cells[[*BOX_SIDES]].itertuples(name=None):
         if all(text.lower() in BLANKS for text in texts):
             continue
         try:

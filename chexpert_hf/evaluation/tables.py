@@ -1,8 +1,11 @@
-"""Numbers, estimates and tables as plain text and Markdown."""
+"""Numbers, estimates and tables as plain text, and reports from templates."""
 
+import base64
 from collections.abc import Collection, Mapping, Sequence
 from math import isnan
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
 
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import plain
@@ -44,7 +47,18 @@ def aligned(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is the header."""
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
+def render(template: str, **context: Any) -> str:
+    """Renders a report from `templates/`, such as "report.md", with estimates, numbers and p-values as filters."""
+    environment = Environment(
+        loader=PackageLoader("chexpert_hf.evaluation", "templates"),
+        autoescape=select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "estimate": as_estimate,
+        "short": number,
+        "p": lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}",
+        "base64": lambda content: base64.b64encode(content).decode(),
+    }
+    return environment.get_template(f"{template}.jinja").render(**context)

@@ -17,12 +17,13 @@ from transformers.image_utils import PILImageResampling
 
 from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
+from chexpert_hf.formats.origins import origin_of
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, UncertaintyPolicy, check_observations
 from chexpert_hf.models.weights import WeightsError, imagenet_state_dict
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
+from chexpert_hf.publishing.data_terms import ImportedFrom
 from chexpert_hf.publishing.model_folder import save_imported_folder
 
 Labels = Sequence[str] | None
@@ -34,7 +35,6 @@ _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 _NUM_IMAGENET_CLASSES = 1000
 _NUM_FEATURES = 1024  # of DenseNet121's last layer
 _STUDENT_OUTPUTS = ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")
-_UNTRAINED = "The head is new: until it is trained, every score is .5 and every map is empty. It judges nothing."
 _JFHEALTHCARE = (
     "jfhealthcare's network pools by average and maximum behind an attention block, with a BatchNorm for each "
     "observation, which a DenseNet with one head cannot express; torchxrayvision.baseline_models.jfhealthcare runs it."
@@ -91,34 +91,21 @@ def _square(side: int = 224) -> CheXpertImageProcessor:
 
 
 def _untrained(
-    tensors: Mapping[str, Tensor], processor: CheXpertImageProcessor, labels: Labels, source: str, licence: str
+    tensors: Mapping[str, Tensor], processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
     """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
     try:
         observations = check_observations(OBSERVATIONS if labels is None else labels)
     except ValueError as error:
         raise WeightsError(f"--labels: {error}") from error
-    origin = ImportedFrom(
-        source=source,
-        data="ImageNet: photographs, no radiographs",
-        conversion="the head for ImageNet's classes was replaced by one of zeros, which is to be trained",
-        licence=licence,
-        limits=(_UNTRAINED,),
-        citations=("russakovsky2015imagenet", CHEXPERT_CITATION),
-    )
     size = len(observations)
     head = {"classifier.weight": torch.zeros(size, _NUM_FEATURES), "classifier.bias": torch.zeros(size)}
-    return Outputs(observations, tuple(range(size))).model(tensors, processor, origin, _UNTRAINED, head=head)
+    return Outputs(observations, tuple(range(size))).model(tensors, processor, origin, *origin.limits, head=head)
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], labels: Labels) -> ForeignModel:
     """Torchvision's DenseNet121, trained on ImageNet, with a new head."""
-    page = "https://pytorch.org/vision/stable/models/generated/torchvision.models.densenet121.html"
-    licence = (
-        "torchvision, which published the weights, is BSD-3-Clause. ImageNet's images are for research and teaching "
-        "that is not commercial."
-    )
-    return _untrained(tensors, _square(), labels, f"torchvision's DenseNet121_Weights.IMAGENET1K_V1, {page}", licence)
+    return _untrained(tensors, _square(), labels, origin_of("imagenet", "torchvision"))
 
 
 def from_timm(path: Path, labels: Labels) -> ForeignModel:
@@ -137,24 +124,14 @@ def from_timm(path: Path, labels: Labels) -> ForeignModel:
     processor = _timm_processor(settings, channels) if config else _square()
     total, source = num_outputs(tensors), f"the {'folder' if config else 'file'} {path.name}"
     named = settings.get("license") or config.get("license")
-    licence = (
-        f"The source gives the licence {named}; the data that it was trained on may have terms of their own."
-        if named
-        else "The source names no licence; ask its authors before you use or pass on the weights."
-    )
-    if total == _NUM_IMAGENET_CLASSES and (labels is None or len(labels) < total):
-        source = f"timm's {TIMM_ARCHITECTURE} ({source})"
-        return _untrained(tensors, processor, labels, source, licence)
-    outputs = outputs_named(config.get("label_names"), total, path.name, labels=labels)
     prepared = "as its config.json says" if config else "assumed to be 224 pixels with ImageNet's statistics"
-    origin = ImportedFrom(
-        source=f"a {TIMM_ARCHITECTURE} of timm ({source})",
-        data="data that the source does not name",
-        conversion=f"the preparation of images is {prepared}",
-        licence=licence,
-    )
+    entries = ("timm", "timm_with_licence") if named else ("timm",)
+    gaps = {"source": source, "prepared": prepared, "named": str(named)}
+    if total == _NUM_IMAGENET_CLASSES and (labels is None or len(labels) < total):
+        return _untrained(tensors, processor, labels, origin_of(*entries, "imagenet", "timm_imagenet", **gaps))
+    outputs = outputs_named(config.get("label_names"), total, path.name, labels=labels)
     assumed = "The file does not say how images are prepared; assumed: 224 pixels, ImageNet's statistics."
-    return outputs.model(tensors, processor, origin, *(() if config else (assumed,)))
+    return outputs.model(tensors, processor, origin_of(*entries, **gaps), *(() if config else (assumed,)))
 
 
 def _timm_config(folder: Path) -> dict[str, Any]:
@@ -217,20 +194,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
         head[name] = torch.cat([positive, negative, uncertain])  # (3 * n, ...)
     policy = UncertaintyPolicy.U_MULTICLASS if is_multiclass else UncertaintyPolicy.U_IGNORE
     order = "; three classes per observation, brought into another order" if is_multiclass else ""
-    origin = ImportedFrom(
-        source=f"one of the 30 checkpoints of the authors of the CheXpert paper (the file {source}), "
-        "https://stanfordmlgroup.github.io/competitions/chexpert/",
-        data="CheXpert",
-        conversion=f"three equal channels, ImageNet's statistics, 320 pixels without keeping the aspect ratio{order}",
-        licence="The file names no licence. CheXpert's research use agreement (Stanford University School of Medicine) "
-        "forbids commercial and clinical use; who uses the weights should have accepted it.",
-        license_name="chexpert-research-use-agreement",
-        limits=(
-            "The checkpoint does not say how gray levels were normalised; ImageNet's statistics are assumed.",
-            "The paper's figures are of an ensemble of 30 checkpoints, and this is one of them.",
-        ),
-        citations=(CHEXPERT_CITATION,),
-    )
+    origin = origin_of("stanford", source=source, order=order)
     policies = dict.fromkeys(outputs.observations, policy.value)
     return outputs.model(tensors, _square(320), origin, head=head, uncertainty_policies=policies)
 
@@ -249,17 +213,8 @@ def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
     outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)
-    few = f"It knows only {len(COMPETITION_OBSERVATIONS)} of CheXpert's 14 observations."
-    origin = ImportedFrom(
-        source=f"the original student project's network (the file {source})",
-        data="CheXpert, which the file does not say itself",
-        conversion="three equal channels with ImageNet's statistics, 224 pixels without keeping the aspect ratio; the "
-        "sigmoid at its end is taken by whoever reads the logits",
-        licence="The file names no licence; ask its authors. CheXpert's research use agreement holds as well.",
-        license_name="unknown-and-chexpert-research-use-agreement",
-        limits=(few,) if set(outputs.observations) == set(COMPETITION_OBSERVATIONS) else (),
-        citations=(CHEXPERT_CITATION,),
-    )
+    knows_five = set(outputs.observations) == set(COMPETITION_OBSERVATIONS)
+    origin = origin_of("student", *(("student_of_five",) if knows_five else ()), source=source)
     head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
     head |= outputs.layer_of(tensors, "classifier.3")
     return outputs.model(tensors, _square(), origin, head=head, head_hidden_size=hidden, head_dropout=0.5)

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chexpert_hf.files import first_line
+from chexpert_hf.files import data_beside, first_line
 from chexpert_hf.formats.foreign_model import ForeignModel, num_outputs, outputs_named
+from chexpert_hf.formats.origins import origin_of
 from chexpert_hf.image_processing_chexpert import SCIKIT_IMAGE, CheXpertImageProcessor
 from chexpert_hf.models.weights import WeightsError
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, ImportedFrom
 
 PREFIX = "densenet121-res224-"
 SIDE = 224
@@ -34,40 +34,8 @@ class PublishedModel(NamedTuple):
     thresholds: Mapping[str, float]
 
 
-_FILES_AND_DATA = {
-    "all": (
-        "nih-pc-chex-mimic_ch-google-openi-kaggle",
-        "ChestX-ray14 (NIH), PadChest, CheXpert, MIMIC-CXR, Google's labels of ChestX-ray14, OpenI, RSNA Pneumonia",
-    ),
-    "nih": ("nih", "ChestX-ray14 of the NIH Clinical Center"),
-    "pc": ("pc", "PadChest"),
-    "chex": ("chex", "CheXpert"),
-    "rsna": ("kaggle", "the radiographs of the RSNA Pneumonia Detection Challenge"),
-    "mimic_nb": ("mimic_nb", "MIMIC-CXR with labels by NegBio"),
-    "mimic_ch": ("mimic_ch", "MIMIC-CXR with labels by CheXpert's labeler"),
-}
-# Output -> its operating point in each of these models; None where it was not trained.
-_POINTS = {
-    "Atelectasis": (0.07422872, 0.039117552, 0.031012505, 0.1988969, None, 0.08558747, 0.09121389),
-    "Consolidation": (0.038290843, 0.0034529066, 0.013347598, 0.05710573, None, 0.011884617, 0.010573786),
-    "Infiltration": (0.09814756, 0.11396341, 0.081435576, None, None, None, None),
-    "Pneumothorax": (0.0098118475, 0.0057298196, 0.001262615, 0.0531293, None, 0.0040595434, 0.005023008),
-    "Edema": (0.023601074, 0.00045666535, 0.002587246, 0.1435217, None, 0.010733786, 0.003698257),
-    "Emphysema": (0.0022490358, 0.0018880932, 0.0035944257, None, None, None, None),
-    "Fibrosis": (0.010060724, 0.012037827, 0.0023071, None, None, None, None),
-    "Effusion": (0.103246614, 0.038744126, 0.055412333, 0.27212676, None, 0.118761964, 0.08001232),
-    "Pneumonia": (0.056810737, 0.0037213727, 0.044385884, 0.07749717, 0.13486601, 0.022924708, 0.037242252),
-    "Pleural_Thickening": (0.026791653, 0.014730946, 0.042766232, None, None, None, None),
-    "Cardiomegaly": (0.050318155, 0.016149804, 0.043258056, 0.19712369, None, 0.06358637, 0.05006329),
-    "Nodule": (0.023985857, 0.054241467, 0.037629247, None, None, None, None),
-    "Mass": (0.01939503, 0.037198864, 0.005658899, None, None, None, None),
-    "Hernia": (0.042889766, 0.0004403434, 0.0091741895, None, None, None, None),
-    "Lung Lesion": (0.053369623, None, None, 0.09932402, None, 0.022143636, 0.019866971),
-    "Fracture": (0.035975814, None, 0.026507627, 0.09273402, None, 0.017476924, 0.03823637),
-    "Lung Opacity": (0.20204692, None, None, 0.3270967, 0.13511065, 0.1258702, 0.11303808),
-    "Enlarged Cardiomediastinum": (0.05015312, None, None, 0.10888247, None, 0.014020768, 0.0069147074),
-}
-TARGETS = tuple(_POINTS)
+_DATA = data_beside(__file__)
+TARGETS = tuple(_DATA["points"])
 """The 18 outputs of each model, in their order."""
 
 MODELS: Mapping[str, PublishedModel] = {
@@ -75,9 +43,9 @@ MODELS: Mapping[str, PublishedModel] = {
         "https://github.com/mlmed/torchxrayvision/releases/download/v1/"
         f"{file}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
         data,
-        {target: point for target, points in _POINTS.items() if (point := points[column]) is not None},
+        {target: point for target, points in _DATA["points"].items() if (point := points[column]) is not None},
     )
-    for column, (name, (file, data)) in enumerate(_FILES_AND_DATA.items())
+    for column, (name, (file, data)) in enumerate(_DATA["models"].items())
 }
 
 
@@ -114,18 +82,8 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
     outputs = outputs_named(trained, num_outputs(tensors), "The source")
     thresholds = model.thresholds if own_points is None else own_points
     points = {name: thresholds.get(TARGETS[row]) for name, row in zip(outputs.observations, outputs.rows, strict=True)}
-    origin = ImportedFrom(
-        source=f"torchxrayvision's {source}, published at {model.url}",
-        data=model.data,
-        conversion="one channel in [-1024, 1024], the square in the middle, resized to 224 pixels as scikit-image "
-        "does; outputs that were never trained are dropped; scores are the sigmoid of the logits, not bent so that "
-        "the operating point lies at .5",
-        licence="torchxrayvision, which published the weights, is Apache-2.0. The data that they were trained on "
-        f"({model.data}) have terms of their own; read them before you use or pass on the weights.",
-        license_name="apache-2.0-and-terms-of-the-training-data",
-        limits=("Its operating points are far below .5: use them as thresholds, or calibrate the model.",),
-        citations=("cohen2022xrv", "cohen2020limits", *((CHEXPERT_CITATION,) if "CheXpert" in model.data else ())),
-    )
+    further = ("torchxrayvision_chexpert",) if "CheXpert" in model.data else ()
+    origin = origin_of("torchxrayvision", *further, source=source, url=model.url, data=model.data)
     return outputs.model(
         tensors,
         processor(),

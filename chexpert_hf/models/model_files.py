@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
-from chexpert_hf.files import sha256_of, write_json, write_text
+from chexpert_hf.files import sha256_of, text_beside, write_json, write_text
 
 CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
 RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
@@ -29,18 +29,6 @@ OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.saf
 _PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
 # Folders that a training run leaves in its model folder, and that are not part of the model.
 RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "folds", "logs")
-
-_ENSEMBLE_CARD = """# {name}
-
-An ensemble of {count} models, in `members`: the mean of their probabilities.
-
-**Research software, not a medical device.**
-
-    CheXpertClassifier.from_pretrained("{name}")     # of the package chexpert-hf; `pipeline` takes one member
-
-The cards in `run-1`, `run-2`, ... describe how the members were trained. `evaluation.json` has the metrics of the
-ensemble on the split on which its members were chosen, so they are optimistic.
-"""
 
 
 class ChecksumError(InputError):
@@ -154,7 +142,8 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
             shutil.copy(file, copy)
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
-    write_text(folder / "README.md", _ENSEMBLE_CARD.format(count=len(names), name=folder.resolve().name))
+    card = text_beside(__file__, "ensemble_card.md").format(count=len(names), name=folder.resolve().name)
+    write_text(folder / "README.md", card)
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexpert_hf.files import new_folder, write_text
+from chexpert_hf.files import new_folder, text_beside, write_text
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from chexpert_hf.phantoms.frame import Patient
 from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
@@ -100,13 +100,8 @@ def write_phantoms(
                     progress(done)
         for table, rows in tables.items():
             pd.DataFrame(rows).to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
-        text = (
-            Path(__file__)
-            .with_name("folder_readme.md")
-            .read_text(encoding="utf-8")
-            .format(name=folder.name, num_studies=num_studies, seed=seed, valid_fraction=valid_fraction)
-        )
-        write_text(folder / "README.md", text)
+        about = {"name": folder.name, "num_studies": num_studies, "seed": seed, "valid_fraction": valid_fraction}
+        write_text(folder / "README.md", text_beside(__file__, "folder_readme.md").format(**about))
 
 
 @contextmanager

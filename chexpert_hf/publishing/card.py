@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
+from chexpert_hf.files import text_beside
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, labels_name
 
@@ -89,7 +90,7 @@ def render_card(
         tags=["chest-x-ray", "radiology", "chexpert", family, "multi-label", "chexpert-hf"],
         eval_results=(_eval_results(record) or None) if record else None,
     )
-    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    entries = text_beside(__file__, "citations.bib").strip().split("\n\n")
     known = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
     cited = (*terms.citations, *((CHEXPERT_CITATION,) if is_ours else ()), citation)
     text = read_template(project_path("model_card.md")).render(

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
+from chexpert_hf.files import data_beside
 
 CHEXPERT_CITATION = "irvin2019chexpert"  # source of the observations and of the policies for uncertain labels, too
 
@@ -77,5 +75,4 @@ def terms_of(data_names: Sequence[str]) -> Terms:
 
 
 def _entry(data_name: str) -> dict[str, Any]:
-    entries = yaml.safe_load(Path(__file__).with_name("data_terms.yaml").read_text(encoding="utf-8"))
-    return next(entry for entry in entries if data_name.lower().startswith(tuple(entry["folders"])))
+    return next(entry for entry in data_beside(__file__) if data_name.lower().startswith(tuple(entry["folders"])))

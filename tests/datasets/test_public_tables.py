@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexpert_hf.datasets.label_sets import NIH
+from chexpert_hf.datasets.layouts.nih import NIH
 from chexpert_hf.datasets.layouts.padchest import NAMES as PADCHEST_NAMES
 from chexpert_hf.datasets.layouts.padchest import PADCHEST_LAYOUT
 from chexpert_hf.datasets.layouts.vindr import KAGGLE_LABELS

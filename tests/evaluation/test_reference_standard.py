@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chexpert_hf.datasets.label_sets import NIH
+from chexpert_hf.datasets.layouts.nih import NIH
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.evaluation.assessment import ModelScores
 from chexpert_hf.evaluation.intervals import delong_interval

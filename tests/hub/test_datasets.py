@@ -74,7 +74,7 @@ def test_what_has_no_images_or_another_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"'train' has no column of images; it has label"):
         write_files({"train": datasets.Dataset.from_dict({"label": [1]})}, tmp_path / "a")
     data = rows({"TB": [1]}, {"TB": datasets.Value("int8")})
-    with pytest.raises(DatasetError, match="split 'everything'; expected train, validation"):
+    with pytest.raises(DatasetError, match="split 'everything'; expected train, valid, validation"):
         write_files({"everything": data}, tmp_path / "b")
 
 

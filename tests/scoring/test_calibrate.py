@@ -2,6 +2,7 @@ import copy
 import functools
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import pipeline
 
+import chexpert_hf
 from chexpert_hf import (
     CheXpertClassifier,
     CheXpertConfig,
@@ -21,8 +23,6 @@ from chexpert_hf import (
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.calibration.calibrate import (
     CalibratedModel,
-    Origin,
-    calibrate_folder,
     dataset_logits,
     fold_calibration,
 )
@@ -45,9 +45,8 @@ from chexpert_hf.evaluation.patients import (
 from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.modeling_chexpert import LAST_STAGE
-from chexpert_hf.models.model_files import write_ensemble
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, write_ensemble
 from chexpert_hf.phantoms import write_phantoms
-from chexpert_hf.publishing.model_folder import refresh_folder
 
 from ..conftest import TINY
 
@@ -64,7 +63,9 @@ LINES = {
     "Pleural Effusion": Platt(0.8, 3.0),
     "Fracture": Platt(1.7, 0.0),
 }
-ORIGIN = Origin(data="phantoms", split="valid", date="2026-01-02")
+
+
+calibrate = functools.partial(chexpert_hf.calibrate, split="valid", data_name="phantoms")
 
 
 def build(head: str) -> CheXpertForImageClassification:
@@ -242,7 +243,7 @@ def test_logits_are_the_models_and_progress_reaches_every_image(source, valid):
 def test_a_calibrated_folder_scores_with_calibrated_probabilities_and_says_how_it_came_about(source, valid, tmp_path):
     output = tmp_path / "calibrated"
     rule = OperatingRule.parse("sensitivity=.8")
-    result = calibrate_folder(source, output, valid, ORIGIN, rule=rule)
+    result = calibrate(source, valid, output, operating_points=rule)
     logits, truth = reference(source, valid)
     after, _ = reference(output, valid)
     config = CheXpertConfig.from_pretrained(output)
@@ -267,7 +268,7 @@ def test_a_calibrated_folder_scores_with_calibrated_probabilities_and_says_how_i
         "platt",
         "phantoms",
         "valid",
-        "2026-01-02",
+        date.today().isoformat(),
     )
     assert record["num_studies"] == result.num_studies == len(truth)
     origin = config.operating_points_source
@@ -297,10 +298,11 @@ def test_the_result_as_text_and_json_names_every_observation_and_each_reason():
 def test_the_files_come_along_but_for_what_is_no_longer_true(source, valid, tmp_path):
     before = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
     output = tmp_path / "calibrated"
-    calibrate_folder(source, output, valid, ORIGIN, method=Method.TEMPERATURE)
+    calibrate(source, valid, output, method="temperature")
     names = {path.name for path in output.iterdir()}
-    assert names == (set(before) | {CALIBRATION_PATIENTS_FILE}) - {"reference.json", "model.onnx", "export.json"}
-    assert (output / "README.md").read_text() == "this is README.md"
+    assert names == (set(before) | {CALIBRATION_PATIENTS_FILE, CHECKSUMS_FILE}) - {"model.onnx", "export.json"}
+    assert (output / "README.md").read_text().startswith("this is README.md")
+    assert json.loads((output / "reference.json").read_text())["probabilities"]
     assert (output / "LICENSE").exists()
     assert before == {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
     patients = valid["patient"][:]
@@ -309,7 +311,7 @@ def test_the_files_come_along_but_for_what_is_no_longer_true(source, valid, tmp_
 
 
 def test_an_operating_point_that_was_chosen_earlier_keeps_its_meaning(source, valid, tmp_path):
-    result = calibrate_folder(source, tmp_path / "calibrated", valid, ORIGIN)
+    result = calibrate(source, valid, tmp_path / "calibrated")
     logits, _ = reference(source, valid)
     after, _ = reference(tmp_path / "calibrated", valid)
     config = CheXpertConfig.from_pretrained(tmp_path / "calibrated")
@@ -326,8 +328,8 @@ def test_an_operating_point_that_was_chosen_earlier_keeps_its_meaning(source, va
 
 
 def test_a_second_calibration_keeps_the_record_of_the_first(source, valid, tmp_path):
-    calibrate_folder(source, tmp_path / "once", valid, ORIGIN)
-    calibrate_folder(tmp_path / "once", tmp_path / "twice", valid, ORIGIN, method=Method.TEMPERATURE)
+    calibrate(source, valid, tmp_path / "once")
+    calibrate(tmp_path / "once", valid, tmp_path / "twice", method="temperature")
     once, twice = (CheXpertConfig.from_pretrained(tmp_path / name).calibration for name in ("once", "twice"))
     assert twice["earlier"] == once
     assert twice["method"] == "temperature"
@@ -340,9 +342,9 @@ def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(
     shutil.copytree(source, folder)
     write_patient_hashes(folder / TRAINING_PATIENTS_FILE, [*valid["patient"][:1], "patient99999"])
     with pytest.raises(CalibrationError, match=r"1 of \d+ patients are, by their ids, among those"):
-        calibrate_folder(folder, tmp_path / "calibrated", valid, ORIGIN)
+        calibrate(folder, valid, tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
-    calibrate_folder(folder, tmp_path / "calibrated", valid, ORIGIN, are_other_people=True)
+    calibrate(folder, valid, tmp_path / "calibrated", are_other_people=True)
     assert (tmp_path / "calibrated" / TRAINING_PATIENTS_FILE).exists()
 
 
@@ -350,7 +352,7 @@ def test_a_folder_that_is_not_empty_is_never_written_to(source, valid, tmp_path)
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path, source, tmp_path / "file"):
         with pytest.raises(FolderError, match="is not empty; the calibrated model is written to a new folder"):
-            calibrate_folder(source, output, valid, ORIGIN)
+            calibrate(source, valid, output)
 
 
 def test_ensembles_repositories_and_hierarchies_are_refused_before_anything_is_scored(source, valid, tmp_path):
@@ -360,13 +362,13 @@ def test_ensembles_repositories_and_hierarchies_are_refused_before_anything_is_s
         shutil.copytree(source, ensemble / name)
     write_ensemble(ensemble, [ensemble / "one", ensemble / "two"])
     with pytest.raises(CalibrationError, match="ensemble of 2"):
-        calibrate_folder(ensemble, tmp_path / "calibrated", valid, ORIGIN, progress=pytest.fail)
+        calibrate(ensemble, valid, tmp_path / "calibrated", progress=pytest.fail)
     with pytest.raises(CalibrationError, match="Expected a model folder, got 'somebody/model'"):
-        calibrate_folder(Path("somebody/model"), tmp_path / "calibrated", valid, ORIGIN)
+        calibrate(Path("somebody/model"), valid, tmp_path / "calibrated")
     config = json.loads((source / "config.json").read_text()) | {"label_parents": {"Edema": "Lung Opacity"}}
     (ensemble / "one" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CalibrationError, match="label hierarchy"):
-        calibrate_folder(ensemble / "one", tmp_path / "calibrated", valid, ORIGIN, progress=pytest.fail)
+        calibrate(ensemble / "one", valid, tmp_path / "calibrated", progress=pytest.fail)
 
 
 def test_a_split_that_can_calibrate_nothing_is_refused_with_the_reasons(source, valid, tmp_path):
@@ -374,7 +376,7 @@ def test_a_split_that_can_calibrate_nothing_is_refused_with_the_reasons(source, 
     with pytest.raises(
         CalibrationError, match=r"No observation can be calibrated on phantoms \(valid\): No Finding: \d"
     ):
-        calibrate_folder(source, tmp_path / "calibrated", few, ORIGIN)
+        calibrate(source, few, tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
 
 
@@ -388,9 +390,9 @@ def test_a_record_that_cannot_be_this_models_is_refused(slopes, message):
 
 
 def test_a_given_prevalence_moves_the_intercept_and_nothing_else(source, valid, tmp_path):
-    plain = calibrate_folder(source, tmp_path / "plain", valid, ORIGIN)
+    plain = calibrate(source, valid, tmp_path / "plain")
     name = next(iter(plain.calibration.lines))
-    moved = calibrate_folder(source, tmp_path / "moved", valid, ORIGIN, prevalences={name: 0.02})
+    moved = calibrate(source, valid, tmp_path / "moved", prevalences={name: 0.02})
     count = {
         key: CheXpertConfig.from_pretrained(tmp_path / "moved").calibration[key][name]
         for key in ("num_positive", "num_negative")
@@ -402,7 +404,6 @@ def test_a_given_prevalence_moves_the_intercept_and_nothing_else(source, valid, 
     others = {other: line for other, line in moved.calibration.lines.items() if other != name}
     assert others == {other: line for other, line in plain.calibration.lines.items() if other != name}
     assert CheXpertConfig.from_pretrained(tmp_path / "moved").calibration["prevalences"] == {name: 0.02}
-    refresh_folder(tmp_path / "moved")
     card = (tmp_path / "moved" / "README.md").read_text()
     assert f"{name} is calibrated for a prevalence of 0.02, which was given" in card
     classifier = [CheXpertClassifier.from_pretrained(tmp_path / folder) for folder in ("plain", "moved")]
@@ -413,32 +414,31 @@ def test_a_given_prevalence_moves_the_intercept_and_nothing_else(source, valid, 
 @pytest.mark.parametrize(
     ("prevalences", "method", "message"),
     [
-        ({"Edema": 1.5}, Method.PLATT, "The prevalence of Edema is 1.5, expected a share above 0 and below 1"),
-        ({"Oedema": 0.5}, Method.PLATT, "A prevalence is given for 'Oedema', which is not among"),
-        ({"Edema": 0.5}, Method.TEMPERATURE, "moves the intercept, which temperature scaling has not; use platt"),
+        ({"Edema": 1.5}, "platt", "The prevalence of Edema is 1.5, expected a share above 0 and below 1"),
+        ({"Oedema": 0.5}, "platt", "A prevalence is given for 'Oedema', which is not among"),
+        ({"Edema": 0.5}, "temperature", "moves the intercept, which temperature scaling has not; use platt"),
     ],
 )
 def test_prevalences_that_cannot_be_used_are_refused(source, valid, tmp_path, prevalences, method, message):
     with pytest.raises(CalibrationError, match=message):
-        calibrate_folder(source, tmp_path / "out", valid, ORIGIN, method=method, prevalences=prevalences)
+        calibrate(source, valid, tmp_path / "out", method=method, prevalences=prevalences)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_prevalence_of_what_cannot_be_calibrated_is_refused(source, valid, tmp_path):
-    left_out = next(iter(calibrate_folder(source, tmp_path / "plain", valid, ORIGIN).calibration.left_out))
+    left_out = next(iter(calibrate(source, valid, tmp_path / "plain").calibration.left_out))
     with pytest.raises(CalibrationError, match=f"given for what cannot be calibrated: {left_out}"):
-        calibrate_folder(source, tmp_path / "out", valid, ORIGIN, prevalences={left_out: 0.5})
+        calibrate(source, valid, tmp_path / "out", prevalences={left_out: 0.5})
 
 
 def test_what_calibration_is_worth_on_left_out_patients_is_in_the_result_the_record_and_the_card(
     source, valid, tmp_path
 ):
-    result = calibrate_folder(source, tmp_path / "out", valid, ORIGIN)
+    result = calibrate(source, valid, tmp_path / "out")
     assert result.check is not None
     assert set(result.check.observations) <= set(result.calibration.lines)
     record = CheXpertConfig.from_pretrained(tmp_path / "out").calibration["check"]
     assert record["scaled_brier"] == result.check.scaled_brier
     assert result.check.as_table() in result.as_table()
-    refresh_folder(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| isotonic | {result.check.scaled_brier['isotonic']:.3f} |" in card

@@ -297,7 +297,7 @@ def test_no_more_images_than_two_batches_are_held_at_once(classifier, dataset, s
 def test_masks_of_phantoms_are_found_and_belong_to_their_images(tmp_path, classifier):
     root = tmp_path / "phantoms"
     write_phantoms(root, num_studies=4, seed=5, valid_fraction=0.8)
-    truth = find_ground_truth(root)
+    truth = find_ground_truth(root, OBSERVATIONS)
     assert isinstance(truth, MaskFolder)
     dataset = load_dataset(root, splits=["valid"], frontal_only=True)["valid"]
     for path, labels in zip(dataset["path"][:], dataset["labels"][:], strict=True):
@@ -399,17 +399,17 @@ def test_a_folder_without_ground_truth_and_a_ground_truth_of_other_images_are_re
     folder, classifier, dataset, tmp_path
 ):
     with pytest.raises(GroundTruthError, match=r"neither masks/ nor boxes\.csv"):
-        find_ground_truth(folder)
+        find_ground_truth(folder, OBSERVATIONS)
     with pytest.raises(GroundTruthError, match="is not a file; expected a CSV file of boxes"):
-        find_ground_truth(folder, tmp_path / "none.csv")
+        find_ground_truth(folder, OBSERVATIONS, tmp_path / "none.csv")
     boxes = write_boxes(tmp_path / "b.csv", [["train/patient00001/study1/view1_frontal.jpg", "Edema", 1, 1, 1, 1]])
-    assert isinstance(find_ground_truth(folder, boxes), Boxes)
+    assert isinstance(find_ground_truth(folder, OBSERVATIONS, boxes), Boxes)
     with pytest.raises(InputError, match=r"None of the 12 images of this split .*boxes in b\.csv"):
         localize_dataset(classifier, dataset, Boxes(boxes))
 
 
 def test_the_boxes_of_real_radiographs_lie_in_them(real_data):
-    boxes = find_ground_truth(real_data / "NIH-mini")
+    boxes = find_ground_truth(real_data / "NIH-mini", OBSERVATIONS)
     assert len(boxes.images()) == 29
     for path in boxes.images():
         for name in boxes.findings(path):

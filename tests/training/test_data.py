@@ -12,7 +12,8 @@ import yaml
 
 from chexpert_hf import CheXpertClassifier, evaluate
 from chexpert_hf.datasets.cells import DatasetError
-from chexpert_hf.datasets.label_sets import NIH, VINDR
+from chexpert_hf.datasets.layouts.nih import NIH
+from chexpert_hf.datasets.layouts.vindr import VINDR
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import split_labels

@@ -24,6 +24,7 @@ from chexpert_hf.datasets.cells import (
     parse_cells,
     parse_number,
     read_cells,
+    refuse_cells,
 )
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
 from chexpert_hf.labels import CHEXPERT, LabelSet
@@ -58,10 +59,6 @@ def _labels(folder: Path) -> LabelSet:
     """CheXpert's 14 if a table has one of them, else the columns of one's own."""
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
-
-
-def _read_split(folder: Path, split: str, observations: Sequence[str]) -> pd.DataFrame:
-    return read_table(table_in(folder, _SPLIT_FILES[split]), observations, has_acquisition=split != "test")
 
 
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
@@ -106,11 +103,8 @@ def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
     columns = pa.Table.from_struct_array(parts).to_pandas().set_axis(cells.index)
-    is_malformed = columns["split"].isna()
     _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
-    if is_malformed.any():
-        row = cells.index[is_malformed][0]
-        raise bad_cell(file, row, "Path", stated[row], "[.../]train/patient00001/study1/view1_frontal.jpg")
+    refuse_cells(columns["split"].isna(), stated, file, "[.../]train/patient00001/study1/view1_frontal.jpg")
     if "Frontal/Lateral" in cells.columns:
         views = cells["Frontal/Lateral"].astype(object)
         wrong = cells.index[(views.str.strip().str.lower() != columns["side"]).to_numpy()]
@@ -154,7 +148,9 @@ CHEXPERT_LAYOUT = Layout(
     _labels,
     files=", ".join(name for names in _SPLIT_FILES.values() for name in names),
     has_split=lambda folder, split: _find_table(folder, split) is not None,
-    read=_read_split,
+    read=lambda folder, split, names: read_table(
+        table_in(folder, _SPLIT_FILES[split]), names, has_acquisition=split != "test"
+    ),
     columns=_columns,
 )
 """CheXpert 1.0 and its small version, and any data set in their folders and columns."""

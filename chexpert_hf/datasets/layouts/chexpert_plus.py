@@ -13,11 +13,11 @@ import pyarrow.json as pa_json
 from chexpert_hf.datasets.cells import (
     DatasetError,
     Parser,
-    bad_cell,
     expect_columns,
     parse_cells,
     parse_number,
     read_cells,
+    refuse_cells,
 )
 from chexpert_hf.datasets.layout import MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
 from chexpert_hf.files import first_line
@@ -51,9 +51,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     expect_columns(cells, [_IMAGE, _SIDE, _SPLIT], [], file)
     cells = cells[parse_cells(cells, _SPLIT, file, _PARSERS) == split]
     parts = cells[_IMAGE].str.extract(_PATH)
-    if parts["view"].isna().any():
-        row = cells.index[parts["view"].isna()][0]
-        raise bad_cell(file, row, _IMAGE, cells.loc[row, _IMAGE], "train/patient00001/study1/view1_frontal.jpg")
+    refuse_cells(parts["view"].isna(), cells[_IMAGE], file, "train/patient00001/study1/view1_frontal.jpg")
     table = rows(
         cells.index,
         _found(folder, cells[_IMAGE]),

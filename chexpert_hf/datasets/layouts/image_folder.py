@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from chexpert_hf.datasets.cells import SPLIT_NAMES, SPLIT_OF
 from chexpert_hf.datasets.layout import IMAGE_SUFFIXES, Layout, rows
 from chexpert_hf.labels import LabelSet
 
-_SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 _MIN_CLASSES = 2
 
 
@@ -27,10 +27,10 @@ def _images(folder: Path) -> list[str]:
 
 def _place(folder: Path, split: str) -> str | None:
     """The folder of a split's classes below the data set's: that of its name, or "" for train without any split."""
-    has_splits = [name for names in _SPLIT_FOLDERS.values() for name in names if (folder / name).is_dir()]
+    has_splits = [name for name in SPLIT_OF if (folder / name).is_dir()]
     if not has_splits:
         return "" if split == "train" else None
-    return next((f"{name}/" for name in _SPLIT_FOLDERS[split] if name in has_splits), None)
+    return next((f"{name}/" for name in SPLIT_NAMES[split] if name in has_splits), None)
 
 
 def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
@@ -44,7 +44,7 @@ def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
 
 
 def _labels(folder: Path) -> LabelSet:
-    return LabelSet(tuple(sorted({name for split in _SPLIT_FOLDERS for name in _classes(folder, split)})))
+    return LabelSet(tuple(sorted({name for split in SPLIT_NAMES for name in _classes(folder, split)})))
 
 
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:

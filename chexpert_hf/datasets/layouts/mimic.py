@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexpert_hf.datasets.cells import Parser, bad_cell, expect_columns, parse_cells, read_cells
+from chexpert_hf.datasets.cells import Parser, expect_columns, parse_cells, read_cells, refuse_cells
 from chexpert_hf.datasets.layout import FRONTAL_PROJECTIONS, Layout, find_table, rows, table_in
 from chexpert_hf.labels import CHEXPERT
 
@@ -60,9 +60,7 @@ def _labels(file: Path, names: Sequence[str]) -> pd.DataFrame:
     cells = read_cells(file, _STUDY, [_PATIENT, *names])
     expect_columns(cells, [_STUDY, _PATIENT], names, file)
     keys = cells[_PATIENT].astype(str) + "/" + cells[_STUDY]
-    if keys.duplicated().any():
-        row, key = next(iter(keys[keys.duplicated()].items()))
-        raise bad_cell(file, row, _STUDY, key, "each study once")
+    refuse_cells(keys.duplicated(), keys.rename(_STUDY), file, "each study once")
     return pd.DataFrame({name: parse_cells(cells, name, file, {}) for name in names}).set_axis(keys)
 
 

@@ -10,15 +10,16 @@ import pandas as pd
 
 from chexpert_hf.datasets.cells import (
     Parser,
-    bad_cell,
     expect_columns,
     findings,
     parse_cells,
     read_cells,
+    refuse_cells,
 )
-from chexpert_hf.datasets.label_sets import NIH
+from chexpert_hf.datasets.label_sets import LABEL_SETS
 from chexpert_hf.datasets.layout import BOX_COLUMNS, MAX_AGE, Layout, find_images, find_table, rows, table_in
 
+NIH = LABEL_SETS["nih"]
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"
@@ -41,8 +42,7 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
     """The cells of a table with NIH's columns, as text."""
     cells = read_cells(file, _FILE, [_FINDINGS, _PATIENT, _AGE, *_SEX, _VIEW, *further])
     expect_columns(cells, [_FILE, _FINDINGS, _PATIENT], [], file)
-    if cells[_FILE].isna().any():
-        raise bad_cell(file, cells.index[cells[_FILE].isna()][0], _FILE, None, "the name of an image file")
+    refuse_cells(cells[_FILE].isna(), cells[_FILE], file, "the name of an image file")
     return cells
 
 

@@ -4,41 +4,21 @@ Source: Demner-Fushman et al. 2016, JAMIA 23(2), 304-310, and the files of
 https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from chexpert_hf.datasets.cells import Parser, bad_cell, expect_columns, findings, parse_cells, read_cells
+from chexpert_hf.datasets.cells import Parser, expect_columns, findings, parse_cells, read_cells, refuse_cells
 from chexpert_hf.datasets.layout import Layout, find_images, only_train, rows, table_in
+from chexpert_hf.files import data_beside
 from chexpert_hf.labels import LabelSet
 
 _REPORTS, _IMAGES = ["indiana_reports.csv"], ["indiana_projections.csv"]
 _REPORT, _TERMS, _FILE, _VIEW = "uid", "MeSH", "filename", "projection"
 
-TERMS = {
-    "No Finding": ("normal",),
-    "Cardiomegaly": ("Cardiomegaly",),
-    "Opacity": ("Opacity/lung",),
-    "Airspace Disease": ("Airspace Disease",),
-    "Infiltration": ("Infiltrate",),
-    "Nodule": ("Nodule/lung",),
-    "Mass": ("Mass/lung",),
-    "Granuloma": ("Calcified Granuloma", "Granuloma", "Granulomatous Disease"),
-    "Edema": ("Pulmonary Edema",),
-    "Consolidation": ("Consolidation",),
-    "Pneumonia": ("Pneumonia",),
-    "Atelectasis": ("Pulmonary Atelectasis",),
-    "Emphysema": ("Pulmonary Emphysema", "Emphysema", "Bullous Emphysema"),
-    "Fibrosis": ("Pulmonary Fibrosis",),
-    "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
-    "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemopneumothorax", "Hemothorax"),
-    "Pleural_Thickening": ("Thickening/pleura",),
-    "Hernia": ("Hernia, Hiatal",),
-    "Fracture": ("Fractures, Bone",),
-    "Support Devices": ("Implanted Medical Device", "Medical Device", "Catheters, Indwelling", "Tube, Inserted"),
-}
-"""Label -> the MeSH terms of a report, or their beginnings up to a "/", that make it positive."""
+_DATA = data_beside(__file__)
+TERMS: Mapping[str, Sequence[str]] = _DATA["terms"]
 
 _STATES_NOTHING = frozenset({"No Indexing", "Technical Quality of Image Unsatisfactory"})
 _PARSERS: dict[str, Parser] = {
@@ -61,8 +41,7 @@ def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
     cells = read_cells(images_file, _FILE, [_REPORT, _VIEW])
     expect_columns(cells, [_FILE, _REPORT, _VIEW], [], images_file)
     studies = cells[_REPORT].astype(str)
-    if len(alone := studies[~studies.isin(labels.index)]):
-        raise bad_cell(images_file, alone.index[0], _REPORT, alone.iloc[0], f"a report of {file.name}")
+    refuse_cells(~studies.isin(labels.index), studies, images_file, f"a report of {file.name}")
     return rows(
         cells.index,
         find_images(folder, ("images/images_normalized/" + cells[_FILE]).tolist()),
@@ -80,20 +59,6 @@ OPENI_LAYOUT = Layout(
     files=f"{_REPORTS[0]} and {_IMAGES[0]}",
     has_split=only_train(_REPORTS, _IMAGES),
     read=_read,
-    answers={
-        "Lung Lesion": ("Nodule", "Mass"),
-        "Lung Opacity": (
-            "Opacity",
-            "Airspace Disease",
-            "Infiltration",
-            "Consolidation",
-            "Edema",
-            "Pneumonia",
-            "Atelectasis",
-            "Nodule",
-            "Mass",
-        ),
-        "Pleural Other": ("Pleural_Thickening",),
-    },
+    answers=_DATA["answers"],
 )
 """The 7,466 radiographs of 3,851 reports. MeSH terms were set by hand from the reports, without the images."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from chexpert_hf.datasets.cells import Parser, expect_columns, findings, parse_cells, parse_number, read_cells
-from chexpert_hf.datasets.label_sets import PADCHEST
+from chexpert_hf.datasets.label_sets import LABEL_SETS
 from chexpert_hf.datasets.layout import FRONTAL_PROJECTIONS, Layout, find_images, only_train, rows, table_in
+from chexpert_hf.files import data_beside
 
 TABLES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 _IMAGE, _FOLDER, _PATIENT, _STUDY = "ImageID", "ImageDir", "PatientID", "StudyID"
@@ -21,43 +22,10 @@ _LABELS, _METHOD = "Labels", "MethodLabel"
 _NO_FINDINGS = frozenset({"", "exclude", "unchanged", "suboptimal study"})
 """Labels that say something of the report or the image. With nothing else, a report states nothing."""
 
-_FURTHER_NAMES = """chronic changes, central venous catheter via jugular vein, callus rib fracture, sternotomy,
-volume loss, aortic atheromatosis, increased density, pseudonodule, suture material, vertebral anterior compression,
-tracheostomy tube, central venous catheter via subclavian vein, metal, supra aortic elongation, hilar enlargement,
-bronchovascular markings, dual chamber device, hypoexpansion, nipple shadow, descendent aortic elongation,
-calcified densities, diaphragmatic eventration, hilar congestion, tuberculosis sequelae, flattened diaphragm, goiter,
-lobar atelectasis, tracheal shift, superior mediastinal enlargement, mastectomy, granuloma, artificial heart valve,
-reticular interstitial pattern, osteopenia, osteosynthesis material, single chamber device, hyperinflated lung,
-gynecomastia, bullas, calcified adenopathy, calcified pleural thickening, chest drain tube, cavitation,
-sclerotic bone lesion, mammary prosthesis, adenopathy, reservoir central venous catheter, minor fissure thickening,
-aortic button enlargement, azygos lobe, vascular redistribution, surgery breast, vertebral compression, surgery neck,
-artificial mitral heart valve, central venous catheter, mediastinic lipomatosis, axial hyperostosis, vertebral fracture,
-lung metastasis, multiple nodules, pectum excavatum, surgery lung, mediastinal enlargement, post radiotherapy changes,
-clavicle fracture, mediastinal mass, artificial aortic heart valve, osteoporosis, tuberculosis, humeral fracture,
-loculated pleural effusion, reticulonodular interstitial pattern, non axial articular degenerative changes,
-ground glass pattern, dai, pulmonary artery enlargement, thoracic cage deformation, fissure thickening,
-calcified pleural plaques, atypical pneumonia, end on vessel, surgery, central vascular redistribution,
-subcutaneous emphysema, ascendent aortic elongation, miliary opacities, air bronchogram, air fluid level,
-bone metastasis, lung vascular paucity, pulmonary hypertension, segmental atelectasis,
-central venous catheter via umbilical vein, heart valve calcified, costochondral junction hypertrophy, soft tissue mass,
-loculated fissural effusion, humeral prosthesis, cervical rib, hypoexpansion basal, kerley lines, lytic bone lesion,
-pericardial effusion, catheter, asbestosis signs, pneumoperitoneo, abnormal foreign body, calcified fibroadenoma,
-blastic bone lesion, pectum carinatum, azygoesophageal recess shift, mediastinal shift, major fissure thickening, mass,
-respiratory distress, lymphangitis carcinomatosa, aortic aneurysm, obesity, hydropneumothorax, external foreign body,
-subacromial space narrowing, pulmonary artery hypertension, aortic endoprosthesis, electrical device, atelectasis basal,
-ventriculoperitoneal drain tube, endoprosthesis, total atelectasis, pneumomediastinum, pleural plaques,
-right sided aortic arch, prosthesis, Chilaiditi sign, surgery heart, dextrocardia, surgery humeral, fracture, abscess,
-lepidic adenocarcinoma, double J stent, bone cement, pulmonary venous hypertension, calcified mediastinal adenopathy,
-gastrostomy tube, cyst, sternoclavicular junction hypertrophy, round atelectasis, empyema, pleural mass,
-esophagic dilatation, nephrostomy tube, breast mass, lipomatosis"""
-NAMES = (*PADCHEST.names, *(name.strip() for name in _FURTHER_NAMES.replace("\n", " ").split(",")))
+_DATA = data_beside(__file__)
+PADCHEST = LABEL_SETS["padchest"]
+NAMES = (*PADCHEST.names, *_DATA["further_names"])
 """All labels of the table, by falling frequency but for the first 36."""
-
-_ATELECTASIS = tuple(name for name in NAMES if "atelectasis" in name)
-_CONSOLIDATION = ("consolidation", "air bronchogram")
-_PNEUMONIA = ("pneumonia", "atypical pneumonia")
-_LESION = ("nodule", "multiple nodules", "pulmonary mass", "lung metastasis", "lepidic adenocarcinoma")
-_PATTERNS = ("infiltrates", "increased density", "ground glass pattern", "miliary opacities", "pulmonary edema")
 
 _PARSERS: dict[str, Parser] = {
     _DATE: (lambda text: int(text[:4]), "YYYYMMDD"),
@@ -106,34 +74,6 @@ PADCHEST_LAYOUT = Layout(
     has_split=only_train(TABLES),
     read=_read,
     columns=lambda _: NAMES,
-    answers={
-        "Atelectasis": _ATELECTASIS,
-        "Consolidation": _CONSOLIDATION,
-        "Pneumonia": _PNEUMONIA,
-        "Lung Lesion": _LESION,
-        "Lung Opacity": (
-            *(name for name in NAMES if "interstitial pattern" in name or name == "alveolar pattern"),
-            *_PATTERNS,
-            *_ATELECTASIS,
-            *_CONSOLIDATION,
-            *_PNEUMONIA,
-            *_LESION,
-        ),
-        "Pleural Effusion": (
-            "pleural effusion",
-            "loculated pleural effusion",
-            "loculated fissural effusion",
-            "hydropneumothorax",
-        ),
-        "Pneumothorax": ("pneumothorax", "hydropneumothorax"),
-        "Pleural Other": tuple(name for name in NAMES if "pleural thickening" in name or "pleural plaques" in name),
-        "Fracture": tuple(name for name in NAMES if "fracture" in name),
-        "Support Devices": tuple(
-            name
-            for name in NAMES
-            if name.split()[-1] in ("tube", "device", "pacemaker", "valve", "endoprosthesis", "dai", "stent")
-            or "catheter" in name
-        ),
-    },
+    answers=_DATA["answers"],
 )
 """The 160,861 radiographs of 67,625 patients, all of them in the train split."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexpert_hf.datasets.cells import bad_cell, expect_columns, read_cells
+from chexpert_hf.datasets.cells import expect_columns, read_cells, refuse_cells
 from chexpert_hf.datasets.layout import Layout, find_images, only_train, rows, table_in
 from chexpert_hf.labels import LabelSet
 
@@ -22,8 +22,7 @@ def _read(folder: Path, _split: str, _names: Sequence[str]) -> pd.DataFrame:
     file = table_in(folder, _TABLES)
     cells = read_cells(file, _IMAGE, [_MASK])
     expect_columns(cells, [_IMAGE, _MASK], [], file)
-    if cells[_MASK].isna().any():
-        raise bad_cell(file, cells.index[cells[_MASK].isna()][0], _MASK, None, "run lengths or -1")
+    refuse_cells(cells[_MASK].isna(), cells[_MASK], file, "run lengths or -1")
     codes = cells[_MASK].cat
     is_none = [text.strip() == "-1" for text in codes.categories]
     has_mask = pd.Series(~pd.Series(is_none).to_numpy()[codes.codes])

@@ -10,20 +10,21 @@ import pandas as pd
 
 from chexpert_hf.datasets.cells import (
     BLANKS,
+    SPLIT_NAMES,
+    SPLIT_OF,
     DatasetError,
     Parser,
-    bad_cell,
     expect_columns,
     header_of,
     parse_cells,
     parse_label,
     parse_number,
     read_cells,
+    refuse_cells,
 )
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
-_SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 _SINGLE = ("labels.csv", "metadata.csv")
 _IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
 
@@ -56,12 +57,11 @@ def _age(text: str) -> int | None:
 
 _SEXES = {"m": "Male", "male": "Male", "f": "Female", "female": "Female", "unknown": "Unknown", "u": "Unknown"}
 _VIEWS = {"AP": "AP", "PA": "PA", "FRONTAL": "Frontal", **dict.fromkeys(("L", "LL", "RL", "LAT", "LATERAL"), "Lateral")}
-_SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 _PARSERS: Mapping[str, Parser] = {
     "sex": (lambda text: _SEXES[text.lower()], "Male, Female, M, F"),
     "age": (_age, "years"),
     "view": (lambda text: _VIEWS[text.upper()], ", ".join(_VIEWS)),
-    "split": (lambda text: _SPLITS[text.lower()], ", ".join(_SPLITS)),
+    "split": (lambda text: SPLIT_OF[text.lower()], ", ".join(SPLIT_OF)),
 }
 
 
@@ -125,7 +125,8 @@ def table_layout(
 
 def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
     def label_names(folder: Path) -> tuple[str, ...]:
-        table = None if columns.labels else _any_table(folder, file)
+        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE]
+        table = None if columns.labels else find_table(folder, names)  # the first one tells the columns of all
         return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
 
     def has_split(folder: Path, split: str) -> bool:
@@ -148,13 +149,8 @@ def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: st
 
 
 def _tables(split: str) -> list[str]:
-    names = _SPLIT_NAMES[split]
+    names = SPLIT_NAMES[split]
     return [*(f"{name}.csv" for name in names), *(f"{name}/{_IN_SPLIT_FOLDER}" for name in names)]
-
-
-def _any_table(folder: Path, file: str | None) -> Path | None:
-    """The first table of a folder, which tells the columns of all."""
-    return find_table(folder, [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE])
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
@@ -207,14 +203,12 @@ def _read(
     image = facts.pop("image")
     cells = read_cells(table, image, [*facts.values(), *names])
     expect_columns(cells, [image, *facts.values()], names, table)
-    if cells[image].isna().any():
-        raise bad_cell(table, cells.index[cells[image].isna()][0], image, None, "the path of an image")
+    refuse_cells(cells[image].isna(), cells[image], table, "the path of an image")
     parsers = {name: _PARSERS[fact] for fact, name in facts.items() if fact in _PARSERS}
     parsed = {fact: parse_cells(cells, name, table, parsers) for fact, name in facts.items() if fact in _PARSERS}
     texts = {fact: cells[facts[fact]].astype(object) for fact in ("patient", "study") if fact in facts}
     for fact, text in texts.items():
-        if text.isna().any():
-            raise bad_cell(table, text.index[text.isna()][0], facts[fact], None, f"the name of a {fact}")
+        refuse_cells(text.isna(), text, table, f"the name of a {fact}")
     views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
     patients, studies = texts.get("patient"), texts.get("study")
     paths = _paths(folder, table, cells[image])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from chexpert_hf.datasets.cells import Parser, expect_columns, header_of, parse_cells, read_cells
-from chexpert_hf.datasets.label_sets import VINDR
+from chexpert_hf.datasets.label_sets import LABEL_SETS
 from chexpert_hf.datasets.layout import Layout, find_images, find_table, rows, table_in
 from chexpert_hf.labels import LabelSet
 
+VINDR, KAGGLE_LABELS = LABEL_SETS["vindr"], LABEL_SETS["vinbigdata"]
 _IMAGE, _READER, _CLASS = "image_id", "rad_id", "class_name"
 _FILES = {split: (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv") for split in ("train", "test")}
 _KAGGLE_FILES = ["train.csv"]
@@ -22,27 +23,6 @@ _BOX_FILES = {
     "test": ("annotations/annotations_test.csv", "annotations_test.csv"),
 }
 _OTHER, _OTHERS = "Other disease", "Other diseases"  # one split has the plural
-
-KAGGLE_LABELS = VINDR.among(
-    (
-        "Aortic enlargement",
-        "Atelectasis",
-        "Calcification",
-        "Cardiomegaly",
-        "Consolidation",
-        "ILD",
-        "Infiltration",
-        "Lung Opacity",
-        "Nodule/Mass",
-        "Pleural effusion",
-        "Pleural thickening",
-        "Pneumothorax",
-        "Pulmonary fibrosis",
-        "Other lesion",
-        "No finding",
-    )
-)
-"""The 14 findings of the challenge and "No finding", in VinDr's order."""
 
 _CLASSES: dict[str, Parser] = {
     _CLASS: (lambda text: KAGGLE_LABELS.names[KAGGLE_LABELS.names.index(text)], ", ".join(KAGGLE_LABELS.names))

@@ -5,7 +5,7 @@ probabilities wherever the model runs.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from chexpert_hf.evaluation.patients import (
     write_patient_hashes,
 )
 from chexpert_hf.evaluation.tables import aligned
-from chexpert_hf.files import make_readable, new_folder, require_empty
+from chexpert_hf.files import make_readable, new_folder
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -84,64 +84,46 @@ class CalibratedModel:
         return f"{table}\n\n{over}\n{self.check.as_table()}"
 
 
-def calibrate_folder(
-    source: Path,
-    output: Path,
-    dataset: datasets.Dataset,
-    origin: Origin,
-    *,
-    method: Method = Method.PLATT,
-    rule: OperatingRule | None = None,
-    prevalences: Mapping[str, float] | None = None,
-    are_other_people: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> CalibratedModel:
-    """Calibrates the model of a folder on a split, and writes it to a new folder.
-
-    The files beside the weights are copied, except for `reference.json` and exported graphs, which hold results of the
-    old weights, and for folders such as `checkpoints`. The hashes of the split's patients are written to
-    `calibration_patients.json`. Further arguments are as in `calibrate_model`.
-
-    Args:
-        source: Model folder; it stays as it is.
-        output: Must be new or empty.
-        are_other_people: Whether ids that occur in training as well are known to name other people.
-        progress: Called with the number of images that were scored.
-
-    Raises:
-        InputError: If `source` is not the folder of a single model, `output` is not empty, the model was trained on
-            patients of the split, an image cannot be read, and as `calibrate_model`.
-    """
+def load_uncalibrated(source: Path) -> CheXpertClassifier:
+    """The classifier of a model folder; CalibrationError if it is none, or of a model that cannot be calibrated."""
     if not source.is_dir():
         raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
-    require_empty(output, "the calibrated model is written to a new folder")
-    patients, trained_on = dataset["patient"][:], source / TRAINING_PATIENTS_FILE
-    if not are_other_people and trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
-        raise CalibrationError(
-            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people "
-            "(in Python are_other_people=True) if these ids name other people."
-        )
     classifier = CheXpertClassifier.from_pretrained(source)
     if len(classifier.members) > 1:
         raise CalibrationError(
             f"The model is an ensemble of {len(classifier.members)}, whose mean no head can calibrate; calibrate its "
             "members one by one."
         )
-    model = classifier.model
-    _refuse_hierarchy(model.config)
-    logits = dataset_logits(classifier, dataset, progress)
-    result = calibrate_model(model, logits, dataset, origin, method=method, rule=rule, prevalences=prevalences)
+    _refuse_hierarchy(classifier.model.config)
+    return classifier
+
+
+def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
+    """Raises CalibrationError if the model of a folder was trained on some of these patients."""
+    trained_on = source / TRAINING_PATIENTS_FILE
+    if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
+        raise CalibrationError(
+            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
+            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people "
+            "(in Python are_other_people=True) if these ids name other people."
+        )
+
+
+def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path, patients: Sequence[str]) -> None:
+    """Writes a calibrated model, with the hashes of the patients, and the files beside its old weights in `source`.
+
+    Left out are `reference.json` and exported graphs, which hold results of the old weights, and folders such as
+    `checkpoints`.
+    """
     with new_folder(output) as folder:
         for path in source.iterdir():
             is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
             if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
                 shutil.copy2(path, folder)
-        model.save_pretrained(folder)
+        classifier.model.save_pretrained(folder)
         classifier.processor.save_pretrained(folder)
         make_readable(folder / "model.safetensors")
         write_patient_hashes(folder / CALIBRATION_PATIENTS_FILE, patients)
-    return result
 
 
 @torch.inference_mode()

@@ -121,30 +121,29 @@ class Boxes:
 GroundTruth: TypeAlias = MaskFolder | Segmentations | Boxes
 
 
-def find_ground_truth(folder: Path, annotations: Path | None = None) -> GroundTruth:
-    """The ground truth in a CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks` or `boxes.csv`."""
+def find_ground_truth(
+    root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
+) -> GroundTruth:
+    """The ground truth of a data set for a model's observations.
+
+    It is a CSV file of boxes or cheXlocalize's JSON; without `annotations` the folder's `masks` or `boxes.csv`, or the
+    boxes of its layout.
+    """
     if annotations is not None:
         if not annotations.is_file():
             raise GroundTruthError(f"{annotations} is not a file; expected a CSV file of boxes or cheXlocalize's JSON.")
         return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+    found, folder = find_layout(root, layout)
     if (folder / MASKS_FOLDER).is_dir():
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
         return Boxes(folder / BOXES_FILE)
+    if boxes := boxes_of(found, folder, observations):
+        return Boxes(boxes)
     raise GroundTruthError(
         f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, and its layout has no boxes, so the locations of its "
         "findings are unknown; pass --annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
-
-
-def ground_truth_of(
-    root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
-) -> GroundTruth:
-    """The ground truth of a data set for a model's observations: `find_ground_truth`, or the boxes of its layout."""
-    found, folder = find_layout(root, layout)
-    has_own = annotations is not None or (folder / MASKS_FOLDER).is_dir() or (folder / BOXES_FILE).is_file()
-    boxes = None if has_own else boxes_of(found, folder, observations)
-    return Boxes(boxes) if boxes else find_ground_truth(folder, annotations)
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:

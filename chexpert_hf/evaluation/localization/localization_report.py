@@ -12,7 +12,7 @@ from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.localization.localization import PRIORS, Localization
 from chexpert_hf.evaluation.localization.localize import BASELINES, MODEL, POINTERS, LocalizationResult
 from chexpert_hf.evaluation.metrics import plain
-from chexpert_hf.evaluation.tables import aligned, as_estimate, markdown, number
+from chexpert_hf.evaluation.tables import aligned, as_estimate, number, render
 from chexpert_hf.files import result_folder, write_json, write_text
 
 
@@ -52,16 +52,9 @@ def as_text(result: LocalizationResult) -> str:
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
     """The tables with the gains over the baselines, and explanations."""
-    parts = [f"# {title}: do the maps point at the findings?", *(f"**{line}**" for line in warnings)]
-    for heading, cells in _tables(result).items():
-        parts += [f"## {heading}", markdown(cells)]
-    gains = [[item.observation, *(as_estimate(item.gains[name]) for name in BASELINES)] for item in result.observations]
-    header = ["observation", *(f"minus {name}" for name in BASELINES)]
-    parts += ["## Hit rate of the model minus that of each baseline", markdown([header, *gains])]
-    known = [[item.observation, as_estimate(item.full_set_miou)] for item in result.observations if item.full_set_miou]
-    if known:
-        parts += ["## mIoU over all images", markdown([["observation", "mIoU"], *known]), _FULL_SET]
-    return "\n\n".join([*parts, *_remarks(result), _METHODS.format(replicates=result.replicates)]) + "\n"
+    tables, remarks = _tables(result), _remarks(result)
+    content = {"result": result, "tables": tables, "remarks": remarks, "baselines": BASELINES, "priors": PRIORS}
+    return render("localization.md", title=title, warnings=warnings, **content) + "\n"
 
 
 def write_localization(folder: Path, result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> None:
@@ -116,19 +109,3 @@ def _remarks(result: LocalizationResult) -> list[str]:
     if empty:
         lines.append(f"{empty:,} of the model's maps are empty: misses for the hit rate, left out of the mIoU.")
     return lines
-
-
-_FULL_SET = (
-    "Images without the finding count 0 where the model calls it and its map marks something; the map of an "
-    "observation below the model's operating point counts as empty."
-)
-_METHODS = (
-    "Hit: the map's maximum lies in the ground truth. mIoU: mean over the images where both masks are non-empty. At "
-    "the ground truth's size, maps resized bilinearly, their positive part only (Saporta et al. 2022). Intervals: "
-    "Wilson where each patient has one image, else percentiles of {replicates:,} bootstraps of patients; mIoU and "
-    "differences always the latter. Baselines that see no image or have learned nothing: "
-    + "; ".join(
-        f"*{name}*, always {prior.x:.0%} from the left and {prior.y:.0%} from the top" for name, prior in PRIORS.items()
-    )
-    + "; *untrained*, this architecture with random weights."
-)

@@ -4,7 +4,6 @@ The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its
 (one file, nothing loaded from elsewhere), the plots as PNG, and the predictions per view and per study as CSV.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from chexpert_hf.evaluation import plots
@@ -21,7 +19,7 @@ from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD
 from chexpert_hf.evaluation.sanity.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_tables
-from chexpert_hf.evaluation.tables import aligned, as_estimate, number
+from chexpert_hf.evaluation.tables import aligned, as_estimate, render
 from chexpert_hf.files import result_folder, write_json
 
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
@@ -124,21 +122,8 @@ def write_report(folder: Path, data: ReportData) -> None:
         "pictures": pictures,
         "thumbnails": data.thumbnails,
     }
-    environment = Environment(
-        loader=PackageLoader("chexpert_hf.evaluation", "templates"),
-        autoescape=select_autoescape(["html", "html.jinja"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "estimate": as_estimate,
-        "short": number,
-        "p": lambda value: "" if value is None else "< .001" if value < 0.001 else f"{value:.3f}",
-        "base64": lambda content: base64.b64encode(content).decode(),
-    }
     for name in ("report.md", "report.html"):
-        text = environment.get_template(f"{name}.jinja").render(**context)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(render(name, **context), encoding="utf-8")
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:

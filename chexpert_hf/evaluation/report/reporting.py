@@ -32,11 +32,9 @@ SUPPORT_DEVICES = "Support Devices"
 _THUMBNAIL_SIDE = 320
 
 
-def evaluate_dataset(
-    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
-) -> Evaluation:
+def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> Evaluation:
     """Evaluates a model on a split that holds the labels of its observations, in its order."""
-    return evaluate_predictions(predict_dataset(classifier, dataset, progress), dataset, classifier.model.config)
+    return evaluate_predictions(predict_dataset(classifier, dataset), dataset, classifier.model.config)
 
 
 def evaluate_predictions(

@@ -16,7 +16,7 @@ from chexpert_hf.evaluation.metrics import FloatArray, plain
 from chexpert_hf.evaluation.plots import COLORS, simplify
 from chexpert_hf.evaluation.sanity.sanity import FRAME, MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
-from chexpert_hf.files import result_folder, write_json
+from chexpert_hf.files import data_beside, result_folder, write_json
 
 _GREY = "0.45"
 
@@ -40,39 +40,25 @@ class SanityTable:
 def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
     """A table for each check; the last column is the verdict."""
     removal = checks.removal
+    rows: dict[str, Sequence[Sequence[str]]] = {
+        "weights": [_weight_row(check) for check in checks.weights],
+        "regions": [
+            (item.region, f"{item.num_images:,}", number(item.mass), number(item.area), as_estimate(item.ratio, 2),
+             item.verdict.value)
+            for item in checks.regions
+        ],
+        "removal": [
+            _removal_row(removal, "deletion", removal.deletion, removal.deletion_gain),
+            _removal_row(removal, "insertion", removal.insertion, removal.insertion_gain),
+        ],
+    }  # fmt: skip
+    alike = {"weights": "".join(_alike(checks.observations, check) for check in checks.weights)}
+    height, width = checks.map_size
+    gaps = {"height": height, "width": width, "bound": number(MOST_ALIKE, 2), "frame": FRAME}
     return [
-        SanityTable(
-            "The maps change when the weights do",
-            ("randomised", "correlation, absolute", "signed", "other radiograph", "by chance", "passed"),
-            [_weight_row(check) for check in checks.weights],
-            f"Mean Spearman correlation of the signed maps, at {checks.map_size[0]} x {checks.map_size[1]}, with those "
-            f"after randomising; passed below {number(MOST_ALIKE, 2)}, 1 is a map that does not depend on these "
-            "weights. Other radiograph: what all share, such as a bright centre. By chance: the map shifted elsewhere."
-            + "".join(_alike(checks.observations, check) for check in checks.weights),
-        ),
-        SanityTable(
-            "The maps keep away from where no finding is",
-            ("region", "radiographs", "share of map", "share of area", "ratio", "passed"),
-            [
-                (item.region, f"{item.num_images:,}", number(item.mass), number(item.area), as_estimate(item.ratio, 2),
-                 item.verdict.value)
-                for item in checks.regions
-            ],
-            "Positive part of the maps of what the model calls positive; passed below a ratio of 1, which an even map "
-            f"has. The frame is the outer {FRAME:.0%} of each side. Body and marker are found by brightness, the "
-            "marker not always rightly.",
-        ),
-        SanityTable(
-            "The places that the maps name matter",
-            ("curve", "maps", "area", "in random order", "gain", "passed"),
-            [
-                _removal_row(removal, "deletion", removal.deletion, removal.deletion_gain),
-                _removal_row(removal, "insertion", removal.insertion, removal.insertion_gain),
-            ],
-            "Area under the probability while cells of the map are blurred away (deletion: lower is better), or put "
-            "into a blurred radiograph (insertion: higher is better), highest first; passed above a gain of 0.",
-        ),
-    ]  # fmt: skip
+        SanityTable(text["claim"], text["header"], rows[name], text["note"].format(**gaps) + alike.get(name, ""))
+        for name, text in data_beside(__file__).items()
+    ]
 
 
 def as_text(checks: SanityChecks) -> str:
