@@ -119,6 +119,24 @@ def test_predict_goes_on_after_a_bad_file_and_exits_with_1(monkeypatch, capsys, 
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 1
 
 
+def test_a_resumed_run_keeps_the_runtime_that_auto_was_at_its_start(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path
+):
+    scores = tmp_path / "scores.csv"
+    arguments = ["predict", radiographs, "--model", tiny_folder, "--output", scores]
+    assert run(monkeypatch, capsys, *arguments, "--runtime", "torch", "--precision", "bf16")[0] == 0
+    written = scores.read_bytes()
+    scores.write_bytes(b"".join(written.splitlines(keepends=True)[:2]))
+    resumed = [*arguments, "--runtime", "auto", "--precision", "auto", "--resume"]
+    code, _, err = run(monkeypatch, capsys, *resumed)
+    assert code == 0, err
+    assert "Computing with PyTorch in bf16 on cpu." in err
+    assert scores.read_bytes() == written
+    code, _, err = run(monkeypatch, capsys, *resumed, "--precision", "fp32")
+    assert code == 2
+    assert "was started with runtime ['torch bf16'], this run has ['torch fp32']" in err
+
+
 @pytest.fixture
 def gated_folder(tiny_folder):
     """A model whose gate knows clouds of 70 x 80 pixels."""
