@@ -55,6 +55,13 @@ def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     assert heavy == []
 
 
+def test_scoring_imports_nothing_that_only_tables_pictures_and_the_page_need():
+    unneeded = {"datasets", "pandas", "pyarrow", "matplotlib", "sklearn", "gradio"}
+    code = f"import sys, chexpert_hf.folders.score_run; print(*{unneeded} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
+
+
 def test_the_package_lists_its_public_names_before_they_are_imported():
     code = "import chexpert_hf, sys; print(set(chexpert_hf.__all__) <= set(dir(chexpert_hf)), 'torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
