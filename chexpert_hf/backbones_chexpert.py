@@ -8,6 +8,7 @@ arXiv:2201.03545 (ConvNeXt); torchvision's and timm's networks of these names.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -125,6 +126,8 @@ class DenseNetBackbone(Backbone):
         layers = dict(network.features.named_children())
         layers["conv0"] = _with_channels(layers["conv0"], config.num_channels)
         titles = {"pool0": "stem"}
+        for name in [name for name in layers if name.startswith("transition")]:
+            layers[name] = _pooled_first(layers[name])
         for number in range(1, len(config.block_config) + 1):
             titles |= {f"denseblock{number}": f"dense block {number}", f"transition{number}": f"transition {number}"}
         super().__init__({**layers, "relu5": nn.ReLU(inplace=True)}, titles, network.classifier.in_features)
@@ -274,6 +277,14 @@ def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
         return convolution
     same = {name: getattr(convolution, name) for name in ("out_channels", "kernel_size", "stride", "padding")}
     return nn.Conv2d(num_channels, **same, bias=convolution.bias is not None)
+
+
+def _pooled_first(transition: Any) -> nn.Sequential:
+    """A transition of DenseNet that pools before its 1 x 1 convolution.
+
+    Both are linear and act on cells and on channels alone, so the result is the same, with a quarter of the arithmetic.
+    """
+    return nn.Sequential(OrderedDict((name, getattr(transition, name)) for name in ("norm", "relu", "pool", "conv")))
 
 
 def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

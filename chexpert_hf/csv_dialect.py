@@ -3,8 +3,6 @@
 import codecs
 from pathlib import Path
 
-import pyarrow as pa
-
 _HEAD_BYTES = 16_384  # the header line of a table, in any encoding
 
 
@@ -22,6 +20,8 @@ def encoding_of(head: bytes) -> str:
 
 def dialect_of(file: Path) -> tuple[str, str]:
     """Encoding and delimiter of a CSV file, possibly gzipped; the delimiter is the header's most frequent one."""
+    import pyarrow as pa  # not for scoring, which needs `encoding_of` alone
+
     with pa.input_stream(str(file)) as stream:
         head = stream.read(_HEAD_BYTES)
     encoding = encoding_of(head)

@@ -55,6 +55,13 @@ def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     assert heavy == []
 
 
+def test_scoring_imports_nothing_that_only_tables_pictures_and_the_page_need():
+    unneeded = {"datasets", "pandas", "pyarrow", "matplotlib", "sklearn", "gradio"}
+    code = f"import sys, chexpert_hf.folders.score_run; print(*{unneeded} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
+
+
 def test_the_package_lists_its_public_names_before_they_are_imported():
     code = "import chexpert_hf, sys; print(set(chexpert_hf.__all__) <= set(dir(chexpert_hf)), 'torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -117,6 +124,24 @@ def test_predict_goes_on_after_a_bad_file_and_exits_with_1(monkeypatch, capsys, 
     assert "3 of 3 radiographs are there already" in err
     assert json.loads(out)["resumed"] == 3
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 1
+
+
+def test_a_resumed_run_keeps_the_runtime_that_auto_was_at_its_start(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path
+):
+    scores = tmp_path / "scores.csv"
+    arguments = ["predict", radiographs, "--model", tiny_folder, "--output", scores]
+    assert run(monkeypatch, capsys, *arguments, "--runtime", "torch", "--precision", "bf16")[0] == 0
+    written = scores.read_bytes()
+    scores.write_bytes(b"".join(written.splitlines(keepends=True)[:2]))
+    resumed = [*arguments, "--runtime", "auto", "--precision", "auto", "--resume"]
+    code, _, err = run(monkeypatch, capsys, *resumed)
+    assert code == 0, err
+    assert "Computing with PyTorch in bf16 on cpu." in err
+    assert scores.read_bytes() == written
+    code, _, err = run(monkeypatch, capsys, *resumed, "--precision", "fp32")
+    assert code == 2
+    assert "was started with runtime ['torch bf16'], this run has ['torch fp32']" in err
 
 
 @pytest.fixture

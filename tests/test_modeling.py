@@ -6,6 +6,7 @@ import torch
 import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.labels import OBSERVATIONS, PARENTS
@@ -20,7 +21,24 @@ def test_logits_equal_torchvisions_densenet121_with_the_same_weights():
     model.load_state_dict(reference.state_dict())  # strict: the names are torchvision's
     pixel_values = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
-        assert torch.equal(model(pixel_values).logits, reference(pixel_values))
+        torch.testing.assert_close(model(pixel_values).logits, reference(pixel_values), atol=1e-5, rtol=0)
+        # The order of the transitions' layers is another, which double precision tells from an error.
+        expected = reference.double()(pixel_values.double())
+        torch.testing.assert_close(model.double()(pixel_values.double()).logits, expected, atol=1e-12, rtol=0)
+
+
+def test_transitions_take_a_quarter_of_torchvisions_arithmetic():
+    convolutions = {128: 256 * 24 * 24, 256: 512 * 12 * 12, 512: 1024 * 6 * 6}  # in torchvision, at 96 pixels
+    expected = sum(2 * channels * values for channels, values in convolutions.items()) * 3 // 4
+    reference = torchvision.models.densenet121(num_classes=14)
+    assert flops(reference) - flops(CheXpertForImageClassification(CheXpertConfig())) == expected
+
+
+def flops(model: torch.nn.Module) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 96, 96))
+    return counter.get_total_flops()
 
 
 def test_a_new_model_is_initialised_like_torchvisions():
@@ -65,13 +83,13 @@ def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size, options)
         torch.testing.assert_close(output.saliency[:, label], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_maps_in_bf16_are_those_in_float32_within_one_percent(tiny_model):
+def test_maps_in_bf16_are_those_in_float32_within_two_percent(tiny_model):
     pixel_values = torch.randn(2, 3, 64, 64)
     exact = tiny_model(pixel_values, output_saliency=True).saliency
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = tiny_model(pixel_values, output_saliency=True).saliency.float()
     strongest = exact.abs().amax()
-    assert ((maps - exact).abs() / strongest).max() < 1e-2
+    assert ((maps - exact).abs() / strongest).max() < 2e-2
 
 
 def test_hidden_states_are_the_maps_after_each_dense_block():

@@ -1,6 +1,5 @@
 """The contenders of `bench`, this package in each runtime and precision; their model and radiographs."""
 
-import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
+from chexpert_hf.scoring.autotune import cores, processor
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _DISTINCT = 32  # phantoms that are drawn; more files are copies of them
@@ -132,12 +132,5 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
 
 def machine() -> str:
     """Processor, cores and versions in a line."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        models = [platform.processor()]
-    processor = next(filter(None, models), platform.machine())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}, {cores()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"

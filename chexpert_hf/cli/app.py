@@ -71,7 +71,7 @@ def show_version(  # noqa: D103 - a docstring would become the help of all comma
 
 
 def load_classifier(
-    models: Sequence[str], runtime: str | None = None, precision: str | None = None
+    models: Sequence[str], runtime: str | None = None, precision: str | None = None, *, autotune: bool = True
 ) -> "CheXpertClassifier":
     """Loads models and shows their warnings.
 
@@ -83,7 +83,8 @@ def load_classifier(
     hide_bars()
     if list(models) == [str(DEFAULT_MODEL)]:
         say(f"Using the bundled model; its card: {DEFAULT_MODEL / 'README.md'}")
-    classifier = CheXpertClassifier.from_pretrained(models, runtime=runtime or "torch", precision=precision or "fp32")
+    taken = {"runtime": runtime or "torch", "precision": precision or "fp32"}
+    classifier = CheXpertClassifier.from_pretrained(models, **taken, autotune=autotune)
     for warning in model_warnings(member.model for member in classifier.members):
         say(f"Warning: {warning}")
     for reason in dict.fromkeys(member.runtime.reason for member in classifier.members) if runtime else ():

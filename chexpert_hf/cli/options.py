@@ -36,9 +36,11 @@ Models = Annotated[
     ),
 ]
 _RUNTIMES = "torch, onnx, openvino, or auto: the fastest that is installed."
-_PRECISIONS = "fp32, bf16, fp16, int8 (exported graphs), or auto: bf16 where the processor has it, else fp32."
+_PRECISIONS = "fp32, bf16, fp16, int8 (exported graphs), or auto: fp32, or bf16 where it is a tenth faster."
+_AUTOTUNE = "Find the fastest by timing on first use, and keep the choice; if not, by the processor's instructions."
 RuntimeName = Annotated[str, Option("--runtime", envvar="CHEXPERT_HF_RUNTIME", help=_RUNTIMES)]
 PrecisionName = Annotated[str, Option("--precision", envvar="CHEXPERT_HF_PRECISION", help=_PRECISIONS)]
+Autotune = Annotated[bool, Option("--autotune/--no-autotune", envvar="CHEXPERT_HF_AUTOTUNE", help=_AUTOTUNE)]
 _LAYOUT = "Layout of the data, such as nih or table:image=FILE,patient=PID; recognised if not given."
 LayoutName = Annotated[str | None, Option("--layout", help=_LAYOUT)]
 _LINKS = "Links to radiographs outside of the folder: follow or refuse them."

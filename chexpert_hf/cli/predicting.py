@@ -50,6 +50,7 @@ def predict(
     batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
+    autotune: options.Autotune = True,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -72,7 +73,9 @@ def predict(
     for path in paths or []:
         if saliency and os.path.isdir(path) and saliency.resolve().is_relative_to(Path(path).resolve()):
             raise InputError(f"{saliency} is in {path}, where the overlays would be scored next time; choose another.")
-    classifier = load_classifier(model, runtime, precision)
+    if target is not None:  # a resumed run's bytes are those of one that was not interrupted
+        runtime, precision = target.runtime_of_resumed_run(runtime, precision)
+    classifier = load_classifier(model, runtime, precision, autotune=autotune)
     gate = gate or (GateMode.FLAG if classifier.has_gate else GateMode.OFF)
     if gate is not GateMode.OFF and not classifier.has_gate:
         raise InputError(
@@ -113,12 +116,14 @@ def demo(
     mcp: Annotated[bool, Option("--mcp", help="Also serve the endpoints as tools for agents (MCP).")] = False,
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
+    autotune: options.Autotune = True,
 ) -> None:
     """Open the app: upload a radiograph, see scores and maps. CHEXPERT_HF_AUTH=user:password asks for a password."""
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
-    serve_page(load_classifier(model, runtime, precision), host=host, port=port, auth=users, mcp=mcp)
+    classifier = load_classifier(model, runtime, precision, autotune=autotune)
+    serve_page(classifier, host=host, port=port, auth=users, mcp=mcp)
 
 
 def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = lambda: None, **settings: Any) -> None:

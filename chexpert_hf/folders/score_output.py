@@ -77,6 +77,19 @@ class ScoreOutput:
         """The file with the record of how the run was started."""
         return self.path.with_name(f"{self.path.name}.run.json")
 
+    def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
+        """The runtime and precision that a resumed run was started with, in place of "auto".
+
+        They are returned as they are for a new run, if neither is "auto", or if several models had several of them.
+        """
+        if self.existing is not Existing.RESUME or not self.record.exists():
+            return runtime, precision
+        started = set(self._read_record().get("runtime", ()))
+        if len(started) != 1:
+            return runtime, precision
+        first, second = started.pop().split()
+        return first if runtime == "auto" else runtime, second if precision == "auto" else precision
+
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Writes the record of a new run, or compares it with that of the run that is resumed.
 

@@ -157,9 +157,10 @@ def _model(folder: Path) -> str:
 def _scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
     image, expected = _reference(folder)
     graph, bound = _graph(folder, runtime, precision), _BOUNDS[precision]
-    chosen = {"runtime": runtime.value, "precision": precision.value}
     try:
-        classifier = CheXpertClassifier.from_pretrained(folder, **chosen, device="cpu")
+        classifier = CheXpertClassifier.from_pretrained(
+            folder, runtime=runtime.value, precision=precision.value, device="cpu"
+        )
     except InputError as error:
         if runtime is RuntimeName.TORCH or graph:
             raise

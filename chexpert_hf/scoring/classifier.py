@@ -101,6 +101,7 @@ class CheXpertClassifier:
         precision: str = "fp32",
         device: str | torch.device | None = None,
         revision: str | None = None,
+        autotune: bool = True,
     ) -> "CheXpertClassifier":
         """Loads a model folder, a repository of the Hub, or an ensemble.
 
@@ -112,6 +113,7 @@ class CheXpertClassifier:
                 faster, and differ by up to .01 (int8 .03).
             device: Where to compute; if None, a GPU where there is one and the runtime can use it.
             revision: Branch, tag or commit of a repository.
+            autotune: Whether "auto" times the runtimes and precisions on first use on a CPU, and keeps its choice.
 
         Raises:
             ModelFolderError: If it is no CheXpert model, its weights do not fit its configuration, or members do not
@@ -123,7 +125,7 @@ class CheXpertClassifier:
         folders = [member for name in names for member in ensemble_members(name)]
         if not folders:
             raise ModelFolderError("Expected at least one model, got none.")
-        options = {"runtime": runtime, "precision": precision, "device": device}
+        options = {"runtime": runtime, "precision": precision, "device": device, "autotune": autotune}
         return _combined([cls._load(folder, revision, **options) for folder in folders])
 
     @classmethod

@@ -1,11 +1,14 @@
 """Chooses and opens the runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO.
 
-`auto` is PyTorch on a GPU; on a CPU the fastest available: OpenVINO, else ONNX Runtime, else PyTorch. Graphs for
+`auto` is PyTorch on a GPU; on a CPU it is what is fastest there when timed on first use (`autotune`). Graphs for
 OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -13,12 +16,15 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
+from chexpert_hf.scoring import autotune as tuning
 from chexpert_hf.scoring.graphs.conversion import converted_graph
 from chexpert_hf.scoring.graphs.sessions import SESSIONS, Runtime, TorchRuntime, openvino_has_bf16, torch_has_bf16
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]
 
 _Choice = TypeVar("_Choice", RuntimeName, Precision)
+
+_Open: TypeAlias = Callable[[RuntimeName, Precision], Runtime]
 
 _ON_CPU = (RuntimeName.OPENVINO, RuntimeName.ONNX, RuntimeName.TORCH)
 
@@ -39,6 +45,7 @@ def open_runtime(
     precision: str = Precision.AUTO.value,
     device: str | torch.device | None = None,
     input_size: tuple[int, int],
+    autotune: bool = True,
 ) -> Runtime:
     """Opens a model in a runtime.
 
@@ -46,23 +53,30 @@ def open_runtime(
         model: The model. PyTorch uses it without a copy: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
         runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
-        precision: One of `Precision`. "auto" is bf16 on a CPU that multiplies bf16 (with PyTorch and OpenVINO), else
-            fp32. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
+        precision: One of `Precision`. "auto" is fp32 or, on a CPU that multiplies bf16 (with PyTorch and OpenVINO),
+            bf16. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
         device: Where to compute; if None, a GPU where there is one and the runtime can use it.
         input_size: (height, width) of `pixel_values`.
+        autotune: Whether "auto" on a CPU takes the fastest of fp32 and bf16 and of PyTorch and OpenVINO (or else ONNX
+            Runtime), timed on first use and then kept in the cache; bf16 only if it is a tenth faster. If not, it is
+            OpenVINO, else ONNX Runtime, else PyTorch, in bf16 if the processor multiplies it.
 
     Raises:
         InputError: If the runtime or precision does not exist, is not installed, or has not been exported.
     """
     wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
     place = _device(device, wanted)
+    names = _candidates(wanted, number, place)
+    open_one = partial(_open, model, place, folder, input_size)
+    if autotune and place.type == "cpu" and _has_choice(names, number):
+        file = tuning.choice_file(model, input_size, (wanted, number))
+        shape = (model.config.num_channels, *input_size)
+        if fastest := _open_fastest(names, number, open_one, shape, file):
+            return fastest
     skipped = []
-    for name in _candidates(wanted, number, place):
+    for name in names:
         try:
-            if name is RuntimeName.TORCH:
-                opened = _open_torch(model, number, place)
-            else:
-                opened = _open_graph(name, model, number, folder, input_size)
+            opened = open_one(name, number)
         except Exception as error:  # noqa: BLE001 - an optional library may raise anything; the next one is tried
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
         else:
@@ -101,6 +115,65 @@ def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device)
         able_to = ", ".join(item.value for item in Precision if item in _PRECISIONS[names[0]])
         raise InputError(f"{_TITLES[names[0]]} does not compute in {precision.value}; expected one of: {able_to}.")
     return able
+
+
+def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
+    if precision is Precision.AUTO:
+        return len(names) > 1 or Precision.BF16 in _PRECISIONS[names[0]]
+    return len(names) > 1 and precision in (Precision.FP32, Precision.BF16)
+
+
+def _open_fastest(
+    names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
+) -> Runtime | None:
+    """The choice in a file of the cache, or the fastest when timed now; None if nothing can be opened."""
+    if known := tuning.recall(file):
+        with suppress(Exception):  # it has broken since: what there is now is timed
+            opened = open_one(known.runtime, known.precision)
+            opened.reason += known.note()
+            return opened
+    candidates: dict[tuning.Candidate, Runtime] = {}
+    skipped, is_lasting = [], True
+    for name in names:
+        if name is RuntimeName.ONNX and candidates:
+            continue  # as fast as OpenVINO at best, and converting takes a quarter of a minute
+        try:
+            for each in _tried(name, precision):
+                candidates[name, each] = open_one(name, each)
+        except Exception as error:  # noqa: BLE001 - as in `open_runtime`
+            skipped.append(f"{_TITLES[name]}: {_line(error)}")
+            is_lasting = is_lasting and isinstance(error.__cause__, ImportError)
+    if not candidates:
+        return None
+    choice = tuning.choose(candidates, shape, skipped)
+    if is_lasting:
+        tuning.remember(file, choice)
+    chosen = candidates[choice.runtime, choice.precision]
+    chosen.reason += choice.note()
+    return chosen
+
+
+def _tried(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
+    """The precisions that "auto" is one of."""
+    if precision is not Precision.AUTO:
+        yield precision
+        return
+    yield Precision.FP32
+    if (name is RuntimeName.OPENVINO and openvino_has_bf16()) or (name is RuntimeName.TORCH and torch_has_bf16()):
+        yield Precision.BF16
+
+
+def _open(
+    model: CheXpertForImageClassification,
+    place: torch.device,
+    folder: Path | None,
+    input_size: tuple[int, int],
+    name: RuntimeName,
+    precision: Precision,
+) -> Runtime:
+    if name is RuntimeName.TORCH:
+        return _open_torch(model, precision, place)
+    return _open_graph(name, model, precision, folder, input_size)
 
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -119,6 +118,8 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
         raise ValueError(f"The opacity is {opacity}, expected a value in [0, 1].")
     levels = (np.clip(saliency, 0, 1) * 255).round().astype(np.uint8)
     weight = opacity * np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # (256, 1)
+    from matplotlib import colormaps  # takes a while, and only overlays need it
+
     colors = np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)  # (256, 3)
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
     return Image.fromarray((gray * (1 - weight)[levels] + (colors * weight)[levels]).round().astype(np.uint8))
