@@ -57,6 +57,7 @@ def evaluate(
     update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
     labels_name: Annotated[str | None, Option(help=_LABELS_NAME)] = None,
     layout: options.LayoutName = None,
+    workers: options.NumWorkers = "auto",
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -105,11 +106,13 @@ def evaluate(
     settings = {"labels_name": labels_name, "aggregation": aggregation, "replicates": replicates}
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
-            scores = {name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()}
+            scores = {
+                name: predict_dataset(one, dataset, bar.update, workers=workers) for name, one in classifiers.items()
+            }
             second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
             result, text = _results(classifiers, scores, dataset, second, aggregation)
         else:
-            settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
+            settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings, "workers": workers}
             title = f"{name}, {split}"
             report = assess_dataset(
                 classifiers, dataset, title=title, reference=standard, progress=bar.update, **settings
