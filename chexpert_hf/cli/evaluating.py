@@ -57,6 +57,7 @@ def evaluate(
     update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
     labels_name: Annotated[str | None, Option(help=_LABELS_NAME)] = None,
     layout: options.LayoutName = None,
+    workers: options.NumWorkers = "auto",
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -106,11 +107,11 @@ def evaluate(
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
             scores: Mapping[str, FloatArray] = {
-                name: predict_dataset(one, dataset, bar.update) for name, one in classifiers.items()
+                name: predict_dataset(one, dataset, bar.update, workers=workers) for name, one in classifiers.items()
             }
             second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
         else:
-            settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings}
+            settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings, "workers": workers}
             settings |= {"title": f"{name}, {split}", "reference": standard, "progress": bar.update}
             report = assess_dataset(classifiers, dataset, **settings)
             write_report(output, report)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
+from chexpert_hf.errors import InputError
 
 
 def output(text: str) -> Any:
@@ -57,4 +58,21 @@ _MAP = (
 ReferenceMap = Annotated[list[str] | None, Option("--reference-map", help=_MAP)]
 _NAME = "Name of the reference standard, such as 'RSNA radiologists'; by default the file's name."
 ReferenceName = Annotated[str | None, Option("--reference-name", help=_NAME)]
+
+
+def _workers(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise InputError(f"--workers is {text!r}, expected a number of processes, or auto.")
+    return int(text)
+
+
+def workers(**settings: Any) -> Any:
+    """The option --workers, with typer's settings such as its help text."""
+    return Option("--workers", metavar="N|auto", parser=_workers, **settings)
+
+
+_WORKERS = "Processes that read images, 0 for threads of this one; auto: as many as there are processors beside a GPU."
+NumWorkers = Annotated[Any, workers(help=_WORKERS)]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]

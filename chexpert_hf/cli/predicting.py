@@ -20,6 +20,7 @@ from chexpert_hf.folders.score_table import GateMode
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from chexpert_hf.folders.readers import Workers
     from chexpert_hf.folders.score_output import ScoreOutput
     from chexpert_hf.folders.score_run import ScoreSummary, Shard
     from chexpert_hf.folders.scoring import FileResult
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _LIST = "Text file: a path per line, relative to the current folder."
 _POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
+_BATCH = "Radiographs at once."
 _GATE = "Images that do not look like chest radiographs: flag them, refuse to score them, or do not check."
 REPORT_SECONDS = 30
 """Interval of the lines about progress where standard error is no terminal."""
@@ -47,7 +49,8 @@ def predict(
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
     positives: Annotated[bool, Option("--positives", help=_POSITIVES)] = False,
     gate: Annotated[GateMode | None, Option(help=_GATE, show_default="flag if the model has a gate, else off")] = None,
-    batch_size: Annotated[int, Option(min=1, help="Radiographs at once.")] = 16,
+    batch_size: Annotated[int | None, Option(min=1, help=_BATCH, show_default="16, on a CUDA GPU 256")] = None,
+    workers: options.NumWorkers = "auto",
     runtime: options.RuntimeName = "auto",
     precision: options.PrecisionName = "auto",
     autotune: options.Autotune = True,
@@ -83,16 +86,15 @@ def predict(
             "`chexpert-hf gate DATA --model MODEL`, or use --gate off."
         )
     rows = RowFormat(classifier.observations, gate, positives)
+    speed: dict[str, Any] = {"batch_size": batch_size or classifier.batch_size, "workers": workers}
     begin = time.monotonic()
     with progress_bar(0, "radiographs") as bar:
         watcher = _Progress(bar)
         if target is None:
-            summary = _to_standard_output(classifier, rows, found.files, study, saliency, batch_size, watcher)
+            summary = _to_standard_output(classifier, rows, found.files, study, saliency, watcher, **speed)
         else:
             target = replace(target, gate=rows.gate, positives=positives)
-            summary = score_to_file(
-                classifier, found.files, target, batch_size=batch_size, shard=part, models=model, watch=watcher
-            )
+            summary = score_to_file(classifier, found.files, target, shard=part, models=model, watch=watcher, **speed)
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
     where = f" Scores in {target.path}." if target else ""
@@ -187,8 +189,10 @@ def _to_standard_output(
     files: "Sequence[RadiographFile]",
     by_study: bool,
     overlays: Path | None,
-    batch_size: int,
     progress: "_Progress",
+    *,
+    batch_size: int,
+    workers: "Workers",
 ) -> "ScoreSummary":
     from chexpert_hf.folders.score_run import ScoreSummary, batch_size_for, score_with_overlays
     from chexpert_hf.folders.score_table import CsvLines
@@ -196,7 +200,7 @@ def _to_standard_output(
 
     size, lines = batch_size_for(files, batch_size), CsvLines(rows.columns(by_study=by_study))
     common = common_folder(files) if overlays else None  # files on two drives of Windows have none
-    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate)
+    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate, workers)
     views = rows.rows(progress(results, 0, len(files)))
     sys.stdout.write(lines.header().decode())
     for row in rows.study_rows(views) if by_study else views:

@@ -42,7 +42,10 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         elif isinstance(default, int | float):
             text += f" [{default:g}]"
         panel = _PANELS.get(item.name, panel)
-        option = Annotated[kind | None, Option(names, help=text, rich_help_panel=panel)]  # type: ignore[valid-type]
+        settings = {"help": text, "rich_help_panel": panel}
+        option: Any = Annotated[kind | None, Option(names, **settings)]
+        if item.name == "workers":
+            option = Annotated[Any, options.workers(**settings)]
         added.append(Parameter(item.name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=option))
     given = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
     command.__signature__ = own.replace(parameters=[*given, *added])  # type: ignore[attr-defined]

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.folders.scoring import read_for
+from chexpert_hf.folders.processes import Read
+from chexpert_hf.folders.readers import Workers, read_prepared
 from chexpert_hf.radiographs.archives import RadiographFile, source_of
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.preparation import Prepared
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
@@ -22,17 +24,28 @@ def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograp
 
 
 def predict_dataset(
-    classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
+    classifier: CheXpertClassifier,
+    dataset: datasets.Dataset,
+    progress: Callable[[int], None] | None = None,
+    *,
+    workers: Workers = 0,
 ) -> NDArray[np.float64]:
     """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
 
-    `progress` is called with 1 after each image. A RadiographError names the image that cannot be read.
+    `progress` is called with 1 after each image, `workers` are as in `readers.read_prepared`. A RadiographError names
+    the image that cannot be read.
     """
-    rows = []
-    files = image_files(dataset)
-    with closing(read_for(classifier, lambda file: classifier.prepare(read_file(classifier, file)), files)) as prepared:
-        for prediction in classifier.predict_prepared(prepared):
+    rows, files = [], image_files(dataset)
+    with closing(read_prepared(classifier, files, workers=workers)) as images:
+        for prediction in classifier.predict_prepared(map(_expect_image, images)):
             rows.append(list(prediction.probabilities.values()))
             if progress:
                 progress(1)
     return np.array(rows)
+
+
+def _expect_image(read: Read) -> Prepared:
+    if isinstance(read.image, Prepared):
+        return read.image
+    with naming(read.file):
+        raise read.image

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chexpert_hf.errors import InputError
+from chexpert_hf.folders.readers import Workers
 from chexpert_hf.folders.score_output import ScoreOutput, read_rows, write_table
 from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_table import GateMode, GrowingTable, lines_of, readable, resume_table
@@ -37,6 +38,12 @@ class Shard:
 
 UNDIVIDED = Shard()
 
+COMPILED_FROM = 150_000
+"""Files of a shard that repay the compilation of the model for a GPU, if readers deliver more than it computes.
+
+On an H100 it takes 9 s, and saves .06 ms an image where 16 processes read 5,645 images a second.
+"""
+
 Watch: TypeAlias = Callable[[Iterator[FileResult], int, int], Iterator[FileResult]]
 """Passes results on and shows progress, given the numbers of radiographs that an earlier run has scored, and of all."""
 
@@ -59,6 +66,7 @@ def score_to_file(
     batch_size: int = BATCH_SIZE,
     shard: Shard = UNDIVIDED,
     models: Sequence[str] = (),
+    workers: Workers = 0,
     watch: Watch = lambda results, *_: results,
 ) -> ScoreSummary:
     """Scores files and writes their rows as they come, in the order of the files.
@@ -67,11 +75,13 @@ def score_to_file(
     the batch size, the shard, the kind of row, the paths in the rows, and the model must be the same; the model is
     identified by its scores of a test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, and `models` names for the record. InputError if the output cannot be resumed or
-    written.
+    `files` are those of all shards, `models` names for the record, and `workers` as in `readers.read_prepared`.
+    InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
+    if len(files) >= COMPILED_FROM * shard.count:  # not those that are left, whose last bits would be others
+        classifier = classifier.compiled()
     names = shard.of(files, batch_size)
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
@@ -80,8 +90,8 @@ def score_to_file(
     kept = resume_table(output.growing, lines, names, batch_size)
     failed, not_radiographs = kept.failed, kept.not_radiographs
     common = common_folder(files) if output.overlays else None
-    remaining = islice(names, kept.rows, None)
-    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size, output.gate)
+    remaining = names[kept.rows :]
+    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size, output.gate, workers)
     results = watch(results, kept.rows, len(names))
     with GrowingTable(output.growing, lines) as table:
         while batch := list(islice(results, batch_size)):
@@ -109,13 +119,15 @@ def score_with_overlays(
     common: Path | None,
     batch_size: int,
     gate: GateMode,
+    workers: Workers = 0,
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
     Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`;
     InputError if they cannot be written.
     """
-    results = score_files(classifier, files, saliency=overlays is not None, batch_size=batch_size, gate=gate)
+    settings: dict[str, Any] = {"batch_size": batch_size, "gate": gate, "workers": workers}
+    results = score_files(classifier, files, saliency=overlays is not None, **settings)
     for result in results:
         if overlays is None or common is None or result.prediction is None:
             yield result

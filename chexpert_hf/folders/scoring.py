@@ -1,4 +1,4 @@
-"""Scores files of radiographs, however many: decoded by threads ahead of the model, in order, in constant memory.
+"""Scores files of radiographs, however many: decoded ahead of the model, in order, in constant memory.
 
 The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a row depend
 on the size of its batch, but not on its position or on the other rows. So batches are made by position in the list of
@@ -7,36 +7,28 @@ files, every batch is full, and a blank image replaces a file that cannot be rea
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from itertools import chain, repeat
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeAlias, TypeVar
 
-import torch
 from PIL import Image
 
+from chexpert_hf.folders.readers import Read, Workers, batched, num_processes, read, read_ahead, read_prepared
 from chexpert_hf.folders.score_table import GateMode
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
-from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
+from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
+from chexpert_hf.scoring.preparation import Prepared
 from chexpert_hf.scoring.saliency import overlay
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-MAX_THREADS = 8  # more threads wait for the disk or for each other
 ROWS_SIDE_BY_SIDE = 4
 """Radiographs in a batch of a thread that has a processor to itself: more are slower there, and need more memory."""
 
 _PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for files a tenth smaller
-
-_Read: TypeAlias = tuple[RadiographFile, Prepared | RadiographError]
 
 
 @dataclass(frozen=True)
@@ -61,116 +53,68 @@ def score_files(
     saliency: bool = False,
     batch_size: int = BATCH_SIZE,
     gate: GateMode = GateMode.OFF,
+    workers: Workers = 0,
 ) -> Iterator[FileResult]:
     """Reads and scores files, in order, taken as they are needed.
 
     A forward pass has at most `batch_size` radiographs; the last batch is filled up with blank images. `gate` says
-    whether the model's gate is asked, and whether images that it refuses are scored. Any exception of a decoding thread
-    but a RadiographError is raised in its file's place.
+    whether the model's gate is asked, and whether images that it refuses are scored. `workers` are as in
+    `readers.read_prepared`; any exception of a reader but a RadiographError is raised.
     """
-    workers = classifier.side_by_side() if batch_size > 1 else [classifier]
-    size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(workers) > 1 else batch_size
+    streams = classifier.side_by_side() if batch_size > 1 else [classifier]
+    size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(streams) > 1 else batch_size
     blank = classifier.prepare(Image.new("L", (32, 32)))
+    for_gate = gate is not GateMode.OFF
 
-    def read(worker: CheXpertClassifier, file: RadiographFile) -> _Read:
-        try:
-            return file, worker.prepare(worker.read(source_of(file)), for_gate=gate is not GateMode.OFF)
-        except RadiographError as error:
-            return file, error
+    def score(stream: CheXpertClassifier, images: Iterable[Read]) -> Iterator[FileResult]:
+        taken: deque[tuple[RadiographFile, RadiographError | None]] = deque()
 
-    def score(worker: CheXpertClassifier, batch: Sequence[_Read]) -> Iterator[FileResult]:
-        radiographs = [blank if isinstance(image, RadiographError) else image for _, image in batch]
-        radiographs += [blank] * (size - len(batch))
-        predictions = worker.predict_prepared(radiographs, saliency=saliency, batch_size=size)
-        for (file, image), prediction in zip(batch, predictions, strict=False):
-            verdict = prediction.gate
-            if isinstance(image, RadiographError):
-                yield FileResult(file, error=image.reason)
-            elif gate is GateMode.REFUSE and verdict is not None and not verdict.is_chest_radiograph:
-                yield FileResult(file, error=verdict.reason, gate=verdict)
-            else:
-                yield FileResult(file, prediction, gate=verdict)
+        def filled() -> Iterator[Prepared]:
+            count = 0
+            for count, (file, image) in enumerate(images, start=1):  # noqa: B007 - needed after the loop
+                error = image if isinstance(image, RadiographError) else None
+                taken.append((file, error))
+                yield blank if isinstance(image, RadiographError) else image
+            yield from repeat(blank, -count % size)
 
-    if len(workers) == 1:
-        reading = read_for(classifier, partial(read, classifier), files, batch_size=size)
+        for prediction in stream.predict_prepared(filled(), saliency=saliency, batch_size=size):
+            if taken:  # else it is that of a blank image at the end
+                yield _result(*taken.popleft(), prediction, gate)
+
+    if len(streams) == 1:
+        reading = read_prepared(classifier, files, for_gate=for_gate, batch_size=size, workers=workers)
         with closing(reading) as images:
-            while batch := list(islice(images, size)):
-                yield from score(classifier, batch)
+            yield from score(classifier, images)
         return
     free: SimpleQueue[CheXpertClassifier] = SimpleQueue()
-    for worker in workers:
-        free.put(worker)
+    for stream in streams:
+        free.put(stream)
 
-    def read_and_score(batch: Sequence[RadiographFile]) -> list[FileResult]:
-        worker = free.get()
+    def read_and_score(batch: list[RadiographFile | Read]) -> list[FileResult]:
+        stream = free.get()
         try:
-            return list(score(worker, [read(worker, file) for file in batch]))
+            return list(score(stream, [one if isinstance(one, Read) else read(stream, one, for_gate) for one in batch]))
         finally:
-            free.put(worker)
+            free.put(stream)
 
-    files = iter(files)
-    batches = iter(lambda: list(islice(files, size)), [])
-    with closing(read_ahead(read_and_score, batches, threads=len(workers), ahead=2 * len(workers))) as results:
-        for scored in results:
-            yield from scored
-
-
-def read_for(
-    classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
-) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order: beside a GPU, and on a CPU between the batches.
-
-    On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
-    all of them.
-    """
-    if all(member.runtime.is_on_cpu for member in classifier.members):
-        return read_in_waves(function, items, batch_size)
-    return read_ahead(function, items, ahead=batch_size)
+    with ExitStack() as stack:
+        items: Iterable[RadiographFile | Read] = files
+        if num_processes(classifier, files, workers):  # else the streams' own threads read
+            reading = read_prepared(classifier, files, for_gate=for_gate, batch_size=size, workers=workers)
+            items = stack.enter_context(closing(reading))
+        batches = batched(items, size)
+        ahead = 2 * len(streams)
+        scored = stack.enter_context(closing(read_ahead(read_and_score, batches, threads=len(streams), ahead=ahead)))
+        yield from chain.from_iterable(scored)
 
 
-def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order, `wave` items at a time.
-
-    A wave starts only after all results of the previous one have been consumed. An exception raised by `function` is
-    raised before any result of its wave.
-    """
-    items = iter(items)
-    with _executor(num_threads()) as executor:
-        while batch := list(islice(items, wave)):
-            yield from list(executor.map(function, batch))
-
-
-def read_ahead(
-    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
-) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
-
-    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others
-    are waited for. Exceptions of `function` are raised in the place of their item.
-    """
-    items = iter(items)
-    pending: deque[Future[R]] = deque()
-    with _executor(threads or num_threads()) as executor:
-        try:
-            pending.extend(executor.submit(function, item) for item in islice(items, ahead))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(executor.submit(function, item) for item in islice(items, 1))
-                yield result
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _executor(threads: int) -> ThreadPoolExecutor:
-    # Each thread that calls torch gets as many helpers as there are cores, which then compete with the model. This
-    # setting holds for the thread alone.
-    return ThreadPoolExecutor(threads, "radiographs", initializer=torch.set_num_threads, initargs=(1,))
-
-
-def num_threads() -> int:
-    """The number of decoding threads: as many as this process has processors, up to `MAX_THREADS`."""
-    is_known = hasattr(os, "sched_getaffinity")  # on Linux: the processors that this process may use
-    return min(len(os.sched_getaffinity(0)) if is_known else os.cpu_count() or 1, MAX_THREADS)
+def _result(file: RadiographFile, error: RadiographError | None, prediction: Prediction, gate: GateMode) -> FileResult:
+    verdict = prediction.gate
+    if error is not None:
+        return FileResult(file, error=error.reason)
+    if gate is GateMode.REFUSE and verdict is not None and not verdict.is_chest_radiograph:
+        return FileResult(file, error=verdict.reason, gate=verdict)
+    return FileResult(file, prediction, gate=verdict)
 
 
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:

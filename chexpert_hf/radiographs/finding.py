@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
@@ -19,6 +20,7 @@ from chexpert_hf.radiographs.raster import HEAD_BYTES, format_of
 
 # Used only to choose files in folders, where a damaged radiograph must be reported; the content decides the format.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+_OTHER_THAN_DICOM = IMAGE_SUFFIXES - {".dcm", ".dicom"}
 
 # In lower case; macOS and Windows add these to folders and archives.
 _SYSTEM_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
@@ -181,6 +183,10 @@ class _Walk:
         # A link to a folder above the root leads in a circle, too.
         self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
 
+        # Of a million links, to resolve each in full takes most of the time; they lead into few folders.
+        self._real_folder = lru_cache(maxsize=4096)(os.path.realpath)
+        self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
+
     def files(self) -> Iterator[str]:
         """The radiographs, sorted by the parts of their paths; a folder that cannot be read, to be reported."""
         for path, sort in self._below(self._root, self._real_root):
@@ -194,7 +200,23 @@ class _Walk:
 
     def leads_outside(self, path: str) -> bool:
         """Whether a path leads out of the root, through whatever links."""
-        real = os.path.realpath(path)
+        return self._is_outside(os.path.realpath(path))
+
+    def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
+        """Whether a link in a folder leads out of the root, and whether it leads to a folder."""
+        try:
+            return self._sort_of(os.path.join(real_folder, os.readlink(link)))
+        except OSError:  # it has gone since the folder was listed
+            return False, False
+
+    def _is_outside_or_folder(self, target: str) -> tuple[bool, bool]:
+        folder, name = os.path.split(target)
+        real = os.path.join(self._real_folder(folder), name)
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(target)
+        return self._is_outside(real), os.path.isdir(real)
+
+    def _is_outside(self, real: str) -> bool:
         return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
     def _below(self, folder: str, real: str) -> Iterator[tuple[str, _Sort]]:
@@ -209,9 +231,9 @@ class _Walk:
             if entry.name.startswith(".") or is_system_file(entry.name):
                 continue
             is_link = entry.is_symlink()
-            is_outside = is_link and self.leads_outside(entry.path)
+            is_outside, is_folder = self._target(entry.path, real) if is_link else (False, entry.is_dir())
             is_skipped = is_outside and not self._follow_links
-            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+            if is_folder:
                 self._found.num_outside += is_skipped
                 target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
                 is_inner_link = is_link and not is_outside
@@ -243,9 +265,10 @@ class _Kind(Enum):
 
 def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
     """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
-    has_suffix = _suffix(name) in IMAGE_SUFFIXES
-    if has_suffix and not _may_be_dicom(name):
+    suffix = _suffix(name)
+    if suffix in _OTHER_THAN_DICOM:
         return _Kind.RADIOGRAPH
+    has_suffix = suffix in IMAGE_SUFFIXES
     kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
     start = head(name)
     if start is None:

@@ -3,8 +3,8 @@
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -17,52 +17,36 @@ from torch.nn import functional
 
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
-from chexpert_hf.gate import GATE_FILE, Gate, GateInput, Verdict
+from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
 from chexpert_hf.models.repositories import model_folder
-from chexpert_hf.radiographs.archives import ArchiveMember, source_of
+from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
-from chexpert_hf.radiographs.grey_levels import RadiographError, naming
-from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
-from chexpert_hf.scoring.graphs.sessions import TorchRuntime
+from chexpert_hf.radiographs.grey_levels import RadiographError
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource
+from chexpert_hf.scoring.graphs.sessions import TorchRuntime, to_device, to_host
 from chexpert_hf.scoring.prediction import Prediction
+from chexpert_hf.scoring.preparation import Preparation, Prepared, name_of
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
 from chexpert_hf.scoring.saliency import SaliencyMaps, positive_maps, resize_maps
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_Output: TypeAlias = tuple[Tensor, Tensor | None]  # logits (batch, num_labels) and maps (batch, num_labels, h, w)
+
 Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
-BATCH_SIZE = 16
+BATCH_SIZE, CUDA_BATCH_SIZE = 16, 256
 
 _READ_AGAIN = (str, os.PathLike, bytes, Image.Image, np.ndarray, Radiograph)  # unlike a file object, which is read up
 
 # Grid over the whole radiograph for averaging maps of models that see different parts of it; finer than any map.
 _COMMON_SIZE = (128, 128)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A radiograph at the network's input size, not yet normalised.
-
-    Attributes:
-        gray: Gray levels `(1, height, width)` for each member of the classifier.
-        size: (width, height) of the radiograph.
-        notes: As in `Prediction`.
-        gate_input: The input of the model's gate; None if the gate is not to be used.
-        source: As in `Prediction`.
-    """
-
-    gray: tuple[Tensor, ...]
-    size: tuple[int, int]
-    notes: tuple[str, ...] = ()
-    gate_input: GateInput | None = None
-    source: RadiographSource | None = None
 
 
 class CheXpertClassifier:
@@ -213,7 +197,7 @@ class CheXpertClassifier:
         results: list[Prediction | RadiographError] = []
         for source, result in zip(sources, self._each(sources, saliency, batch_size), strict=True):
             if isinstance(result, RadiographError):
-                result.name = f"{f'inputs[{len(results)}] ' if is_list else ''}{_name(source)}".rstrip()
+                result.name = f"{f'inputs[{len(results)}] ' if is_list else ''}{name_of(source)}".rstrip()
                 if errors == "raise":
                     raise result
             results.append(result)
@@ -278,50 +262,55 @@ class CheXpertClassifier:
         gate = ["gate", "gate_reason"] if self.has_gate else []
         return pd.DataFrame(rows, columns=["path", *self.observations, *gate, "note", "error"])
 
-    def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
-        """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
+    @property
+    def preparation(self) -> Preparation:
+        """The steps before the network, without the network, so that another process can do them."""
+        return Preparation(tuple(member.processor for member in self.members), self.gate)
 
-        Raises:
-            RadiographError: If it cannot be read; it names a file without its folder.
-        """
-        sides = [member.processor.decoded_side for member in self.members]
-        target = None if None in sides else max(filter(None, sides))
-        with naming(_name(source)):
-            content = source_of(source) if isinstance(source, ArchiveMember) else source
-            return open_radiograph(content, target_size=target, with_colour=self.has_gate)
+    def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
+        """See `Preparation.read`."""
+        return self.preparation.read(source)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """Prepares one radiograph for a batch; thread-safe.
-
-        Args:
-            radiograph: From `read`, or an image.
-            for_gate: Whether the model's gate is to be used, if it has one.
-        """
-        radiograph = open_radiograph(radiograph)
-        steps = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        gray = tuple(member.processor(radiograph.image, **steps)["pixel_values"][0] for member in self.members)
-        gate_input = self.gate.prepare(radiograph) if for_gate and self.gate else None
-        return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
+        """See `Preparation.prepare`."""
+        return self.preparation.prepare(radiograph, for_gate=for_gate)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """Verdicts of the gate; None for radiographs without `gate_input`."""
-        if self.gate is None:
-            return [None] * len(radiographs)
-        judged = iter(self.gate.judge_batch([one.gate_input for one in radiographs if one.gate_input is not None]))
-        return [None if one.gate_input is None else next(judged) for one in radiographs]
+        """See `Preparation.verdicts`."""
+        return self.preparation.verdicts(radiographs)
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
         """Scores radiographs from `prepare` one batch at a time, as they come."""
         _check_options("raise", batch_size)
-        radiographs, points, labels = iter(radiographs), self.operating_points, self.labels
+        radiographs = iter(radiographs)
+        computing: deque[tuple[list[Prepared], Callable[[], list[_Output]]]] = deque()
         while batch := list(islice(radiographs, batch_size)):
-            results = zip(batch, self._score(batch, saliency), self.verdicts(batch), strict=True)
-            for one, (probabilities, maps), verdict in results:
-                scores = dict(zip(self.observations, probabilities.tolist(), strict=True))
-                positives = {name: score >= points[name] for name, score in scores.items()}
-                yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
+            computing.append((batch, self._compute(batch, saliency)))
+            # A GPU computes the next batch while the rows of this one are made.
+            if len(computing) > (not self.is_on_cpu):
+                yield from self._predictions(*computing.popleft())
+        for each in computing:
+            yield from self._predictions(*each)
+
+    @property
+    def batch_size(self) -> int:
+        """Radiographs in a batch for throughput: a CUDA GPU needs many to be kept busy."""
+        is_cuda = any(member.runtime.device.type == "cuda" for member in self.members)
+        return CUDA_BATCH_SIZE if is_cuda else BATCH_SIZE
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether all members compute on the CPU."""
+        return all(member.runtime.is_on_cpu for member in self.members)
+
+    def compiled(self) -> "CheXpertClassifier":
+        """A classifier with the same scores but for their last bits, faster after a minute; see `Runtime.compiled`."""
+        return _combined([member._with_runtime(member.runtime.compiled()) for member in self.members])
+
+    def _with_runtime(self, runtime: Runtime) -> "CheXpertClassifier":
+        return CheXpertClassifier(self.model, self.processor, runtime=runtime, gate=self.gate)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
@@ -332,22 +321,29 @@ class CheXpertClassifier:
         if min(map(len, runtimes)) == 1:
             return [self]
         workers = [
-            [CheXpertClassifier(member.model, member.processor, runtime=one, gate=member.gate) for one in each]
-            for member, each in zip(self.members, runtimes, strict=True)
+            [member._with_runtime(one) for one in each] for member, each in zip(self.members, runtimes, strict=True)
         ]
         return [_combined(members) for members in zip(*workers, strict=False)]
 
     @torch.inference_mode()
-    def _score(self, batch: list[Prepared], saliency: bool) -> Iterator[tuple[Tensor, SaliencyMaps | None]]:
-        """The probabilities `(num_labels,)` of each radiograph, and its maps if requested."""
-        outputs = []
+    def _compute(self, batch: list[Prepared], saliency: bool) -> Callable[[], list[_Output]]:
+        """Starts the forward passes of the members; the result waits for their logits and maps, on the host."""
+        outputs: list[_Output] = []
         for index, member in enumerate(self.members):
-            pixel_values = member.processor.pixel_values_of(torch.stack([one.gray[index] for one in batch]))
-            outputs.append(member.runtime(pixel_values, saliency=saliency))
-        for row, one in enumerate(batch):
+            gray = to_device([one.gray[index] for one in batch], member.runtime.device)
+            outputs.append(member.runtime(member.processor.pixel_values_of(gray), saliency=saliency))
+        return to_host(outputs)
+
+    @torch.inference_mode()
+    def _predictions(self, batch: list[Prepared], computed: Callable[[], list[_Output]]) -> Iterator[Prediction]:
+        points, labels, outputs = self.operating_points, self.labels, computed()
+        for row, (one, verdict) in enumerate(zip(batch, self.verdicts(batch), strict=True)):
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on a row's position.
             mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
-            yield mean, self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
+            maps = self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
+            scores = dict(zip(self.observations, mean.tolist(), strict=True))
+            positives = {name: score >= points[name] for name, score in scores.items()}
+            yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
 
     def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | None:
         """The mean of the members' maps `(num_labels, h, w)` at their finest resolution; None if there are none."""
@@ -409,9 +405,3 @@ def _cells(result: Prediction | RadiographError) -> dict[str, Any]:
     if result.gate is not None:
         cells |= {"gate": result.gate.state, "gate_reason": " ".join(result.gate.messages) or None}
     return cells
-
-
-def _name(source: object) -> str:
-    """The name of a file without its folder; empty for a source without a name."""
-    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
-    return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""

@@ -53,8 +53,8 @@ def open_runtime(
         model: The model. PyTorch uses it without a copy: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
         runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
-        precision: One of `Precision`. "auto" is fp32 or, on a CPU that multiplies bf16 (with PyTorch and OpenVINO),
-            bf16. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
+        precision: One of `Precision`. "auto" is fp32, or bf16 on a CPU (with PyTorch and OpenVINO) or CUDA GPU that
+            multiplies it. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
         device: Where to compute; if None, a GPU where there is one and the runtime can use it.
         input_size: (height, width) of `pixel_values`.
         autotune: Whether "auto" on a CPU takes the fastest of fp32 and bf16 and of PyTorch and OpenVINO (or else ONNX
@@ -178,13 +178,18 @@ def _open(
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        # fp32 on a GPU: there reading the files is the bottleneck, and autocast was slower (docs/results/speed.md).
-        precision = Precision.BF16 if device.type == "cpu" and torch_has_bf16() else Precision.FP32
+        has_bf16 = torch_has_bf16() if device.type == "cpu" else _cuda_has_bf16(device)
+        precision = Precision.BF16 if has_bf16 else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
     opened = TorchRuntime(model, precision, device)
     opened.reason = f"PyTorch in {precision.value} on {device}"
     return opened
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    # From Ampere on; `torch.cuda.is_bf16_supported` counts emulation.
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _open_graph(

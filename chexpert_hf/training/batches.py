@@ -16,15 +16,17 @@ from chexpert_hf.labels import NEGATIVE, POSITIVE, SMOOTHING_RANGES, UNCERTAIN, 
 from chexpert_hf.modeling_chexpert import resolve_labels
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.scoring.preparation import gray_levels
 
 # Separates the random numbers of label smoothing from those of augmentation, which are seeded by (seed, epoch, index).
 _SMOOTHING_STREAM = 1_000_003
 
 
 class RadiographDataset(torch.utils.data.Dataset):
-    """The radiographs of a split, read on demand, or once with `cache`; whole batches are augmented later.
+    """The radiographs of a split, read on demand; whole batches are augmented later.
 
-    `to_targets` turns raw labels `(num_labels,)` and the row's index into targets.
+    `to_targets` turns raw labels `(num_labels,)` and the row's index into targets. `images` are the split's images from
+    `cache.kept_images`, which are used instead of its files.
     """
 
     def __init__(
@@ -33,27 +35,26 @@ class RadiographDataset(torch.utils.data.Dataset):
         processor: CheXpertImageProcessor,
         to_targets: Callable[[Tensor, int], dict[str, Tensor]],
         *,
-        cache: bool = False,
+        images: NDArray[np.generic] | None = None,
     ) -> None:
         self.files = image_files(dataset)
         self.names: list[str] = dataset["path"][:]
         self.labels = torch.from_numpy(np.asarray(dataset["labels"][:], dtype=np.float32))
         self.processor = processor
         self.to_targets = to_targets
-        self.cache: dict[int, Tensor] | None = {} if cache else None
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         """`pixel_values` (1, height, width) uint8, `index` and targets; RadiographError if the file cannot be read."""
-        gray = None if self.cache is None else self.cache.get(index)
-        if gray is None:
+        if self.images is None:
             with naming(self.names[index]):
                 image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
-            gray = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-            if self.cache is not None:
-                self.cache[index] = gray
+            gray = gray_levels(self.processor, image)
+        else:
+            gray = torch.from_numpy(np.array(self.images[index]))
         return {"pixel_values": gray, "index": index, **self.to_targets(self.labels[index], index)}
 
 

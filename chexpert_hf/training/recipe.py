@@ -131,9 +131,13 @@ class Recipe:
     warmup: float = _value(0.0, "Share of the steps for warm-up.", "in [0, 1)", flag=True)
     weight_decay: float = _value(0.0, "Weight decay of AdamW.", "at least 0", flag=True)
     max_grad_norm: float = _value(0.0, "Largest norm of the gradients, for clipping; 0 for no clipping.", "at least 0")
-    precision: Literal["fp32", "bf16"] = _value("fp32", "fp32 or bf16.", flag=True)
+    precision: Literal["auto", "fp32", "bf16"] = _value(
+        "auto", "fp32, bf16, or auto: bf16 on a GPU that has it.", flag=True
+    )
     channels_last: bool = _value(True, "Channels-last memory layout, faster on CPUs and GPUs.")
-    compile: bool = _value(False, "Use torch.compile.", flag=True)
+    compile: bool | None = _value(
+        None, "Use torch.compile; by default on a CUDA GPU, for runs of many steps.", flag=True
+    )
 
     # Checkpoints and the final model
     images_per_checkpoint: int = _value(4800, "Training images between two checkpoints.", "at least 1")
@@ -149,13 +153,22 @@ class Recipe:
     distillation_models: tuple[str, ...] = _value((), "Models to use as teachers instead of training them.")
 
     # The machine and the card
-    workers: int = _value(2, "Processes that read images.", "at least 0", flag=True)
-    cache: bool = _value(False, "Keep the prepared images in memory; with `workers` 0.")
+    workers: int | Literal["auto"] = _value(
+        "auto",
+        "Processes that read images; auto: 2, beside a GPU as many as there are processors.",
+        "at least 0",
+        flag=True,
+    )
+    cache: Literal["none", "ram", "disk"] = _value(
+        "none", "Decode images once and keep them, at the training size: none, ram or disk.", flag=True
+    )
     seed: int = _value(0, "Random seed.", flag=True)
     model_name: str | None = _value(None, "The model's name on its card; its folder's name if None.")
     warnings: tuple[str, ...] = _value((), "Sentences shown with the model.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.cache, bool):  # as in recipes of version 0.1
+            object.__setattr__(self, "cache", "ram" if self.cache else "none")
         self._check_values()
         for name in _LISTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -170,7 +183,6 @@ class Recipe:
         folds, held_out = self.calibration_folds, self.held_out_fold
         _expect("image_size", self.image_size, self.image_size >= smallest, f"at least {smallest} for this network")
         _expect("seed", self.seed, self.seed >= 0 and self.seed + self.runs <= 2**32, "in [0, 2**32)")
-        _expect("cache", self.cache, not self.cache or self.workers == 0, "false, or workers 0")
         _expect("calibration_folds", folds, folds == 0 or folds >= 2, "0 or at least 2")
         _expect("held_out_fold", held_out, held_out is None or 0 <= held_out < folds, "from 0 to calibration_folds - 1")
 
@@ -220,6 +232,7 @@ class Recipe:
         for item in fields(self):
             name, value = item.name, getattr(self, item.name)
             kinds = get_args(hints[name]) or (hints[name],)
+            chosen = [word for kind in kinds for word in get_args(kind)]  # such as auto, instead of a number
             if name in _LISTS:
                 is_list = isinstance(value, Sequence) and not isinstance(value, str)
                 is_list = is_list and all(isinstance(text, str) for text in value)
@@ -236,7 +249,7 @@ class Recipe:
                 _expect(name, value, is_text, "a mapping of observations to policies")
             elif isinstance(kinds[0], str):
                 _expect(name, value, value in kinds, f"one of: {', '.join(kinds)}")
-            elif not (value is None and type(None) in kinds):
+            elif not (value is None and type(None) in kinds) and not (isinstance(value, str) and value in chosen):
                 accepted = (int, float) if kinds[0] is float else kinds[0]
                 is_right = isinstance(value, accepted) and (kinds[0] is bool or not isinstance(value, bool))
                 _expect(name, value, is_right, _KINDS[kinds[0]])

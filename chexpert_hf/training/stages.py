@@ -111,12 +111,12 @@ class Stages:
 
 
 def expect_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises RecipeError if a folder's run has another recipe; workers and the spelling of paths may differ."""
+    """Raises RecipeError if a folder's run has another recipe; workers, cache and the spelling of paths may differ."""
     before, now = Recipe.load(folder / RECIPE_FILE).to_dict(), recipe.to_dict()
     changes = [
         f"{name} was {before[name]!r} and is {now[name]!r}"
         for name in now
-        if name != "workers" and _resolved(name, now[name]) != _resolved(name, before[name])
+        if name not in ("workers", "cache") and _resolved(name, now[name]) != _resolved(name, before[name])
     ]
     if changes:
         raise RecipeError(f"{folder} holds a run of another recipe: {', '.join(changes)}.")

@@ -17,12 +17,15 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
+from chexpert_hf.folders.readers import num_processors
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
+from chexpert_hf.training.cache import kept_images
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 from chexpert_hf.training.initial_model import num_devices
@@ -32,6 +35,8 @@ from chexpert_hf.training.recipe import Recipe
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 CENTRED_IMAGES = 8  # per batch, for the centring loss
+MAX_WORKERS = 16  # they read more than a GPU trains on
+COMPILED_FROM = 4000  # steps that repay a minute or two of compilation
 
 
 class CheXpertTrainer(DurableCheckpoints):
@@ -193,8 +198,8 @@ def build_trainer(
         teachers=teachers,
         model=model,
         args=_training_arguments(recipe, len(data["train"]), output, report_to),
-        train_dataset=RadiographDataset(data["train"], processor, targets, cache=recipe.cache),
-        eval_dataset=RadiographDataset(data["valid"], processor, truth, cache=recipe.cache),
+        train_dataset=_dataset(recipe, data["train"], processor, targets),
+        eval_dataset=_dataset(recipe, data["valid"], processor, truth),
         processing_class=processor,
         compute_metrics=partial(_compute_metrics, studies=data["valid"]["study"][:], known=recipe.known_labels),
         compute_loss_func=auc_margin_loss if recipe.loss == "auc-margin" else None,
@@ -206,6 +211,13 @@ def build_trainer(
     return trainer
 
 
+def _dataset(
+    recipe: Recipe, split: datasets.Dataset, processor: CheXpertImageProcessor, to_targets: Any
+) -> RadiographDataset:
+    images = kept_images(image_files(split), processor, recipe.cache, recipe.workers)
+    return RadiographDataset(split, processor, to_targets, images=images)
+
+
 def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str) -> TrainingArguments:
     """The recipe as the Trainer's arguments."""
     images_per_batch = recipe.batch_size * num_devices()
@@ -215,6 +227,11 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     # The best checkpoint is chosen among at least one per epoch.
     longest = steps_per_epoch if recipe.checkpoint == "best" else math.ceil(steps_per_epoch * recipe.epochs)
     interval = max(1, min(recipe.images_per_checkpoint // images_per_step, longest))
+    is_cuda = torch.cuda.is_available()
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bf16" if is_cuda and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    is_long = steps_per_epoch * recipe.epochs >= COMPILED_FROM
     has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
@@ -227,9 +244,9 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "bf16",
+        bf16=precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
-        torch_compile=recipe.compile,
+        torch_compile=(is_cuda and is_long) if recipe.compile is None else recipe.compile,
         # A fold held out for the calibration chooses no checkpoint: it is evaluated once, at the end.
         eval_strategy="steps" if recipe.held_out_fold is None else "no",
         eval_steps=interval,
@@ -242,8 +259,8 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_drop_last=recipe.drop_last,
-        dataloader_num_workers=recipe.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=_num_workers(recipe),
+        dataloader_pin_memory=is_cuda,
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to=report_to,
@@ -251,6 +268,15 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
         trackio_static_space_id=False,
         disable_tqdm=False,
     )
+
+
+def _num_workers(recipe: Recipe) -> int:
+    """Processes of the data loaders; none with a cache, of which a batch is copied faster than it is sent."""
+    if recipe.cache != "none":
+        return 0
+    if recipe.workers != "auto":
+        return recipe.workers
+    return min(max(2, num_processors() // num_devices()), MAX_WORKERS) if torch.cuda.is_available() else 2
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,18 @@ def test_subgroups_are_those_of_the_table(dataset):
     )
 
 
+def test_probabilities_are_the_same_whoever_reads_the_images(dataset, tiny_folder):
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
+    assert np.array_equal(predict_dataset(classifier, dataset, workers=1), predict_dataset(classifier, dataset))
+
+
 def test_a_file_that_goes_bad_after_the_check_is_named_with_its_folder(tmp_path, tiny_folder):
     write_phantoms(tmp_path / "phantoms", num_studies=12, seed=2, valid_fraction=0.9)
     dataset = load_dataset(tmp_path / "phantoms", splits=["valid"])["valid"]
     bad = image_files(dataset)[3]
     Path(bad).write_bytes(b"no image")
     classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
-    for use in (predict_dataset, dataset_logits):
+    for use in (predict_dataset, partial(predict_dataset, workers=1), dataset_logits):
         with pytest.raises(RadiographError, match=f"^{re.escape(bad)}: Expected a JPEG"):
             use(classifier, dataset)
     with pytest.raises(RadiographError, match=f"^{re.escape(bad)}: Expected a JPEG"):

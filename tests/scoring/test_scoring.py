@@ -13,16 +13,8 @@ import torch
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.folders.scoring import (
-    FileResult,
-    common_folder,
-    overlay_folder,
-    read_ahead,
-    read_for,
-    read_in_waves,
-    score_files,
-    write_overlays,
-)
+from chexpert_hf.folders.readers import read_ahead, read_for, read_in_waves
+from chexpert_hf.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import RadiographError
 

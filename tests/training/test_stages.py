@@ -268,5 +268,5 @@ def test_teachers_of_other_observations_are_refused(phantoms, tiny_folder, tmp_p
 def test_images_that_are_kept_in_memory_give_the_same_model(phantoms, tmp_path):
     recipe = RECIPE.override(policy="u-ones")
     read_again = quiet(recipe, phantoms, tmp_path / "read").folder
-    kept = quiet(recipe.override(cache=True), phantoms, tmp_path / "kept").folder
+    kept = quiet(recipe.override(cache="ram"), phantoms, tmp_path / "kept").folder
     assert_equal_to_the_last_bit(kept, read_again)

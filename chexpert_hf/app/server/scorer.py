@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from chexpert_hf.app.server.scheduler import Compute, Scheduler
-from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, num_threads
+from chexpert_hf.folders.readers import num_threads
+from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE
 from chexpert_hf.radiographs.archives import ArchiveMember, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, RadiographSource
-from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction, Prepared
+from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
+from chexpert_hf.scoring.preparation import Prepared
 
 MAX_WAITING = 256
 

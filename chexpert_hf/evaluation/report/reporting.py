@@ -22,6 +22,7 @@ from chexpert_hf.evaluation.report.report import ReportData
 from chexpert_hf.evaluation.sanity.checks import dataset_sanity
 from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary
 from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.folders.readers import Workers
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -60,6 +61,7 @@ def assess_dataset(
     labels_name: str = OWN_LABELS,
     reference: Reference | None = None,
     progress: Callable[[int], None] | None = None,
+    workers: Workers = 0,
 ) -> ReportData:
     """Scores a split with each model and computes the content of a report.
 
@@ -75,6 +77,7 @@ def assess_dataset(
         labels_name: Who set the labels of the data set, such as "text-mined labels".
         reference: A second reference standard for images of this split.
         progress: Called with the number of images that were added.
+        workers: Processes that read images, as in `folders.readers.read_prepared`.
 
     Raises:
         InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
@@ -83,7 +86,9 @@ def assess_dataset(
     labels, observations = split_labels(dataset, first.model.config.blank_labels), first.observations
     studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
-    probabilities = {name: predict_dataset(model, dataset, progress) for name, model in classifiers.items()}
+    probabilities = {
+        name: predict_dataset(model, dataset, progress, workers=workers) for name, model in classifiers.items()
+    }
     options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
     groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
     metrics = assess(scores, labels, studies, patients, observations, groups, headline=first.labels.headline, **options)

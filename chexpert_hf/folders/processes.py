@@ -1,0 +1,181 @@
+"""Reads and prepares files in processes, each with an interpreter lock of its own: in order, in constant memory.
+
+A process that dies, such as by a decoder's crash or for lack of memory, costs no file but its own: what it and its
+neighbours had in hand is read again by one process, and a file that ends that one, too, alone in a third.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexpert_hf.errors import InputError
+from chexpert_hf.radiographs.archives import RadiographFile
+from chexpert_hf.radiographs.grey_levels import RadiographError
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.preparation import Preparation, Prepared
+
+_CHUNK = 16  # files that a process is handed at a time: fewer cost messages, more delay the first batch
+_AHEAD = 2  # chunks for each process: one that it reads and one that waits
+
+_SHARED_MEMORY = "/dev/shm"  # of Linux; 64 MB in a container of Docker
+_KILLED = "The process that read this file was killed, expected an image that can be decoded; export it again."
+
+_preparation: Preparation  # of a reading process, with the arguments below
+_for_gate = _by_memory = False
+
+
+class Read(NamedTuple):
+    """A file, and the radiograph that was read from it or the reason why there is none."""
+
+    file: RadiographFile
+    image: Prepared | RadiographError
+
+
+_Chunk: TypeAlias = tuple[RadiographFile, ...]
+_Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
+"""The gray levels of a chunk's radiographs, stacked for each member, and the radiographs without them."""
+
+
+@dataclass(frozen=True)
+class ReadingProcesses:
+    """Processes that read and prepare files; they are started for each call of `read`, and end with it.
+
+    With `for_gate`, the gate judges in the processes. `waiting` is the number of radiographs that may wait for the
+    network.
+    """
+
+    preparation: Preparation
+    processes: int
+    for_gate: bool = False
+    waiting: int = 0
+
+    def read(self, files: Iterable[RadiographFile]) -> Generator[Read, None, None]:
+        """Yields each file's radiograph, in order; any exception but a RadiographError is raised.
+
+        Raises:
+            InputError: If no process can be started.
+        """
+        files = iter(files)
+        chunks = iter(lambda: tuple(islice(files, _CHUNK)), ())
+        while lost := (yield from self._run(chunks, self.processes)):
+            yield from self._read_carefully(chain.from_iterable(lost))
+
+    def _read_carefully(self, files: Iterator[RadiographFile]) -> Generator[Read, None, None]:
+        chunks = ((file,) for file in files)
+        while lost := (yield from self._run(chunks, 1)):
+            for chunk in lost:
+                if (yield from self._run(iter([chunk]), 1)):
+                    yield Read(chunk[0], RadiographError(_KILLED))
+
+    def _run(self, chunks: Iterator[_Chunk], processes: int) -> Generator[Read, None, list[_Chunk]]:
+        """Reads chunks until there are no more, or a process dies; returns those that were lost then."""
+        pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
+        arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
+        pool = ProcessPoolExecutor(processes, _context(), _start, arguments)
+        try:
+            _expect_start(pool)
+            while True:
+                for chunk in islice(chunks, _AHEAD * processes - len(pending)):
+                    pending.append((chunk, Future()))  # lost, if it cannot be submitted
+                    pending[-1] = (chunk, pool.submit(_read_chunk, chunk))
+                if not pending:
+                    return []
+                packed = pending[0][1].result()
+                chunk, _ = pending.popleft()
+                yield from map(Read, chunk, _unpacked(packed))
+        except BrokenProcessPool:
+            return [chunk for chunk, _ in pending]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _fits_shared_memory(self, processes: int) -> bool:
+        """Whether gray levels can be passed by shared memory: a process that finds it full is killed."""
+        if not sys.platform.startswith("linux"):
+            return True
+        sides = [processor.output_size for processor in self.preparation.processors]
+        num_bytes = sum(height * width for height, width in sides) * np.dtype(np.float32).itemsize
+        status = os.statvfs(_SHARED_MEMORY)
+        images = 2 * _AHEAD * processes * _CHUNK + self.waiting
+        return images * num_bytes < status.f_bavail * status.f_frsize
+
+
+def _context() -> Any:
+    """Starts processes by a server without threads, which imports once; a fork of this process could dead-lock."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _expect_start(pool: ProcessPoolExecutor) -> None:
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "The processes that read images cannot be started. Call from below `if __name__ == '__main__':` in a "
+            "script, or read in threads: --workers 0."
+        ) from error
+
+
+# Below: in a reading process.
+
+
+def _start(preparation: Preparation, for_gate: bool, by_memory: bool) -> None:
+    global _preparation, _for_gate, _by_memory
+    _preparation, _for_gate, _by_memory = preparation, for_gate, by_memory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _read_chunk(files: _Chunk) -> _Packed:
+    results = [read_one(_preparation, file, _for_gate) for file in files]
+    radiographs = [one for one in results if isinstance(one, Prepared)]
+    stacked = [torch.stack(grays) for grays in zip(*(one.gray for one in radiographs), strict=True)]
+    # The gate takes as long as decoding, so it judges here.
+    verdicts = iter(_preparation.verdicts(radiographs))
+    bare = [
+        one if isinstance(one, RadiographError) else replace(one, gray=(), gate_input=None, verdict=next(verdicts))
+        for one in results
+    ]
+    return (stacked if _by_memory else [grays.numpy() for grays in stacked]), bare
+
+
+def read_one(
+    reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool
+) -> Prepared | RadiographError:
+    """Reads and prepares a file; an error is returned."""
+    try:
+        return reader.prepare(reader.read(file), for_gate=for_gate)
+    except RadiographError as error:
+        return error
+
+
+# Below: in the parent again.
+
+
+def _unpacked(packed: _Packed) -> Iterator[Prepared | RadiographError]:
+    stacked, bare = packed
+    rows: Iterator[Sequence[Tensor]] = zip(*map(torch.as_tensor, stacked), strict=True)
+    return (one if isinstance(one, RadiographError) else replace(one, gray=tuple(next(rows))) for one in bare)

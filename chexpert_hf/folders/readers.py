@@ -1,0 +1,138 @@
+"""Reads and prepares files ahead of a model, in order: in threads of this process or in processes.
+
+Threads start at once, but share the interpreter lock: eight of them read about as much as two processes, more than a
+network on a CPU takes. A GPU takes several times as much.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Literal, TypeAlias, TypeVar
+
+import torch
+
+from chexpert_hf.folders.processes import Read, ReadingProcesses, read_one
+from chexpert_hf.radiographs.archives import RadiographFile
+from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
+from chexpert_hf.scoring.preparation import Preparation
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_THREADS = 8  # more threads wait for the disk or for each other
+MAX_PROCESSES = 32
+FILES_FOR_PROCESSES = 4000  # with fewer, threads are done before processes have imported PyTorch and caught up
+
+Workers: TypeAlias = int | Literal["auto"]
+
+
+def read_prepared(
+    classifier: CheXpertClassifier,
+    files: Iterable[RadiographFile],
+    *,
+    for_gate: bool = False,
+    batch_size: int = BATCH_SIZE,
+    workers: Workers = 0,
+) -> Generator[Read, None, None]:
+    """Yields each file with its radiograph, or the RadiographError that says why there is none, in order.
+
+    Args:
+        classifier: Reads and prepares as this one does.
+        files: Taken as they are needed.
+        for_gate: Whether the radiographs are for the classifier's gate, too.
+        batch_size: Radiographs in a batch of the network.
+        workers: Number of processes; 0 for threads; "auto" for as many processes as there are processors beside a GPU,
+            if `files` has a length that makes up for their start, else threads. A script that starts processes needs
+            `if __name__ == "__main__":`.
+    """
+    if processes := num_processes(classifier, files, workers):
+        waiting = 2 * batch_size
+        return ReadingProcesses(classifier.preparation, processes, for_gate, waiting).read(files)
+    function = partial(read, classifier, for_gate=for_gate)
+    return read_for(classifier, function, files, batch_size)
+
+
+def read(classifier: CheXpertClassifier | Preparation, file: RadiographFile, for_gate: bool) -> Read:
+    """Reads and prepares one file."""
+    return Read(file, read_one(classifier, file, for_gate))
+
+
+def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile], workers: Workers) -> int:
+    """The number of reading processes, 0 for threads, as `read_prepared` explains."""
+    if workers != "auto":
+        return min(workers, MAX_PROCESSES)
+    if classifier.is_on_cpu or not isinstance(files, Sized) or len(files) < FILES_FOR_PROCESSES:
+        return 0
+    return min(num_processors(), MAX_PROCESSES)
+
+
+def read_for(
+    classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
+) -> Generator[R, None, None]:
+    """Maps `function` over `items` in threads, in order: beside a GPU, and on a CPU between the batches.
+
+    On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
+    all of them.
+    """
+    if classifier.is_on_cpu:
+        return read_in_waves(function, items, batch_size)
+    return read_ahead(function, items, ahead=batch_size)
+
+
+def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> Generator[R, None, None]:
+    """Maps `function` over `items` in threads, in order, `wave` items at a time.
+
+    A wave starts only after all results of the previous one have been consumed. An exception raised by `function` is
+    raised before any result of its wave.
+    """
+    items = iter(items)
+    with _executor(num_threads()) as executor:
+        while batch := list(islice(items, wave)):
+            yield from list(executor.map(function, batch))
+
+
+def read_ahead(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
+) -> Generator[R, None, None]:
+    """Maps `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
+
+    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others
+    are waited for. Exceptions of `function` are raised in the place of their item.
+    """
+    items = iter(items)
+    pending: deque[Future[R]] = deque()
+    with _executor(threads or num_threads()) as executor:
+        try:
+            pending.extend(executor.submit(function, item) for item in islice(items, ahead))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(executor.submit(function, item) for item in islice(items, 1))
+                yield result
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _executor(threads: int) -> ThreadPoolExecutor:
+    # Each thread that calls torch gets as many helpers as there are cores, which then compete with the model. This
+    # setting holds for the thread alone.
+    return ThreadPoolExecutor(threads, "radiographs", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def num_threads() -> int:
+    """The number of decoding threads: as many as this process has processors, up to `MAX_THREADS`."""
+    return min(num_processors(), MAX_THREADS)
+
+
+def num_processors() -> int:
+    """The number of processors that this process may use."""
+    is_known = hasattr(os, "sched_getaffinity")  # on Linux
+    return len(os.sched_getaffinity(0)) if is_known else os.cpu_count() or 1
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last one may be shorter."""
+    items = iter(items)
+    return iter(lambda: list(islice(items, size)), [])

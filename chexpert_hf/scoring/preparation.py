@@ -1,0 +1,91 @@
+"""The steps before the network: reading a radiograph, gray levels at the network's size, and the gate's verdict."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from chexpert_hf.errors import printable
+from chexpert_hf.gate import Gate, GateInput, Verdict
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.radiographs.archives import ArchiveMember, source_of
+from chexpert_hf.radiographs.grey_levels import naming
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, open_radiograph
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A radiograph at the network's input size, not yet normalised.
+
+    Attributes:
+        gray: Gray levels `(1, height, width)` for each member of the classifier.
+        size: (width, height) of the radiograph.
+        notes: As in `Prediction`.
+        gate_input: The input of the model's gate; None if the gate is not to be used, or has judged already.
+        verdict: The gate's verdict, if it has judged already.
+        source: As in `Prediction`.
+    """
+
+    gray: tuple[Tensor, ...]
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    gate_input: GateInput | None = None
+    verdict: Verdict | None = None
+    source: RadiographSource | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Reads and prepares radiographs for a classifier; without its network, so that it can be sent to a process.
+
+    Attributes:
+        processors: The image processor of each member of the classifier.
+        gate: The classifier's gate.
+    """
+
+    processors: tuple[CheXpertImageProcessor, ...]
+    gate: Gate | None = None
+
+    def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
+        """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
+
+        Raises:
+            RadiographError: If it cannot be read; it names a file without its folder.
+        """
+        sides = [processor.decoded_side for processor in self.processors]
+        target = None if None in sides else max(filter(None, sides))
+        with naming(name_of(source)):
+            content = source_of(source) if isinstance(source, ArchiveMember) else source
+            return open_radiograph(content, target_size=target, with_colour=self.gate is not None)
+
+    def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
+        """Prepares one radiograph for a batch; thread-safe.
+
+        Args:
+            radiograph: From `read`, or an image.
+            for_gate: Whether the model's gate is to be used, if it has one.
+        """
+        radiograph = open_radiograph(radiograph)
+        gray = tuple(gray_levels(processor, radiograph.image) for processor in self.processors)
+        gate_input = self.gate.prepare(radiograph) if for_gate and self.gate else None
+        return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
+
+    def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
+        """Verdicts of the gate; None for radiographs that it is not to judge."""
+        inputs = [one.gate_input for one in radiographs if one.gate_input is not None]
+        judged = iter(self.gate.judge_batch(inputs) if self.gate else ())
+        return [one.verdict if one.gate_input is None else next(judged, None) for one in radiographs]
+
+
+def gray_levels(processor: CheXpertImageProcessor, image: Image.Image) -> Tensor:
+    """The gray levels `(1, height, width)` of an image at the network's size, before they are normalised."""
+    return processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+
+
+def name_of(source: object) -> str:
+    """The name of a file without its folder; empty for a source without a name."""
+    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
+    return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""

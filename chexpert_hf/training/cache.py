@@ -1,0 +1,118 @@
+"""Prepared images of a data set, decoded once and kept in memory or in a file: then no epoch reads image files."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from accelerate import PartialState
+from numpy.typing import NDArray
+
+from chexpert_hf.files import replacing
+from chexpert_hf.folders.processes import Read, ReadingProcesses
+from chexpert_hf.folders.readers import FILES_FOR_PROCESSES, MAX_PROCESSES, Workers, num_processors, read, read_ahead
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.radiographs.grey_levels import RadiographError, naming
+from chexpert_hf.scoring.graphs.conversion import cache_folder
+from chexpert_hf.scoring.preparation import Preparation
+from chexpert_hf.training.recipe import RecipeError
+
+
+def kept_images(
+    files: Sequence[str], processor: CheXpertImageProcessor, cache: str, workers: Workers = 0
+) -> NDArray[np.generic] | None:
+    """The gray levels `(num_images, 1, height, width)` of files as the processor prepares them, or None.
+
+    Args:
+        files: Paths of images.
+        processor: Its output has one size; the gray levels are uint8, or float32 with `resize_like`.
+        cache: "none" for no array; "ram"; or "disk" for a file in the user's cache folder that is mapped into memory,
+            and found again by the paths, sizes and times of the files and by the settings of the processor.
+        workers: Processes that read many files; 0 for threads.
+
+    Raises:
+        RadiographError: If a file cannot be read; it names the file.
+        RecipeError: If the disk has no room.
+    """
+    if cache == "none":
+        return None
+    layout: dict[str, Any] = {
+        "shape": (len(files), 1, *processor.output_size),
+        "dtype": np.dtype(np.float32 if processor.resize_like else np.uint8),
+    }
+    if cache == "ram":
+        images = np.empty(**layout)
+        _fill(images, files, processor, workers)
+        return images
+    path = cache_folder() / "images" / f"{_fingerprint(files, processor)}.npy"
+    with PartialState().local_main_process_first():
+        found = _opened(path, **layout)
+        if found is None:
+            _write(path, files, processor, workers, layout)
+            found = _opened(path, **layout)
+    return found
+
+
+def _write(
+    path: Path, files: Sequence[str], processor: CheXpertImageProcessor, workers: Workers, layout: dict[str, Any]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed = int(np.prod(layout["shape"], dtype=np.int64)) * layout["dtype"].itemsize
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise RecipeError(
+            f"cache 'disk' needs {needed / 1e9:.1f} GB in {path.parent}, which has {free / 1e9:.1f} GB; free space, or "
+            "set the environment variable CHEXPERT_HF_CACHE to another folder."
+        )
+    with replacing(path) as partial_path:
+        images = np.lib.format.open_memmap(partial_path, mode="w+", **layout)
+        _fill(images, files, processor, workers)
+        images.flush()
+        del images  # Windows renames no file that is mapped
+
+
+def _opened(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic] | None:
+    """The images in a file; None if it is missing or cut short."""
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return images if (images.shape, images.dtype) == (shape, dtype) else None
+
+
+def _fill(
+    images: NDArray[np.generic], files: Sequence[str], processor: CheXpertImageProcessor, workers: Workers
+) -> None:
+    preparation = Preparation((processor,))
+    processes = min(num_processors() if workers == "auto" else workers, MAX_PROCESSES)
+    if processes and len(files) >= FILES_FOR_PROCESSES:
+        reading = ReadingProcesses(preparation, processes).read(files)
+    else:
+        reading = read_ahead(partial(read, preparation, for_gate=False), files)
+    with closing(reading) as reads:
+        for index, one in enumerate(reads):
+            images[index] = _gray(one)
+
+
+def _gray(one: Read) -> NDArray[np.generic]:
+    if not isinstance(one.image, RadiographError):
+        return one.image.gray[0].numpy()
+    with naming(one.file):
+        raise one.image
+
+
+def _fingerprint(files: Iterable[str], processor: CheXpertImageProcessor) -> str:
+    """Changes with the files, the settings of the processor, and the version of the decoder."""
+    digest = sha256(f"{PIL.__version__} {processor.to_json_string()}".encode())
+    for file in files:
+        status = os.stat(file)
+        digest.update(
+            f"\0{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()[:32]
