@@ -183,7 +183,7 @@ class _Walk:
         # A link to a folder above the root leads in a circle, too.
         self._entered = {self._real_root, *map(str, Path(self._real_root).parents)}
 
-        # Of a million links, to resolve each in full takes most of the time; they lead into few folders.
+        # Resolving each of a million links in full takes most of the time; they lead into few folders.
         self._real_folder = lru_cache(maxsize=4096)(os.path.realpath)
         self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
 
