@@ -273,13 +273,16 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
     assert [path for path in empty_cache.rglob("*") if path.is_file()] == []
 
 
-def test_auto_on_a_gpu_is_torch(tiny_model, monkeypatch, openvino):
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_auto_on_a_gpu_is_torch_in_bf16_where_it_has_it(capability, precision, tiny_model, monkeypatch, openvino):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert opened(tiny_model, "openvino").is_on_cpu
     places = []
     monkeypatch.setattr(tiny_model, "to", lambda *place, **_: places.append(place) or tiny_model)
     runtime = opened(tiny_model)
     assert (runtime.name, runtime.is_on_cpu, places[0]) == ("torch", False, (torch.device("cuda"),))
+    assert (runtime.precision, (torch.bfloat16,) in places) == (precision, precision == "bf16")
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
