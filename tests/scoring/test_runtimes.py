@@ -275,6 +275,7 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16")])
 def test_auto_on_a_gpu_is_torch_in_bf16_where_it_has_it(capability, precision, tiny_model, monkeypatch, openvino):
+    assert opened(tiny_model, "openvino").is_on_cpu  # converted, which needs the real torch.cuda
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert opened(tiny_model, "openvino").is_on_cpu
