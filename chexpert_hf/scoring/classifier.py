@@ -307,7 +307,10 @@ class CheXpertClassifier:
 
     def compiled(self) -> "CheXpertClassifier":
         """A classifier with the same scores but for their last bits, faster after a minute; see `Runtime.compiled`."""
-        return _combined([member._with_runtime(member.runtime.compiled()) for member in self.members])
+        faster = [member.runtime.compiled() for member in self.members]
+        if faster == [member.runtime for member in self.members]:
+            return self
+        return _combined([one._with_runtime(runtime) for one, runtime in zip(self.members, faster, strict=True)])
 
     def _with_runtime(self, runtime: Runtime) -> "CheXpertClassifier":
         return CheXpertClassifier(self.model, self.processor, runtime=runtime, gate=self.gate)

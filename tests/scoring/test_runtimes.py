@@ -112,7 +112,7 @@ def images(batch: int, channels: int = 3, seed: int = 0, size: tuple[int, int] =
 
 
 def opened(model, name: str = "auto", precision: str = "auto", folder: Path | None = None, **options):
-    options = {"input_size": SIZE, "device": None, "autotune": False, **options}  # for which see test_autotune.py
+    options = {"input_size": SIZE, "device": None, **options}
     return open_runtime(model, folder=folder, runtime=name, precision=precision, **options)
 
 
@@ -274,16 +274,16 @@ def test_a_conversion_that_is_not_the_model_is_not_used(tiny_model, openvino, mo
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16")])
-def test_auto_on_a_gpu_is_torch(capability, precision, tiny_model, monkeypatch, openvino):
-    opened(tiny_model, "openvino")  # converts the graph
+def test_auto_on_a_gpu_is_torch_in_bf16_where_it_has_it(capability, precision, tiny_model, monkeypatch, openvino):
+    assert opened(tiny_model, "openvino").is_on_cpu  # converted, which needs the real torch.cuda
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert opened(tiny_model, "openvino").is_on_cpu
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     places = []
     monkeypatch.setattr(tiny_model, "to", lambda *place, **_: places.append(place) or tiny_model)
     runtime = opened(tiny_model)
     assert (runtime.name, runtime.is_on_cpu, places[0]) == ("torch", False, (torch.device("cuda"),))
-    assert runtime.precision == precision
+    assert (runtime.precision, (torch.bfloat16,) in places) == (precision, precision == "bf16")
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.folders import score_run
 from chexpert_hf.folders.readers import read_ahead, read_for, read_in_waves
+from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -304,6 +306,32 @@ def test_a_gpu_is_read_for_while_it_computes(classifier, monkeypatch):
     next(ahead)
     assert len(begun) > 1
     assert list(ahead) == list(range(2, 40))
+
+
+def test_a_gpu_has_the_next_batch_before_the_rows_of_one_are_made(folder, classifier, monkeypatch):
+    files = find_radiographs([folder]).files
+    expected = scores(score_files(classifier, files, batch_size=2))
+    begun = []
+    classifier.model.register_forward_hook(lambda *_: begun.append(len(begun)))
+    monkeypatch.setattr(classifier.runtime, "is_on_cpu", False)
+    results = score_files(classifier, files, batch_size=2)
+    first = next(results)
+    assert begun == [0, 1]
+    assert scores([first, *results]) == expected
+    assert len(begun) == 4
+
+
+def test_a_long_run_is_compiled_whatever_is_left_of_it(folder, classifier, monkeypatch, tmp_path):
+    files, asked = find_radiographs([folder]).files, []
+    monkeypatch.setattr(score_run, "COMPILED_FROM", 6)
+    monkeypatch.setattr(classifier.runtime, "compiled", lambda: asked.append(1) or copy.copy(classifier.runtime))
+    for shard, compiled in ((score_run.Shard(0, 2), 0), (score_run.Shard(), 1)):
+        output = ScoreOutput(tmp_path / f"{compiled}.csv", existing=Existing.RESUME)
+        score_run.score_to_file(classifier, files, output, batch_size=2, shard=shard)
+        assert len(asked) == compiled
+    output.path.write_text("".join(output.path.read_text().splitlines(keepends=True)[:5]))
+    assert score_run.score_to_file(classifier, files, output, batch_size=2).resumed == 4
+    assert len(asked) == 2
 
 
 def test_readers_leave_the_networks_threads_alone():
