@@ -6,7 +6,7 @@
 //   viewer.setMap({ levels, grid, box, name, text });        // bytes, [rows, columns], [left, top, right, bottom]
 //   document.addEventListener("keydown", (event) => viewer.key(event));
 
-const HEAT = 640; // pixels of the longer side of the enlarged map
+const HEAT = 448; // pixels of the longer side of the enlarged map
 const CONTOUR = 120; // cells along the longer side in which contours are traced
 const MAX_ZOOM = 12; // times the fitted size
 const FULL_WINDOW = { center: 127.5, width: 255 };
