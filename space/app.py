@@ -54,7 +54,7 @@ def main() -> None:
         options = PAGE_OPTIONS | {"app_kwargs": middleware, "state_session_capacity": SESSIONS} | look()
         with private_folder():
             # ZeroGPU starts with Gradio's own launch, so that this server has no HTTP API beside it.
-            queued(build_demo(classifier, examples), Limits()).launch(server_name="0.0.0.0", **options)
+            queued(build_demo(classifier, examples, has_api=False), Limits()).launch(server_name="0.0.0.0", **options)
     else:
         launch(SharedClassifier(classifier), examples, host="0.0.0.0")
 

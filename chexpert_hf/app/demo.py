@@ -1,8 +1,8 @@
-"""The page: `build_demo` lays out its tabs around a model, `launch` serves it.
+"""The page: `build_demo` lays it out around a model, `launch` serves it.
 
 Uploads are deleted when Gradio's cache is emptied. Images and maps live in the visitor's session until
-`SESSION_SECONDS` after they were made, or for an hour (Gradio's choice) if the tab was closed. Names of files reach the
-page only in the table of the visitor who gave them.
+`SESSION_SECONDS` after they were made, or for an hour (Gradio's choice) if the page was closed. Names of files come
+from the server only in the list of the visitor who gave them.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from typing import Any
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch_tab import build_batch_tab
-from chexpert_hf.app.page.html import CSS, FONTS, RELOAD_JS, about_html, header_html
+from chexpert_hf.app.page.html import ACTIONS_JS, CSS, FONTS, PAGE_JS, RELOAD_JS, footer_html, render
+from chexpert_hf.app.page.listing import Listing
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.tabs import build_single_tab, build_study_tab
+from chexpert_hf.app.page.panel import PLAIN, Panel
+from chexpert_hf.app.page.start import Start
 from chexpert_hf.app.server import launch as server
 from chexpert_hf.app.server.blocks import Page
 from chexpert_hf.app.server.endpoints import add_endpoints
@@ -23,20 +24,30 @@ from chexpert_hf.app.server.temporary import KEEP_SECONDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
-def build_demo(classifier: CheXpertClassifier, examples: Sequence[Path] = (), facts: ModelFacts | None = None) -> Page:
-    """Builds the page around a model; `examples` are files to try, from `page.examples.find_examples`."""
+def build_demo(
+    classifier: CheXpertClassifier,
+    examples: Sequence[Path] = (),
+    facts: ModelFacts | None = None,
+    *,
+    has_api: bool = True,
+) -> Page:
+    """Builds the page around a model; `examples` are files to try, from `page.examples.find_examples`.
+
+    `has_api` tells whether the HTTP API is served beside the page, to which it then has links.
+    """
     facts = facts or facts_of(classifier)
     with Page(title="CheXpert scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
-        gr.HTML(header_html(facts, len(classifier.observations)), apply_default_css=False)
-        with gr.Tabs(selected="single", overflow_behavior="wrap") as tabs:
-            with gr.Tab("One image", id="single"):
-                single = build_single_tab(classifier, facts, examples)
-            with gr.Tab("A study", id="study"):
-                build_study_tab(classifier, facts)
-            with gr.Tab("Many images", id="batch"):
-                build_batch_tab(classifier, tabs, single, "single")
-            with gr.Tab("The model", id="about"):
-                gr.HTML(about_html(facts, classifier.operating_points), apply_default_css=False)
+        gr.HTML(render("header.html"), elem_id="header", **PLAIN)
+        bar = gr.HTML("", js_on_load=PAGE_JS, elem_id="bar", **PLAIN)
+        message = gr.HTML(visible=False, js_on_load=ACTIONS_JS, elem_id="message", **PLAIN)
+        start = Start(facts, len(classifier.observations), examples)
+        with gr.Row(elem_id="workspace"):
+            with gr.Column(elem_id="list-side"):
+                listing = Listing(classifier)
+            with gr.Column(elem_id="result-side"):
+                panel = Panel(classifier, facts, bar, message)
+        start.connect(bar, panel, listing)
+        gr.HTML(footer_html(facts, classifier.operating_points, has_api=has_api), elem_id="footer", **PLAIN)
         add_endpoints(classifier)
     return demo
 

@@ -21,7 +21,8 @@ LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graph
 BACKBONES_FILE, MODELING_FILE = "backbones_chexpert.py", "modeling_chexpert.py"
 CODE_FILES = ("labels.py", "configuration_chexpert.py", "image_processing_chexpert.py", BACKBONES_FILE, MODELING_FILE)
 # A complete model folder has all of these.
-REQUIRED_FILES = ("README.md", *NEEDED_FILES, *CODE_FILES, "reference.json")
+CARD_FILE = "README.md"
+REQUIRED_FILES = (CARD_FILE, *NEEDED_FILES, *CODE_FILES, "reference.json")
 # Published, too, where present: names, or patterns of paths.
 _GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
 OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.safetensors", *_GRAPH_FILES)
@@ -143,7 +144,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
     card = text_beside(__file__, "ensemble_card.md").format(count=len(names), name=folder.resolve().name)
-    write_text(folder / "README.md", card)
+    write_text(folder / CARD_FILE, card)
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:

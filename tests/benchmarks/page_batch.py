@@ -90,29 +90,30 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(300_000)
         page.goto(address)
-        page.get_by_role("tab", name="Many images").click()
-        page.locator("#batch-files input[type=file]").wait_for(state="attached")
+        page.locator("#file input[type=file]").wait_for(state="attached")
         page.evaluate(_HEARTBEAT)
         begin = time.perf_counter()
-        page.set_input_files("#batch-files input[type=file]", files)
+        page.set_input_files("#file input[type=file]", files)
         page.get_by_role("progressbar").wait_for()
         result: dict[str, Any] = {"files": len(files), "until_progress_s": seconds_since(begin)}
 
-        page.get_by_role("tab", name="One image").click()
+        other = browser.new_page()
+        other.goto(address)
+        other.locator("#file input[type=file]").wait_for(state="attached")
         asked = time.perf_counter()
-        page.set_input_files("#file input[type=file]", files[0])
-        page.wait_for_function("document.querySelector('#single-result .heat')?.dataset.drawn")
+        other.set_input_files("#file input[type=file]", files[0])
+        other.wait_for_function("document.querySelector('#result .heat')?.dataset.drawn")
         result["single_meanwhile_s"] = seconds_since(asked)
-        page.get_by_role("tab", name="Many images").click()
+        other.close()
         result["list_still_ran"] = page.get_by_role("progressbar").is_visible()
-        page.locator("#batch-table table").wait_for()
+        page.locator("#list table").wait_for()
         result["all_s"] = seconds_since(begin)
         result["longest_without_answer_while_scoring_ms"] = round(page.evaluate("window.longest"))
 
         page.evaluate("window.longest = 0")
-        first = page.locator("#batch-table tbody .file-name > span:first-child")
+        first = page.locator("#list .row-open")
         page.get_by_role("button", name="File", exact=True).click()
-        names = first.all_inner_texts()
+        names = first.all_text_contents()
         result["sorts"] = names == sorted(names)
         result["longest_without_answer_while_sorting_ms"] = round(page.evaluate("window.longest"))
         with page.expect_download() as download:
@@ -122,12 +123,9 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
             rows = list(csv.DictReader(stream))
         result["csv_in_input_order"] = [row["file"] for row in rows] == [file.name for file in files]
         result["csv_errors"] = [(number, row["error"][:60]) for number, row in enumerate(rows) if row["error"]]
-        mark = page.locator("#single-result .heat").get_attribute("data-drawn")
-        page.get_by_role("button", name=f"Open radiograph {len(files)}", exact=True).click()
-        page.wait_for_function(
-            "old => (document.querySelector('#single-result .heat')?.dataset.drawn ?? old) !== old", arg=mark
-        )
-        result["row_opens"] = page.get_by_role("tab", name="One image").get_attribute("aria-selected") == "true"
+        page.locator("#list .row-open").last.click()
+        page.wait_for_function("document.querySelector('#result .heat')?.dataset.drawn")
+        result["row_opens"] = page.locator(".bar-name").inner_text() == names[-1]
         browser.close()
     return result
 

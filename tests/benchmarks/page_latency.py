@@ -34,7 +34,7 @@ _WATCH = """() => {
   }, { capture: true });
   let last = "";
   new MutationObserver(() => {
-    const mark = document.querySelector("#single-result .heat")?.dataset.drawn;
+    const mark = document.querySelector("#result .heat")?.dataset.drawn;
     if (mark && mark !== last) {
       last = mark;
       // The frame after the one that shows it.

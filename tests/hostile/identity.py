@@ -106,18 +106,17 @@ def _page(http: httpx.Client, attack: Attack) -> Iterator[str]:
     visitor, path = Visitor(http), upload(http, attack.data, attack.name)
     single = visitor.act("file", "upload", [as_upload(path, attack.name)])
     yield from single.values()
-    if 'data-action="override"' in single.get("single-message", ""):
-        single = visitor.act("single-message", "override", None)
+    if 'data-action="override"' in single.get("message", ""):
+        single = visitor.act("message", "override", None)
         yield from single.values()
-    if single.get("single-result"):
-        yield from visitor.act("single-result", "report", None, event_data={"observation": 0}).values()
-        yield from visitor.act("single-result", "activations", None, event_data={"view": 0}).values()
-    yield from visitor.act("study-files", "upload", [as_upload(path, attack.name)]).values()
+    if single.get("result"):
+        yield from visitor.act("result", "report", None, event_data={"observation": 0}).values()
+        yield from visitor.act("result", "activations", None, event_data={"view": 0}).values()
     if attack.name.endswith(".zip"):
         return
-    yield from visitor.act("batch-files", "upload", [as_upload(path, "film")], True).values()
-    yield from visitor.act("batch-csv", "click", None).values()
-    yield from visitor.act("batch-overlays", "click", None).values()
+    yield from visitor.act("file", "upload", [as_upload(path, "film")] * 2).values()
+    for event in ("study", "csv", "parquet", "overlays"):
+        yield from visitor.act("list", event, None).values()
 
 
 def _score_files(settings: Settings, scratch: Path, outside: Path) -> list[str]:

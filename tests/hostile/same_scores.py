@@ -33,7 +33,7 @@ WRITTEN, SHOWN = 6, 3
 """Decimals: of what `predict` and the page's table and CSV write, and of what the viewer shows."""
 
 _ROW = re.compile(r'class="score-name">(.*?)</span><span class="score-value">(.*?)</span>')
-_CELL = re.compile(r'<td data-value="([\d.]+)"')
+_CELL = re.compile(r'<td role="cell" data-value="([\d.]+)"')
 _FILE = re.compile(r'data-file="([^"]*)"')
 
 
@@ -51,9 +51,9 @@ def scores_everywhere(settings: Settings) -> Iterator[Figure]:
         **_by_handlers(settings, files),
         "folder scoring": _of_folder(settings, files),
     }
-    studies = exact.pop("study tab")
+    studies = exact.pop("study")
     differing = {name: _num_different(one, scores) for name, scores in exact.items()}
-    differing["study tab"] = _num_different(_maxima(one), studies)
+    differing["study"] = _num_different(_decisive(one), studies)
     differing["command line, as written"] = _num_different(_rounded(one, WRITTEN), _of_command(settings, files))
     differing |= visited
     yield judged(
@@ -69,22 +69,22 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     demo = build_demo(classifier)
     uploads = [{"path": str(file), "orig_name": file.name} for file in files]
     try:
-        single = [_kept(demo, "show_file", [one]) for one in uploads]
-        studies = [_kept(demo, "show_study", uploads[at : at + VIEWS]) for at in range(0, len(uploads), VIEWS)]
-        rows = _state(_call(demo, "score_all", uploads, True))
+        single = [_kept(demo, "show_uploads", [one]) for one in uploads]
+        rows = _rows(_call(demo, "score_refused", _rows(_call(demo, "show_uploads", uploads))))
+        studies = [_kept(demo, "show_study", rows[at : at + VIEWS]) for at in range(0, len(rows), VIEWS)]
     finally:
         classifier.close()
     return {
-        "single tab": single,
-        "study tab": studies,
-        "list tab": [dict(row.prediction.probabilities) if row.prediction else {} for row in rows],
+        "viewer": single,
+        "study": studies,
+        "list": [dict(row.prediction.probabilities) if row.prediction else {} for row in rows],
     }
 
 
-def _kept(demo: gr.Blocks, handler: str, uploads: list[dict[str, str]]) -> Scores:
-    kept = _state(_call(demo, handler, uploads))
+def _kept(demo: gr.Blocks, handler: str, files: Any) -> Scores:
+    kept = next(value for value in _states(_call(demo, handler, files)) if not isinstance(value, tuple))
     if kept is not None and (kept.study is None or kept.study.failures):  # the gate took one for something else
-        kept = _state(_call(demo, "score_anyway", kept))
+        (kept,) = _states(_call(demo, "score_anyway", kept))
     return dict(kept.study.probabilities) if isinstance(kept, Kept) and kept.study else {}
 
 
@@ -99,37 +99,44 @@ def _call(demo: gr.Blocks, handler: str, *arguments: Any) -> dict[Any, Any]:
     return merged
 
 
-def _state(answer: dict[Any, Any]) -> Any:
-    return next(value for part, value in answer.items() if isinstance(part, gr.State))
+def _states(answer: dict[Any, Any]) -> list[Any]:
+    return [value for part, value in answer.items() if isinstance(part, gr.State)]
+
+
+def _rows(answer: dict[Any, Any]) -> Any:
+    return next(value for value in _states(answer) if isinstance(value, tuple))
 
 
 def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> dict[str, int]:
     """How many files the page, asked as a browser asks it, shows otherwise than rounding would."""
     sent = [as_upload(upload(http, file.read_bytes()), file.name) for file in files]
     visitor = Visitor(http)
-    single = [_viewer(visitor, "file", "single", [item]) for item in sent]
-    studies = [_viewer(visitor, "study-files", "study", sent[at : at + VIEWS]) for at in range(0, len(sent), VIEWS)]
-    table = visitor.act("batch-files", "upload", sent, True)["batch-table"]
-    delivery = visitor.act("batch-csv", "click", None)["batch-delivery"]
+    single = [_viewer(visitor, visitor.act("file", "upload", [item])) for item in sent]
+    studies = []
+    for at in range(0, len(sent), VIEWS):
+        visitor.act("file", "upload", sent[at : at + VIEWS])
+        studies.append(_viewer(visitor, visitor.act("list", "study", None)))
+    visitor.act("file", "upload", sent)
+    table = visitor.act("list", "override", None)["list"]
+    delivery = visitor.act("list", "csv", None)["list-delivery"]
     found = _FILE.search(delivery)
     text = base64.b64decode(found[1]).decode() if found else ""
     lines = [{name: float(line[name] or "nan") for name in one[0]} for line in csv.DictReader(io.StringIO(text))]
     cells = [float(value) for value in _CELL.findall(table) if "." in value]
     expected = sorted(value for scores in _rounded(one, WRITTEN) for value in scores.values())
     return {
-        "single tab, as shown": _num_different(_rounded(one, SHOWN), single),
-        "study tab, as shown": _num_different(_rounded(_maxima(one), SHOWN), studies),
-        "list tab's cells, as written": 0 if sorted(cells) == expected else len(cells),
-        "list tab's CSV, as written": _num_different(_rounded(one, WRITTEN), lines),
+        "viewer, as shown": _num_different(_rounded(one, SHOWN), single),
+        "study, as shown": _num_different(_rounded(_decisive(one), SHOWN), studies),
+        "list's cells, as written": 0 if sorted(cells) == expected else len(cells),
+        "list's CSV, as written": _num_different(_rounded(one, WRITTEN), lines),
     }
 
 
-def _viewer(visitor: Visitor, field: str, name: str, files: object) -> Scores:
-    answer = visitor.act(field, "upload", files)
-    for place in (f"{name}-message", f"{name}-result"):  # score it anyway, if the gate took one for something else
+def _viewer(visitor: Visitor, answer: dict[str, str]) -> Scores:
+    for place in ("message", "result"):  # score it anyway, if the gate took one for something else
         if 'data-action="override"' in answer.get(place, ""):
             answer = visitor.act(place, "override", None)
-    return {unescape(row[0]): float(row[1]) for row in _ROW.findall(answer.get(f"{name}-result", ""))}
+    return {unescape(row[0]): float(row[1]) for row in _ROW.findall(answer.get("result", ""))}
 
 
 def _of_rows(rows: Any) -> list[Scores]:
@@ -155,9 +162,12 @@ def _classifier(settings: Settings) -> CheXpertClassifier:
     return CheXpertClassifier.from_pretrained(settings.model, runtime=settings.runtime, precision=settings.precision)
 
 
-def _maxima(scores: Sequence[Scores]) -> list[Scores]:
+def _decisive(scores: Sequence[Scores]) -> list[Scores]:
     studies = [scores[at : at + VIEWS] for at in range(0, len(scores), VIEWS)]
-    return [{name: max(view[name] for view in study) for name in study[0]} for study in studies]
+    return [
+        {name: (min if name == "No Finding" else max)(view[name] for view in study) for name in study[0]}
+        for study in studies
+    ]
 
 
 def _rounded(scores: Sequence[Scores], decimals: int) -> list[Scores]:

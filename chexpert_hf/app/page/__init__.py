@@ -1,5 +1,5 @@
-"""The page: `tabs` and `batch_tab` lay it out with `panel`; all other modules know nothing of Gradio.
+"""The page: `start`, `listing` and `panel` lay it out; all other modules know nothing of Gradio.
 
-The scripts in `assets` draw the maps and lay them over the radiograph in the browser, so that another observation,
-opacity or zoom needs no request.
+Its scripts in `assets` draw the maps and lay them over the radiograph in the browser, so that another observation, gray
+window or zoom needs no request. `viewer.js` is a module that knows nothing of the page.
 """

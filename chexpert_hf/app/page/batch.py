@@ -1,9 +1,10 @@
 """Many radiographs: found in uploads and archives, scored, and written as CSV and as overlays.
 
-A row holds scores and the small maps; its image is read again from the upload when the row is opened or its overlays
-are written. Names of files are the visitor's own and go to nobody else.
+A row holds scores, the small maps and a thumbnail; its image is read again from the upload when the row is opened or
+its overlays are written. Names of files are the visitor's own and go to nobody else.
 """
 
+import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
@@ -21,11 +25,12 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import shown_first
+from chexpert_hf.scoring.prediction import by_probability, shown_first
 from chexpert_hf.scoring.saliency import overlay
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
 MAX_OVERLAYS_BYTES = 500_000_000  # size at which an archive of overlays is closed, and says so
+THUMBNAIL_SIZE = 80  # longest side in pixels: twice that in the list, for high-density screens
 BATCH_WORKERS = 2  # radiographs of one list that are read and scored at once
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
@@ -37,6 +42,23 @@ class ListedFile(FileResult):
     """A radiograph of a visitor's list, with the visitor's name for it, and its result once it is scored."""
 
     name: str = ""
+    thumbnail: bytes = b""  # a JPEG
+
+    @property
+    def above(self) -> list[str]:
+        """The observations that are called positive, from the most probable one, without No Finding or its like."""
+        if self.prediction is None:
+            return []
+        names = by_probability(self.prediction.probabilities)
+        return [n for n in names if self.prediction.positives[n] and n != self.prediction.labels.none_of_these]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of row that it is, for filters: scored, warned, refused by the gate, unreadable."""
+        refused = ["refused"] if self.is_no_radiograph else []
+        if self.prediction is None:
+            return refused or ["unreadable"]
+        return ["scored", *refused, *(["warned"] if self.warnings else [])]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -78,12 +100,14 @@ def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, 
 def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
     """Scores one radiograph; a file that cannot be read gets an error."""
     try:
-        prediction = score(classifier, decode(classifier, bytes_of(item.path)), is_gated=is_gated)
+        source = decode(classifier, bytes_of(item.path))
+        item = replace(item, thumbnail=encode(shown_image(source, THUMBNAIL_SIZE)))
+        prediction = score(classifier, source, is_gated=is_gated)
     except RefusedError as refusal:
         return replace(item, error=str(refusal), gate=refusal.verdict)
     except RadiographError as error:
         return replace(item, error=str(error))
-    return replace(item, prediction=prediction, gate=prediction.gate)
+    return replace(item, prediction=prediction, gate=prediction.gate, error=None)
 
 
 def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
@@ -94,6 +118,19 @@ def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
         scores = [row.prediction.probabilities[name] if row.prediction else None for name in observations]
         content += lines.line([readable(row.name), *scores, " ".join(row.warnings) or None, row.error])
     return content
+
+
+def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
+    """The table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
+    scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
+    columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
+    for name in observations:
+        columns[name] = pa.array([each.get(name) for each in scores], pa.float32())
+    columns["warnings"] = pa.array([" ".join(row.warnings) or None for row in rows], pa.string())
+    columns["error"] = pa.array([row.error for row in rows], pa.string())
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    return stream.getvalue()
 
 
 def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:

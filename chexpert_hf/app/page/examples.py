@@ -14,7 +14,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 DRAWINGS = "drawings"
 
-_THUMBNAIL_SIZE = 176  # longest side in pixels: twice that on the page, for high-density screens
+_THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for high-density screens
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
@@ -42,10 +42,14 @@ def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> boo
 def examples_html(paths: Sequence[Path]) -> str:
     """Buttons with a small image and a name; each carries its place in `paths`."""
     are_drawn = [path.parent.name == DRAWINGS for path in paths]
-    kinds = ["Drawing:" if is_drawn else "Radiograph" for is_drawn in are_drawn]
-    examples = [(f"{kind} {path.stem}", _thumbnail(path)) for kind, path in zip(kinds, paths, strict=True)]
+    examples = [(title_of(path), _thumbnail(path), drawn) for path, drawn in zip(paths, are_drawn, strict=True)]
     notes = [RADIOGRAPHS_NOTE] * (not all(are_drawn)) + [DRAWINGS_NOTE] * any(are_drawn)
     return render("examples.html", examples=examples, notes=notes)
+
+
+def title_of(path: Path) -> str:
+    """The name of an example."""
+    return f"{'Drawing:' if path.parent.name == DRAWINGS else 'Radiograph'} {path.stem}"
 
 
 def _thumbnail(path: Path) -> str:

@@ -6,6 +6,7 @@ A line break in a template is dropped between tags or blocks, and becomes a spac
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from importlib.metadata import metadata, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,7 @@ from markupsafe import Markup
 
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page import text
-from chexpert_hf.app.page.model_facts import ModelFacts
+from chexpert_hf.app.page.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 
@@ -30,8 +31,18 @@ def _asset(name: str) -> str:
 
 
 CSS, REPORT_CSS = _asset("page.css"), _asset("report.css")
-VIEWER_JS, TABLE_JS, BUTTONS_JS = _asset("viewer.js"), _asset("table.js"), _asset("buttons.js")
-DELIVERY_JS, PASTE_JS, RELOAD_JS = _asset("delivery.js"), _asset("paste.js"), _asset("reload.js")
+VIEWER_JS = _asset("viewer.js")
+# Gradio runs scripts as functions, not as modules.
+RESULT_JS = VIEWER_JS.replace("\nexport ", "\n") + _asset("result.js")
+ACTIONS_JS = """element.addEventListener("click", (event) => {
+  const { action, index } = event.target.closest("button")?.dataset ?? {};
+  if (action === "override") trigger(action, {});
+  else if (index !== undefined) trigger("select", { index: Number(index), value: null });
+});"""
+"""Buttons in a piece of HTML: those that carry an action trigger it, those that carry an index select."""
+
+TABLE_JS, PAGE_JS = _asset("table.js"), _asset("page.js")
+DELIVERY_JS, RELOAD_JS = _asset("delivery.js"), _asset("reload.js")
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
@@ -46,22 +57,26 @@ def _source_of(name: str) -> str:
 
 _ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.globals |= {name: value for name, value in vars(text).items() if name.isupper()}
+
+
+def data_url(data: bytes, media_type: str = "image/jpeg") -> str:
+    """Bytes as an address that needs no request."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
 _ENVIRONMENT.globals |= {
     "DISCLAIMER": DISCLAIMER,
+    "FEW_STUDIES": FEW_STUDIES,
     "OBSERVATIONS": CHEXPERT.names,
     "by_probability": by_probability,
     "clinical_order": clinical_order,
+    "data_url": data_url,
 }
 
 
 def render(template: str, **values: Any) -> Markup:
     """HTML from a template; `Markup` among the values is not escaped again."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
-
-
-def data_url(data: bytes, media_type: str = "image/jpeg") -> str:
-    """Bytes as an address that needs no request."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def error_html(reason: str) -> Markup:
@@ -71,7 +86,7 @@ def error_html(reason: str) -> Markup:
 
 def note_html(note: str) -> Markup:
     """A note that screen readers announce; empty without text."""
-    return render("note.html", text=note) if note else Markup()
+    return Markup('<div role="status"><ul class="notes"><li>{}</li></ul></div>').format(note) if note else Markup()
 
 
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
@@ -80,11 +95,25 @@ def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     return render("delivery.html", id=uuid4().hex, name=name, media_type=media_type, file=file)
 
 
-def header_html(facts: ModelFacts, count: int) -> Markup:
-    """The page's title and purpose, in two lines."""
-    return render("header.html", facts=facts, count=count)
-
-
 def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> Markup:
     """The model, its metrics, and the meaning of each observation."""
     return render("about.html", facts=facts, operating_points=operating_points)
+
+
+def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:
+    """Links, and the sheets about the model and about programs, which the browser gives the server's address."""
+    return render(
+        "footer.html",
+        facts=facts,
+        about=about_html(facts, operating_points),
+        version=version("chexpert-hf"),
+        code=_code_address(),
+        has_api=has_api,
+        **{name: _asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
+    )
+
+
+def _code_address() -> str | None:
+    """The repository's address, once the package's metadata names one."""
+    urls = (entry.split(", ", 1) for entry in metadata("chexpert-hf").get_all("Project-URL") or ())
+    return next((url for label, url in urls if label.lower() in ("repository", "source", "code")), None)

@@ -1,5 +1,6 @@
 """Facts about a model from its folder: name, weights, training data, and metrics."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +14,14 @@ from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval
 from chexpert_hf.files import sha256_of
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.loading import model_name, model_warnings
-from chexpert_hf.models.model_files import ENSEMBLE_FILE, EVALUATION_FILE
+from chexpert_hf.models.model_files import CARD_FILE, ENSEMBLE_FILE, EVALUATION_FILE
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+FEW_STUDIES = 5
+"""With fewer studies of either class, an AUROC means little."""
+
 _SHOWN_DIGITS = 12
+_METADATA = re.compile(r"---\n.*?\n---\n+", re.DOTALL)
 
 
 class ObservationMetrics(BaseModel):
@@ -69,12 +74,26 @@ class ModelFacts:
     maps_note: str = ""  # whether the maps of a single model point at findings; empty if that was not measured
     warnings: tuple[str, ...] = ()  # of the model, such as that it is not a clinical one
     network: str = "DenseNet121"  # the backbones' names
+    card: str = ""  # Markdown, without its metadata
     definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # of its observations
 
     @property
     def weights(self) -> str:
         """The first digits of each checksum."""
         return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
+
+    def evidence(self, observation: str) -> str:
+        """How well the model tells an observation: AUROC, interval, numbers of studies and reference standard."""
+        metrics = self.metrics
+        figure = metrics.of(observation) if metrics else None
+        if metrics is None or figure is None or (estimate := figure.estimate) is None:
+            return "Not evaluated."
+        few = " Too few to mean much." if min(figure.num_positive, figure.num_negative) < FEW_STUDIES else ""
+        return (
+            f"AUROC {estimate.value:.2f} (95 % interval {estimate.low:.2f} to {estimate.high:.2f}) on "
+            f"{figure.num_positive:,} studies with it and {figure.num_negative:,} without, by the labels of "
+            f"{metrics.data}.{few}"
+        )
 
     @property
     def metrics_line(self) -> str:
@@ -102,20 +121,31 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         sha256=tuple(sha256_of(Path(place) / "model.safetensors") if place else None for place in places),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
-        metrics=_metrics(places),
+        metrics=_metrics(_folder(places)),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
         network=", ".join(dict.fromkeys(model.config.network_title for model in models)),
         definitions=classifier.labels.definitions,
+        card=_card(_folder(places)),
     )
 
 
-def _metrics(places: list[str]) -> Metrics | None:
-    """The metrics in the folder of a model or ensemble; None if there are none, or the members are from several."""
+def _folder(places: list[str]) -> Path | None:
+    """The folder of a model or ensemble; None if it is not known, or the members are from several."""
     folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
     folder = folders.pop()
-    if folders or not places[0] or (len(places) > 1 and not (folder / ENSEMBLE_FILE).is_file()):
-        return None
+    is_one = not folders and places[0] and (len(places) == 1 or (folder / ENSEMBLE_FILE).is_file())
+    return folder if is_one else None
+
+
+def _metrics(folder: Path | None) -> Metrics | None:
     with suppress(OSError, ValidationError):
-        return Metrics.model_validate_json((folder / EVALUATION_FILE).read_bytes())
+        return Metrics.model_validate_json((folder / EVALUATION_FILE).read_bytes()) if folder else None
     return None
+
+
+def _card(folder: Path | None) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        text = (folder / CARD_FILE).read_text(encoding="utf-8") if folder else ""
+        return _METADATA.sub("", text, count=1) if text.startswith("---\n") else text
+    return ""

@@ -1,4 +1,4 @@
-"""The parts that tabs share: fields for files, and the results of a radiograph or study.
+"""The result of a radiograph or study: viewer, scores, report and feature activations.
 
 The visitor's session holds the uploads and the study read from them, for the report, for the activations, and for
 scoring radiographs that the gate refused.
@@ -6,20 +6,12 @@ scoring radiographs that the gate refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page.html import (
-    BUTTONS_JS,
-    DELIVERY_JS,
-    VIEWER_JS,
-    delivery_html,
-    error_html,
-    note_html,
-    render,
-)
+from chexpert_hf.app.page.html import DELIVERY_JS, RESULT_JS, delivery_html, error_html, note_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Study, read_study
 from chexpert_hf.app.page.result import activations_html, report_html, result_html
@@ -39,31 +31,13 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 PLAIN: dict[str, Any] = {"apply_default_css": False}
 """Option of every `gr.HTML`: the page has its own style sheet."""
 
-_MAX_NAME = 200
 
+def bar_html(title: str = "", **options: Any) -> str:
+    """The bar above results; without a title the browser fills in the name of the file that it has uploaded.
 
-class Upload(NamedTuple):
-    """An uploaded file: the visitor's name for it, which is shown to nobody else, and its path on the server."""
-
-    name: str
-    path: Path
-
-
-def upload_field(label: str, elem_id: str) -> gr.File:
-    """A field for files, whose events need `preprocess=False` and whose value `uploads_of` reads.
-
-    Gradio's own preprocessing leaves an empty temporary file behind for each upload. There are no file types, since
-    Gradio would drop the many DICOM files without a suffix, and no single file, since the browser would drop the others
-    without a message.
+    `place` is (number, count) of a row that was opened from a list, and `has_back` offers the way back to the list.
     """
-    return gr.File(label=label, file_count="multiple", height=140, elem_id=elem_id, elem_classes="upload-field")
-
-
-def uploads_of(value: list[dict[str, Any]] | None) -> list[Upload]:
-    """The files in an unprocessed value of an upload field."""
-    return [
-        Upload((file["orig_name"] or Path(file["path"]).name)[:_MAX_NAME], Path(file["path"])) for file in value or ()
-    ]
+    return render("bar.html", **({"id": uuid4().hex, "title": title, "place": None, "has_back": False} | options))
 
 
 @dataclass(frozen=True)
@@ -72,51 +46,72 @@ class Kept:
 
     files: tuple[RadiographFile, ...]
     study: Study | None
+    is_study: bool = False  # whether the files are views that are numbered
 
 
 class Panel:
-    """The components that show results, laid out and connected; `is_study` numbers the views."""
+    """The components that show results, laid out and connected; bar and message are elsewhere on the page."""
 
-    def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, *, is_study: bool) -> None:
-        self._classifier, self._facts, self._is_study = classifier, facts, is_study
-        name = "study" if is_study else "single"
+    def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
+        self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
         self._kept = gr.State(None, time_to_live=SESSION_SECONDS)
-        self._message = gr.HTML(visible=False, js_on_load=BUTTONS_JS, elem_id=f"{name}-message", **PLAIN)
-        self._result = gr.HTML(visible=False, js_on_load=VIEWER_JS, elem_id=f"{name}-result", **PLAIN)
-        self._activations = gr.HTML(visible=False, elem_id=f"{name}-activations", **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id=f"{name}-delivery", **PLAIN)
-        self.outputs: list[Any] = [self._kept, self._message, self._result, self._activations]
-        """The components that `show` and `refuse` change."""
+        self._result = gr.HTML(visible=False, js_on_load=RESULT_JS, elem_id="result", **PLAIN)
+        self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
+        self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="result-delivery", **PLAIN)
+        self.outputs: list[Any] = [self._kept, bar, message, self._result, self._activations]
+        """The components that `show`, `refuse` and `cleared` change."""
+        self.busy: list[Any] = [bar, self._result]
+        """The components that show that a result is being made."""
         self._connect()
 
-    def show(self, files: Sequence[RadiographFile], *, is_gated: bool = True, note: str = "") -> Updates:
-        """Reads and scores files, and shows the result, below a note if there is one."""
-        study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=self._is_study)
+    def show(
+        self,
+        files: Sequence[RadiographFile],
+        *,
+        bar: str | None = None,
+        is_gated: bool = True,
+        is_study: bool = False,
+        note: str = "",
+    ) -> Updates:
+        """Reads and scores files, and shows the result, below a note if there is one; `bar` replaces the bar."""
+        study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=is_study)
         if not study.views:
-            failures = study.failures.items()
-            reasons = [f"View {number}: {reason}" if self._is_study else reason for number, reason in failures]
+            reasons = [f"View {number}: {reason}" if is_study else reason for number, reason in study.failures.items()]
             if study.is_any_refused:
-                return self.refuse(note_html(note) + render("refusal.html", reasons=reasons), files)
-            return self.refuse(note_html(note) + error_html(" ".join(reasons)))
+                text = note_html(note) + render("refusal.html", reasons=reasons)
+                return self.refuse(text, Kept(tuple(files), None, is_study), bar)
+            return self.refuse(note_html(note) + error_html(" ".join(reasons)), None, bar)
         html = result_html(study, self._facts, self._classifier.operating_points)
         return {
-            self._kept: Kept(tuple(files), study),
+            self._kept: Kept(tuple(files), study, is_study),
             self._message: gr.HTML(note_html(note), visible=bool(note)),
             self._result: gr.HTML(html, visible=True),
             self._activations: gr.HTML("", visible=False),
+            self._bar: bar_html() if bar is None else bar,
         }
 
-    def refuse(self, message: str, files: Sequence[RadiographFile] = ()) -> Updates:
+    def refuse(self, message: str, kept: Kept | None = None, bar: str | None = None) -> Updates:
         """A message instead of results: earlier scores must not stand beside it."""
         return {
-            self._kept: Kept(tuple(files), None) if files else None,
-            self._message: gr.HTML(message, visible=True),
+            self._kept: kept,
+            self._message: gr.HTML(message, visible=bool(message)),
             **dict.fromkeys((self._result, self._activations), gr.HTML("", visible=False)),
+            self._bar: bar or "",
         }
+
+    def explain(self, reason: str) -> Updates:
+        """A message beside what is shown."""
+        return {self._message: gr.HTML(error_html(reason), visible=True)}
+
+    def cleared(self, bar: str = "") -> Updates:
+        """No result and no message."""
+        return self.refuse("", None, bar)
 
     def _connect(self) -> None:
         def score_anyway(kept: Kept | None) -> Updates:
-            return self.show(kept.files, is_gated=False) if kept else self.refuse(error_html(EXPIRED))
+            if kept is None:
+                return self.refuse(error_html(EXPIRED))
+            return self.show(kept.files, is_gated=False, is_study=kept.is_study)
 
         def show_activations(event: gr.EventData, kept: Kept | None) -> Updates:
             try:
@@ -137,8 +132,8 @@ class Panel:
             file = delivery_html(report.encode(), "report.html", "text/html")
             return {self._delivery: file, self._message: gr.skip()}
 
-        kept, shown = [self._kept], [self._message, self._result]
-        for component in shown:
-            component.override(score_anyway, kept, self.outputs, show_progress_on=shown, **PRIVATE)
+        kept = [self._kept]
+        for component in (self._message, self._result):
+            component.override(score_anyway, kept, self.outputs, show_progress_on=self.busy, **PRIVATE)
         self._result.activations(show_activations, kept, [self._activations], show_progress="minimal", **PRIVATE)
         self._result.report(make_report, kept, [self._delivery, self._message], show_progress="hidden", **PRIVATE)

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.app.page.text import EXPIRED
+from chexpert_hf.app.page.text import EXPIRED, describe_calls
 from chexpert_hf.errors import InputError
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import shown_first
+from chexpert_hf.scoring.prediction import by_probability, shown_first
 
 DISPLAY_SIZE = 1280
 """Longest side in pixels of the shown image. Scores do not depend on it: the model gets the file itself."""
@@ -66,19 +66,38 @@ class Study:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The maximum over the views for each observation. Source: Irvin et al. 2019, arXiv:1901.07031, section 4."""
+        """The maximum over the views, and of No Finding the minimum, since a finding in any view rules it out.
+
+        Source of the maximum: Irvin et al. 2019, arXiv:1901.07031, section 4.
+        """
         return {name: self.views[number].prediction.probabilities[name] for name, number in self.view_of().items()}
 
     @property
     def positives(self) -> dict[str, bool]:
-        """Whether any view reaches the operating point."""
-        views = self.views.values()
-        return {name: any(view.prediction.positives[name] for view in views) for name in self.view_of()}
+        """Whether the view of each observation reaches the operating point."""
+        return {name: self.views[number].prediction.positives[name] for name, number in self.view_of().items()}
 
     def view_of(self) -> dict[str, int]:
-        """The number of the view with the highest probability of each observation; the first of equal ones."""
+        """The number of the view that decides each observation; the first of equal ones."""
         scores = {number: view.prediction.probabilities for number, view in self.views.items()}
-        return {name: max(scores, key=lambda number: scores[number][name]) for name in next(iter(scores.values()))}
+        return {
+            name: (min if name == self.none_of_these else max)(scores, key=lambda number: scores[number][name])
+            for name in next(iter(scores.values()))
+        }
+
+    @property
+    def none_of_these(self) -> str | None:
+        """The observation that all others are absent, such as No Finding; None if the model has none."""
+        prediction = next(iter(self.views.values())).prediction
+        name = prediction.labels.none_of_these
+        return name if name in prediction.probabilities else None
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """The calls in sentences, for people."""
+        positives, none = self.positives, self.none_of_these
+        above = [name for name in by_probability(self.probabilities) if positives[name] and name != none]
+        return describe_calls(above, none, bool(none and positives[none]))
 
     @property
     def most_probable(self) -> str:
@@ -87,8 +106,7 @@ class Study:
 
     def shown_first(self) -> list[str]:
         """The observations in the order in which their maps are shown."""
-        labels = next(iter(self.views.values())).prediction.labels
-        return shown_first(self.probabilities, labels.none_of_these)
+        return shown_first(self.probabilities, self.none_of_these)
 
     @property
     def has_gate(self) -> bool:
@@ -158,10 +176,10 @@ def bytes_of(file: RadiographFile) -> bytes:
     return source if isinstance(source, bytes) else path.read_bytes()
 
 
-def shown_image(source: bytes | Radiograph) -> Image.Image:
-    """A radiograph in the size in which it is shown, mode L, from a file's bytes or from `decode`."""
-    shown = read_radiograph(source, target_size=DISPLAY_SIZE) if isinstance(source, bytes) else source.image.copy()
-    shown.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
+def shown_image(source: bytes | Radiograph, size: int = DISPLAY_SIZE) -> Image.Image:
+    """A radiograph of at most `size` pixels a side, mode L, from a file's bytes or from `decode`."""
+    shown = read_radiograph(source, target_size=size) if isinstance(source, bytes) else source.image.copy()
+    shown.thumbnail((size, size), Image.Resampling.LANCZOS)
     return shown
 
 

@@ -43,7 +43,6 @@ def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, 
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
         "observations": names,
-        "definitions": [facts.definitions.get(name, "") for name in names],
         "chosen": names.index(study.most_probable),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
         "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
@@ -64,7 +63,6 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
         "grid": levels.shape[1:],
         "maps": base64.b64encode(levels.tobytes()).decode(),
         "texts": [describe_map(name, maps.peak(name)) for name in probabilities],
-        "empty": [maps.is_empty(name) for name in probabilities],
         "probabilities": [round(value, 3) for value in probabilities.values()],
     }
 
@@ -90,6 +88,7 @@ def report_html(
         facts=facts,
         operating_points=operating_points,
         images=[(caption, _small_jpeg(image)) for caption, image in _report_images(study, chosen)],
+        color_bar=data_url(_png_of(_color_table(MAPS_COLORMAP)[None]), "image/png"),
         version=version("chexpert-hf"),
         time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -100,12 +99,14 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
     for number, reading in list(study.views.items())[:_MAX_VIEWS]:
         yield study.label(number), reading.image()
     names = [name for name in study.shown_first() if name != chosen]
-    for name in [*([chosen] if chosen else []), *names][:NUM_MAPS]:
-        number = study.view_of()[name]
-        reading = study.views[number]
-        place = f", View {number}" if study.is_numbered else ""
-        empty = ": empty" if reading.prediction.maps.is_empty(name) else ""
-        yield f"Map of {name}{place}{empty}", overlay(reading.image(), reading.prediction.maps[name])
+    views, shown = study.view_of(), 0
+    for name in [*([chosen] if chosen else []), *names]:
+        reading = study.views[views[name]]
+        if shown == NUM_MAPS or reading.prediction.maps.is_empty(name):  # an empty one would repeat the radiograph
+            continue
+        shown += 1
+        place = f", View {views[name]}" if study.is_numbered else ""
+        yield f"Map of {name}{place}", overlay(reading.image(), reading.prediction.maps[name])
 
 
 def _small_jpeg(image: Image.Image) -> str:
@@ -136,7 +137,11 @@ def _png(values: Tensor) -> bytes:
     array = values.numpy()
     span = float(array.max() - array.min())
     levels = np.rint((array - array.min()) / (span or 1) * 255).astype(np.uint8)
-    image = Image.fromarray(_color_table(ACTIVATIONS_COLORMAP)[levels])
+    return _png_of(_color_table(ACTIVATIONS_COLORMAP)[levels])
+
+
+def _png_of(pixels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(pixels)
     image.thumbnail((_ACTIVATION_SIDE, _ACTIVATION_SIDE))
     stream = io.BytesIO()
     image.save(stream, "PNG")

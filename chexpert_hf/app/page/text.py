@@ -1,10 +1,14 @@
 """The texts of the page, such as the meaning of a map."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from chexpert_hf.evaluation.intervals import wilson_interval
 
 FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
+EMPTY_FOLDER = "Expected radiographs, got an empty folder."
+BUSY = "A list is being scored; stop it before you give other files."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
 RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
 DRAWINGS_NOTE = "Drawings are synthetic and show no patient; only those whose finding this model detects are here."
@@ -16,23 +20,26 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
     """States whether the maps point at findings, from `CheXpertConfig.map_evaluation`; empty without one."""
     if not evaluation:
         return ""
-    hits, constant = (f"{evaluation[name]:.0%}".replace("%", " %") for name in ("hit_rate", "constant_point"))
+    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
     measured = (
-        f"the maximum of the map lay in {hits} of {evaluation['n']:,} marked findings, the best constant point in "
-        f"{constant} (reference: {evaluation['reference']})."
+        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
+        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
     )
-    if evaluation["hit_rate"] > evaluation["constant_point"]:
-        return f"When these maps were tested, {measured}"
-    return f"These maps did not point at findings when tested: {measured}"
+    if rate <= chance:
+        return f"These maps did not point at findings when tested: {measured}"
+    if wilson_interval(round(rate * number), number).low <= chance:
+        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
+    return f"When these maps were tested, {measured}"
 
 
-def only_first(name: str, num_others: int) -> str:
-    """A note that only one of several files was scored, and where to upload the others."""
-    others = "1 other file was" if num_others == 1 else f"{num_others:,} other files were"
-    return (
-        f"This tab scores one image: {name}. {others} not read; give all of them to “Many images”, or to “A study” if "
-        "they are views of one study."
-    )
+def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
+    """The observations above their thresholds, the call of No Finding or its like, and whether they contradict it."""
+    sentences = [f"Above its threshold: {', '.join(above)}." if above else "No finding is above its threshold."]
+    if none_of_these is not None:
+        sentences.append(f"{none_of_these}: {'above' if is_none_above else 'below'}.")
+        if bool(above) == is_none_above:
+            sentences.append("These contradict each other." if above else "The model is undecided.")
+    return tuple(sentences)
 
 
 def describe_map(observation: str, peak: float) -> str:

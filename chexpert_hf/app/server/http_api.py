@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from jinja2 import Template
 from typing_extensions import TypedDict
 
@@ -96,12 +96,18 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> 
         """Whether the server takes requests; asks for no password."""
         return {"status": "ok"}
 
+    @router.get("/card", response_class=PlainTextResponse)
+    async def card() -> str:
+        """The model's card as Markdown; empty if it has none."""
+        return facts.card
+
     @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         template = package_files(__package__).joinpath("docs.html").read_text(encoding="utf-8")
         return HTMLResponse(Template(template, autoescape=True).render(api=app.openapi()))
 
     app.include_router(router)
+    app.add_api_route("/docs", lambda: RedirectResponse(f"{PREFIX}/docs"), include_in_schema=False)
     for kind in (InputError, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
 

@@ -40,7 +40,7 @@ _GET = re.compile(
     r"|(?:assets|static|svelte)/.+"
     r"|gradio_api/(?:info/?|openapi\.json|app_id/?|user/?|login_check/?|startup-events|theme\.css"
     r"|queue/data|queue/status|upload_progress|file=/.+|heartbeat/[^/]+|call/(?:v2/)?[^/]+/[^/]+)"
-    r"|api/v1/(?:model|health|docs|openapi\.json))?"
+    r"|docs|api/v1/(?:model|card|health|docs|openapi\.json))?"
 )
 _POST = re.compile(
     r"/(?:login/?|gradio_api/(?:upload|queue/join|cancel|reset/?|call/(?:v2/)?[^/]+/?)|api/v1/(?:predict|saliency))"

@@ -2,23 +2,28 @@
 
 import csv
 import io
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.page import batch
 from chexpert_hf.app.page.batch import (
+    THUMBNAIL_SIZE,
     ListedFile,
     csv_of,
     find_items,
+    parquet_of,
     score_items,
     write_overlays,
 )
-from chexpert_hf.app.page.html import render
+from chexpert_hf.app.page.html import clinical_order, render
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.saliency import overlay
@@ -37,6 +42,11 @@ def items(files: dict[str, Path]) -> list[ListedFile]:
         ],
         Found(),
     )
+
+
+def table_of(classifier: CheXpertClassifier, rows: list[ListedFile], notes: Sequence[str] = ()) -> str:
+    points = classifier.operating_points
+    return render("table.html", rows=rows, operating_points=points, notes=notes, is_study_possible=False)
 
 
 @pytest.fixture
@@ -79,7 +89,7 @@ def test_files_of_operating_systems_and_dicom_without_an_image_have_no_row(
     assert [item.name for item in items] == ["mac.zip/scans/a.png"]
     (row,) = score_items(classifier, items, is_gated=True)
     assert row.error is None
-    html = render("table.html", rows=[row], operating_points=classifier.operating_points, notes=found.notes())
+    html = table_of(classifier, [row], found.notes())
     assert "DICOM files without an image (DICOMDIR, reports, presentation states) were skipped: 2." in html
     with pytest.raises(InputError, match=r"^Expected radiographs, got none\. DICOM files without an image .*: 1\.$"):
         find_items([("report.dcm", tmp_path / "report.dcm")], Found())
@@ -118,9 +128,34 @@ def test_rows_that_nobody_waits_for_are_not_scored(
     assert len(forward_passes) < 40
 
 
-def test_row_keeps_no_image(rows: list[ListedFile]) -> None:
+def test_row_keeps_no_image_but_a_thumbnail(rows: list[ListedFile]) -> None:
     maps = rows[0].prediction.maps  # type: ignore[union-attr]
     assert maps.positive.numel() <= len(JUDGED) * 16 * 16
+    assert max(Image.open(io.BytesIO(rows[0].thumbnail)).size) == THUMBNAIL_SIZE
+    assert rows[3].thumbnail == b""  # unreadable
+
+
+def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
+    assert [row.kinds for row in rows] == [["scored"], ["scored"], ["scored", "warned"], ["unreadable"], ["refused"]]
+    html = table_of(classifier, rows)
+    assert re.findall('data-kinds="(.*?)"', html) == ["scored", "scored", "scored warned", "unreadable", "refused"]
+    names = clinical_order(JUDGED)
+    for called, row in zip(re.findall('data-above="(.*?)"', html), rows, strict=True):
+        assert [names[int(each)] for each in called.split()] == [
+            name for name in names if row.prediction and row.prediction.positives[name]
+        ]
+    assert "Score 1 refused anyway" in html
+    assert set(rows[0].above) == {name for name in JUDGED if rows[0].prediction.positives[name]} - {"No Finding"}
+
+
+def test_parquet_is_the_csv_as_numbers(rows: list[ListedFile]) -> None:
+    table = pd.read_parquet(io.BytesIO(parquet_of(rows, JUDGED)))
+    lines = pd.read_csv(io.BytesIO(csv_of(rows, JUDGED)))
+    assert list(table.columns) == list(lines.columns)
+    np.testing.assert_allclose(table[list(JUDGED)], lines[list(JUDGED)], atol=1e-6)
+    assert table["file"][2] == "=1+1.png"  # no spreadsheet reads it
+    for column in ("warnings", "error"):
+        assert table[column].fillna("").tolist() == lines[column].fillna("").tolist()
 
 
 def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
@@ -141,7 +176,7 @@ def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
 
 
 def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
-    html = render("table.html", rows=rows, operating_points=classifier.operating_points, notes=[])
+    html = table_of(classifier, rows)
     assert "<b>" not in html.replace("<body>", "")
     assert "two.zip/b/&lt;b&gt;.png" in html
     assert [f'data-row="{number}"' in html for number in range(5)] == [True, True, True, False, True]
@@ -152,7 +187,7 @@ def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClass
 def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
     row = rows[0]
     assert row.prediction is not None
-    html = render("table.html", rows=[row], operating_points=classifier.operating_points, notes=[])
+    html = table_of(classifier, [row])
     assert html.count('class="is-above"') == sum(row.prediction.positives.values()) > 0
 
 
@@ -200,10 +235,12 @@ def test_names_in_archives_of_overlays_stay_below_them(
 
 
 def test_progress_says_how_far_it_is() -> None:
-    html = render("progress.html", done=3, total=12, what="Scored")
+    html = render("progress.html", done=3, total=12, left=9.4, what="Scored")
     assert 'aria-valuenow="3"' in html
     assert "width: 25.0%" in html
-    assert "Scored: 3 of 12" in html
+    assert "Scored: 3 of 12, about 9 s left" in html
+    assert "about 2 min left" in render("progress.html", done=3, total=12, left=110, what="Scored")
+    assert "left" not in render("progress.html", done=0, total=12, left=None, what="Scored")
 
 
 def test_archive_that_expands_too_much_is_refused(classifier: CheXpertClassifier, tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ import io
 import re
 import zipfile
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.page import html as page_html
 from chexpert_hf.app.page.html import clinical_order
 from chexpert_hf.app.server.launch import serving
 from tests.app.page.conftest import (
@@ -33,54 +36,58 @@ from tests.radiographs.test_dicom import NAME, NUMBER, make_dicom
 
 pytestmark = pytest.mark.browser
 
-SINGLE, STUDY = "#single-result", "#study-result"
+VIEWER = Path(page_html.__file__).parent / "assets" / "viewer.js"
 
 
-def upload(page: Any, field: str, *contents: tuple[str, bytes]) -> None:
-    page.locator(f"#{field} input[type=file]").wait_for(state="attached")
+def upload(page: Any, *contents: tuple[str, bytes]) -> None:
+    page.locator("#file input[type=file]").wait_for(state="attached")
     page.set_input_files(
-        f"#{field} input[type=file]",
+        "#file input[type=file]",
         [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in contents],
     )
 
 
-def open_tab(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-
-
-def wait_for_result(page: Any, place: str = SINGLE) -> str:
+def wait_for_result(page: Any) -> str:
     """Until the map of a result is drawn; its mark, which tells it from others."""
-    page.wait_for_function(
-        "place => document.querySelector(place + ' .heat')?.dataset.drawn && "
-        "document.querySelector(place + ' .thumbnail-note')?.textContent",
-        arg=place,
-    )
-    return drawn(page, place)
+    page.wait_for_function("document.querySelector('#result .heat')?.dataset.drawn")
+    return drawn(page)
 
 
-def drawn(page: Any, place: str = SINGLE) -> str:
-    return page.locator(f"{place} .heat").get_attribute("data-drawn")
+def drawn(page: Any) -> str:
+    return page.locator("#result .heat").get_attribute("data-drawn")
 
 
-def wait_for_other(page: Any, mark: str, place: str = SINGLE) -> str:
-    page.wait_for_function(
-        "([place, old]) => (document.querySelector(place + ' .heat')?.dataset.drawn ?? old) !== old", arg=[place, mark]
-    )
-    return wait_for_result(page, place)
+def wait_for_other(page: Any, mark: str) -> str:
+    page.wait_for_function("old => (document.querySelector('#result .heat')?.dataset.drawn ?? old) !== old", arg=mark)
+    return wait_for_result(page)
 
 
-def shown_scores(page: Any, place: str = SINGLE) -> dict[str, str]:
-    names = page.locator(f"{place} .score-name").all_inner_texts()
-    return dict(zip(names, page.locator(f"{place} .score-value").all_inner_texts(), strict=True))
+def wait_for_list(page: Any) -> None:
+    page.locator("#list table").wait_for()
+
+
+def names_in_list(page: Any) -> list[str]:
+    return page.locator("#list tbody tr:visible :is(.row-open, .row-name)").all_text_contents()
+
+
+def shown_scores(page: Any) -> dict[str, str]:
+    names = page.locator("#result .score-name").all_inner_texts()
+    return dict(zip(names, page.locator("#result .score-value").all_inner_texts(), strict=True))
 
 
 def rounded(probabilities: Any) -> dict[str, str]:
     return {name: f"{score:.3f}" for name, score in probabilities.items()}
 
 
-def heat_pixels(page: Any, place: str = SINGLE) -> np.ndarray:
-    """The drawn map, `(height, width, 4)`."""
-    url = page.evaluate("place => document.querySelector(place + ' .heat').toDataURL()", place)
+def thousand(image: bytes, size: tuple[int, int] = SLOW) -> bytes:
+    """An archive with an image a thousand times; of the size SLOW, each takes `SLOW_SECONDS`."""
+    small = encoded(np.asarray(Image.open(io.BytesIO(image)).resize(size)))
+    return zipped({f"{number:04d}.png": small for number in range(1000)})
+
+
+def canvas_pixels(page: Any, kind: str = "heat") -> np.ndarray:
+    """The drawn map or radiograph, `(height, width, 4)`."""
+    url = page.evaluate("kind => document.querySelector(`.viewer .${kind}`).toDataURL()", kind)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
 
 
@@ -95,19 +102,32 @@ def no_request(page: Any) -> list[str]:
 
 
 def test_upload_shows_all_scores_of_predict(page: Any, classifier: CheXpertClassifier, phantom_png: bytes) -> None:
-    upload(page, "file", ("IM0001", phantom_png))  # no suffix, as on the CDs of hospitals
+    upload(page, ("IM0001", phantom_png))  # no suffix, as on the CDs of hospitals
     wait_for_result(page)
     expected = classifier.predict(phantom_png)
     assert shown_scores(page) == rounded(expected.probabilities)
-    shown = list(shown_scores(page).values())
+    *shown, none = shown_scores(page).values()
     assert shown == sorted(shown, reverse=True)
-    assert DISCLAIMER in page.inner_text(SINGLE)
-    assert "Not scored by this model: Pleural Other, Fracture." in page.inner_text(SINGLE)
-    assert "IM0001" not in page.content()
+    assert list(shown_scores(page))[-1] == "No Finding"  # apart, at the end
+    assert page.inner_text(".disclaimer") == DISCLAIMER
+    assert "Not scored by this model: Pleural Other, Fracture." in page.inner_text("#result")
     page.get_by_label("Clinical order").check()
-    assert tuple(shown_scores(page)) == JUDGED == tuple(clinical_order(JUDGED))
+    order = [name for name in clinical_order(JUDGED) if name != "No Finding"]
+    assert list(shown_scores(page)) == [*order, "No Finding"]
     page.get_by_label("By probability").check()
-    assert list(shown_scores(page).values()) == shown
+    assert list(shown_scores(page).values()) == [*shown, none]
+
+
+def test_result_replaces_the_start_under_the_files_name_and_new_leads_back(page: Any, phantom_png: bytes) -> None:
+    assert page.locator("#start").is_visible()
+    upload(page, ("<i>film.png", phantom_png))
+    wait_for_result(page)
+    assert page.locator("#start").is_hidden()
+    assert page.inner_text(".bar-name") == "<i>film.png"
+    assert page.inner_text(".verdict").startswith("Above its threshold: ")
+    page.get_by_role("button", name="New radiograph").click()
+    page.locator("#start").wait_for()
+    assert page.locator("#result .score").count() == 0
 
 
 def test_dicom_and_16_bit_files_are_scored_and_the_patient_appears_nowhere(
@@ -117,8 +137,8 @@ def test_dicom_and_16_bit_files_are_scored_and_the_patient_appears_nowhere(
     dicom = make_dicom(deep, BitsStored=12, PhotometricInterpretation="MONOCHROME1", AccessionNumber=NUMBER)
     assert NAME.encode() in dicom
     mark = ""
-    for name, data in ((f"{NAME}.dcm", dicom), (NAME, dicom[:-2] + b"\xff\x0f"), (f"{NAME}.png", encoded(deep * 7))):
-        upload(page, "file", (name, data))
+    for name, data in (("a.dcm", dicom), ("b", dicom[:-2] + b"\xff\x0f"), ("c.png", encoded(deep * 7))):
+        upload(page, (name, data))
         mark = wait_for_other(page, mark) if mark else wait_for_result(page)
         assert shown_scores(page) == rounded(classifier.predict(data).probabilities)
         assert not any(word in page.content() for word in (NAME, NUMBER))  # "Doe" alone comes up in images
@@ -128,10 +148,10 @@ def test_dicom_and_16_bit_files_are_scored_and_the_patient_appears_nowhere(
 
 
 def test_drawn_map_is_that_of_predict(page: Any, classifier: CheXpertClassifier, phantom_png: bytes) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
-    name = page.locator(f"{SINGLE} .score[aria-pressed=true] .score-name").inner_text()
-    levels = heat_pixels(page)[..., 3]
+    name = page.locator("#result .score[aria-pressed=true] .score-name").inner_text()
+    levels = canvas_pixels(page)[..., 3]
     maps = classifier.predict(phantom_png, saliency=True).maps
     expected = maps.at_size((levels.shape[1], levels.shape[0]))[name] * 255
     assert levels.max() > 100
@@ -139,68 +159,247 @@ def test_drawn_map_is_that_of_predict(page: Any, classifier: CheXpertClassifier,
 
 
 def test_choices_redraw_without_asking_the_server(page: Any, phantom_png: bytes, forward_passes: list[int]) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     mark = wait_for_result(page)
     scores, requests = shown_scores(page), no_request(page)
-    page.locator(f"{SINGLE} .score", has_text="Pleural Effusion").click()
+    page.locator("#result .score", has_text="Pleural Effusion").click()
     assert drawn(page) != mark
-    assert page.locator("#single-observation").input_value() == str(JUDGED.index("Pleural Effusion"))
-    assert "Fluid between the lung and the chest wall." in page.inner_text(f"{SINGLE} .map-text")
-    page.locator("#single-observation").select_option(label=EMPTY)
-    assert page.locator(f"{SINGLE} .score[aria-pressed=true] .score-name").inner_text() == EMPTY
-    assert "The map is empty" in page.inner_text(f"{SINGLE} .map-text")
-    assert heat_pixels(page)[..., 3].max() == 0
-    page.locator(f"{SINGLE} .thumbnail", has_text="Cardiomegaly").click()
-    assert page.locator(f"{SINGLE} .score[aria-pressed=true] .score-name").inner_text() == "Cardiomegaly"
-    assert "empty map" in page.locator(f"{SINGLE} .thumbnail", has_text=EMPTY).inner_text()
-    weak = heat_pixels(page)[..., 3].max()
-    page.get_by_label("Each map on its own scale").check()
-    assert heat_pixels(page)[..., 3].max() >= 250 > weak
-    page.locator("#single-opacity").fill("90")
-    assert page.locator(f"{SINGLE} .heat").evaluate("heat => heat.style.opacity") == "0.9"
-    assert page.inner_text(f"{SINGLE} .opacity-value") == "90 %"
+    assert page.inner_text("#result .map-text").startswith("Pleural Effusion. ")
+    assert (
+        page.locator(".score-about:visible")
+        .all_inner_texts()[0]
+        .startswith("Fluid between the lung and the chest wall.")
+    )
+    page.locator("#result .score", has_text=EMPTY).click()
+    assert "The map is empty" in page.inner_text("#result .map-text")
+    assert canvas_pixels(page)[..., 3].max() == 0
+    page.locator("#result .score", has_text="Cardiomegaly").click()
+    assert canvas_pixels(page)[..., 3].max() >= 250  # each map on its own scale
+    assert 0 < float(page.locator(".color-bar b").first.inner_text()) < 1
+    page.get_by_label("Own scale").uncheck()
+    assert canvas_pixels(page)[..., 3].max() < 250
+    assert page.locator(".color-bar b").all_inner_texts() == ["1.00", "0.50", "0.00"]
+    page.get_by_label("Opacity of the map").fill("90")
+    assert page.locator("#result .heat").evaluate("heat => heat.style.opacity") == "0.9"
     assert shown_scores(page) == scores
     assert requests == []
     assert forward_passes == [1]
 
 
-def test_both_images_zoom_together(page: Any, phantom_png: bytes) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+def test_rows_show_how_well_their_observation_is_told_on_hover_and_focus(page: Any, phantom_png: bytes) -> None:
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
+    row = page.locator("#result .score", has_text="Cardiomegaly")
+    about = page.locator("#result li", has_text="Cardiomegaly").locator(".score-about")
+    page.mouse.move(0, 0)
+    assert about.is_hidden()
+    row.hover()
+    assert "The heart is enlarged" in about.inner_text()
+    page.mouse.move(0, 0)
+    page.locator("#result .score").first.focus()
+    while page.evaluate("document.activeElement.innerText").split("\n")[0] != "Cardiomegaly":
+        page.keyboard.press("Tab")
+    assert about.is_visible()
+    assert row.get_attribute("aria-describedby") == about.get_attribute("id")
 
-    def transforms() -> set[str]:
-        return set(page.locator(f"{SINGLE} .layers").evaluate_all("items => items.map(item => item.style.transform)"))
 
-    (fitted,) = transforms()
-    page.get_by_role("button", name="Zoom in").click()
-    (zoomed,) = transforms()
-    assert "scale(1.5)" in zoomed
-    box = page.locator(f"{SINGLE} .original .stage").bounding_box()
-    page.mouse.move(box["x"] + 100, box["y"] + 100)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 60, box["y"] + 80)
-    page.mouse.up()
-    (moved,) = transforms()
-    assert moved != zoomed
-    assert "scale(1.5)" in moved
-    page.get_by_role("button", name="Fit the image").click()
-    assert transforms() == {fitted}
+# The viewer
+
+
+def transforms(page: Any) -> set[str]:
+    return set(page.locator(".viewer .layers").evaluate_all("items => items.map(item => item.style.transform)"))
+
+
+def scale(page: Any) -> float:
+    (transform,) = transforms(page)
+    return float(re.search(r"scale\((.*)\)", transform)[1])  # type: ignore[index]
+
+
+@pytest.fixture
+def viewer(page: Any) -> Any:
+    """The viewer's module alone, showing a ramp of 200 x 100 pixels and a map of 2 x 2 cells over its right half."""
+    page.goto("about:blank")
+    page.set_content(f"<style>{page_html.CSS}</style><main></main>")
+    source = base64.b64encode(VIEWER.read_bytes()).decode()
+    page.evaluate(
+        """async (source) => {
+            const { Viewer } = await import(`data:text/javascript;base64,${source}`);
+            const colors = Uint8Array.from({ length: 768 }, (_, at) => Math.floor(at / 3));
+            window.viewer = new Viewer(colors);
+            document.querySelector("main").append(viewer.root);
+            viewer.root.style.width = "800px";
+            document.addEventListener("keydown", (event) => viewer.key(event));
+            const canvas = new OffscreenCanvas(200, 100);
+            const context = canvas.getContext("2d");
+            for (let x = 0; x < 200; x++) {
+              context.fillStyle = `rgb(${x},${x},${x})`;
+              context.fillRect(x, 0, 1, 100);
+            }
+            viewer.show(canvas, "Ramp");
+            const levels = Uint8Array.from([0, 128, 0, 128]);
+            viewer.setMap({ levels, grid: [2, 2], box: [100, 0, 200, 100], name: "X", text: "" });
+        }""",
+        source,
+    )
+    return page
+
+
+def gray(page: Any) -> np.ndarray:
+    return canvas_pixels(page, "film")[50, :, 0].astype(float)
+
+
+def test_viewer_is_a_module_that_knows_nothing_of_the_page(viewer: Any) -> None:
+    np.testing.assert_array_equal(gray(viewer), np.arange(200))
+    levels = canvas_pixels(viewer)
+    assert levels.shape == (448, 448, 4)
+    assert levels[:, -1, 3].min() == 255  # on its own scale
+    viewer.get_by_label("Own scale").uncheck()
+    assert canvas_pixels(viewer)[:, -1, 3].max() == 128
+    source = VIEWER.read_text(encoding="utf-8")
+    assert not re.search(r"\b(trigger|watch|gradio|fetch|result)\b", source)
+
+
+def test_dragging_changes_window_and_level_and_reset_undoes_it(viewer: Any) -> None:
+    box = viewer.locator(".stage").first.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def drag(x: float, y: float) -> None:
+        viewer.mouse.move(*middle)
+        viewer.mouse.down()
+        viewer.mouse.move(middle[0] + x, middle[1] + y)
+        viewer.mouse.up()
+        viewer.evaluate("() => new Promise(requestAnimationFrame)")
+
+    drag(-400, 0)  # half of the stage: the window is half as wide
+    state = viewer.inner_text(".stage-state")
+    assert state.startswith("W 128 L 128")
+    expected = np.clip((np.arange(200) - 127.5) / 127.5 + 0.5, 0, 1) * 255
+    np.testing.assert_allclose(gray(viewer), expected, atol=1)
+    drag(0, 100)
+    assert gray(viewer).sum() < expected.sum()  # a higher level is darker
+    viewer.keyboard.press("r")
+    viewer.keyboard.press("i")
+    np.testing.assert_array_equal(gray(viewer), 255 - np.arange(200))
+    viewer.keyboard.press("r")
+    np.testing.assert_array_equal(gray(viewer), np.arange(200))
+
+
+def test_zoom_keeps_the_point_under_the_pointer_and_is_bounded(viewer: Any) -> None:
+    box = viewer.locator(".stage").first.bounding_box()
+    fitted = scale(viewer)
+    assert fitted == pytest.approx(min(box["width"] / 200, box["height"] / 100), rel=1e-3)
+    at = box["x"] + 300, box["y"] + box["height"] / 2 + 40
+
+    def under_pointer() -> list[float]:
+        return viewer.evaluate(
+            """([x, y]) => {
+                const box = document.querySelector(".film").getBoundingClientRect();
+                return [(x - box.left) / box.width, (y - box.top) / box.height];
+            }""",
+            at,
+        )
+
+    before = under_pointer()
+    viewer.mouse.move(*at)
+    viewer.mouse.wheel(0, -200)
+    viewer.wait_for_function("fitted => viewer.zoom.scale > fitted * 1.3", arg=fitted)
+    assert under_pointer() == pytest.approx(before, abs=0.01)
+    viewer.keyboard.press("1")
+    assert scale(viewer) == pytest.approx(max(1, fitted))
+    for _ in range(40):
+        viewer.keyboard.press("+")
+    assert scale(viewer) == pytest.approx(fitted * 12)
+    viewer.mouse.move(*at)
+    viewer.keyboard.down("Shift")
+    viewer.mouse.down()
+    viewer.mouse.move(at[0] + 5000, at[1] + 5000)
+    viewer.mouse.up()
+    viewer.keyboard.up("Shift")
+    (corner,) = transforms(viewer)
+    assert corner.startswith("translate(0px, 0px)")  # no further than the corner of the image
+    viewer.keyboard.press("f")
+    assert scale(viewer) == pytest.approx(fitted)
+
+
+def test_two_fingers_zoom(viewer: Any) -> None:
+    fitted = scale(viewer)
+    viewer.evaluate(
+        """() => {
+            const stage = document.querySelector(".stage");
+            stage.setPointerCapture = () => {};
+            const send = (kind, id, x) => stage.dispatchEvent(
+              new PointerEvent(kind, { pointerId: id, pointerType: "touch", clientX: x, clientY: 200, bubbles: true }));
+            send("pointerdown", 1, 300);
+            send("pointerdown", 2, 400);
+            send("pointermove", 2, 500);
+        }"""
+    )
+    assert scale(viewer) == pytest.approx(2 * fitted, rel=1e-3)
+
+
+def test_map_is_toggled_outlined_and_shown_side_by_side(viewer: Any) -> None:
+    heat, outline = viewer.locator(".heat"), viewer.locator(".outline path").last
+    viewer.keyboard.press("m")
+    assert heat.is_hidden()
+    assert viewer.locator(".color-bar").is_hidden()
+    viewer.keyboard.press("m")
+    assert heat.is_visible()
+    assert outline.get_attribute("d") == ""
+    viewer.keyboard.press("c")
+    places = [float(x) for x, _ in re.findall(r"([\d.-]+) ([\d.-]+)", outline.get_attribute("d"))]
+    assert min(places) == pytest.approx(50, abs=1)  # half of the peak lies midway between the cells' centres
+    viewer.get_by_label("Threshold of the contour").fill("75")
+    places = [float(x) for x, _ in re.findall(r"([\d.-]+) ([\d.-]+)", outline.get_attribute("d"))]
+    assert min(places) == pytest.approx(62.5, abs=1)
+    assert viewer.locator(".stage:visible").count() == 1
+    viewer.keyboard.press("s")
+    assert viewer.locator(".stage:visible").count() == 2
+    assert len(transforms(viewer)) == 1  # both show the same part
+    assert viewer.locator(".stage").nth(1).locator(".heat").count() == 1
+    np.testing.assert_array_equal(canvas_pixels(viewer, "stage:nth-child(2) .film")[50, :, 0], np.arange(200))
+
+
+def test_keys_are_listed_under_the_question_mark_and_stay_away_from_fields(viewer: Any) -> None:
+    viewer.keyboard.press("?")
+    text = viewer.get_by_role("dialog", name="Keys and mouse").inner_text()
+    for item in viewer.locator(".viewer-bar [aria-keyshortcuts]").all():
+        assert item.get_attribute("aria-label") in text
+    viewer.keyboard.press("Escape")
+    viewer.evaluate("document.body.insertAdjacentHTML('beforeend', '<input>')")
+    viewer.locator("body > input").focus()
+    viewer.keyboard.press("i")
+    np.testing.assert_array_equal(gray(viewer), np.arange(200))
+    viewer.get_by_label("Own scale").focus()
+    viewer.keyboard.press("i")
+    np.testing.assert_array_equal(gray(viewer), 255 - np.arange(200))
+
+
+def test_another_map_does_not_flicker(page: Any, phantom_png: bytes) -> None:
+    upload(page, ("a.png", phantom_png))
+    wait_for_result(page)
+    nodes = "[...document.querySelectorAll('.film, .heat, .stage')]"
+    page.evaluate(f"window.before = {nodes}")
+    page.keyboard.press("+")
+    zoomed = transforms(page)
+    page.locator("#result .score", has_text="Cardiomegaly").click()
+    assert page.evaluate(f"{nodes}.every((node, at) => node === window.before[at])")
+    assert transforms(page) == zoomed
 
 
 def test_activations_come_when_asked_for(page: Any, phantom_png: bytes) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
     assert page.locator(".activations").count() == 0
     page.get_by_role("button", name="Show feature activations").click()
-    page.locator("#single-activations .stage-row").first.wait_for()
-    assert "dense block 2" in page.inner_text("#single-activations")
-    upload(page, "file", ("broken.png", BROKEN_PNG))
+    page.locator("#activations .stage-row").first.wait_for()
+    assert "dense block 2" in page.inner_text("#activations")
+    upload(page, ("broken.png", BROKEN_PNG))
     page.get_by_role("alert").wait_for()
     assert page.locator(".activations").count() == 0  # not beside another radiograph
 
 
 def test_report_prints_on_one_page(page: Any, chromium: Any, phantom_png: bytes, tmp_path: Any) -> None:
-    upload(page, "file", ("doe_jane.png", phantom_png))
+    upload(page, ("doe_jane.png", phantom_png))
     wait_for_result(page)
     for _ in range(2):
         with page.expect_download() as download:
@@ -220,14 +419,14 @@ def test_report_prints_on_one_page(page: Any, chromium: Any, phantom_png: bytes,
 def test_broken_file_gets_one_line_and_the_page_goes_on(
     page: Any, phantom_png: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     mark = wait_for_result(page)
-    upload(page, "file", ("doe_jane.png", BROKEN_PNG))
+    upload(page, ("doe_jane.png", BROKEN_PNG))
     page.get_by_role("alert").wait_for()
     assert re.fullmatch(r"The PNG image is damaged.*\.", page.get_by_role("alert").inner_text())
     assert page.locator(".score").count() == 0  # no scores of the file before beside it
     assert "doe_jane" not in page.content()
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     assert wait_for_other(page, mark)
     assert page.get_by_role("alert").count() == 0
     log = "".join(capfd.readouterr())
@@ -238,17 +437,17 @@ def test_broken_file_gets_one_line_and_the_page_goes_on(
 def test_refused_image_is_scored_on_request_and_warnings_stand_above(
     page: Any, blank_png: bytes, warned_png: bytes
 ) -> None:
-    upload(page, "file", ("cat.png", blank_png))
+    upload(page, ("cat.png", blank_png))
     page.get_by_role("alert").wait_for()
-    assert REFUSAL in page.inner_text("#single-message")
+    assert REFUSAL in page.inner_text("#message")
     assert page.locator(".score").count() == 0
     page.get_by_role("button", name="Score it anyway").click()
     mark = wait_for_result(page)
-    assert REFUSAL in page.inner_text(f"{SINGLE} .notes")
-    upload(page, "file", ("b.png", warned_png))
+    assert REFUSAL in page.inner_text("#result .notes")
+    upload(page, ("b.png", warned_png))
     wait_for_other(page, mark)
-    assert WARNING in page.inner_text(f"{SINGLE} .notes")
-    assert page.locator("#single-message").is_hidden()
+    assert WARNING in page.inner_text("#result .notes")
+    assert page.locator("#message").is_hidden()
 
 
 def test_image_is_pasted_from_the_clipboard(page: Any, classifier: CheXpertClassifier, phantom_png: bytes) -> None:
@@ -286,7 +485,7 @@ def test_example_goes_the_same_way_as_an_upload(page: Any, classifier: CheXpertC
 
 
 def test_visitors_do_not_see_each_others_radiographs(page: Any, address: str, phantom_png: bytes) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
     scores = shown_scores(page)
     other = page.context.new_page()
@@ -318,67 +517,113 @@ def test_page_is_used_by_keyboard_alone(page: Any) -> None:
 
     tab_to("example")
     page.keyboard.press("Enter")
-    mark = wait_for_result(page)
+    wait_for_result(page)
+    page.keyboard.press("m")
+    assert page.locator("#result .heat").is_hidden()
+    page.keyboard.press("m")
+    tab_to("stage")
+    fitted = scale(page)
+    page.keyboard.press("+")
+    assert scale(page) == pytest.approx(1.5 * fitted)
+    before = transforms(page)
+    page.keyboard.press("ArrowRight")
+    assert transforms(page) != before
     tab_to("BUTTON score")
     page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    assert drawn(page) != mark
-    tab_to("single-observation")
-    page.keyboard.press("ArrowDown")
-    tab_to("single-opacity")
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text(f"{SINGLE} .opacity-value") == "55 %"
-    tab_to("stage")
-    page.keyboard.press("+")
-    page.keyboard.press("ArrowRight")
-    assert "scale(1.5)" in page.locator(f"{SINGLE} .layers").first.evaluate("item => item.style.transform")
-    tab_to("own-scale")
-    page.keyboard.press("Space")
-    tab_to("thumbnail")
     mark = drawn(page)
-    page.keyboard.press("Space")
-    assert drawn(page) != mark
-    page.get_by_role("tab", name="One image").focus()
-    page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.get_by_role("tab", name="A study").get_attribute("aria-selected") == "true"
+    assert drawn(page) != mark
+    mark = drawn(page)
+    page.keyboard.press("ArrowDown")
+    assert drawn(page) != mark
+    assert "score" in focused()
+    tab_to("link")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog", name="The model").is_visible()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog", name="The model").is_hidden()
+
+
+# The frame
+
+
+def drop(page: Any, place: str, script: str, *arguments: str) -> None:
+    """Drops on a place what a script puts into a DataTransfer named `transfer`."""
+    transfer = page.evaluate_handle(
+        "async arguments => { const transfer = new DataTransfer();" + script + "; return transfer; }", list(arguments)
+    )
+    page.locator(place).dispatch_event("drop", {"dataTransfer": transfer, "bubbles": True})
+
+
+ADD_FILE = """const content = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0));
+    transfer.items.add(new File([content], arguments[1]))"""
+
+
+def test_files_are_dropped_anywhere_also_on_a_result(page: Any, phantom_png: bytes, other_png: bytes) -> None:
+    drop(page, "h1", ADD_FILE, base64.b64encode(phantom_png).decode(), "first")
+    mark = wait_for_result(page)
+    drop(page, ".viewer .stage >> nth=0", ADD_FILE, base64.b64encode(other_png).decode(), "second")
+    wait_for_other(page, mark)
+    assert page.inner_text(".bar-name") == "second"
+
+
+def test_files_dropped_while_a_list_runs_get_a_message(page: Any, phantom_png: bytes) -> None:
+    upload(page, ("many.zip", thousand(phantom_png)))
+    page.get_by_role("button", name="Stop").wait_for()
+    drop(page, "h1", ADD_FILE, base64.b64encode(phantom_png).decode(), "other")
+    page.get_by_text("A list is being scored; stop it before you give other files.").wait_for()
+
+
+def test_footer_leads_to_the_api_and_says_how_programs_reach_this_server(page: Any, address: str) -> None:
+    page.get_by_role("button", name="Use from Python or curl").click()
+    sheet = page.get_by_role("dialog", name="Use from Python or curl")
+    assert f'Client("{address.rstrip("/")}")' in sheet.inner_text()
+    assert f"{address}api/v1/predict" in sheet.inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="HTTP API").click()
+    page.get_by_role("heading", name="chexpert-hf: HTTP API").wait_for()
 
 
 # A study
 
 
-def test_study_shows_the_maximum_its_view_and_the_map_there(
+def test_study_shows_the_decisive_view_of_each_observation_and_the_map_there(
     page: Any, classifier: CheXpertClassifier, phantom_png: bytes, other_png: bytes
 ) -> None:
-    open_tab(page, "A study")
-    upload(page, "study-files", ("jane1.png", phantom_png), ("jane2.png", BROKEN_PNG), ("jane3.png", other_png))
-    wait_for_result(page, STUDY)
+    upload(page, ("jane1.png", phantom_png), ("jane2.png", BROKEN_PNG), ("jane3.png", other_png))
+    wait_for_list(page)
+    page.get_by_role("button", name="These are views of one study").click()
+    wait_for_result(page)
     first, third = (classifier.predict(data).probabilities for data in (phantom_png, other_png))
-    assert shown_scores(page, STUDY) == rounded({name: max(first[name], third[name]) for name in JUDGED})
+    decisive = {name: (min if name == "No Finding" else max)(first[name], third[name]) for name in JUDGED}
+    assert shown_scores(page) == rounded(decisive)
     origins = dict(
         zip(
-            page.locator(f"{STUDY} .score-name").all_inner_texts(),
-            page.locator(f"{STUDY} .score-view").all_inner_texts(),
+            page.locator("#result .score-name").all_inner_texts(),
+            page.locator("#result .score-view").all_inner_texts(),
             strict=True,
         )
     )
-    assert origins == {name: "View 1" if first[name] >= third[name] else "View 3" for name in JUDGED}
-    assert "View 2 has no scores: The PNG image is damaged" in page.inner_text(STUDY)
-    assert "jane" not in page.content()
-    pressed = page.locator(f"{STUDY} .view[aria-pressed=true]")
+    assert origins == {name: "View 1" if first[name] == decisive[name] else "View 3" for name in JUDGED}
+    assert "View 2 has no scores: The PNG image is damaged" in page.inner_text("#result")
+    assert "jane" not in page.inner_text("#result")
+    pressed = page.locator("#result .view[aria-pressed=true]")
     for name in (next(name for name in JUDGED if origins[name] == view) for view in ("View 1", "View 3")):
-        page.locator(f"{STUDY} .score", has=page.get_by_text(name, exact=True)).click()
+        page.locator("#result .score", has=page.get_by_text(name, exact=True)).click()
         assert pressed.inner_text() == origins[name]
-    mark = drawn(page, STUDY)
-    page.locator(f"{STUDY} .view", has_text="View 1").click()
-    assert drawn(page, STUDY) != mark
-    assert f"View 1: {first[name]:.3f}" in page.inner_text(f"{STUDY} .map-text")
+    mark = drawn(page)
+    page.locator("#result .view", has_text="View 1").click()
+    assert drawn(page) != mark
+    assert f"View 1: {first[name]:.3f}" in page.inner_text("#result .map-text")
+    assert page.locator("#list").is_hidden()
+    page.get_by_role("button", name="List").click()
+    page.locator("#list").wait_for()
 
 
 # Many images
 
 
-def test_list_scores_sorts_opens_and_downloads(
+def test_list_scores_sorts_and_downloads(
     page: Any,
     classifier: CheXpertClassifier,
     phantom_png: bytes,
@@ -386,53 +631,105 @@ def test_list_scores_sorts_opens_and_downloads(
     blank_png: bytes,
     tmp_path: Any,
 ) -> None:
-    open_tab(page, "Many images")
     archive = zipped({"z.png": phantom_png, "y.png": other_png})
-    upload(page, "batch-files", ("my.zip", archive), ("<i>a.png", BROKEN_PNG), ("cat.png", blank_png))
-    page.locator("#batch-table table").wait_for()
-
-    def names() -> list[str]:
-        return page.locator("#batch-table tbody .file-name > span:first-child").all_inner_texts()
-
-    assert names() == ["my.zip/y.png", "my.zip/z.png", "<i>a.png", "cat.png"]
-    assert "2 of 4 radiographs scored, 2 without scores" in page.inner_text("#batch-table")
-    assert "The PNG image is damaged" in page.inner_text("#batch-table")
-    assert REFUSAL in page.inner_text("#batch-table")
+    upload(page, ("my.zip", archive), ("<i>a.png", BROKEN_PNG), ("cat.png", blank_png))
+    wait_for_list(page)
+    assert page.inner_text(".bar-name") == "3 files"
+    assert names_in_list(page) == ["my.zip/y.png", "my.zip/z.png", "<i>a.png", "cat.png"]
+    assert "2 of 4 radiographs scored, 2 without scores" in page.inner_text("#list")
+    assert "The PNG image is damaged" in page.inner_text("#list")
+    assert REFUSAL in page.inner_text("#list")
     page.get_by_role("button", name="File", exact=True).click()
-    assert names() == sorted(names(), key=str.lower)
-    assert page.locator("#batch-table th[aria-sort=ascending]").inner_text().startswith("File")
+    assert names_in_list(page) == sorted(names_in_list(page), key=str.lower)
+    assert page.locator("#list th[aria-sort=ascending]").inner_text().startswith("File")
     scores = {
         f"my.zip/{letter}.png": classifier.predict(data)
         for letter, data in zip("zy", (phantom_png, other_png), strict=True)
     }
     page.get_by_role("button", name="Cardiomegaly", exact=True).click()
     by_score = sorted(scores, key=lambda name: -scores[name].probabilities["Cardiomegaly"])
-    assert names()[:2] == by_score
-    assert set(names()[2:]) == {"<i>a.png", "cat.png"}  # without scores, at the end
+    assert names_in_list(page)[:2] == by_score
+    assert set(names_in_list(page)[2:]) == {"<i>a.png", "cat.png"}  # without scores, at the end
     page.get_by_role("button", name="Cardiomegaly", exact=True).click()
-    assert names()[:2] == by_score[::-1]
+    assert names_in_list(page)[:2] == by_score[::-1]
 
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Download scores (CSV)").click()
-    assert download.value.suggested_filename == "scores.csv"
-    download.value.save_as(tmp_path / "scores.csv")
+    for kind in ("CSV", "Parquet"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download scores ({kind})").click()
+        assert download.value.suggested_filename == f"scores.{kind.lower()}"
+        download.value.save_as(tmp_path / f"scores.{kind.lower()}")
     table = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert float(table[1]["Cardiomegaly"]) == pytest.approx(
-        scores["my.zip/z.png"].probabilities["Cardiomegaly"], abs=1e-6
-    )
+    expected = pytest.approx(scores["my.zip/z.png"].probabilities["Cardiomegaly"], abs=1e-6)
+    assert float(table[1]["Cardiomegaly"]) == expected
+    assert pd.read_parquet(tmp_path / "scores.parquet")["Cardiomegaly"][1] == expected
     page.get_by_role("button", name="Prepare overlays (ZIP)").click()
-    page.locator("#batch-archive").wait_for()
+    page.locator("#list-archive").wait_for()
     with page.expect_download() as download:
-        page.locator("#batch-archive").click()
+        page.locator("#list-archive").click()
     download.value.save_as(tmp_path / "overlays.zip")
     with zipfile.ZipFile(tmp_path / "overlays.zip") as overlays:
         assert overlays.testzip() is None
         assert {name.split("/")[0] for name in overlays.namelist()} == {"0001_y", "0002_z", "README.txt"}
 
-    page.get_by_role("button", name="Open radiograph 2").click()
-    wait_for_result(page)
-    assert page.get_by_role("tab", name="One image").get_attribute("aria-selected") == "true"
-    assert shown_scores(page) == rounded(scores["my.zip/z.png"].probabilities)
+
+def test_rows_open_beside_the_list_and_keys_lead_to_the_next(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes, other_png: bytes, warned_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png), ("b.png", BROKEN_PNG), ("c.png", other_png), ("d.png", warned_png))
+    wait_for_list(page)
+    page.locator("#list tbody tr", has_text="a.png").locator("td").last.click()  # the whole row opens
+    mark = wait_for_result(page)
+    assert page.inner_text(".bar-name") == "a.png"
+    assert shown_scores(page) == rounded(classifier.predict(phantom_png).probabilities)
+    assert page.locator("#list").is_visible()
+    beside, result = page.locator("#list").bounding_box(), page.locator("#result").bounding_box()
+    assert beside["x"] + beside["width"] <= result["x"]
+    page.keyboard.press("n")  # over the row that cannot be read
+    mark = wait_for_other(page, mark)
+    assert page.inner_text(".bar-name") == "c.png"
+    assert shown_scores(page) == rounded(classifier.predict(other_png).probabilities)
+    page.get_by_role("button", name="Next row").click()
+    mark = wait_for_other(page, mark)
+    assert page.inner_text(".bar-name") == "d.png"
+    assert page.locator("#list tr.is-open").inner_text().startswith("d.png")
+    page.keyboard.press("b")
+    mark = wait_for_other(page, mark)
+    assert page.inner_text(".bar-name") == "c.png"
+    page.keyboard.press("Escape")
+    page.locator("#result").wait_for(state="hidden")
+    assert len(names_in_list(page)) == 4
+
+
+def test_list_is_filtered_by_call_and_by_the_gates_verdict(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes, other_png: bytes, blank_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png), ("b.png", other_png), ("cat.png", blank_png), ("d.png", BROKEN_PNG))
+    wait_for_list(page)
+    calls = {"a.png": classifier.predict(phantom_png).positives, "b.png": classifier.predict(other_png).positives}
+    name = next(name for name in JUDGED if calls["a.png"][name] != calls["b.png"][name])
+    page.locator("#list select").first.select_option(label=f"above: {name}")
+    assert names_in_list(page) == [file for file in calls if calls[file][name]]
+    assert page.inner_text(".list-count") == "1 of 4 shown"
+    page.locator("#list select").first.select_option(label="any")
+    kinds = {"no chest radiograph": ["cat.png"], "unreadable": ["d.png"], "scored": ["a.png", "b.png"]}
+    for label, names in kinds.items():
+        page.locator("#list select").last.select_option(label=label)
+        assert names_in_list(page) == names
+    page.get_by_role("button", name="Score 1 refused anyway").click()
+    page.get_by_text("3 of 4 radiographs scored").wait_for()
+
+
+def test_a_list_of_a_thousand_rows_answers_at_once(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes
+) -> None:
+    upload(page, ("many.zip", thousand(phantom_png, (24, 24))))
+    page.locator("#list table").wait_for(timeout=120_000)
+    assert page.locator("#list tbody tr").count() == 1000
+    for _ in range(2):
+        page.locator("#list .file-head button").click()
+    assert page.locator("#list .row-open").first.text_content() == "many.zip/0999.png"
+    # Rows out of sight are not laid out.
+    assert page.locator("#list tbody tr").last.evaluate("row => getComputedStyle(row).contentVisibility") == "auto"
 
 
 def test_csv_has_a_row_for_each_file_in_upload_order_whatever_the_table_is_sorted_by(
@@ -444,11 +741,10 @@ def test_csv_has_a_row_for_each_file_in_upload_order_whatever_the_table_is_sorte
     }
     names = list(contents)
     contents[names[17]] = BROKEN_PNG
-    open_tab(page, "Many images")
-    upload(page, "batch-files", *contents.items())
-    page.locator("#batch-table table").wait_for()
+    upload(page, *contents.items())
+    wait_for_list(page)
     page.get_by_role("button", name="File", exact=True).click()
-    assert page.locator("#batch-table tbody .file-name > span:first-child").all_inner_texts() == sorted(names)
+    assert names_in_list(page) == sorted(names)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download scores (CSV)").click()
     download.value.save_as(tmp_path / "scores.csv")
@@ -457,7 +753,7 @@ def test_csv_has_a_row_for_each_file_in_upload_order_whatever_the_table_is_sorte
     assert [number for number, row in enumerate(table) if row["error"].startswith("The PNG image is damaged")] == [17]
     last = classifier.predict(contents[names[-1]]).probabilities
     assert {name: float(table[-1][name]) for name in JUDGED} == pytest.approx(last, abs=1e-6)
-    page.get_by_role("button", name="Open radiograph 24", exact=True).click()
+    page.get_by_role("button", name=names[-1], exact=True).click()
     wait_for_result(page)
     assert shown_scores(page) == rounded(last)
 
@@ -474,10 +770,11 @@ def is_blue(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_checkbox_shows_its_box_and_whether_it_is_checked(page: Any, phantom_png: bytes) -> None:
-    upload(page, "file", ("a.png", phantom_png))
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
-    box = page.locator(f"{SINGLE} .check input")
-    box.scroll_into_view_if_needed()
+    box = page.get_by_label("Own scale")
+    box.uncheck()
+    page.mouse.move(0, 0)
     unchecked = pixels_of(box)
     assert unchecked.std() > 5  # a frame, not the background alone
     assert is_blue(unchecked).mean() < 0.1
@@ -488,11 +785,10 @@ def test_a_checkbox_shows_its_box_and_whether_it_is_checked(page: Any, phantom_p
 def test_arrows_of_sorted_columns_point_up_for_ascending_and_down_for_descending(
     page: Any, phantom_png: bytes, other_png: bytes
 ) -> None:
-    open_tab(page, "Many images")
-    upload(page, "batch-files", ("a.png", phantom_png), ("b.png", other_png))
-    page.locator("#batch-table table").wait_for()
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
     for name in ("File", "Pneumonia"):
-        button = page.locator("#batch-table thead button", has_text=name)
+        button = page.locator("#list thead button", has_text=name)
         for _ in range(2):
             button.click()
             page.mouse.move(0, 0)
@@ -503,40 +799,31 @@ def test_arrows_of_sorted_columns_point_up_for_ascending_and_down_for_descending
             assert is_up is (order == "ascending"), (name, order)
 
 
-def test_of_several_files_one_is_scored_and_the_others_are_mentioned(
-    page: Any, classifier: CheXpertClassifier, phantom_png: bytes, other_png: bytes
+def test_server_answers_others_while_a_long_list_runs_and_the_list_can_be_stopped(
+    page: Any, address: str, phantom_png: bytes
 ) -> None:
-    upload(page, "file", ("<i>a.png", phantom_png), ("b.png", other_png), ("c.png", other_png))
-    wait_for_result(page)
-    assert shown_scores(page) == rounded(classifier.predict(phantom_png).probabilities)
-    note = page.locator("#single-message .notes").inner_text()
-    assert note.startswith("This tab scores one image: <i>a.png. 2 other files were not read;")
-    upload(page, "file", ("b.png", other_png))
-    page.locator("#single-message .notes").wait_for(state="hidden")
-
-
-def test_images_that_the_gate_refuses_are_listed_with_scores_on_request(page: Any, blank_png: bytes) -> None:
-    open_tab(page, "Many images")
-    page.get_by_label("Also score images that do not look like chest radiographs").check()
-    upload(page, "batch-files", ("cat.png", blank_png))
-    page.locator("#batch-table table").wait_for()
-    assert "1 of 1 radiographs scored" in page.inner_text("#batch-table")
-
-
-def test_page_answers_while_a_long_list_runs_and_the_list_can_be_stopped(page: Any, phantom_png: bytes) -> None:
-    open_tab(page, "Many images")
-    small = encoded(np.asarray(Image.open(io.BytesIO(phantom_png)).resize(SLOW)))
-    upload(page, "batch-files", ("many.zip", zipped({f"{number:04d}.png": small for number in range(1000)})))
+    upload(page, ("many.zip", thousand(phantom_png)))
     page.get_by_role("progressbar").wait_for()
-    open_tab(page, "One image")
-    page.locator(".example").first.click()
-    wait_for_result(page)
-    open_tab(page, "Many images")
-    assert page.get_by_role("progressbar").is_visible()  # it has not ended meanwhile
+    other = page.context.new_page()
+    other.goto(address)
+    other.locator(".example").first.click()
+    wait_for_result(other)
+    other.close()
     page.locator('[role="progressbar"]:not([aria-valuenow="0"])').wait_for()  # stopped before, it would show no table
+    assert page.get_by_text(re.compile(r"Scored: \d+ of 1,000, about .* left")).is_visible()
     page.get_by_role("button", name="Stop").click()
-    page.locator("#batch-table table").wait_for()
-    assert 0 < page.locator("#batch-table tbody tr").count() < 1000
+    wait_for_list(page)
+    assert 0 < page.locator("#list tbody tr").count() < 1000
+
+
+def test_a_running_list_ends_with_new(page: Any, phantom_png: bytes) -> None:
+    upload(page, ("many.zip", thousand(phantom_png)))
+    page.get_by_role("progressbar").wait_for()
+    page.get_by_role("button", name="New radiograph").click()
+    page.locator("#start").wait_for()
+    page.get_by_role("progressbar").wait_for(state="hidden")
+    upload(page, ("a.png", phantom_png))
+    wait_for_result(page)
 
 
 # The look
@@ -546,9 +833,8 @@ def violations(page: Any) -> list[str]:
     """What axe-core finds, from serious on, once nothing is half transparent any more, as it is while it is awaited."""
     page.wait_for_function(
         """() => {
-            let item = document.querySelector(".activations");
-            while (item && getComputedStyle(item).opacity === "1") item = item.parentElement;
-            return item === null;
+            const isWhole = (item) => !item || (getComputedStyle(item).opacity === "1" && isWhole(item.parentElement));
+            return [...document.querySelectorAll(".activations, .viewer")].every(isWhole);
         }"""
     )
     found = page.evaluate("async () => (await axe.run()).violations")
@@ -558,30 +844,38 @@ def violations(page: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_tab_has_a_serious_violation_of_accessibility(
+def test_nothing_has_a_serious_violation_of_accessibility(
     page: Any, theme: str, phantom_png: bytes, blank_png: bytes, warned_png: bytes
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python")
     page.evaluate((resources.files(axe) / "axe.min.js").read_text())
     assert page.evaluate("document.body.classList.contains('dark')") is (theme == "dark")
-    upload(page, "file", ("a.png", warned_png))
+    assert violations(page) == []
+    for name in ("The model", "Use from Python or curl"):
+        page.get_by_role("button", name=name).last.click()
+        assert violations(page) == []
+        page.keyboard.press("Escape")
+    upload(page, ("a.png", warned_png))
     wait_for_result(page)
     page.get_by_role("button", name="Show feature activations").click()
     page.locator(".stage-row").first.wait_for()
     assert violations(page) == []
-    upload(page, "file", ("a.png", blank_png))
+    for key in "sc?":
+        page.keyboard.press(key)
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    upload(page, ("a.png", blank_png))
     page.get_by_role("alert").wait_for()
     assert violations(page) == []
-    open_tab(page, "A study")
-    upload(page, "study-files", ("a.png", phantom_png), ("b.png", BROKEN_PNG), ("c.png", blank_png))
-    wait_for_result(page, STUDY)
+    upload(page, ("a.png", phantom_png), ("b.png", BROKEN_PNG), ("c.png", blank_png))
+    wait_for_list(page)
     assert violations(page) == []
-    open_tab(page, "Many images")
-    upload(page, "batch-files", ("a.png", phantom_png), ("b.png", BROKEN_PNG))
-    page.locator("#batch-table table").wait_for()
+    page.locator(".row-open").first.click()
+    wait_for_result(page)
     assert violations(page) == []
-    open_tab(page, "The model")
-    page.locator(".about-table").wait_for()
+    page.get_by_role("button", name="List").click()
+    page.get_by_role("button", name="These are views of one study").click()
+    wait_for_result(page)
     assert violations(page) == []
 
 
@@ -591,20 +885,27 @@ def test_page_fits_a_phone(page: Any, phantom_png: bytes) -> None:
     def width() -> int:
         return int(page.evaluate("document.documentElement.scrollWidth"))
 
-    upload(page, "file", ("a.png", phantom_png))
+    assert width() <= 390
+    upload(page, ("a.png", phantom_png))
     wait_for_result(page)
     assert width() <= 390
-    bars = page.locator(f"{SINGLE} .score-bar")
+    bars = page.locator("#result .score-bar")
     assert min(bars.nth(row).bounding_box()["width"] for row in range(len(JUDGED))) > 250
-    open_tab(page, "A study")
-    upload(page, "study-files", ("a.png", phantom_png), ("b.png", phantom_png))
-    wait_for_result(page, STUDY)
+    # The verdict is first, and the map stays while rows are tapped.
+    assert page.locator(".verdict").bounding_box()["y"] < page.locator(".viewer").bounding_box()["y"]
+    page.locator("#result .score").last.scroll_into_view_if_needed()
+    viewer, row = page.locator(".viewer").bounding_box(), page.locator("#result .score").last.bounding_box()
+    assert viewer["y"] >= 0
+    assert viewer["y"] + viewer["height"] <= row["y"]
+    sizes = [item.bounding_box() for item in page.locator(".viewer-bar button").all()]
+    assert min(min(size["width"], size["height"]) for size in sizes) >= 40
+    upload(page, (f"{'long_' * 30}.png", phantom_png), ("b.png", BROKEN_PNG))
+    wait_for_list(page)
     assert width() <= 390
-    open_tab(page, "Many images")
-    upload(page, "batch-files", (f"{'long_' * 30}.png", phantom_png), ("b.png", BROKEN_PNG))
-    page.locator("#batch-table table").wait_for()
+    page.locator(".row-open").first.click()
+    wait_for_result(page)
     assert width() <= 390
-    open_tab(page, "The model")
+    page.get_by_role("button", name="The model").first.click()
     page.locator(".about-table").wait_for()
     assert width() <= 390
     assert all(name in page.inner_text(".about") for name in OBSERVATIONS)

@@ -9,12 +9,13 @@ import gradio as gr
 import pytest
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.app.page.listing import MAX_VIEWS
 from chexpert_hf.app.page.panel import SESSION_SECONDS, Kept
-from chexpert_hf.app.page.tabs import MAX_VIEWS
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
-from tests.app.page.conftest import JUDGED
+from tests.app.page.conftest import JUDGED, zipped
 from tests.app.page.test_result import rows_of
+from tests.dicom_files import dicom_without_pixels
 
 
 def call(demo: gr.Blocks, handler: str, *arguments: Any, place: int = 0) -> dict[str, Any]:
@@ -30,6 +31,14 @@ def call(demo: gr.Blocks, handler: str, *arguments: Any, place: int = 0) -> dict
     return {part.elem_id or type(part).__name__: value for part, value in answer.items()}
 
 
+ROW = SimpleNamespace(row=0, shown=1, of=2)
+
+
+def list_of(demo: gr.Blocks, *paths: Path) -> Any:
+    """The rows of a list of files, as the session keeps them."""
+    return call(demo, "show_uploads", uploads(*paths))["State"]
+
+
 def uploads(*paths: Path) -> list[dict[str, str]]:
     return [{"path": str(path), "orig_name": path.name} for path in paths]
 
@@ -37,9 +46,9 @@ def uploads(*paths: Path) -> list[dict[str, str]]:
 def test_handler_shows_the_scores_of_predict(
     demo: gr.Blocks, classifier: CheXpertClassifier, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_file", uploads(files["phantom"]))
+    answer = call(demo, "show_uploads", uploads(files["phantom"]))
     expected = classifier.predict(files["phantom"].read_bytes())
-    rows = rows_of(answer["single-result"].value)
+    rows = rows_of(answer["result"].value)
     assert {row["name"]: row["value"] for row in rows} == {k: f"{v:.3f}" for k, v in expected.probabilities.items()}
     assert {row["name"]: row["call"] == "above" for row in rows} == expected.positives
     assert {row["name"]: float(row["point"]) for row in rows} == classifier.operating_points
@@ -49,13 +58,13 @@ def test_handler_shows_the_scores_of_predict(
 def test_handler_refuses_a_broken_file_in_one_line_and_drops_the_last_reading(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_file", uploads(files["broken"]))
+    answer = call(demo, "show_uploads", uploads(files["broken"]))
     assert answer["State"] is None
-    assert answer["single-result"].visible is False
-    assert answer["single-result"].value == ""
-    assert "The PNG image is damaged" in answer["single-message"].value
-    assert "\n" not in answer["single-message"].value
-    assert "Score it anyway" not in answer["single-message"].value
+    assert answer["result"].visible is False
+    assert answer["result"].value == ""
+    assert "The PNG image is damaged" in answer["message"].value
+    assert "\n" not in answer["message"].value
+    assert "Score it anyway" not in answer["message"].value
 
 
 def test_error_is_escaped(demo: gr.Blocks, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,64 +72,101 @@ def test_error_is_escaped(demo: gr.Blocks, files: dict[str, Path], monkeypatch: 
         raise RadiographError("expected <b>pixels</b>")
 
     monkeypatch.setattr("chexpert_hf.app.page.reading.read", refuse)
-    answer = call(demo, "show_file", uploads(files["phantom"]))
-    assert "expected &lt;b&gt;pixels&lt;/b&gt;" in answer["single-message"].value
+    answer = call(demo, "show_uploads", uploads(files["phantom"]))
+    assert "expected &lt;b&gt;pixels&lt;/b&gt;" in answer["message"].value
 
 
 @pytest.mark.parametrize("handler", ["score_anyway", "show_activations", "make_report"])
 def test_buttons_say_that_the_session_expired(demo: gr.Blocks, handler: str) -> None:
     event = SimpleNamespace(view=0, observation=0)
     answer = call(demo, handler, *([None] if handler == "score_anyway" else [event, None]))
-    shown = answer["single-activations" if handler == "show_activations" else "single-message"]
+    shown = answer["activations" if handler == "show_activations" else "message"]
     assert EXPIRED in shown.value
 
 
-@pytest.mark.parametrize("handler", ["open_row", "deliver_csv", "prepare_overlays"])
-def test_table_says_that_the_session_expired(demo: gr.Blocks, handler: str) -> None:
-    event = [SimpleNamespace(row=0)] if handler == "open_row" else []
-    assert EXPIRED in call(demo, handler, *event, ())["batch-status"].value
+@pytest.mark.parametrize(
+    ("handler", "place"),
+    [("open_row", 0), ("show_study", 0), ("score_refused", 0), ("deliver_table", 0), ("deliver_table", 1)],
+)
+def test_list_says_that_the_session_expired(demo: gr.Blocks, handler: str, place: int) -> None:
+    event = [ROW] if handler == "open_row" else []
+    assert EXPIRED in call(demo, handler, *event, (), place=place)["list-status"].value
+    assert EXPIRED in call(demo, "_prepare_overlays", ())["list-status"].value
 
 
 def test_row_whose_upload_was_deleted_says_so(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    rows = call(demo, "score_all", uploads(files["phantom"]), False)["State"]
+    rows = list_of(demo, files["phantom"], files["other"])
     files["phantom"].unlink()
-    answer = call(demo, "open_row", SimpleNamespace(row=0), rows)
-    assert EXPIRED in answer["single-message"].value
+    answer = call(demo, "open_row", ROW, rows)
+    assert EXPIRED in answer["message"].value
 
 
 def test_refused_image_can_be_scored_anyway(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    refused = call(demo, "show_file", uploads(files["blank"]))
-    assert refused["single-result"].visible is False
+    refused = call(demo, "show_uploads", uploads(files["blank"]))
+    assert refused["result"].visible is False
     kept = refused["State"]
     assert isinstance(kept, Kept)
     answer = call(demo, "score_anyway", kept)
-    assert len(rows_of(answer["single-result"].value)) == len(JUDGED)
-    assert "it is &lt;blank&gt;" in answer["single-result"].value  # the reason stays beside the scores
+    assert len(rows_of(answer["result"].value)) == len(JUDGED)
+    assert "it is &lt;blank&gt;" in answer["result"].value  # the reason stays beside the scores
 
 
-def test_image_that_was_listed_without_the_gate_opens_without_it(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    for ungated in (False, True):
-        rows = call(demo, "score_all", uploads(files["blank"]), ungated)["State"]
-        answer = call(demo, "open_row", SimpleNamespace(row=0), rows)
-        assert answer["single-result"].visible is ungated
+def test_refused_images_of_a_list_are_scored_on_request_and_open_without_the_gate(
+    demo: gr.Blocks, files: dict[str, Path]
+) -> None:
+    rows = list_of(demo, files["blank"], files["phantom"], files["broken"], files["blank"])
+    assert [row.prediction is None for row in rows] == [True, False, True, True]
+    assert call(demo, "open_row", ROW, rows)["result"].visible is False
+    anyway = call(demo, "score_refused", rows)["State"]
+    assert [row.prediction is None for row in anyway] == [False, False, True, False]
+    assert [row.error for row in anyway] == [None, None, rows[2].error, None]
+    assert anyway[1] is rows[1]
+    assert call(demo, "open_row", ROW, anyway)["result"].visible is True
 
 
-def test_study_of_too_many_views_is_refused(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    answer = call(demo, "show_study", uploads(*[files["phantom"]] * (MAX_VIEWS + 1)))
-    assert f"Expected at most {MAX_VIEWS} views of one study, got {MAX_VIEWS + 1}" in answer["study-message"].value
-    assert forward_passes == []
+def test_several_files_are_a_list_and_one_of_an_archive_is_not(demo: gr.Blocks, files: dict[str, Path]) -> None:
+    answer = call(demo, "show_uploads", uploads(files["phantom"], files["broken"]))
+    assert answer["list"].visible is True
+    assert answer["result"].visible is False
+    assert 'class="bar"' in answer["bar"]
+    (files["phantom"].parent / "one.zip").write_bytes(zipped({"a.png": files["phantom"].read_bytes()}))
+    answer = call(demo, "show_uploads", uploads(files["phantom"].parent / "one.zip"))
+    assert answer["result"].visible is True
+    assert answer["list"].visible is False
+
+
+def test_nothing_that_is_dropped_vanishes_without_a_message(demo: gr.Blocks, files: dict[str, Path]) -> None:
+    report = files["phantom"].parent / "report.dcm"
+    report.write_bytes(dicom_without_pixels("1.2.840.10008.5.1.4.1.1.88.11"))
+    answer = call(demo, "show_uploads", uploads(report))
+    assert "Expected radiographs, got none." in answer["message"].value
+    assert answer["bar"] == ""  # the start stays
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"]))
+    assert "were skipped: 1." in answer["message"].value
+    assert answer["result"].visible is True
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"], files["other"]))
+    assert "were skipped: 1." in answer["list"].value
+    assert "an empty folder" in call(demo, "explain", SimpleNamespace(is_busy=False))["message"].value
+
+
+def test_a_list_of_few_can_be_read_as_views_of_one_study(demo: gr.Blocks, files: dict[str, Path]) -> None:
+    assert "views of one study" in call(demo, "show_uploads", uploads(*[files["phantom"]] * MAX_VIEWS))["list"].value
+    many = call(demo, "show_uploads", uploads(*[files["phantom"]] * (MAX_VIEWS + 1)))["list"].value
+    assert "views of one study" not in many
 
 
 def test_views_are_numbered_and_never_named(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    answer = call(demo, "show_study", uploads(files["phantom"], files["broken"], files["other"]))
-    html = answer["study-result"].value
+    rows = list_of(demo, files["phantom"], files["broken"], files["other"])
+    answer = call(demo, "show_study", rows)
+    assert "A study of 3 views" in answer["bar"]
+    html = answer["result"].value
     assert "View 2 has no scores" in html
     assert not any(path.name in html or str(path.parent) in html for path in files.values())
 
 
 def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_file", uploads(files["phantom"]))["State"]
-    html = call(demo, "show_activations", SimpleNamespace(view=0), kept)["single-activations"].value
+    kept = call(demo, "show_uploads", uploads(files["phantom"]))["State"]
+    html = call(demo, "show_activations", SimpleNamespace(view=0), kept)["activations"].value
     for stage in ("stem", "dense block 1", "transition 1", "dense block 2", "last feature maps"):
         assert f"<strong>{stage}</strong>" in html
     assert html.count("<figure>") == 5 * 6
@@ -128,18 +174,26 @@ def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], f
 
 
 def test_report_needs_no_forward_pass(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_file", uploads(files["phantom"]))["State"]
-    assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), kept)["single-delivery"]
+    kept = call(demo, "show_uploads", uploads(files["phantom"]))["State"]
+    assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), kept)["result-delivery"]
     assert forward_passes == [1]
+
+
+def test_new_clears_result_and_list_and_back_the_result_alone(demo: gr.Blocks) -> None:
+    cleared = call(demo, "begin_again")
+    assert cleared["bar"] == ""
+    assert cleared["result"].visible is cleared["list"].visible is False
+    closed = call(demo, "close_row")
+    assert 'class="bar"' in closed["bar"]
+    assert closed["result"].visible is False
+    assert "list" not in closed
 
 
 def test_sessions_end(demo: gr.Blocks) -> None:
     states = [block for block in demo.blocks.values() if isinstance(block, gr.State)]
-    assert len(states) == 3
+    assert len(states) == 2
     assert {state.time_to_live for state in states} == {SESSION_SECONDS}
 
 
 def test_upload_that_is_cleared_changes_nothing(demo: gr.Blocks) -> None:
-    assert call(demo, "show_file", []) == {"file": None}
-    assert call(demo, "show_study", []) == {"study-files": None}
-    assert call(demo, "score_all", [], False) == {}
+    assert call(demo, "show_uploads", []) == {"file": None}

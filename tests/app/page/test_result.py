@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import datetime, timezone
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
+from chexpert_hf.evaluation.intervals import newcombe_interval
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 from chexpert_hf.scoring.saliency import SaliencyMaps
@@ -32,12 +33,14 @@ from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
 def rows_of(html: str) -> list[dict[str, str]]:
     """What each row of the scores says."""
     pattern = (
-        r'<li data-place="(?P<place>\d+)"><button type="button" class="score is-(?P<kind>\w+)" '
-        r'data-index="(?P<index>\d+)" aria-pressed="(?P<pressed>\w+)" title="(?P<title>[^"]*)">'
+        r'<li data-rank="(?P<rank>\d+)" data-place="(?P<place>\d+)"><button type="button" '
+        r'class="score is-(?P<kind>\w+)(?: is-none)?" data-index="(?P<index>\d+)" aria-pressed="(?P<pressed>\w+)" '
+        r'aria-describedby="about-(?P=index)">'
         r'<span class="score-name">(?P<name>.*?)</span><span class="score-value">(?P<value>.*?)</span>'
         r'<span class="score-call">(?P<call>\w+) <span class="for-readers">operating point </span>(?P<point>.*?)</span>'
         r'(?:<span class="score-view">(?P<view>.*?)</span>)?'
         r'.*?score-fill" style="width: (?P<width>.*?)%.*?score-point" style="left: (?P<left>.*?)%'
+        r'.*?<p class="score-about" id="about-(?P=index)">(?P<title>.*?)<span>(?P<evidence>.*?)</span>'
     )
     return [match.groupdict() for match in re.finditer(pattern, html)]
 
@@ -88,7 +91,9 @@ def test_row_shows_probability_operating_point_and_call(facts: ModelFacts) -> No
     study = study_of(first, second, is_numbered=True)
     edema, fracture = rows_of(result_html(study, facts, {"Fracture": 0.6, "Edema": 0.25}))
     assert edema == {
+        "rank": "0",
         "place": "0",
+        "evidence": "Not evaluated.",
         "kind": "above",
         "index": "1",
         "pressed": "true",
@@ -147,7 +152,7 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
     for view, reading in zip(content["views"], study.views.values(), strict=True):
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
         np.testing.assert_allclose(levels / 255, reading.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
-        assert view["empty"][JUDGED.index(EMPTY)] is True
+        assert not levels[JUDGED.index(EMPTY)].any()
         assert tuple(view["size"]) == reading.image().size
         assert base64.b64decode(view["image"].split(",")[1]) == reading.jpeg
     view_of = study.view_of()
@@ -161,7 +166,6 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
     metrics = Metrics.model_validate({**record, "observations": []})
     html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
-    assert DISCLAIMER in html
     assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
     assert f"Not scored by this model: {', '.join(NOT_JUDGED)}" in html
     assert "View 2 has no scores: The PNG image is damaged" in html
@@ -169,6 +173,71 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     assert "Score them anyway" in html
     assert f"View 4: {WARNING}" in html
     assert NO_GATE not in html
+
+
+def test_each_row_says_how_well_its_observation_is_told(
+    classifier: CheXpertClassifier, facts: ModelFacts, single: Study
+) -> None:
+    rows = {"Edema": (20, 80, 0.9), "Pneumonia": (3, 97, 0.7)}
+    record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
+    observations = [
+        {"observation": name, "num_positive": positive, "num_negative": negative, "auroc": auroc}
+        for name, (positive, negative, auroc) in rows.items()
+    ]
+    metrics = Metrics.model_validate({**record, "observations": observations})
+    html = result_html(single, replace(facts, metrics=metrics), classifier.operating_points)
+    shown = {row["name"]: row["evidence"] for row in rows_of(html)}
+    interval = newcombe_interval(0.9, 20, 80)
+    assert shown["Edema"] == (
+        f"AUROC 0.90 (95 % interval {interval.low:.2f} to {interval.high:.2f}) on 20 studies with it and 80 without, "
+        "by the labels of &lt;x&gt;."
+    )
+    assert shown["Pneumonia"].endswith("Too few to mean much.")
+    assert shown["Cardiomegaly"] == "Not evaluated."
+
+
+# The verdict
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentences"),
+    [
+        (
+            {"No Finding": 0.1, "Edema": 0.6, "Pleural Effusion": 0.9},
+            ("Above its threshold: Pleural Effusion, Edema.", "No Finding: below."),
+        ),
+        (
+            {"No Finding": 0.8, "Edema": 0.6},
+            ("Above its threshold: Edema.", "No Finding: above.", "These contradict each other."),
+        ),
+        ({"No Finding": 0.8, "Edema": 0.1}, ("No finding is above its threshold.", "No Finding: above.")),
+        (
+            {"No Finding": 0.2, "Edema": 0.1},
+            ("No finding is above its threshold.", "No Finding: below.", "The model is undecided."),
+        ),
+        ({"Edema": 0.5}, ("Above its threshold: Edema.",)),
+    ],
+)
+def test_verdict_says_what_is_above_and_where_the_calls_contradict_each_other(
+    facts: ModelFacts, scores: dict[str, float], sentences: tuple[str, ...]
+) -> None:
+    study = study_of(scores, is_numbered=False)
+    assert study.verdict == sentences
+    html = result_html(study, facts, dict.fromkeys(scores, 0.5))
+    text = f'<p class="verdict" role="status"><strong>{sentences[0]}</strong> {" ".join(sentences[1:])}</p>'
+    assert text in html
+    assert html.index(text) < html.index('class="scores')
+
+
+def test_no_finding_stands_apart_and_is_the_least_of_the_views(facts: ModelFacts) -> None:
+    study = study_of({"No Finding": 0.9, "Edema": 0.1}, {"No Finding": 0.2, "Edema": 0.7}, is_numbered=True)
+    assert study.probabilities == {"No Finding": 0.2, "Edema": 0.7}
+    assert study.positives == {"No Finding": False, "Edema": True}
+    html = result_html(study, facts, {"No Finding": 0.5, "Edema": 0.5})
+    first, apart = html.split('<ul class="scores of-none">')
+    assert ("Edema</span>" in first, "No Finding</span>" in first) == (True, False)
+    assert "No Finding</span>" in apart
+    assert "of No Finding the minimum" in apart
 
 
 def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, facts: ModelFacts, study: Study) -> None:
@@ -181,7 +250,7 @@ def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, fa
     object.__setattr__(reading.prediction, "gate", None)
     html = result_html(single, facts, classifier.operating_points)
     assert f'<p class="no-gate">{NO_GATE}</p>' in html
-    assert 'role="status"' not in html
+    assert 'class="notes"' not in html
 
 
 def test_single_radiograph_has_no_numbers_of_views(
@@ -220,7 +289,7 @@ def test_every_control_of_the_viewer_has_a_label(
     controls = Controls()
     controls.feed(result_html(study, facts, classifier.operating_points))
     assert set(controls.bare) <= controls.labelled
-    assert controls.labelled == {"study-observation", "study-opacity"}
+    assert controls.bare == []
 
 
 # The report
@@ -238,8 +307,10 @@ def test_report_says_all_that_it_must(classifier: CheXpertClassifier, facts: Mod
         assert f"<td>{call} {classifier.operating_points[name]:.3f}</td>" in row
     assert DISCLAIMER in html
     assert "2026-11-23 09:05 UTC" in html
-    assert f"<figcaption>Map of {EMPTY}: empty</figcaption>" in html
-    assert html.count("<figure>") == 5  # the radiograph, the chosen map, the three most probable others
+    assert f"Map of {EMPTY}" not in html  # it would repeat the radiograph
+    assert html.count("<figure>") == 5  # the radiograph, and four maps
+    assert 'Colours of the maps: 0 <img src="data:image/png;base64,' in html
+    assert escape(single.verdict[0]) in html
     assert "chexpert-hf 0." in html
     assert f"weights {facts.weights}" in html
 
@@ -252,7 +323,8 @@ def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(
     html = result_html(single, replace(facts, maps_note=note), points)
     expected = '<p class="maps-note">These maps did not point at &lt;findings&gt;.</p>'
     assert '<p class="map-text" aria-live="polite"></p>' + expected in html
-    assert "</figure></div>" + expected in report_html(single, replace(facts, maps_note=note), points)
+    report = report_html(single, replace(facts, maps_note=note), points)
+    assert "Maps that are empty are left out.</p>" + expected in report
     for silent in (result_html(single, facts, points), report_html(single, facts, points)):
         assert 'class="maps-note"' not in silent
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
-from chexpert_hf.app.page.html import about_html, header_html
+from chexpert_hf.app.page.html import about_html, footer_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation
 from chexpert_hf.default_model import DEFAULT_MODEL
@@ -18,6 +18,11 @@ from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.model_files import write_ensemble
+
+
+def hero_html(facts: ModelFacts, count: int) -> str:
+    return render("hero.html", facts=facts, count=count)
+
 
 EVALUATION = {
     "split": "valid",
@@ -146,22 +151,22 @@ def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> 
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert facts.weights == f"SHA-256 {digest[:12]}"
-    html = header_html(facts, 14) + about_html(facts, {"Edema": 0.5})
+    html = hero_html(facts, 14) + about_html(facts, {"Edema": 0.5})
     assert str(folder.parent) not in html
 
 
 def test_name_and_warnings_are_those_in_the_config_wherever_the_folder_lies(folder: Path, tmp_path: Path) -> None:
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     assert (facts.name, facts.warnings) == (None, ())
-    assert "<p>This model scores chest radiographs for 14 observations" in header_html(facts, 14)
+    assert '<p class="hero-text">This model scores chest radiographs for 14 observations' in hero_html(facts, 14)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = config | {"model_name": "lungs <1>", "warnings": ["Trained on drawings.", "Not for patients."]}
     (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "model")
     facts = facts_of(CheXpertClassifier.from_pretrained(moved))
     assert (facts.name, facts.warnings) == ("lungs <1>", ("Trained on drawings.", "Not for patients."))
-    assert "The model lungs &lt;1&gt; scores chest" in header_html(facts, 14)
-    for html in (header_html(facts, 14), about_html(facts, {"Edema": 0.5})):
+    assert "The model lungs &lt;1&gt; scores chest" in hero_html(facts, 14)
+    for html in (hero_html(facts, 14), about_html(facts, {"Edema": 0.5})):
         assert "Trained on drawings. Not for patients." in html
 
 
@@ -195,21 +200,21 @@ def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
 
 def test_names_of_models_are_escaped() -> None:
     facts = ModelFacts("<b>x</b>", ("<i>",), 1, (8, 8), None)
-    html = header_html(facts, 1) + about_html(facts, {"<u>": 0.5})
+    html = hero_html(facts, 1) + about_html(facts, {"<u>": 0.5})
     assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
-    assert "1 observation, and maps" in html
+    assert "for 1 observation." in html
 
 
 def test_page_says_that_a_copy_of_the_bundled_model_is_no_clinical_one(tmp_path: Path) -> None:
     copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
-    html = header_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
+    html = hero_html(facts_of(CheXpertClassifier.from_pretrained(copy)), 5)
     assert "The model nih scores chest radiographs for 5 observations" in html
     assert "not a clinical model." in html
 
 
 MAPS = {"hit_rate": 0.06, "constant_point": 0.19, "n": 1036, "reference": "boxes of <radiologists>"}
 MEASURED = (
-    "the maximum of the map lay in 6 % of 1,036 marked findings, the best constant point in 19 % "
+    "the maximum of the map lay in 6\u00a0% of 1,036 marked findings, the best constant point in 19\u00a0% "
     "(reference: boxes of <radiologists>)."
 )
 
@@ -224,10 +229,35 @@ def test_what_is_known_of_the_maps_is_data_of_the_folder_and_belongs_to_its_head
     assert CheXpertConfig.from_pretrained(folder, num_labels=3).map_evaluation is None
 
 
-def test_maps_that_hit_more_than_a_constant_point_are_said_to_by_the_numbers_alone() -> None:
+def test_maps_are_judged_by_their_numbers_beside_chance() -> None:
     assert describe_map_evaluation(MAPS | {"hit_rate": 0.19}).startswith("These maps did not point at findings")
     better = describe_map_evaluation(MAPS | {"hit_rate": 0.4})
-    assert better == f"When these maps were tested, {MEASURED.replace('6 %', '40 %', 1)}"
+    assert better == "When these maps were tested, " + MEASURED.replace("6\u00a0%", "40\u00a0%", 1)
+    # Of 119, Wilson's interval of 24 % begins at 18 %, of 29 % at 21 %.
+    few = MAPS | {"n": 119}
+    hardly = "When tested, these maps hit findings hardly more often than chance: "
+    assert describe_map_evaluation(few | {"hit_rate": 0.244}).startswith(hardly)
+    assert describe_map_evaluation(few | {"hit_rate": 0.29}).startswith("When these maps were tested, ")
+
+
+def test_start_says_what_the_model_was_evaluated_against(folder: Path) -> None:
+    html = hero_html(facts_of(CheXpertClassifier.from_pretrained(folder)), 14)
+    assert "evaluated against the labels of phantoms &lt;1&gt; on 100 studies: mean AUROC 0.90." in html
+    assert 'data-dialog="about"' in html
+
+
+def test_footer_has_links_to_the_api_and_the_card_where_they_are_served(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A card\n", encoding="utf-8")
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    assert facts.card == "# A card\n"
+    html = footer_html(facts, {"Edema": 0.5}, has_api=True)
+    assert 'href="api/v1/card"' in html
+    assert 'href="docs"' in html
+    assert "curl -F files=@radiograph.dcm ADDRESS/api/v1/predict" in html
+    assert "Client(&#34;ADDRESS&#34;)" in html
+    alone = footer_html(facts, {"Edema": 0.5}, has_api=False)
+    assert "api/v1" not in alone
+    assert 'href="docs"' not in alone
 
 
 @pytest.mark.parametrize("change", [{"hit_rate": 1.1}, {"constant_point": None}, {"n": 0}, {"reference": "a\nb"}])

@@ -259,7 +259,9 @@ def test_the_model_is_described_by_what_its_folder_says(tiny_folder):
 def test_the_api_describes_itself_without_anything_from_elsewhere(server):
     assert server.http.get("/api/v1/health").json() == {"status": "ok"}
     paths = server.http.get("/api/v1/openapi.json").json()["paths"]
-    assert set(paths) == {f"/api/v1/{name}" for name in ("predict", "saliency", "model", "health")}
+    assert set(paths) == {f"/api/v1/{name}" for name in ("predict", "saliency", "model", "card", "health")}
+    assert server.http.get("/api/v1/card").headers["content-type"].startswith("text/plain")
+    assert server.http.get("/docs").headers["location"] == "/api/v1/docs"
     page = server.http.get("/api/v1/docs").text
     for text in (*paths, "probabilities", "is_chest_radiograph", "operating points", "opacity"):
         assert text in page

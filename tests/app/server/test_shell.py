@@ -75,7 +75,6 @@ def test_what_the_page_needs_is_served(path):
     "path",
     [
         "/monitoring",
-        "/docs",
         "/gradio_api/runs",
         "/gradio_api/run-history/records",
         "/gradio_api/proxy=https://x.hf.space/",
@@ -175,7 +174,9 @@ def test_more_uploads_than_may_be_on_their_way_are_refused_and_those_that_are_wh
     assert num_open == [4, 0]
 
 
-@pytest.mark.parametrize("path", ["/api/v1/model", "/api/v1/docs", "/api/v1/openapi.json", "/api/v1/health"])
+@pytest.mark.parametrize(
+    "path", ["/api/v1/model", "/api/v1/card", "/api/v1/docs", "/api/v1/openapi.json", "/api/v1/health"]
+)
 def test_the_api_is_served(path):
     assert ask(path, method="GET") == (200, "ok")
 

@@ -1,32 +1,66 @@
-// The table of many radiographs: sorting by any column, and a button per row that opens it. `templates/table.html` makes it.
+// The list of many radiographs: sorting by any column, filters, and rows that open. `templates/table.html` makes it.
+
+const ACTIONS = ["study", "override", "csv", "parquet", "overlays"];
+const rows = () => [...element.querySelectorAll("tbody tr")];
+const places = new Intl.Collator(undefined, { numeric: true });
+let opened = null; // the number of the row beside the list
 
 element.addEventListener("click", (event) => {
   const target = event.target.closest("button");
-  if (!target || !element.contains(target)) return;
-  if (target.dataset.row !== undefined) trigger("open", { row: Number(target.dataset.row) });
-  else if (target.dataset.column !== undefined) sortBy(target);
+  const row = event.target.closest("tbody tr");
+  if (ACTIONS.includes(target?.dataset.action)) trigger(target.dataset.action, {});
+  else if (target?.dataset.column !== undefined) sortBy(target);
+  else if (row?.querySelector(".row-open")) open(row);
 });
+
+element.addEventListener("change", (event) => {
+  event.stopPropagation();
+  filter();
+});
+
+function open(row) {
+  opened = Number(row.dataset.place);
+  for (const each of rows()) each.classList.toggle("is-open", each === row);
+  row.scrollIntoView({ block: "nearest" });
+  const shown = rows().filter((each) => !each.hidden);
+  trigger("open", { row: opened, shown: shown.indexOf(row) + 1, of: shown.length });
+}
+
+function filter() {
+  const [call, kind] = [...element.querySelectorAll("select")].map((select) => select.value);
+  for (const row of rows()) {
+    const isCalled = !call || row.dataset.above.split(" ").includes(call);
+    row.hidden = !isCalled || (kind && !row.dataset.kinds.split(" ").includes(kind));
+  }
+  const count = rows().filter((row) => !row.hidden).length;
+  element.querySelector(".list-count").textContent = call || kind ? `${count} of ${rows().length} shown` : "";
+}
 
 function sortBy(button) {
   const header = button.closest("th");
-  const body = element.querySelector("tbody");
   const column = Number(button.dataset.column);
   // Scores from the highest; names from A, and the order of the files from the first.
   const isText = header.dataset.kind === "text";
-  const isScore = header.dataset.kind === "number";
-  const [first, second] = isScore ? ["descending", "ascending"] : ["ascending", "descending"];
+  const [first, second] = header.dataset.kind === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
   const order = header.getAttribute("aria-sort") === first ? second : first;
   for (const other of element.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
   header.setAttribute("aria-sort", order);
   const sign = order === "ascending" ? 1 : -1;
-  const key = (row) => row.children[column]?.dataset.value ?? "";
-  const names = new Intl.Collator(undefined, { numeric: true });
-  const compare = (a, b) => {
-    const [left, right] = [key(a), key(b)];
-    if (isText) return sign * names.compare(left, right);
+  const compare = ([left, a], [right, b]) => {
+    if (isText) return sign * places.compare(left, right) || a.dataset.place - b.dataset.place;
     if (left === "" || right === "") return (left === "") - (right === ""); // rows without a score stay last
-    return sign * (Number(left) - Number(right));
+    return sign * (Number(left) - Number(right)) || a.dataset.place - b.dataset.place;
   };
-  const place = (row) => Number(row.dataset.place);
-  body.append(...[...body.rows].sort((a, b) => compare(a, b) || place(a) - place(b)));
+  const keyed = rows().map((row) => [row.children[column]?.dataset.value ?? "", row]);
+  element.querySelector("tbody").append(...keyed.sort(compare).map(([, row]) => row));
 }
+
+// The bar above the result, and the keys n and b, ask for the next and the previous row.
+document.addEventListener("step-in-list", (event) => {
+  const shown = rows().filter((row) => !row.hidden && row.querySelector(".row-open"));
+  const at = shown.findIndex((row) => Number(row.dataset.place) === opened);
+  const next = shown[at + event.detail];
+  if (next) open(next);
+});
+
+watch("value", () => (opened = null));

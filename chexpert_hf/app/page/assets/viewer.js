@@ -1,309 +1,400 @@
-// The viewer: draws maps over radiographs. `result.py` makes the HTML and the data. Only the buttons that trigger
-// "report", "activations" and "override" send requests.
+// A radiograph viewer: a gray image, and a map over it. It knows nothing of the page around it, of models or of servers.
+//
+//   const viewer = new Viewer(colors);                       // a table of 256 colours as 768 bytes
+//   place.append(viewer.root);
+//   viewer.show(image, "Radiograph");                        // a decoded image
+//   viewer.setMap({ levels, grid, box, name, text });        // bytes, [rows, columns], [left, top, right, bottom]
+//   document.addEventListener("keydown", (event) => viewer.key(event));
 
-const THUMBNAIL = 132; // pixels across, for about 110 on the page
-const HEAT = 640; // pixels of the longer side of the enlarged map
-const MAX_ZOOM = 8;
+const HEAT = 448; // pixels of the longer side of the enlarged map
+const CONTOUR = 120; // cells along the longer side in which contours are traced
+const MAX_ZOOM = 12; // times the fitted size
+const FULL_WINDOW = { center: 127.5, width: 255 };
 
-let data = null; // of the study that is shown
-let images = []; // of each view, decoded
-let view = 0;
-let chosen = 0;
-const zoom = { scale: 1, x: 0, y: 0 }; // x and y in shares of the stage
+// Command, key, label on the button, meaning.
+const COMMANDS = [
+  ["map", "m", "Map", "Show or hide the map"],
+  ["contour", "c", "Contour", "Outline the map at a threshold"],
+  ["split", "s", "Side by side", "Radiograph and map side by side"],
+  ["window", "w", "Window", "Drag changes the gray window: across its width, up and down its level"],
+  ["pan", "p", "Pan", "Drag moves the image"],
+  ["invert", "i", "Invert", "Swap black and white"],
+  ["out", "-", "−", "Zoom out"],
+  ["in", "+", "+", "Zoom in"],
+  ["fit", "f", "Fit", "Fit the image"],
+  ["actual", "1", "1:1", "One pixel of the image on one of the screen"],
+  ["reset", "r", "Reset", "Undo window, zoom and inversion"],
+  ["full", "x", `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4"/></svg>`, "Full screen"],
+  ["help", "?", "?", "Keys and mouse"],
+];
+const MOUSE = [
+  ["Wheel, pinch", "Zoom at the pointer"],
+  ["Double click", "Zoom in, or fit"],
+  ["Middle button, Shift + drag", "Move the image"],
+  ["Arrow keys", "Move the image while it is zoomed"],
+  ["[ and ]", "Fainter or stronger map"],
+];
+const FIELDS = "input:not([type=range], [type=checkbox], [type=radio]), select, textarea, dialog";
+const SWITCHES = ["map", "contour", "split", "invert"];
 
-const one = (selector) => element.querySelector(selector);
-const all = (selector) => [...element.querySelectorAll(selector)];
-const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const button = ([command, key, label, title]) =>
+  `<button type="button" data-command="${command}" title="${title} (${key.toUpperCase()})"
+    aria-label="${title}" aria-keyshortcuts="${key}">${label}</button>`;
+const buttons = (...names) => COMMANDS.filter(([name]) => names.includes(name)).map(button).join("");
+const keys = (rows) => rows.map(([key, meaning]) => `<dt><kbd>${key}</kbd></dt><dd>${meaning}</dd>`).join("");
+const slider = (name, label) =>
+  `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="50" aria-label="${label}"
+    title="${label}"><output>50 %</output></span>`;
+const PANE = `<div class="stage" tabindex="0" role="group"><div class="layers"><canvas class="film"></canvas></div>
+  <span class="stage-name"></span></div>`;
+const MARKUP = `
+  <div class="viewer-bar" role="toolbar" aria-label="Viewer">
+    <span class="tools">${buttons("map")}${slider("opacity", "Opacity of the map")}</span>
+    <span class="tools">${buttons("contour")}${slider("threshold", "Threshold of the contour")}</span>
+    <span class="tools">${buttons("split")}</span>
+    <label class="own-scale" title="Each map on its own scale; otherwise 1 is the strongest evidence for any observation">
+      <input type="checkbox" checked>Own scale</label>
+    <span class="tools">${buttons("window", "pan", "invert")}</span>
+    <span class="tools">${buttons("out", "in", "fit", "actual", "reset", "full", "help")}</span>
+  </div>
+  <div class="panes">${PANE}${PANE}
+    <div class="color-bar" aria-hidden="true"><i></i><b></b><b></b><b></b></div>
+    <output class="stage-state" aria-hidden="true"></output>
+  </div>
+  <dialog class="viewer-help" aria-label="Keys and mouse"><h2>Keys and mouse</h2>
+    <dl>${keys(COMMANDS.map(([, key, , title]) => [key.toUpperCase(), title]))}${keys(MOUSE)}</dl>
+    <form method="dialog"><button>Close</button></form></dialog>`;
 
-function start() {
-  const root = one(".result");
-  data = root ? JSON.parse(root.dataset.result) : null;
-  if (!data) return;
-  data.colors = bytes(data.colors);
-  for (const item of data.views) item.maps = bytes(item.maps);
-  const id = data.id;
-  images = [];
-  chosen = data.chosen;
-  one(".opacity").value = 50;
-  one(".own-scale").checked = false;
-  one('.segments input[value="BY_PROBABILITY"]').checked = true;
-  fit();
-  show(data.viewOf[chosen]);
-  data.views.forEach((item, place) => {
-    const image = new Image();
-    image.onload = () => {
-      if (!data || data.id !== id) return; // another study has replaced this one
-      images[place] = image;
-      drawViewButton(place);
-      if (place === view) drawGallery();
+export class Viewer {
+  /** With a `previous` viewer, its settings are taken over. */
+  constructor(colors, previous) {
+    this.colors = colors;
+    this.root = document.createElement("div");
+    this.root.className = "viewer";
+    this.root.innerHTML = MARKUP;
+    this.stages = this.all(".stage");
+    this.films = this.all(".film");
+    this.heat = document.createElement("canvas");
+    this.heat.className = "heat";
+    this.heat.setAttribute("role", "img");
+    this.outline = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    this.outline.setAttribute("class", "outline");
+    this.outline.setAttribute("aria-hidden", "true");
+    this.outline.innerHTML = `<path class="halo"/><path/>`;
+    this.one(".color-bar i").style.background = gradient(colors);
+    this.pointers = new Map();
+    this.map = null;
+    this.size = [1, 1];
+    this.on = { map: true, contour: false, split: false, ...previous?.on, invert: false };
+    this.tool = previous?.tool ?? (matchMedia("(pointer: coarse)").matches ? "pan" : "window");
+    this.inputs = this.all("input");
+    this.inputs.forEach((input, place) => {
+      if (!previous) return;
+      input.value = previous.inputs[place].value;
+      input.checked = previous.inputs[place].checked;
+    });
+    this.window = { ...FULL_WINDOW };
+    this.zoom = { scale: 1, x: 0, y: 0, isFitted: true };
+    this.listen();
+    this.update();
+    new ResizeObserver(() => this.stages[0].isConnected && this.place()).observe(this.stages[0]);
+  }
+
+  one(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  all(selector) {
+    return [...this.root.querySelectorAll(selector)];
+  }
+
+  /** Shows a decoded image; zoom and window start anew, as for any other radiograph. */
+  show(image, name) {
+    const [width, height] = (this.size = [image.naturalWidth || image.width, image.naturalHeight || image.height]);
+    const canvas = new OffscreenCanvas(width, height);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    const { data } = context.getImageData(0, 0, width, height);
+    this.gray = new Uint8Array(width * height);
+    for (let at = 0; at < this.gray.length; at++) this.gray[at] = data[4 * at];
+    for (const film of this.films) Object.assign(film, { width, height });
+    this.name = name;
+    Object.assign(this.window, FULL_WINDOW);
+    this.drawFilm();
+    this.fit();
+  }
+
+  /** Lays a map over the image; without one, the image is shown alone. */
+  setMap(map) {
+    this.map = map;
+    this.drawMap();
+  }
+
+  // Drawing
+
+  drawFilm() {
+    const { center, width } = this.window;
+    const table = Uint32Array.from({ length: 256 }, (_, level) => {
+      const shown = Math.min(255, Math.max(0, ((level - center) / width + 0.5) * 255));
+      const gray = Math.round(this.on.invert ? 255 - shown : shown);
+      return 0xff000000 | (gray << 16) | (gray << 8) | gray;
+    });
+    const image = new ImageData(...this.size);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let at = 0; at < pixels.length; at++) pixels[at] = table[this.gray[at]];
+    for (const film of this.on.split ? this.films : [this.films[0]]) film.getContext("2d").putImageData(image, 0, 0);
+    this.describe();
+  }
+
+  drawMap() {
+    this.stages[Number(this.on.split)].querySelector(".layers").append(this.heat, this.outline);
+    const isShown = this.map !== null && this.on.map;
+    for (const layer of [this.heat, this.outline]) layer.style.display = this.map ? "" : "none";
+    this.heat.style.visibility = isShown ? "" : "hidden";
+    this.one(".color-bar").hidden = !isShown;
+    if (!this.map) return;
+    const [left, top, right, bottom] = this.map.box;
+    for (const layer of [this.heat, this.outline]) {
+      Object.assign(layer.style, { left: `${left}px`, top: `${top}px`, width: `${right - left}px`, height: `${bottom - top}px` });
+    }
+    const peak = this.one(".own-scale input").checked ? Math.max(1, ...this.map.levels) / 255 : 1;
+    paint(this.heat, this.map, this.colors, peak);
+    this.heat.style.opacity = this.amount("opacity");
+    this.heat.setAttribute("aria-label", `Map of ${this.map.name}. ${this.map.text}`);
+    const path = this.on.contour ? contour(this.map, this.amount("threshold") * 255 * peak) : "";
+    this.outline.setAttribute("viewBox", `0 0 ${right - left} ${bottom - top}`);
+    for (const item of this.outline.children) item.setAttribute("d", path);
+    this.all(".color-bar b").forEach((label, place) => (label.textContent = (peak * (1 - place / 2)).toFixed(2)));
+    this.describe();
+  }
+
+  amount(name) {
+    const input = this.one(`[data-slider="${name}"] input`);
+    input.nextElementSibling.textContent = `${input.value} %`;
+    return Number(input.value) / 100;
+  }
+
+  describe() {
+    const { center, width } = this.window;
+    const ratio = Math.round(100 * this.zoom.scale * devicePixelRatio);
+    this.one(".stage-state").textContent = `W ${Math.round(width)} L ${Math.round(center)}  ${ratio} %`;
+    this.stages.forEach((stage, place) => {
+      const name = this.on.split && place === 1 && this.map ? `Map of ${this.map.name}` : this.name ?? "";
+      stage.setAttribute("aria-label", `${name}; plus and minus zoom, arrow keys move, question mark lists the keys`);
+      stage.querySelector(".stage-name").textContent = this.on.split || !this.map || !this.on.map ? name : `Map of ${this.map.name}`;
+    });
+  }
+
+  // Zoom: in pixels of the stage; both panes show the same part
+
+  get fitted() {
+    const { clientWidth, clientHeight } = this.stages[0];
+    return Math.min(clientWidth / this.size[0], clientHeight / this.size[1]) || 1;
+  }
+
+  fit() {
+    this.zoom.isFitted = true;
+    this.place();
+  }
+
+  place() {
+    const { clientWidth, clientHeight } = this.stages[0];
+    if (this.zoom.isFitted) this.zoom.scale = this.fitted;
+    const hold = (offset, room, length) => (length <= room ? (room - length) / 2 : Math.min(0, Math.max(room - length, offset)));
+    this.zoom.x = hold(this.zoom.x, clientWidth, this.size[0] * this.zoom.scale);
+    this.zoom.y = hold(this.zoom.y, clientHeight, this.size[1] * this.zoom.scale);
+    for (const layers of this.all(".layers")) {
+      Object.assign(layers.style, { width: `${this.size[0]}px`, height: `${this.size[1]}px` });
+      layers.style.transform = `translate(${this.zoom.x}px, ${this.zoom.y}px) scale(${this.zoom.scale})`;
+    }
+    this.root.classList.toggle("is-zoomed", this.zoom.scale > this.fitted * 1.001);
+    this.describe();
+  }
+
+  zoomTo(wanted, at = [this.stages[0].clientWidth / 2, this.stages[0].clientHeight / 2]) {
+    const { fitted, zoom } = this;
+    const scale = Math.min(Math.max(fitted * MAX_ZOOM, 2), Math.max(fitted, wanted));
+    zoom.x = at[0] - ((at[0] - zoom.x) * scale) / zoom.scale;
+    zoom.y = at[1] - ((at[1] - zoom.y) * scale) / zoom.scale;
+    zoom.scale = scale;
+    zoom.isFitted = scale <= fitted * 1.001;
+    this.place();
+  }
+
+  move(x, y) {
+    this.zoom.x += x;
+    this.zoom.y += y;
+    this.place();
+  }
+
+  drag(x, y) {
+    const full = 255 / this.stages[0].clientWidth;
+    this.window.width = Math.min(510, Math.max(2, this.window.width + x * full));
+    this.window.center = Math.min(255, Math.max(0, this.window.center + y * full));
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.drawFilm());
+  }
+
+  // Commands
+
+  do(command) {
+    if (SWITCHES.includes(command)) this.on[command] = !this.on[command];
+    else if (command === "window" || command === "pan") this.tool = command;
+    else if (command === "in") this.zoomTo(this.zoom.scale * 1.5);
+    else if (command === "out") this.zoomTo(this.zoom.scale / 1.5);
+    else if (command === "fit") this.fit();
+    else if (command === "actual") this.zoomTo(1 / devicePixelRatio);
+    else if (command === "full") document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen();
+    else if (command === "help") this.one("dialog").open ? this.one("dialog").close() : this.one("dialog").showModal();
+    else if (command === "reset") {
+      this.on.invert = false;
+      Object.assign(this.window, FULL_WINDOW);
+      this.fit();
+    }
+    this.update();
+  }
+
+  update() {
+    for (const item of this.all("[data-command]")) {
+      const { command } = item.dataset;
+      if (SWITCHES.includes(command)) item.setAttribute("aria-pressed", String(this.on[command]));
+      else if (command === "window" || command === "pan") item.setAttribute("aria-pressed", String(this.tool === command));
+    }
+    this.root.classList.toggle("is-split", this.on.split);
+    this.root.dataset.tool = this.tool;
+    this.one('[data-slider="opacity"]').hidden = !this.on.map;
+    this.one('[data-slider="threshold"]').hidden = !this.on.contour;
+    if (this.gray) this.drawFilm();
+    this.drawMap();
+    this.place();
+  }
+
+  /** Acts on a key; tells whether it was one of the viewer's. */
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(FIELDS)) return false;
+    const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
+    const command = COMMANDS.find(([, key]) => key === event.key.toLowerCase())?.[0] ?? { "=": "in", 0: "fit" }[event.key];
+    if (command) this.do(command);
+    else if (event.key === "[" || event.key === "]") {
+      const input = this.one('[data-slider="opacity"] input');
+      input.value = Number(input.value) + (event.key === "]" ? 10 : -10);
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    } else if (moves[event.key] && event.target.matches?.(".stage")) this.move(...moves[event.key]);
+    else return false;
+    event.preventDefault();
+    return true;
+  }
+
+  listen() {
+    this.root.addEventListener("click", (event) => {
+      const command = event.target.closest("[data-command]")?.dataset.command;
+      if (command) this.do(command);
+    });
+    this.root.addEventListener("input", () => this.drawMap());
+    for (const stage of this.stages) this.listenTo(stage);
+  }
+
+  listenTo(stage) {
+    const at = (event) => {
+      const box = stage.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
     };
-    image.src = item.image;
-  });
+    stage.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoomTo(this.zoom.scale * Math.exp(-event.deltaY / (event.ctrlKey ? 150 : 500)), at(event));
+    }, { passive: false });
+    stage.addEventListener("dblclick", (event) => (this.zoom.isFitted ? this.zoomTo(this.zoom.scale * 2.5, at(event)) : this.fit()));
+    stage.addEventListener("pointerdown", (event) => {
+      if (event.button > 1) return;
+      if (event.button === 1) event.preventDefault();
+      const isPan = event.button === 1 || event.shiftKey || this.tool === "pan";
+      this.pointers.set(event.pointerId, { at: at(event), isPan });
+      stage.setPointerCapture(event.pointerId);
+    });
+    stage.addEventListener("pointermove", (event) => {
+      const before = this.pointers.get(event.pointerId);
+      if (!before) return;
+      const now = at(event);
+      const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1].at;
+      if (other) {
+        const distance = (point) => Math.max(1, Math.hypot(point[0] - other[0], point[1] - other[1]));
+        const middle = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
+        this.zoomTo((this.zoom.scale * distance(now)) / distance(before.at), middle);
+      } else this[before.isPan ? "move" : "drag"](now[0] - before.at[0], now[1] - before.at[1]);
+      before.at = now;
+    });
+    for (const kind of ["pointerup", "pointercancel"]) {
+      stage.addEventListener(kind, (event) => this.pointers.delete(event.pointerId));
+    }
+  }
 }
 
-// Drawing
+function gradient(colors) {
+  const stops = Array.from({ length: 17 }, (_, place) => 3 * Math.min(255, 16 * place));
+  return `linear-gradient(to top, ${stops.map((at) => `rgb(${colors.slice(at, at + 3).join(",")})`).join(",")})`;
+}
 
-function paint(canvas, item, index, longest, ownScale) {
-  // The map enlarged bilinearly, pixel centres on pixel centres, as torch does; alpha is the map itself.
-  const [rows, columns] = item.grid;
-  const levels = item.maps.subarray(index * rows * columns, (index + 1) * rows * columns);
-  const [left, top, right, bottom] = item.box;
-  const scale = longest / Math.max(right - left, bottom - top);
-  const width = Math.max(1, Math.round((right - left) * scale));
-  const height = Math.max(1, Math.round((bottom - top) * scale));
-  canvas.width = width;
-  canvas.height = height;
-  const peak = ownScale ? Math.max(1, ...levels) / 255 : 1;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(width, height);
-  const across = steps(width, columns);
+/** A map's levels at the centres of `width` x `height` pixels, enlarged bilinearly as torch does without corners aligned. */
+function enlarge({ levels, grid: [rows, columns] }, width, height) {
+  const place = (at, length, count) => {
+    const exact = Math.min(Math.max(((at + 0.5) * count) / length - 0.5, 0), count - 1);
+    const before = Math.floor(exact);
+    return [before, Math.min(before + 1, count - 1), exact - before];
+  };
+  const across = Array.from({ length: width }, (_, x) => place(x, width, columns));
+  const values = new Float32Array(width * height);
   for (let y = 0; y < height; y++) {
-    const [above, below, down] = step(y, height, rows);
+    const [above, below, down] = place(y, height, rows);
     for (let x = 0; x < width; x++) {
       const [before, after, along] = across[x];
       const high = levels[above * columns + before] * (1 - along) + levels[above * columns + after] * along;
       const low = levels[below * columns + before] * (1 - along) + levels[below * columns + after] * along;
-      const level = Math.round((high * (1 - down) + low * down) / peak);
-      const at = 4 * (y * width + x);
-      pixels.data[at] = data.colors[3 * level];
-      pixels.data[at + 1] = data.colors[3 * level + 1];
-      pixels.data[at + 2] = data.colors[3 * level + 2];
-      pixels.data[at + 3] = level;
+      values[y * width + x] = high * (1 - down) + low * down;
     }
   }
-  context.putImageData(pixels, 0, 0);
+  return values;
 }
 
-function step(place, length, count) {
-  const at = Math.min(Math.max(((place + 0.5) * count) / length - 0.5, 0), count - 1);
-  const before = Math.floor(at);
-  return [before, Math.min(before + 1, count - 1), at - before];
-}
+const sizeOf = ([left, top, right, bottom], longest) => {
+  const scale = longest / Math.max(right - left, bottom - top);
+  return [Math.max(1, Math.round((right - left) * scale)), Math.max(1, Math.round((bottom - top) * scale))];
+};
 
-const steps = (length, count) => Array.from({ length }, (_, place) => step(place, length, count));
-
-function drawMap() {
-  const item = data.views[view];
-  const canvas = one(".heat");
-  paint(canvas, item, chosen, HEAT, one(".own-scale").checked);
-  const [width, height] = item.size;
-  const [left, top, right, bottom] = item.box;
-  canvas.style.left = `${(100 * left) / width}%`;
-  canvas.style.top = `${(100 * top) / height}%`;
-  canvas.style.width = `${(100 * (right - left)) / width}%`;
-  canvas.style.height = `${(100 * (bottom - top)) / height}%`;
-  const name = data.observations[chosen];
-  canvas.setAttribute("aria-label", `Map of ${name}. ${item.texts[chosen]}`);
-  one(".mapped figcaption").textContent = `Map of ${name}`;
-  describe(item, name);
-  canvas.dataset.drawn = `${data.id}:${view}:${chosen}`;
-}
-
-function describe(item, name) {
-  const line = one(".map-text");
-  const strong = document.createElement("strong");
-  strong.textContent = name;
-  const origin = data.views.length > 1 || item.label !== "Radiograph" ? ` ${item.label}: ${item.probabilities[chosen].toFixed(3)}.` : "";
-  line.replaceChildren(strong, `. ${data.definitions[chosen]}${origin} ${item.texts[chosen]}`);
-}
-
-function drawOpacity() {
-  const share = Number(one(".opacity").value);
-  one(".heat").style.opacity = share / 100;
-  one(".opacity-value").textContent = `${share} %`;
-}
-
-function drawGallery() {
-  const item = data.views[view];
-  const image = images[view];
-  if (!image) return;
-  const [width, height] = item.size;
-  const scale = THUMBNAIL / width;
-  const heat = document.createElement("canvas");
-  for (const button of all(".thumbnail")) {
-    const index = Number(button.dataset.index);
-    const canvas = button.querySelector("canvas");
-    canvas.width = THUMBNAIL;
-    canvas.height = Math.round(height * scale);
-    const context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    paint(heat, item, index, THUMBNAIL, one(".own-scale").checked);
-    const [left, top, right, bottom] = item.box;
-    context.globalAlpha = 0.75;
-    context.drawImage(heat, left * scale, top * scale, (right - left) * scale, (bottom - top) * scale);
-    button.querySelector(".thumbnail-note").textContent = `${item.probabilities[index].toFixed(2)}${item.empty[index] ? ", empty map" : ""}`;
+/** Colours a map; its alpha is the map itself, on a scale that ends at `peak`. */
+function paint(canvas, map, colors, peak) {
+  const [width, height] = sizeOf(map.box, HEAT);
+  const values = enlarge(map, width, height);
+  const image = new ImageData(width, height);
+  for (let at = 0; at < values.length; at++) {
+    const level = Math.round(values[at] / peak);
+    image.data[4 * at] = colors[3 * level];
+    image.data[4 * at + 1] = colors[3 * level + 1];
+    image.data[4 * at + 2] = colors[3 * level + 2];
+    image.data[4 * at + 3] = level;
   }
+  Object.assign(canvas, { width, height });
+  canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-function drawViewButton(place) {
-  const canvas = one(`.view[data-view="${place}"] canvas`);
-  if (!canvas) return;
-  const [width, height] = data.views[place].size;
-  canvas.height = 112;
-  canvas.width = Math.round((112 * width) / height);
-  canvas.getContext("2d").drawImage(images[place], 0, 0, canvas.width, canvas.height);
-}
-
-// Choosing
-
-function show(place) {
-  view = place;
-  const item = data.views[view];
-  for (const image of all(".layers img")) image.src = item.image;
-  for (const layers of all(".layers")) layers.style.aspectRatio = `${item.size[0]} / ${item.size[1]}`;
-  for (const stage of all(".stage")) stage.style.aspectRatio = `${item.size[0]} / ${item.size[1]}`;
-  one(".original img").alt = `${item.label} as it was read`;
-  one(".mapped img").alt = "";
-  all(".view").forEach((button, index) => button.setAttribute("aria-pressed", String(index === view)));
-  mark();
-  drawGallery();
-}
-
-function choose(index) {
-  chosen = index;
-  if (data.viewOf[chosen] !== view) show(data.viewOf[chosen]);
-  else mark();
-}
-
-function mark() {
-  for (const button of all(".score, .thumbnail")) {
-    button.setAttribute("aria-pressed", String(Number(button.dataset.index) === chosen));
+/** The outline of a map at a level as the path of an SVG, in pixels of the image: marching squares with one cell of frame. */
+function contour(map, threshold) {
+  const [width, height] = sizeOf(map.box, CONTOUR);
+  const values = enlarge(map, width, height);
+  const unit = (map.box[2] - map.box[0]) / width;
+  const value = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? -1 : values[y * width + x]);
+  const parts = [];
+  for (let y = -1; y < height; y++) {
+    for (let x = -1; x < width; x++) {
+      const corners = [[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]];
+      const crossings = corners.flatMap((from, place) => {
+        const to = corners[(place + 1) % 4];
+        const [first, second] = [value(...from), value(...to)];
+        if (first >= threshold === second >= threshold) return [];
+        const share = (threshold - first) / (second - first);
+        return [[0, 1].map((axis) => ((from[axis] + share * (to[axis] - from[axis]) + 0.5) * unit).toFixed(1)).join(" ")];
+      });
+      for (let pair = 0; pair + 1 < crossings.length; pair += 2) parts.push(`M${crossings[pair]}L${crossings[pair + 1]}`);
+    }
   }
-  one(".observation").value = String(chosen);
-  drawMap();
-  drawOpacity();
+  return parts.join("");
 }
-
-function sort() {
-  const byProbability = one('.segments input[value="BY_PROBABILITY"]').checked;
-  const place = (row) => Number(row.dataset.place);
-  const value = (row) => Number.parseFloat(row.querySelector(".score-fill").style.width);
-  const rows = all(".scores li").sort((a, b) => (byProbability && value(b) - value(a)) || place(a) - place(b));
-  one(".scores").append(...rows);
-}
-
-// Zooming: both panes show the same part
-
-function fit() {
-  Object.assign(zoom, { scale: 1, x: 0, y: 0 });
-  applyZoom();
-}
-
-function applyZoom() {
-  const least = 1 - zoom.scale;
-  zoom.x = Math.min(0, Math.max(least, zoom.x));
-  zoom.y = Math.min(0, Math.max(least, zoom.y));
-  for (const layers of all(".layers")) {
-    layers.style.transform = `translate(${100 * zoom.x}%, ${100 * zoom.y}%) scale(${zoom.scale})`;
-  }
-  for (const stage of all(".stage")) stage.classList.toggle("is-zoomed", zoom.scale > 1);
-}
-
-function zoomBy(factor, x = 0.5, y = 0.5) {
-  const scale = Math.min(MAX_ZOOM, Math.max(1, zoom.scale * factor));
-  zoom.x = x - ((x - zoom.x) * scale) / zoom.scale;
-  zoom.y = y - ((y - zoom.y) * scale) / zoom.scale;
-  zoom.scale = scale;
-  applyZoom();
-}
-
-function move(x, y) {
-  zoom.x += x;
-  zoom.y += y;
-  applyZoom();
-}
-
-const pointers = new Map();
-
-function share(event, stage) {
-  const box = stage.getBoundingClientRect();
-  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-}
-
-// Events, delegated: the HTML below `element` is replaced with each radiograph
-
-element.addEventListener("click", (event) => {
-  const target = event.target.closest("button");
-  if (!target || !element.contains(target)) return;
-  const { index, view: place, action, zoom: kind } = target.dataset;
-  if (action) trigger(action, { observation: chosen, view });
-  else if (place !== undefined) show(Number(place));
-  else if (index !== undefined) choose(Number(index));
-  else if (kind === "in") zoomBy(1.5);
-  else if (kind === "out") zoomBy(1 / 1.5);
-  else if (kind === "reset") fit();
-  else if (kind === "full") document.fullscreenElement ? document.exitFullscreen() : one(".viewer").requestFullscreen();
-});
-
-element.addEventListener("input", (event) => {
-  if (event.target.matches(".opacity")) drawOpacity();
-});
-
-element.addEventListener("change", (event) => {
-  event.stopPropagation();
-  if (event.target.matches(".observation")) choose(Number(event.target.value));
-  if (event.target.matches(".own-scale")) {
-    drawMap();
-    drawGallery();
-  }
-  if (event.target.closest(".segments")) sort();
-});
-
-element.addEventListener("keydown", (event) => {
-  if (!event.target.matches(".stage") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const moves = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] };
-  if (event.key === "+" || event.key === "=") zoomBy(1.5);
-  else if (event.key === "-") zoomBy(1 / 1.5);
-  else if (event.key === "0") fit();
-  else if (event.key in moves && zoom.scale > 1) move(...moves[event.key]);
-  else return;
-  event.preventDefault();
-});
-
-element.addEventListener("dblclick", (event) => {
-  const stage = event.target.closest(".stage");
-  if (!stage) return;
-  if (zoom.scale > 1) fit();
-  else zoomBy(2.5, ...share(event, stage));
-});
-
-element.addEventListener(
-  "wheel",
-  (event) => {
-    // Only with Ctrl, which is also what a pinch on a touchpad sends: the page must go on scrolling over the image.
-    const stage = event.target.closest(".stage");
-    if (!stage || !event.ctrlKey) return;
-    event.preventDefault();
-    zoomBy(Math.exp(-event.deltaY / 200), ...share(event, stage));
-  },
-  { passive: false },
-);
-
-element.addEventListener("pointerdown", (event) => {
-  const stage = event.target.closest(".stage");
-  if (!stage || (zoom.scale === 1 && event.pointerType === "mouse")) return;
-  pointers.set(event.pointerId, share(event, stage));
-  if (zoom.scale > 1) stage.setPointerCapture(event.pointerId);
-});
-
-element.addEventListener("pointermove", (event) => {
-  const stage = event.target.closest(".stage");
-  const before = pointers.get(event.pointerId);
-  if (!stage || !before) return;
-  const now = share(event, stage);
-  const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
-  if (other) {
-    const distance = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
-    zoomBy(distance(now) / Math.max(distance(before), 0.01), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-  } else if (zoom.scale > 1) {
-    move(now[0] - before[0], now[1] - before[1]);
-  }
-  pointers.set(event.pointerId, now);
-});
-
-for (const kind of ["pointerup", "pointercancel"]) {
-  element.addEventListener(kind, (event) => pointers.delete(event.pointerId));
-}
-
-watch("value", start);
-start();

@@ -1,0 +1,97 @@
+// The frame of the page: files dropped or pasted anywhere, buttons of the bar, dialogs, and downloads.
+
+const MOST_FILES = 5000; // read from dropped folders; the server takes fewer and says so
+
+let hadResult = false;
+let given = ""; // the name of the last upload
+
+function open(dialog) {
+  const address = location.origin + location.pathname.replace(/\/$/, "");
+  for (const code of dialog.querySelectorAll("code")) code.textContent = code.textContent.replaceAll("ADDRESS", address);
+  dialog.showModal();
+}
+
+function give(files) {
+  const input = document.querySelector("#file input[type=file]");
+  if (!input) return;
+  if (document.querySelector("#list-stop")) return trigger("refused", { is_busy: true });
+  if (files.length === 0) return trigger("refused", { is_busy: false });
+  const transfer = new DataTransfer();
+  for (const file of files) transfer.items.add(file);
+  input.files = transfer.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+async function filesIn(entry, found) {
+  if (found.length >= MOST_FILES) return;
+  if (entry.isFile) found.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+  else {
+    const reader = entry.createReader();
+    const read = () => new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    for (let batch = await read(); batch.length; batch = await read()) {
+      for (const child of batch) await filesIn(child, found);
+    }
+  }
+}
+
+const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+const mark = (isOver) => element.closest(".gradio-container").classList.toggle("is-dropping", isOver);
+
+document.addEventListener("dragover", (event) => {
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  mark(true);
+}, true);
+document.addEventListener("dragleave", (event) => event.relatedTarget === null && mark(false));
+document.addEventListener("drop", async (event) => {
+  mark(false);
+  if (!event.dataTransfer?.files.length) return;
+  event.preventDefault();
+  event.stopPropagation(); // Gradio's own field would take files without those in folders
+  const files = [...event.dataTransfer.files];
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const found = [];
+  const hasFolder = entries.some((entry) => entry.isDirectory);
+  if (hasFolder) for (const entry of entries) await filesIn(entry, found);
+  give(hasFolder ? found : files);
+}, true);
+
+document.addEventListener("paste", (event) => {
+  if (event.target.closest?.("input:not([type=file]), textarea, select, [contenteditable=true]")) return;
+  const files = [...(event.clipboardData?.files ?? [])];
+  if (files.length === 0) return;
+  event.preventDefault();
+  give(files);
+});
+
+document.addEventListener("click", (event) => {
+  const opener = event.target.closest?.("[data-dialog]");
+  if (opener) open(document.getElementById(opener.dataset.dialog));
+  else if (event.target.matches?.("dialog.sheet")) event.target.close(); // beside its content
+  const step = event.target.closest?.("[data-step]")?.dataset.step;
+  if (step) document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog")) return;
+  const step = { n: 1, b: -1 }[event.key];
+  if (step && element.querySelector("[data-step]")) document.dispatchEvent(new CustomEvent("step-in-list", { detail: step }));
+  else if (event.key === "Escape" && !document.fullscreenElement) element.querySelector("[data-action=back]")?.click();
+});
+
+element.addEventListener("click", (event) => {
+  const action = event.target.closest("[data-action]")?.dataset.action;
+  if (["new", "back"].includes(action)) trigger(action, {});
+});
+
+// The name of a file is the visitor's own: it is shown from the browser and never comes back from the server.
+document.addEventListener("change", ({ target }) => {
+  if (!target.matches("#file input[type=file]")) return;
+  given = target.files.length === 1 ? target.files[0].name : `${target.files.length.toLocaleString("en")} files`;
+}, true);
+watch("value", () => {
+  const name = element.querySelector(".bar-name");
+  if (Boolean(name) !== hadResult) scrollTo(0, 0);
+  hadResult = Boolean(name);
+  if (name && !name.textContent) name.textContent = name.title = given;
+});

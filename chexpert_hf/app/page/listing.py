@@ -1,0 +1,154 @@
+"""The list of many radiographs: progress while they are scored, the table beside which rows open, and its downloads."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import gradio as gr
+
+from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, write_overlays
+from chexpert_hf.app.page.html import DELIVERY_JS, TABLE_JS, delivery_html, error_html, render
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, SESSION_SECONDS, Panel, Updates, bar_html
+from chexpert_hf.app.page.text import EXPIRED
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
+
+_PROGRESS_SECONDS = 0.4  # between two reports of progress
+
+Rows = tuple[ListedFile, ...]
+
+
+class Listing:
+    """The components of the list, laid out; a row opens in a panel."""
+
+    def __init__(self, classifier: CheXpertClassifier) -> None:
+        self._classifier = classifier
+        self._rows = gr.State((), time_to_live=SESSION_SECONDS)
+        self._status = gr.HTML(visible=False, elem_id="list-status", **PLAIN)
+        self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
+        self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
+        self._table = gr.HTML(visible=False, js_on_load=TABLE_JS, elem_id="list", **PLAIN)
+        self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="list-delivery", **PLAIN)
+        self.outputs: list[Any] = [self._rows, self._status, self._stop, self._archive, self._table]
+        """The components that `run` and `cleared` change."""
+
+    def cleared(self) -> Updates:
+        """No list."""
+        return {
+            self._rows: (),
+            **self._show_status(""),
+            self._stop: gr.Button(visible=False),
+            self._archive: gr.DownloadButton(visible=False),
+            self._table: gr.HTML("", visible=False),
+        }
+
+    def run(self, items: Sequence[ListedFile], notes: Sequence[str] = ()) -> Iterator[Updates]:
+        """Scores radiographs and shows the list; reports the progress meanwhile."""
+        yield {
+            **self.cleared(),
+            **self._show_progress(0, len(items), 0.0, "Scored"),
+            self._stop: gr.Button(visible=True),
+        }
+        done: list[ListedFile] = []
+        start = shown_at = time.monotonic()
+        for row in score_items(self._classifier, items, is_gated=True):
+            done.append(row)
+            if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
+                shown_at = now
+                yield {self._rows: tuple(done), **self._show_progress(len(done), len(items), now - start, "Scored")}
+        yield self._finished(tuple(done), notes)
+
+    def _finished(self, done: Rows, notes: Sequence[str] = ()) -> Updates:
+        html = render(
+            "table.html",
+            rows=done,
+            operating_points=self._classifier.operating_points,
+            notes=notes,
+            is_study_possible=1 < len(done) <= MAX_VIEWS,
+        )
+        shown = {self._table: gr.HTML(html, visible=bool(done)), self._stop: gr.Button(visible=False)}
+        return {self._rows: done, **self._show_status(""), **shown}
+
+    def _show_status(self, html: str) -> Updates:
+        return {self._status: gr.HTML(html, visible=bool(html))}
+
+    def _show_progress(self, done: int, total: int, seconds: float, what: str) -> Updates:
+        left = seconds / done * (total - done) if done else None
+        return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
+
+    def connect(self, bar: gr.HTML, panel: Panel, run: Any) -> None:
+        """Connects the list with the panel; `run` is the event that scores uploads."""
+        table, classifier = self._table, self._classifier
+
+        def open_row(event: gr.EventData, done: Rows) -> Updates:
+            number = int(event.row)
+            if not 0 <= number < len(done):
+                return self._show_status(error_html(EXPIRED))
+            row = done[number]
+            title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
+            # A row that was scored in spite of the gate opens without it.
+            return panel.show([row.path], is_gated=row.prediction is None, bar=title)
+
+        def show_study(done: Rows) -> Updates:
+            if not 0 < len(done) <= MAX_VIEWS:
+                return self._show_status(error_html(EXPIRED))
+            title = bar_html(f"A study of {len(done)} views", has_back=True)
+            return panel.show([row.path for row in done], is_study=True, bar=title)
+
+        def close_row() -> Updates:
+            return panel.cleared(bar_html())
+
+        def score_refused(done: Rows) -> Updates:
+            if not done:
+                return self._show_status(error_html(EXPIRED))
+            numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
+            scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
+            anyway = dict(zip(numbers, scored, strict=True))
+            return self._finished(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+
+        def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
+            def deliver_table(done: Rows) -> Updates:
+                if not done:
+                    return self._show_status(error_html(EXPIRED))
+                return {self._delivery: delivery_html(make(done, classifier.observations), name, media_type)}
+
+            return deliver_table
+
+        quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+        shown = [self._status, *panel.outputs]
+        table.open(open_row, [self._rows], shown, show_progress_on=panel.busy, **PRIVATE)
+        table.study(show_study, [self._rows], shown, show_progress_on=[table], **PRIVATE)
+        bar.back(close_row, None, panel.outputs, **quiet)
+        table.override(score_refused, [self._rows], self.outputs, show_progress_on=[table], **PRIVATE)
+        self._stop.click(self._finished, [self._rows], self.outputs, cancels=[run], **quiet)
+        for event, make, name, media_type in (
+            (table.csv, csv_of, "scores.csv", "text/csv"),
+            (table.parquet, parquet_of, "scores.parquet", "application/vnd.apache.parquet"),
+        ):
+            event(deliver(make, name, media_type), [self._rows], [self._delivery, self._status], **quiet)
+        table.overlays(self._prepare_overlays, [self._rows], [self._status, self._archive], **quiet)
+
+    def _prepare_overlays(self, done: Rows) -> Iterator[Updates]:
+        if not done:
+            yield self._show_status(error_html(EXPIRED))
+            return
+        # Files in Gradio's cache are served from there and deleted with the uploads.
+        cache = Path(self._archive.GRADIO_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=cache))
+        path = folder / "overlays.zip"
+        try:
+            start = shown_at = time.monotonic()
+            for count in write_overlays(path, done):
+                if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
+                    shown_at = now
+                    yield self._show_progress(count, len(done), now - start, "Drawn")
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        label = f"Download overlays.zip ({path.stat().st_size / 1_000_000:.1f} MB)"
+        yield {**self._show_status(""), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}

@@ -1,0 +1,99 @@
+"""The start of the page: one field for all files, the examples, and the way from there to a result or a list."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from chexpert_hf.app.page.batch import MAX_FILES, find_items
+from chexpert_hf.app.page.examples import examples_html, title_of
+from chexpert_hf.app.page.html import ACTIONS_JS, error_html, render
+from chexpert_hf.app.page.listing import Listing
+from chexpert_hf.app.page.model_facts import ModelFacts
+from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, bar_html
+from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
+from chexpert_hf.errors import InputError
+from chexpert_hf.radiographs.finding import Found
+
+_MAX_NAME = 200
+
+
+class Upload(NamedTuple):
+    """An uploaded file: the visitor's name for it, which is shown to nobody else, and its path on the server."""
+
+    name: str
+    path: Path
+
+
+def uploads_of(value: list[dict[str, Any]] | None) -> list[Upload]:
+    """The files in an unprocessed value of the upload field."""
+    return [
+        Upload((file["orig_name"] or Path(file["path"]).name)[:_MAX_NAME], Path(file["path"])) for file in value or ()
+    ]
+
+
+class Start:
+    """The field for files and the examples, which `examples.find_examples` gives, laid out.
+
+    Gradio's own preprocessing would leave an empty temporary file behind for each upload. The field has no file types,
+    since Gradio would drop the many DICOM files without a suffix, and takes several files, since the browser would drop
+    others than the first without a message.
+    """
+
+    def __init__(self, facts: ModelFacts, count: int, examples: Sequence[Path]) -> None:
+        self._examples = examples
+        with gr.Column(elem_id="start"):
+            gr.HTML(render("hero.html", facts=facts, count=count), **PLAIN)
+            self._files = gr.File(
+                label="Radiographs",
+                show_label=False,
+                file_count="multiple",
+                height=170,
+                elem_id="file",
+                elem_classes="upload-field",
+            )
+            gr.HTML(render("formats.html", max_files=MAX_FILES), **PLAIN)
+            self._thumbnails = gr.HTML(
+                examples_html(examples), visible=bool(examples), js_on_load=ACTIONS_JS, elem_id="examples", **PLAIN
+            )
+
+    def connect(self, bar: gr.HTML, panel: Panel, listing: Listing) -> None:
+        """One radiograph goes to the panel, several go to the list; the bar leads back here."""
+        files = self._files
+
+        def show_uploads(value: Any) -> Iterator[Updates]:
+            if not (uploads := uploads_of(value)):
+                yield {files: None}
+                return
+            found = Found()
+            try:
+                items = find_items(uploads, found)
+            except InputError as error:
+                yield {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
+                return
+            if len(items) == 1:
+                note = " ".join(found.notes())
+                yield {files: None, **listing.cleared(), **panel.show([items[0].path], note=note)}
+                return
+            yield {files: None, **panel.cleared(bar_html())}
+            yield from listing.run(items, found.notes())
+
+        def show_example(event: gr.EventData) -> Updates:
+            path = self._examples[int(event.index)]
+            return {**listing.cleared(), **panel.show([path], bar=bar_html(title_of(path)))}
+
+        def begin_again() -> Updates:
+            return {files: None, **listing.cleared(), **panel.cleared()}
+
+        def explain(event: gr.EventData) -> Updates:
+            return panel.explain(BUSY if event.is_busy else EMPTY_FOLDER)
+
+        outputs = [files, *panel.outputs, *listing.outputs]
+        busy: dict[str, Any] = {"show_progress_on": [files, *panel.busy], **PRIVATE}
+        # "multiple", since Gradio takes a cancelled run for one that goes on and would ignore the next upload.
+        run = files.upload(show_uploads, [files], outputs, preprocess=False, trigger_mode="multiple", **busy)
+        self._thumbnails.select(show_example, None, outputs, **busy)
+        bar.new(begin_again, None, outputs, cancels=[run], show_progress="hidden", **PRIVATE)
+        bar.refused(explain, None, panel.outputs, show_progress="hidden", **PRIVATE)
+        listing.connect(bar, panel, run)
