@@ -36,7 +36,7 @@ def build_demo(
     `has_api` tells whether the HTTP API is served beside the page, to which it then has links.
     """
     facts = facts or facts_of(classifier)
-    with Page(title="CheXpert scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
+    with Page(title="Chest radiograph scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         gr.HTML(render("header.html"), elem_id="header", **PLAIN)
         bar = gr.HTML("", js_on_load=PAGE_JS, elem_id="bar", **PLAIN)
         message = gr.HTML(visible=False, js_on_load=ACTIONS_JS, elem_id="message", **PLAIN)

@@ -35,7 +35,7 @@ _MODEL_REPOSITORY = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if na
 
 _MODEL_FILE = "model.json"  # names the repository and the commit whose model the Space serves
 _TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
-_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib", ".yaml")
+_PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib", ".yaml", ".txt")
 # Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
 _NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
 _SPACE_FILES = ("README.md", "app.py", "requirements.txt", _MODEL_FILE)
