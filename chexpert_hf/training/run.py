@@ -88,6 +88,7 @@ def train(
         stated = with_stated_labels(recipe, data["train"], say)
         if stated != recipe:
             recipe, data = stated, load_data(stated, root, follow_links=follow_links)
+        say(f"Labels: {', '.join(recipe.observations)}")
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:
