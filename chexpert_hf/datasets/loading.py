@@ -203,7 +203,7 @@ def _refuse_bad_files(
             line = (
                 f"{len(faults):,} of {len(paths):,} files cannot be used: "
                 f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-                f"{folder!r}: put them there, or pass check_files=False to work with the labels alone."
+                f"{folder!r}: put them there, or take their rows out of the table."
             )
             raise BadFilesError(line, faults)
 

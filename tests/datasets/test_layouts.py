@@ -383,6 +383,21 @@ def test_a_table_without_patients_warns_and_one_without_labels_is_none(tmp_path:
         load_dataset(tmp_path / "labels.csv")
 
 
+def test_a_table_whose_columns_do_not_fit_is_named_with_its_folder_and_one_of_a_known_layout_too(
+    tmp_path: Path,
+) -> None:
+    write_csv(tmp_path / "labels.csv", "filname,TB", "a.png,1")
+    with pytest.raises(
+        DatasetError, match=r"No table .* Of labels\.csv, which is there: .* has the columns filname, TB\."
+    ):
+        load_dataset(tmp_path)
+    write_csv(
+        tmp_path / "train.csv", ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT.names]), "a"
+    )
+    with pytest.raises(DatasetError, match=r"has the layout chexpert: pass '.*'\.$"):
+        load_dataset(tmp_path / "train.csv")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

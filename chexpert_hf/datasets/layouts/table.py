@@ -25,7 +25,9 @@ from chexpert_hf.datasets.cells import (
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
-_SINGLE = ("labels.csv", "metadata.csv")
+SINGLE_TABLES = ("labels.csv", "metadata.csv")
+"""Names of a table of all splits."""
+
 _IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
 
 _USUAL_NAMES = {
@@ -133,7 +135,7 @@ def table_layout(
 
 def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
     def label_names(folder: Path) -> tuple[str, ...]:
-        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE]
+        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *SINGLE_TABLES]
         table = None if columns.labels else find_table(folder, names)  # the first one tells the columns of all
         return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
 
@@ -149,7 +151,7 @@ def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: st
     return Layout(
         "table",
         lambda folder: labels.among(label_names(folder)),
-        files=file or f"train.csv, valid.csv, test.csv, or {' or '.join(_SINGLE)}, with a column of image files",
+        files=file or f"train.csv, valid.csv, test.csv, or {' or '.join(SINGLE_TABLES)}, with a column of image files",
         has_split=has_split,
         read=read,
         for_file=lambda name: _layout(columns, labels, labels_by, name),
@@ -164,7 +166,7 @@ def _tables(split: str) -> list[str]:
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
     """The table that has a split, if it is one of this layout."""
     own = None if file else find_table(folder, _tables(split))
-    single = None if own else find_table(folder, [file] if file else _SINGLE)
+    single = None if own else find_table(folder, [file] if file else SINGLE_TABLES)
     table = own or single
     header = header_of(table) if table else []
     facts = columns.facts(header)
@@ -186,7 +188,7 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """The columns of a table, last changed then, that are meant as labels; a wrong cell in them is refused when read."""
+    """The columns of a table, last changed then, that are meant as labels; reading refuses a wrong cell in them."""
     header = header_of(table)
     facts = columns.facts(header)
     if "image" not in facts:
