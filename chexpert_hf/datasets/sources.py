@@ -188,6 +188,12 @@ def read_splits(
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
         is_held_out = tables["train"]["patient"].isin(patients[:count])
         tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
+        if say is not None and len(splits) == 1 and 0 < is_held_out.sum() < len(is_held_out):
+            say(
+                f"{folder.name} has no valid split: {splits[0]} is {len(tables[splits[0]]):,} of its "
+                f"{len(is_held_out):,} radiographs. --valid-fraction sets the share of valid; --split valid "
+                "--valid-fraction 1 takes all."
+            )
     for split in splits:
         if tables[split].empty and (has_valid or split == "test"):
             raise DatasetError(f"The {split} split of {str(folder)!r} has no radiograph; leave it out.")

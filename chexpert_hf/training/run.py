@@ -218,5 +218,8 @@ def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callab
         f"on which {len(judged)} of {len(recipe.observations)} observations can be evaluated."
     )
     if not judged:
-        say("No observation has enough positive and negative validation studies: the last checkpoint will be used.")
+        say(
+            "No observation has enough positive and negative validation studies: the last checkpoint will be used. "
+            "More are held out by a larger --valid-fraction, or chosen in a column split with train, valid or test."
+        )
     return judged
