@@ -392,11 +392,13 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
     code, out, err = run(
         monkeypatch, capsys, "train", phantoms, "--output", tmp_path / "model", "--recipe", recipe,
         "--image-size", 32, "--epochs", 1, "--observations", "Edema,Cardiomegaly", "--policy", "Edema=u-ones",
+        "--valid-fraction", 0.3,
     )  # fmt: skip
     assert code == 0, err
     assert "Cardiomegaly" in out
     saved = (tmp_path / "model" / "recipe.yaml").read_text()
     assert "image_size: 32" in saved
+    assert "valid_fraction: 0.3" in saved
     assert "batch_size: 8" in saved
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["uncertainty_policies"] == {"Edema": "u-ones", "Cardiomegaly": "u-ignore"}

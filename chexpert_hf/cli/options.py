@@ -46,8 +46,8 @@ _LAYOUT = "Layout of the data, such as nih or table:image=FILE,patient=PID; reco
 LayoutName = Annotated[str | None, Option("--layout", help=_LAYOUT)]
 _LINKS = "Links to radiographs outside of the folder: follow or refuse them."
 FollowLinks = Annotated[bool, Option("--follow-links/--no-follow-links", help=_LINKS)]
-_HELD_OUT = "Share of the training patients to hold out if the data set has no valid split."
-ValidFraction = Annotated[float, Option(min=0.001, max=0.999, help=_HELD_OUT)]
+_HELD_OUT = "Share of the training patients to hold out if the data set has no valid split; 1 for all."
+ValidFraction = Annotated[float, Option(min=0.001, max=1, help=_HELD_OUT)]
 Replicates = Annotated[int, Option(min=100, help="Number of bootstrap samples of patients.")]
 _REFERENCE = "CSV with the column Path and a column per finding; rows with x, y, width, height are boxes."
 ReferenceFile = Annotated[Path | None, Option("--reference", help=f"A second reference standard: {_REFERENCE}")]

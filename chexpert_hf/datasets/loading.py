@@ -80,14 +80,16 @@ def load_dataset(
         splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
         check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
         follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
-        say: Takes lines for the user: how many links were followed, labels that a data set cannot state, and whether
-            held-out radiographs may be of patients of train because the files name no patients.
+        say: Takes lines for the user: how many links were followed, labels that a data set cannot state, how many
+            radiographs a single split leaves out that are held out for it or from it, and whether these may be of
+            patients of train because the files name no patients.
         frontal_only: Whether to leave out laterals.
         observations: What `labels` holds, in this order: columns of the files, or names of other label sets; all of
             the layout's by default, of several the union.
         num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
             smaller subset is part of a larger one.
-        valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1).
+        valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1]; with 1,
+            valid is all of its table.
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
@@ -97,8 +99,8 @@ def load_dataset(
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
-    if not 0 <= valid_fraction < 1:
-        raise ValueError(f"Expected valid_fraction in [0, 1), got {valid_fraction}.")
+    if not 0 <= valid_fraction <= 1:
+        raise ValueError(f"Expected valid_fraction in [0, 1], got {valid_fraction}.")
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
     names = check_observations(
@@ -203,7 +205,7 @@ def _refuse_bad_files(
             line = (
                 f"{len(faults):,} of {len(paths):,} files cannot be used: "
                 f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-                f"{folder!r}: put them there, or pass check_files=False to work with the labels alone."
+                f"{folder!r}: put them there, or take their rows out of the table."
             )
             raise BadFilesError(line, faults)
 

@@ -24,7 +24,7 @@ from chexpert_hf.datasets.layouts.openi import OPENI_LAYOUT
 from chexpert_hf.datasets.layouts.padchest import PADCHEST_LAYOUT
 from chexpert_hf.datasets.layouts.rsna import RSNA_LAYOUT
 from chexpert_hf.datasets.layouts.siim import SIIM_LAYOUT
-from chexpert_hf.datasets.layouts.table import TABLE_LAYOUT, table_layout
+from chexpert_hf.datasets.layouts.table import SINGLE_TABLES, TABLE_LAYOUT, table_layout
 from chexpert_hf.datasets.layouts.vindr import VINBIGDATA_LAYOUT, VINDR_LAYOUT, VINDR_VOTES_LAYOUT
 from chexpert_hf.labels import IGNORED, POSITIVE, UNCERTAIN
 
@@ -112,16 +112,23 @@ def _recognised(found: Layout | None, root: Path, layouts: Sequence[Layout]) -> 
     if found is not None:
         return found
     if root.is_file():
-        raise DatasetError(
-            f"{root} is no table of a data set: expected a column of image files, named image or file, or with "
-            "--layout table:image=COLUMN, and columns of labels with 1, 0, -1 or blank cells; it has the columns "
-            f"{', '.join(header_of(root)) or 'none'}."
-        )
+        of_folder = _layout_of(root.parent, LAYOUTS)
+        advice = f" Its folder has the layout {of_folder.name}: pass {str(root.parent)!r}." if of_folder else ""
+        raise DatasetError(f"{root} is no table of a data set: {_expected_columns(root)}{advice}")
     *others, last = layouts
     also = f", and the files of {', '.join(each.name for each in others)}" if others else ""
+    tables = sorted(root.glob("*.csv"), key=lambda file: file.name not in SINGLE_TABLES)
+    why = f" Of {tables[0].name}, which is there: {_expected_columns(tables[0])}" if tables else ""
     raise DatasetError(
         f"No table of a data set in {str(root)!r} or in a folder directly in it; looked for {last.files} "
-        f"({last.name}){also}. Pass the folder that holds the table."
+        f"({last.name}){also}. Pass the folder that holds the table.{why}"
+    )
+
+
+def _expected_columns(table: Path) -> str:
+    return (
+        "expected a column of image files, named image or file, or with --layout table:image=COLUMN, and columns of "
+        f"labels with 1, 0, -1 or blank cells; it has the columns {', '.join(header_of(table)) or 'none'}."
     )
 
 
@@ -181,6 +188,12 @@ def read_splits(
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
         is_held_out = tables["train"]["patient"].isin(patients[:count])
         tables["train"], tables["valid"] = tables["train"][~is_held_out], tables["train"][is_held_out]
+        if say is not None and len(splits) == 1 and 0 < is_held_out.sum() < len(is_held_out):
+            say(
+                f"{folder.name} has no valid split: {splits[0]} is {len(tables[splits[0]]):,} of its "
+                f"{len(is_held_out):,} radiographs. --valid-fraction sets the share of valid; --split valid "
+                "--valid-fraction 1 takes all."
+            )
     for split in splits:
         if tables[split].empty and (has_valid or split == "test"):
             raise DatasetError(f"The {split} split of {str(folder)!r} has no radiograph; leave it out.")

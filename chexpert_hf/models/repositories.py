@@ -20,6 +20,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _BILLING = "in its settings under Billing, then repeat the command"
 _STORAGE = f"the account's storage is used up or blocked; make room, or ask for more {_BILLING}"
 _HIDDEN = f"or this token has no access to it; {_LOG_IN} if it is private"
+_NO_FOLDER = "there is no such folder"
 _STATUS = {
     401: f"the token is not valid; {_LOG_IN} to another",
     402: f"the account's quota is used up; raise it {_BILLING}",
@@ -116,10 +117,10 @@ def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     if isinstance(cause, errors.HfHubHTTPError):
         return _refusal(subject, cause, is_upload)
     if isinstance(cause, errors.OfflineModeIsEnabled):
-        cached = "" if is_upload else ", and this is not complete in the cache; unset it"
-        return f"the Hub cannot be reached, since HF_HUB_OFFLINE is set{cached}"
+        offline = "the Hub cannot be reached, since HF_HUB_OFFLINE is set"
+        return offline if is_upload else f"{_NO_FOLDER}; {offline}, and this is not complete in the cache; unset it"
     if cause is not None:
-        kept = "what was sent is kept there, so " if is_upload else "check the name, and "
+        kept = "what was sent is kept there, so " if is_upload else f"check the name ({_NO_FOLDER}), and "
         return f"no answer from the Hub ({_line(cause)}); {kept}repeat the command"
     if is_upload and _IS_ON_STORAGE.search(str(error)):
         return f"{_STORAGE} ({_line(error)})"
@@ -135,7 +136,7 @@ def _refusal(subject: str, error: errors.HfHubHTTPError, is_upload: bool) -> str
     if isinstance(error, errors.RevisionNotFoundError):
         return "there is no such branch, tag or commit; without a revision, the current state is used"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return _STATUS[404] if is_upload else f"there is no such folder, and no such repository, {_HIDDEN}"
+        return _STATUS[404] if is_upload else f"{_NO_FOLDER}, and no such repository, {_HIDDEN}"
     if isinstance(error, errors.EntryNotFoundError):
         return f"a file is missing there; repeat the command{quoted}"
     if status == 403:

@@ -109,7 +109,9 @@ class Recipe:
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
     frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
     num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", "at least 1", flag=True)
-    valid_fraction: float = _value(0.1, "Share of patients to hold out if the data has no valid split.", "in (0, 1)")
+    valid_fraction: float = _value(
+        0.1, "Share of patients to hold out if the data has no valid split.", "in (0, 1)", flag=True
+    )
 
     # Augmentation, without a flip: it moves the heart
     rotation_degrees: float = _value(0.0, "Largest rotation, either way.", "at least 0")

@@ -88,6 +88,7 @@ def train(
         stated = with_stated_labels(recipe, data["train"], say)
         if stated != recipe:
             recipe, data = stated, load_data(stated, root, follow_links=follow_links)
+        say(f"Labels: {', '.join(recipe.observations)}")
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:
@@ -217,5 +218,8 @@ def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callab
         f"on which {len(judged)} of {len(recipe.observations)} observations can be evaluated."
     )
     if not judged:
-        say("No observation has enough positive and negative validation studies: the last checkpoint will be used.")
+        say(
+            "No observation has enough positive and negative validation studies: the last checkpoint will be used. "
+            "More are held out by a larger --valid-fraction, or chosen in a column split with train, valid or test."
+        )
     return judged

@@ -383,6 +383,21 @@ def test_a_table_without_patients_warns_and_one_without_labels_is_none(tmp_path:
         load_dataset(tmp_path / "labels.csv")
 
 
+def test_a_table_whose_columns_do_not_fit_is_named_with_its_folder_and_one_of_a_known_layout_too(
+    tmp_path: Path,
+) -> None:
+    write_csv(tmp_path / "labels.csv", "filname,TB", "a.png,1")
+    with pytest.raises(
+        DatasetError, match=r"No table .* Of labels\.csv, which is there: .* has the columns filname, TB\."
+    ):
+        load_dataset(tmp_path)
+    write_csv(
+        tmp_path / "train.csv", ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT.names]), "a"
+    )
+    with pytest.raises(DatasetError, match=r"has the layout chexpert: pass '.*'\.$"):
+        load_dataset(tmp_path / "train.csv")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -395,6 +410,23 @@ def test_a_wrong_cell_of_a_plain_table_is_named(tmp_path: Path, rows: list[str],
     write_csv(tmp_path / "labels.csv", "image,TB,age", *rows)
     with pytest.raises(DatasetError, match=message):
         load_dataset(tmp_path, splits=["train"], check_files=False, valid_fraction=0)
+
+
+@pytest.mark.parametrize("odd", ["2", "maybe", "yes", "True"])
+def test_a_single_odd_cell_is_an_error_and_never_drops_the_label(tmp_path: Path, odd: str) -> None:
+    write_csv(tmp_path / "labels.csv", "image,TB,Normal", "1.png,1,0", f"2.png,{odd},0", "3.png,0,1", "4.png,0,1")
+    assert label_set_of(tmp_path).names == ("TB", "Normal")
+    with pytest.raises(DatasetError, match=rf"labels\.csv row 3: TB is '{odd}', expected 1, 0, -1 or blank.*Normal"):
+        load_dataset(tmp_path, check_files=False)
+    assert stated(as_frame(tmp_path, observations=["Normal"], check_files=False), "Normal") == [0, 0, 1, 1]
+
+
+def test_columns_of_words_for_yes_and_no_are_named_and_those_of_other_numbers_are_no_labels(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{('pos', 'neg')[i % 2]},{i},{i % 4}" for i in range(8)]
+    write_csv(tmp_path / "labels.csv", "image,TB,weight,grade", *rows)
+    assert label_set_of(tmp_path).names == ("TB",)
+    with pytest.raises(DatasetError, match=r"labels\.csv row 2: TB is 'pos', expected 1, 0, -1 or blank"):
+        load_dataset(tmp_path, check_files=False)
 
 
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path: Path) -> None:

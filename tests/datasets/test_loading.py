@@ -223,6 +223,16 @@ def test_held_out_patients_do_not_depend_on_what_else_is_asked_for(tmp_path: Pat
     assert held_out.isdisjoint(patients(labels_only(folder, valid_fraction=0.25)["train"]))
 
 
+@pytest.mark.parametrize(("split", "count"), [("valid", 30), ("train", 90)])
+def test_a_part_that_is_held_out_is_reported_and_all_can_be_taken(tmp_path: Path, split: str, count: int) -> None:
+    folder, lines = many_patients(tmp_path / "hospital"), []
+    labels_only(folder, splits=[split], valid_fraction=0.25, say=lines.append)
+    assert lines[-1].startswith(f"hospital has no valid split: {split} is {count} of its 120 radiographs.")
+    lines.clear()
+    assert labels_only(folder, splits=["valid"], valid_fraction=1, say=lines.append)["valid"].num_rows == 120
+    assert not lines
+
+
 def test_a_larger_subset_contains_the_smaller(tmp_path: Path) -> None:
     folder = many_patients(tmp_path)
     small, large = (labels_only(folder, num_patients=count)["train"] for count in (10, 25))
@@ -272,7 +282,7 @@ def test_a_split_without_frontal_radiographs_is_named(tmp_path: Path) -> None:
     [
         ({"splits": ["train", "val"]}, "Expected splits from train, valid, test, got 'val'"),
         ({"observations": ["Edema", "Edema"]}, "Each observation may be named once"),
-        ({"valid_fraction": 1.0}, r"valid_fraction in \[0, 1\), got 1.0"),
+        ({"valid_fraction": 1.5}, r"valid_fraction in \[0, 1\], got 1.5"),
     ],
 )
 def test_an_unknown_choice_is_refused(folder: Path, options: dict[str, object], message: str) -> None:

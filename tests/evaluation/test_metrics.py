@@ -98,6 +98,8 @@ def test_the_table_says_what_was_not_judged_and_what_the_mean_covers():
     assert "Consolidation" in table
     assert "not judged: one class only" in table
     assert "over Edema, Atelectasis" in table
+    unknown = as_table(evaluate_probabilities(np.array([[0.1], [0.2]]), np.full((2, 1), np.nan), ["a", "b"], ["Edema"]))
+    assert unknown.splitlines()[1].split(maxsplit=3) == ["Edema", "0", "0", "not judged: no known label"]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,10 @@ def test_bad_files_are_all_listed_beside_the_folder_that_is_not_made(phantoms, t
     bad = sorted(root.glob("train/*/*/*frontal*"))[:7]
     for path in bad:
         path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(BadFilesError, match=r"7 of \d+ files cannot be used: .* All are listed in .*bad_files\.csv\.$"):
+    with pytest.raises(
+        BadFilesError,
+        match=r"7 of \d+ files cannot be used: .*take their rows out of the table\. All are .*bad_files\.csv\.$",
+    ):
         train(RECIPE, root, tmp_path / "model", say=lambda line: None)
     assert not (tmp_path / "model").exists()
     listed = (tmp_path / "model.bad_files.csv").read_text()

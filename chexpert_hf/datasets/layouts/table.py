@@ -25,7 +25,9 @@ from chexpert_hf.datasets.cells import (
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
-_SINGLE = ("labels.csv", "metadata.csv")
+SINGLE_TABLES = ("labels.csv", "metadata.csv")
+"""Names of a table of all splits."""
+
 _IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
 
 _USUAL_NAMES = {
@@ -45,6 +47,13 @@ def is_fact(column: str) -> bool:
     plain = column.lower().replace(" ", "_").replace("-", "_")
     return any(plain in names for names in _USUAL_NAMES.values())
 
+
+_ANSWERS = frozenset(
+    {"yes", "no", "y", "n", "true", "false", "pos", "neg", "positive", "negative", "present", "absent"}
+)
+"""Words, in lower case, that people write instead of 1 and 0: not read as labels, but named in an error."""
+
+_MEANT_AS_LABELS = 0.75  # share of the stated cells of a column, so that one odd cell is an error and no other column
 
 _CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
 _PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
@@ -106,8 +115,9 @@ def table_layout(
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
-        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank; if None, all columns with no other
-            cells that are no facts of a radiograph.
+        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank; if None, all columns with such cells
+            that are no facts of a radiograph. One that has other cells in a quarter of its rows or less, or words like
+            yes and no, is an error that names the row, unless it is not asked for.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.
@@ -125,7 +135,7 @@ def table_layout(
 
 def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
     def label_names(folder: Path) -> tuple[str, ...]:
-        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *_SINGLE]
+        names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *SINGLE_TABLES]
         table = None if columns.labels else find_table(folder, names)  # the first one tells the columns of all
         return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
 
@@ -141,7 +151,7 @@ def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: st
     return Layout(
         "table",
         lambda folder: labels.among(label_names(folder)),
-        files=file or f"train.csv, valid.csv, test.csv, or {' or '.join(_SINGLE)}, with a column of image files",
+        files=file or f"train.csv, valid.csv, test.csv, or {' or '.join(SINGLE_TABLES)}, with a column of image files",
         has_split=has_split,
         read=read,
         for_file=lambda name: _layout(columns, labels, labels_by, name),
@@ -156,7 +166,7 @@ def _tables(split: str) -> list[str]:
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
     """The table that has a split, if it is one of this layout."""
     own = None if file else find_table(folder, _tables(split))
-    single = None if own else find_table(folder, [file] if file else _SINGLE)
+    single = None if own else find_table(folder, [file] if file else SINGLE_TABLES)
     table = own or single
     header = header_of(table) if table else []
     facts = columns.facts(header)
@@ -178,22 +188,29 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """The columns of a table, last changed then, that have labels in all cells, and at least one."""
+    """The columns of a table, last changed then, that are meant as labels; reading refuses a wrong cell in them."""
     header = header_of(table)
     facts = columns.facts(header)
     if "image" not in facts:
         return ()
     taken = {*facts.values(), *COLUMNS, ""}
     cells = read_cells(table, facts["image"], [name for name in header if name not in taken])
+    return tuple(name for name in cells.columns if name not in taken and _is_meant_as_labels(cells[name]))
 
-    def has_labels(name: str) -> bool:
-        stated = [text.strip() for text in cells[name].cat.categories if text.strip().lower() not in BLANKS]
-        try:
-            return bool([parse_label(text) for text in stated])
-        except ValueError:
-            return False
 
-    return tuple(name for name in cells.columns if name not in taken and has_labels(name))
+def _is_meant_as_labels(cells: pd.Series) -> bool:
+    counts = {text.strip().lower(): count for text, count in cells.value_counts().items()}
+    stated = {text: count for text, count in counts.items() if text not in BLANKS}
+    like_labels = sum(count for text, count in stated.items() if text in _ANSWERS or _is_label(text))
+    return bool(stated) and like_labels >= _MEANT_AS_LABELS * sum(stated.values())
+
+
+def _is_label(text: str) -> bool:
+    try:
+        parse_label(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(
@@ -219,7 +236,7 @@ def _read(
         paths if cells[image].str.contains(r"[/\\]").any() else find_images(folder, paths.tolist()),
         patients,
         studies if patients is None else patients + "/" + studies,
-        pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names}),
+        _labels(cells, names, table),
         is_frontal=views.ne("Lateral"),
         sex=parsed.get("sex"),
         age=parsed.get("age"),
@@ -227,6 +244,16 @@ def _read(
         labels_by=labels_by,
     )
     return refuse_repeated(made[parsed["split"] == split] if "split" in parsed else made, table, image)
+
+
+def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFrame:
+    try:
+        return pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names})
+    except DatasetError as error:
+        raise DatasetError(
+            f"{error} Correct the cells; a column that holds no labels is left out by --observations with the others "
+            f"(of {', '.join(names)})."
+        ) from None
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:

@@ -30,7 +30,8 @@ def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
     cells = [["observation", "positive", "negative", "AUROC"]]
     for item in evaluation.observations:
         few = " (too few to tell)" if min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS else ""
-        value = "not judged: one class only" if isnan(item.auroc) else f"{item.auroc:5.3f}{few}"
+        why = "one class only" if item.num_positive or item.num_negative else "no known label"
+        value = f"not judged: {why}" if isnan(item.auroc) else f"{item.auroc:5.3f}{few}"
         cells.append([item.observation, f"{item.num_positive:,}", f"{item.num_negative:,}", value])
     lines = [aligned(cells, right=(1, 2))]
     if evaluation.mean_over:
