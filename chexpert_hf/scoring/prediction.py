@@ -59,8 +59,8 @@ class Prediction:
                 more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
                 shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
                 parts.append(f"{title}: {shown}{more}")
-        if self.gate is not None and not self.gate.is_chest_radiograph:
-            parts.append("not a chest radiograph")
+        if self.gate is not None:
+            parts += [f"warning: {text.removesuffix('.')}" for text in self.gate.messages]
         return f"Prediction({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from chexpert_hf import (
 )
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate import Gate
+from chexpert_hf.gate import Gate, Verdict
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.scoring.saliency import overlay
@@ -58,6 +59,14 @@ def test_text_is_one_readable_line(prediction):
 def test_text_counts_what_it_does_not_name(classifier, file):
     assert re.fullmatch(r"Prediction\(.* and \d+ more.*\)", repr(classifier.predict(file)))
     assert "\n" not in repr(classifier.predict(file))
+
+
+@pytest.mark.parametrize("verdict", [Verdict(True, "", ("It is turned.",), 0.5), Verdict(False, "It is noise.", (), 9)])
+def test_text_and_view_show_the_messages_of_the_gate(prediction, verdict):
+    judged = replace(prediction, gate=verdict)
+    (message,) = verdict.messages
+    assert repr(judged) == f"{repr(prediction)[:-1]}; warning: {message[:-1]})"
+    assert message in judged._repr_html_()
 
 
 def test_table_has_what_is_called_positive_first(prediction):
