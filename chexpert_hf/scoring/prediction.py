@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -14,7 +14,7 @@ from chexpert_hf import DISCLAIMER
 from chexpert_hf.gate import Verdict
 from chexpert_hf.labels import CHEXPERT, LabelSet
 from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource, read_radiograph
-from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
+from chexpert_hf.scoring.saliency import SaliencyMaps, overlay, unknown_observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,16 @@ _HTML_SIDE, _FIGURE_SIDE = 360, 1024
 _POSITIVE, _BELOW = "#c2410c", "#64748b"
 
 
+ValueT = TypeVar("ValueT")
+
+
+class ByObservation(dict[str, ValueT]):
+    """Values by observation; the KeyError for another name lists the observations."""
+
+    def __missing__(self, observation: str) -> ValueT:
+        raise unknown_observation(observation, self)
+
+
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """The scores of one radiograph.
@@ -33,7 +43,8 @@ class Prediction:
         probabilities: Probability of each observation, in [0, 1], in the model's order.
         positives: Whether each probability reaches the observation's operating point.
         saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
-            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
+            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0. None if
+            not; `maps` are the same and say so.
         notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
         gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
         operating_points: Lowest probability at which each observation is called positive.
@@ -50,6 +61,10 @@ class Prediction:
     operating_points: Mapping[str, float] = field(default_factory=dict)
     labels: LabelSet = CHEXPERT
     source: RadiographSource | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("probabilities", "positives", "operating_points"):
+            object.__setattr__(self, name, ByObservation(getattr(self, name)))
 
     def __repr__(self) -> str:
         parts = []

@@ -69,6 +69,18 @@ def test_text_and_view_show_the_messages_of_the_gate(prediction, verdict):
     assert message in judged._repr_html_()
 
 
+def test_an_unknown_name_is_answered_with_the_known_ones(prediction, classifier, file):
+    for values in (prediction.probabilities, prediction.positives, prediction.operating_points):
+        with pytest.raises(KeyError, match="'edema'; expected one of No Finding, Edema, Fracture, Pneumonia"):
+            values["edema"]
+        assert "edema" not in values
+        assert values.get("edema") is None
+    with pytest.raises(KeyError, match="'edema'; expected one of No Finding, "):
+        classifier.predict(file, saliency=True).maps["edema"]
+    with pytest.raises(ValueError, match="saliency=True"):
+        classifier.predict(file).maps["Edema"]
+
+
 def test_table_has_what_is_called_positive_first(prediction):
     expected = pd.DataFrame(
         {
