@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -103,7 +104,7 @@ class Prediction:
         return _figure(self._pictures(observation, _FIGURE_SIDE), self._rows()[::-1])
 
     def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
-        """The map of an observation over the radiograph at its full size.
+        """The map of an observation over the radiograph at its full size; it warns of a map that is empty.
 
         Raises:
             ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
@@ -111,7 +112,10 @@ class Prediction:
         image = self._radiograph(None)
         if image is None:
             raise ValueError("The radiograph is not known any more; predict it again.")
-        return overlay(image, self.maps.at_size(image.size)[observation], opacity)
+        maps = self.maps.at_size(image.size)
+        if maps.is_empty(observation):
+            warnings.warn(f"The map of {observation} is empty: there is no positive evidence for it.", stacklevel=2)
+        return overlay(image, maps[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
         """Scores, calls, operating points, notes and the gate's verdict, for JSON; an infinite distance is None."""
@@ -155,7 +159,10 @@ class Prediction:
         if self.saliency is None:
             return [("Radiograph", image)]
         name = observation or shown_first(self.probabilities, self.labels.none_of_these)[0]
-        return [("Radiograph", image), (f"Map of {name}", overlay(image, self.saliency.at_size(image.size)[name]))]
+        return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
+
+    def _map_title(self, observation: str) -> str:
+        return f"Map of {observation}" + (": empty, no positive evidence" if self.maps.is_empty(observation) else "")
 
     def _radiograph(self, side: int | None) -> Image.Image | None:
         """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
@@ -218,7 +225,7 @@ def _figure(pictures: Sequence[tuple[str, Image.Image]], rows: Sequence[_Row]) -
             bars.plot([row.operating_point] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.4)
     bars.set_yticks(places, [row.observation for row in rows], fontsize=9)
     bars.set_xlim(0, 1)
-    bars.set_xlabel("Probability; the black mark is the operating point", fontsize=8)
+    bars.set_xlabel("Probability; the black mark is the operating point,\nbars that reach it are orange", fontsize=8)
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure

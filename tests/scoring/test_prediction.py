@@ -204,6 +204,29 @@ def test_a_map_that_was_not_asked_for_cannot_be_plotted(classifier, file):
         classifier.predict(file, saliency=True).plot("Edma")
 
 
+def test_calls_are_columns_of_a_folder_if_asked_for(classifier, file):
+    table, prediction = classifier.predict_folder(file.parent, positives=True), classifier.predict(file)
+    for name, call in prediction.positives.items():
+        assert table[f"{name} positive"].tolist() == [int(call)]
+    assert not any(column.endswith(" positive") for column in classifier.predict_folder(file.parent))
+
+
+def test_an_empty_map_says_so(classifier, file):
+    prediction = classifier.predict(file, saliency=True)
+    maps = prediction.maps
+    blank = replace(prediction, saliency=replace(maps, positive=maps.positive * 0))
+    with pytest.warns(UserWarning, match="The map of Edema is empty"):
+        blank.overlay("Edema")
+    assert "Map of Edema: empty" in blank.plot("Edema").axes[1].get_title()
+    assert "empty" not in _titles(prediction)
+    assert "bars that reach it are orange" in blank.plot("Edema").axes[-1].get_xlabel()
+
+
+def _titles(prediction: Prediction) -> str:
+    first = max(prediction.maps, key=prediction.maps.peak)  # has a map that is not empty
+    return prediction.plot(first).axes[1].get_title()
+
+
 def test_verdicts_of_the_gate_are_columns_of_a_folder(classifier, file):
     Image.new("L", (99, 99), 7).save(file.parent / "blank.png")
     gated = CheXpertClassifier(classifier.model, classifier.processor, gate=Gate.load(DEFAULT_MODEL))
