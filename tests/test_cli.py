@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -331,7 +332,6 @@ def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiograph
         (["{folder}", "-o", "a.xlsx"], r"ends in \.xlsx, expected \.csv, \.jsonl, \.parquet"),
         (["{folder}", "-o", "a.csv", "--resume", "--overwrite"], "one of --resume and --overwrite"),
         (["{folder}", "--resume"], "Expected --output with --resume"),
-        (["{folder}", "--json"], "Expected --output with --json"),
         (
             ["{folder}", "-o", "a.csv", "--num-shards", "2"],
             "--num-shards N with --shard from 0 to N - 1, got 2 and None",
@@ -402,6 +402,47 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
     assert "batch_size: 8" in saved
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["uncertainty_policies"] == {"Edema": "u-ones", "Cardiomegaly": "u-ignore"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "no-such.png"], "no-such.png does not exist"),
+        (["predict", "film.png", "--output", "there.csv"], "there.csv exists already"),
+        (["evaluate", "no-such"], "'no-such' does not exist"),
+        (["evaluate", ".", "--output", "there.csv"], "there.csv cannot be a folder for the results"),
+        (["localize", "no-such", "--output", "x"], "'no-such' does not exist"),
+        (["calibrate", ".", "--output", "."], "is not empty"),
+        (["gate", "/no/such"], "'/no/such' does not exist"),
+        (["train", ".", "--output", "."], "is not empty"),
+        (["phantom", "--output", "."], "is not empty"),
+    ],
+)
+def test_wrong_paths_and_outputs_are_refused_before_torch_is_imported(tmp_path, arguments, message):
+    for name in ("film.png", "there.csv"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    program = (
+        "import atexit, sys; from chexpert_hf.cli import main; "
+        "atexit.register(lambda: print(*sys.modules.keys() & {'torch', 'transformers'})); main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--study"]])
+def test_predict_prints_json_lines_with_the_values_of_the_csv(monkeypatch, capsys, radiographs, tiny_folder, options):
+    arguments = ["predict", radiographs, "--model", tiny_folder, *options]
+    code, out, _ = run(monkeypatch, capsys, *arguments, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    _, expected, _ = run(monkeypatch, capsys, *arguments)
+    table = list(csv.DictReader(io.StringIO(expected)))
+    assert code in (0, 1)
+    assert [list(row) for row in rows] == [list(row) for row in table]
+    assert [f"{row['Edema']:.6f}" for row in rows if row["Edema"]] == [row["Edema"] for row in table if row["Edema"]]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ _LABELS = (
 )
 def import_weights(
     source: Annotated[str, Argument(help=_SOURCES)],
-    output: Annotated[Path, options.output("New or empty folder for the model.")],
+    output: Annotated[Path, options.new_folder("New or empty folder for the model.")],
     file: Annotated[Path | None, Option(help="The weights, where SOURCE names no file; nothing is downloaded.")] = None,
     labels: Annotated[str | None, Option(help=_LABELS)] = None,
     as_json: options.AsJson = False,

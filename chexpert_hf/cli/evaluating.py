@@ -62,6 +62,16 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """AUROC of each observation, per study, on a split of a data set; with --output a full report."""
+    if sanity and output is None:
+        raise InputError("--sanity needs --output: the checks are a section of the report.")
+    is_own_folder = len(model) == 1 and Path(model[0]).is_dir() and Path(model[0]) != DEFAULT_MODEL
+    if update_card and (reference is None or output is None or not is_own_folder):
+        raise InputError(
+            "--update-card needs --reference, --output and, as --model, one local folder other than the bundled model."
+        )
+    if output is not None:
+        result_folder(output)
+
     from chexpert_hf.datasets.loading import data_name
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import write_report
@@ -75,15 +85,6 @@ def evaluate(
     from chexpert_hf.publishing.data_terms import labels_name as known_labels
     from chexpert_hf.publishing.model_folder import add_reference_figures
 
-    if sanity and output is None:
-        raise InputError("--sanity needs --output: the checks are a section of the report.")
-    is_own_folder = len(model) == 1 and Path(model[0]).is_dir() and Path(model[0]) != DEFAULT_MODEL
-    if update_card and (reference is None or output is None or not is_own_folder):
-        raise InputError(
-            "--update-card needs --reference, --output and, as --model, one local folder other than the bundled model."
-        )
-    if output is not None:
-        result_folder(output)
     models = {"ensemble": model} if ensemble else _by_name(model)
     classifiers = {name: load_classifier(paths) for name, paths in models.items()}
     first_name, first = next(iter(classifiers.items()))
@@ -164,7 +165,7 @@ def _results(
 def calibrate(
     data: options.Data,
     model: Annotated[str, options.model("Model folder, or nih, the bundled model; it is not changed.")],
-    output: Annotated[Path, options.output("New or empty folder for the calibrated model.")],
+    output: Annotated[Path, options.new_folder("New or empty folder for the calibrated model.")],
     split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     method: Annotated[

@@ -46,15 +46,16 @@ def localize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure whether maps point at the findings: hit rate and mIoU of each observation, next to those of baselines."""
+    number = _parse_threshold(threshold)
+    if reference and annotations:
+        raise InputError("Expected --reference or --annotations, got both; pass the file that has the boxes.")
+    result_folder(output)
+
     from chexpert_hf.evaluation.localization.ground_truth import Boxes, find_ground_truth
     from chexpert_hf.evaluation.localization.localization_report import as_dictionary, as_text, write_localization
     from chexpert_hf.evaluation.localization.localize import localize_dataset, rows_with_truth
     from chexpert_hf.evaluation.report.reporting import patient_warnings
 
-    number = _parse_threshold(threshold)
-    if reference and annotations:
-        raise InputError("Expected --reference or --annotations, got both; pass the file that has the boxes.")
-    result_folder(output)
     classifier = load_classifier(model)
     standard = load_reference(reference, classifier.observations, reference_map, reference_name)
     truth = Boxes(standard) if standard else find_ground_truth(data, classifier.observations, annotations, layout)
@@ -92,13 +93,14 @@ def sanity(
 
     A check that the maps do not pass is shown as FAILED; the exit code is 0 all the same.
     """
+    if output is not None:
+        result_folder(output)
+
     from chexpert_hf.datasets.sources import states_any
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
 
-    if output is not None:
-        result_folder(output)
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import require_empty
 
 
 def output(text: str) -> Any:
@@ -19,10 +20,30 @@ def model(text: str) -> Any:
     return Option("--model", "-m", help=text, callback=lambda name: name and str(resolve_model(name)))
 
 
+def new_folder(text: str) -> Any:
+    """The option --output for a folder that must be new or empty, with its help text."""
+
+    def check(folder: Path) -> Path:
+        require_empty(folder)
+        return folder
+
+    return Option("--output", "-o", help=text, callback=check)
+
+
+def _existing(data: Any) -> Any:
+    """Refuses paths that do not exist at once, not after torch is imported; owner/name may be a data set of the Hub."""
+    for path in data if isinstance(data, list) else [data]:
+        if not path.exists() and (path.is_absolute() or len(path.parts) != 2):
+            raise InputError(f"Expected the folder of a data set, but {str(path)!r} does not exist.")
+    return data
+
+
 Split = Literal["train", "valid", "test"]
 _DATA = "Data set: a folder with CheXpert's train.csv, valid.csv and images, or in another known layout, or a CSV file"
-Data = Annotated[Path, Argument(help=f"{_DATA}.")]
-SeveralData = Annotated[list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several count as one.")]
+Data = Annotated[Path, Argument(help=f"{_DATA}.", callback=_existing)]
+SeveralData = Annotated[
+    list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several count as one.", callback=_existing)
+]
 _MODEL = "Model folder, repository id on the Hub, or nih, the bundled model"
 Model = Annotated[str, model(f"{_MODEL}.")]
 Models = Annotated[

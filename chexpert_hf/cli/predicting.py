@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from chexpert_hf.folders.readers import Workers
     from chexpert_hf.folders.score_output import ScoreOutput
-    from chexpert_hf.folders.score_run import ScoreSummary, Shard
+    from chexpert_hf.folders.score_run import ScoreSummary
     from chexpert_hf.folders.scoring import FileResult
     from chexpert_hf.radiographs.archives import RadiographFile
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
+_OUTPUT = ".csv, .jsonl or .parquet; if none, CSV on standard output, with --json JSON Lines."
 _LIST = "Text file: a path per line, relative to the current folder."
 _POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
 _BATCH = "Radiographs at once."
@@ -39,7 +40,10 @@ REPORT_SECONDS = 30
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
-    output: Annotated[Path | None, options.output(".csv, .jsonl or .parquet; CSV on standard output if none.")] = None,
+    output: Annotated[
+        Path | None,
+        options.output(_OUTPUT),
+    ] = None,
     listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
@@ -61,21 +65,22 @@ def predict(
 
     Exit code 1 if a file has no scores: it was skipped, could not be read, or was refused by the gate.
     """
-    from chexpert_hf.folders.score_run import score_to_file
     from chexpert_hf.radiographs.finding import find_radiographs, read_list
 
     if not paths and listed is None:
         raise InputError("Expected radiographs, folders, ZIP archives, patterns, or a --list of them; got none.")
-    part, suffix = _shard(num_shards, shard, study)
+    (index, count), suffix = _shard(num_shards, shard, study)
     target = _output(output, suffix, study, resume, overwrite, saliency)
-    if target is None and (as_json or part.count > 1):
-        raise InputError(f"Expected --output with {'--json' if as_json else 'several shards'}; say where scores go.")
+    if target is None and count > 1:
+        raise InputError("Expected --output with several shards; say where scores go.")
     found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
     for note in found.notes():
         say(note)
     for path in paths or []:
         if saliency and os.path.isdir(path) and saliency.resolve().is_relative_to(Path(path).resolve()):
             raise InputError(f"{saliency} is in {path}, where the overlays would be scored next time; choose another.")
+    from chexpert_hf.folders.score_run import Shard, score_to_file  # torch, only after wrong paths are refused
+
     if target is not None:  # a resumed run's bytes are those of one that was not interrupted
         runtime, precision = target.runtime_of_resumed_run(runtime, precision)
     classifier = load_classifier(model, runtime, precision, autotune=autotune)
@@ -91,9 +96,9 @@ def predict(
     with progress_bar(0, "radiographs") as bar:
         watcher = _Progress(bar)
         if target is None:
-            summary = _to_standard_output(classifier, rows, found.files, study, saliency, watcher, **speed)
+            summary = _to_standard_output(classifier, rows, found.files, study, saliency, as_json, watcher, **speed)
         else:
-            target = replace(target, gate=rows.gate, positives=positives)
+            target, part = replace(target, gate=rows.gate, positives=positives), Shard(index, count)
             summary = score_to_file(classifier, found.files, target, shard=part, models=model, watch=watcher, **speed)
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
@@ -147,10 +152,8 @@ def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = 
     launch(shared, examples, **settings)
 
 
-def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard, str]":
-    """The shard from the options or from a launcher (torchrun, accelerate), and a suffix for its output's name."""
-    from chexpert_hf.folders.score_run import Shard
-
+def _shard(count: int | None, index: int | None, by_study: bool) -> tuple[tuple[int, int], str]:
+    """Index and count of the shard, by the options or a launcher (torchrun, accelerate), and its output's suffix."""
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         import torch
@@ -163,7 +166,7 @@ def _shard(count: int | None, index: int | None, by_study: bool) -> "tuple[Shard
         raise InputError(f"Expected --num-shards N with --shard from 0 to N - 1, got {count} and {index}.")
     if by_study and (count or 1) > 1:
         raise InputError("The views of a study may fall into different shards; score --study in one run, or drop it.")
-    return Shard(index or 0, count or 1), suffix
+    return (index or 0, count or 1), suffix
 
 
 def _output(
@@ -189,16 +192,18 @@ def _to_standard_output(
     files: "Sequence[RadiographFile]",
     by_study: bool,
     overlays: Path | None,
+    as_json: bool,
     progress: "_Progress",
     *,
     batch_size: int,
     workers: "Workers",
 ) -> "ScoreSummary":
     from chexpert_hf.folders.score_run import ScoreSummary, batch_size_for, score_with_overlays
-    from chexpert_hf.folders.score_table import CsvLines
+    from chexpert_hf.folders.score_table import CsvLines, JsonLines
     from chexpert_hf.folders.scoring import common_folder
 
-    size, lines = batch_size_for(files, batch_size), CsvLines(rows.columns(by_study=by_study))
+    size, form = batch_size_for(files, batch_size), JsonLines if as_json else CsvLines
+    lines = form(rows.columns(by_study=by_study))
     common = common_folder(files) if overlays else None  # files on two drives of Windows have none
     results = score_with_overlays(classifier, files, overlays, common, size, rows.gate, workers)
     views = rows.rows(progress(results, 0, len(files)))

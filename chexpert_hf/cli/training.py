@@ -12,6 +12,7 @@ from typer import Option
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, MODEL, app, hide_bars, progress_bar, say, show
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import require_empty
 from chexpert_hf.training.recipe import Recipe
 
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
@@ -72,6 +73,9 @@ def train(
     **flags: Any,
 ) -> None:
     """Train a model on a data set. The defaults are the CheXpert paper's recipe."""
+    if not resume:
+        require_empty(output)
+
     from accelerate import PartialState
     from huggingface_hub import HfApi
 
@@ -122,7 +126,7 @@ def train(
 
 @app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300")
 def phantom(
-    output: Annotated[Path, options.output("New or empty folder for the data set.")],
+    output: Annotated[Path, options.new_folder("New or empty folder for the data set.")],
     studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,
     seed: Annotated[int, Option(min=0, help="The same seed writes the same files.")] = 0,
     valid_fraction: Annotated[float, Option(min=0.001, max=0.999, help="Share of the studies in valid.csv.")] = 0.2,

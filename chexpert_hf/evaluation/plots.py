@@ -109,9 +109,10 @@ def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Fi
             part = values[labels == value]
             axes.hist(part, edges, weights=np.full(len(part), 1 / len(part)), color=color, alpha=0.55, label=label)
         axes.axvline(thresholds[name], color="0.2", linewidth=1, linestyle=":")
-        axes.legend(fontsize=7, frameon=False)
         axes.autoscale(axis="y")
         axes.set_ylim(bottom=0)
+    handles, texts = axes.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside upper left", ncols=2, fontsize=8, frameon=False)  # not over the bars
     return figure
 
 

@@ -112,6 +112,7 @@ class GateInput:
     size: tuple[int, int]  # (width, height) of the whole image in pixels
     is_colour: bool = False
     is_lateral: bool | None = None
+    other_subject: str = ""  # as in Radiograph
 
 
 class Distance(NamedTuple):
@@ -157,7 +158,8 @@ class Gate:
     def prepare(radiograph: Radiograph) -> GateInput:
         """Prepares a radiograph for `judge_batch`; thread-safe. If its view is unknown, the pixels decide."""
         gray = gray_levels(radiograph.image)
-        return GateInput(gray, radiograph.original_size, radiograph.is_colour, radiograph.is_lateral)
+        size, is_colour = radiograph.original_size, radiograph.is_colour
+        return GateInput(gray, size, is_colour, radiograph.is_lateral, radiograph.other_subject)
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
         """Judges images from `prepare`."""
@@ -206,6 +208,8 @@ class Gate:
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
         """Reason to refuse an image without computing features, as the end of a sentence; empty if there is none."""
         width, height = one.size
+        if one.other_subject:
+            return f"its DICOM header says that {one.other_subject}."
         if one.is_colour:
             return "it is a colour photograph or drawing."
         if min(width, height) < _LEAST_SIDE:

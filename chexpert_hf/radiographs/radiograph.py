@@ -35,6 +35,7 @@ class Radiograph:
     original_size: tuple[int, int]  # the full image's (width, height) when upright
     is_colour: bool = False  # never found out for DICOM, for others on request
     is_lateral: bool | None = None  # by the DICOM header; None where it does not say
+    other_subject: str = ""  # the DICOM element by which it is no chest radiograph, such as "BodyPartExamined is HIP"
     notes: tuple[str, ...] = ()  # a line for each element of a DICOM header that was supplied or ignored
 
 
@@ -133,9 +134,9 @@ def _read_stream(stream: BinaryIO, target_size: int | None, with_colour: bool) -
         return Radiograph(*read_raster(stream, file_format, target_size, with_colour=with_colour))
     from chexpert_hf.radiographs.dicom.dicom import read_dicom  # pydicom takes .2 s to import
 
-    pixels, is_lateral, notes = read_dicom(stream)
+    pixels, is_lateral, other_subject, notes = read_dicom(stream)
     gray = Image.fromarray(pixels).convert("L")
-    return Radiograph(gray, gray.size, is_lateral=is_lateral, notes=notes)
+    return Radiograph(gray, gray.size, is_lateral=is_lateral, other_subject=other_subject, notes=notes)
 
 
 def _image_of(array: np.ndarray) -> Image.Image:

@@ -227,12 +227,18 @@ class CheXpertClassifier:
         yield from filter(None, read)
 
     def predict_folder(
-        self, folder: str | Path, *, batch_size: int = BATCH_SIZE, errors: Literal["raise", "return"] = "return"
+        self,
+        folder: str | Path,
+        *,
+        positives: bool = False,
+        batch_size: int = BATCH_SIZE,
+        errors: Literal["raise", "return"] = "return",
     ) -> "DataFrame":
         """Scores all radiographs below a folder or in a ZIP archive, with a progress bar.
 
         Args:
             folder: A folder, archive or file.
+            positives: Whether to add columns `<observation> positive`: 1 or 0, at the operating point.
             batch_size: Radiographs per forward pass.
             errors: "return" gives files that cannot be read a row with an `error`; "raise" raises the first one.
 
@@ -257,10 +263,11 @@ class CheXpertClassifier:
                 if errors == "raise" and isinstance(result, RadiographError):
                     result.name = printable(file)
                     raise result
-                rows.append({"path": str(file), **_cells(result)})
+                rows.append({"path": str(file), **_cells(result, positives)})
                 bar.update()
         gate = ["gate", "gate_reason"] if self.has_gate else []
-        return pd.DataFrame(rows, columns=["path", *self.observations, *gate, "note", "error"])
+        calls = [f"{name} positive" for name in self.observations] if positives else []
+        return pd.DataFrame(rows, columns=["path", *self.observations, *calls, *gate, "note", "error"])
 
     @property
     def preparation(self) -> Preparation:
@@ -400,11 +407,13 @@ def _check_options(errors: str, batch_size: int) -> None:
         raise InputError(f"Expected a batch_size of at least 1, got {batch_size}.")
 
 
-def _cells(result: Prediction | RadiographError) -> dict[str, Any]:
+def _cells(result: Prediction | RadiographError, positives: bool) -> dict[str, Any]:
     """The columns of `predict_folder` for one file."""
     if isinstance(result, RadiographError):
         return {"error": result.reason}
     cells = {**result.probabilities, "note": " ".join(result.notes) or None}
+    if positives:
+        cells |= {f"{name} positive": int(call) for name, call in result.positives.items()}
     if result.gate is not None:
         cells |= {"gate": result.gate.state, "gate_reason": " ".join(result.gate.messages) or None}
     return cells

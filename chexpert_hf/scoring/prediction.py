@@ -2,11 +2,12 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from chexpert_hf import DISCLAIMER
 from chexpert_hf.gate import Verdict
 from chexpert_hf.labels import CHEXPERT, LabelSet
 from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource, read_radiograph
-from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
+from chexpert_hf.scoring.saliency import SaliencyMaps, overlay, unknown_observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +26,16 @@ _HTML_SIDE, _FIGURE_SIDE = 360, 1024
 _POSITIVE, _BELOW = "#c2410c", "#64748b"
 
 
+ValueT = TypeVar("ValueT")
+
+
+class ByObservation(dict[str, ValueT]):
+    """Values by observation; the KeyError for another name lists the observations."""
+
+    def __missing__(self, observation: str) -> ValueT:
+        raise unknown_observation(observation, self)
+
+
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """The scores of one radiograph.
@@ -33,7 +44,8 @@ class Prediction:
         probabilities: Probability of each observation, in [0, 1], in the model's order.
         positives: Whether each probability reaches the observation's operating point.
         saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
-            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0.
+            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0. None if
+            not; `maps` are the same and say so.
         notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
         gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
         operating_points: Lowest probability at which each observation is called positive.
@@ -51,6 +63,10 @@ class Prediction:
     labels: LabelSet = CHEXPERT
     source: RadiographSource | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        for name in ("probabilities", "positives", "operating_points"):
+            object.__setattr__(self, name, ByObservation(getattr(self, name)))
+
     def __repr__(self) -> str:
         parts = []
         for title, is_positive in (("positive", True), ("below", False)):
@@ -59,8 +75,8 @@ class Prediction:
                 more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
                 shown = ", ".join(f"{row.observation} {row.probability:.2f}" for row in chosen[:_SHOWN])
                 parts.append(f"{title}: {shown}{more}")
-        if self.gate is not None and not self.gate.is_chest_radiograph:
-            parts.append("not a chest radiograph")
+        if self.gate is not None:
+            parts += [f"warning: {text.removesuffix('.')}" for text in self.gate.messages]
         return f"Prediction({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -88,7 +104,7 @@ class Prediction:
         return _figure(self._pictures(observation, _FIGURE_SIDE), self._rows()[::-1])
 
     def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
-        """The map of an observation over the radiograph at its full size.
+        """The map of an observation over the radiograph at its full size; it warns of a map that is empty.
 
         Raises:
             ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
@@ -96,7 +112,10 @@ class Prediction:
         image = self._radiograph(None)
         if image is None:
             raise ValueError("The radiograph is not known any more; predict it again.")
-        return overlay(image, self.maps.at_size(image.size)[observation], opacity)
+        maps = self.maps.at_size(image.size)
+        if maps.is_empty(observation):
+            warnings.warn(f"The map of {observation} is empty: there is no positive evidence for it.", stacklevel=2)
+        return overlay(image, maps[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
         """Scores, calls, operating points, notes and the gate's verdict, for JSON; an infinite distance is None."""
@@ -140,7 +159,10 @@ class Prediction:
         if self.saliency is None:
             return [("Radiograph", image)]
         name = observation or shown_first(self.probabilities, self.labels.none_of_these)[0]
-        return [("Radiograph", image), (f"Map of {name}", overlay(image, self.saliency.at_size(image.size)[name]))]
+        return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
+
+    def _map_title(self, observation: str) -> str:
+        return f"Map of {observation}" + (": empty, no positive evidence" if self.maps.is_empty(observation) else "")
 
     def _radiograph(self, side: int | None) -> Image.Image | None:
         """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
@@ -203,7 +225,7 @@ def _figure(pictures: Sequence[tuple[str, Image.Image]], rows: Sequence[_Row]) -
             bars.plot([row.operating_point] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.4)
     bars.set_yticks(places, [row.observation for row in rows], fontsize=9)
     bars.set_xlim(0, 1)
-    bars.set_xlabel("Probability; the black mark is the operating point", fontsize=8)
+    bars.set_xlabel("Probability; the black mark is the operating point,\nbars that reach it are orange", fontsize=8)
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure

@@ -3,7 +3,7 @@
 Sources: Selvaraju et al. 2017, arXiv:1610.02391 (the positive part); Irvin et al. 2019, arXiv:1901.07031, section 5.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -94,8 +94,13 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
 
     def _positive_of(self, observation: str) -> Tensor:
         if observation not in self.observations:
-            raise KeyError(f"{observation!r}; expected one of {', '.join(self.observations)}.")
+            raise unknown_observation(observation, self.observations)
         return self.positive[list(self.observations).index(observation)]
+
+
+def unknown_observation(observation: str, observations: Iterable[str]) -> KeyError:
+    """The error for a name that is not that of an observation."""
+    return KeyError(f"{observation!r}; expected one of {', '.join(observations)}.")
 
 
 def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:

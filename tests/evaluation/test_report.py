@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexpert_hf.evaluation import plots
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import per_study
+from chexpert_hf.evaluation.metrics import evaluate_probabilities, per_study
 from chexpert_hf.evaluation.published import RADIOLOGISTS, is_chexpert_valid
-from chexpert_hf.evaluation.report.report import ReportData, write_report
+from chexpert_hf.evaluation.report.report import ReportData, as_table, write_report
 from chexpert_hf.evaluation.tables import as_estimate
 
 OBSERVATIONS = ["Edema", "Atelectasis", "Fracture"]
@@ -120,6 +122,41 @@ def test_a_report_on_data_that_judge_nothing_says_so(data, tmp_path):
     )
     assert "there is no mean" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_few_positive_studies_are_not_judged_and_the_summary_names_best_worst_and_missed(tmp_path):
+    # 40 studies. Edema: all pairs in order, none of its 10 positives reaches .95. Atelectasis: 10 positives of equal
+    # scores, AUROC .5. Fracture: 4 positives.
+    scores = np.stack([np.linspace(0.9, 0, 40), np.full(40, 0.5), np.linspace(0.9, 0, 40)], axis=1)
+    labels = np.zeros((40, 3))
+    labels[:10, :2], labels[:4, 2] = 1, 1
+    studies = [f"patient{number:05d}/study1" for number in range(40)]
+    points = {"Edema": 0.95, "Atelectasis": 0.5, "Fracture": 0.5}
+    metrics = assess(
+        [ModelScores("m", scores, points)], labels, studies, studies, OBSERVATIONS,
+        subgroups={"view": ["frontal"] * 40}, replicates=100,
+    )  # fmt: skip
+    report = ReportData(metrics, "t", OBSERVATIONS, labels, {"m": scores}, studies, studies, {"m": scores})
+    write_report(tmp_path, report)
+    few = "not judged: fewer than 5 studies of a class"
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Told apart best: Edema (AUROC 1.000); worst: Atelectasis (.500)." in text
+        assert "Fewer than one in ten positive studies are called positive of Edema." in text
+        assert few in text
+        assert "subgroups.png" not in text
+        assert "elative Brier: the Brier score divided by that of always answering the prevalence" in text
+    assert f"| Fracture | 4 | 36 | {few} |" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "subgroups.png").exists()  # all are frontal
+    table = as_table(evaluate_probabilities(scores, labels, studies, OBSERVATIONS))
+    assert re.search(rf"Fracture +4 +36 +{few}", table)
+
+
+def test_the_legend_of_the_histograms_is_above_the_panels(data):
+    scores = plots.StudyScores(data.scores, data.truth, OBSERVATIONS, OBSERVATIONS[:2])
+    figure = plots.histogram_figure(scores, dict.fromkeys(OBSERVATIONS, 0.5))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["negative", "positive"]
+    assert not any(axes.get_legend() for axes in figure.axes)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
         ("PA", ["A", "F"], False),  # the view position is the plainer word
         ("LLO", None, None),  # oblique
         ("RLD", None, None),  # the patient lies on the side, the view may be a frontal one
+        ("MLO", ["A", "F"], None),  # of a breast, whose orientation is written like that of a lateral view
         (None, None, None),
         (None, ["A", "F"], True),
         ("", ["P", "FL"], True),
@@ -47,6 +48,22 @@ def test_view_position_says_it_or_else_the_orientation(syntax, view, orientation
     elements = {"ViewPosition": view, "PatientOrientation": orientation}
     data = make_dicom(FILM, syntax, **{name: value for name, value in elements.items() if value is not None})
     assert open_radiograph(data).is_lateral is expected
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"BodyPartExamined": "BREAST", "Modality": "MG"}, "BodyPartExamined is BREAST"),
+        ({"BodyPartExamined": "hip ", "Modality": "CR"}, "BodyPartExamined is HIP"),
+        ({"BodyPartExamined": "", "Modality": "MG"}, "Modality is MG"),
+        *(({"BodyPartExamined": part, "Modality": "DX"}, "") for part in ("CHEST", "THORAX", "RIB", "TSPINE", "")),
+        ({"BodyPartExamined": NAME, "Modality": "XY"}, ""),  # unknown values decide nothing and are not repeated
+        ({"Modality": "CR"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_header_that_names_another_subject_says_so(elements, expected):
+    assert open_radiograph(make_dicom(FILM, **elements)).other_subject == expected
 
 
 def test_a_file_without_preamble_and_a_deflated_one_say_it_too():

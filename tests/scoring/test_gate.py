@@ -156,6 +156,13 @@ def test_a_radiograph_from_read_is_judged_like_its_file(tiny_folder, gate, phant
         assert text in " ".join(verdict.messages)
 
 
+def test_another_subject_that_the_dicom_header_names_is_refused_with_its_word(gate, phantoms):
+    verdict = judge(gate, phantoms[60], other_subject="BodyPartExamined is BREAST")
+    assert verdict.state == "flagged"
+    assert verdict.reason.endswith("chest radiograph: its DICOM header says that BodyPartExamined is BREAST.")
+    assert judge(gate, phantoms[60]).state == "pass"
+
+
 def test_a_saved_gate_judges_alike_and_says_what_it_was_fitted_on(gate, phantoms, tmp_path):
     gate.save(tmp_path)
     loaded = Gate.load(tmp_path)

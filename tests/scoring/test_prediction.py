@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from chexpert_hf import (
 )
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate import Gate
+from chexpert_hf.gate import Gate, Verdict
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.scoring.saliency import overlay
@@ -58,6 +59,26 @@ def test_text_is_one_readable_line(prediction):
 def test_text_counts_what_it_does_not_name(classifier, file):
     assert re.fullmatch(r"Prediction\(.* and \d+ more.*\)", repr(classifier.predict(file)))
     assert "\n" not in repr(classifier.predict(file))
+
+
+@pytest.mark.parametrize("verdict", [Verdict(True, "", ("It is turned.",), 0.5), Verdict(False, "It is noise.", (), 9)])
+def test_text_and_view_show_the_messages_of_the_gate(prediction, verdict):
+    judged = replace(prediction, gate=verdict)
+    (message,) = verdict.messages
+    assert repr(judged) == f"{repr(prediction)[:-1]}; warning: {message[:-1]})"
+    assert message in judged._repr_html_()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(prediction, classifier, file):
+    for values in (prediction.probabilities, prediction.positives, prediction.operating_points):
+        with pytest.raises(KeyError, match="'edema'; expected one of No Finding, Edema, Fracture, Pneumonia"):
+            values["edema"]
+        assert "edema" not in values
+        assert values.get("edema") is None
+    with pytest.raises(KeyError, match="'edema'; expected one of No Finding, "):
+        classifier.predict(file, saliency=True).maps["edema"]
+    with pytest.raises(ValueError, match="saliency=True"):
+        classifier.predict(file).maps["Edema"]
 
 
 def test_table_has_what_is_called_positive_first(prediction):
@@ -181,6 +202,29 @@ def test_a_map_that_was_not_asked_for_cannot_be_plotted(classifier, file):
         classifier.predict(file).plot("Edema")
     with pytest.raises(KeyError, match="expected one of"):
         classifier.predict(file, saliency=True).plot("Edma")
+
+
+def test_calls_are_columns_of_a_folder_if_asked_for(classifier, file):
+    table, prediction = classifier.predict_folder(file.parent, positives=True), classifier.predict(file)
+    for name, call in prediction.positives.items():
+        assert table[f"{name} positive"].tolist() == [int(call)]
+    assert not any(column.endswith(" positive") for column in classifier.predict_folder(file.parent))
+
+
+def test_an_empty_map_says_so(classifier, file):
+    prediction = classifier.predict(file, saliency=True)
+    maps = prediction.maps
+    blank = replace(prediction, saliency=replace(maps, positive=maps.positive * 0))
+    with pytest.warns(UserWarning, match="The map of Edema is empty"):
+        blank.overlay("Edema")
+    assert "Map of Edema: empty" in blank.plot("Edema").axes[1].get_title()
+    assert "empty" not in _titles(prediction)
+    assert "bars that reach it are orange" in blank.plot("Edema").axes[-1].get_xlabel()
+
+
+def _titles(prediction: Prediction) -> str:
+    first = max(prediction.maps, key=prediction.maps.peak)  # has a map that is not empty
+    return prediction.plot(first).axes[1].get_title()
 
 
 def test_verdicts_of_the_gate_are_columns_of_a_folder(classifier, file):

@@ -195,7 +195,7 @@ class CalibrationCheck:
     def as_table(self) -> str:
         """A line per method."""
         rows = [[name, f"{self.scaled_brier[name]:.3f}", f"{self.calibration_error[name]:.3f}"] for name in METHODS]
-        return aligned([["held out", "scaled Brier", "calibration error"], *rows], right=(1, 2))
+        return aligned([["held out", "relative Brier", "calibration error"], *rows], right=(1, 2))
 
 
 def check_calibration(

@@ -19,8 +19,11 @@ from chexpert_hf.evaluation.published import PAPER, TEST_AUROC, VALID_AUROC
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD
 from chexpert_hf.evaluation.sanity.sanity import SanityChecks
 from chexpert_hf.evaluation.sanity.sanity_report import sanity_figure, sanity_tables
-from chexpert_hf.evaluation.tables import aligned, as_estimate, render
+from chexpert_hf.evaluation.tables import aligned, as_estimate, number, render
 from chexpert_hf.files import result_folder, write_json
+
+_FEW = f"not judged: fewer than {MIN_STUDIES_PER_CLASS} studies of a class"
+_HARDLY_ANY = 0.1  # sensitivity at an operating point that finds hardly any positive study
 
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
@@ -29,9 +32,9 @@ def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
     """One line per observation with its numbers of studies and AUROC, and the mean with what it covers."""
     cells = [["observation", "positive", "negative", "AUROC"]]
     for item in evaluation.observations:
-        few = " (too few to tell)" if min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS else ""
+        is_few = min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS
         why = "one class only" if item.num_positive or item.num_negative else "no known label"
-        value = f"not judged: {why}" if isnan(item.auroc) else f"{item.auroc:5.3f}{few}"
+        value = f"not judged: {why}" if isnan(item.auroc) else _FEW if is_few else f"{item.auroc:5.3f}"
         cells.append([item.observation, f"{item.num_positive:,}", f"{item.num_negative:,}", value])
     lines = [aligned(cells, right=(1, 2))]
     if evaluation.mean_over:
@@ -57,11 +60,35 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
                 item["target"] + (f", against {item['against']}" if item["against"] else ""),
                 f"{item['num_positive']:,}",
                 f"{item['num_negative']:,}",
-                item["undefined"] or as_estimate(item["auroc"]),
-                *map(as_estimate, (item["auprc"], point.get("sensitivity"), point.get("specificity"))),
+                _not_judged(item) or as_estimate(item["auroc"]),
+                *(
+                    "" if _not_judged(item) else as_estimate(value)
+                    for value in (item["auprc"], point.get("sensitivity"), point.get("specificity"))
+                ),
             ]
         )
     return rows
+
+
+def _not_judged(item: Mapping[str, Any]) -> str | None:
+    """Why an entry of metrics.json is not judged; None if it is."""
+    is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
+    return item["undefined"] or (_FEW if is_few else None)
+
+
+def _summary(observations: Sequence[Mapping[str, Any]]) -> str:
+    """Sentences on the best and the worst judged observation, and on those that the operating points hardly find."""
+    judged = sorted((item for item in observations if not item["undefined"]), key=lambda item: item["auroc"]["value"])
+    if not judged:
+        return ""
+    (worst, *_), best = judged, judged[-1]
+    text = f"Told apart best: {best['observation']} (AUROC {number(best['auroc']['value'])})"
+    text += f"; worst: {worst['observation']} ({number(worst['auroc']['value'])})." if len(judged) > 1 else "."
+    points = ((item["observation"], item["operating_point"]) for item in judged)
+    missed = [name for name, point in points if point and point["sensitivity"]["value"] < _HARDLY_ANY]
+    return text + (
+        f" Fewer than one in ten positive studies are called positive of {', '.join(missed)}." * bool(missed)
+    )
 
 
 def _reference_note(result: Mapping[str, Any]) -> str:
@@ -112,7 +139,7 @@ def write_report(folder: Path, data: ReportData) -> None:
     context = {
         "reference_standard": OWN_LABELS,
         **metrics,
-        "models": [model | {"subgroups": _subgroups(model)} for model in metrics["models"]],
+        "models": [_shown(model) for model in metrics["models"]],
         "second_standard": second
         and {"name": second["reference"], "cells": _reference_cells(second), "note": _reference_note(second)},
         "published": {name: value for name, value in published.items() if name in data.observations},
@@ -127,6 +154,13 @@ def write_report(folder: Path, data: ReportData) -> None:
         (folder / name).write_text(render(name, **context), encoding="utf-8")
 
 
+def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a model as the templates show them."""
+    observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
+    shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
+    return {**model, **shown}
+
+
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
     """The scored entries, the groups that are too small as text, and the columns of a single group."""
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
@@ -139,6 +173,7 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
             counts = f"{item['observation']} ({item['num_positive']} : {item['num_negative']})"
             too_small.setdefault(f"{item['column']} {item['group']}", []).append(counts)
     return {
+        "compared": compared,
         "scored": [item for item in compared if not item["too_small"]],
         "too_small": {group: ", ".join(items) for group, items in too_small.items()},
         "single": [f"{column}: all {next(iter(names))}" for column, names in groups.items() if len(names) == 1],
@@ -184,12 +219,13 @@ def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
             plots.histogram_figure(scores, thresholds),
         ),
     }
-    if first["subgroups"]:
+    groups = _subgroups(first)
+    if groups["scored"]:
         overall = {name: aurocs[first["name"], name]["value"] for name in shown}
-        judged = [item["observation"] for item in first["subgroups"] if not item["too_small"]]
+        judged = [item["observation"] for item in groups["scored"]]
         most = sorted(shown, key=lambda name: -judged.count(name))[:MAX_PANELS]
         pictures["subgroups"] = (
             f"AUROC of {first['name']} by subgroup; dotted: everybody.",
-            plots.forest_figure(first["subgroups"], overall, [name for name in shown if name in most]),
+            plots.forest_figure(groups["compared"], overall, [name for name in shown if name in most]),
         )
     return pictures | sanity

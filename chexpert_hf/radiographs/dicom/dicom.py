@@ -34,6 +34,7 @@ _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "ViewPosition", "PatientOrientation"),
+    *("BodyPartExamined", "Modality"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
 )
 _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in _KEYWORDS]
@@ -42,23 +43,35 @@ _STORAGE_CLASS, _ROWS, _PIXEL_DATA = 0x00020002, 0x00280010, 0x7FE00010
 _IS_LATERAL = {"AP": False, "PA": False, "LL": True, "RL": True, "LAT": True, "LATERAL": True}
 """By View Position. Source: DICOM PS3.3, C.8.1.1; the last two are written by some machines."""
 
+_OTHER_SUBJECTS = {
+    "BodyPartExamined": (
+        *("ABDOMEN", "ANKLE", "ARM", "BLADDER", "BRAIN", "BREAST", "CALCANEUS", "COLON", "CSPINE"),
+        *("ELBOW", "EXTREMITY", "EYE", "FEMUR", "FINGER", "FOOT", "FOREARM", "HAND", "HEAD"),
+        *("HIP", "HUMERUS", "JAW", "KIDNEY", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA"),
+        *("NECK", "ORBIT", "PELVIS", "SHOULDER", "SKULL", "TOE", "WRIST", "ZYGOMA"),
+    ),
+    "Modality": ("MG", "CT", "MR", "US", "NM", "PT", "ES", "GM", "SM", "OP", "OPT", "IO", "PX", "BMD"),
+}
+"""Values that rule out a chest radiograph, those of other techniques and of regions that a chest film is never filed
+under; blank and unknown ones decide nothing. Source: DICOM PS3.16, annex L, and PS3.3, C.7.3.1.1.1."""
+
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _QUIET = threading.Lock()
 
 
-def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, tuple[str, ...]]:
+def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, tuple[str, ...]]:
     """Reads and renders a DICOM file's one frame; preamble and file meta information may be missing.
 
     Returns pixels: `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour
-    images; whether it is a lateral view, None if the header does not say; and a line for each element that was supplied
-    or ignored.
+    images; whether it is a lateral view, None if the header does not say; the element that says it shows something else
+    than a chest, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was supplied or ignored.
     """
     damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
     try:
         with refusing(damaged), _silence():
             pixels, header = _read(stream)
-            return pixels, _is_lateral(header), tuple(header.notes)
+            return pixels, _is_lateral(header), _other_subject(header), tuple(header.notes)
     except BaseException as error:
         # The RLE decoder is written in Rust; it panics where damaged data lead it out of bounds.
         if type(error).__name__ != "PanicException":
@@ -130,11 +143,20 @@ def _is_lateral(header: Header) -> bool | None:
         view, orientation = header.text("ViewPosition"), header.texts("PatientOrientation")
     except MALFORMED:
         return None
-    if view in _IS_LATERAL:
-        return _IS_LATERAL[view]
+    if view:  # of another one, such as the mammographic MLO, the orientation does not tell
+        return _IS_LATERAL.get(view)
     # Only in a lateral view, rows go to the front or back and columns towards the feet.
     rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
     return rows in ("A", "P") if columns == "F" and rows in ("A", "P", "L", "R") else None
+
+
+def _other_subject(header: Header) -> str:
+    """The element that says that something else than a chest is shown, and its value; empty if none does."""
+    for keyword, values in _OTHER_SUBJECTS.items():
+        with suppress(*MALFORMED):
+            if (value := header.text(keyword)) in values:
+                return f"{keyword} is {value}"
+    return ""
 
 
 def _read_pixel_element(stream: BinaryIO, header: Header) -> tuple[str, int]:
