@@ -90,8 +90,11 @@ def evaluate(
     first_name, first = next(iter(classifiers.items()))
     for name, other in classifiers.items():
         if other.observations != first.observations:
+            shared = ", ".join(each for each in first.observations if each in other.observations)
             raise InputError(
-                f"{name} scores other observations than {first_name}; only models of the same observations compare."
+                f"{name} scores other observations than {first_name}; only models of the same observations compare. "
+                f"Both score: {shared or 'none'}. Evaluate each by itself, or train one with the --observations of the "
+                "other."
             )
     standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
     settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}

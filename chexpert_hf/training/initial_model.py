@@ -95,7 +95,7 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
 
 
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
-    """Starts from another model's backbone, and from its head if both have the same one for the same observations."""
+    """Starts from another model's backbone and head; of linear heads, the rows of observations that both have."""
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
         raise RecipeError(
@@ -113,7 +113,35 @@ def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     same = ("observations", "multiclass_observations", "head_hidden_size")
     if all(getattr(model.config, name) == getattr(source.config, name) for name in same):
         model.classifier.load_state_dict(source.classifier.state_dict())
+    elif _has_row_per_observation(model.config) and _has_row_per_observation(source.config):
+        head, other, names = model.classifier.state_dict(), source.classifier.state_dict(), source.config.observations
+        rows = {row: names.index(name) for row, name in enumerate(model.config.observations) if name in names}
+        for key, values in head.items() if rows else ():
+            values[[*rows]] = other[key][[*rows.values()]]
+        model.classifier.load_state_dict(head)
     return model
+
+
+def _has_row_per_observation(config: CheXpertConfig) -> bool:
+    return config.head_hidden_size is None and not config.multiclass_observations
+
+
+def changes_to_initial(recipe: Recipe) -> list[str]:
+    """Lines for the user on what a fine-tuned model does not keep of the one that it starts from, and what keeps it."""
+    if recipe.init in ("imagenet", "random"):
+        return []
+    folder, lines = model_folder(recipe.init), []
+    names = CheXpertConfig.from_pretrained(folder).observations
+    if new := [name for name in recipe.observations if name not in names]:
+        kept = ", ".join(name for name in recipe.observations if name in names)
+        advice = f"; --observations '{kept}' trains those that it has" if kept else ""
+        lines.append(f"{recipe.init} has no output for {', '.join(new)}: new in the head{advice}.")
+    size = CheXpertImageProcessor.from_pretrained(folder).longest_side
+    if size != recipe.image_size:
+        lines.append(
+            f"Training at {recipe.image_size} pixels, where {recipe.init} takes {size}: --image-size {size} keeps that."
+        )
+    return lines
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:

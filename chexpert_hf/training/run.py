@@ -30,7 +30,7 @@ from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
 from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels, with_stated_labels
 from chexpert_hf.training.durable.intact import expect_intact
-from chexpert_hf.training.initial_model import build_model, build_processor, expect_statistics
+from chexpert_hf.training.initial_model import build_model, build_processor, changes_to_initial, expect_statistics
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.stages import Stages, expect_same_recipe
 from chexpert_hf.training.trainer import build_trainer
@@ -88,7 +88,6 @@ def train(
         stated = with_stated_labels(recipe, data["train"], say)
         if stated != recipe:
             recipe, data = stated, load_data(stated, root, follow_links=follow_links)
-        say(f"Labels: {', '.join(recipe.observations)}")
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:
@@ -98,6 +97,8 @@ def train(
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_statistics(recipe, build_model(recipe), data["train"])
     _claim(output, recipe, resume)
+    for line in (f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe)):
+        say(line)
     run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say)
     stages = Stages(recipe, output, run, say)
     if recipe.runs > 1:

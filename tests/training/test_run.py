@@ -14,7 +14,7 @@ from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.data import load_data
 from chexpert_hf.training.durable.intact import CheckpointError
-from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.initial_model import build_model, build_processor, changes_to_initial
 from chexpert_hf.training.losses import centring_loss, map_loss, offsets_of_peaks
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.run import train
@@ -222,6 +222,22 @@ def test_a_folder_with_another_run_is_not_written_into(phantoms, finished):
 def test_resuming_with_another_recipe_is_refused_by_field(phantoms, finished):
     with pytest.raises(RecipeError, match=r"another recipe: learning_rate was 0.003 and is 0.1"):
         train(RECIPE.override(learning_rate=0.1), phantoms, finished, resume=True)
+
+
+def test_a_fine_tuned_head_keeps_the_rows_of_observations_that_both_have(finished):
+    recipe = RECIPE.override(
+        init=str(finished), architecture={}, observations=("TB", "Edema"), image_size=64, policy="u-ones"
+    )
+    source = load_file(finished / "model.safetensors")
+    row = RECIPE.observations.index("Edema")
+    head = build_model(recipe).classifier
+    assert torch.equal(head.weight[1], source["classifier.weight"][row].float())
+    assert torch.equal(head.bias[1], source["classifier.bias"][row].float())
+    assert not torch.equal(head.weight[0], source["classifier.weight"][0].float())
+    new, size = changes_to_initial(recipe)
+    assert new == f"{finished} has no output for TB: new in the head; --observations 'Edema' trains those that it has."
+    assert size.endswith("--image-size 32 keeps that.")
+    assert not changes_to_initial(RECIPE.override(init=str(finished), architecture={}))
 
 
 def test_a_transferred_model_trains_its_head_alone(phantoms, finished, tmp_path):

@@ -251,8 +251,8 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
         return pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names})
     except DatasetError as error:
         raise DatasetError(
-            f"{error} Correct the cells; a column that holds no labels is left out by --observations with the others "
-            f"(of {', '.join(names)})."
+            f"{error} Correct the cells, or, if the column holds no labels, leave it out of --observations (now "
+            f"{', '.join(names)})."
         ) from None
 
 
