@@ -431,6 +431,26 @@ def test_wrong_paths_and_outputs_are_refused_before_torch_is_imported(tmp_path, 
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize("output", [[], ["--output", "scores.csv"]])
+def test_predict_writes_only_the_maps_that_are_asked_for(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path, output
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next(radiographs.glob("*.jpg")), "a.jpg")
+    arguments = ["predict", "a.jpg", "--model", tiny_folder, *output]
+    asked = ["--saliency", "maps", "--map", "Edema", "--map", "Fracture"]
+    assert run(monkeypatch, capsys, *arguments, *asked)[0] == 0
+    assert sorted(path.name for path in Path("maps").rglob("*.png")) == ["Edema.png", "Fracture.png"]
+    shutil.rmtree("maps")
+    Path("scores.csv").unlink(missing_ok=True)
+    code, _, err = run(monkeypatch, capsys, *arguments, "--saliency", "maps", "--map", "edema")
+    assert code == 2
+    assert "--map is 'edema', expected one of No Finding, " in err
+    code, _, err = run(monkeypatch, capsys, *arguments, "--map", "Edema")
+    assert code == 2
+    assert "--map needs --saliency" in err
+
+
 @pytest.mark.parametrize("options", [[], ["--study"]])
 def test_predict_prints_json_lines_with_the_values_of_the_csv(monkeypatch, capsys, radiographs, tiny_folder, options):
     arguments = ["predict", radiographs, "--model", tiny_folder, *options]
