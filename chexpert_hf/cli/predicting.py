@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _OUTPUT = ".csv, .jsonl or .parquet; if none, CSV on standard output, with --json JSON Lines."
+_PATHS = "Radiographs, folders, ZIP archives, or quoted patterns."
 _LIST = "Text file: a path per line, relative to the current folder."
 _POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
 _MAPS = "With --saliency, only the map of this observation; may be repeated."
@@ -40,7 +41,7 @@ REPORT_SECONDS = 30
 @app.command(rich_help_panel=START, epilog="Example: chexpert-hf predict radiographs/ --output scores.csv")
 def predict(
     model: options.Models,
-    paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
+    paths: Annotated[list[str] | None, Argument(metavar="PATHS", help=_PATHS)] = None,
     output: Annotated[
         Path | None,
         options.output(_OUTPUT),
