@@ -43,10 +43,13 @@ def radiographs(tmp_path):
 
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     code = (
-        "import sys; from typer.testing import CliRunner; from chexpert_hf.cli import app\n"
+        "import re, sys; from typer.testing import CliRunner; from chexpert_hf.cli import app\n"
         "names = [command.name or command.callback.__name__ for command in app.registered_commands]\n"
         "for name in names:\n"
-        "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0, name\n"
+        "    result = CliRunner().invoke(app, [name, '--help'])\n"
+        "    assert result.exit_code == 0, name\n"
+        "    usage = result.output.split('Usage:')[1].splitlines()[0]\n"
+        "    assert not re.search('[{[][a-z]', usage), usage\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "print(len(names), *{'torch', 'transformers', 'gradio', 'datasets', 'pandas', 'sklearn'} & set(sys.modules))"
     )
@@ -379,8 +382,8 @@ def test_evaluate_prints_the_same_table_with_a_report_and_takes_the_mean_if_aske
     assert "mean over the views of each" in alone
     assert str(tmp_path / "report") in err
     entries = json.loads((tmp_path / "report" / "metrics.json").read_text())["models"][0]["observations"]
-    (expected,) = [entry["auroc"]["value"] for entry in entries if entry["observation"] == "Pleural Effusion"]
-    assert re.search(rf"Pleural Effusion +\d+ +\d+ +{expected:.3f}", out)
+    (expected,) = [entry["auroc"]["value"] for entry in entries if entry["observation"] == "Support Devices"]
+    assert re.search(rf"Support Devices +\d+ +\d+ +{expected:.3f}", out)
 
 
 def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantoms, tmp_path):
@@ -431,6 +434,26 @@ def test_wrong_paths_and_outputs_are_refused_before_torch_is_imported(tmp_path, 
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "scores.csv"]])
+def test_predict_writes_only_the_maps_that_are_asked_for(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path, output
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next(radiographs.glob("*.jpg")), "a.jpg")
+    arguments = ["predict", "a.jpg", "--model", tiny_folder, *output]
+    asked = ["--saliency", "maps", "--map", "Edema", "--map", "Fracture"]
+    assert run(monkeypatch, capsys, *arguments, *asked)[0] == 0
+    assert sorted(path.name for path in Path("maps").rglob("*.png")) == ["Edema.png", "Fracture.png"]
+    shutil.rmtree("maps")
+    Path("scores.csv").unlink(missing_ok=True)
+    code, _, err = run(monkeypatch, capsys, *arguments, "--saliency", "maps", "--map", "edema")
+    assert code == 2
+    assert "--map is 'edema', expected one of No Finding, " in err
+    code, _, err = run(monkeypatch, capsys, *arguments, "--map", "Edema")
+    assert code == 2
+    assert "--map needs --saliency" in err
 
 
 @pytest.mark.parametrize("options", [[], ["--study"]])
@@ -508,7 +531,7 @@ def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 2
     assert "is not empty" in err
-    code, _, err = run(monkeypatch, capsys, *arguments, "--operating-points", "best")
+    code, _, err = run(monkeypatch, capsys, *arguments, "--operating-points", "best", "--output", tmp_path / "b")
     assert code == 2
     assert "above 0, at most 1), got 'best'" in err
 

@@ -27,6 +27,7 @@ _LABELS = (
     "Names of the outputs, in their order, where the source does not say, or a label set such as nih; an empty name "
     "drops one."
 )
+_IMAGES = "Folder of radiographs; synthetic ones if none."
 
 
 @app.command(
@@ -35,7 +36,7 @@ _LABELS = (
     epilog="Example: chexpert-hf import torchxrayvision:densenet121-res224-chex --output chex",
 )
 def import_weights(
-    source: Annotated[str, Argument(help=_SOURCES)],
+    source: Annotated[str, Argument(metavar="SOURCE", help=_SOURCES)],
     output: Annotated[Path, options.new_folder("New or empty folder for the model.")],
     file: Annotated[Path | None, Option(help="The weights, where SOURCE names no file; nothing is downloaded.")] = None,
     labels: Annotated[str | None, Option(help=_LABELS)] = None,
@@ -108,7 +109,7 @@ def _summary(exported: "ExportedGraph") -> str:
 
 @app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf bench radiographs/ --model runs/mine --limit 1000")
 def bench(
-    images: Annotated[Path | None, Argument(help="Folder of radiographs; synthetic ones if none.")] = None,
+    images: Annotated[Path | None, Argument(metavar="IMAGES", help=_IMAGES)] = None,
     model: options.Model = DEFAULT_NAME,
     image_size: Annotated[int | None, Option(min=32, help=_UNTRAINED)] = None,
     limit: Annotated[int, Option(min=8, help="Radiographs at most.")] = 256,

@@ -21,6 +21,8 @@ from chexpert_hf.cli.app import (
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import result_folder
 
+_PATHS = "Radiographs, folders, ZIPs; or one data set: its valid split."
+
 
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf localize MY-DATA --model runs/mine --output maps/")
 def localize(
@@ -81,7 +83,7 @@ def localize(
 
 @app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf sanity MY-DATA --model runs/mine --output sanity/")
 def sanity(
-    paths: Annotated[list[str], Argument(help="Radiographs, folders, ZIPs; or one data set: its valid split.")],
+    paths: Annotated[list[str], Argument(metavar="PATHS", help=_PATHS)],
     model: options.Models,
     output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,

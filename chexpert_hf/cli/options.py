@@ -40,9 +40,9 @@ def _existing(data: Any) -> Any:
 
 Split = Literal["train", "valid", "test"]
 _DATA = "Data set: a folder with CheXpert's train.csv, valid.csv and images, or in another known layout, or a CSV file"
-Data = Annotated[Path, Argument(help=f"{_DATA}.", callback=_existing)]
+Data = Annotated[Path, Argument(metavar="DATA", help=f"{_DATA}.", callback=_existing)]
 SeveralData = Annotated[
-    list[Path], Argument(metavar="DATA...", help=f"{_DATA}; several count as one.", callback=_existing)
+    list[Path], Argument(metavar="DATA", help=f"{_DATA}; several count as one.", callback=_existing)
 ]
 _MODEL = "Model folder, repository id on the Hub, or nih, the bundled model"
 Model = Annotated[str, model(f"{_MODEL}.")]

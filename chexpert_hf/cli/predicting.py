@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _OUTPUT = ".csv, .jsonl or .parquet; if none, CSV on standard output, with --json JSON Lines."
+_PATHS = "Radiographs, folders, ZIP archives, or quoted patterns."
 _LIST = "Text file: a path per line, relative to the current folder."
 _POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
+_MAPS = "With --saliency, only the map of this observation; may be repeated."
 _BATCH = "Radiographs at once."
 _GATE = "Images that do not look like chest radiographs: flag them, refuse to score them, or do not check."
 REPORT_SECONDS = 30
@@ -39,7 +41,7 @@ REPORT_SECONDS = 30
 @app.command(rich_help_panel=START, epilog="Example: chexpert-hf predict radiographs/ --output scores.csv")
 def predict(
     model: options.Models,
-    paths: Annotated[list[str] | None, Argument(help="Radiographs, folders, ZIP archives, or quoted patterns.")] = None,
+    paths: Annotated[list[str] | None, Argument(metavar="PATHS", help=_PATHS)] = None,
     output: Annotated[
         Path | None,
         options.output(_OUTPUT),
@@ -51,6 +53,7 @@ def predict(
     num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
     shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
+    maps: Annotated[list[str] | None, Option("--map", metavar="OBSERVATION", help=_MAPS)] = None,
     positives: Annotated[bool, Option("--positives", help=_POSITIVES)] = False,
     gate: Annotated[GateMode | None, Option(help=_GATE, show_default="flag if the model has a gate, else off")] = None,
     batch_size: Annotated[int | None, Option(min=1, help=_BATCH, show_default="16, on a CUDA GPU 256")] = None,
@@ -73,6 +76,8 @@ def predict(
     target = _output(output, suffix, study, resume, overwrite, saliency)
     if target is None and count > 1:
         raise InputError("Expected --output with several shards; say where scores go.")
+    if maps and saliency is None:
+        raise InputError("--map needs --saliency, the folder for the maps.")
     found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
     for note in found.notes():
         say(note)
@@ -90,8 +95,10 @@ def predict(
             f"--gate {gate.value} needs a model with a gate, {', '.join(model)} has none; fit one with "
             "`chexpert-hf gate DATA --model MODEL`, or use --gate off."
         )
+    if unknown := [name for name in maps or () if name not in classifier.observations]:
+        raise InputError(f"--map is {unknown[0]!r}, expected one of {', '.join(classifier.observations)}.")
     rows = RowFormat(classifier.observations, gate, positives)
-    speed: dict[str, Any] = {"batch_size": batch_size or classifier.batch_size, "workers": workers}
+    speed: dict[str, Any] = {"batch_size": batch_size or classifier.batch_size, "workers": workers, "maps": maps}
     begin = time.monotonic()
     with progress_bar(0, "radiographs") as bar:
         watcher = _Progress(bar)
@@ -197,6 +204,7 @@ def _to_standard_output(
     *,
     batch_size: int,
     workers: "Workers",
+    maps: list[str] | None,
 ) -> "ScoreSummary":
     from chexpert_hf.folders.score_run import ScoreSummary, batch_size_for, score_with_overlays
     from chexpert_hf.folders.score_table import CsvLines, JsonLines
@@ -205,7 +213,7 @@ def _to_standard_output(
     size, form = batch_size_for(files, batch_size), JsonLines if as_json else CsvLines
     lines = form(rows.columns(by_study=by_study))
     common = common_folder(files) if overlays else None  # files on two drives of Windows have none
-    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate, workers)
+    results = score_with_overlays(classifier, files, overlays, common, size, rows.gate, workers, maps)
     views = rows.rows(progress(results, 0, len(files)))
     sys.stdout.write(lines.header().decode())
     for row in rows.study_rows(views) if by_study else views:

@@ -21,6 +21,8 @@ Private = Annotated[bool, Option("--private", help="Make a new repository privat
 _FOR_SPACE = (
     "Repository id on the Hub; or a model folder, or nih, the bundled model, whose files become part of the Space."
 )
+_REPO_ID = "user/name of the repository; created if it does not exist."
+_SPACE_ID = "user/name of the Space; created if it does not exist."
 
 
 @app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf check --model runs/mine")
@@ -53,7 +55,7 @@ def check(
 
 @app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf push me/my-model --model runs/mine --dry-run")
 def push(
-    repo_id: Annotated[str, Argument(help="user/name of the repository; created if it does not exist.")],
+    repo_id: Annotated[str, Argument(metavar="REPO_ID", help=_REPO_ID)],
     model: Annotated[str, options.model("Model folder, or nih, the bundled model.")],
     private: Private = False,
     dry_run: DryRun = False,
@@ -78,7 +80,7 @@ def push(
 
 @app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-page --model me/my-model")
 def space(
-    space_id: Annotated[str, Argument(help="user/name of the Space; created if it does not exist.")],
+    space_id: Annotated[str, Argument(metavar="SPACE_ID", help=_SPACE_ID)],
     model: Annotated[str, options.model(_FOR_SPACE)] = DEFAULT_NAME,
     output: Annotated[Path | None, options.output("With --dry-run: new or empty folder for the Space's files.")] = None,
     revision: Annotated[str, Option(help="Revision of a repository, fixed at its present commit.")] = "main",

@@ -67,6 +67,7 @@ def score_to_file(
     shard: Shard = UNDIVIDED,
     models: Sequence[str] = (),
     workers: Workers = 0,
+    maps: Sequence[str] | None = None,
     watch: Watch = lambda results, *_: results,
 ) -> ScoreSummary:
     """Scores files and writes their rows as they come, in the order of the files.
@@ -75,7 +76,8 @@ def score_to_file(
     the batch size, the shard, the kind of row, the paths in the rows, and the model must be the same; the model is
     identified by its scores of a test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, `models` names for the record, and `workers` as in `readers.read_prepared`.
+    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, and
+    `maps` the observations that get an overlay, by default all.
     InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
@@ -91,7 +93,8 @@ def score_to_file(
     failed, not_radiographs = kept.failed, kept.not_radiographs
     common = common_folder(files) if output.overlays else None
     remaining = names[kept.rows :]
-    results = score_with_overlays(classifier, remaining, output.overlays, common, batch_size, output.gate, workers)
+    speed: dict[str, Any] = {"batch_size": batch_size, "gate": output.gate, "workers": workers, "maps": maps}
+    results = score_with_overlays(classifier, remaining, output.overlays, common, **speed)
     results = watch(results, kept.rows, len(names))
     with GrowingTable(output.growing, lines) as table:
         while batch := list(islice(results, batch_size)):
@@ -120,11 +123,12 @@ def score_with_overlays(
     batch_size: int,
     gate: GateMode,
     workers: Workers = 0,
+    maps: Sequence[str] | None = None,
 ) -> Iterator[FileResult]:
     """Scores files, and writes the overlays of each before it is passed on, without its maps.
 
     Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`;
-    InputError if they cannot be written.
+    those of the observations `maps`, or of all. InputError if they cannot be written.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "gate": gate, "workers": workers}
     results = score_files(classifier, files, saliency=overlays is not None, **settings)
@@ -133,7 +137,7 @@ def score_with_overlays(
             yield result
             continue
         try:
-            write_overlays(result, overlay_folder(result.path, common, overlays), classifier.observations)
+            write_overlays(result, overlay_folder(result.path, common, overlays), maps or classifier.observations)
         except RadiographError as error:  # it could be read a moment ago
             yield FileResult(result.path, error=error.reason)
         except OSError as error:
