@@ -118,7 +118,7 @@ def _recognised(found: Layout | None, root: Path, layouts: Sequence[Layout]) -> 
     *others, last = layouts
     also = f", and the files of {', '.join(each.name for each in others)}" if others else ""
     tables = sorted(root.glob("*.csv"), key=lambda file: file.name not in SINGLE_TABLES)
-    why = f" Of {tables[0].name}, which is there: {_expected_columns(tables[0])}" if tables else ""
+    why = f" {tables[0].name} is there, but is none: {_expected_columns(tables[0])}" if tables else ""
     raise DatasetError(
         f"No table of a data set in {str(root)!r} or in a folder directly in it; looked for {last.files} "
         f"({last.name}){also}. Pass the folder that holds the table.{why}"

@@ -11,15 +11,19 @@ from torch import Tensor
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
-from chexpert_hf.formats.imports import TIMM_ARCHITECTURE, TIMM_RESAMPLING
+from chexpert_hf.formats.imports import TIMM_ARCHITECTURE, TIMM_RESAMPLING, read_source
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.graph_files import Precision
 from chexpert_hf.publishing.card import read_template
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.graphs.conversion import BOUNDS
+from chexpert_hf.scoring.graphs.export import phantoms
 
 Remarks = tuple[str, ...]
 
+_COMPARED_PHANTOMS, _COMPARED_SEED = 6, 9_000
 _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 
 
@@ -31,7 +35,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
     """Write a model folder or repository for "timm" or "torchxrayvision"; return remarks for the user.
 
     Raises:
-        FormatError: If the format cannot express the model.
+        FormatError: If the format cannot express the model, or the written folder gives other scores.
         FolderError: If `output` is not new or empty, or cannot be written.
         ModelFolderError: If the model cannot be loaded.
     """
@@ -40,11 +44,14 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
     if len(classifier.members) > 1:
         raise FormatError(f"{target} cannot express an ensemble; export its members one by one.")
     refuse_model(classifier.model.config, target)
+    refuse_processor(classifier.processor, target)
     card = read_template(Path(__file__).with_name("export_card.md"))
     write = write_timm if target == "timm" else write_torchxrayvision
     with new_folder(output) as folder:
-        write_text(folder / "README.md", card.render(target=target, name=folder.name, config=classifier.model.config))
-        return write(folder, classifier.model, classifier.processor)
+        remarks = write(folder, classifier.model, classifier.processor)
+        values = {"target": target, "name": folder.name, "config": classifier.model.config, "remarks": remarks}
+        write_text(folder / "README.md", card.render(values))
+        return remarks
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
@@ -60,6 +67,15 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
     for reason, applies in reasons.items():
         if applies:
             raise FormatError(f"{target} cannot express this model: {reason}; expected DenseNet121 with a linear head.")
+
+
+def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
+    """Raise FormatError if images are prepared in a way that no other library repeats."""
+    if processor.gray_range:
+        raise FormatError(
+            f"{target} cannot express this model: it would omit gray_range, by which the gray levels of each image are "
+            "normalised, and give other scores; --runtime onnx and openvino write folders that keep it."
+        )
 
 
 def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
@@ -81,11 +97,32 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
         "pretrained_cfg": {**common, "first_conv": "features.conv0", "classifier": "classifier", **settings},
     }
     write_json(folder / "config.json", config)
-    differs = (
-        f"timm cannot resize as {processor.resize_like} does: the network is the same to the last bit, but its pixel "
-        "values differ, and so do the scores of files."
+    difference = _largest_difference(folder, model, processor)
+    if processor.resize_like:
+        return (
+            f"timm cannot resize as {processor.resize_like} does: the network is the same, but its pixel "
+            f"values differ, and so do the scores of files, by up to {difference:.2g} on synthetic radiographs.",
+        )
+    if difference > BOUNDS[Precision.FP32]:
+        raise FormatError(
+            f"timm cannot express the image processor: probabilities differ by up to {difference:.2g} on synthetic "
+            f"radiographs, expected at most {BOUNDS[Precision.FP32]:g}."
+        )
+    return ()
+
+
+@torch.inference_mode()
+def _largest_difference(
+    folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
+) -> float:
+    """The largest difference between the probabilities of a written timm folder, read back, and the model's."""
+    written = read_source(f"timm:{folder}", labels=[str(row) for row in range(model.config.num_labels)])
+    images = phantoms(_COMPARED_PHANTOMS, seed=_COMPARED_SEED)
+    pairs = ((written.build(), written.processor), (model, processor))
+    theirs, ours = (
+        network(prepare(images, return_tensors="pt")["pixel_values"]).logits.sigmoid() for network, prepare in pairs
     )
-    return (differs,) if processor.resize_like else ()
+    return float((theirs - ours).abs().max())
 
 
 def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:

@@ -388,7 +388,7 @@ def test_a_table_whose_columns_do_not_fit_is_named_with_its_folder_and_one_of_a_
 ) -> None:
     write_csv(tmp_path / "labels.csv", "filname,TB", "a.png,1")
     with pytest.raises(
-        DatasetError, match=r"No table .* Of labels\.csv, which is there: .* has the columns filname, TB\."
+        DatasetError, match=r"No table .* labels\.csv is there, but is none: .* has the columns filname, TB\."
     ):
         load_dataset(tmp_path)
     write_csv(

@@ -1,6 +1,7 @@
 """The mirror for timm, and back; what is not a plain DenseNet121 is refused."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -67,6 +68,40 @@ def test_the_mirror_scores_as_ours_in_plain_transformers(folder, mirror):
         scores = {score["label"]: score["score"] for score in classify(image, top_k=3)}
         named = dict(zip(ours.config.observations, expected.sigmoid()[0].tolist(), strict=True))
         assert scores == pytest.approx(named, abs=tolerance)
+
+
+def changed(folder, place, **values):
+    """A copy of a model folder with other values in its image processor."""
+    shutil.copytree(folder, place)
+    CheXpertImageProcessor.from_pretrained(folder, **values).save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.parametrize("target", ["timm", "torchxrayvision"])
+def test_a_model_of_normalised_gray_levels_is_refused_as_its_scores_would_change(folder, tmp_path, target):
+    source = changed(folder, tmp_path / "ours", gray_range={"low": 0.5, "high": 99.5, "median": 0.5})
+    with pytest.raises(FormatError, match=f"^{target} cannot express this model: it would omit gray_range"):
+        export_format(source, target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("values", [{"do_normalize": False}, {"rescale_factor": 1 / 127}])
+def test_a_mirror_whose_scores_differ_is_refused(folder, tmp_path, values):
+    source = changed(folder, tmp_path / "ours", **values)
+    with pytest.raises(FormatError, match=r"probabilities differ by up to 0\.\d+ on synthetic radiographs"):
+        export_format(source, "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mirror_claims_the_figures_of_the_card_only_for_the_same_scores(folder, mirror, tmp_path):
+    assert "data, figures, limits, licence and citation, which hold here" in (mirror / "README.md").read_text()
+    source = changed(folder, tmp_path / "ours", resize_like="scikit-image", do_square_crop=True, do_center_crop=False,
+                     size={"height": 224, "width": 224})  # fmt: skip
+    remarks = export_format(source, "timm", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert remarks[0] in text
+    assert "data, limits, licence and citation" in text
+    assert "its figures were measured with that folder's preparation" in text
 
 
 def test_one_channel_becomes_three_of_which_two_are_empty(tmp_path):
