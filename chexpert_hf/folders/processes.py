@@ -15,7 +15,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeAlias
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -84,7 +85,8 @@ class ReadingProcesses:
         """Reads chunks until there are no more, or a process dies; returns those that were lost then."""
         pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
         arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
-        pool = ProcessPoolExecutor(processes, _context(), _start, arguments)
+        context = _KeptProcesses(_context())
+        pool = ProcessPoolExecutor(processes, cast(BaseContext, context), _start, arguments)
         try:
             _expect_start(pool)
             while True:
@@ -97,6 +99,7 @@ class ReadingProcesses:
                 chunk, _ = pending.popleft()
                 yield from map(Read, chunk, _unpacked(packed))
         except BrokenProcessPool:
+            context.kill()
             return [chunk for chunk, _ in pending]
         finally:
             pool.shutdown(cancel_futures=True)
@@ -110,6 +113,29 @@ class ReadingProcesses:
         status = os.statvfs(_SHARED_MEMORY)
         images = 2 * _AHEAD * processes * _CHUNK + self.waiting
         return images * num_bytes < status.f_bavail * status.f_frsize
+
+
+class _KeptProcesses:
+    """A context of multiprocessing that keeps its processes.
+
+    A pool that breaks ends its processes and waits for them, also for one that it has started meanwhile and that would
+    never end.
+    """
+
+    def __init__(self, context: BaseContext) -> None:
+        self._context, self._processes = context, list[Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        self._processes.append(self._context.Process(*args, **options))  # type: ignore[attr-defined]
+        return self._processes[-1]
+
+    def kill(self) -> None:
+        for process in self._processes:
+            if process.pid is not None:
+                process.kill()
 
 
 def _context() -> Any:

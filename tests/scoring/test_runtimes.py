@@ -112,7 +112,7 @@ def images(batch: int, channels: int = 3, seed: int = 0, size: tuple[int, int] =
 
 
 def opened(model, name: str = "auto", precision: str = "auto", folder: Path | None = None, **options):
-    options = {"input_size": SIZE, "device": None, **options}
+    options = {"input_size": SIZE, "device": None, "autotune": False, **options}  # for which see test_autotune.py
     return open_runtime(model, folder=folder, runtime=name, precision=precision, **options)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from chexpert_hf.app.server.answers import score_all
@@ -171,6 +172,7 @@ class Held:
     """A runtime that waits until it is opened."""
 
     name, precision, reason, is_on_cpu = "held", "fp32", "", True
+    device = torch.device("cpu")
 
     def __init__(self, runtime):
         self.runtime, self.opened = runtime, threading.Event()

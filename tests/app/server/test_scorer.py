@@ -89,6 +89,7 @@ class TableRuntime:
     """Logits from a table by a row's pixels, in batches of some sizes a little larger; keeps who computed how many."""
 
     name, precision, reason, is_on_cpu = "table", "fp32", "", True
+    device = torch.device("cpu")
 
     def __init__(self, worker="all", passes=None, copies=(), sizes_that_differ=()):
         self.worker, self.passes, self.copies = worker, passes, copies
