@@ -33,7 +33,7 @@ class Slow:
     # Batches take long enough for others to wait.
     name, precision, reason, is_on_cpu, is_slow = "slow", "fp32", "", True, False
     def __init__(self, runtime):
-        self.runtime = runtime
+        self.runtime, self.device = runtime, runtime.device
     def __call__(self, pixel_values, *, saliency=False):
         threading.Event().wait(0.5 * self.is_slow)
         return self.runtime(pixel_values, saliency=saliency)
