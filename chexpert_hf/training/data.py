@@ -1,13 +1,14 @@
 """The training and validation data of a recipe, and the labels that a recipe takes from them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
 
-from chexpert_hf.datasets.label_sets import read_label_set
+from chexpert_hf.datasets.label_sets import read_label_set, same_label
 from chexpert_hf.datasets.loading import data_name, label_set_of, load_dataset
 from chexpert_hf.labels import CHEXPERT, IGNORED
 from chexpert_hf.training.cross_fitting import hold_out_fold
@@ -28,6 +29,8 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     is_given = recipe.labels not in (None, "union")
     labels = read_label_set(str(recipe.labels)) if is_given else label_set_of(roots, recipe.layout)
     chosen = labels.among(recipe.observations or labels.names)
+    if chosen.none_of_these is None:  # "Normal" of a user's table is not a finding
+        chosen = replace(chosen, none_of_these=same_label("No Finding", chosen.names))
     # Empty stands for CheXpert's, so that a set without further properties names its headline.
     known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict() or {"headline": list(chosen.names)}
     return recipe.override(observations=chosen.names, label_set=known)

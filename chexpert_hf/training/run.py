@@ -149,7 +149,7 @@ def train(
             best_step=best_step,
             assessment=assess_predictions(probabilities, data["valid"], final.config),
         )
-        _write_patients(output, data, recipe)
+        _write_patients(output, data, has_chosen=is_best)
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
             say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
@@ -181,10 +181,10 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     PartialState().wait_for_everyone()
 
 
-def _write_patients(output: Path, data: datasets.DatasetDict, recipe: Recipe) -> None:
+def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: bool) -> None:
     """Writes hashes of the patients that the model has seen, so that an evaluation on them is detected."""
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
-    if recipe.checkpoint == "best":
+    if has_chosen:  # the checkpoint
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
@@ -200,7 +200,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
         expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
-        _write_patients(output, data, recipe)
+        _write_patients(output, data, has_chosen=recipe.checkpoint == "best")
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:

@@ -77,6 +77,8 @@ def test_labels_come_from_a_set_a_file_or_names(phantoms: Path, tmp_path: Path) 
     own = with_labels(SMALL.override(labels=str(tmp_path / "own.yaml")), phantoms)
     assert (own.observations, own.known_labels.none_of_these) == (("TB", "Normal"), "Normal")
     assert with_labels(SMALL.override(labels="Edema, TB"), phantoms).observations == ("Edema", "TB")
+    by_names = with_labels(SMALL.override(labels="TB, Normal"), phantoms).known_labels
+    assert (by_names.names, by_names.none_of_these) == (("TB", "Normal"), "Normal")
     (tmp_path / "bad.yaml").write_text("names: [TB]\nheadline: [Edema]\n")
     for text, message in (("bad.yaml", "names 'Edema'"), ("missing.yaml", "No such file")):
         with pytest.raises(InputError, match=message):
@@ -201,6 +203,8 @@ def test_a_model_has_no_output_that_its_training_data_could_not_state(nih: Path,
     assert "Cardiomegaly" not in (config.label_parents or {})  # its parent has no output
     assert config.label_parents == CHEXPERT.among(config.observations).parents
     assert sum("no output for Enlarged Cardiomediastinum" in line for line in lines) == 1
+    assert any("the last checkpoint will be used" in line for line in lines)
+    assert not (tmp_path / "model" / "selection_patients.json").exists()  # since no patient chose it
     with pytest.raises(RecipeError, match="No training image has a label for Fracture"):
         with_stated_labels(
             SMALL.override(observations=("Fracture",)),
