@@ -57,6 +57,7 @@ _ONLY: dict[str, Any] = {
     "drop_last": False,
     "sync_batch_norm": False,
 }
+_BY_DEVICE = {"precision": "auto"}  # the value by which PyTorch's training goes by the device; here it is the one above
 _TORCH_ADAM_EPSILON = 1e-8
 _EVALUATION_BATCH_SIZE = 32
 
@@ -149,7 +150,7 @@ def freeze_backbone(port: CheXpertKeras) -> None:
 def check_recipe(recipe: Recipe) -> None:
     """Raises RecipeError for values that are not supported here."""
     for name, only in _ONLY.items():
-        if getattr(recipe, name) != only:
+        if getattr(recipe, name) not in (only, _BY_DEVICE.get(name, only)):
             raise RecipeError(
                 f"{name} is {getattr(recipe, name)!r}, expected {only!r} in Keras; use chexpert-hf train for it."
             )
