@@ -1,6 +1,5 @@
 """All steps once, without data or network: phantoms, training, evaluation, overlays, a model folder."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from chexpert_hf.evaluation.metrics import Evaluation
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
 from chexpert_hf.files import new_folder
 from chexpert_hf.folders.scoring import FileResult, write_overlays
+from chexpert_hf.machine import num_processors
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, recipes_folder
@@ -48,7 +48,7 @@ def run_quickstart(output: Path, progress: Progress) -> Evaluation:
 
 
 def _draw(folder: Path, progress: Progress) -> None:
-    workers, both = os.cpu_count() or 1, NUM_STUDIES + UNSEEN_STUDIES
+    workers, both = num_processors(), NUM_STUDIES + UNSEEN_STUDIES
 
     def report(done: int) -> None:
         progress("Drawing radiographs", DRAWN * done / both)

@@ -14,7 +14,7 @@ PACKAGE = Path(chexpert_hf.__file__).parent
 # From top to bottom; docs/concepts/architecture.md draws the same.
 GROUPS = [
     ["errors"],
-    ["files", "default_model", "csv_dialect"],
+    ["files", "default_model", "csv_dialect", "machine"],
     ["labels", "configuration_chexpert", "image_processing_chexpert", "backbones_chexpert", "modeling_chexpert"],
     ["radiographs"],
     ["datasets"],

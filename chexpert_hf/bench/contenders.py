@@ -20,10 +20,10 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.folders.scoring import ROWS_SIDE_BY_SIDE, score_files
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.machine import num_processors, processor_name
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
-from chexpert_hf.scoring.autotune import cores, processor
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 _DISTINCT = 32  # phantoms that are drawn; more files are copies of them
@@ -133,4 +133,5 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
 def machine() -> str:
     """Processor, cores and versions in a line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor()}, {cores()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor_name()}, {num_processors()} cores{gpu}, {versions}"

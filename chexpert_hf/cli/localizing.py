@@ -86,6 +86,7 @@ def sanity(
     paths: Annotated[list[str], Argument(metavar="PATHS", help=_PATHS)],
     model: options.Models,
     output: Annotated[Path | None, options.output("Folder for sanity.json and sanity.png.")] = None,
+    valid_fraction: options.ValidFraction = 0.1,
     limit: Annotated[int, Option(min=2, help="Radiographs at most; --seed chooses them.")] = 50,
     seed: Annotated[int, Option(min=0, help="Seed of the sample and of random weights and orders.")] = 0,
     follow_links: options.FollowLinks = True,
@@ -107,7 +108,8 @@ def sanity(
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])
         if len(paths) == 1 and states_any(folder, classifier.observations):
-            data = load_split(folder, "valid", classifier.observations, follow_links=follow_links)
+            settings: dict[str, Any] = {"follow_links": follow_links, "valid_fraction": valid_fraction}
+            data = load_split(folder, "valid", classifier.observations, **settings)
             checks = dataset_sanity(classifier, data, limit, seed=seed, progress=bar.update)
         else:
             found = find_radiographs(paths, follow_links=follow_links)

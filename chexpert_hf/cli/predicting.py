@@ -42,10 +42,7 @@ REPORT_SECONDS = 30
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(metavar="PATHS", help=_PATHS)] = None,
-    output: Annotated[
-        Path | None,
-        options.output(_OUTPUT),
-    ] = None,
+    output: Annotated[Path | None, options.output(_OUTPUT)] = None,
     listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,

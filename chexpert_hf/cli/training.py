@@ -1,6 +1,5 @@
 """Training of models, and data to try it on: train, phantom."""
 
-import os
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import Parameter, signature
@@ -13,6 +12,7 @@ from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, MODEL, app, hide_bars, progress_bar, say, show
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty
+from chexpert_hf.machine import num_processors
 from chexpert_hf.training.recipe import Recipe
 
 AUGMENTATION = {"rotation_degrees": 10.0, "translation": 0.05, "scaling": 0.1, "contrast": 0.2}
@@ -136,7 +136,7 @@ def phantom(
     from chexpert_hf.phantoms import write_phantoms
 
     with progress_bar(studies, "studies") as bar:
-        numbers = {"num_studies": studies, "seed": seed, "workers": os.cpu_count() or 1}
+        numbers = {"num_studies": studies, "seed": seed, "workers": num_processors()}
         write_phantoms(output, **numbers, valid_fraction=valid_fraction, progress=lambda done: bar.update(done - bar.n))
     text = f"Wrote {studies} synthetic studies to {output}: train.csv, valid.csv, truth.csv, masks/."
     show({"folder": str(output), "studies": studies, "seed": seed}, text, as_json)

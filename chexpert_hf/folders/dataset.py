@@ -14,7 +14,6 @@ from chexpert_hf.radiographs.archives import RadiographFile, source_of
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import Radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.preparation import Prepared
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
@@ -37,15 +36,8 @@ def predict_dataset(
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:
-        for prediction in classifier.predict_prepared(map(_expect_image, images)):
+        for prediction in classifier.predict_prepared(map(Read.expected, images)):
             rows.append(list(prediction.probabilities.values()))
             if progress:
                 progress(1)
     return np.array(rows)
-
-
-def _expect_image(read: Read) -> Prepared:
-    if isinstance(read.image, Prepared):
-        return read.image
-    with naming(read.file):
-        raise read.image

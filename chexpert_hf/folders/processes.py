@@ -24,7 +24,7 @@ from torch import Tensor
 
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.archives import RadiographFile
-from chexpert_hf.radiographs.grey_levels import RadiographError
+from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.scoring.preparation import Preparation, Prepared
 
@@ -43,6 +43,13 @@ class Read(NamedTuple):
 
     file: RadiographFile
     image: Prepared | RadiographError
+
+    def expected(self) -> Prepared:
+        """The radiograph; without one, a RadiographError that names the file is raised."""
+        if isinstance(self.image, Prepared):
+            return self.image
+        with naming(self.file):
+            raise self.image
 
 
 _Chunk: TypeAlias = tuple[RadiographFile, ...]

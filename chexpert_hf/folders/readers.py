@@ -4,7 +4,6 @@ Threads start at once, but share the interpreter lock: eight of them read about 
 network on a CPU takes. A GPU takes several times as much.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 
 from chexpert_hf.folders.processes import Read, ReadingProcesses, read_one
+from chexpert_hf.machine import num_processors
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.scoring.preparation import Preparation
@@ -124,12 +124,6 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 def num_threads() -> int:
     """The number of decoding threads: as many as this process has processors, up to `MAX_THREADS`."""
     return min(num_processors(), MAX_THREADS)
-
-
-def num_processors() -> int:
-    """The number of processors that this process may use."""
-    is_known = hasattr(os, "sched_getaffinity")  # on Linux
-    return len(os.sched_getaffinity(0)) if is_known else os.cpu_count() or 1
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

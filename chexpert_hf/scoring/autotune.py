@@ -5,7 +5,6 @@ same machine always chooses the same, and so do the members of an ensemble.
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TypeAlias
 import torch
 
 from chexpert_hf.files import write_json
+from chexpert_hf.machine import num_processors, processor_name
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models import graph_files
 from chexpert_hf.models.graph_files import Precision, RuntimeName
@@ -49,26 +49,17 @@ class Choice:
         return timed + (f". Skipped: {'; '.join(self.skipped)}." if self.skipped else ".")
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        models = [platform.processor()]
-    return next(filter(None, models), platform.machine())
-
-
-def cores() -> int:
-    """The number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
     """The file of the cache for the choice of a model on this machine, where `asked` has "auto" in it."""
-    machine = [processor(), platform.machine(), cores(), torch.get_num_threads(), graph_files.versions_of(PACKAGES)]
+    machine = [
+        processor_name(),
+        platform.machine(),
+        num_processors(),
+        torch.get_num_threads(),
+        graph_files.versions_of(PACKAGES),
+    ]
     key = json.dumps([machine, model.config.architecture, list(input_size), list(asked)], sort_keys=True)
     return cache_folder() / "choices" / f"{sha256(key.encode()).hexdigest()[:32]}.json"
 
@@ -88,7 +79,7 @@ def remember(path: Path, choice: Choice) -> None:
     """Writes a choice for `recall`; without a writable cache nothing is kept."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**asdict(choice), "processor": processor()})
+        write_json(path, {**asdict(choice), "processor": processor_name()})
 
 
 def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], skipped: Sequence[str]) -> Choice:

@@ -18,7 +18,14 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import GraphError, Precision, RuntimeName, find_graph, fingerprint
 from chexpert_hf.scoring import autotune as tuning
 from chexpert_hf.scoring.graphs.conversion import converted_graph
-from chexpert_hf.scoring.graphs.sessions import SESSIONS, Runtime, TorchRuntime, openvino_has_bf16, torch_has_bf16
+from chexpert_hf.scoring.graphs.sessions import (
+    SESSIONS,
+    Runtime,
+    TorchRuntime,
+    cuda_has_bf16,
+    openvino_has_bf16,
+    torch_has_bf16,
+)
 
 __all__ = ["Precision", "Runtime", "RuntimeName", "open_runtime"]
 
@@ -178,18 +185,13 @@ def _open(
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        has_bf16 = torch_has_bf16() if device.type == "cpu" else _cuda_has_bf16(device)
+        has_bf16 = torch_has_bf16() if device.type == "cpu" else cuda_has_bf16(device)
         precision = Precision.BF16 if has_bf16 else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
     opened = TorchRuntime(model, precision, device)
     opened.reason = f"PyTorch in {precision.value} on {device}"
     return opened
-
-
-def _cuda_has_bf16(device: torch.device) -> bool:
-    # From Ampere on; `torch.cuda.is_bf16_supported` counts emulation.
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _open_graph(

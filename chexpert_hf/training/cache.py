@@ -15,10 +15,10 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from chexpert_hf.files import replacing
-from chexpert_hf.folders.processes import Read, ReadingProcesses
-from chexpert_hf.folders.readers import FILES_FOR_PROCESSES, MAX_PROCESSES, Workers, num_processors, read, read_ahead
+from chexpert_hf.folders.processes import ReadingProcesses
+from chexpert_hf.folders.readers import FILES_FOR_PROCESSES, MAX_PROCESSES, Workers, read, read_ahead
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.radiographs.grey_levels import RadiographError, naming
+from chexpert_hf.machine import num_processors
 from chexpert_hf.scoring.graphs.conversion import cache_folder
 from chexpert_hf.scoring.preparation import Preparation
 from chexpert_hf.training.recipe import RecipeError
@@ -97,14 +97,7 @@ def _fill(
         reading = read_ahead(partial(read, preparation, for_gate=False), files)
     with closing(reading) as reads:
         for index, one in enumerate(reads):
-            images[index] = _gray(one)
-
-
-def _gray(one: Read) -> NDArray[np.generic]:
-    if not isinstance(one.image, RadiographError):
-        return one.image.gray[0].numpy()
-    with naming(one.file):
-        raise one.image
+            images[index] = one.expected().gray[0].numpy()
 
 
 def _fingerprint(files: Iterable[str], processor: CheXpertImageProcessor) -> str:

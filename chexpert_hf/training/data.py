@@ -53,11 +53,17 @@ def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[s
 
 
 def load_data(
-    recipe: Recipe, roots: Roots, *, follow_links: bool = True, say: Callable[[str], None] | None = None
+    recipe: Recipe,
+    roots: Roots,
+    *,
+    follow_links: bool = True,
+    check_files: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> datasets.DatasetDict:
     """The training and validation splits of a recipe with labels; the held-out patients do not depend on its seed."""
     names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
-    data = load_dataset(roots, follow_links=follow_links, say=say, **{name: getattr(recipe, name) for name in names})
+    options = {name: getattr(recipe, name) for name in names}
+    data = load_dataset(roots, follow_links=follow_links, check_files=check_files, say=say, **options)
     return data if recipe.held_out_fold is None else hold_out_fold(data["train"], recipe)
 
 

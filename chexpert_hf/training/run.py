@@ -87,7 +87,7 @@ def train(
         data = load_data(recipe, root, follow_links=follow_links, say=say)
         stated = with_stated_labels(recipe, data["train"], say)
         if stated != recipe:
-            recipe, data = stated, load_data(stated, root, follow_links=follow_links)
+            recipe, data = stated, load_data(stated, root, follow_links=follow_links, check_files=False)
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:

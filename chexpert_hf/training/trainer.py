@@ -19,10 +19,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
-from chexpert_hf.folders.readers import num_processors
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
+from chexpert_hf.machine import num_processors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
+from chexpert_hf.scoring.graphs.sessions import cuda_has_bf16
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
 from chexpert_hf.training.cache import kept_images
@@ -230,7 +231,7 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     is_cuda = torch.cuda.is_available()
     precision = recipe.precision
     if precision == "auto":
-        precision = "bf16" if is_cuda and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+        precision = "bf16" if is_cuda and cuda_has_bf16(torch.device("cuda")) else "fp32"
     is_long = steps_per_epoch * recipe.epochs >= COMPILED_FROM
     has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
     return TrainingArguments(

@@ -32,8 +32,8 @@ from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpert
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.folders.processes import ReadingProcesses
-from chexpert_hf.folders.readers import num_processors
 from chexpert_hf.gate import GATE_FILE
+from chexpert_hf.machine import num_processors
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.scoring.preparation import Preparation

@@ -133,7 +133,7 @@ def test_members_of_one_architecture_choose_alike_and_another_size_is_timed(tiny
     assert machine.timings[1:] == [(4, (3, 96, 96))]
 
 
-@pytest.mark.parametrize("changed", ["processor", "cores", "versions"])
+@pytest.mark.parametrize("changed", ["processor_name", "num_processors", "versions"])
 def test_another_machine_or_version_is_timed(changed, tiny_model, machine, monkeypatch):
     opened(tiny_model)
     if changed == "versions":

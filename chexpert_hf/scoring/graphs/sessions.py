@@ -67,6 +67,12 @@ def torch_has_bf16() -> bool:
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
+def cuda_has_bf16(device: torch.device) -> bool:
+    """Whether a device is a CUDA GPU that multiplies bf16: from Ampere on."""
+    # Not by `torch.cuda.is_bf16_supported`, which counts emulation.
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def openvino_has_bf16() -> bool:
     """Whether OpenVINO can compute in bf16 on this CPU."""
     return "BF16" in import_library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

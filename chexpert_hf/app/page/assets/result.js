@@ -26,9 +26,9 @@ async function start() {
     await image.decode();
     return image;
   });
-  const all = await Promise.all(decoded);
+  const loaded = await Promise.all(decoded);
   if (data !== mine) return; // another study has replaced this one
-  images = all;
+  images = loaded;
   images.forEach(drawViewButton);
   choose(data.chosen);
 }
