@@ -834,7 +834,7 @@ def violations(page: Any) -> list[str]:
     page.wait_for_function(
         """() => {
             const isWhole = (item) => !item || (getComputedStyle(item).opacity === "1" && isWhole(item.parentElement));
-            return [...document.querySelectorAll(".activations, .viewer")].every(isWhole);
+            return [...document.querySelectorAll(".activations, .viewer, .plain-button:enabled")].every(isWhole);
         }"""
     )
     found = page.evaluate("async () => (await axe.run()).violations")
