@@ -1,7 +1,9 @@
 """Loads a model folder or repository with one-line errors; a model's name and warnings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -17,6 +19,21 @@ from chexpert_hf.models.model_files import LOADED_FILES, verify_checksums
 from chexpert_hf.models.repositories import model_folder
 
 
+_verbosity_lock = Lock()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hides transformers' table of keys that do not fit. Its verbosity is the process's: one thread at a time."""
+    with _verbosity_lock:
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+
+
 def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
     """Loads the network of a model folder or repository, from safetensors only.
 
@@ -28,8 +45,6 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
         ChecksumError: If a file is not as it was when the folder was saved.
     """
     folder, name = model_folder(model), name or str(model)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would log a table of the keys that do not fit
     try:
         config, _ = CheXpertConfig.get_config_dict(folder)
         if not config:
@@ -39,9 +54,10 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
                 f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."
             )
         network: CheXpertForImageClassification
-        network, info = CheXpertForImageClassification.from_pretrained(
-            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        with _without_warnings():
+            network, info = CheXpertForImageClassification.from_pretrained(
+                folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+            )
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelFolderError(f"No model can be built from the config.json of {name!r}: {reason}") from error
@@ -56,8 +72,6 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"No model could be loaded from {name!r}: {first_line(error, 500)} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     for kind, keys in ((kind, sorted(map(str, keys))) for kind, keys in info.items() if keys):
         raise ModelFolderError(
             f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"

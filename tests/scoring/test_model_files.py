@@ -1,9 +1,11 @@
 """The sums of a model folder's files."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.models.loading import load_model
@@ -98,3 +100,10 @@ def test_what_is_meant_for_others_is_listed_by_name(tiny_folder: Path) -> None:
     sums = json.loads((tiny_folder / CHECKSUMS_FILE).read_text())["sha256"]
     assert {"training_patients.json", "history.json", "onnx/model.onnx"} < sums.keys()
     assert not {"optimizer.pt", "notes.txt", "onnx/a.pkl"} & sums.keys()
+
+
+def test_threads_that_load_at_the_same_time_leave_the_verbosity_of_transformers_as_it_was(tiny_folder: Path) -> None:
+    before = logging.get_verbosity()
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(load_model, [tiny_folder] * 16))) == 16
+    assert logging.get_verbosity() == before
