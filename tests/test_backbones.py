@@ -28,6 +28,7 @@ pytest.importorskip("timm")
 
 TIMM = ("timm:resnet10t", "timm:mobilenetv3_small_050")
 TORCHVISION = ("densenet169", "resnet50", "convnext_tiny")
+HEADS = {"densenet169": "classifier", "resnet50": "fc", "convnext_tiny": "classifier.2"}
 
 
 def spread(network: nn.Module) -> nn.Module:
@@ -57,11 +58,27 @@ def features_of_torchvision(network: str, reference: nn.Module, pixel_values: to
     if network == "resnet50":
         body = torchvision.models.feature_extraction.create_feature_extractor(reference, ["layer4"])
         return body(pixel_values)["layer4"]
-    maps = reference.features(pixel_values)
-    return reference.classifier[0](maps) if network == "convnext_tiny" else maps.relu()
+    return reference.features(pixel_values).relu()
 
 
 @pytest.mark.parametrize("network", TORCHVISION)
+def test_logits_are_those_of_torchvisions_network_with_the_same_weights(network):
+    torch.manual_seed(0)
+    reference = spread(getattr(torchvision.models, network)(num_classes=14))
+    model = model_of(network)
+    load_imagenet_backbone(model, reference.state_dict())
+    model.classifier.load_state_dict(reference.get_submodule(HEADS[network]).state_dict())
+    model, reference = model.double(), reference.double()  # there, the order of additions does not decide
+    with torch.no_grad():
+        expected = reference(pixels().double())
+        output = model(pixels().double(), output_saliency=True)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(output.logits, expected, atol=1e-9, rtol=1e-9)
+    sums = output.saliency.mean(dim=(2, 3)) + model.classifier.bias
+    torch.testing.assert_close(sums, expected, atol=1e-9, rtol=1e-9)  # a map is the share of each cell in the logit
+
+
+@pytest.mark.parametrize("network", ["densenet169", "resnet50"])
 def test_features_are_those_of_torchvisions_network_with_the_same_state_dict(network):
     torch.manual_seed(0)
     reference = spread(getattr(torchvision.models, network)())
