@@ -323,8 +323,8 @@ def test_weights_of_another_network_are_refused():
 
 
 @pytest.mark.parametrize("target", ["timm", "torchxrayvision"])
-def test_formats_for_densenet121_refuse_other_backbones(target):
+def test_formats_of_other_libraries_refuse_networks_that_they_do_not_have(target):
     with pytest.raises(
-        FormatError, match=rf"{target} cannot express this model: the architecture is no DenseNet121 \(back"
+        FormatError, match=rf"{target} cannot express this model: its backbone is convnext_tiny; expected DenseNet121"
     ):
-        refuse_model(CheXpertConfig(backbone="resnet50"), target)
+        refuse_model(CheXpertConfig(backbone="convnext_tiny"), target)
