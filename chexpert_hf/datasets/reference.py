@@ -161,7 +161,8 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
         for path, *box in found[["path", *BOX_SIDES]].itertuples(index=False, name=None):
             boxes.setdefault(path, []).append(tuple(box))
         targets.append(Target(str(observation), str(observation), None, dict.fromkeys(boxes, POSITIVE), boxes))
-    return Reference(layout.name, f"the files of {layout.name}", tuple(dict.fromkeys(table["path"])), tuple(targets))
+    files = f"the files of {layout.name}"
+    return Reference(files, files, tuple(dict.fromkeys(table["path"])), tuple(targets))
 
 
 def _read_cells(file: Path) -> pd.DataFrame:

@@ -343,6 +343,16 @@ def test_openis_terms_are_labels_and_an_unindexed_report_has_none(tree: Path) ->
 
 
 @named("chexpert-plus")
+def test_chexpert_plus_is_found_as_dicom_files_too(tree: Path) -> None:
+    for file in [*(tree / "PNG").rglob("*.png")]:
+        moved = tree / "DICOM" / file.relative_to(tree / "PNG").with_suffix(".dcm")
+        moved.parent.mkdir(parents=True)
+        moved.write_bytes(film(0, "DICOM"))
+        file.unlink()
+    assert as_frame(tree, ["valid"])["path"].iloc[0] == "DICOM/valid/patient00006/study1/view1_frontal.dcm"
+
+
+@named("chexpert-plus")
 def test_chexpert_plus_takes_the_labels_of_impressions_first(tree: Path) -> None:
     frame = as_frame(tree, ["train", "valid"])
     assert stated(frame, "Edema") == [1] * 8
