@@ -142,7 +142,7 @@ def localize(
         data: A folder that `load_dataset` reads.
         split: Its split, "valid" if None.
         annotations: A CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks/` or `boxes.csv`, or the
-            boxes in the data set's own files.
+            masks or boxes in the data set's own files.
 
     Raises:
         InputError: If there are no annotations, or none of these images.

@@ -173,12 +173,23 @@ class ResNetBackbone(Backbone):
         return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
 
 
-class ConvNeXtBackbone(Backbone):
-    """torchvision's ConvNeXt-Tiny.
+class PooledLayerNorm(nn.LayerNorm):
+    """The LayerNorm of the pooled maps, applied to the maps `(batch, channels, h, w)` before they are pooled.
 
-    Its last LayerNorm is applied to each cell of the feature maps before they are pooled, in torchvision afterwards:
-    only so is a logit linear in the maps.
+    Every cell is divided by the standard deviation of the average over the cells. So the average of the result is the
+    LayerNorm of the average, and a logit is the sum over the cells of its map.
     """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of the same shape."""
+        pooled = maps.mean(dim=(2, 3), keepdim=True)  # (batch, channels, 1, 1)
+        deviation = (pooled.var(dim=1, correction=0, keepdim=True) + self.eps).sqrt()
+        scaled = (maps - maps.mean(dim=1, keepdim=True)) / deviation
+        return scaled * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ConvNeXtBackbone(Backbone):
+    """torchvision's ConvNeXt-Tiny, whose last LayerNorm comes before pooling: see `PooledLayerNorm`."""
 
     def __init__(self, config: CheXpertConfig) -> None:
         """Takes the number of channels from the config."""
@@ -190,7 +201,8 @@ class ConvNeXtBackbone(Backbone):
         for number in range(1, 5):
             titles |= {str(2 * number - 1): f"stage {number}", str(2 * number): f"downsampling {number}"}
         norm, _, last = network.classifier
-        super().__init__({**layers, "norm": norm}, titles, last.in_features)
+        layers["norm"] = PooledLayerNorm(last.in_features, eps=norm.eps)
+        super().__init__(layers, titles, last.in_features)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See the class above."""

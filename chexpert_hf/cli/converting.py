@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from chexpert_hf.scoring.graphs.export import ExportedGraph
 
 _SOURCES = (
-    "torchvision (ImageNet, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, -pc, -mimic_nb, "
+    "torchvision:FILE (a state_dict of densenet121, 169 or 201, resnet50 or convnext_tiny), torchvision:NAME "
+    "(ImageNet's weights, with a new head), torchxrayvision:densenet121-res224-chex (or -all, -nih, -pc, -mimic_nb, "
     "-mimic_ch, -rsna), stanford:FILE, student:FILE or timm:FILE_OR_FOLDER."
 )
 _FORMAT = "Write a folder for this library instead; a timm folder loads without remote code. Needs --output."

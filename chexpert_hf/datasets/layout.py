@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from chexpert_hf.datasets.cells import DatasetError, listed
 from chexpert_hf.labels import LabelSet
@@ -38,6 +39,9 @@ COLUMNS = (
 
 BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the image as it is stored
 BOX_COLUMNS = ("path", "observation", *BOX_SIDES)
+
+Masks: TypeAlias = Mapping[str, Mapping[str, Callable[[], NDArray[np.bool_]]]]
+"""Path -> observation -> a function that decodes its mask `(height, width)`; images without one do not have it."""
 
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")
@@ -66,6 +70,7 @@ class Layout:
     patients: str | None = None  # whose ids they are, where several data sets share patients; the folder's if None
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, None where a folder has no file of them, with the columns `BOX_COLUMNS`."""
+    masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew
     for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one table, where its name is not fixed
 
     def is_in(self, folder: Path) -> bool:
@@ -134,6 +139,18 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         return path if path in paths else by_name.get(name) or by_stem.get(os.path.splitext(name)[0]) or path
 
     return [find(path) for path in expected]
+
+
+def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of `size` (height, width) from lengths of runs outside and inside of it in turn, down the columns.
+
+    Pixels after the last run are outside. Raises ValueError for runs that no mask of this size has.
+    """
+    height, width = size
+    if min(runs, default=0) < 0 or sum(runs) > height * width:
+        raise ValueError(f"runs of {sum(runs):,} pixels")
+    is_inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.pad(is_inside, (0, height * width - len(is_inside))).reshape(size, order="F")
 
 
 def rows(

@@ -187,9 +187,9 @@ def _merged(sources: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFram
 
 
 def _refuse_shared_patients(tables: Mapping[str, pd.DataFrame]) -> None:
+    patients = {split: set(table["patient"].unique()) for split, table in tables.items()}
     for one, other in combinations(tables, 2):
-        shared = sorted(set(tables[one]["patient"]) & set(tables[other]["patient"]))
-        if shared:
+        if shared := sorted(patients[one] & patients[other]):
             raise DatasetError(
                 f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
                 f"{other} would be too good. Take their rows out of one of the tables."

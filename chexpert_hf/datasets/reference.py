@@ -153,7 +153,7 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
     if table is None:
         return None
     named = table["observation"].map(
-        {name: _observation_named(name, observations) for name in set(table["observation"])}
+        {name: observation_named(name, observations) for name in set(table["observation"])}
     )
     targets = []
     for observation, found in table.groupby(named, sort=False):
@@ -161,7 +161,8 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
         for path, *box in found[["path", *BOX_SIDES]].itertuples(index=False, name=None):
             boxes.setdefault(path, []).append(tuple(box))
         targets.append(Target(str(observation), str(observation), None, dict.fromkeys(boxes, POSITIVE), boxes))
-    return Reference(layout.name, f"the files of {layout.name}", tuple(dict.fromkeys(table["path"])), tuple(targets))
+    files = f"the files of {layout.name}"
+    return Reference(files, files, tuple(dict.fromkeys(table["path"])), tuple(targets))
 
 
 def _read_cells(file: Path) -> pd.DataFrame:
@@ -205,7 +206,7 @@ def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
     return boxes
 
 
-def _observation_named(name: str, observations: Sequence[str]) -> str:
+def observation_named(name: str, observations: Sequence[str]) -> str:
     """The observation of the model that a name means, else CheXpert's, else the name itself."""
     broader = _BROADER_NAMES.get(name, name)
     same = same_label(name, observations) or same_label(broader, observations)
@@ -215,7 +216,7 @@ def _observation_named(name: str, observations: Sequence[str]) -> str:
 def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
     target, _, observation = (part.strip() for part in text.rpartition("="))
     column, has_value, value = (part.strip() for part in target.partition(":"))
-    observation = _observation_named(observation, observations)
+    observation = observation_named(observation, observations)
     if not column or observation not in observations:
         raise ReferenceFileError(
             f"--reference-map: expected 'Target=Lung Opacity', a column and the score that stands for it, one of "
@@ -227,12 +228,12 @@ def _parse_choice(text: str, observations: Sequence[str]) -> _Choice:
 def _named_columns(cells: pd.DataFrame, observations: Sequence[str], file: Path) -> Iterator[_Choice]:
     known = {*OBSERVATIONS, *observations}
     for column in cells:
-        observation = _observation_named(column, observations)
+        observation = observation_named(column, observations)
         if observation in known:
             yield _Choice(column, None, observation)
     findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str)).drop_duplicates()
     for row, value in findings[~findings.str.lower().isin(BLANKS)].items():
-        observation = _observation_named(value, observations)
+        observation = observation_named(value, observations)
         if observation not in known:
             raise ReferenceFileError(
                 f"{file.name} row {row}: {value!r:.60} is no observation of the model, CheXpert or NIH."

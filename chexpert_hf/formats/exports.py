@@ -1,5 +1,6 @@
 """Export of models to timm (and so to transformers without remote code) and to torchxrayvision."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import DENSENET, NETWORKS, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable, new_folder, require_empty, write_json, write_text
-from chexpert_hf.formats.imports import TIMM_ARCHITECTURE, TIMM_RESAMPLING, read_source
+from chexpert_hf.formats.imports import TIMM_ARCHITECTURES, TIMM_RESAMPLING, read_source
 from chexpert_hf.formats.torchxrayvision_models import processor as torchxrayvision_processor
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -55,18 +56,18 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raise FormatError unless the model is a DenseNet121 with one linear output per observation."""
-    expected = CheXpertConfig(num_channels=config.num_channels).backbone_fields
-    others = [name for name, value in config.backbone_fields.items() if expected.get(name) != value]
+    """Raise FormatError unless the model is a network of the format with one linear output per observation."""
+    supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
+    titles = " or ".join(NETWORKS[network] for network in supported)
     reasons = {
-        f"the architecture is no DenseNet121 ({', '.join(others)})": others,
+        f"its backbone is {config.network}": config.network not in supported,
         "its head has a hidden layer": config.head_hidden_size is not None,
         "its probabilities are products along a label hierarchy": config.label_parents,
         "its head has three classes per observation (U-MultiClass)": config.multiclass_observations,
     }
     for reason, applies in reasons.items():
         if applies:
-            raise FormatError(f"{target} cannot express this model: {reason}; expected DenseNet121 with a linear head.")
+            raise FormatError(f"{target} cannot express this model: {reason}; expected {titles} with a linear head.")
 
 
 def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
@@ -80,21 +81,25 @@ def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
 
 def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
     """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
-    settings, state_dict = _timm_settings(processor), _own_tensors(model)
+    settings = _timm_settings(processor)
+    state_dict = {_timm_name(name, model.config): tensor for name, tensor in _own_tensors(model).items()}
+    first, head = (
+        _timm_name(name, model.config) for name in (f"features.{model.features.first_convolution[0]}", "classifier")
+    )
     if model.config.num_channels == 1:
         # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
-        name = "features.conv0.weight"
+        name = f"{first}.weight"
         state_dict[name] = torch.cat([state_dict[name], torch.zeros_like(state_dict[name]).repeat(1, 2, 1, 1)], dim=1)
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
     make_readable(folder / "model.safetensors")
-    common = {"architecture": TIMM_ARCHITECTURE, "num_classes": model.config.num_labels}
+    common = {"architecture": model.config.network, "num_classes": model.config.num_labels}
     config = {
         **common,
         "num_features": model.classifier.in_features,
         "label_names": list(model.config.observations),
         "problem_type": "multi_label_classification",
         "global_pool": "avg",
-        "pretrained_cfg": {**common, "first_conv": "features.conv0", "classifier": "classifier", **settings},
+        "pretrained_cfg": {**common, "first_conv": first, "classifier": head, **settings},
     }
     write_json(folder / "config.json", config)
     difference = _largest_difference(folder, model, processor)
@@ -171,6 +176,13 @@ def write_torchxrayvision(
     if processor.do_square_crop and processor.resize_like:
         return ()
     return ("This model sees the whole radiograph: leave out XRayCenterCrop, which torchxrayvision's examples have.",)
+
+
+def _timm_name(name: str, config: CheXpertConfig) -> str:
+    """The name of a weight or layer in timm and torchvision."""
+    if config.backbone == DENSENET:
+        return name
+    return re.sub("^classifier", "fc", name.removeprefix("features."))
 
 
 def _own_tensors(model: CheXpertForImageClassification) -> dict[str, Tensor]:

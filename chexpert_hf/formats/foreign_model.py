@@ -39,7 +39,8 @@ class ForeignModel:
         for problem, names in problems.items():
             if names:
                 weights = f"{len(names)} weight{'s' if len(names) > 1 else ''} {_shown(names)}"
-                raise WeightsError(f"The source {problem} {weights}; expected a DenseNet121 with torchvision's names.")
+                title = self.config.network_title
+                raise WeightsError(f"The source {problem} {weights}; expected a {title} with torchvision's names.")
         model.load_state_dict(dict(self.tensors))
         return model.eval()
 

@@ -1,7 +1,7 @@
 """Model folders from weights that others trained.
 
-Sources: torchvision's DenseNet121_Weights; timm 1.0.31, `data.transforms_factory` and `data.config`; transformers 5.23,
-`models.timm_wrapper`; Irvin et al. 2019, arXiv:1901.07031, and the code that its authors published with their 30
+Sources: torchvision's weights of its networks; timm 1.0.31, `data.transforms_factory` and `data.config`; transformers
+5.23, `models.timm_wrapper`; Irvin et al. 2019, arXiv:1901.07031, and the code that its authors published with their 30
 checkpoints, as it is in torchxrayvision 1.5.7 (`baseline_models.chexpert`).
 """
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torchvision.models import get_model_weights
 from transformers.image_utils import PILImageResampling
 
+from chexpert_hf.configuration_chexpert import NETWORKS, fields_of
 from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
 from chexpert_hf.formats.origins import origin_of
+from chexpert_hf.formats.torchvision_networks import HEAD, Recognised, recognise
 from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
 from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -28,12 +30,12 @@ from chexpert_hf.publishing.model_folder import save_imported_folder
 
 Labels = Sequence[str] | None
 
-SOURCES = "torchvision, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
-TIMM_ARCHITECTURE = "densenet121"
+SOURCES = "torchvision:NAME_OR_FILE, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
+TIMM_ARCHITECTURES = ("densenet121", "densenet169", "densenet201", "resnet50")
+"""The networks to which timm gives torchvision's names of weights."""
 TIMM_RESAMPLING = {name: PILImageResampling[name.upper()] for name in ("bilinear", "bicubic", "nearest")}
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 _NUM_IMAGENET_CLASSES = 1000
-_NUM_FEATURES = 1024  # of DenseNet121's last layer
 _STUDENT_OUTPUTS = ("Atelectasis", "Cardiomegaly", "Edema", "Consolidation", "Pleural Effusion")
 _JFHEALTHCARE = (
     "jfhealthcare's network pools by average and maximum behind an attention block, with a BatchNorm for each "
@@ -65,8 +67,8 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
 def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
     """The model of a source; see `import_model`."""
     kind, _, rest = source.partition(":")
-    if kind == "torchvision" and not rest:
-        return from_torchvision(read_weight_file(file).tensors if file else imagenet_state_dict(), labels)
+    if kind == "torchvision" and not file and (not rest or rest in NETWORKS):
+        return from_torchvision(rest or "densenet121", labels)
     if kind == "torchxrayvision" and rest:
         if labels is not None:
             raise WeightsError("torchxrayvision's outputs have names; leave out --labels.")
@@ -74,13 +76,13 @@ def read_source(source: str, *, file: Path | None = None, labels: Labels = None)
         return to_ours(published, read_weight_file(file or fetched_file(published)).tensors, rest)
     if kind == "jfhealthcare":
         raise WeightsError(_JFHEALTHCARE)
-    if kind not in ("stanford", "student", "timm"):
+    if kind not in ("stanford", "student", "timm", "torchvision"):
         raise WeightsError(f"Unknown source {source!r}; expected one of: {SOURCES}.")
     if bool(rest) == bool(file):
         raise WeightsError(f"Expected {kind}:FILE, or --file FILE, and not both.")
     path = file or Path(rest)
-    if kind == "timm":
-        return from_timm(path, labels)
+    if kind in ("timm", "torchvision"):
+        return from_library(path, labels, kind)
     read = from_stanford if kind == "stanford" else from_student
     return read(read_weight_file(path), labels, path.name)
 
@@ -91,7 +93,7 @@ def _square(side: int = 224) -> CheXpertImageProcessor:
 
 
 def _untrained(
-    tensors: Mapping[str, Tensor], processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
+    recognised: Recognised, processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
     """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
     try:
@@ -99,25 +101,30 @@ def _untrained(
     except ValueError as error:
         raise WeightsError(f"--labels: {error}") from error
     size = len(observations)
-    head = {"classifier.weight": torch.zeros(size, _NUM_FEATURES), "classifier.bias": torch.zeros(size)}
-    return Outputs(observations, tuple(range(size))).model(tensors, processor, origin, *origin.limits, head=head)
+    head = {f"{HEAD}.weight": torch.zeros(size, recognised.num_features), f"{HEAD}.bias": torch.zeros(size)}
+    outputs, fields = Outputs(observations, tuple(range(size))), fields_of(recognised.network)
+    return outputs.model(recognised.tensors, processor, origin, *origin.limits, head=head, **fields)
 
 
-def from_torchvision(tensors: Mapping[str, Tensor], labels: Labels) -> ForeignModel:
-    """Torchvision's DenseNet121, trained on ImageNet, with a new head."""
-    return _untrained(tensors, _square(), labels, origin_of("imagenet", "torchvision"))
+def from_torchvision(network: str, labels: Labels) -> ForeignModel:
+    """A network of torchvision, trained on ImageNet, with a new head."""
+    weights = str(get_model_weights(network).DEFAULT)
+    origin = origin_of("imagenet", "torchvision", network=network, weights=weights)
+    return _untrained(recognise(imagenet_state_dict(network)), _square(), labels, origin)
 
 
-def from_timm(path: Path, labels: Labels) -> ForeignModel:
-    """A state_dict, or a folder with config.json and weights; ImageNet's 1,000 classes get a new head."""
+def from_library(path: Path, labels: Labels, library: str) -> ForeignModel:
+    """A state_dict with torchvision's names, or timm's folder with config.json and weights.
+
+    `library` is "timm" or "torchvision". ImageNet's 1,000 classes get a new head.
+    """
     config, files = {}, [path]
-    if path.is_dir():
+    if path.is_dir() and library == "timm":
         config, files = _timm_config(path), [path / name for name in _TIMM_FILES if (path / name).is_file()]
         if not files:
             raise WeightsError(f"{path} has no weights; expected {' or '.join(_TIMM_FILES)}.")
-    tensors = read_weight_file(files[0]).tensors
-    first = tensors.get("features.conv0.weight")
-    channels = 1 if first is not None and first.ndim == 4 and first.shape[1] == 1 else 3
+    recognised = recognise(read_weight_file(files[0]).tensors)
+    network, tensors, channels, _ = recognised
     if channels == 1 and not config:
         raise WeightsError(f"{path.name} has one channel, normalised in an unknown way; expected a timm folder.")
     settings = config.get("pretrained_cfg", {})
@@ -125,13 +132,14 @@ def from_timm(path: Path, labels: Labels) -> ForeignModel:
     total, source = num_outputs(tensors), f"the {'folder' if config else 'file'} {path.name}"
     named = settings.get("license") or config.get("license")
     prepared = "as its config.json says" if config else "assumed to be 224 pixels with ImageNet's statistics"
-    entries = ("timm", "timm_with_licence") if named else ("timm",)
-    gaps = {"source": source, "prepared": prepared, "named": str(named)}
+    entries = ("library", "library_with_licence") if named else ("library",)
+    gaps = {"source": source, "prepared": prepared, "named": str(named), "network": network, "library": library}
     if total == _NUM_IMAGENET_CLASSES and (labels is None or len(labels) < total):
-        return _untrained(tensors, processor, labels, origin_of(*entries, "imagenet", "timm_imagenet", **gaps))
+        return _untrained(recognised, processor, labels, origin_of(*entries, "imagenet", "library_imagenet", **gaps))
     outputs = outputs_named(config.get("label_names"), total, path.name, labels=labels)
     assumed = "The file does not say how images are prepared; assumed: 224 pixels, ImageNet's statistics."
-    return outputs.model(tensors, processor, origin_of(*entries, **gaps), *(() if config else (assumed,)))
+    remarks = () if config else (assumed,)
+    return outputs.model(tensors, processor, origin_of(*entries, **gaps), *remarks, **fields_of(network))
 
 
 def _timm_config(folder: Path) -> dict[str, Any]:
@@ -144,8 +152,8 @@ def _timm_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = "expected one with architecture and pretrained_cfg"
         raise WeightsError(f"{folder} has no config.json of timm; {expected}.") from error
-    if architecture != TIMM_ARCHITECTURE:
-        raise WeightsError(f"{folder} holds timm's {architecture}, expected {TIMM_ARCHITECTURE}.")
+    if architecture not in TIMM_ARCHITECTURES:
+        raise WeightsError(f"{folder} holds timm's {architecture}, expected {' or '.join(TIMM_ARCHITECTURES)}.")
     return dict(config)
 
 

@@ -38,7 +38,8 @@ _HARMLESS = (
 # Keys under which checkpoints keep the weights.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 _PREFIX = re.compile(
-    r"^(?:(?:module|model|timm_model|densenet121|densenet|backbone)\.)+(?=features\.|classifier\.|op_threshs$)"
+    r"^(?:(?:module|model|timm_model|(?:densenet|resnet)\d*|convnext(?:_tiny)?|backbone)\.)+"
+    r"(?=(?:features|classifier|head|fc|conv1|bn1|layer[1-4])\.|op_threshs$)"
 )
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")
 _REASON = re.compile(r"WeightsUnpickler error: (.+)")
@@ -67,7 +68,7 @@ class _Inert:
 
 
 class WeightFile(NamedTuple):
-    """Tensors under torchvision's names (`features.*`, `classifier.*`), and the rest of a checkpoint."""
+    """Tensors without the prefixes of wrappers, such as `module.`, and the rest of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     beside: Mapping[str, Any]

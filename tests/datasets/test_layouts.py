@@ -305,6 +305,29 @@ def test_siims_column_has_a_blank_in_its_name_or_not(tree: Path, column: str) ->
     assert frame["study"].tolist() == [f"1.2.276.{i}" for i in range(8)]
 
 
+@named("siim")
+def test_siims_runs_are_decoded_down_the_columns_and_rows_of_one_image_are_joined(tree: Path) -> None:
+    layout, folder = find_layout(tree)
+    masks = layout.masks(folder)
+    assert list(masks) == ["dicom-images-train/1.2.0/1.3.0/1.2.276.0.dcm"]
+    mask = masks["dicom-images-train/1.2.0/1.3.0/1.2.276.0.dcm"]["Pneumothorax"]()
+    expected = np.zeros((1024, 1024), dtype=bool)
+    for start in (557374, 600000):  # each row of the table has runs of 2 and 8 pixels, with 1,015 between them
+        expected[start % 1024 : start % 1024 + 2, start // 1024] = True
+        expected[start % 1024 - 7 : start % 1024 + 1, start // 1024 + 1] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+@named("siim")
+@pytest.mark.parametrize("runs", ["1048575 2", "5 0", "-5 2", "5 2.5", "0 1 -2 3"])
+def test_runs_that_make_no_mask_are_named_with_their_row(tree: Path, runs: str) -> None:
+    file = tree / "train-rle.csv"
+    file.write_text(file.read_text().replace("600000 2 1015 8", runs))
+    masks = find_layout(tree)[0].masks(tree)
+    with pytest.raises(DatasetError, match=rf"train-rle\.csv row 3: EncodedPixels is '{runs}', expected distances"):
+        masks["dicom-images-train/1.2.0/1.3.0/1.2.276.0.dcm"]["Pneumothorax"]()
+
+
 # Open-i and CheXpert Plus
 
 
@@ -317,6 +340,16 @@ def test_openis_terms_are_labels_and_an_unindexed_report_has_none(tree: Path) ->
     assert stated(frame, "Lung Opacity")[6:] == [0, 0]  # an opacity of ribs
     assert np.isnan(stated(frame, "Fracture")[4:6]).all()
     assert frame["is_frontal"].tolist() == [True, False] * 4
+
+
+@named("chexpert-plus")
+def test_chexpert_plus_is_found_as_dicom_files_too(tree: Path) -> None:
+    for file in [*(tree / "PNG").rglob("*.png")]:
+        moved = tree / "DICOM" / file.relative_to(tree / "PNG").with_suffix(".dcm")
+        moved.parent.mkdir(parents=True)
+        moved.write_bytes(film(0, "DICOM"))
+        file.unlink()
+    assert as_frame(tree, ["valid"])["path"].iloc[0] == "DICOM/valid/patient00006/study1/view1_frontal.dcm"
 
 
 @named("chexpert-plus")

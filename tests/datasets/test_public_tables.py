@@ -221,6 +221,27 @@ def test_siim_has_one_row_for_each_image_and_torchxrayvisions_labels(tables: Pat
     assert_equal_labels(frame, by_image.index + ".dcm", by_image.to_numpy()[:, None], ["Pneumothorax"])
 
 
+def test_siims_masks_equal_torchxrayvisions_and_lie_in_the_lungs(tables: Path, tmp_path: Path) -> None:
+    xrv = pytest.importorskip("torchxrayvision")
+    name = "siim-pneumothorax-train-rle.csv.gz"
+    masks = find_layout(linked(tmp_path, tables / name, name))[0].masks(tmp_path)
+    assert len(masks) == 2_669
+    theirs = xrv.datasets.SIIM_Pneumothorax_Dataset(tmp_path)
+    table, counts = theirs.csv, theirs.csv["ImageId"].value_counts()
+    columns, areas = np.zeros(1024), Counter()
+    for path in [path for number, path in enumerate(masks) if number % 10 == 0]:
+        image, mask = path.removesuffix(".dcm"), masks[path]["Pneumothorax"]()
+        one = theirs.get_pathology_mask_dict(image, 1024)[0][0] > 0  # of several rows, the last
+        areas["pixels"], areas["theirs"] = areas["pixels"] + mask.sum(), areas["theirs"] + (mask & one).sum()
+        assert (mask & one).sum() == one.sum()
+        assert counts[image] > 1 or mask.sum() == one.sum()
+        columns += mask.sum(axis=0)
+    assert (table["ImageId"].value_counts() > 1).sum() == 624
+    assert areas["pixels"] > areas["theirs"] > 0
+    middle, right, left = (columns[part].mean() for part in (slice(480, 576), slice(192, 448), slice(608, 832)))
+    assert middle < min(right, left) / 1.5  # the mediastinum
+
+
 def test_vinbigdata_is_the_majority_of_its_three_readers(tables: Path, tmp_path: Path) -> None:
     frame = as_frame(linked(tmp_path, tables / "vinbigdata-train.csv.gz", "train.csv.gz")).set_index("patient")
     own = pd.read_csv(tables / "vinbigdata-train.csv.gz")

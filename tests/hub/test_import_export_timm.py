@@ -122,7 +122,7 @@ def test_one_channel_becomes_three_of_which_two_are_empty(tmp_path):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (TINY, r"no DenseNet121 \(growth_rate, block_config, num_init_features, bn_size\)"),
+        (TINY, r"its backbone is densenet; expected DenseNet121"),
         ({"head_hidden_size": 512}, "its head has a hidden layer"),
         ({"label_parents": {"Edema": "Lung Opacity"}}, "products along a label hierarchy"),
         ({"uncertainty_policies": {"Edema": "u-multiclass"}}, r"three classes per observation \(U-MultiClass\)"),
@@ -137,7 +137,7 @@ def test_what_a_format_cannot_express_is_refused_in_one_line(target, config, rea
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "timm", "--output", "out"], "timm cannot express this model: the architecture is no DenseNet121"),
+        (["--format", "timm", "--output", "out"], "timm cannot express this model: its backbone is densenet"),
         (["--format", "timm"], "--format takes --output FOLDER and neither --runtime"),
         (["--format", "timm", "--output", "out", "--runtime", "onnx"], "neither --runtime, --precision nor"),
         (["--output", "out"], "Expected --runtime or --format, got neither"),

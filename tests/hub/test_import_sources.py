@@ -223,7 +223,8 @@ def test_weights_that_are_missing_left_over_or_of_another_size_are_named(imagene
     ("source", "message"),
     [
         ("jfhealthcare:model.pth", "attention block.*which a DenseNet with one head cannot express"),
-        ("nowhere", "Unknown source 'nowhere'; expected one of: torchvision, torchxrayvision:NAME"),
+        ("nowhere", "Unknown source 'nowhere'; expected one of: torchvision:NAME_OR_FILE, torchxrayvision:NAME"),
+        ("torchvision:none", "none is not a file"),
         ("stanford", "Expected stanford:FILE, or --file FILE"),
         ("student:none.pth", "none.pth is not a file"),
         ("timm:none", "none is not a file"),

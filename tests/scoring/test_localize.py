@@ -387,6 +387,48 @@ def test_a_file_that_is_not_of_boxes_is_refused(tmp_path):
         Boxes(write_boxes(file, [["p", "Edema", 100, 100, 5, 5]])).mask("p", "Edema", (5, 6))
 
 
+def test_run_lengths_of_siim_are_scored_like_the_boxes_that_they_fill(tmp_path, classifier):
+    folder = tmp_path / "siim"
+    rng = np.random.default_rng(0)
+    rectangles = {0: [(100, 200, 300, 400), (600, 50, 80, 90)], 1: [(700, 300, 200, 500)], 2: []}
+    lines, rows = ["ImageId, EncodedPixels"], []
+    for number, boxes in rectangles.items():
+        path = f"dicom-images-train/1.2/1.3.{number}/1.2.276.{number}.png"
+        (folder / path).parent.mkdir(parents=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8))
+        coarse.resize((1024, 1024), Image.Resampling.BICUBIC).save(folder / path)
+        for x, y, width, height in boxes:
+            runs = [1024 * x + y, height] + [1024 - height, height] * (width - 1)
+            lines.append(f"1.2.276.{number}, {' '.join(map(str, runs))}")
+            rows.append([path, "Pneumothorax", x, y, width, height])
+    (folder / "train-rle.csv").write_text("\n".join([*lines, "1.2.276.2, -1"]) + "\n")
+    settings = {"observations": classifier.observations, "splits": ["train"], "valid_fraction": 0}
+    dataset = load_dataset(folder, **settings)["train"]
+    truth = find_ground_truth(folder, classifier.observations)
+    assert truth.source == "masks in the files of siim"
+    result = localize_dataset(classifier, dataset, truth, replicates=100)
+    of_boxes = localize_dataset(classifier, dataset, Boxes(write_boxes(tmp_path / "b.csv", rows)), replicates=100)
+    assert len(result.located) == 2
+    assert result.located == of_boxes.located
+    assert (result.num_images, of_boxes.num_images) == (3, 2)  # "-1" says that there is nothing
+
+
+def test_maps_of_images_that_lie_in_one_folder_are_written_under_their_names(tmp_path, classifier):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    lines = ["image,Edema"]
+    for number in range(2):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (70, 56), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
+        lines.append(f"{number}.png,1")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    dataset = load_dataset(folder, observations=["Edema"], splits=["train"], valid_fraction=0)["train"]
+    boxes = Boxes(write_boxes(tmp_path / "b.csv", [["0.png", "Edema", 1, 1, 20, 20]]))
+    localize_dataset(classifier, dataset, boxes, replicates=100, maps_folder=tmp_path / "maps")
+    assert (tmp_path / "maps" / "0_Edema_map.pkl").is_file()
+
+
 def test_masks_of_another_image_are_refused(classifier, dataset, tmp_path):
     file = tmp_path / "gt.json"
     for shape in ((70, 56), (28, 35), (560, 720)):

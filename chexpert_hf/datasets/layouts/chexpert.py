@@ -106,7 +106,7 @@ def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
     _refuse_escapes(stated, paths, columns["prefix"].fillna(""), file)
     refuse_cells(columns["split"].isna(), stated, file, "[.../]train/patient00001/study1/view1_frontal.jpg")
     if "Frontal/Lateral" in cells.columns:
-        views = cells["Frontal/Lateral"].astype(object)
+        views = cells["Frontal/Lateral"].astype("str")
         wrong = cells.index[(views.str.strip().str.lower() != columns["side"]).to_numpy()]
         if len(wrong):
             expected = f"'Frontal' or 'Lateral', as in the file name {columns.loc[wrong[0], 'file']}"

@@ -79,12 +79,12 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:
-    """Where the images are, judged by the first: at the given paths or in a folder such as `PNG/`, as JPEG or PNG."""
+    """Where the images are, judged by the first: at the given paths or in a folder such as `PNG/`, in any edition."""
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]
     for prefix in ("", *folders):
-        for suffix in (".jpg", ".png"):
+        for suffix in (".jpg", ".png", ".dcm"):
             moved = prefix + paths.str.rpartition(".")[0] + suffix
             if (folder / moved.iloc[0]).exists():
                 return moved

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chexpert_hf.datasets.layout import mask_of_runs
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.localization import Mask
 from chexpert_hf.files import first_line, write_text
@@ -70,8 +71,7 @@ class RunLengths:
         runs = _from_text(self.counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
             raise CheXlocalizeFileError(f"Expected run lengths of {height} x {width} pixels, got {sum(runs):,} pixels.")
-        is_inside = np.arange(len(runs)) % 2 == 1
-        return np.repeat(is_inside, runs).reshape((height, width), order="F")
+        return mask_of_runs(runs, self.size)
 
     @property
     def is_empty(self) -> bool:
@@ -81,8 +81,7 @@ class RunLengths:
 
 def image_id(path: str) -> str:
     """`patient64622_study1_view1_frontal`, from `[.../]patient64622/study1/view1_frontal.jpg`."""
-    *_, patient, study, view = PurePosixPath(path).with_suffix("").parts
-    return f"{patient}_{study}_{view}"
+    return "_".join(PurePosixPath(path).with_suffix("").parts[-3:])
 
 
 def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:

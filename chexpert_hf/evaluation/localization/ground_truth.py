@@ -11,7 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.datasets.reference import Box, Reference, boxes_of, read_reference
+from chexpert_hf.datasets.layout import Layout, Masks
+from chexpert_hf.datasets.reference import Box, Reference, boxes_of, observation_named, read_reference
 from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
@@ -80,6 +81,25 @@ class Segmentations:
         return _fitting(self._masks[image_id(path)][observation].decode(), shape, f"{image_id(path)}, {observation}")
 
 
+class LayoutMasks:
+    """The masks in a data set's own tables, such as SIIM's; images without one do not have the finding."""
+
+    is_complete = True
+
+    def __init__(self, layout: Layout, masks: Masks, observations: Sequence[str]) -> None:
+        self.source = f"masks in the files of {layout.name}"
+        self._masks = {
+            path: {observation_named(name, observations): mask for name, mask in found.items()}
+            for path, found in masks.items()
+        }
+
+    def findings(self, path: str) -> tuple[str, ...]:
+        return tuple(CHEXPERT.in_order(self._masks.get(path, {})))
+
+    def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
+        return _fitting(self._masks[path][observation](), shape, f"{path}, {observation}")
+
+
 class Boxes:
     """Boxes of some findings in some images; a finding without a box may be present all the same.
 
@@ -118,7 +138,7 @@ class Boxes:
         return list(self._boxes)
 
 
-GroundTruth: TypeAlias = MaskFolder | Segmentations | Boxes
+GroundTruth: TypeAlias = MaskFolder | Segmentations | LayoutMasks | Boxes
 
 
 def find_ground_truth(
@@ -127,7 +147,7 @@ def find_ground_truth(
     """The ground truth of a data set for a model's observations.
 
     It is a CSV file of boxes or cheXlocalize's JSON; without `annotations` the folder's `masks` or `boxes.csv`, or the
-    boxes of its layout.
+    masks or boxes of its layout.
     """
     if annotations is not None:
         if not annotations.is_file():
@@ -138,11 +158,13 @@ def find_ground_truth(
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
         return Boxes(folder / BOXES_FILE)
+    if found.masks is not None:
+        return LayoutMasks(found, found.masks(folder), observations)
     if boxes := boxes_of(found, folder, observations):
         return Boxes(boxes)
     raise GroundTruthError(
-        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, and its layout has no boxes, so the locations of its "
-        "findings are unknown; pass --annotations with a CSV file of boxes or cheXlocalize's JSON."
+        f"{folder} has neither {MASKS_FOLDER}/ nor {BOXES_FILE}, and its layout has no masks or boxes, so the "
+        "locations of its findings are unknown; pass --annotations with a CSV file of boxes or cheXlocalize's JSON."
     )
 
 
