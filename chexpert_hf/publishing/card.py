@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.files import text_beside
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
@@ -129,7 +130,7 @@ def read_template(path: Path) -> jinja2.Template:
     )
     environment.filters["thousands"] = "{:,}".format
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False).strip()
-    environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS}
+    environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS, "record_of": record_of}
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 

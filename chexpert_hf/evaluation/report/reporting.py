@@ -14,6 +14,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
+from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
@@ -174,9 +175,10 @@ def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping
     models = []
     for name, model in classifiers.items():
         chosen_by = {}
-        if source := model.model.config.operating_points_source:
-            rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
-            chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
+        for observation in model.observations:
+            if source := record_of(model.model.config.operating_points_source, observation):
+                wanted = "" if source["wanted"] is None else f" {source['wanted']:g}"
+                chosen_by[observation] = f"{source['method']}{wanted}"
         models.append(ModelScores(name, scores[name], model.operating_points, chosen_by))
     return models
 
