@@ -13,9 +13,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 from chexpert_hf.files import text_beside
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, labels_name
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, label_origins, labels_name
 
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -107,6 +108,7 @@ def render_card(
         record=record,
         data=data,
         reference_standard=_labels_name(data) if is_ours else None,
+        label_origins=" and ".join(sorted(label_origins(data))) if is_ours else getattr(terms, "labels", OWN_LABELS),
         best_step=best_step,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
@@ -131,6 +133,7 @@ def read_template(path: Path) -> jinja2.Template:
     environment.filters["thousands"] = "{:,}".format
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False).strip()
     environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS, "record_of": record_of}
+    environment.globals["unknown_origin"] = OWN_LABELS
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
@@ -174,8 +177,11 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]
-    if not value:
-        return value
+    return public_name(value) if value else value
+
+
+def public_name(value: str) -> str:
+    """A model of a recipe without the folders above it; the id of a repository is returned unchanged."""
     is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
     return Path(value).name if is_local else value
 

@@ -99,6 +99,7 @@ def test_a_run_leaves_a_complete_model_folder(finished):
         "recipe.yaml",
         "reference.json",
         "selection_patients.json",
+        "terms.json",
         "training_patients.json",
     }
     assert Recipe.load(finished / "recipe.yaml").to_dict() == RECIPE.to_dict()
