@@ -143,7 +143,8 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
             shutil.copy(file, copy)
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
-    card = text_beside(__file__, "ensemble_card.md").format(count=len(names), name=folder.resolve().name)
+    named = {"name": folder.resolve().name, "place": folder.as_posix()}
+    card = text_beside(__file__, "ensemble_card.md").format(count=len(names), **named)
     write_text(folder / CARD_FILE, card)
 
 

@@ -23,7 +23,8 @@ _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^
 _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
-_MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
+_MENTION = re.compile(r'(from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check )"([^"\n]+)"')
+_HOW_TO_USE = re.compile(r"^## How to use$", re.MULTILINE)
 # The tag and the citation of each backbone; the others are timm's.
 _FAMILIES = {
     "densenet": ("densenet", "huang2017densely"),
@@ -61,6 +62,7 @@ def render_card(
     model: CheXpertForImageClassification,
     terms: Terms,
     *,
+    place: str,
     image_size: int,
     recipe: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
@@ -72,6 +74,7 @@ def render_card(
         name: Name of the model.
         model: Its config gives observations, policies and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
+        place: What loads the model: a path or the id of a repository.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
@@ -98,6 +101,7 @@ def render_card(
     text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
+        place=place,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
@@ -186,14 +190,14 @@ def public_name(value: str) -> str:
     return Path(value).name if is_local else value
 
 
-def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
-    """A card under a new name, with its sections on calibration and operating points as the config has them.
+def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None = None) -> str:
+    """A card under a new name and place, with its sections on calibration and operating points as the config has them.
 
-    A card without these sections gets them at its end.
+    A card without these sections gets them at its end. `name` and `place` are as in `rename_card`.
     """
     sections = _section("decisions", config=config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
-    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name)
+    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name, place)
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
@@ -202,17 +206,22 @@ def refresh_references(text: str, record: Mapping[str, Any]) -> str:
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)
 
 
-def rename_card(text: str, name: str) -> str:
+def rename_card(text: str, name: str, place: str | None = None) -> str:
     """A card under another name: in its title, its model-index, and where it shows how to load the model.
 
-    The last part of a repository's id becomes the title.
+    Args:
+        text: The card.
+        name: The new name; the last part of a repository's id becomes the title.
+        place: What loads the model: a path or the id of a repository; `name` if None.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)
     if title is None:
         return text
-    mention, short = re.compile(_MENTION.replace("{name}", re.escape(title[1]))), name.rpartition("/")[2]
-    body = mention.sub(lambda found: f'{found[1]}"{name}"', card.text)
+    section, short = _HOW_TO_USE.search(card.text), name.rpartition("/")[2]
+    shown = _MENTION.search(card.text, section.end()) if section else None
+    former = {title[1], shown[2] if shown else title[1]}  # a card may mention other models, too
+    body = _MENTION.sub(lambda found: f'{found[1]}"{place or name}"' if found[2] in former else found[0], card.text)
     card.text = _TITLE.sub(lambda _: f"# {short}", body, count=1)
     if isinstance(card.data, ModelCardData) and card.data.model_name is not None:
         card.data.model_name = short

@@ -180,7 +180,7 @@ def _write(
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
     write_terms(folder, sources)
-    write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
+    write_text(folder / CARD_FILE, str(render_card(model=model, place=readable(folder.as_posix()), **card)))
     write_checksums(folder)
 
 
@@ -195,7 +195,10 @@ def refresh_folder(folder: Path) -> None:
     card = folder / CARD_FILE
     if card.exists():
         name = readable(folder.resolve().name)
-        write_text(card, refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, name))
+        text = refresh_card(
+            card.read_text(encoding="utf-8"), classifier.model.config, name, readable(folder.as_posix())
+        )
+        write_text(card, text)
     write_checksums(folder)
 
 

@@ -60,8 +60,10 @@ class Published:
     files: Listing
 
 
-def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
+def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = None) -> Listing:
     """Copies the public files of a model folder to an empty folder, with the repository's name in the card.
+
+    `place` is what the card shows to load the model from, the repository if None.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -73,7 +75,7 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, staging / name)
-    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id)
+    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id, place)
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) cannot be published: {'; '.join(problems[:3])}.")
     write_text(staging / CARD_FILE, card)
@@ -202,7 +204,7 @@ def stage_space(
         shutil.copyfile(path, staging / name)
     write_text(staging / "requirements.txt", "\n".join(requirements()) + "\n")
     if is_folder:
-        stage_model(Path(model), Path(model).resolve().name, staging / "model")
+        stage_model(Path(model), Path(model).resolve().name, staging / "model", place="model")
     else:
         write_json(staging / _MODEL_FILE, {"model": model, "revision": revision})
         # The name of the model links it and the Space to each other on the Hub.

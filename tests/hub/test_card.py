@@ -1,6 +1,7 @@
 """The card holds what was measured, and nothing that nobody filled in."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from chexpert_hf.models.model_files import differences
 from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
-from chexpert_hf.publishing.model_folder import add_reference_figures, save_imported_folder, save_trained_folder
+from chexpert_hf.publishing.model_folder import (
+    add_reference_figures,
+    refresh_folder,
+    save_imported_folder,
+    save_trained_folder,
+)
 from chexpert_hf.training.recipe import Recipe
 
 from .conftest import DATA, predictions
@@ -118,6 +124,26 @@ def test_a_renamed_card_names_the_model_where_it_is_loaded(card: str) -> None:
     assert ModelCard(renamed).data.model_name == "fine"
     assert "tiny-run" not in renamed
     assert ModelCard(renamed).data.eval_results == ModelCard(card).data.eval_results
+
+
+def test_a_card_loads_the_model_from_its_folder_until_it_is_pushed(
+    tiny_model: CheXpertForImageClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = trained_from("imagenet", Path("runs/tb"), tiny_model, {"name": "here"})
+    code = re.findall(r"```python\n(from chexpert_hf.*?classifier = .*?)\n", card, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(code[0], shown)  # what a reader pastes
+    assert shown["classifier"].observations == tiny_model.config.observations
+    assert card.count('"runs/tb"') == 4
+    assert "# tb\n" in card
+    refresh_folder(Path("runs") / "tb")
+    assert Path("runs/tb/README.md").read_text().count('"runs/tb"') == 4
+    renamed = rename_card(card.replace("## Intended use", 'See from_pretrained("other").\n\n## Intended use'), "me/tb")
+    assert renamed.count('"me/tb"') == 4
+    assert "runs/tb" not in renamed
+    assert 'from_pretrained("other")' in renamed
+    assert ModelCard(renamed).data.model_name == "tb"
 
 
 def test_a_refreshed_card_says_what_the_config_says(card: str, tiny_model: CheXpertForImageClassification) -> None:
