@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from chexpert_hf import CheXpertClassifier
+from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.cli import predicting
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from tests.commands import run
+from tests.conftest import TINY
 from tests.linked_folders import LAYOUTS, as_datalad
 
 
@@ -370,6 +372,37 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_fol
     with (phantoms / "valid.csv").open() as stream:
         rows = {row["Path"].rsplit("/", 1)[0]: row for row in csv.DictReader(stream)}
     assert positives["Edema"] == sum(float(row["Edema"] or 0) == 1 for row in rows.values())
+
+
+def test_models_of_other_labels_are_compared_on_those_that_all_of_them_score(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    names = ["Fracture", "Edema", "Cardiomegaly"]  # in another order than the first model's
+    torch.manual_seed(1)
+    other = CheXpertForImageClassification(CheXpertConfig(**TINY, id2label=dict(enumerate(names))))
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tiny_folder / "preprocessor_config.json", tmp_path / "other")
+    both = ["evaluate", phantoms, "--model", tiny_folder, "--model", tmp_path / "other"]
+    code, out, err = run(monkeypatch, capsys, *both, "--json")
+    assert code == 0
+    assert "Evaluated are the observations that all models score: Cardiomegaly, Edema, Fracture; tiny-model sc" in err
+    assert "other scores" not in err
+    found = json.loads(out)
+    assert [*found] == ["tiny-model", "other"]
+    for name, folder in (("tiny-model", tiny_folder), ("other", tmp_path / "other")):
+        _, alone, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", folder, "--json")
+        expected = {entry["observation"]: entry for entry in json.loads(alone)["observations"]}
+        assert [entry["observation"] for entry in found[name]["observations"]] == ["Cardiomegaly", "Edema", "Fracture"]
+        assert found[name]["observations"] == [expected[entry["observation"]] for entry in found[name]["observations"]]
+    report = tmp_path / "report"
+    assert run(monkeypatch, capsys, *both, "--output", report, "--replicates", "100", "--thumbnails", "1")[0] == 0
+    assert "Pneumonia" not in (report / "report.md").read_text()
+    code, _, err = run(monkeypatch, capsys, *both, "--ensemble")
+    assert code == 2
+    assert "without --ensemble compares such models" in err.splitlines()[-1]
+    code, _, err = run(monkeypatch, capsys, *both, "--output", tmp_path / "maps", "--sanity", "4")
+    assert code == 2
+    assert "check their maps one by one, with `sanity`" in err.splitlines()[-1]
 
 
 def test_evaluate_prints_the_same_table_with_a_report_and_takes_the_mean_if_asked(

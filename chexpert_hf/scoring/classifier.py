@@ -392,7 +392,8 @@ class CheXpertEnsemble(CheXpertClassifier):
             if member.observations != self.observations:
                 raise ModelFolderError(
                     f"The members of an ensemble judge the same observations in the same order; one has "
-                    f"{', '.join(self.observations)}, another {', '.join(member.observations)}."
+                    f"{', '.join(self.observations)}, another {', '.join(member.observations)}. `chexpert-hf evaluate` "
+                    "without --ensemble compares such models."
                 )
 
 
