@@ -27,7 +27,7 @@ from chexpert_hf.folders.readers import Workers
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.saliency import overlay
+from chexpert_hf.scoring.saliency import overlay_of
 
 AGE_BANDS = ((0, 39, "0 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
 SUPPORT_DEVICES = "Support Devices"
@@ -229,7 +229,7 @@ def _thumbnails(
                 caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
                 with naming(files[row]):
                     maps = classifier.predict(Path(files[row]), saliency=True).maps
-                    picture = overlay(read_radiograph(files[row]), maps[name])
+                    picture = overlay_of(read_radiograph(files[row]), maps, name)
                 picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
                 stream = io.BytesIO()
                 picture.save(stream, "PNG")
