@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
-from chexpert_hf.cli import predicting
+from chexpert_hf.cli import app, predicting
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
@@ -41,6 +43,22 @@ def radiographs(tmp_path):
     for name in ("a.png", "b.jpg"):
         Image.fromarray(rng.integers(0, 256, (60, 50), dtype=np.uint8)).save(folder / name)
     return folder
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_help_cuts_nothing(columns):
+    for command in get_command(app).commands.values():
+        shown = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [command.name, "--help"]).output
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= columns
+        text = " ".join(" ".join(line.strip(" │") for line in shown.splitlines()).split())
+        for parameter in command.params:
+            for name in (*parameter.opts, *parameter.secondary_opts) if parameter.param_type_name == "option" else ():
+                assert re.search(rf"(?<![\w-]){name}(?![\w-])", shown), name
+        words = {word.replace("\\[", "[") for each in command.params for word in (each.help or "").split()}
+        assert [word for word in words if word not in text] == []
+        panels = {getattr(each, "rich_help_panel", None) for each in command.params} - {None}
+        assert [panel for panel in panels if f"─ {panel} ─" not in shown] == []
 
 
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
