@@ -372,7 +372,7 @@ def test_predict_refuses_what_makes_no_sense_before_it_loads_a_model(
 ):
     monkeypatch.chdir(tmp_path)
     filled = [option.format(folder=radiographs) for option in options]
-    code, out, err = run(monkeypatch, capsys, "predict", *filled, "--model", "no-such-model")
+    code, out, err = run(monkeypatch, capsys, "predict", *filled, "--model", "no-such/model")
     assert (code, out) == (2, "")
     assert re.search(message, err)
     assert len(err.splitlines()) == 1
@@ -464,6 +464,11 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
         (["predict", "no-such.png"], "no-such.png does not exist"),
         (["predict", "film.png", "--output", "there.csv"], "there.csv exists already"),
         (["evaluate", "no-such"], "'no-such' does not exist"),
+        (["predict", "film.png", "--model", "nihh"], "'nihh' is neither a model folder nor the id of a repository"),
+        (["evaluate", ".", "--model", "runs/a/b"], "'runs/a/b' is neither a model folder nor the id of a repository"),
+        (["demo", "--model", "./tb"], "'./tb' is neither a model folder nor the id of a repository"),
+        (["check", "--model", "."], ". holds no config.json; expected a model folder"),
+        (["train", ".", "--output", "x", "--init", "nihh"], "'nihh' is neither a model folder nor the id"),
         (["evaluate", ".", "--output", "there.csv"], "there.csv cannot be a folder for the results"),
         (["localize", "no-such", "--output", "x"], "'no-such' does not exist"),
         (["calibrate", ".", "--output", "."], "is not empty"),
@@ -522,7 +527,7 @@ def test_predict_prints_json_lines_with_the_values_of_the_csv(monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "no-such-file.png", "--model", "m"], "no-such-file.png does not exist"),
+        (["predict", "no-such-file.png", "--model", "{model}"], "no-such-file.png does not exist"),
         (["evaluate", "no-such-folder", "--model", "{model}"], "no-such-folder"),
         (["train", "{data}", "--output", "x", "--policy", "u-maybe"], "Unknown uncertainty policy 'u-maybe'"),
         (["train", "{data}", "--output", "x", "--image-size", "0"], "image_size is 0, expected at least 1"),

@@ -78,6 +78,8 @@ def train(
     """Train a model on a data set. The defaults are the CheXpert paper's recipe."""
     if not resume:
         require_empty(output)
+    if flags["init"] not in (None, "imagenet", "random"):
+        options.existing_model(flags["init"])
 
     from accelerate import PartialState
     from huggingface_hub import HfApi
