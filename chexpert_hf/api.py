@@ -1,4 +1,7 @@
-"""The commands as functions of a model and data: evaluate, calibrate, localize, save."""
+"""The commands as functions of a model and data: evaluate, calibrate, localize, save.
+
+What the commands print about the data, such as labels that they do not have, are warnings here.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +189,11 @@ def _classifier(model: Model) -> CheXpertClassifier:
 
 def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Dataset:
     if not isinstance(data, datasets.Dataset):
-        return load_dataset(data, splits=[split], observations=observations)[split]
+        said: list[str] = []
+        dataset = load_dataset(data, splits=[split], observations=observations, say=said.append)[split]
+        for line in said:
+            warnings.warn(line, stacklevel=3)
+        return dataset
     given = data.features["labels"].length
     if given != len(observations):
         raise InputError(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import chexpert_hf
 from chexpert_hf import (
@@ -49,6 +50,15 @@ def test_every_public_name_can_be_imported():
     for name in chexpert_hf.__all__:
         assert getattr(chexpert_hf, name) is not None
     assert chexpert_hf.load_chexpert is chexpert_hf.load_dataset
+
+
+def test_what_a_command_says_about_the_data_is_a_warning(folder, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (64, 64), 90).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("image,Edema,split\n" + "a.png,1,valid\nb.png,0,valid\n")
+    with pytest.warns(UserWarning, match="has no labels for No Finding, .*: unknown there, not negative") as caught:
+        evaluate(folder, tmp_path)
+    assert {warning.filename for warning in caught if "unknown there" in str(warning.message)} == {__file__}
 
 
 def test_importing_the_package_imports_nothing_heavy():

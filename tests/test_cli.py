@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageFilter, ImageOps
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from chexpert_hf import CheXpertClassifier
-from chexpert_hf.cli import predicting
+from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
+from chexpert_hf.cli import app, predicting
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from tests.commands import run
+from tests.conftest import TINY
 from tests.linked_folders import LAYOUTS, as_datalad
 
 
@@ -39,6 +43,22 @@ def radiographs(tmp_path):
     for name in ("a.png", "b.jpg"):
         Image.fromarray(rng.integers(0, 256, (60, 50), dtype=np.uint8)).save(folder / name)
     return folder
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_help_cuts_nothing(columns):
+    for command in get_command(app).commands.values():
+        shown = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [command.name, "--help"]).output
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= columns
+        text = " ".join(" ".join(line.strip(" │") for line in shown.splitlines()).split())
+        for parameter in command.params:
+            for name in (*parameter.opts, *parameter.secondary_opts) if parameter.param_type_name == "option" else ():
+                assert re.search(rf"(?<![\w-]){name}(?![\w-])", shown), name
+        words = {word.replace("\\[", "[") for each in command.params for word in (each.help or "").split()}
+        assert [word for word in words if word not in text] == []
+        panels = {getattr(each, "rich_help_panel", None) for each in command.params} - {None}
+        assert [panel for panel in panels if f"─ {panel} ─" not in shown] == []
 
 
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
@@ -352,7 +372,7 @@ def test_predict_refuses_what_makes_no_sense_before_it_loads_a_model(
 ):
     monkeypatch.chdir(tmp_path)
     filled = [option.format(folder=radiographs) for option in options]
-    code, out, err = run(monkeypatch, capsys, "predict", *filled, "--model", "no-such-model")
+    code, out, err = run(monkeypatch, capsys, "predict", *filled, "--model", "no-such/model")
     assert (code, out) == (2, "")
     assert re.search(message, err)
     assert len(err.splitlines()) == 1
@@ -370,6 +390,37 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_fol
     with (phantoms / "valid.csv").open() as stream:
         rows = {row["Path"].rsplit("/", 1)[0]: row for row in csv.DictReader(stream)}
     assert positives["Edema"] == sum(float(row["Edema"] or 0) == 1 for row in rows.values())
+
+
+def test_models_of_other_labels_are_compared_on_those_that_all_of_them_score(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    names = ["Fracture", "Edema", "Cardiomegaly"]  # in another order than the first model's
+    torch.manual_seed(1)
+    other = CheXpertForImageClassification(CheXpertConfig(**TINY, id2label=dict(enumerate(names))))
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tiny_folder / "preprocessor_config.json", tmp_path / "other")
+    both = ["evaluate", phantoms, "--model", tiny_folder, "--model", tmp_path / "other"]
+    code, out, err = run(monkeypatch, capsys, *both, "--json")
+    assert code == 0
+    assert "Evaluated are the observations that all models score: Cardiomegaly, Edema, Fracture; tiny-model sc" in err
+    assert "other scores" not in err
+    found = json.loads(out)
+    assert [*found] == ["tiny-model", "other"]
+    for name, folder in (("tiny-model", tiny_folder), ("other", tmp_path / "other")):
+        _, alone, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", folder, "--json")
+        expected = {entry["observation"]: entry for entry in json.loads(alone)["observations"]}
+        assert [entry["observation"] for entry in found[name]["observations"]] == ["Cardiomegaly", "Edema", "Fracture"]
+        assert found[name]["observations"] == [expected[entry["observation"]] for entry in found[name]["observations"]]
+    report = tmp_path / "report"
+    assert run(monkeypatch, capsys, *both, "--output", report, "--replicates", "100", "--thumbnails", "1")[0] == 0
+    assert "Pneumonia" not in (report / "report.md").read_text()
+    code, _, err = run(monkeypatch, capsys, *both, "--ensemble")
+    assert code == 2
+    assert "without --ensemble compares such models" in err.splitlines()[-1]
+    code, _, err = run(monkeypatch, capsys, *both, "--output", tmp_path / "maps", "--sanity", "4")
+    assert code == 2
+    assert "check their maps one by one, with `sanity`" in err.splitlines()[-1]
 
 
 def test_evaluate_prints_the_same_table_with_a_report_and_takes_the_mean_if_asked(
@@ -413,6 +464,11 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
         (["predict", "no-such.png"], "no-such.png does not exist"),
         (["predict", "film.png", "--output", "there.csv"], "there.csv exists already"),
         (["evaluate", "no-such"], "'no-such' does not exist"),
+        (["predict", "film.png", "--model", "nihh"], "'nihh' is neither a model folder nor the id of a repository"),
+        (["evaluate", ".", "--model", "runs/a/b"], "'runs/a/b' is neither a model folder nor the id of a repository"),
+        (["demo", "--model", "./tb"], "'./tb' is neither a model folder nor the id of a repository"),
+        (["check", "--model", "."], ". holds no config.json; expected a model folder"),
+        (["train", ".", "--output", "x", "--init", "nihh"], "'nihh' is neither a model folder nor the id"),
         (["evaluate", ".", "--output", "there.csv"], "there.csv cannot be a folder for the results"),
         (["localize", "no-such", "--output", "x"], "'no-such' does not exist"),
         (["calibrate", ".", "--output", "."], "is not empty"),
@@ -471,7 +527,7 @@ def test_predict_prints_json_lines_with_the_values_of_the_csv(monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "no-such-file.png", "--model", "m"], "no-such-file.png does not exist"),
+        (["predict", "no-such-file.png", "--model", "{model}"], "no-such-file.png does not exist"),
         (["evaluate", "no-such-folder", "--model", "{model}"], "no-such-folder"),
         (["train", "{data}", "--output", "x", "--policy", "u-maybe"], "Unknown uncertainty policy 'u-maybe'"),
         (["train", "{data}", "--output", "x", "--image-size", "0"], "image_size is 0, expected at least 1"),

@@ -95,6 +95,7 @@ def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, A
         "preprocessor_config.json",
         "reference.json",
         "evaluation.json",
+        "terms.json",
         "gate.safetensors",
         "training_patients.json",
     ):

@@ -28,7 +28,7 @@ from chexpert_hf.models.model_files import RECIPE_FILE, write_checksums
 from chexpert_hf.publishing.model_folder import save_trained_folder
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.data import describe_data, load_data, with_labels
-from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.initial_model import build_model, build_processor, image_size_of
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from train.ordered_batches import OrderedBatches
 
@@ -174,7 +174,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
     check_recipe(recipe)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RecipeError(f"{output} is in use; choose a new folder.")
-    recipe = with_labels(recipe, root)
+    recipe = with_labels(recipe, root).override(image_size=image_size_of(recipe))
     data = load_data(recipe, root)
     set_seed(recipe.seed)
     keras.utils.set_random_seed(recipe.seed)

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, SHARE, app, hide_bars, say, show
+from chexpert_hf.cli.help import Command
 from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 
@@ -33,6 +34,7 @@ _IMAGES = "Folder of radiographs; synthetic ones if none."
 
 @app.command(
     "import",
+    cls=Command,
     rich_help_panel=SHARE,
     epilog="Example: chexpert-hf import torchxrayvision:densenet121-res224-chex --output chex",
 )
@@ -56,7 +58,9 @@ def import_weights(
     show(result, "\n".join([done, *model.remarks]), as_json)
 
 
-@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf export --model runs/mine --runtime openvino")
+@app.command(
+    cls=Command, rich_help_panel=SHARE, epilog="Example: chexpert-hf export --model runs/mine --runtime openvino"
+)
 def export(
     model: options.Model,
     output: Annotated[
@@ -108,7 +112,11 @@ def _summary(exported: "ExportedGraph") -> str:
     return "\n".join(lines)
 
 
-@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf bench radiographs/ --model runs/mine --limit 1000")
+@app.command(
+    cls=Command,
+    rich_help_panel=INSPECT,
+    epilog="Example: chexpert-hf bench radiographs/ --model runs/mine --limit 1000",
+)
 def bench(
     images: Annotated[Path | None, Argument(metavar="IMAGES", help=_IMAGES)] = None,
     model: options.Model = DEFAULT_NAME,

@@ -18,6 +18,7 @@ from chexpert_hf.cli.app import (
     say,
     show,
 )
+from chexpert_hf.cli.help import Command
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import result_folder
@@ -33,7 +34,11 @@ _LABELS_NAME = "Who set the data set's own labels, such as 'text-mined labels'; 
 _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumonia=.02,Edema=.05'."
 
 
-@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf evaluate MY-DATA --model runs/mine --output report/")
+@app.command(
+    cls=Command,
+    rich_help_panel=MODEL,
+    epilog="Example: chexpert-hf evaluate MY-DATA --model runs/mine --output report/",
+)
 def evaluate(
     data: options.SeveralData,
     model: options.Models,
@@ -80,6 +85,7 @@ def evaluate(
         patient_warnings,
         reference_figures,
         refuse_calibration_patients,
+        shared_observations,
     )
     from chexpert_hf.folders.dataset import predict_dataset
     from chexpert_hf.publishing.data_terms import labels_name as known_labels
@@ -87,18 +93,13 @@ def evaluate(
 
     models = {"ensemble": model} if ensemble else _by_name(model)
     classifiers = {name: load_classifier(paths) for name, paths in models.items()}
-    first_name, first = next(iter(classifiers.items()))
-    for name, other in classifiers.items():
-        if other.observations != first.observations:
-            shared = ", ".join(each for each in first.observations if each in other.observations)
-            raise InputError(
-                f"{name} scores other observations than {first_name}; only models of the same observations compare. "
-                f"Both score: {shared or 'none'}. Evaluate each by itself, or train one with the --observations of the "
-                "other."
-            )
-    standard = load_reference(reference, first.observations, reference_map, reference_name, reference_against)
+    shared = shared_observations(classifiers)
+    others = {name: [each for each in one.observations if each not in shared] for name, one in classifiers.items()}
+    if further := [f"{name} scores {', '.join(each)}, too" for name, each in others.items() if each]:
+        say(f"Evaluated are the observations that all models score: {', '.join(shared)}; {'; '.join(further)}.")
+    standard = load_reference(reference, shared, reference_map, reference_name, reference_against)
     settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}
-    dataset, name = load_split(data, split, first.observations, **settings), data_name(data)
+    dataset, name = load_split(data, split, shared, **settings), data_name(data)
     patients = dataset["patient"][:]
     if standard is not None:
         say(standard.coverage(dataset["path"][:]))
@@ -111,7 +112,8 @@ def evaluate(
     with progress_bar(len(dataset) * len(classifiers), "images") as bar:
         if output is None:
             scores: Mapping[str, FloatArray] = {
-                name: predict_dataset(one, dataset, bar.update, workers=workers) for name, one in classifiers.items()
+                name: predict_dataset(one, dataset, bar.update, workers=workers, observations=shared)
+                for name, one in classifiers.items()
             }
             second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
         else:
@@ -146,12 +148,13 @@ def _results(
     """The evaluation of each model and the metrics on the second standard, as values for JSON and as tables."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
-    from chexpert_hf.evaluation.report.reporting import evaluate_predictions
+    from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations
 
+    shared = shared_observations(classifiers)
     values: dict[str, Any] = {}
     tables = []
     for name, one in classifiers.items():
-        evaluation = evaluate_predictions(scores[name], dataset, one.model.config, aggregation)
+        evaluation = evaluate_predictions(scores[name], dataset, one.model.config, aggregation, shared)
         values |= {name: evaluation.to_dict()} if len(classifiers) > 1 else evaluation.to_dict()
         tables += [name] if len(classifiers) > 1 else []
         tables.append(as_table(evaluation, aggregation))
@@ -162,6 +165,7 @@ def _results(
 
 
 @app.command(
+    cls=Command,
     rich_help_panel=MODEL,
     epilog="Example: chexpert-hf calibrate MY-DATA --model runs/mine --output calibrated/",
 )
@@ -199,7 +203,7 @@ def calibrate(
     show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
 
 
-@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
+@app.command(cls=Command, rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
 def gate(
     data: options.Data,
     model: Annotated[str, options.model("Model folder; gate.safetensors is written into it.")],

@@ -17,7 +17,26 @@ def output(text: str) -> Any:
 
 def model(text: str) -> Any:
     """The option --model for one model, with its help text; the name of the bundled model becomes its folder."""
-    return Option("--model", "-m", help=text, callback=lambda name: name and str(resolve_model(name)))
+    return Option("--model", "-m", help=text, callback=lambda name: name and existing_model(name))
+
+
+def existing_model(name: str) -> str:
+    """The folder or repository of a model; refuses what can be neither at once, not after torch is imported.
+
+    Raises:
+        InputError: If it is no model folder, and no name of a repository.
+    """
+    path = Path(resolve_model(name))
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "ensemble.json")):
+            raise InputError(f"{name} holds no config.json; expected a model folder.")
+        return str(path)
+    if len(path.parts) == 2 and not path.is_absolute() and not name.startswith((".", "~")):
+        return name
+    raise InputError(
+        f"{name!r} is neither a model folder nor the id of a repository. Expected a folder with config.json, "
+        f"user/name, or {DEFAULT_NAME}, the bundled model."
+    )
 
 
 def new_folder(text: str) -> Any:
@@ -52,7 +71,7 @@ Models = Annotated[
         "--model",
         "-m",
         default_factory=lambda: [DEFAULT_NAME],
-        callback=lambda models: [str(resolve_model(model)) for model in models],
+        callback=lambda models: [existing_model(model) for model in models],
         show_default=DEFAULT_NAME,
         help=f"{_MODEL}; several make an ensemble.",
     ),

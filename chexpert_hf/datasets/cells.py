@@ -103,7 +103,7 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
 
 
 def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:
-    """Raises DatasetError if a column is missing, with those that are there, or if there is no row."""
+    """Raises DatasetError if the table lacks a column or has no row; the message lists the columns that it has."""
     if missing := [name for name in (*required, *observations) if name not in cells.columns]:
         header: list[str] = cells.attrs["header"]
         near = [name for name in header if missing[0] in name] or get_close_matches(missing[0], header, n=1)

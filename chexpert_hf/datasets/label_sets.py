@@ -26,7 +26,7 @@ _SAME = {
     "pulmonary edema": "edema",
     "pulmonary fibrosis": "fibrosis",
     "hiatal hernia": "hernia",
-    "normal": "no finding",
+    **dict.fromkeys(("healthy", "no abnormality", "no findings", "normal"), "no finding"),
 }
 """Other names of a concept, and the one that stands for it; both as `concept` writes them."""
 

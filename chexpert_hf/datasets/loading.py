@@ -153,9 +153,10 @@ def _read(
     say: Callable[[str], None] | None,
     known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """The tables of a source, with its `folder`, and with names that no other source has if there are several.
+    """The table of each split of one data set, with its `folder`.
 
-    `known` are the labels of all sources, none if this is the only one.
+    If several are loaded, `known` are the labels of all of them, and names of patients, studies and images get a
+    prefix, so that they are unique; it is empty for a single one.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}

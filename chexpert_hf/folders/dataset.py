@@ -1,6 +1,6 @@
 """A model's probabilities for the images of a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import datasets
@@ -28,16 +28,17 @@ def predict_dataset(
     progress: Callable[[int], None] | None = None,
     *,
     workers: Workers = 0,
+    observations: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
     """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
 
-    `progress` is called with 1 after each image, `workers` are as in `readers.read_prepared`. A RadiographError names
-    the image that cannot be read.
+    `progress` is called with 1 after each image, `workers` are as in `readers.read_prepared`, and `observations` are
+    all of the classifier's if None. A RadiographError names the image that cannot be read.
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:
         for prediction in classifier.predict_prepared(map(Read.expected, images)):
-            rows.append(list(prediction.probabilities.values()))
+            rows.append([prediction.probabilities[name] for name in observations or classifier.observations])
             if progress:
                 progress(1)
     return np.array(rows)

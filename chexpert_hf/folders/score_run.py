@@ -19,6 +19,7 @@ from chexpert_hf.folders.scoring import FileResult, common_folder, overlay_folde
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
+from chexpert_hf.scoring.saliency import NoMaps
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def score_with_overlays(
         except OSError as error:
             raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error
         else:
-            yield replace(result, prediction=replace(result.prediction, saliency=None))
+            yield replace(result, prediction=replace(result.prediction, saliency=NoMaps()))
 
 
 def _record(

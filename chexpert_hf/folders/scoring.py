@@ -23,7 +23,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, sour
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
 from chexpert_hf.scoring.preparation import Prepared
-from chexpert_hf.scoring.saliency import overlay
+from chexpert_hf.scoring.saliency import overlay_of
 
 ROWS_SIDE_BY_SIDE = 4
 """Radiographs in a batch of a thread that has a processor to itself: more are slower there, and need more memory."""
@@ -120,16 +120,17 @@ def _result(file: RadiographFile, error: RadiographError | None, prediction: Pre
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
     """Writes one PNG per observation into a folder, made if needed: the radiograph at its full size under the map.
 
-    Returns the files; ValueError if the prediction has no maps.
+    A line of text in the picture says that a map is empty. Returns the files; ValueError if the prediction has no maps.
     """
-    if result.prediction is None or result.prediction.saliency is None:
+    if result.prediction is None or not result.prediction.saliency:
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
+    maps = result.prediction.maps
     folder.mkdir(parents=True, exist_ok=True)
     image = read_radiograph(source_of(result.path))
     written = []
     for observation in observations:  # one map at a time: at full size each takes megabytes
         written.append(folder / f"{observation}.png")
-        picture = overlay(image, result.prediction.saliency[observation])
+        picture = overlay_of(image, maps, observation)
         picture.save(written[-1], compress_level=_PNG_COMPRESSION)
     return written
 

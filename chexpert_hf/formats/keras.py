@@ -242,7 +242,7 @@ def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
-    """Logits of the products of probabilities up to the roots; see `chexpert_hf.modeling_chexpert`."""
+    """Logits of the unconditional probabilities: products along the label hierarchy, as in `modeling_chexpert`."""
     log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)
     highest = -float(np.finfo(np.float32).eps)
     product = log_p - ops.log(-ops.expm1(ops.minimum(log_p, highest)))

@@ -82,7 +82,8 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
     outputs = outputs_named(trained, num_outputs(tensors), "The source")
     thresholds = model.thresholds if own_points is None else own_points
     points = {name: thresholds.get(TARGETS[row]) for name, row in zip(outputs.observations, outputs.rows, strict=True)}
-    further = ("torchxrayvision_chexpert",) if "CheXpert" in model.data else ()
+    further = ["torchxrayvision_chexpert"] if "CheXpert" in model.data else []
+    further += ["torchxrayvision_rsna"] if model.data.startswith("the radiographs of the RSNA") else []
     origin = origin_of("torchxrayvision", *further, source=source, url=model.url, data=model.data)
     return outputs.model(
         tensors,

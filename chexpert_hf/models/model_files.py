@@ -15,7 +15,7 @@ from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import sha256_of, text_beside, write_json, write_text
 
 CHECKSUMS_FILE, ENSEMBLE_FILE = "checksums.json", "ensemble.json"
-RECIPE_FILE, CURVE_FILE, EVALUATION_FILE = "recipe.yaml", "curve.png", "evaluation.json"
+RECIPE_FILE, CURVE_FILE, EVALUATION_FILE, TERMS_FILE = "recipe.yaml", "curve.png", "evaluation.json", "terms.json"
 NEEDED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")  # required for scoring
 LOADED_FILES = (*NEEDED_FILES, "gate.safetensors")  # read before scoring; graphs have their checksums in `export.json`
 BACKBONES_FILE, MODELING_FILE = "backbones_chexpert.py", "modeling_chexpert.py"
@@ -25,7 +25,7 @@ CARD_FILE = "README.md"
 REQUIRED_FILES = (CARD_FILE, *NEEDED_FILES, *CODE_FILES, "reference.json")
 # Published, too, where present: names, or patterns of paths.
 _GRAPH_FILES = ("export.json", "onnx/*.onnx", "openvino/*.xml", "openvino/*.bin")
-OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, "gate.safetensors", *_GRAPH_FILES)
+OPTIONAL_FILES = ("LICENSE", EVALUATION_FILE, TERMS_FILE, RECIPE_FILE, CURVE_FILE, "gate.safetensors", *_GRAPH_FILES)
 # Written by a run and never published: hashes of patients' ids, its log, labels of single radiographs.
 _PRIVATE_FILES = ("*_patients.json", "history.json", "soft_labels.csv")
 # Folders that a training run leaves in its model folder, and that are not part of the model.
@@ -143,7 +143,8 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
             shutil.copy(file, copy)
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
-    card = text_beside(__file__, "ensemble_card.md").format(count=len(names), name=folder.resolve().name)
+    named = {"name": folder.resolve().name, "place": folder.as_posix()}
+    card = text_beside(__file__, "ensemble_card.md").format(count=len(names), **named)
     write_text(folder / CARD_FILE, card)
 
 

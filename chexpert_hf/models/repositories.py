@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import first_line
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES, TERMS_FILE
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _BILLING = "in its settings under Billing, then repeat the command"
@@ -61,7 +61,7 @@ def model_folder(
     model: str | Path,
     revision: str | None = None,
     *,
-    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE),
+    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE),
 ) -> Path:
     """The folder of a model: a folder, the bundled model by name, or a repository, downloaded or from the cache.
 

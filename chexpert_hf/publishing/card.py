@@ -11,17 +11,20 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
+from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 from chexpert_hf.files import text_beside
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, labels_name
+from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, label_origins, labels_name
 
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DECISIONS = re.compile(r"(?:^## Calibration\n.*?)?^## Operating points\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _REFERENCES = re.compile(r"^## Other reference standards\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\Z", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
-_MENTION = r'((?:from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check ))"{name}"'
+_MENTION = re.compile(r'(from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check )"([^"\n]+)"')
+_HOW_TO_USE = re.compile(r"^## How to use$", re.MULTILINE)
 # The tag and the citation of each backbone; the others are timm's.
 _FAMILIES = {
     "densenet": ("densenet", "huang2017densely"),
@@ -59,6 +62,7 @@ def render_card(
     model: CheXpertForImageClassification,
     terms: Terms,
     *,
+    place: str,
     image_size: int,
     recipe: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
@@ -70,6 +74,7 @@ def render_card(
         name: Name of the model.
         model: Its config gives observations, policies and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
+        place: What loads the model: a path or the id of a repository.
         image_size: Input height and width in pixels.
         recipe: All values of the run.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
@@ -96,6 +101,7 @@ def render_card(
     text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
+        place=place,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
@@ -106,6 +112,7 @@ def render_card(
         record=record,
         data=data,
         reference_standard=_labels_name(data) if is_ours else None,
+        label_origins=" and ".join(sorted(label_origins(data))) if is_ours else getattr(terms, "labels", OWN_LABELS),
         best_step=best_step,
     )
     return ModelCard(_BLANK_LINES.sub("\n\n", text))
@@ -129,7 +136,8 @@ def read_template(path: Path) -> jinja2.Template:
     )
     environment.filters["thousands"] = "{:,}".format
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False).strip()
-    environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS}
+    environment.globals |= {"estimate": _estimate, "minimum": MIN_STUDIES_PER_CLASS, "record_of": record_of}
+    environment.globals["unknown_origin"] = OWN_LABELS
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
@@ -173,20 +181,23 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]
-    if not value:
-        return value
+    return public_name(value) if value else value
+
+
+def public_name(value: str) -> str:
+    """A model of a recipe without the folders above it; the id of a repository is returned unchanged."""
     is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
     return Path(value).name if is_local else value
 
 
-def refresh_card(text: str, config: CheXpertConfig, name: str) -> str:
-    """A card under a new name, with its sections on calibration and operating points as the config has them.
+def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None = None) -> str:
+    """A card under a new name and place, with its sections on calibration and operating points as the config has them.
 
-    A card without these sections gets them at its end.
+    A card without these sections gets them at its end. `name` and `place` are as in `rename_card`.
     """
     sections = _section("decisions", config=config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
-    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name)
+    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name, place)
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
@@ -195,17 +206,22 @@ def refresh_references(text: str, record: Mapping[str, Any]) -> str:
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)
 
 
-def rename_card(text: str, name: str) -> str:
+def rename_card(text: str, name: str, place: str | None = None) -> str:
     """A card under another name: in its title, its model-index, and where it shows how to load the model.
 
-    The last part of a repository's id becomes the title.
+    Args:
+        text: The card.
+        name: The new name; the last part of a repository's id becomes the title.
+        place: What loads the model: a path or the id of a repository; `name` if None.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)
     if title is None:
         return text
-    mention, short = re.compile(_MENTION.replace("{name}", re.escape(title[1]))), name.rpartition("/")[2]
-    body = mention.sub(lambda found: f'{found[1]}"{name}"', card.text)
+    section, short = _HOW_TO_USE.search(card.text), name.rpartition("/")[2]
+    shown = _MENTION.search(card.text, section.end()) if section else None
+    former = {title[1], shown[2] if shown else title[1]}  # a card may mention other models, too
+    body = _MENTION.sub(lambda found: f'{found[1]}"{place or name}"' if found[2] in former else found[0], card.text)
     card.text = _TITLE.sub(lambda _: f"# {short}", body, count=1)
     if isinstance(card.data, ModelCardData) and card.data.model_name is not None:
         card.data.model_name = short

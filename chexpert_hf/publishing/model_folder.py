@@ -5,7 +5,7 @@ It also has reference scores of one phantom, by which an installation, a convers
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import Evaluation, split_labels
 from chexpert_hf.evaluation.report.reporting import subgroup_columns
@@ -22,10 +23,20 @@ from chexpert_hf.folders.score_table import readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, write_checksums
+from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.phantoms import render_phantom
-from chexpert_hf.publishing.card import refresh_card, refresh_references, render_card
-from chexpert_hf.publishing.data_terms import ImportedFrom, terms_of
+from chexpert_hf.publishing.card import public_name, refresh_card, refresh_references, render_card
+from chexpert_hf.publishing.data_terms import (
+    ImportedFrom,
+    Terms,
+    data_names,
+    each_terms,
+    read_terms,
+    terms_of,
+    with_initial_terms,
+    write_terms,
+)
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 REFERENCE_FILE = "reference.json"
@@ -124,11 +135,24 @@ def save_trained_folder(
     """
     state_dict = half_state_dict(model) if recipe["stored_precision"] == "fp16" else None
     record = evaluation_record(evaluation, data, was_chosen_on_it=recipe["checkpoint"] == "best", assessment=assessment)
-    name = model.config.model_name or readable(folder.resolve().name)
+    name, names = model.config.model_name or readable(folder.resolve().name), data_names(data)
+    own = each_terms(names)
+    licences = [terms.licence for terms in own]
+    initial = [terms for terms in _initial_terms(recipe["init"]) if terms.licence not in licences]
+    terms = with_initial_terms(terms_of(names), initial, public_name(recipe["init"]))
     trained = {"recipe": recipe, "record": record, "best_step": best_step, "image_size": processor.longest_side}
-    _write(
-        folder, model, processor, state_dict, name=name, terms=terms_of(data.get("sources", [data["name"]])), **trained
-    )
+    _write(folder, model, processor, state_dict, sources=[*own, *initial], name=name, terms=terms, **trained)
+
+
+def _initial_terms(init: str) -> list[Terms]:
+    """The terms of the model that a run started from, or a reference to its card; none if that was no model."""
+    if init in ("imagenet", "random"):
+        return []
+    try:
+        known = read_terms(model_folder(init))
+    except InputError:  # a folder that is gone must not cost the model that was trained
+        known = []
+    return known or [Terms(licence=f"They are in the card of {public_name(init)}.", license_name=None)]
 
 
 def save_imported_folder(
@@ -136,7 +160,7 @@ def save_imported_folder(
 ) -> None:
     """Writes the complete folder of a model that others trained; see `save_trained_folder`."""
     name, size = readable(folder.resolve().name), processor.output_size[0]
-    _write(folder, model, processor, None, name=name, terms=origin, image_size=size)
+    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, image_size=size)
 
 
 def _write(
@@ -144,6 +168,7 @@ def _write(
     model: CheXpertForImageClassification,
     processor: CheXpertImageProcessor,
     state_dict: Mapping[str, Any] | None,
+    sources: Sequence[Terms],
     **card: Any,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +179,8 @@ def _write(
     write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
-    write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
+    write_terms(folder, sources)
+    write_text(folder / CARD_FILE, str(render_card(model=model, place=readable(folder.as_posix()), **card)))
     write_checksums(folder)
 
 
@@ -169,7 +195,10 @@ def refresh_folder(folder: Path) -> None:
     card = folder / CARD_FILE
     if card.exists():
         name = readable(folder.resolve().name)
-        write_text(card, refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, name))
+        text = refresh_card(
+            card.read_text(encoding="utf-8"), classifier.model.config, name, readable(folder.as_posix())
+        )
+        write_text(card, text)
     write_checksums(folder)
 
 

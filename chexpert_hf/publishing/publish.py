@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, metadata_load, metadata_save
 
 import chexpert_hf
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty, write_json, write_text
@@ -34,7 +35,8 @@ from chexpert_hf.publishing.model_folder import CARD_FILE
 _MODEL_REPOSITORY = (*(name for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name != "LICENSE"), CHECKSUMS_FILE)
 
 _MODEL_FILE = "model.json"  # names the repository and the commit whose model the Space serves
-_TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md", "examples/drawings/*.jpg")
+_TEMPLATE_FILES = ("README.md", "app.py", "examples/*.jpg", "examples/*.md")
+_DRAWINGS = "examples/drawings/*.jpg"  # each is named after its observation
 _PACKAGE_SUFFIXES = (".py", ".typed", ".jinja", ".html", ".js", ".css", ".svg", ".json", ".md", ".bib", ".yaml", ".txt")
 # Folders of the package that are not copied: compiled files, the Space's own template, and the bundled model.
 _NOT_COPIED = {"__pycache__", "space", DEFAULT_MODEL.name}
@@ -60,8 +62,10 @@ class Published:
     files: Listing
 
 
-def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
+def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = None) -> Listing:
     """Copies the public files of a model folder to an empty folder, with the repository's name in the card.
+
+    `place` is what the card shows to load the model from, the repository if None.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -73,7 +77,7 @@ def stage_model(source: Path, repo_id: str, staging: Path) -> Listing:
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, staging / name)
-    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id)
+    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id, place)
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) cannot be published: {'; '.join(problems[:3])}.")
     write_text(staging / CARD_FILE, card)
@@ -177,7 +181,8 @@ def stage_space(
 ) -> Listing:
     """Writes all files of a Space to a new or empty folder.
 
-    A model folder becomes part of the Space; a repository is pinned to the present commit of `revision`.
+    A model folder becomes part of the Space, without drawings of findings that it has no output for; a repository is
+    pinned to the present commit of `revision`, and the page shows those drawings whose finding its model detects.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.
@@ -193,6 +198,9 @@ def stage_space(
                 revision = str((api or HfApi()).model_info(model, revision=revision).sha)
     template, home = project_path("space"), Path(chexpert_hf.__file__).parent
     copies = {path: path.relative_to(template) for pattern in _TEMPLATE_FILES for path in template.glob(pattern)}
+    judged = CheXpertConfig.from_pretrained(model).observations if is_folder else None
+    drawings = (path for path in template.glob(_DRAWINGS) if judged is None or path.stem in judged)
+    copies |= {path: path.relative_to(template) for path in drawings}
     for path in home.rglob("*"):
         inside = path.relative_to(home)
         if path.is_file() and path.suffix in _PACKAGE_SUFFIXES and not _NOT_COPIED & set(inside.parts):
@@ -202,7 +210,7 @@ def stage_space(
         shutil.copyfile(path, staging / name)
     write_text(staging / "requirements.txt", "\n".join(requirements()) + "\n")
     if is_folder:
-        stage_model(Path(model), Path(model).resolve().name, staging / "model")
+        stage_model(Path(model), Path(model).resolve().name, staging / "model", place="model")
     else:
         write_json(staging / _MODEL_FILE, {"model": model, "revision": revision})
         # The name of the model links it and the Space to each other on the Hub.

@@ -32,7 +32,7 @@ from chexpert_hf.scoring.graphs.sessions import TorchRuntime, to_device, to_host
 from chexpert_hf.scoring.prediction import Prediction
 from chexpert_hf.scoring.preparation import Preparation, Prepared, name_of
 from chexpert_hf.scoring.runtimes import Precision, Runtime, open_runtime
-from chexpert_hf.scoring.saliency import SaliencyMaps, positive_maps, resize_maps
+from chexpert_hf.scoring.saliency import NoMaps, SaliencyMaps, positive_maps, resize_maps
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -236,6 +236,8 @@ class CheXpertClassifier:
     ) -> "DataFrame":
         """Scores all radiographs below a folder or in a ZIP archive, with a progress bar.
 
+        It computes no maps: `predict` does, with saliency=True, and so does `chexpert-hf predict --saliency FOLDER`.
+
         Args:
             folder: A folder, archive or file.
             positives: Whether to add columns `<observation> positive`: 1 or 0, at the operating point.
@@ -355,10 +357,10 @@ class CheXpertClassifier:
             positives = {name: score >= points[name] for name, score in scores.items()}
             yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
 
-    def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | None:
-        """The mean of the members' maps `(num_labels, h, w)` at their finest resolution; None if there are none."""
+    def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | NoMaps:
+        """The mean of the members' maps `(num_labels, h, w)` at their finest resolution, if there are any."""
         if not maps:
-            return None
+            return NoMaps()
         boxes = [member.processor.seen_box(*size) for member in self.members]
         if len(set(boxes)) > 1:
             x, y = _COMMON_SIZE[0] / size[0], _COMMON_SIZE[1] / size[1]
@@ -392,7 +394,8 @@ class CheXpertEnsemble(CheXpertClassifier):
             if member.observations != self.observations:
                 raise ModelFolderError(
                     f"The members of an ensemble judge the same observations in the same order; one has "
-                    f"{', '.join(self.observations)}, another {', '.join(member.observations)}."
+                    f"{', '.join(self.observations)}, another {', '.join(member.observations)}. `chexpert-hf evaluate` "
+                    "without --ensemble compares such models."
                 )
 
 

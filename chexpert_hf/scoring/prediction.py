@@ -15,7 +15,7 @@ from chexpert_hf import DISCLAIMER
 from chexpert_hf.gate import Verdict
 from chexpert_hf.labels import CHEXPERT, LabelSet
 from chexpert_hf.radiographs.radiograph import RadiographError, RadiographSource, read_radiograph
-from chexpert_hf.scoring.saliency import SaliencyMaps, overlay, unknown_observation
+from chexpert_hf.scoring.saliency import NoMaps, SaliencyMaps, overlay, unknown_observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ class Prediction:
         probabilities: Probability of each observation, in [0, 1], in the model's order.
         positives: Whether each probability reaches the observation's operating point.
         saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
-            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0. None if
-            not; `maps` are the same and say so.
+            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0. Empty if
+            not, and a ValueError on access.
         notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
         gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
         operating_points: Lowest probability at which each observation is called positive.
@@ -56,7 +56,7 @@ class Prediction:
 
     probabilities: Mapping[str, float]
     positives: Mapping[str, bool]
-    saliency: SaliencyMaps | None = None
+    saliency: SaliencyMaps | NoMaps = field(default_factory=NoMaps)
     notes: tuple[str, ...] = ()
     gate: Verdict | None = None
     operating_points: Mapping[str, float] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Prediction:
     @property
     def maps(self) -> SaliencyMaps:
         """The saliency maps; raises ValueError if they were not requested."""
-        if self.saliency is None:
+        if isinstance(self.saliency, NoMaps):
             raise ValueError("There are no maps; ask for them with saliency=True.")
         return self.saliency
 
@@ -156,7 +156,7 @@ class Prediction:
         image = self._radiograph(side)
         if image is None:
             return []
-        if self.saliency is None:
+        if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
         name = observation or shown_first(self.probabilities, self.labels.none_of_these)[0]
         return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]

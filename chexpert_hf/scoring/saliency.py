@@ -10,11 +10,12 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
 COLORMAP = "inferno"  # perceptually uniform, and distinguishable with any colour vision
+_LEAST_TEXT = 8  # height of a line of text in pixels
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 
 
@@ -98,6 +99,22 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return self.positive[list(self.observations).index(observation)]
 
 
+class NoMaps(Mapping[str, NDArray[np.float32]]):
+    """An empty mapping in place of maps that were not computed; access to one raises ValueError."""
+
+    def __getitem__(self, observation: str) -> NDArray[np.float32]:
+        raise ValueError("There are no maps; ask for them with saliency=True.")
+
+    def __contains__(self, observation: object) -> bool:
+        return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 def unknown_observation(observation: str, observations: Iterable[str]) -> KeyError:
     """The error for a name that is not that of an observation."""
     return KeyError(f"{observation!r}; expected one of {', '.join(observations)}.")
@@ -128,3 +145,20 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
     colors = np.asarray(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255, dtype=np.float32)  # (256, 3)
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
     return Image.fromarray((gray * (1 - weight)[levels] + (colors * weight)[levels]).round().astype(np.uint8))
+
+
+def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity: float = 0.5) -> Image.Image:
+    """Overlays the map of an observation on its radiograph, as `overlay` does; a line of text marks an empty map.
+
+    `maps` are of the image's size.
+    """
+    picture = overlay(image, maps[observation], opacity)
+    if not maps.is_empty(observation):
+        return picture
+    text = f"{observation}: empty map, no positive evidence"
+    draw, size = ImageDraw.Draw(picture), picture.width / 24
+    while size > _LEAST_TEXT and draw.textlength(text, ImageFont.load_default(size)) > 0.95 * picture.width:
+        size *= 0.9
+    draw.rectangle((0, 0, picture.width, 1.8 * size), fill="black")
+    draw.text((size / 3, size / 3), text, fill="white", font=ImageFont.load_default(size))
+    return picture

@@ -22,7 +22,7 @@ from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.models.weights import load_imagenet_backbone
 from chexpert_hf.training.cross_fitting import fold_of_images
-from chexpert_hf.training.recipe import Recipe, RecipeError
+from chexpert_hf.training.recipe import DEFAULT_IMAGE_SIZE, Recipe, RecipeError
 
 _PAPER_SOURCE = "the best policy of each observation on the validation set, Irvin et al. 2019, table 3"
 # Percentiles that become black and white, and the value of the median; see `to_gray_range`.
@@ -61,7 +61,7 @@ def _new(recipe: Recipe) -> CheXpertForImageClassification:
 
 def _expect_supported(recipe: Recipe, model: CheXpertForImageClassification) -> None:
     """Raises RecipeError for values that the model's backbone cannot be trained with."""
-    network, size = model.config.network, recipe.image_size
+    network, size = model.config.network, image_size_of(recipe)
     if not _num_cells(model.features, size):
         raise RecipeError(f"image_size is {size}, but the backbone {network} takes no such images; raise --image-size.")
     if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
@@ -137,11 +137,22 @@ def changes_to_initial(recipe: Recipe) -> list[str]:
         advice = f"; --observations '{kept}' trains those that it has" if kept else ""
         lines.append(f"{recipe.init} has no output for {', '.join(new)}: new in the head{advice}.")
     size = CheXpertImageProcessor.from_pretrained(folder).longest_side
-    if size != recipe.image_size:
+    if recipe.image_size is None:
+        lines.append(f"Training at {size} pixels, as {recipe.init} was; --image-size sets another size.")
+    elif recipe.image_size != size:
         lines.append(
             f"Training at {recipe.image_size} pixels, where {recipe.init} takes {size}: --image-size {size} keeps that."
         )
     return lines
+
+
+def image_size_of(recipe: Recipe) -> int:
+    """Height and width in pixels of a run: the recipe's, or else those of the model that it starts from."""
+    if recipe.image_size is not None:
+        return recipe.image_size
+    if recipe.init in ("imagenet", "random"):
+        return DEFAULT_IMAGE_SIZE
+    return int(CheXpertImageProcessor.from_pretrained(model_folder(recipe.init)).longest_side)
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
@@ -149,7 +160,8 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
 
     A single channel has the mean of the three channels' statistics.
     """
-    values: dict[str, Any] = {"size": {"height": recipe.image_size, "width": recipe.image_size}}
+    side = image_size_of(recipe)
+    values: dict[str, Any] = {"size": {"height": side, "width": side}}
     if recipe.init not in ("imagenet", "random"):
         return CheXpertImageProcessor.from_pretrained(model_folder(recipe.init), **values)
     values["gray_range"] = dict(_GRAY_RANGE) if recipe.gray_range else None
@@ -196,7 +208,7 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
         has_single = (
             has_norm and not (recipe.freeze_backbone or is_shared) and _smallest_batch(recipe, num_images, devices) == 1
         )
-        if has_single and _num_cells(model.features, recipe.image_size) <= 1:
+        if has_single and _num_cells(model.features, image_size_of(recipe)) <= 1:
             smallest = bisect_left(range(_LARGEST_SIZE), 2, key=lambda size: _num_cells(model.features, size))
             cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
             raise RecipeError(

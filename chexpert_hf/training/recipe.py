@@ -19,6 +19,9 @@ from chexpert_hf.labels import CHEXPERT, LabelSet, UncertaintyPolicy, check_obse
 BACKBONES = ("densenet121", "densenet169", "densenet201", "resnet50", "convnext_tiny")
 """Values of `backbone`, besides "timm:NAME"; `configuration_chexpert.NETWORKS` without an import of torch."""
 
+DEFAULT_IMAGE_SIZE = 320
+"""Height and width in pixels of a run that starts from no model of this package, as in the paper."""
+
 _NUM_BLOCKS = 4  # in each of them, so that five halvings lead to the last feature maps
 _REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
 
@@ -105,7 +108,12 @@ class Recipe:
     freeze_backbone: bool = _value(False, "Train the head only.", flag=True)
 
     # Images
-    image_size: int = _value(320, "Height and width in pixels.", "at least 1", flag=True)
+    image_size: int | None = _value(
+        None,
+        f"Height and width in pixels; by default those of the model to fine-tune, else {DEFAULT_IMAGE_SIZE}.",
+        "at least 1",
+        flag=True,
+    )
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
     frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
     num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", "at least 1", flag=True)
@@ -183,7 +191,8 @@ class Recipe:
         num_blocks = len(self.architecture.get("block_config", range(_NUM_BLOCKS)))
         smallest = 2 ** (num_blocks + 1)
         folds, held_out = self.calibration_folds, self.held_out_fold
-        _expect("image_size", self.image_size, self.image_size >= smallest, f"at least {smallest} for this network")
+        size = self.image_size or DEFAULT_IMAGE_SIZE
+        _expect("image_size", size, size >= smallest, f"at least {smallest} for this network")
         _expect("seed", self.seed, self.seed >= 0 and self.seed + self.runs <= 2**32, "in [0, 2**32)")
         _expect("calibration_folds", folds, folds == 0 or folds >= 2, "0 or at least 2")
         _expect("held_out_fold", held_out, held_out is None or 0 <= held_out < folds, "from 0 to calibration_folds - 1")

@@ -30,7 +30,13 @@ from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
 from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels, with_stated_labels
 from chexpert_hf.training.durable.intact import expect_intact
-from chexpert_hf.training.initial_model import build_model, build_processor, changes_to_initial, expect_statistics
+from chexpert_hf.training.initial_model import (
+    build_model,
+    build_processor,
+    changes_to_initial,
+    expect_statistics,
+    image_size_of,
+)
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.stages import Stages, expect_same_recipe
 from chexpert_hf.training.trainer import build_trainer
@@ -82,10 +88,15 @@ def train(
     # Without `cpu`, processes that torchrun starts on a machine without GPUs do not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
     say = say if PartialState().is_main_process else (lambda _line: None)
-    recipe = with_labels(recipe, root)
+    recipe, told = with_labels(recipe, root), list[str]()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        say(line)
+
     try:
-        data = load_data(recipe, root, follow_links=follow_links, say=say)
-        stated = with_stated_labels(recipe, data["train"], say)
+        data = load_data(recipe, root, follow_links=follow_links, say=tell)
+        stated = with_stated_labels(recipe, data["train"], tell)
         if stated != recipe:
             recipe, data = stated, load_data(stated, root, follow_links=follow_links, check_files=False)
     except BadFilesError as error:
@@ -93,13 +104,20 @@ def train(
         if PartialState().is_main_process:
             error.write_list(path)
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
+    about = [f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe)]
+    recipe = recipe.override(image_size=image_size_of(recipe))
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_statistics(recipe, build_model(recipe), data["train"])
     _claim(output, recipe, resume)
-    for line in (f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe)):
-        say(line)
-    run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say)
+    for line in about:
+        tell(line)
+
+    def say_what_is_new(line: str) -> None:  # each stage, run and fold would repeat these lines
+        if line not in told:
+            say(line)
+
+    run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say_what_is_new)
     stages = Stages(recipe, output, run, say)
     if recipe.runs > 1:
         return _train_several(stages, data, root)

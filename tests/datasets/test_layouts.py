@@ -449,9 +449,19 @@ def test_a_wrong_cell_of_a_plain_table_is_named(tmp_path: Path, rows: list[str],
 def test_a_single_odd_cell_is_an_error_and_never_drops_the_label(tmp_path: Path, odd: str) -> None:
     write_csv(tmp_path / "labels.csv", "image,TB,Normal", "1.png,1,0", f"2.png,{odd},0", "3.png,0,1", "4.png,0,1")
     assert label_set_of(tmp_path).names == ("TB", "Normal")
-    with pytest.raises(DatasetError, match=rf"labels\.csv row 3: TB is '{odd}', expected 1, 0, -1 or blank.*Normal"):
+    with pytest.raises(
+        DatasetError,
+        match=rf"labels\.csv row 3: TB is '{odd}', expected .*; if TB is no label, pass --observations 'Normal'",
+    ):
         load_dataset(tmp_path, check_files=False)
     assert stated(as_frame(tmp_path, observations=["Normal"], check_files=False), "Normal") == [0, 0, 1, 1]
+
+
+def test_an_error_of_a_column_of_counts_names_its_other_values_and_the_option_without_it(tmp_path: Path) -> None:
+    counts = [0, 1, 0, 0, 1, 1, 0, 2, 3, 1, 0, 0]
+    write_csv(tmp_path / "labels.csv", "image,TB,nodules", *(f"{i}.png,1,{count}" for i, count in enumerate(counts)))
+    with pytest.raises(DatasetError, match=r"row 9: nodules is '2', .*are: 2, 3\. .* pass --observations 'TB'"):
+        load_dataset(tmp_path, check_files=False)
 
 
 def test_columns_of_words_for_yes_and_no_are_named_and_those_of_other_numbers_are_no_labels(tmp_path: Path) -> None:

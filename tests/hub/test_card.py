@@ -1,17 +1,28 @@
 """The card holds what was measured, and nothing that nobody filled in."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
+from chexpert_hf.evaluation.report.reporting import evaluate_predictions
 from chexpert_hf.models.model_files import differences
 from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
-from chexpert_hf.publishing.model_folder import add_reference_figures, save_imported_folder
+from chexpert_hf.publishing.model_folder import (
+    add_reference_figures,
+    refresh_folder,
+    save_imported_folder,
+    save_trained_folder,
+)
+from chexpert_hf.training.recipe import Recipe
+
+from .conftest import DATA, predictions
 
 
 @pytest.fixture
@@ -115,6 +126,26 @@ def test_a_renamed_card_names_the_model_where_it_is_loaded(card: str) -> None:
     assert ModelCard(renamed).data.eval_results == ModelCard(card).data.eval_results
 
 
+def test_a_card_loads_the_model_from_its_folder_until_it_is_pushed(
+    tiny_model: CheXpertForImageClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = trained_from("imagenet", Path("runs/tb"), tiny_model, {"name": "here"})
+    code = re.findall(r"```python\n(from chexpert_hf.*?classifier = .*?)\n", card, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(code[0], shown)  # what a reader pastes
+    assert shown["classifier"].observations == tiny_model.config.observations
+    assert card.count('"runs/tb"') == 4
+    assert "# tb\n" in card
+    refresh_folder(Path("runs") / "tb")
+    assert Path("runs/tb/README.md").read_text().count('"runs/tb"') == 4
+    renamed = rename_card(card.replace("## Intended use", 'See from_pretrained("other").\n\n## Intended use'), "me/tb")
+    assert renamed.count('"me/tb"') == 4
+    assert "runs/tb" not in renamed
+    assert 'from_pretrained("other")' in renamed
+    assert ModelCard(renamed).data.model_name == "tb"
+
+
 def test_a_refreshed_card_says_what_the_config_says(card: str, tiny_model: CheXpertForImageClassification) -> None:
     tiny_model.config.operating_points = dict.fromkeys(tiny_model.config.observations, 0.25)
     refreshed = refresh_card(card, tiny_model.config, "calibrated")
@@ -187,6 +218,75 @@ def test_the_terms_of_several_data_sets_hold_together() -> None:
     assert {*both.citations} == {*nih.citations, *mimic.citations}
     assert both.license_name == "terms-of-the-training-data"
     assert terms_of(["phantoms", "phantoms"]) == terms_of(["phantoms"])
+
+
+def trained_from(init: str | Path, folder: Path, model: CheXpertForImageClassification, data: dict[str, Any]) -> str:
+    """The card of a model that was fine-tuned from another one on these data."""
+    probabilities, split = predictions(model.config.observations)
+    save_trained_folder(
+        folder,
+        model,
+        CheXpertImageProcessor(size={"height": 64, "width": 64}),
+        recipe=Recipe(init=str(init)).to_dict(),
+        data=DATA | data,
+        evaluation=evaluate_predictions(probabilities, split, model.config),
+        best_step=12,
+    )
+    return (folder / "README.md").read_text()
+
+
+def test_the_terms_of_the_initial_models_data_go_along_through_every_fine_tuning(tiny_model, tmp_path: Path) -> None:
+    """The data of nih, of the first and of the second hospital are each named once, with the licence of nih's."""
+    first = trained_from("nih", tmp_path / "first", tiny_model, {"name": "here"})
+    second = trained_from(tmp_path / "first", tmp_path / "second", tiny_model, {"name": "there"})
+    again = trained_from(tmp_path / "second", tmp_path / "again", tiny_model, {"name": "there"})
+    for card, names in ((first, ["here"]), (second, ["here", "there"]), (again, ["here", "there"])):
+        assert card_problems(card) == []
+        assert card.count("https://nihcc.app.box.com/v/ChestXray-NIHCC") == 1
+        assert card.count("@inproceedings{wang2017chestxray8,") == 1
+        assert [card.count(f"in a folder called {name}.") for name in names] == [1] * len(names)
+        assert "license_name: terms-of-the-training-data" in card
+        assert "one hospital" not in card  # a limit of nih's data, not of these
+    assert "Its initial weights, those of nih, have terms that hold as well. The weights were" in first
+    same = trained_from("nih", tmp_path / "same", tiny_model, {"name": "NIH"})
+    assert "initial weights, those" not in same
+    assert "license_name: nih-chestx-ray14" in same
+
+
+def test_the_terms_of_an_imported_initial_model_go_along(tiny_model, tmp_path: Path) -> None:
+    origin = ImportedFrom(
+        source="weights of somebody",
+        data="films",
+        conversion="none",
+        licence="Ask somebody.",
+        citations=("@misc{some}",),
+    )
+    save_imported_folder(tmp_path / "base", tiny_model, CheXpertImageProcessor(), origin)
+    card = trained_from(tmp_path / "base", tmp_path / "new", tiny_model, {"name": "here"})
+    assert "those of base, have terms that hold as well. Ask somebody." in card
+    assert "@misc{some}" in card
+    gone = trained_from(tmp_path / "gone", tmp_path / "other", tiny_model, {"name": "here"})
+    assert "those of gone, have terms that hold as well. They are in the card of gone." in gone
+
+
+@pytest.mark.parametrize(
+    ("data", "is_mined", "is_unknown"),
+    [
+        ({"name": "NIH"}, True, False),
+        ({"name": "here"}, False, True),
+        ({"name": "here", "train": DATA["train"] | {"labels_by": ["two readers"]}}, False, False),
+        ({"name": "here", "train": DATA["train"] | {"labels_by": ["text-mined labels"]}}, True, False),
+        ({"name": "rsna-pneumonia-detection-challenge"}, False, False),
+        ({"name": "CheXpert-v1.0 and here", "sources": ["CheXpert-v1.0", "here"]}, True, False),
+        ({"name": "phantoms"}, False, False),
+    ],
+)
+def test_only_labels_mined_from_reports_are_said_to_carry_their_errors(
+    tiny_model, tmp_path: Path, data: dict[str, Any], is_mined: bool, is_unknown: bool
+) -> None:
+    card = trained_from("imagenet", tmp_path / "model", tiny_model, data)
+    assert ("- Labels mined from reports carry the reports' errors." in card) == is_mined
+    assert ("The origin of the training labels is not recorded" in card) == is_unknown
 
 
 def test_figures_against_another_reference_standard_replace_earlier_ones_in_card_and_record(tiny_folder):

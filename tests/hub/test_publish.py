@@ -31,6 +31,7 @@ SENT = {
     "preprocessor_config.json",
     "recipe.yaml",
     "reference.json",
+    "terms.json",
 }
 
 

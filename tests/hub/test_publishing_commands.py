@@ -54,7 +54,7 @@ def test_a_dry_run_of_push_lists_the_files_without_network_or_token(monkeypatch,
     assert code == 0
     size = (saved_folder / "model.safetensors").stat().st_size
     assert re.search(rf"^model\.safetensors +1 +{size:,}$", out, re.MULTILINE)
-    assert re.search(r"^me/tiny +15 +[\d,]+$", out, re.MULTILINE)
+    assert re.search(r"^me/tiny +16 +[\d,]+$", out, re.MULTILINE)
     assert out.endswith("Nothing was sent.\n")
 
 

@@ -69,6 +69,7 @@ def test_only_what_is_loaded_is_fetched_and_all_of_it_is_of_one_commit(pushed: s
         "evaluation.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "terms.json",
     }
     asked = [request.split("/resolve/")[1].split("/")[0] for request in hub.requests if "/resolve/" in request]
     assert set(asked) == {pushed}

@@ -35,6 +35,7 @@ from chexpert_hf.evaluation.calibration.calibration import (
     Platt,
     fit_platt,
 )
+from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import auroc, per_study, split_labels
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
@@ -42,8 +43,9 @@ from chexpert_hf.evaluation.patients import (
     overlapping_patients,
     write_patient_hashes,
 )
+from chexpert_hf.evaluation.report.reporting import assess_dataset
 from chexpert_hf.files import FolderError
-from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.labels import IGNORED, OBSERVATIONS
 from chexpert_hf.modeling_chexpert import LAST_STAGE
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, write_ensemble
 from chexpert_hf.phantoms import write_phantoms
@@ -335,6 +337,38 @@ def test_a_second_calibration_keeps_the_record_of_the_first(source, valid, tmp_p
     assert twice["method"] == "temperature"
     # What is calibrated already is left about as it is.
     assert next(iter(twice["slopes"].values())) == pytest.approx(1, abs=0.05)
+
+
+def test_observations_that_a_second_calibration_cannot_fit_keep_the_first_ones_record(source, valid, tmp_path):
+    once = calibrate(source, valid, tmp_path / "once", operating_points="youden", data_name="first hospital")
+    fitted, *others = once.operating_points
+    never = next(name for name in OBSERVATIONS if name not in once.calibration.lines)
+    column = OBSERVATIONS.index(fitted)
+    only = valid.map(lambda row: {"labels": [x if k == column else IGNORED for k, x in enumerate(row["labels"])]})
+    calibrate(tmp_path / "once", only, tmp_path / "twice", operating_points="sensitivity=.9", data_name="second")
+    before, after = (CheXpertConfig.from_pretrained(tmp_path / name) for name in ("once", "twice"))
+    assert list(after.calibration["slopes"]) == [fitted]
+    for records, earlier in (
+        (after.calibration, before.calibration),
+        (after.operating_points_source, before.operating_points_source),
+    ):
+        assert (record_of(records, fitted)["data"], record_of(records, others[0])) == ("second", earlier)
+        assert record_of(records, never) is None
+    assert {after.operating_points[name] == before.operating_points[name] for name in others} == {True}
+    card = (tmp_path / "twice" / "README.md").read_text()
+    how = f"on {once.num_studies} studies of first hospital (valid), {date.today().isoformat()}"
+    for name in others:
+        assert f"- {name} keeps its earlier calibration, by platt {how}" in card
+        assert f"- {name} keeps its earlier operating point, chosen by youden {how}" in card
+        assert f"{name} is not calibrated" not in card
+    assert f"- {never} is not calibrated" in card
+    assert f"- No operating point was chosen for {never}" in card
+    assert f"Chosen by sensitivity of 0.9 on {once.num_studies} studies of second (valid)" in card
+    assert f", for {fitted}.\n" in card
+    folders = {name: CheXpertClassifier.from_pretrained(tmp_path / name) for name in ("once", "twice")}
+    entries = assess_dataset(folders, valid, title="both", replicates=100).metrics["models"][1]["observations"]
+    rules = {entry["observation"]: (entry["operating_point"] or {}).get("chosen_by") for entry in entries}
+    assert (rules[fitted], rules[others[0]], rules[never]) == ("sensitivity 0.9", "youden", None)
 
 
 def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(source, valid, tmp_path):

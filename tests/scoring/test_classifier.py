@@ -77,7 +77,11 @@ def test_maps_have_the_radiographs_size_also_when_its_jpeg_was_scaled_down(class
 
 
 def test_there_are_no_maps_unless_asked_for(classifier):
-    assert classifier.predict(gray_image()).saliency is None
+    saliency = classifier.predict(gray_image()).saliency
+    assert len(saliency) == 0
+    assert "Edema" not in saliency
+    with pytest.raises(ValueError, match="There are no maps; ask for them with saliency=True"):
+        saliency["Edema"]
 
 
 def test_a_bad_input_is_an_error_that_names_its_file_or_its_place(classifier, tmp_path):

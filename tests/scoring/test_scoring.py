@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -272,6 +273,23 @@ def test_overlays_of_files_with_one_name_do_not_meet(folder, classifier, tmp_pat
     assert len(written) == 2 * len(files) == 18
     assert tmp_path / "out" / "1" / "0.png" / "Edema.png" in written
     assert tmp_path / "out" / "0.zip" / "0" / "0.png" / "Fracture.png" in written
+
+
+def test_the_picture_of_an_empty_map_says_so_and_that_of_another_is_the_overlay(classifier, tmp_path):
+    Image.new("L", (300, 200), 128).save(tmp_path / "a.png")
+    result = next(score_files(classifier, [tmp_path / "a.png"], saliency=True))
+    maps = result.prediction.maps
+    positive = torch.ones_like(maps.positive)
+    positive[list(maps.observations).index("Edema")] = 0
+    half = replace(result, prediction=replace(result.prediction, saliency=replace(maps, positive=positive)))
+    empty, full = (
+        np.asarray(Image.open(path)) for path in write_overlays(half, tmp_path / "out", ["Edema", "Fracture"])
+    )
+    strip = empty[:20, :150]
+    assert {0, 255} <= {*strip.ravel().tolist()}  # white text on black
+    assert (empty[40:] == 128).all()  # the radiograph
+    assert (full == full[0, 0]).all()
+    assert full[0, 0].tolist() != [128] * 3
 
 
 def test_overlays_need_maps(tmp_path):

@@ -79,6 +79,8 @@ def test_labels_come_from_a_set_a_file_or_names(phantoms: Path, tmp_path: Path) 
     assert with_labels(SMALL.override(labels="Edema, TB"), phantoms).observations == ("Edema", "TB")
     by_names = with_labels(SMALL.override(labels="TB, Normal"), phantoms).known_labels
     assert (by_names.names, by_names.none_of_these) == (("TB", "Normal"), "Normal")
+    for word in ("Healthy", "no_abnormality", "No findings"):
+        assert with_labels(SMALL.override(labels=f"TB, {word}"), phantoms).known_labels.none_of_these == word
     (tmp_path / "bad.yaml").write_text("names: [TB]\nheadline: [Edema]\n")
     for text, message in (("bad.yaml", "names 'Edema'"), ("missing.yaml", "No such file")):
         with pytest.raises(InputError, match=message):

@@ -2,13 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from chexpert_hf.training.initial_model import image_size_of
 from chexpert_hf.training.recipe import Recipe, RecipeError, recipes_folder
 
 
 def test_the_defaults_are_the_papers():
     # Irvin et al. 2019, section 3.2
     recipe = Recipe()
-    assert (recipe.init, recipe.image_size, recipe.batch_size, recipe.epochs) == ("imagenet", 320, 16, 3)
+    assert (recipe.init, image_size_of(recipe), recipe.batch_size, recipe.epochs) == ("imagenet", 320, 16, 3)
     assert (recipe.learning_rate, recipe.schedule, recipe.weight_decay) == (1e-4, "constant", 0)
     assert (recipe.images_per_checkpoint, recipe.keep_checkpoints) == (4800, 10)
     assert (recipe.rotation_degrees, recipe.translation, recipe.scaling, recipe.contrast) == (0, 0, 0, 0)
@@ -126,7 +127,7 @@ def test_there_is_a_recipe_for_the_paper_and_for_each_single_policy():
 
 def test_the_papers_recipe_is_the_papers():
     # Irvin et al. 2019, section 3.2: three runs, the best policy of each observation, images as they are published
-    expected = Recipe(policy="paper", runs=3, gray_range=False)
+    expected = Recipe(policy="paper", runs=3, gray_range=False, image_size=320)
     assert Recipe.load(Path("paper_densenet121_320")).to_dict() == expected.to_dict()
 
 

@@ -99,6 +99,7 @@ def test_a_run_leaves_a_complete_model_folder(finished):
         "recipe.yaml",
         "reference.json",
         "selection_patients.json",
+        "terms.json",
         "training_patients.json",
     }
     assert Recipe.load(finished / "recipe.yaml").to_dict() == RECIPE.to_dict()
@@ -238,6 +239,27 @@ def test_a_fine_tuned_head_keeps_the_rows_of_observations_that_both_have(finishe
     assert new == f"{finished} has no output for TB: new in the head; --observations 'Edema' trains those that it has."
     assert size.endswith("--image-size 32 keeps that.")
     assert not changes_to_initial(RECIPE.override(init=str(finished), architecture={}))
+
+
+def test_a_fine_tuned_model_is_trained_at_its_own_size_unless_the_recipe_says_another(phantoms, finished, tmp_path):
+    same = few(init=str(finished), architecture={}, freeze_backbone=True, image_size=None)
+    (line,) = changes_to_initial(same)
+    assert line == f"Training at 32 pixels, as {finished} was; --image-size sets another size."
+    assert build_processor(same).longest_side == 32
+    assert build_processor(same.override(image_size=64)).longest_side == 64
+    assert build_processor(Recipe()).longest_side == Recipe.load(Path("u_ones")).image_size == 320
+    train(same, phantoms, tmp_path / "model", say=lambda line: None)
+    assert Recipe.load(tmp_path / "model" / "recipe.yaml").image_size == 32
+    assert json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())["size"]["height"] == 32
+
+
+def test_several_runs_say_once_which_labels_and_which_initial_model_they_take(phantoms, finished, tmp_path):
+    lines: list[str] = []
+    recipe = few(init=str(finished), architecture={}, freeze_backbone=True, image_size=64, runs=2)
+    train(recipe, phantoms, tmp_path / "runs", say=lines.append)
+    for text in ("Labels: ", "Training at 64 pixels, where "):
+        assert len([line for line in lines if line.startswith(text)]) == 1
+    assert len([line for line in lines if line.startswith("Training on ")]) == 2
 
 
 def test_a_transferred_model_trains_its_head_alone(phantoms, finished, tmp_path):

@@ -26,7 +26,7 @@ from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_i
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.prediction import by_probability, shown_first
-from chexpert_hf.scoring.saliency import overlay
+from chexpert_hf.scoring.saliency import overlay_of
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
 MAX_OVERLAYS_BYTES = 500_000_000  # size at which an archive of overlays is closed, and says so
@@ -172,5 +172,5 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, predi
     first, *others = shown_first(prediction.probabilities, prediction.labels.none_of_these)
     above = [name for name in others if prediction.positives[name]]
     for name in (name for name in prediction.probabilities if name in (first, *above)):
-        archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay(image, maps[name])))
+        archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay_of(image, maps, name)))
     return None

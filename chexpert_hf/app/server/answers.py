@@ -23,7 +23,7 @@ from chexpert_hf.radiographs.archives import ZIP_MAGIC, ArchiveMember, close_arc
 from chexpert_hf.radiographs.finding import Found, archive_members
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.saliency import SaliencyMaps, overlay
+from chexpert_hf.scoring.saliency import SaliencyMaps, overlay_of
 
 MAX_BATCH = 500
 """Radiographs in one request, those in archives included."""
@@ -113,11 +113,11 @@ async def draw(
     opacity = OPACITY if opacity is None else opacity  # JSON clients send null for "not given"
     if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise InputError("Expected an opacity from 0 to 1.")
-    values = (await maps_of(classifier, data, observation))[str(observation)]
+    maps, name = await maps_of(classifier, data, observation), str(observation)
 
     def encode() -> bytes:
-        levels = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
-        image = Image.fromarray(levels) if raw else overlay(read_radiograph(data), values, opacity)
+        levels = (np.clip(maps[name], 0, 1) * 255).round().astype(np.uint8)
+        image = Image.fromarray(levels) if raw else overlay_of(read_radiograph(data), maps, name, opacity)
         stream = io.BytesIO()
         image.save(stream, "PNG", compress_level=1)
         return stream.getvalue()

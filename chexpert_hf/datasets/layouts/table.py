@@ -247,13 +247,18 @@ def _read(
 
 
 def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFrame:
-    try:
-        return pd.DataFrame({name: parse_cells(cells, name, table, {}) for name in names})
-    except DatasetError as error:
-        raise DatasetError(
-            f"{error} Correct the cells, or, if the column holds no labels, leave it out of --observations (now "
-            f"{', '.join(names)})."
-        ) from None
+    labels = {}
+    for name in names:
+        try:
+            labels[name] = parse_cells(cells, name, table, {})
+        except DatasetError as error:
+            odd = {text.strip() for text in cells[name].unique() if text.strip().lower() not in BLANKS}
+            odd = {text for text in odd if not _is_label(text)}
+            found = f" Such cells of {name} are: {', '.join(sorted(odd)[:5])}." if len(odd) > 1 else ""
+            others = ",".join(each for each in names if each != name)
+            advice = f"; if {name} is no label, pass --observations '{others}'" if others else ""
+            raise DatasetError(f"{error}{found} Correct the cells{advice}.") from None
+    return pd.DataFrame(labels)
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:

@@ -276,10 +276,13 @@ def _record(
     chosen = {name: point.threshold for name, point in result.operating_points.items()}
     config.operating_points = earlier | moved | chosen
     if rule is not None:
-        config.operating_points_source = {
+        source = {
             "method": rule.criterion.value,
             "wanted": rule.wanted,
             **asdict(origin),
             "num_studies": len(truth),
             "left_out": dict(result.without_point),
         }
+        if config.operating_points_source is not None and result.without_point:
+            source["earlier"] = config.operating_points_source  # of the points that stay
+        config.operating_points_source = source

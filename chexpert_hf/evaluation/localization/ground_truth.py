@@ -62,9 +62,10 @@ class MaskFolder:
 
 
 class Segmentations:
-    """cheXlocalize's masks, such as `gt_segmentations_val.json`: of images with at least one finding, all ten tasks.
+    """cheXlocalize's masks of ten findings, from a file such as `gt_segmentations_val.json`.
 
-    Images that the file leaves out have none of the ten, as in cheXlocalize's own evaluation of its full set.
+    The file has the images with at least one of the findings. All other images count as having none, as in
+    cheXlocalize's own evaluation of its full set.
     """
 
     is_complete = True

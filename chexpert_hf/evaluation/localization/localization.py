@@ -95,10 +95,10 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
 
 
 def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None) -> Mask:
-    """The part of an image that a map `(height, width)` marks; empty where it has no positive value or is constant.
+    """Mask of the pixels that a map `(height, width)` marks: its positive part, scaled to [0, 1], is above a threshold.
 
-    Its positive part is scaled to [0, 1] by its own minimum and maximum. What is larger than a threshold in (0, 1) is
-    marked; None takes Otsu's, on 256 levels. Source: cheXlocalize, heatmap_to_segmentation.py.
+    The scale is the map's own minimum and maximum; a constant map, or one without positive values, marks nothing. The
+    threshold is in (0, 1), or Otsu's on 256 levels if None. Source: cheXlocalize, heatmap_to_segmentation.py.
     """
     positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
     positive = positive - positive.min(initial=np.inf)

@@ -71,7 +71,7 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _not_judged(item: Mapping[str, Any]) -> str | None:
-    """Why an entry of metrics.json is not judged; None if it is."""
+    """The reason why the report does not judge an observation, by its entry in metrics.json; None if it does."""
     is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
     return item["undefined"] or (_FEW if is_few else None)
 

@@ -14,6 +14,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
+from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
 from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
 from chexpert_hf.evaluation.published import is_chexpert_valid
@@ -26,7 +27,7 @@ from chexpert_hf.folders.readers import Workers
 from chexpert_hf.radiographs.grey_levels import naming
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.saliency import overlay
+from chexpert_hf.scoring.saliency import overlay_of
 
 AGE_BANDS = ((0, 39, "0 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 200, "80 and older"))
 SUPPORT_DEVICES = "Support Devices"
@@ -39,13 +40,31 @@ def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) 
 
 
 def evaluate_predictions(
-    probabilities: FloatArray, dataset: datasets.Dataset, config: CheXpertConfig, aggregation: str = "maximum"
+    probabilities: FloatArray,
+    dataset: datasets.Dataset,
+    config: CheXpertConfig,
+    aggregation: str = "maximum",
+    observations: Sequence[str] | None = None,
 ) -> Evaluation:
-    """AUROC per study of a model's predictions `(num_views, num_labels)` for a split with the labels it judges."""
-    labels = split_labels(dataset, config.blank_labels)
-    return evaluate_probabilities(
-        probabilities, labels, dataset["study"][:], config.observations, config.labels.headline, aggregation
-    )
+    """AUROC per study of predictions `(num_views, num_labels)` for a split with these labels.
+
+    The observations are those of the model's config if None.
+    """
+    known, labels = config.labels.among(observations or config.observations), split_labels(dataset, config.blank_labels)
+    return evaluate_probabilities(probabilities, labels, dataset["study"][:], known.names, known.headline, aggregation)
+
+
+def shared_observations(classifiers: Mapping[str, CheXpertClassifier]) -> tuple[str, ...]:
+    """The observations that all models score, in the order of the first one.
+
+    Raises:
+        InputError: If there are none.
+    """
+    first, *others = classifiers.values()
+    shared = tuple(name for name in first.observations if all(name in other.observations for other in others))
+    if not shared:
+        raise InputError(f"No observation is scored by each of {', '.join(classifiers)}: evaluate them one by one.")
+    return shared
 
 
 def assess_dataset(
@@ -66,7 +85,7 @@ def assess_dataset(
     """Scores a split with each model and computes the content of a report.
 
     Args:
-        classifiers: Name -> model; all judge the same observations in the same order.
+        classifiers: Name -> model. The observations are those that all of them score, in the order of the first.
         dataset: A split from `load_dataset` with the labels of these observations.
         title: Names the data and the split.
         aggregation: One of `metrics.AGGREGATIONS`.
@@ -80,18 +99,23 @@ def assess_dataset(
         workers: Processes that read images, as in `folders.readers.read_prepared`.
 
     Raises:
-        InputError: If the maps of an ensemble are to be checked, no image is in the reference or one cannot be read.
+        InputError: If no observation is scored by all models, the maps of an ensemble or of models with other
+            observations than each other's are to be checked, no image is in the reference, or one cannot be read.
     """
     first = next(iter(classifiers.values()))
-    labels, observations = split_labels(dataset, first.model.config.blank_labels), first.observations
+    labels, observations = split_labels(dataset, first.model.config.blank_labels), shared_observations(classifiers)
     studies, patients, paths = dataset["study"][:], dataset["patient"][:], dataset["path"][:]
+    if num_sanity and any(model.observations != observations for model in classifiers.values()):
+        raise InputError("The models score different observations: check their maps one by one, with `sanity`.")
     sanity = {name: dataset_sanity(model, dataset, num_sanity) for name, model in classifiers.items() if num_sanity}
     probabilities = {
-        name: predict_dataset(model, dataset, progress, workers=workers) for name, model in classifiers.items()
+        name: predict_dataset(model, dataset, progress, workers=workers, observations=observations)
+        for name, model in classifiers.items()
     }
     options: dict[str, Any] = {"aggregation": aggregation, "replicates": replicates}
     groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
-    metrics = assess(scores, labels, studies, patients, observations, groups, headline=first.labels.headline, **options)
+    headline = first.labels.among(observations).headline
+    metrics = assess(scores, labels, studies, patients, observations, groups, headline=headline, **options)
     metrics["reference_standard"] = labels_name
     if reference is not None:
         options["labels_name"] = labels_name
@@ -110,7 +134,9 @@ def assess_dataset(
         view_scores=probabilities,
         warnings=warnings,
         is_chexpert_valid=is_chexpert_valid(patients, len(dataset)),
-        thumbnails=_thumbnails(first, dataset, labels, next(iter(probabilities.values())), num_thumbnails),
+        thumbnails=_thumbnails(
+            first, dataset, labels, next(iter(probabilities.values())), observations, num_thumbnails
+        ),
         sanity=sanity,
     )
 
@@ -128,8 +154,8 @@ def reference_figures(
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
-    paths, patients = dataset["path"][:], dataset["patient"][:]
-    return assess_reference(scores, paths, patients, first.observations, reference, labels=labels, **options)
+    paths, patients, shared = dataset["path"][:], dataset["patient"][:], shared_observations(classifiers)
+    return assess_reference(scores, paths, patients, shared, reference, labels=labels, **options)
 
 
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
@@ -171,23 +197,30 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
 
 
 def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping[str, FloatArray]) -> list[ModelScores]:
-    models = []
+    models, shared = [], shared_observations(classifiers)
     for name, model in classifiers.items():
         chosen_by = {}
-        if source := model.model.config.operating_points_source:
-            rule = source["method"] if source["wanted"] is None else f"{source['method']} {source['wanted']:g}"
-            chosen_by = {name: rule for name in model.observations if name not in source["left_out"]}
-        models.append(ModelScores(name, scores[name], model.operating_points, chosen_by))
+        for observation in shared:
+            if source := record_of(model.model.config.operating_points_source, observation):
+                wanted = "" if source["wanted"] is None else f" {source['wanted']:g}"
+                chosen_by[observation] = f"{source['method']}{wanted}"
+        points = {each: point for each, point in model.operating_points.items() if each in shared}
+        models.append(ModelScores(name, scores[name], points, chosen_by))
     return models
 
 
 def _thumbnails(
-    classifier: CheXpertClassifier, dataset: datasets.Dataset, labels: FloatArray, probabilities: FloatArray, count: int
+    classifier: CheXpertClassifier,
+    dataset: datasets.Dataset,
+    labels: FloatArray,
+    probabilities: FloatArray,
+    observations: Sequence[str],
+    count: int,
 ) -> list[tuple[str, bytes]]:
     """Captions and PNGs of the views furthest on the wrong side of the operating point, with their maps."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
-    for column, name in enumerate(classifier.observations):
+    for column, name in enumerate(observations):
         is_called = probabilities[:, column] >= classifier.operating_points[name]
         for truth, kind, sign in ((0, "false positive", -1), (1, "false negative", 1)):
             wrong = np.flatnonzero((labels[:, column] == truth) & (is_called != bool(truth)))
@@ -196,7 +229,7 @@ def _thumbnails(
                 caption = f"{name}, {kind}: probability {probabilities[row, column]:.3f} ({paths[row]})"
                 with naming(files[row]):
                     maps = classifier.predict(Path(files[row]), saliency=True).maps
-                    picture = overlay(read_radiograph(files[row]), maps[name])
+                    picture = overlay_of(read_radiograph(files[row]), maps, name)
                 picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
                 stream = io.BytesIO()
                 picture.save(stream, "PNG")

@@ -34,7 +34,7 @@ def test_maps_go_to_those_who_asked_for_them_and_scores_are_the_same(shared):
     with ThreadPoolExecutor(4) as callers:
         futures = [callers.submit(shared.predict, png(1), saliency=bool(number % 2)) for number in range(8)]
     predictions = [future.result() for future in futures]
-    assert [one.saliency is not None for one in predictions] == [False, True] * 4
+    assert [bool(one.saliency) for one in predictions] == [False, True] * 4
     assert len({tuple(one.probabilities.values()) for one in predictions}) == 1
 
 
