@@ -18,7 +18,6 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.model_files import LOADED_FILES, verify_checksums
 from chexpert_hf.models.repositories import model_folder
 
-
 _verbosity_lock = Lock()
 
 
