@@ -132,7 +132,7 @@ class Listing:
             def deliver_table(event: gr.EventData, done: Rows) -> Updates:
                 if not done:
                     return self._show_status(error_html(EXPIRED))
-                shown = [row for number, row in enumerate(done) if number not in event.hidden]
+                shown = tuple(row for number, row in enumerate(done) if number not in event.hidden)
                 return {self._delivery: delivery_html(make(shown, classifier.observations), name, media_type)}
 
             return deliver_table

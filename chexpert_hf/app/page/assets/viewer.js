@@ -160,7 +160,8 @@ export class Viewer {
   }
 
   drawMap() {
-    this.stages[Number(this.on.split)].querySelector(".layers").append(this.heat, this.outline);
+    const layers = this.stages[Number(this.on.split)].querySelector(".layers");
+    if (this.heat.parentElement !== layers) layers.append(this.heat, this.outline); // else a large page is styled anew
     const isShown = this.map !== null && this.on.map;
     for (const layer of [this.heat, this.outline]) layer.style.display = this.map ? "" : "none";
     this.heat.style.visibility = isShown ? "" : "hidden";
