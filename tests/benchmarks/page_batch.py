@@ -1,10 +1,10 @@
-"""A list of 200 files in a headless Chromium: how long it takes, and whether the page answers meanwhile.
+"""A list of 200 files in a headless Chromium: how long it takes, whether the page answers meanwhile, and other maps.
 
     python -m tests.benchmarks.page_batch [RADIOGRAPHS] [--model MODEL] [-n 200]
 
 RADIOGRAPHS is a folder; without one, phantoms are drawn. One of the files is broken. While the list runs, a single
-radiograph is scored in another tab. A heartbeat in the page, a timer of 10 ms, says how long the browser's main thread
-did not answer at most; the server is in a process of its own, whose peak of memory is what the system says.
+radiograph is scored in another tab. `PerformanceObserver` says how long the browser's main thread did not answer at
+most; the server is in a process of its own, whose peak of memory is what the system says.
 """
 
 import argparse
@@ -29,15 +29,22 @@ from chexpert_hf.phantoms import render_phantom
 BROKEN = 17
 """The place of the broken file."""
 
-_HEARTBEAT = """() => {
+_WATCH = """() => {
   window.longest = 0;
-  let last = performance.now();
-  setInterval(() => {
-    const now = performance.now();
-    window.longest = Math.max(window.longest, now - last);
-    last = now;
-  }, 10);
+  const keep = (list) => (window.longest = Math.max(window.longest, ...list.getEntries().map((task) => task.duration)));
+  new PerformanceObserver(keep).observe({ type: "longtask" });
 }"""
+_MAPS = """async () => {
+  const times = [];
+  for (const row of document.querySelectorAll("#result .score")) {
+    const begin = performance.now();
+    row.click();
+    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    times.push(performance.now() - begin);
+  }
+  return times.sort((a, b) => a - b);
+}"""
+_DRAWN = "document.querySelector('#result .heat')?.dataset.drawn"
 
 
 def main() -> None:
@@ -91,22 +98,30 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
         page.set_default_timeout(300_000)
         page.goto(address)
         page.locator("#file input[type=file]").wait_for(state="attached")
-        page.evaluate(_HEARTBEAT)
+        page.evaluate(_WATCH)
         begin = time.perf_counter()
         page.set_input_files("#file input[type=file]", files)
         page.get_by_role("progressbar").wait_for()
         result: dict[str, Any] = {"files": len(files), "until_progress_s": seconds_since(begin)}
+
+        page.locator("#list .row-open").first.wait_for()
+        result["until_first_row_s"] = seconds_since(begin)
+        opened = time.perf_counter()
+        page.locator("#list .row-open").nth(1).click()
+        page.wait_for_function(_DRAWN)
+        result["row_opens_while_others_are_scored_s"] = seconds_since(opened)
+        page.keyboard.press("Escape")
 
         other = browser.new_page()
         other.goto(address)
         other.locator("#file input[type=file]").wait_for(state="attached")
         asked = time.perf_counter()
         other.set_input_files("#file input[type=file]", files[0])
-        other.wait_for_function("document.querySelector('#result .heat')?.dataset.drawn")
+        other.wait_for_function(_DRAWN)
         result["single_meanwhile_s"] = seconds_since(asked)
         other.close()
         result["list_still_ran"] = page.get_by_role("progressbar").is_visible()
-        page.locator("#list table").wait_for()
+        page.wait_for_function("count => document.querySelectorAll('#list tbody tr').length === count", arg=len(files))
         result["all_s"] = seconds_since(begin)
         result["longest_without_answer_while_scoring_ms"] = round(page.evaluate("window.longest"))
 
@@ -124,8 +139,10 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
         result["csv_in_input_order"] = [row["file"] for row in rows] == [file.name for file in files]
         result["csv_errors"] = [(number, row["error"][:60]) for number, row in enumerate(rows) if row["error"]]
         page.locator("#list .row-open").last.click()
-        page.wait_for_function("document.querySelector('#result .heat')?.dataset.drawn")
-        result["row_opens"] = page.locator(".bar-name").inner_text() == names[-1]
+        page.wait_for_function("name => document.querySelector('.bar-name').textContent === name", arg=names[-1])
+        page.wait_for_function(_DRAWN)
+        maps = page.evaluate(_MAPS)
+        result["another_map_ms"] = {"median": round(maps[len(maps) // 2]), "longest": round(maps[-1])}
         browser.close()
     return result
 

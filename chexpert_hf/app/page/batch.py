@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,13 +111,19 @@ def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bo
     return replace(item, prediction=prediction, gate=prediction.gate, error=None)
 
 
+def scored_of(rows: Sequence[ListedFile]) -> tuple[ListedFile, ...]:
+    """The rows that are done: all before the first one that still waits."""
+    return tuple(takewhile(lambda row: row.prediction is not None or row.error is not None, rows))
+
+
 def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
-    """The table as CSV: file, a probability for each observation, warnings, error. Safe to open in a spreadsheet."""
-    lines = CsvLines(["file", *observations, "warnings", "error"])
+    """The table as CSV, safe to open in a spreadsheet: file, findings above their thresholds, probabilities, notes."""
+    lines = CsvLines(["file", "above threshold", *observations, "warnings", "error"])
     content = lines.header()
     for row in rows:
         scores = [row.prediction.probabilities[name] if row.prediction else None for name in observations]
-        content += lines.line([readable(row.name), *scores, " ".join(row.warnings) or None, row.error])
+        texts = " ".join(row.warnings) or None, row.error
+        content += lines.line([readable(row.name), ", ".join(row.above) or None, *scores, *texts])
     return content
 
 
@@ -124,6 +131,7 @@ def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes
     """The table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
     scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
     columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
+    columns["above threshold"] = pa.array([row.above for row in rows], pa.list_(pa.string()))
     for name in observations:
         columns[name] = pa.array([each.get(name) for each in scores], pa.float32())
     columns["warnings"] = pa.array([" ".join(row.warnings) or None for row in rows], pa.string())

@@ -36,10 +36,14 @@ VIEWER_JS = _asset("viewer.js")
 RESULT_JS = VIEWER_JS.replace("\nexport ", "\n") + _asset("result.js")
 ACTIONS_JS = """element.addEventListener("click", (event) => {
   const { action, index } = event.target.closest("button")?.dataset ?? {};
-  if (action === "override") trigger(action, {});
+  if (["override", "study", "csv", "parquet", "overlays"].includes(action)) {
+    const hidden = [...document.querySelectorAll("#list tr[hidden]")].map((row) => Number(row.dataset.place));
+    trigger(action, { hidden });
+  }
   else if (index !== undefined) trigger("select", { index: Number(index), value: null });
 });"""
-"""Buttons in a piece of HTML: those that carry an action trigger it, those that carry an index select."""
+"""Buttons in a piece of HTML: those that carry an action trigger it (Gradio reads the names here), those that carry an
+index select."""
 
 TABLE_JS, PAGE_JS = _asset("table.js"), _asset("page.js")
 DELIVERY_JS, RELOAD_JS = _asset("delivery.js"), _asset("reload.js")

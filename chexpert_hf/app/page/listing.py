@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, write_overlays
-from chexpert_hf.app.page.html import DELIVERY_JS, TABLE_JS, delivery_html, error_html, render
+from chexpert_hf.app.page import html
+from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, scored_of, write_overlays
+from chexpert_hf.app.page.html import clinical_order, delivery_html, error_html, render
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, SESSION_SECONDS, Panel, Updates, bar_html
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -18,23 +20,28 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
 
 _PROGRESS_SECONDS = 0.4  # between two reports of progress
+_ROWS_AT_ONCE = 50  # sent to the browser, which draws them without a standstill
 
 Rows = tuple[ListedFile, ...]
 
 
 class Listing:
-    """The components of the list, laid out; a row opens in a panel."""
+    """The components of the list, laid out; a row opens in a panel.
+
+    The session holds all radiographs from the start, in order, and their results as they come. The browser asks for the
+    rows that it has not got whenever it hears how many are scored, so that no answer holds the whole table.
+    """
 
     def __init__(self, classifier: CheXpertClassifier) -> None:
-        self._classifier = classifier
+        self._classifier, self._names = classifier, clinical_order(classifier.observations)
         self._rows = gr.State((), time_to_live=SESSION_SECONDS)
-        self._status = gr.HTML(visible=False, elem_id="list-status", **PLAIN)
+        self._status = gr.HTML(visible=False, js_on_load=html.ACTIONS_JS, elem_id="list-status", **PLAIN)
         self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
         self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
-        self._table = gr.HTML(visible=False, js_on_load=TABLE_JS, elem_id="list", **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="list-delivery", **PLAIN)
+        self._table = gr.HTML(visible=False, js_on_load=html.TABLE_JS, elem_id="list", scored=0, rows=None, **PLAIN)
+        self._delivery = gr.HTML(visible="hidden", js_on_load=html.DELIVERY_JS, elem_id="list-delivery", **PLAIN)
         self.outputs: list[Any] = [self._rows, self._status, self._stop, self._archive, self._table]
-        """The components that `run` and `cleared` change."""
+        """The components that `begun` and `cleared` change."""
 
     def cleared(self) -> Updates:
         """No list."""
@@ -46,47 +53,57 @@ class Listing:
             self._table: gr.HTML("", visible=False),
         }
 
-    def run(self, items: Sequence[ListedFile], notes: Sequence[str] = ()) -> Iterator[Updates]:
-        """Scores radiographs and shows the list; reports the progress meanwhile."""
-        yield {
+    def begun(self, items: Rows, notes: Sequence[str] = ()) -> Updates:
+        """An empty table, at which the browser asks for the scores."""
+        return {
             **self.cleared(),
+            self._rows: items,
             **self._show_progress(0, len(items), 0.0, "Scored"),
             self._stop: gr.Button(visible=True),
+            self._table: self._empty_table(notes),
         }
+
+    def _empty_table(self, notes: Sequence[str] = (), scored: int = 0) -> gr.HTML:
+        table = render("table.html", id=uuid4().hex, names=self._names, notes=notes, is_new=not scored)
+        return gr.HTML(table, visible=True, scored=scored, rows=None)
+
+    def _run(self, items: Rows) -> Iterator[Updates]:
         done: list[ListedFile] = []
         start = shown_at = time.monotonic()
         for row in score_items(self._classifier, items, is_gated=True):
             done.append(row)
             if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
                 shown_at = now
-                yield {self._rows: tuple(done), **self._show_progress(len(done), len(items), now - start, "Scored")}
-        yield self._finished(tuple(done), notes)
+                progress = self._show_progress(len(done), len(items), now - start, "Scored")
+                yield {self._rows: (*done, *items[len(done) :]), self._table: gr.HTML(scored=len(done)), **progress}
+        yield self._finished(tuple(done))
 
-    def _finished(self, done: Rows, notes: Sequence[str] = ()) -> Updates:
-        html = render(
-            "table.html",
-            rows=done,
-            operating_points=self._classifier.operating_points,
-            notes=notes,
-            is_study_possible=1 < len(done) <= MAX_VIEWS,
-        )
-        shown = {self._table: gr.HTML(html, visible=bool(done)), self._stop: gr.Button(visible=False)}
-        return {self._rows: done, **self._show_status(""), **shown}
+    def _finished(self, rows: Rows) -> Updates:
+        done = scored_of(rows)
+        status = render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS)
+        table = gr.HTML(scored=len(done), visible=bool(done))
+        return {self._rows: done, **self._show_status(status), self._stop: gr.Button(visible=False), self._table: table}
 
-    def _show_status(self, html: str) -> Updates:
-        return {self._status: gr.HTML(html, visible=bool(html))}
+    def _show_status(self, value: str) -> Updates:
+        return {self._status: gr.HTML(value, visible=bool(value))}
 
     def _show_progress(self, done: int, total: int, seconds: float, what: str) -> Updates:
         left = seconds / done * (total - done) if done else None
         return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
 
-    def connect(self, bar: gr.HTML, panel: Panel, run: Any) -> None:
-        """Connects the list with the panel; `run` is the event that scores uploads."""
-        table, classifier = self._table, self._classifier
+    def connect(self, bar: gr.HTML, panel: Panel) -> Any:
+        """Connects the list with the panel; returns the event that scores the list."""
+        table, status, classifier = self._table, self._status, self._classifier
+
+        def send_rows(event: gr.EventData, rows: Rows) -> Updates:
+            start = int(event.start)
+            part = scored_of(rows)[start : start + _ROWS_AT_ONCE]
+            new = render("rows.html", rows=part, start=start, names=self._names)
+            return {table: gr.HTML(rows={"id": event.id, "start": start, "html": new})}
 
         def open_row(event: gr.EventData, done: Rows) -> Updates:
             number = int(event.row)
-            if not 0 <= number < len(done):
+            if not 0 <= number < len(scored_of(done)):
                 return self._show_status(error_html(EXPIRED))
             row = done[number]
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
@@ -108,29 +125,35 @@ class Listing:
             numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
-            return self._finished(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+            rows = tuple(anyway.get(number, row) for number, row in enumerate(done))
+            return {**self._finished(rows), self._table: self._empty_table(scored=len(rows))}
 
         def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
-            def deliver_table(done: Rows) -> Updates:
+            def deliver_table(event: gr.EventData, done: Rows) -> Updates:
                 if not done:
                     return self._show_status(error_html(EXPIRED))
-                return {self._delivery: delivery_html(make(done, classifier.observations), name, media_type)}
+                shown = tuple(row for number, row in enumerate(done) if number not in event.hidden)
+                return {self._delivery: delivery_html(make(shown, classifier.observations), name, media_type)}
 
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        shown = [self._status, *panel.outputs]
-        table.open(open_row, [self._rows], shown, show_progress_on=panel.busy, **PRIVATE)
-        table.study(show_study, [self._rows], shown, show_progress_on=[table], **PRIVATE)
+        shown = [status, *panel.outputs]
+        # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
+        run = table.run(self._run, [self._rows], self.outputs, trigger_mode="multiple", **quiet)
+        table.more(send_rows, [self._rows], [table], trigger_mode="multiple", **quiet)
+        table.open(open_row, [self._rows], shown, **panel.busy)
+        status.study(show_study, [self._rows], shown, **panel.busy)
         bar.back(close_row, None, panel.outputs, **quiet)
-        table.override(score_refused, [self._rows], self.outputs, show_progress_on=[table], **PRIVATE)
+        status.override(score_refused, [self._rows], self.outputs, **panel.busy)
         self._stop.click(self._finished, [self._rows], self.outputs, cancels=[run], **quiet)
         for event, make, name, media_type in (
-            (table.csv, csv_of, "scores.csv", "text/csv"),
-            (table.parquet, parquet_of, "scores.parquet", "application/vnd.apache.parquet"),
+            (status.csv, csv_of, "scores.csv", "text/csv"),
+            (status.parquet, parquet_of, "scores.parquet", "application/vnd.apache.parquet"),
         ):
             event(deliver(make, name, media_type), [self._rows], [self._delivery, self._status], **quiet)
-        table.overlays(self._prepare_overlays, [self._rows], [self._status, self._archive], **quiet)
+        status.overlays(self._prepare_overlays, [self._rows], [status, self._archive], **quiet)
+        return run
 
     def _prepare_overlays(self, done: Rows) -> Iterator[Updates]:
         if not done:

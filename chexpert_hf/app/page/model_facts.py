@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
@@ -15,6 +16,7 @@ from chexpert_hf.files import sha256_of
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.loading import model_name, model_warnings
 from chexpert_hf.models.model_files import CARD_FILE, ENSEMBLE_FILE, EVALUATION_FILE
+from chexpert_hf.publishing.data_terms import labels_name
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 FEW_STUDIES = 5
@@ -50,12 +52,19 @@ class Metrics(BaseModel):
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
     split: str
+    described: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))
     num_studies: int
     mean_auroc: float | None
     mean_over: tuple[str, ...]
     observations: tuple[ObservationMetrics, ...]
     intervals: str = "95 %, from the numbers of studies"
     was_chosen_on_it: bool = True
+
+    @property
+    def reference_standard(self) -> str:
+        """Who set the labels, and the data set, such as "text-mined labels (NIH)"."""
+        patients, stated = self.described.get("patients", 0), self.described.get("labels_by", ())
+        return f"{labels_name(self.data, self.split, patients, stated)} ({self.data})"
 
     def of(self, observation: str) -> ObservationMetrics | None:
         """The metrics of one observation; None if it was not measured."""
@@ -91,8 +100,8 @@ class ModelFacts:
         few = " Too few to mean much." if min(figure.num_positive, figure.num_negative) < FEW_STUDIES else ""
         return (
             f"AUROC {estimate.value:.2f} (95 % interval {estimate.low:.2f} to {estimate.high:.2f}) on "
-            f"{figure.num_positive:,} studies with it and {figure.num_negative:,} without, by the labels of "
-            f"{metrics.data}.{few}"
+            f"{figure.num_positive:,} studies with it and {figure.num_negative:,} without. Reference "
+            f"standard: {metrics.reference_standard}.{few}"
         )
 
     @property

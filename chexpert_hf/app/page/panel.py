@@ -13,8 +13,8 @@ import gradio as gr
 
 from chexpert_hf.app.page.html import DELIVERY_JS, RESULT_JS, delivery_html, error_html, note_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.reading import ExpiredError, Study, read_study
-from chexpert_hf.app.page.result import activations_html, report_html, result_html
+from chexpert_hf.app.page.reading import ExpiredError, Reading, Study, read_study
+from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -55,13 +55,13 @@ class Panel:
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
         self._kept = gr.State(None, time_to_live=SESSION_SECONDS)
-        self._result = gr.HTML(visible=False, js_on_load=RESULT_JS, elem_id="result", **PLAIN)
+        self._result = gr.HTML(visible=False, js_on_load=RESULT_JS, elem_id="result", detail=None, **PLAIN)
         self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
         self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="result-delivery", **PLAIN)
         self.outputs: list[Any] = [self._kept, bar, message, self._result, self._activations]
         """The components that `show`, `refuse` and `cleared` change."""
-        self.busy: list[Any] = [bar, self._result]
-        """The components that show that a result is being made."""
+        self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}
+        """Options of the events that make a result. A spinner over the result would take a processor from the model."""
         self._connect()
 
     def show(
@@ -113,12 +113,22 @@ class Panel:
                 return self.refuse(error_html(EXPIRED))
             return self.show(kept.files, is_gated=False, is_study=kept.is_study)
 
+        def view_of(event: gr.EventData, kept: Kept | None) -> Reading:
+            if kept is None or kept.study is None:
+                raise ExpiredError
+            views = list(kept.study.views.values())
+            return views[min(int(event.view), len(views) - 1)]
+
+        def show_detail(event: gr.EventData, kept: Kept | None) -> Updates:
+            try:
+                detail = {"id": event.id, "view": event.view, "image": detail_of(view_of(event, kept))}
+            except RadiographError as error:
+                return self.explain(str(error))
+            return {self._result: gr.HTML(detail=detail)}
+
         def show_activations(event: gr.EventData, kept: Kept | None) -> Updates:
             try:
-                if kept is None or kept.study is None:
-                    raise ExpiredError
-                views = list(kept.study.views.values())
-                html = activations_html(self._classifier, views[min(int(event.view), len(views) - 1)].file)
+                html = activations_html(self._classifier, view_of(event, kept).file)
             except RadiographError as error:
                 html = error_html(str(error))
             return {self._activations: gr.HTML(html, visible=True)}
@@ -134,6 +144,8 @@ class Panel:
 
         kept = [self._kept]
         for component in (self._message, self._result):
-            component.override(score_anyway, kept, self.outputs, show_progress_on=self.busy, **PRIVATE)
+            component.override(score_anyway, kept, self.outputs, **self.busy)
+        shown, quiet = [self._result, self._message], {"show_progress": "hidden", **PRIVATE}
+        self._result.detail(show_detail, kept, shown, **quiet)
         self._result.activations(show_activations, kept, [self._activations], show_progress="minimal", **PRIVATE)
-        self._result.report(make_report, kept, [self._delivery, self._message], show_progress="hidden", **PRIVATE)
+        self._result.report(make_report, kept, [self._delivery, self._message], **quiet)

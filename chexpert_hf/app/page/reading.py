@@ -20,8 +20,11 @@ from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.prediction import by_probability, shown_first
 
-DISPLAY_SIZE = 1280
-"""Longest side in pixels of the shown image. Scores do not depend on it: the model gets the file itself."""
+DISPLAY_SIZE = 1024
+"""Longest side in pixels of the image that comes with the scores. The model gets the file itself."""
+
+DETAIL_SIZE = 4096
+"""Longest side in pixels of the image that the viewer asks for once it is zoomed beyond the first one."""
 
 _QUALITY = 90
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -48,7 +51,7 @@ class Reading:
 
     file: RadiographFile  # the upload, which may have been deleted
     jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
-    prediction: Prediction  # with maps in the shown size
+    prediction: Prediction
 
     def image(self) -> Image.Image:
         """The radiograph as it is shown."""
@@ -142,8 +145,7 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
     """Scores an uploaded radiograph as `classifier.predict` does; raises what `bytes_of` and `score` raise."""
     source = decode(classifier, bytes_of(file))
     prediction = score(classifier, source, is_gated=is_gated)
-    shown = shown_image(source)
-    return Reading(file, encode(shown), replace(prediction, saliency=prediction.maps.at_size(shown.size)))
+    return Reading(file, encode(shown_image(source)), prediction)
 
 
 def read_study(

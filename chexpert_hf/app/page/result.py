@@ -21,7 +21,7 @@ from torch import Tensor
 
 from chexpert_hf.app.page.html import REPORT_CSS, data_url, render
 from chexpert_hf.app.page.model_facts import ModelFacts
-from chexpert_hf.app.page.reading import Reading, Study, bytes_of, encode
+from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
@@ -67,6 +67,11 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
     }
 
 
+def detail_of(reading: Reading) -> str:
+    """The image of a radiograph in full resolution, up to `DETAIL_SIZE`; raises ExpiredError if it has been deleted."""
+    return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
+
+
 def report_html(
     study: Study,
     facts: ModelFacts,
@@ -106,7 +111,8 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
             continue
         shown += 1
         place = f", View {views[name]}" if study.is_numbered else ""
-        yield f"Map of {name}{place}", overlay(reading.image(), reading.prediction.maps[name])
+        image = reading.image()
+        yield f"Map of {name}{place}", overlay(image, reading.prediction.maps.at_size(image.size)[name])
 
 
 def _small_jpeg(image: Image.Image) -> str:

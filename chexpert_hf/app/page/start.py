@@ -1,6 +1,6 @@
 """The start of the page: one field for all files, the examples, and the way from there to a result or a list."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,22 +62,18 @@ class Start:
         """One radiograph goes to the panel, several go to the list; the bar leads back here."""
         files = self._files
 
-        def show_uploads(value: Any) -> Iterator[Updates]:
+        def show_uploads(value: Any) -> Updates:
             if not (uploads := uploads_of(value)):
-                yield {files: None}
-                return
+                return {files: None}
             found = Found()
             try:
                 items = find_items(uploads, found)
             except InputError as error:
-                yield {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
-                return
+                return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
             if len(items) == 1:
                 note = " ".join(found.notes())
-                yield {files: None, **listing.cleared(), **panel.show([items[0].path], note=note)}
-                return
-            yield {files: None, **panel.cleared(bar_html())}
-            yield from listing.run(items, found.notes())
+                return {files: None, **listing.cleared(), **panel.show([items[0].path], note=note)}
+            return {files: None, **panel.cleared(bar_html()), **listing.begun(tuple(items), found.notes())}
 
         def show_example(event: gr.EventData) -> Updates:
             path = self._examples[int(event.index)]
@@ -90,10 +86,8 @@ class Start:
             return panel.explain(BUSY if event.is_busy else EMPTY_FOLDER)
 
         outputs = [files, *panel.outputs, *listing.outputs]
-        busy: dict[str, Any] = {"show_progress_on": [files, *panel.busy], **PRIVATE}
-        # "multiple", since Gradio takes a cancelled run for one that goes on and would ignore the next upload.
-        run = files.upload(show_uploads, [files], outputs, preprocess=False, trigger_mode="multiple", **busy)
+        busy = panel.busy | {"show_progress_on": [bar, files]}
+        files.upload(show_uploads, [files], outputs, preprocess=False, trigger_mode="multiple", **busy)
         self._thumbnails.select(show_example, None, outputs, **busy)
-        bar.new(begin_again, None, outputs, cancels=[run], show_progress="hidden", **PRIVATE)
+        bar.new(begin_again, None, outputs, cancels=[listing.connect(bar, panel)], show_progress="hidden", **PRIVATE)
         bar.refused(explain, None, panel.outputs, show_progress="hidden", **PRIVATE)
-        listing.connect(bar, panel, run)

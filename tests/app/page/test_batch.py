@@ -45,8 +45,14 @@ def items(files: dict[str, Path]) -> list[ListedFile]:
 
 
 def table_of(classifier: CheXpertClassifier, rows: list[ListedFile], notes: Sequence[str] = ()) -> str:
-    points = classifier.operating_points
-    return render("table.html", rows=rows, operating_points=points, notes=notes, is_study_possible=False)
+    names = clinical_order(classifier.observations)
+    return "".join(
+        (
+            render("list_status.html", rows=rows, is_study_possible=False),
+            render("table.html", id="a", names=names, notes=notes, is_new=True),
+            render("rows.html", rows=rows, start=0, names=names),
+        )
+    )
 
 
 @pytest.fixture
@@ -141,7 +147,8 @@ def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, r
     assert re.findall('data-kinds="(.*?)"', html) == ["scored", "scored", "scored warned", "unreadable", "refused"]
     names = clinical_order(JUDGED)
     for called, row in zip(re.findall('data-above="(.*?)"', html), rows, strict=True):
-        assert [names[int(each)] for each in called.split()] == [
+        assert called.startswith("any ") is bool(row.above)
+        assert [names[int(each)] for each in called.removeprefix("any ").split()] == [
             name for name in names if row.prediction and row.prediction.positives[name]
         ]
     assert "Score 1 refused anyway" in html
@@ -179,7 +186,7 @@ def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClass
     html = table_of(classifier, rows)
     assert "<b>" not in html.replace("<body>", "")
     assert "two.zip/b/&lt;b&gt;.png" in html
-    assert [f'data-row="{number}"' in html for number in range(5)] == [True, True, True, False, True]
+    assert ["row-open" in row for row in html.split("<tr ")[2:]] == [True, True, True, False, True]
     assert "<strong>3 of 5</strong> radiographs scored, 2 without scores" in html
     assert "it is &lt;blank&gt;" in html
 

@@ -36,6 +36,7 @@ from tests.radiographs.test_dicom import NAME, NUMBER, make_dicom
 
 pytestmark = pytest.mark.browser
 
+FINDINGS = [name for name in JUDGED if name != "No Finding"]
 VIEWER = Path(page_html.__file__).parent / "assets" / "viewer.js"
 
 
@@ -62,8 +63,16 @@ def wait_for_other(page: Any, mark: str) -> str:
     return wait_for_result(page)
 
 
-def wait_for_list(page: Any) -> None:
-    page.locator("#list table").wait_for()
+def wait_for_list(page: Any, timeout: float = 15_000) -> None:
+    """Until all rows of a list are scored and here."""
+    page.wait_for_function(
+        """() => {
+            const summary = document.querySelector(".list-summary strong")?.textContent;
+            const count = Number(summary?.split(" of ")[1].replace(",", ""));
+            return document.querySelectorAll("#list tbody tr").length === count;
+        }""",
+        timeout=timeout,
+    )
 
 
 def names_in_list(page: Any) -> list[str]:
@@ -86,8 +95,20 @@ def thousand(image: bytes, size: tuple[int, int] = SLOW) -> bytes:
 
 
 def canvas_pixels(page: Any, kind: str = "heat") -> np.ndarray:
-    """The drawn map or radiograph, `(height, width, 4)`."""
-    url = page.evaluate("kind => document.querySelector(`.viewer .${kind}`).toDataURL()", kind)
+    """The drawn map, or the radiograph in its gray window, `(height, width, 4)`."""
+    url = page.evaluate(
+        """kind => {
+            const item = document.querySelector(`.viewer .${kind}`);
+            const canvas = document.createElement("canvas");
+            const { naturalWidth: width = item.width, naturalHeight: height = item.height } = item;
+            Object.assign(canvas, { width, height });
+            const context = canvas.getContext("2d");
+            context.filter = getComputedStyle(item).filter;
+            context.drawImage(item, 0, 0);
+            return canvas.toDataURL();
+        }""",
+        kind,
+    )
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
 
 
@@ -229,13 +250,17 @@ def viewer(page: Any) -> Any:
             document.querySelector("main").append(viewer.root);
             viewer.root.style.width = "800px";
             document.addEventListener("keydown", (event) => viewer.key(event));
-            const canvas = new OffscreenCanvas(200, 100);
+            const canvas = document.createElement("canvas");
+            Object.assign(canvas, { width: 200, height: 100 });
             const context = canvas.getContext("2d");
             for (let x = 0; x < 200; x++) {
               context.fillStyle = `rgb(${x},${x},${x})`;
               context.fillRect(x, 0, 1, 100);
             }
-            viewer.show(canvas, "Ramp");
+            window.ramp = new Image();
+            ramp.src = canvas.toDataURL();
+            await ramp.decode();
+            viewer.show(ramp, "Ramp");
             const levels = Uint8Array.from([0, 128, 0, 128]);
             viewer.setMap({ levels, grid: [2, 2], box: [100, 0, 200, 100], name: "X", text: "" });
         }""",
@@ -620,6 +645,50 @@ def test_study_shows_the_decisive_view_of_each_observation_and_the_map_there(
     page.locator("#list").wait_for()
 
 
+def test_the_browsers_button_leads_back_within_the_page(page: Any, phantom_png: bytes, other_png: bytes) -> None:
+    def back() -> None:
+        page.evaluate("history.back()")
+
+    upload(page, ("a.png", phantom_png))
+    mark = wait_for_result(page)
+    back()
+    page.locator("#start").wait_for()
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
+    for _ in range(2):
+        page.locator(".row-open").first.click()
+        wait_for_result(page)
+        back()
+        page.locator("#result").wait_for(state="hidden")
+        assert len(names_in_list(page)) == 2
+    page.locator(".row-open").first.click()
+    wait_for_other(page, mark)
+    page.get_by_role("button", name="New radiograph").click()
+    page.locator("#start").wait_for()
+    page.wait_for_function("history.state.depth === 0")
+    page.evaluate("history.forward()")  # what was left is not shown again, and the page does not hang between
+    page.wait_for_function("history.state.depth === 0")
+    assert page.locator("#start").is_visible()
+
+
+def test_a_radiograph_is_shown_in_full_resolution_once_it_is_zoomed(page: Any) -> None:
+    fine = np.zeros((1500, 2000), np.uint8)
+    fine[:, ::2] = 255  # lines of one pixel, which are gray in a smaller image
+    fine[300:1200, 600:1400] = 90
+    upload(page, ("fine.dcm", make_dicom(fine.astype(np.uint16), BitsStored=8)))
+    wait_for_result(page)
+    assert canvas_pixels(page, "film").shape[:2] == (768, 1024)
+    fitted = scale(page)
+    page.locator(".stage").first.hover()
+    page.keyboard.press("1")
+    page.wait_for_function("document.querySelector('.viewer .film').naturalWidth === 2000")
+    assert scale(page) == pytest.approx(1)  # pixels of the file, whatever came first
+    lines = canvas_pixels(page, "film")[50, :40, 0].astype(int)
+    assert np.abs(np.diff(lines)).min() > 150
+    page.keyboard.press("f")
+    assert scale(page) == pytest.approx(fitted)
+
+
 # Many images
 
 
@@ -636,7 +705,7 @@ def test_list_scores_sorts_and_downloads(
     wait_for_list(page)
     assert page.inner_text(".bar-name") == "3 files"
     assert names_in_list(page) == ["my.zip/y.png", "my.zip/z.png", "<i>a.png", "cat.png"]
-    assert "2 of 4 radiographs scored, 2 without scores" in page.inner_text("#list")
+    assert "2 of 4 radiographs scored, 2 without scores" in page.inner_text("#list-status")
     assert "The PNG image is damaged" in page.inner_text("#list")
     assert REFUSAL in page.inner_text("#list")
     page.get_by_role("button", name="File", exact=True).click()
@@ -715,15 +784,23 @@ def test_list_is_filtered_by_call_and_by_the_gates_verdict(
     for label, names in kinds.items():
         page.locator("#list select").last.select_option(label=label)
         assert names_in_list(page) == names
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download scores (CSV)").click()
+        assert [row["file"] for row in csv.DictReader(download.value.path().open())] == names  # the rows shown
+    page.locator("#list select").last.select_option(label="any")
+    page.locator("#list select").first.select_option(label="any finding above its threshold")
+    assert names_in_list(page) == [file for file in calls if any(calls[file][each] for each in FINDINGS)]
     page.get_by_role("button", name="Score 1 refused anyway").click()
     page.get_by_text("3 of 4 radiographs scored").wait_for()
+    wait_for_list(page)
+    page.locator("#list .row-open", has_text="cat.png").wait_for()
 
 
 def test_a_list_of_a_thousand_rows_answers_at_once(
     page: Any, classifier: CheXpertClassifier, phantom_png: bytes
 ) -> None:
     upload(page, ("many.zip", thousand(phantom_png, (24, 24))))
-    page.locator("#list table").wait_for(timeout=120_000)
+    wait_for_list(page, 120_000)
     assert page.locator("#list tbody tr").count() == 1000
     for _ in range(2):
         page.locator("#list .file-head button").click()
@@ -750,6 +827,8 @@ def test_csv_has_a_row_for_each_file_in_upload_order_whatever_the_table_is_sorte
     download.value.save_as(tmp_path / "scores.csv")
     table = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert [row["file"] for row in table] == names
+    calls = classifier.predict(contents[names[0]]).positives
+    assert set(table[0]["above threshold"].split(", ")) == {name for name in FINDINGS if calls[name]} or {""}
     assert [number for number, row in enumerate(table) if row["error"].startswith("The PNG image is damaged")] == [17]
     last = classifier.predict(contents[names[-1]]).probabilities
     assert {name: float(table[-1][name]) for name in JUDGED} == pytest.approx(last, abs=1e-6)
@@ -810,6 +889,13 @@ def test_server_answers_others_while_a_long_list_runs_and_the_list_can_be_stoppe
     wait_for_result(other)
     other.close()
     page.locator('[role="progressbar"]:not([aria-valuenow="0"])').wait_for()  # stopped before, it would show no table
+    page.locator(".row-open").nth(1).click()  # rows open while the others are being scored
+    wait_for_result(page)
+    assert page.inner_text(".bar-name").startswith("many.zip/")
+    assert page.get_by_role("progressbar").is_visible()
+    page.get_by_role("button", name="Next row").click()
+    page.keyboard.press("Escape")
+    page.locator("#result").wait_for(state="hidden")
     assert page.get_by_text(re.compile(r"Scored: \d+ of 1,000, about .* left")).is_visible()
     page.get_by_role("button", name="Stop").click()
     wait_for_list(page)

@@ -1,5 +1,7 @@
 """What is kept of radiographs, and that it is what `predict` says."""
 
+import base64
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from chexpert_hf.app.page.reading import (
     read,
     read_study,
 )
-from chexpert_hf.app.page.result import result_html
+from chexpert_hf.app.page.result import detail_of, result_html
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.radiograph import RadiographError, read_radiograph
@@ -51,11 +53,22 @@ def test_scores_and_maps_are_exactly_those_of_predict(
     np.testing.assert_array_equal(reading.prediction.maps.positive, expected.maps.positive)
 
 
-def test_large_radiograph_is_shown_smaller_with_maps_to_match(classifier: CheXpertClassifier, tmp_path: Path) -> None:
+def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
+    classifier: CheXpertClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
     reading = read(classifier, tmp_path / "upload")
     assert reading.image().size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
-    assert reading.prediction.maps[EMPTY].shape == (DISPLAY_SIZE, round(1700 / 2100 * DISPLAY_SIZE))
+    assert reading.prediction.maps[EMPTY].shape == (2100, 1700)
+    detail = Image.open(io.BytesIO(base64.b64decode(detail_of(reading).split(",")[1])))
+    assert detail.size == (1700, 2100)
+    original = np.asarray(read_radiograph(reading.file), dtype=float)
+    assert np.abs(np.asarray(detail, dtype=float) - original).mean() < 2
+    monkeypatch.setattr("chexpert_hf.app.page.result.DETAIL_SIZE", 1500)
+    assert Image.open(io.BytesIO(base64.b64decode(detail_of(reading).split(",")[1]))).size == (1214, 1500)
+    (tmp_path / "upload").unlink()
+    with pytest.raises(ExpiredError):
+        detail_of(reading)
 
 
 def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:

@@ -163,7 +163,8 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
 def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     classifier: CheXpertClassifier, facts: ModelFacts, study: Study
 ) -> None:
-    record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
+    data = {"name": "<x>", "valid": {"patients": 3, "labels_by": ["radiologists"]}}
+    record = {"data": data, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
     metrics = Metrics.model_validate({**record, "observations": []})
     html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
     assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
@@ -179,7 +180,8 @@ def test_each_row_says_how_well_its_observation_is_told(
     classifier: CheXpertClassifier, facts: ModelFacts, single: Study
 ) -> None:
     rows = {"Edema": (20, 80, 0.9), "Pneumonia": (3, 97, 0.7)}
-    record = {"data": {"name": "<x>"}, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
+    data = {"name": "<x>", "valid": {"patients": 3, "labels_by": ["radiologists"]}}
+    record = {"data": data, "split": "valid", "num_studies": 3, "mean_auroc": 0.9, "mean_over": ["Edema"]}
     observations = [
         {"observation": name, "num_positive": positive, "num_negative": negative, "auroc": auroc}
         for name, (positive, negative, auroc) in rows.items()
@@ -189,8 +191,8 @@ def test_each_row_says_how_well_its_observation_is_told(
     shown = {row["name"]: row["evidence"] for row in rows_of(html)}
     interval = newcombe_interval(0.9, 20, 80)
     assert shown["Edema"] == (
-        f"AUROC 0.90 (95 % interval {interval.low:.2f} to {interval.high:.2f}) on 20 studies with it and 80 without, "
-        "by the labels of &lt;x&gt;."
+        f"AUROC 0.90 (95 % interval {interval.low:.2f} to {interval.high:.2f}) on 20 studies with it and 80 without. "
+        "Reference standard: radiologists (&lt;x&gt;)."
     )
     assert shown["Pneumonia"].endswith("Too few to mean much.")
     assert shown["Cardiomegaly"] == "Not evaluated."

@@ -2,7 +2,7 @@
 
 const MOST_FILES = 5000; // read from dropped folders; the server takes fewer and says so
 
-let hadResult = false;
+let depth = 0; // 0 at the start, 1 with a result or list, 2 with a row of a list
 let given = ""; // the name of the last upload
 
 function open(dialog) {
@@ -24,8 +24,10 @@ function give(files) {
 
 async function filesIn(entry, found) {
   if (found.length >= MOST_FILES) return;
-  if (entry.isFile) found.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
-  else {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    found.push(new File([file], entry.fullPath.slice(1))); // the folders tell files of the same name apart
+  } else {
     const reader = entry.createReader();
     const read = () => new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     for (let batch = await read(); batch.length; batch = await read()) {
@@ -84,6 +86,14 @@ element.addEventListener("click", (event) => {
   if (["new", "back"].includes(action)) trigger(action, {});
 });
 
+// The browser's button leads back as those of the page do. What was left cannot be shown again without its files.
+history.replaceState({ depth }, "");
+addEventListener("popstate", (event) => {
+  const wanted = event.state?.depth ?? 0;
+  if (wanted > depth) history.go(depth - wanted);
+  else if (wanted < depth) trigger(wanted ? "back" : "new", {});
+});
+
 // The name of a file is the visitor's own: it is shown from the browser and never comes back from the server.
 document.addEventListener("change", ({ target }) => {
   if (!target.matches("#file input[type=file]")) return;
@@ -91,7 +101,11 @@ document.addEventListener("change", ({ target }) => {
 }, true);
 watch("value", () => {
   const name = element.querySelector(".bar-name");
-  if (Boolean(name) !== hadResult) scrollTo(0, 0);
-  hadResult = Boolean(name);
+  const before = depth;
+  depth = element.querySelector("[data-action=back]") ? 2 : Number(Boolean(name));
+  if (!before !== !depth) scrollTo(0, 0);
+  const kept = history.state?.depth ?? 0;
+  if (depth > kept) history.pushState({ depth }, "");
+  else if (depth < kept) history.go(depth - kept);
   if (name && !name.textContent) name.textContent = name.title = given;
 });

@@ -20,24 +20,29 @@ async function start() {
   one(".viewer-place").replaceWith(viewer.root);
   for (const item of data.views) item.maps = bytes(item.maps);
   view = -1;
-  const decoded = data.views.map(async (item) => {
-    const image = new Image();
-    image.src = item.image;
-    await image.decode();
-    return image;
-  });
-  const loaded = await Promise.all(decoded);
+  all(".view img").forEach((image, place) => (image.src = data.views[place].image));
+  const loaded = await Promise.all(data.views.map((item) => decoded(item.image)));
   if (data !== mine) return; // another study has replaced this one
   images = loaded;
-  images.forEach(drawViewButton);
   choose(data.chosen);
 }
 
-function drawViewButton(image, place) {
-  const canvas = one(`.view[data-view="${place}"] canvas`);
-  if (!canvas) return;
-  Object.assign(canvas, { height: 112, width: Math.round((112 * image.naturalWidth) / image.naturalHeight) });
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+async function decoded(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
+}
+
+// The server sends a radiograph in all its pixels once the visitor has zoomed beyond those that came with the scores.
+async function refine() {
+  const { id, view: place, image } = props.detail ?? {};
+  if (!image || id !== data?.id) return;
+  const mine = data;
+  const detailed = await decoded(image);
+  if (data !== mine) return;
+  images[place] = detailed;
+  if (place === view) viewer.refine(detailed);
 }
 
 function choose(index) {
@@ -47,7 +52,7 @@ function choose(index) {
 
 function show(place) {
   const item = data.views[place];
-  if (place !== view) viewer.show(images[place], item.label);
+  if (place !== view) viewer.show(images[place], item.label, item.size);
   view = place;
   const length = item.grid[0] * item.grid[1];
   const levels = item.maps.subarray(chosen * length, (chosen + 1) * length);
@@ -92,5 +97,8 @@ document.addEventListener("keydown", (event) => {
   } else viewer.key(event);
 });
 
+element.addEventListener("detail", () => trigger("detail", { id: data.id, view }));
+
 watch("value", start);
+watch("detail", refine);
 start();

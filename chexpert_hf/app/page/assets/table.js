@@ -1,6 +1,5 @@
 // The list of many radiographs: sorting by any column, filters, and rows that open. `templates/table.html` makes it.
 
-const ACTIONS = ["study", "override", "csv", "parquet", "overlays"];
 const rows = () => [...element.querySelectorAll("tbody tr")];
 const places = new Intl.Collator(undefined, { numeric: true });
 let opened = null; // the number of the row beside the list
@@ -8,8 +7,7 @@ let opened = null; // the number of the row beside the list
 element.addEventListener("click", (event) => {
   const target = event.target.closest("button");
   const row = event.target.closest("tbody tr");
-  if (ACTIONS.includes(target?.dataset.action)) trigger(target.dataset.action, {});
-  else if (target?.dataset.column !== undefined) sortBy(target);
+  if (target?.closest("thead")) sortBy(target);
   else if (row?.querySelector(".row-open")) open(row);
 });
 
@@ -38,14 +36,20 @@ function filter() {
 
 function sortBy(button) {
   const header = button.closest("th");
-  const column = Number(button.dataset.column);
   // Scores from the highest; names from A, and the order of the files from the first.
-  const isText = header.dataset.kind === "text";
   const [first, second] = header.dataset.kind === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
   const order = header.getAttribute("aria-sort") === first ? second : first;
   for (const other of element.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
   header.setAttribute("aria-sort", order);
-  const sign = order === "ascending" ? 1 : -1;
+  reorder();
+}
+
+function reorder() {
+  const header = element.querySelector("th:is([aria-sort=ascending], [aria-sort=descending])");
+  if (!header) return;
+  const isText = header.dataset.kind === "text";
+  const column = header.cellIndex;
+  const sign = header.getAttribute("aria-sort") === "ascending" ? 1 : -1;
   const compare = ([left, a], [right, b]) => {
     if (isText) return sign * places.compare(left, right) || a.dataset.place - b.dataset.place;
     if (left === "" || right === "") return (left === "") - (right === ""); // rows without a score stay last
@@ -63,4 +67,22 @@ document.addEventListener("step-in-list", (event) => {
   if (next) open(next);
 });
 
-watch("value", () => (opened = null));
+// Rows come in parts, while the list is being scored, too: as many as are there are asked for until all are here.
+const id = () => element.querySelector(".list-head")?.dataset.id;
+const fetchRows = () => rows().length < props.scored && trigger("more", { id: id(), start: rows().length });
+watch("scored", fetchRows);
+watch("rows", () => {
+  const { id: list, start, html } = props.rows ?? {};
+  if (list !== id() || start !== rows().length) return;
+  element.querySelector("tbody").insertAdjacentHTML("beforeend", html);
+  reorder();
+  filter();
+  fetchRows();
+});
+function begin() {
+  opened = null;
+  if (element.querySelector(".list-head")?.dataset.isNew === "1") trigger("run", {});
+  else if (id()) fetchRows();
+}
+watch("value", begin);
+begin();

@@ -2,7 +2,9 @@
 //
 //   const viewer = new Viewer(colors);                       // a table of 256 colours as 768 bytes
 //   place.append(viewer.root);
-//   viewer.show(image, "Radiograph");                        // a decoded image
+//   viewer.show(image, "Radiograph", [3000, 2400]);          // a decoded <img>, and the size of the whole radiograph
+//   viewer.root.addEventListener("detail", ...);             // it is zoomed beyond the pixels of that image ...
+//   viewer.refine(larger);                                   // ... for which this is one with more
 //   viewer.setMap({ levels, grid, box, name, text });        // bytes, [rows, columns], [left, top, right, bottom]
 //   document.addEventListener("keydown", (event) => viewer.key(event));
 
@@ -45,9 +47,12 @@ const keys = (rows) => rows.map(([key, meaning]) => `<dt><kbd>${key}</kbd></dt><
 const slider = (name, label) =>
   `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="50" aria-label="${label}"
     title="${label}"><output>50 %</output></span>`;
-const PANE = `<div class="stage" tabindex="0" role="group"><div class="layers"><canvas class="film"></canvas></div>
+const PANE = `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt=""></div>
   <span class="stage-name"></span></div>`;
 const MARKUP = `
+  <svg class="gray-window" aria-hidden="true"><filter x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">
+    <feComponentTransfer>${["R", "G", "B"].map((name) => `<feFunc${name} type="linear"/>`).join("")}</feComponentTransfer>
+  </filter></svg>
   <div class="viewer-bar" role="toolbar" aria-label="Viewer">
     <span class="tools">${buttons("map")}${slider("opacity", "Opacity of the map")}</span>
     <span class="tools">${buttons("contour")}${slider("threshold", "Threshold of the contour")}</span>
@@ -65,6 +70,8 @@ const MARKUP = `
     <dl>${keys(COMMANDS.map(([, key, , title]) => [key.toUpperCase(), title]))}${keys(MOUSE)}</dl>
     <form method="dialog"><button>Close</button></form></dialog>`;
 
+let count = 0; // of viewers, each of which has a filter of its own
+
 export class Viewer {
   /** With a `previous` viewer, its settings are taken over. */
   constructor(colors, previous) {
@@ -73,7 +80,7 @@ export class Viewer {
     this.root.className = "viewer";
     this.root.innerHTML = MARKUP;
     this.stages = this.all(".stage");
-    this.films = this.all(".film");
+    this.one("filter").id = `gray-window-${++count}`;
     this.heat = document.createElement("canvas");
     this.heat.className = "heat";
     this.heat.setAttribute("role", "img");
@@ -108,20 +115,28 @@ export class Viewer {
     return [...this.root.querySelectorAll(selector)];
   }
 
-  /** Shows a decoded image; zoom and window start anew, as for any other radiograph. */
-  show(image, name) {
-    const [width, height] = (this.size = [image.naturalWidth || image.width, image.naturalHeight || image.height]);
-    const canvas = new OffscreenCanvas(width, height);
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(image, 0, 0);
-    const { data } = context.getImageData(0, 0, width, height);
-    this.gray = new Uint8Array(width * height);
-    for (let at = 0; at < this.gray.length; at++) this.gray[at] = data[4 * at];
-    for (const film of this.films) Object.assign(film, { width, height });
+  /** Shows a decoded image of a radiograph of `size`; zoom and window start anew. */
+  show(image, name, size = [image.naturalWidth, image.naturalHeight]) {
+    this.size = size;
     this.name = name;
+    this.refine(image);
     Object.assign(this.window, FULL_WINDOW);
     this.drawFilm();
     this.fit();
+  }
+
+  /** Replaces the image by another one of the same radiograph. */
+  refine(image) {
+    const [width, height] = this.size;
+    this.pixels = image.naturalWidth / width;
+    this.wantsDetail = this.pixels < 1;
+    for (const old of this.all(".film")) {
+      const film = image.cloneNode();
+      Object.assign(film, { className: "film", alt: "", decoding: "sync", draggable: false });
+      Object.assign(film.style, { width: `${width}px`, height: `${height}px` });
+      old.replaceWith(film);
+    }
+    this.drawFilm();
   }
 
   /** Lays a map over the image; without one, the image is shown alone. */
@@ -134,20 +149,19 @@ export class Viewer {
 
   drawFilm() {
     const { center, width } = this.window;
-    const table = Uint32Array.from({ length: 256 }, (_, level) => {
-      const shown = Math.min(255, Math.max(0, ((level - center) / width + 0.5) * 255));
-      const gray = Math.round(this.on.invert ? 255 - shown : shown);
-      return 0xff000000 | (gray << 16) | (gray << 8) | gray;
-    });
-    const image = new ImageData(...this.size);
-    const pixels = new Uint32Array(image.data.buffer);
-    for (let at = 0; at < pixels.length; at++) pixels[at] = table[this.gray[at]];
-    for (const film of this.on.split ? this.films : [this.films[0]]) film.getContext("2d").putImageData(image, 0, 0);
+    const [slope, intercept] = [255 / width, 0.5 - center / width];
+    for (const channel of this.one("feComponentTransfer").children) {
+      channel.setAttribute("slope", this.on.invert ? -slope : slope);
+      channel.setAttribute("intercept", this.on.invert ? 1 - intercept : intercept);
+    }
+    const isPlain = !this.on.invert && center === FULL_WINDOW.center && width === FULL_WINDOW.width;
+    for (const film of this.all(".film")) film.style.filter = isPlain ? "" : `url(#${this.one("filter").id})`;
     this.describe();
   }
 
   drawMap() {
-    this.stages[Number(this.on.split)].querySelector(".layers").append(this.heat, this.outline);
+    const layers = this.stages[Number(this.on.split)].querySelector(".layers");
+    if (this.heat.parentElement !== layers) layers.append(this.heat, this.outline); // else a large page is styled anew
     const isShown = this.map !== null && this.on.map;
     for (const layer of [this.heat, this.outline]) layer.style.display = this.map ? "" : "none";
     this.heat.style.visibility = isShown ? "" : "hidden";
@@ -209,6 +223,10 @@ export class Viewer {
     }
     this.root.classList.toggle("is-zoomed", this.zoom.scale > this.fitted * 1.001);
     this.describe();
+    if (this.wantsDetail && this.zoom.scale * devicePixelRatio > this.pixels * 1.05) {
+      this.wantsDetail = false; // asked for once
+      this.root.dispatchEvent(new CustomEvent("detail", { bubbles: true }));
+    }
   }
 
   zoomTo(wanted, at = [this.stages[0].clientWidth / 2, this.stages[0].clientHeight / 2]) {
@@ -264,7 +282,7 @@ export class Viewer {
     this.root.dataset.tool = this.tool;
     this.one('[data-slider="opacity"]').hidden = !this.on.map;
     this.one('[data-slider="threshold"]').hidden = !this.on.contour;
-    if (this.gray) this.drawFilm();
+    this.drawFilm();
     this.drawMap();
     this.place();
   }
