@@ -1,22 +1,23 @@
 """Data sets of the Hub: fetched once into a folder that the layouts read.
 
-A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are read as a stream, and
-their images are written as files beside a CSV file, so that training reads them from the disk as any others.
+A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are streamed from the Hub,
+and their images are written as files beside a CSV file, so that training reads them from the disk as any others.
 """
 
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, errors, snapshot_download
 
 from chexpert_hf.datasets.cells import SPLIT_OF, DatasetError
 from chexpert_hf.datasets.layouts.table import is_fact
+from chexpert_hf.errors import InputError
 from chexpert_hf.files import first_line, new_folder
 from chexpert_hf.radiographs.finding import IMAGE_SUFFIXES
 
@@ -40,20 +41,43 @@ def fetch(repository: str) -> Path:
     Raises:
         DatasetError: If there is no such data set, it cannot be reached, or it has no images.
     """
+    kept = Path(datasets.config.HF_DATASETS_CACHE, "chexpert-hf", repository.replace("/", "--"))
+    with _errors_of(repository):
+        files = _files_of(repository)
+        if files is None and (earlier := sorted(kept.glob("*/"), key=lambda folder: folder.stat().st_mtime)):
+            return earlier[-1]
+        if files is None or not any(name.endswith(".parquet") for name in files[1]):
+            return Path(snapshot_download(repository, repo_type="dataset"))
+    commit, _ = files
+    if not (kept / commit).is_dir():
+        with new_folder(kept / commit) as beside, _errors_of(repository):
+            write_files(datasets.load_dataset(repository, revision=commit, streaming=True), beside)
+    return kept / commit
+
+
+@contextmanager
+def _errors_of(repository: str) -> Iterator[None]:
+    """Turns errors of the Hub and its clients, and of files that are none of their suffix, into DatasetError."""
     try:
-        snapshot = Path(HfApi().snapshot_download(repository, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        yield
+    except InputError:
+        raise
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise DatasetError(
             f"There is no folder {repository}, and no data set of this name can be fetched from the Hub: "
             f"{first_line(error)}"
         ) from None
-    if not any(snapshot.rglob("*.parquet")):
-        return snapshot
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "chexpert-hf", repository.replace("/", "--"), snapshot.name)
-    if not folder.is_dir():
-        with new_folder(folder) as beside:
-            write_files(datasets.load_dataset(str(snapshot), streaming=True), beside)
-    return folder
+
+
+def _files_of(repository: str) -> tuple[str, list[str]] | None:
+    """The present commit of a data set of the Hub and its files, or None if there is no network."""
+    try:
+        info = HfApi().dataset_info(repository)
+    except errors.HfHubHTTPError:
+        raise
+    except (errors.HTTPError, OSError):
+        return None
+    return str(info.sha), [file.rfilename for file in info.siblings or ()]
 
 
 def write_files(splits: Mapping[str, Any], folder: Path) -> None:

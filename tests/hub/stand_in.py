@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -139,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/whoami-v2", lambda _: self._expect_token() or self._send({"name": "me", "type": "user"})),
             (r"/api/(\w+)s/([^/]+/[^/]+)/preupload/(.+)", self._preupload),
             (r"/api/(\w+)s/([^/]+/[^/]+)/commit/(.+)", self._commit),
-            (r"/api/(\w+)s/([^/]+/[^/]+)/tree/([^/]+)", self._tree),
+            (r"/api/(\w+)s/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", self._tree),
             (r"/api/(\w+)s/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
             (r"/(?:(space|dataset)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
             (r"/store/(\w+)", self._store),
@@ -246,11 +247,17 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in files]
         self._send({"id": repo_id, "modelId": repo_id, "sha": sha, "private": repository.private, "siblings": siblings})
 
-    def _tree(self, body: bytes, repo_type: str, repo_id: str, revision: str) -> None:
+    def _tree(self, body: bytes, repo_type: str, repo_id: str, revision: str, folder: str | None) -> None:
         _, files = self._files(self._repository(repo_type, repo_id), revision)
-        listed = [
-            {"type": "file", "path": name, "size": len(data), "oid": _oid(name, data)} for name, data in files.items()
+        start = f"{folder}/" if folder else ""
+        inside = {name: data for name, data in files.items() if name.startswith(start)}
+        folders = {str(parent) for name in inside for parent in PurePosixPath(name).parents[:-1]}
+        found = [{"type": "directory", "path": name, "oid": ""} for name in folders if name.startswith(start)]
+        found += [
+            {"type": "file", "path": name, "size": len(data), "oid": _oid(name, data)} for name, data in inside.items()
         ]
+        is_deep = "recursive=true" in self.path.lower()
+        listed = [one for one in found if is_deep or "/" not in str(one["path"])[len(start) :]]
         self._send(listed)
 
     def _resolve(self, body: bytes, repo_type: str | None, repo_id: str, revision: str, name: str) -> None:

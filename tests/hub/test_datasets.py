@@ -16,7 +16,7 @@ from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.radiographs.radiograph import read_radiograph
 
-from .stand_in import Hub
+from .stand_in import Fault, Hub
 
 CHEXPERT_CLASSES = ["unlabeled", "uncertain", "absent", "present"]  # 0 to 3, in copies of CheXpert on the Hub
 
@@ -83,12 +83,14 @@ def hub_of_data(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hu
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return hub
 
 
-def test_a_data_set_is_loaded_by_its_id_once(hub_of_data: Hub, tmp_path: Path) -> None:
+def test_a_data_set_is_streamed_by_its_id_once(hub_of_data: Hub, tmp_path: Path) -> None:
     rows({"TB": [1, 0, 1]}, {"TB": datasets.Value("int8")}).to_parquet(tmp_path / "data.parquet")
     repository = hub_of_data.add("somebody/films", "dataset")
     repository.commit({"data/train-00000-of-00001.parquet": (tmp_path / "data.parquet").read_bytes()}, "data")
@@ -98,6 +100,18 @@ def test_a_data_set_is_loaded_by_its_id_once(hub_of_data: Hub, tmp_path: Path) -
     before = (folder / "train.csv").stat().st_mtime_ns
     assert labels_of("somebody/films")[1].tolist() == [[1], [0], [1]]
     assert (folder / "train.csv").stat().st_mtime_ns == before
+    # Of a data set of 100 GB nothing but the images is kept.
+    assert not [*tmp_path.glob("hub/**/*.parquet"), *tmp_path.glob("cache/**/*.parquet")]
+    hub_of_data.faults = [Fault("somebody/films", 0)] * 20  # connections break
+    assert find_layout("somebody/films")[1] == folder
+
+
+def test_a_stream_that_breaks_leaves_no_folder(hub_of_data: Hub, tmp_path: Path) -> None:
+    repository = hub_of_data.add("somebody/films", "dataset")
+    repository.commit({"data/train-00000-of-00001.parquet": b"PAR1 and no more"}, "data")
+    with pytest.raises(DatasetError, match="no data set of this name can be fetched"):
+        load_dataset("somebody/films")
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("images", "train.csv")]
 
 
 def test_a_repository_of_files_is_its_own_folder(hub_of_data: Hub) -> None:
