@@ -1,7 +1,7 @@
 """Data sets of the Hub: fetched once into a folder that the layouts read.
 
-A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are streamed from the Hub,
-and their images are written as files beside a CSV file, so that training reads them from the disk as any others.
+A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are streamed from
+the Hub, and their images are written as files beside a CSV file, so that training reads them from the disk as others.
 """
 
 import csv
