@@ -60,10 +60,11 @@ class Scale:
     steps: int  # of each training, after as many to warm up
     inference_batches: tuple[int, ...]
     training_batches: tuple[int, ...]
+    rounds: int  # of the readers
 
 
-FULL = Scale(320, {}, 24_000, 2_000, 2.0, 40, (64, 256), (16, 64, 128))
-QUICK = Scale(64, TINY, 64, 4, 0.05, 3, (4,), (4,))
+FULL = Scale(320, {}, 24_000, 2_000, 2.0, 40, (64, 256), (16, 64, 128), 2)
+QUICK = Scale(64, TINY, 64, 0, 0.05, 3, (4,), (4,), 1)
 
 
 class Benchmark:
@@ -128,7 +129,7 @@ class Benchmark:
             _Files(self.small, preparation), batch_size=16, num_workers=self.cores, multiprocessing_context="fork"
         )
         rates: dict[str, float] = {}
-        for _ in range(2):
+        for _ in range(self.scale.rounds):
             for name, images in (
                 ("bare DataLoader workers", (image for batch in loader for image in batch)),
                 ("reading processes", ReadingProcesses(preparation, self.cores).read(self.small)),
@@ -150,6 +151,8 @@ class Benchmark:
     def predict(self) -> Iterator[Row]:
         """The command line, from its start to the table, with the gate."""
         for name, files in (("small", self.small), ("full", self.full)):
+            if not files:
+                continue
             command = [
                 sys.executable,
                 "-m",
