@@ -20,6 +20,7 @@
 #     "pylibjpeg-rle>=2.1",
 #     "python-multipart>=0.0.18",
 #     "pyyaml>=6.0",
+#     "rich>=13",
 #     "safetensors>=0.8",
 #     "scikit-learn>=1.5",
 #     "scipy>=1.13",
