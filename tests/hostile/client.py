@@ -246,11 +246,28 @@ class Visitor:
         if not end["success"]:
             raise RefusedError(str(end["output"].get("error")))
         shown = zip(handler["outputs"], end["output"]["data"], strict=True)
-        return {
-            self._names[part]: str(value.get("value", value) if isinstance(value, dict) else value)
-            for part, value in shown
-            if self._names.get(part) and value is not None
-        }
+        return {self._names[part]: _text(value) for part, value in shown if self._names.get(part) and value is not None}
+
+    def scored_list(self) -> str:
+        """Scores the list that an upload began, and fetches its rows, as the page's script does; their HTML."""
+        self.act("list", "run", None)
+        return self.list_rows()
+
+    def list_rows(self) -> str:
+        """The rows of a list that is scored."""
+        rows, part = "", " data-place="
+        while " data-place=" in part:
+            part = self.act("list", "more", None, event_data={"id": "", "start": rows.count(" data-place=")})["list"]
+            rows += part
+        return rows
+
+
+def _text(value: object) -> str:
+    """What a component shows, or the rows that are added to a list."""
+    if isinstance(value, dict):
+        rows = value.get("rows")
+        value = rows["html"] if isinstance(rows, dict) else value.get("value", value)
+    return str(value)
 
 
 def as_upload(path: str, name: str) -> dict[str, object]:

@@ -115,8 +115,9 @@ def _page(http: httpx.Client, attack: Attack) -> Iterator[str]:
     if attack.name.endswith(".zip"):
         return
     yield from visitor.act("file", "upload", [as_upload(path, "film")] * 2).values()
+    yield visitor.scored_list()
     for event in ("study", "csv", "parquet", "overlays"):
-        yield from visitor.act("list", event, None).values()
+        yield from visitor.act("list-status", event, None, event_data={"hidden": []}).values()
 
 
 def _score_files(settings: Settings, scratch: Path, outside: Path) -> list[str]:

@@ -115,10 +115,12 @@ def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> 
     studies = []
     for at in range(0, len(sent), VIEWS):
         visitor.act("file", "upload", sent[at : at + VIEWS])
-        studies.append(_viewer(visitor, visitor.act("list", "study", None)))
+        studies.append(_viewer(visitor, visitor.act("list-status", "study", None)))
     visitor.act("file", "upload", sent)
-    table = visitor.act("list", "override", None)["list"]
-    delivery = visitor.act("list", "csv", None)["list-delivery"]
+    visitor.scored_list()
+    visitor.act("list-status", "override", None)
+    table = visitor.list_rows()
+    delivery = visitor.act("list-status", "csv", None, event_data={"hidden": []})["list-delivery"]
     found = _FILE.search(delivery)
     text = base64.b64decode(found[1]).decode() if found else ""
     lines = [{name: float(line[name] or "nan") for name in one[0]} for line in csv.DictReader(io.StringIO(text))]
