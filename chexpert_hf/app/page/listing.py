@@ -138,21 +138,18 @@ class Listing:
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        shown = [status, *panel.outputs]
+        kept, shown, file = [self._rows], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        run = table.run(self._run, [self._rows], self.outputs, trigger_mode="multiple", **quiet)
-        table.more(send_rows, [self._rows], [table], trigger_mode="multiple", **quiet)
-        table.open(open_row, [self._rows], shown, **panel.busy)
-        status.study(show_study, [self._rows], shown, **panel.busy)
+        run = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
+        table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
+        table.open(open_row, kept, shown, **panel.busy)
+        status.study(show_study, kept, shown, **panel.busy)
         bar.back(close_row, None, panel.outputs, **quiet)
-        status.override(score_refused, [self._rows], self.outputs, **panel.busy)
-        self._stop.click(self._finished, [self._rows], self.outputs, cancels=[run], **quiet)
-        for event, make, name, media_type in (
-            (status.csv, csv_of, "scores.csv", "text/csv"),
-            (status.parquet, parquet_of, "scores.parquet", "application/vnd.apache.parquet"),
-        ):
-            event(deliver(make, name, media_type), [self._rows], [self._delivery, self._status], **quiet)
-        status.overlays(self._prepare_overlays, [self._rows], [status, self._archive], **quiet)
+        status.override(score_refused, kept, self.outputs, **panel.busy)
+        self._stop.click(self._finished, kept, self.outputs, cancels=[run], **quiet)
+        status.csv(deliver(csv_of, "scores.csv", "text/csv"), kept, file, **quiet)
+        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), kept, file, **quiet)
+        status.overlays(self._prepare_overlays, kept, [status, self._archive], **quiet)
         return run
 
     def _prepare_overlays(self, done: Rows) -> Iterator[Updates]:

@@ -1,4 +1,4 @@
-// Buttons in a piece of HTML: those with an action trigger it (Gradio reads the names here), those with an index select.
+// Buttons in a piece of HTML: an action is triggered (Gradio reads the names here), an index is selected.
 
 element.addEventListener("click", (event) => {
   const { action, index } = event.target.closest("button")?.dataset ?? {};
