@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from chexpert_hf.app.page.html import ACTIONS_JS, CSS, FONTS, PAGE_JS, RELOAD_JS, footer_html, render
+from chexpert_hf.app.page.html import FONTS, asset, footer_html, render
 from chexpert_hf.app.page.listing import Listing
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.panel import PLAIN, Panel
@@ -38,8 +38,8 @@ def build_demo(
     facts = facts or facts_of(classifier)
     with Page(title="Chest radiograph scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         gr.HTML(render("header.html"), elem_id="header", **PLAIN)
-        bar = gr.HTML("", js_on_load=PAGE_JS, elem_id="bar", **PLAIN)
-        message = gr.HTML(visible=False, js_on_load=ACTIONS_JS, elem_id="message", **PLAIN)
+        bar = gr.HTML("", js_on_load=asset("page.js"), elem_id="bar", **PLAIN)
+        message = gr.HTML(visible=False, js_on_load=asset("actions.js"), elem_id="message", **PLAIN)
         start = Start(facts, len(classifier.observations), examples)
         with gr.Row(elem_id="workspace"):
             with gr.Column(elem_id="list-side"):
@@ -54,8 +54,12 @@ def build_demo(
 
 def look(*, reloads: bool = False) -> dict[str, Any]:
     """The options of Gradio that give the page its look; with `reloads` it reloads once another server answers."""
-    head = f"<script>{RELOAD_JS}</script>" if reloads else None
-    return {"theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS), "css": CSS, "head": head}
+    head = f"<script>{asset('reload.js')}</script>" if reloads else None
+    return {
+        "theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS),
+        "css": asset("page.css"),
+        "head": head,
+    }
 
 
 def launch(

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chexpert_hf.app.page.html import clinical_order, data_url, render
-from chexpert_hf.app.page.reading import encode
-from chexpert_hf.app.page.text import DRAWINGS_NOTE, RADIOGRAPHS_NOTE
-from chexpert_hf.radiographs.radiograph import read_radiograph
+from chexpert_hf.app.page.reading import encode, shown_image
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 DRAWINGS = "drawings"
@@ -41,18 +39,13 @@ def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> boo
 
 def examples_html(paths: Sequence[Path]) -> str:
     """Buttons with a small image and a name; each carries its place in `paths`."""
-    are_drawn = [path.parent.name == DRAWINGS for path in paths]
-    examples = [(title_of(path), _thumbnail(path), drawn) for path, drawn in zip(paths, are_drawn, strict=True)]
-    notes = [RADIOGRAPHS_NOTE] * (not all(are_drawn)) + [DRAWINGS_NOTE] * any(are_drawn)
-    return render("examples.html", examples=examples, notes=notes)
+    images = [data_url(encode(shown_image(path.read_bytes(), _THUMBNAIL_SIZE))) for path in paths]
+    examples = [
+        (title_of(path), image, path.parent.name == DRAWINGS) for path, image in zip(paths, images, strict=True)
+    ]
+    return render("examples.html", examples=examples)
 
 
 def title_of(path: Path) -> str:
     """The name of an example."""
     return f"{'Drawing:' if path.parent.name == DRAWINGS else 'Radiograph'} {path.stem}"
-
-
-def _thumbnail(path: Path) -> str:
-    image = read_radiograph(path)
-    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    return data_url(encode(image))

@@ -26,27 +26,9 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "
 _HERE = Path(__file__).parent
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file in `assets`."""
     return (_HERE / "assets" / name).read_text(encoding="utf-8")
-
-
-CSS, REPORT_CSS = _asset("page.css"), _asset("report.css")
-VIEWER_JS = _asset("viewer.js")
-# Gradio runs scripts as functions, not as modules.
-RESULT_JS = VIEWER_JS.replace("\nexport ", "\n") + _asset("result.js")
-ACTIONS_JS = """element.addEventListener("click", (event) => {
-  const { action, index } = event.target.closest("button")?.dataset ?? {};
-  if (["override", "study", "csv", "parquet", "overlays"].includes(action)) {
-    const hidden = [...document.querySelectorAll("#list tr[hidden]")].map((row) => Number(row.dataset.place));
-    trigger(action, { hidden });
-  }
-  else if (index !== undefined) trigger("select", { index: Number(index), value: null });
-});"""
-"""Buttons in a piece of HTML: those that carry an action trigger it (Gradio reads the names here), those that carry an
-index select."""
-
-TABLE_JS, PAGE_JS = _asset("table.js"), _asset("page.js")
-DELIVERY_JS, RELOAD_JS = _asset("delivery.js"), _asset("reload.js")
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
@@ -59,16 +41,14 @@ def _source_of(name: str) -> str:
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", source))
 
 
-_ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
-_ENVIRONMENT.globals |= {name: value for name, value in vars(text).items() if name.isupper()}
-
-
 def data_url(data: bytes, media_type: str = "image/jpeg") -> str:
     """Bytes as an address that needs no request."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
+_ENVIRONMENT = Environment(loader=FunctionLoader(_source_of), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.globals |= {
+    **{name: value for name, value in vars(text).items() if name.isupper()},
     "DISCLAIMER": DISCLAIMER,
     "FEW_STUDIES": FEW_STUDIES,
     "OBSERVATIONS": CHEXPERT.names,
@@ -85,7 +65,7 @@ def render(template: str, **values: Any) -> Markup:
 
 def error_html(reason: str) -> Markup:
     """One line, announced by screen readers."""
-    return render("error.html", reason=reason)
+    return Markup('<p class="error-line" role="alert">{}</p>').format(reason)
 
 
 def note_html(note: str) -> Markup:
@@ -99,21 +79,16 @@ def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     return render("delivery.html", id=uuid4().hex, name=name, media_type=media_type, file=file)
 
 
-def about_html(facts: ModelFacts, operating_points: Mapping[str, float]) -> Markup:
-    """The model, its metrics, and the meaning of each observation."""
-    return render("about.html", facts=facts, operating_points=operating_points)
-
-
 def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:
     """Links, and the sheets about the model and about programs, which the browser gives the server's address."""
     return render(
         "footer.html",
         facts=facts,
-        about=about_html(facts, operating_points),
+        operating_points=operating_points,
         version=version("chexpert-hf"),
         code=_code_address(),
         has_api=has_api,
-        **{name: _asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
+        **{name: asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
     )
 
 

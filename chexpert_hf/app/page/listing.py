@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page import html
 from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, scored_of, write_overlays
-from chexpert_hf.app.page.html import clinical_order, delivery_html, error_html, render
+from chexpert_hf.app.page.html import asset, clinical_order, delivery_html, error_html, render
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, SESSION_SECONDS, Panel, Updates, bar_html
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -35,11 +34,12 @@ class Listing:
     def __init__(self, classifier: CheXpertClassifier) -> None:
         self._classifier, self._names = classifier, clinical_order(classifier.observations)
         self._rows = gr.State((), time_to_live=SESSION_SECONDS)
-        self._status = gr.HTML(visible=False, js_on_load=html.ACTIONS_JS, elem_id="list-status", **PLAIN)
+        self._status = gr.HTML(visible=False, js_on_load=asset("actions.js"), elem_id="list-status", **PLAIN)
         self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
         self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
-        self._table = gr.HTML(visible=False, js_on_load=html.TABLE_JS, elem_id="list", scored=0, rows=None, **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=html.DELIVERY_JS, elem_id="list-delivery", **PLAIN)
+        table = asset("table.js")
+        self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
+        self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="list-delivery", **PLAIN)
         self.outputs: list[Any] = [self._rows, self._status, self._stop, self._archive, self._table]
         """The components that `begun` and `cleared` change."""
 
@@ -138,21 +138,18 @@ class Listing:
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        shown = [status, *panel.outputs]
+        kept, shown, file = [self._rows], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        run = table.run(self._run, [self._rows], self.outputs, trigger_mode="multiple", **quiet)
-        table.more(send_rows, [self._rows], [table], trigger_mode="multiple", **quiet)
-        table.open(open_row, [self._rows], shown, **panel.busy)
-        status.study(show_study, [self._rows], shown, **panel.busy)
+        run = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
+        table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
+        table.open(open_row, kept, shown, **panel.busy)
+        status.study(show_study, kept, shown, **panel.busy)
         bar.back(close_row, None, panel.outputs, **quiet)
-        status.override(score_refused, [self._rows], self.outputs, **panel.busy)
-        self._stop.click(self._finished, [self._rows], self.outputs, cancels=[run], **quiet)
-        for event, make, name, media_type in (
-            (status.csv, csv_of, "scores.csv", "text/csv"),
-            (status.parquet, parquet_of, "scores.parquet", "application/vnd.apache.parquet"),
-        ):
-            event(deliver(make, name, media_type), [self._rows], [self._delivery, self._status], **quiet)
-        status.overlays(self._prepare_overlays, [self._rows], [status, self._archive], **quiet)
+        status.override(score_refused, kept, self.outputs, **panel.busy)
+        self._stop.click(self._finished, kept, self.outputs, cancels=[run], **quiet)
+        status.csv(deliver(csv_of, "scores.csv", "text/csv"), kept, file, **quiet)
+        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), kept, file, **quiet)
+        status.overlays(self._prepare_overlays, kept, [status, self._archive], **quiet)
         return run
 
     def _prepare_overlays(self, done: Rows) -> Iterator[Updates]:

@@ -62,7 +62,7 @@ class Metrics(BaseModel):
 
     @property
     def reference_standard(self) -> str:
-        """Who set the labels, and the data set, such as "text-mined labels (NIH)"."""
+        """The source of the labels, and the data set, such as "text-mined labels (NIH)"."""
         patients, stated = self.described.get("patients", 0), self.described.get("labels_by", ())
         return f"{labels_name(self.data, self.split, patients, stated)} ({self.data})"
 

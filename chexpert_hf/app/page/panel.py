@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page.html import DELIVERY_JS, RESULT_JS, delivery_html, error_html, note_html, render
+from chexpert_hf.app.page.html import asset, delivery_html, error_html, note_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Reading, Study, read_study
 from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
@@ -55,9 +55,11 @@ class Panel:
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
         self._kept = gr.State(None, time_to_live=SESSION_SECONDS)
-        self._result = gr.HTML(visible=False, js_on_load=RESULT_JS, elem_id="result", detail=None, **PLAIN)
+        # Gradio runs scripts as functions, not as modules.
+        script = asset("viewer.js").replace("\nexport ", "\n") + asset("result.js")
+        self._result = gr.HTML(visible=False, js_on_load=script, elem_id="result", detail=None, **PLAIN)
         self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=DELIVERY_JS, elem_id="result-delivery", **PLAIN)
+        self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="result-delivery", **PLAIN)
         self.outputs: list[Any] = [self._kept, bar, message, self._result, self._activations]
         """The components that `show`, `refuse` and `cleared` change."""
         self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}

@@ -102,11 +102,6 @@ class Study:
         above = [name for name in by_probability(self.probabilities) if positives[name] and name != none]
         return describe_calls(above, none, bool(none and positives[none]))
 
-    @property
-    def most_probable(self) -> str:
-        """The observation whose map is shown first."""
-        return self.shown_first()[0]
-
     def shown_first(self) -> list[str]:
         """The observations in the order in which their maps are shown."""
         return shown_first(self.probabilities, self.none_of_these)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from chexpert_hf.app.page.html import REPORT_CSS, data_url, render
+from chexpert_hf.app.page.html import asset, data_url, render
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map
@@ -43,7 +43,7 @@ def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, 
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
         "observations": names,
-        "chosen": names.index(study.most_probable),
+        "chosen": names.index(study.shown_first()[0]),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
         "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
         "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
@@ -88,7 +88,7 @@ def report_html(
     """
     return render(
         "report.html",
-        css=REPORT_CSS,
+        css=asset("report.css"),
         study=study,
         facts=facts,
         operating_points=operating_points,

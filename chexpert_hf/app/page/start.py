@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from chexpert_hf.app.page.batch import MAX_FILES, find_items
 from chexpert_hf.app.page.examples import examples_html, title_of
-from chexpert_hf.app.page.html import ACTIONS_JS, error_html, render
+from chexpert_hf.app.page.html import asset, error_html, render
 from chexpert_hf.app.page.listing import Listing
 from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, bar_html
@@ -17,20 +17,6 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
 
 _MAX_NAME = 200
-
-
-class Upload(NamedTuple):
-    """An uploaded file: the visitor's name for it, which is shown to nobody else, and its path on the server."""
-
-    name: str
-    path: Path
-
-
-def uploads_of(value: list[dict[str, Any]] | None) -> list[Upload]:
-    """The files in an unprocessed value of the upload field."""
-    return [
-        Upload((file["orig_name"] or Path(file["path"]).name)[:_MAX_NAME], Path(file["path"])) for file in value or ()
-    ]
 
 
 class Start:
@@ -55,19 +41,24 @@ class Start:
             )
             gr.HTML(render("formats.html", max_files=MAX_FILES), **PLAIN)
             self._thumbnails = gr.HTML(
-                examples_html(examples), visible=bool(examples), js_on_load=ACTIONS_JS, elem_id="examples", **PLAIN
+                examples_html(examples),
+                visible=bool(examples),
+                js_on_load=asset("actions.js"),
+                elem_id="examples",
+                **PLAIN,
             )
 
     def connect(self, bar: gr.HTML, panel: Panel, listing: Listing) -> None:
         """One radiograph goes to the panel, several go to the list; the bar leads back here."""
         files = self._files
 
-        def show_uploads(value: Any) -> Updates:
-            if not (uploads := uploads_of(value)):
+        def show_uploads(value: list[dict[str, Any]] | None) -> Updates:
+            if not value:
                 return {files: None}
-            found = Found()
+            paths, found = [Path(file["path"]) for file in value], Found()
+            names = [(file["orig_name"] or path.name)[:_MAX_NAME] for file, path in zip(value, paths, strict=True)]
             try:
-                items = find_items(uploads, found)
+                items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
                 return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
             if len(items) == 1:

@@ -5,13 +5,10 @@ from typing import Any
 
 from chexpert_hf.evaluation.intervals import wilson_interval
 
-FORMATS = "DICOM, JPEG, PNG (8 or 16 bits), TIFF, BMP or WebP, with or without a suffix."
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
 EMPTY_FOLDER = "Expected radiographs, got an empty folder."
 BUSY = "A list is being scored; stop it before you give other files."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
-RADIOGRAPHS_NOTE = "RG1 is a public sample radiograph of NEMA, from the package pydicom-data."
-DRAWINGS_NOTE = "Drawings are synthetic and show no patient; only those whose finding this model detects are here."
 NO_METRICS = "No metrics come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 

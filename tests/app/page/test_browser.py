@@ -6,7 +6,6 @@ import io
 import re
 import zipfile
 from importlib import resources
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +16,7 @@ from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.app.demo import build_demo, look
-from chexpert_hf.app.page import html as page_html
-from chexpert_hf.app.page.html import clinical_order
+from chexpert_hf.app.page.html import asset, clinical_order
 from chexpert_hf.app.server.launch import serving
 from tests.app.page.conftest import (
     BROKEN_PNG,
@@ -37,7 +35,6 @@ from tests.radiographs.test_dicom import NAME, NUMBER, make_dicom
 pytestmark = pytest.mark.browser
 
 FINDINGS = [name for name in JUDGED if name != "No Finding"]
-VIEWER = Path(page_html.__file__).parent / "assets" / "viewer.js"
 
 
 def upload(page: Any, *contents: tuple[str, bytes]) -> None:
@@ -240,8 +237,8 @@ def scale(page: Any) -> float:
 def viewer(page: Any) -> Any:
     """The viewer's module alone, showing a ramp of 200 x 100 pixels and a map of 2 x 2 cells over its right half."""
     page.goto("about:blank")
-    page.set_content(f"<style>{page_html.CSS}</style><main></main>")
-    source = base64.b64encode(VIEWER.read_bytes()).decode()
+    page.set_content(f"<style>{asset('page.css')}</style><main></main>")
+    source = base64.b64encode(asset("viewer.js").encode()).decode()
     page.evaluate(
         """async (source) => {
             const { Viewer } = await import(`data:text/javascript;base64,${source}`);
@@ -280,7 +277,7 @@ def test_viewer_is_a_module_that_knows_nothing_of_the_page(viewer: Any) -> None:
     assert levels[:, -1, 3].min() == 255  # on its own scale
     viewer.get_by_label("Own scale").uncheck()
     assert canvas_pixels(viewer)[:, -1, 3].max() == 128
-    source = VIEWER.read_text(encoding="utf-8")
+    source = asset("viewer.js")
     assert not re.search(r"\b(trigger|watch|gradio|fetch|result)\b", source)
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
-from chexpert_hf.app.page.html import about_html, clinical_order, delivery_html, render
+from chexpert_hf.app.page.html import clinical_order, delivery_html, render
 from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
@@ -122,8 +122,8 @@ def test_names_are_escaped_in_scores(facts: ModelFacts) -> None:
 
 
 def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
-    assert "Not scored" not in about_html(facts, dict.fromkeys(OBSERVATIONS, 0.5))
-    html = about_html(facts, dict.fromkeys(JUDGED, 0.5))
+    assert "Not scored" not in render("about.html", facts=facts, operating_points=dict.fromkeys(OBSERVATIONS, 0.5))
+    html = render("about.html", facts=facts, operating_points=dict.fromkeys(JUDGED, 0.5))
     assert "Not scored by this model: Pleural Other, Fracture." in html
 
 

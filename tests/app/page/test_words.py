@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
-from chexpert_hf.app.page.html import about_html, footer_html, render
+from chexpert_hf.app.page.html import footer_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation
 from chexpert_hf.default_model import DEFAULT_MODEL
@@ -101,11 +101,15 @@ def test_intervals_and_the_choice_of_the_checkpoint_are_those_of_the_model_folde
     edema = {**EVALUATION["observations"][0], "auroc_low": 0.81, "auroc_high": 0.95}
     record = {**EVALUATION, "observations": [edema], "intervals": "95 %: DeLong", "was_chosen_on_it": False}
     (folder / "evaluation.json").write_text(json.dumps(record))
-    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    html = render(
+        "about.html", facts=facts_of(CheXpertClassifier.from_pretrained(folder)), operating_points={"Edema": 0.25}
+    )
     assert "<td>0.900 (0.81 to 0.95)</td>" in html
     assert "Intervals: 95 %: DeLong. No checkpoint was chosen on this split;" in html
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))  # does not say
-    html = about_html(facts_of(CheXpertClassifier.from_pretrained(folder)), {"Edema": 0.25})
+    html = render(
+        "about.html", facts=facts_of(CheXpertClassifier.from_pretrained(folder)), operating_points={"Edema": 0.25}
+    )
     assert (
         "from the numbers of studies. The checkpoint was chosen on this split, so these metrics are optimistic;" in html
     )
@@ -122,7 +126,9 @@ def test_interval_from_counts_is_that_of_perfect_separation_and_narrows_with_stu
 
 def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: Path) -> None:
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
-    html = about_html(facts, {"Edema": 0.25, "Fracture": 0.5, "Pneumonia": 0.5, "Hernia": 0.5})
+    html = render(
+        "about.html", facts=facts, operating_points={"Edema": 0.25, "Fracture": 0.5, "Pneumonia": 0.5, "Hernia": 0.5}
+    )
     edema, fracture, pneumonia, hernia = (
         html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
         for name in ("Edema", "Fracture", "Pneumonia", "Hernia")
@@ -151,7 +157,7 @@ def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> 
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert facts.weights == f"SHA-256 {digest[:12]}"
-    html = hero_html(facts, 14) + about_html(facts, {"Edema": 0.5})
+    html = hero_html(facts, 14) + render("about.html", facts=facts, operating_points={"Edema": 0.5})
     assert str(folder.parent) not in html
 
 
@@ -166,7 +172,7 @@ def test_name_and_warnings_are_those_in_the_config_wherever_the_folder_lies(fold
     facts = facts_of(CheXpertClassifier.from_pretrained(moved))
     assert (facts.name, facts.warnings) == ("lungs <1>", ("Trained on drawings.", "Not for patients."))
     assert "The model lungs &lt;1&gt; scores chest" in hero_html(facts, 14)
-    for html in (hero_html(facts, 14), about_html(facts, {"Edema": 0.5})):
+    for html in (hero_html(facts, 14), render("about.html", facts=facts, operating_points={"Edema": 0.5})):
         assert "Trained on drawings. Not for patients." in html
 
 
@@ -200,7 +206,7 @@ def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
 
 def test_names_of_models_are_escaped() -> None:
     facts = ModelFacts("<b>x</b>", ("<i>",), 1, (8, 8), None)
-    html = hero_html(facts, 1) + about_html(facts, {"<u>": 0.5})
+    html = hero_html(facts, 1) + render("about.html", facts=facts, operating_points={"<u>": 0.5})
     assert not any(tag in html for tag in ("<b>", "<i>", "<u>"))
     assert "for 1 observation." in html
 
@@ -225,7 +231,7 @@ def test_what_is_known_of_the_maps_is_data_of_the_folder_and_belongs_to_its_head
     (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS}), encoding="utf-8")
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     assert facts.maps_note == f"These maps did not point at findings when tested: {MEASURED}"
-    assert escape(facts.maps_note) in about_html(facts, {"Edema": 0.5})
+    assert escape(facts.maps_note) in render("about.html", facts=facts, operating_points={"Edema": 0.5})
     assert CheXpertConfig.from_pretrained(folder, num_labels=3).map_evaluation is None
 
 
@@ -242,10 +248,8 @@ def test_maps_are_judged_by_their_numbers_beside_chance() -> None:
 
 def test_start_says_what_the_model_was_evaluated_against(folder: Path) -> None:
     html = hero_html(facts_of(CheXpertClassifier.from_pretrained(folder)), 14)
-    assert (
-        "evaluated against labels of the data set (phantoms &lt;1&gt;) on 100 studies: mean AUROC 0.90 over 1 of them."
-        in html
-    )
+    standard = "the findings that were drawn (phantoms &lt;1&gt;)"
+    assert f"evaluated against {standard} on 100 studies: mean AUROC 0.90 over 1 of them." in html
     assert 'data-dialog="about"' in html
 
 

@@ -50,34 +50,35 @@ document.addEventListener("drop", async (event) => {
   if (!event.dataTransfer?.files.length) return;
   event.preventDefault();
   event.stopPropagation(); // Gradio's own field would take files without those in folders
-  const files = [...event.dataTransfer.files];
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) return give(event.dataTransfer.files);
   const found = [];
-  const hasFolder = entries.some((entry) => entry.isDirectory);
-  if (hasFolder) for (const entry of entries) await filesIn(entry, found);
-  give(hasFolder ? found : files);
+  for (const entry of entries) await filesIn(entry, found);
+  give(found);
 }, true);
 
 document.addEventListener("paste", (event) => {
   if (event.target.closest?.("input:not([type=file]), textarea, select, [contenteditable=true]")) return;
-  const files = [...(event.clipboardData?.files ?? [])];
-  if (files.length === 0) return;
+  const files = event.clipboardData?.files;
+  if (!files?.length) return;
   event.preventDefault();
   give(files);
 });
+
+const stepBy = (step) => document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
 
 document.addEventListener("click", (event) => {
   const opener = event.target.closest?.("[data-dialog]");
   if (opener) open(document.getElementById(opener.dataset.dialog));
   else if (event.target.matches?.("dialog.sheet")) event.target.close(); // beside its content
   const step = event.target.closest?.("[data-step]")?.dataset.step;
-  if (step) document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
+  if (step) stepBy(step);
 });
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog")) return;
   const step = { n: 1, b: -1 }[event.key];
-  if (step && element.querySelector("[data-step]")) document.dispatchEvent(new CustomEvent("step-in-list", { detail: step }));
+  if (step && element.querySelector("[data-step]")) stepBy(step);
   else if (event.key === "Escape" && !document.fullscreenElement) element.querySelector("[data-action=back]")?.click();
 });
 

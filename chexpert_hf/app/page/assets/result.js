@@ -24,7 +24,7 @@ async function start() {
   const loaded = await Promise.all(data.views.map((item) => decoded(item.image)));
   if (data !== mine) return; // another study has replaced this one
   images = loaded;
-  choose(data.chosen);
+  show(data.viewOf[data.chosen], data.chosen);
 }
 
 async function decoded(address) {
@@ -45,12 +45,8 @@ async function refine() {
   if (place === view) viewer.refine(detailed);
 }
 
-function choose(index) {
+function show(place, index) {
   chosen = index;
-  show(data.viewOf[chosen]);
-}
-
-function show(place) {
   const item = data.views[place];
   if (place !== view) viewer.show(images[place], item.label, item.size);
   view = place;
@@ -75,8 +71,8 @@ function sort(byProbability) {
 element.addEventListener("click", (event) => {
   const { index, view: place, action } = event.target.closest("button")?.dataset ?? {};
   if (action) trigger(action, { observation: chosen, view });
-  else if (place !== undefined) show(Number(place));
-  else if (index !== undefined) choose(Number(index));
+  else if (place !== undefined) show(Number(place), chosen);
+  else if (index !== undefined) show(data.viewOf[index], Number(index));
 });
 
 element.addEventListener("change", (event) => {

@@ -1,6 +1,7 @@
 // The list of many radiographs: sorting by any column, filters, and rows that open. `templates/table.html` makes it.
 
 const rows = () => [...element.querySelectorAll("tbody tr")];
+const shown = () => rows().filter((row) => !row.hidden);
 const places = new Intl.Collator(undefined, { numeric: true });
 let opened = null; // the number of the row beside the list
 
@@ -20,18 +21,14 @@ function open(row) {
   opened = Number(row.dataset.place);
   for (const each of rows()) each.classList.toggle("is-open", each === row);
   row.scrollIntoView({ block: "nearest" });
-  const shown = rows().filter((each) => !each.hidden);
-  trigger("open", { row: opened, shown: shown.indexOf(row) + 1, of: shown.length });
+  trigger("open", { row: opened, shown: shown().indexOf(row) + 1, of: shown().length });
 }
 
 function filter() {
   const [call, kind] = [...element.querySelectorAll("select")].map((select) => select.value);
-  for (const row of rows()) {
-    const isCalled = !call || row.dataset.above.split(" ").includes(call);
-    row.hidden = !isCalled || (kind && !row.dataset.kinds.split(" ").includes(kind));
-  }
-  const count = rows().filter((row) => !row.hidden).length;
-  element.querySelector(".list-count").textContent = call || kind ? `${count} of ${rows().length} shown` : "";
+  const holds = (values, wanted) => !wanted || values.split(" ").includes(wanted);
+  for (const row of rows()) row.hidden = !(holds(row.dataset.above, call) && holds(row.dataset.kinds, kind));
+  element.querySelector(".list-count").textContent = call || kind ? `${shown().length} of ${rows().length} shown` : "";
 }
 
 function sortBy(button) {
@@ -61,9 +58,8 @@ function reorder() {
 
 // The bar above the result, and the keys n and b, ask for the next and the previous row.
 document.addEventListener("step-in-list", (event) => {
-  const shown = rows().filter((row) => !row.hidden && row.querySelector(".row-open"));
-  const at = shown.findIndex((row) => Number(row.dataset.place) === opened);
-  const next = shown[at + event.detail];
+  const candidates = shown().filter((row) => row.querySelector(".row-open"));
+  const next = candidates[candidates.findIndex((row) => Number(row.dataset.place) === opened) + event.detail];
   if (next) open(next);
 });
 

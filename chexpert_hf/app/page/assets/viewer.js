@@ -37,7 +37,6 @@ const MOUSE = [
   ["[ and ]", "Fainter or stronger map"],
 ];
 const FIELDS = "input:not([type=range], [type=checkbox], [type=radio]), select, textarea, dialog";
-const SWITCHES = ["map", "contour", "split", "invert"];
 
 const button = ([command, key, label, title]) =>
   `<button type="button" data-command="${command}" title="${title} (${key.toUpperCase()})"
@@ -47,8 +46,11 @@ const keys = (rows) => rows.map(([key, meaning]) => `<dt><kbd>${key}</kbd></dt><
 const slider = (name, label) =>
   `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="50" aria-label="${label}"
     title="${label}"><output>50 %</output></span>`;
-const PANE = `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt=""></div>
-  <span class="stage-name"></span></div>`;
+const pane = (map) =>
+  `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt="">${map}</div>
+    <span class="stage-name"></span></div>`;
+const MAP = `<canvas class="heat" role="img"></canvas>
+  <svg class="outline" aria-hidden="true"><path class="halo"/><path/></svg>`;
 const MARKUP = `
   <svg class="gray-window" aria-hidden="true"><filter x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">
     <feComponentTransfer>${["R", "G", "B"].map((name) => `<feFunc${name} type="linear"/>`).join("")}</feComponentTransfer>
@@ -62,7 +64,7 @@ const MARKUP = `
     <span class="tools">${buttons("window", "pan", "invert")}</span>
     <span class="tools">${buttons("out", "in", "fit", "actual", "reset", "full", "help")}</span>
   </div>
-  <div class="panes">${PANE}${PANE}
+  <div class="panes">${pane(MAP)}${pane("")}
     <div class="color-bar" aria-hidden="true"><i></i><b></b><b></b><b></b></div>
     <output class="stage-state" aria-hidden="true"></output>
   </div>
@@ -81,13 +83,8 @@ export class Viewer {
     this.root.innerHTML = MARKUP;
     this.stages = this.all(".stage");
     this.one("filter").id = `gray-window-${++count}`;
-    this.heat = document.createElement("canvas");
-    this.heat.className = "heat";
-    this.heat.setAttribute("role", "img");
-    this.outline = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    this.outline.setAttribute("class", "outline");
-    this.outline.setAttribute("aria-hidden", "true");
-    this.outline.innerHTML = `<path class="halo"/><path/>`;
+    this.heat = this.one(".heat");
+    this.outline = this.one(".outline");
     this.one(".color-bar i").style.background = gradient(colors);
     this.pointers = new Map();
     this.map = null;
@@ -95,14 +92,15 @@ export class Viewer {
     this.on = { map: true, contour: false, split: false, ...previous?.on, invert: false };
     this.tool = previous?.tool ?? (matchMedia("(pointer: coarse)").matches ? "pan" : "window");
     this.inputs = this.all("input");
-    this.inputs.forEach((input, place) => {
-      if (!previous) return;
-      input.value = previous.inputs[place].value;
-      input.checked = previous.inputs[place].checked;
-    });
+    previous?.inputs.forEach(({ value, checked }, place) => Object.assign(this.inputs[place], { value, checked }));
     this.window = { ...FULL_WINDOW };
     this.zoom = { scale: 1, x: 0, y: 0, isFitted: true };
-    this.listen();
+    this.root.addEventListener("click", (event) => {
+      const command = event.target.closest("[data-command]")?.dataset.command;
+      if (command) this.do(command);
+    });
+    this.root.addEventListener("input", () => this.drawMap());
+    this.stages.forEach((stage) => this.listenTo(stage));
     this.update();
     new ResizeObserver(() => this.stages[0].isConnected && this.place()).observe(this.stages[0]);
   }
@@ -119,9 +117,8 @@ export class Viewer {
   show(image, name, size = [image.naturalWidth, image.naturalHeight]) {
     this.size = size;
     this.name = name;
-    this.refine(image);
     Object.assign(this.window, FULL_WINDOW);
-    this.drawFilm();
+    this.refine(image);
     this.fit();
   }
 
@@ -256,7 +253,7 @@ export class Viewer {
   // Commands
 
   do(command) {
-    if (SWITCHES.includes(command)) this.on[command] = !this.on[command];
+    if (command in this.on) this.on[command] = !this.on[command];
     else if (command === "window" || command === "pan") this.tool = command;
     else if (command === "in") this.zoomTo(this.zoom.scale * 1.5);
     else if (command === "out") this.zoomTo(this.zoom.scale / 1.5);
@@ -273,11 +270,8 @@ export class Viewer {
   }
 
   update() {
-    for (const item of this.all("[data-command]")) {
-      const { command } = item.dataset;
-      if (SWITCHES.includes(command)) item.setAttribute("aria-pressed", String(this.on[command]));
-      else if (command === "window" || command === "pan") item.setAttribute("aria-pressed", String(this.tool === command));
-    }
+    const states = { ...this.on, window: this.tool === "window", pan: this.tool === "pan" };
+    for (const name in states) this.one(`[data-command=${name}]`).setAttribute("aria-pressed", states[name]);
     this.root.classList.toggle("is-split", this.on.split);
     this.root.dataset.tool = this.tool;
     this.one('[data-slider="opacity"]').hidden = !this.on.map;
@@ -301,15 +295,6 @@ export class Viewer {
     else return false;
     event.preventDefault();
     return true;
-  }
-
-  listen() {
-    this.root.addEventListener("click", (event) => {
-      const command = event.target.closest("[data-command]")?.dataset.command;
-      if (command) this.do(command);
-    });
-    this.root.addEventListener("input", () => this.drawMap());
-    for (const stage of this.stages) this.listenTo(stage);
   }
 
   listenTo(stage) {
