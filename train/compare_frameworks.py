@@ -39,7 +39,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets
 from chexpert_hf.training.data import load_data, with_labels
-from chexpert_hf.training.initial_model import build_model, build_processor
+from chexpert_hf.training.initial_model import build_model, build_processor, image_size_of
 from chexpert_hf.training.recipe import Recipe
 from train.ordered_batches import OrderedBatches
 
@@ -258,7 +258,7 @@ def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
     network = "DenseNet121" if not recipe.architecture else f"DenseNet {dict(recipe.architecture)}"
     lines += [
         "",
-        f"{network} from {recipe.init} weights, {recipe.image_size} pixels, batches of {recipe.batch_size}, float32, "
+        f"{network} from {recipe.init} weights, {image_size_of(recipe)} pixels, batches of {recipe.batch_size}, float32, "
         f"{os.cpu_count()} cores, {recipe.epochs:g} epochs of {first['images']:,} images, Adam "
         f"{recipe.learning_rate:g}. AUROC on {first['studies']:,} studies, mean over {', '.join(first['mean_over'])}. "
         f"Differences from PyTorch are the largest on {COMPARED_IMAGES} radiographs with the initial weights.",

@@ -80,9 +80,11 @@ class Listing:
 
     def _finished(self, rows: Rows) -> Updates:
         done = scored_of(rows)
-        status = render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS)
         table = gr.HTML(scored=len(done), visible=bool(done))
-        return {self._rows: done, **self._show_status(status), self._stop: gr.Button(visible=False), self._table: table}
+        return {self._rows: done, **self._summary(done), self._stop: gr.Button(visible=False), self._table: table}
+
+    def _summary(self, done: Rows) -> Updates:
+        return self._show_status(render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS))
 
     def _show_status(self, value: str) -> Updates:
         return {self._status: gr.HTML(value, visible=bool(value))}
@@ -132,8 +134,8 @@ class Listing:
             def deliver_table(event: gr.EventData, done: Rows) -> Updates:
                 if not done:
                     return self._show_status(error_html(EXPIRED))
-                shown = tuple(row for number, row in enumerate(done) if number not in event.hidden)
-                return {self._delivery: delivery_html(make(shown, classifier.observations), name, media_type)}
+                content = make(_shown(done, event), classifier.observations)
+                return {self._delivery: delivery_html(content, name, media_type)}
 
             return deliver_table
 
@@ -152,7 +154,7 @@ class Listing:
         status.overlays(self._prepare_overlays, kept, [status, self._archive], **quiet)
         return run
 
-    def _prepare_overlays(self, done: Rows) -> Iterator[Updates]:
+    def _prepare_overlays(self, event: gr.EventData, done: Rows) -> Iterator[Updates]:
         if not done:
             yield self._show_status(error_html(EXPIRED))
             return
@@ -163,12 +165,18 @@ class Listing:
         path = folder / "overlays.zip"
         try:
             start = shown_at = time.monotonic()
-            for count in write_overlays(path, done):
+            shown = _shown(done, event)
+            for count in write_overlays(path, shown):
                 if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
                     shown_at = now
-                    yield self._show_progress(count, len(done), now - start, "Drawn")
+                    yield self._show_progress(count, len(shown), now - start, "Drawn")
         except BaseException:
             shutil.rmtree(folder)
             raise
-        label = f"Download overlays.zip ({path.stat().st_size / 1_000_000:.1f} MB)"
-        yield {**self._show_status(""), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}
+        label = f"Download overlays.zip ({len(shown):,} of {len(done):,}, {path.stat().st_size / 1_000_000:.1f} MB)"
+        yield {**self._summary(done), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}
+
+
+def _shown(rows: Rows, event: Any) -> Rows:
+    """The rows that the filters of the page show."""
+    return tuple(row for number, row in enumerate(rows) if number not in event.hidden)

@@ -668,6 +668,30 @@ def test_the_browsers_button_leads_back_within_the_page(page: Any, phantom_png: 
     assert page.locator("#start").is_visible()
 
 
+def test_the_browsers_button_closes_a_dialog_and_nothing_else(page: Any, phantom_png: bytes, other_png: bytes) -> None:
+    def open_model() -> Any:
+        page.get_by_role("button", name="The model").last.click()
+        return page.get_by_role("dialog")
+
+    dialog = open_model()
+    page.evaluate("history.back()")
+    dialog.wait_for(state="hidden")
+    assert page.locator("#start").is_visible()
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
+    dialog = open_model()
+    page.evaluate("history.back()")
+    dialog.wait_for(state="hidden")
+    assert len(names_in_list(page)) == 2
+    dialog = open_model()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    page.wait_for_function("history.state.depth === 1 && !history.state.isDialog")
+    assert len(names_in_list(page)) == 2
+    page.evaluate("history.back()")
+    page.locator("#start").wait_for()
+
+
 def test_a_radiograph_is_shown_in_full_resolution_once_it_is_zoomed(page: Any) -> None:
     fine = np.zeros((1500, 2000), np.uint8)
     fine[:, ::2] = 255  # lines of one pixel, which are gray in a smaller image
@@ -776,7 +800,7 @@ def test_list_is_filtered_by_call_and_by_the_gates_verdict(
     page.locator("#list select").first.select_option(label=f"above: {name}")
     assert names_in_list(page) == [file for file in calls if calls[file][name]]
     assert page.inner_text(".list-count") == "1 of 4 shown"
-    page.locator("#list select").first.select_option(label="any")
+    page.locator("#list select").first.select_option(label="all")
     kinds = {"no chest radiograph": ["cat.png"], "unreadable": ["d.png"], "scored": ["a.png", "b.png"]}
     for label, names in kinds.items():
         page.locator("#list select").last.select_option(label=label)

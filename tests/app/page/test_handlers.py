@@ -1,6 +1,7 @@
 """What the page's handlers answer, without a browser."""
 
 import inspect
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +92,7 @@ def test_buttons_say_that_the_session_expired(demo: gr.Blocks, handler: str) -> 
 def test_list_says_that_the_session_expired(demo: gr.Blocks, handler: str, place: int) -> None:
     event = [ROW] if handler in ("open_row", "deliver_table") else []
     assert EXPIRED in call(demo, handler, *event, (), place=place)["list-status"].value
-    assert EXPIRED in call(demo, "_prepare_overlays", ())["list-status"].value
+    assert EXPIRED in call(demo, "_prepare_overlays", ROW, ())["list-status"].value
 
 
 def test_row_whose_upload_was_deleted_says_so(demo: gr.Blocks, files: dict[str, Path]) -> None:
@@ -198,3 +199,15 @@ def test_sessions_end(demo: gr.Blocks) -> None:
 
 def test_upload_that_is_cleared_changes_nothing(demo: gr.Blocks) -> None:
     assert call(demo, "show_uploads", []) == {"file": None}
+
+
+def test_overlays_are_of_the_rows_that_are_shown_and_the_list_keeps_its_buttons(
+    demo: gr.Blocks, files: dict[str, Path]
+) -> None:
+    rows = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
+    told = call(demo, "_prepare_overlays", SimpleNamespace(hidden=[0, 2]), rows)
+    with zipfile.ZipFile(told["list-archive"].value["path"]) as overlays:
+        assert {name.split("/")[0] for name in overlays.namelist()} == {f"0001_{rows[1].name.split('.')[0]}", "README.txt"}
+    assert "(1 of 3, " in told["list-archive"].label
+    assert "<strong>3 of 3</strong>" in told["list-status"].value
+    assert 'data-action="csv"' in told["list-status"].value

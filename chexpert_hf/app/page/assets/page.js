@@ -9,6 +9,8 @@ function open(dialog) {
   const address = location.origin + location.pathname.replace(/\/$/, "");
   for (const code of dialog.querySelectorAll("code")) code.textContent = code.textContent.replaceAll("ADDRESS", address);
   dialog.showModal();
+  history.pushState({ depth, isDialog: true }, ""); // the browser's button closes it
+  dialog.addEventListener("close", () => history.state?.isDialog && history.back(), { once: true });
 }
 
 function give(files) {
@@ -90,6 +92,7 @@ element.addEventListener("click", (event) => {
 // The browser's button leads back as those of the page do. What was left cannot be shown again without its files.
 history.replaceState({ depth }, "");
 addEventListener("popstate", (event) => {
+  document.querySelector("dialog.sheet[open]")?.close();
   const wanted = event.state?.depth ?? 0;
   if (wanted > depth) history.go(depth - wanted);
   else if (wanted < depth) trigger(wanted ? "back" : "new", {});
