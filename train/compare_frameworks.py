@@ -258,8 +258,8 @@ def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
     network = "DenseNet121" if not recipe.architecture else f"DenseNet {dict(recipe.architecture)}"
     lines += [
         "",
-        f"{network} from {recipe.init} weights, {image_size_of(recipe)} pixels, batches of {recipe.batch_size}, float32, "
-        f"{os.cpu_count()} cores, {recipe.epochs:g} epochs of {first['images']:,} images, Adam "
+        f"{network} from {recipe.init} weights, {image_size_of(recipe)} pixels, batches of {recipe.batch_size}, "
+        f"float32, {os.cpu_count()} cores, {recipe.epochs:g} epochs of {first['images']:,} images, Adam "
         f"{recipe.learning_rate:g}. AUROC on {first['studies']:,} studies, mean over {', '.join(first['mean_over'])}. "
         f"Differences from PyTorch are the largest on {COMPARED_IMAGES} radiographs with the initial weights.",
         "",
