@@ -28,7 +28,7 @@ _UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024  # bytes on macOS
 
 
 class Contender(ABC):
-    """A way of scoring radiographs that is timed; a batch has `batch_size` images."""
+    """One of the ways of scoring radiographs whose speed is compared; it scores `batch_size` images at a time."""
 
     batch_size: int
 

@@ -35,7 +35,10 @@ class Group(TyperGroup):
 
 
 def _translate(command: Any, context: Any, words: list[str]) -> list[str]:
-    """The words in today's spelling, with a note if it differs."""
+    """Rewrites the arguments of a version 0.1 command line as today's options, and prints a note with the new line.
+
+    Words that are not in the old spelling are returned as they are, without a note.
+    """
     marked: list[str] = [_Word(word) for word in words]
     own = command.context_class(command, info_name=command.name, parent=context, resilient_parsing=True)
     values, excess, _ = command.make_parser(own).parse_args([*marked])

@@ -82,7 +82,7 @@ class Layout:
         return self.labels if isinstance(self.labels, LabelSet) else self.labels(folder)
 
     def names_in(self, folder: Path) -> Sequence[str]:
-        """The names of labels that can be read from a folder."""
+        """The names of all observations with labels in a folder, including any that are not loaded by default."""
         return self.labels_in(folder).names if self.columns is None else self.columns(folder)
 
 

@@ -104,7 +104,7 @@ def _table_with(text: str) -> Layout:
 
 
 def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
-    """The first layout that is recognised in a folder itself."""
+    """The first of `layouts` that a folder has, None if it has none. Does not look for data sets in its subfolders."""
     return next((layout for layout in layouts if layout.is_in(folder)), None)
 
 

@@ -122,7 +122,7 @@ def assess(
 
 
 class _Assessment:
-    """The labels of each study and the views behind them, to compute the metrics of models."""
+    """Computes the metrics of models on the same studies, each of which has one or more views (images)."""
 
     def __init__(
         self,

@@ -64,7 +64,10 @@ class ScoreOutput:
 
     @property
     def is_made_at_the_end(self) -> bool:
-        """Whether the output cannot grow."""
+        """Whether the output is written in one go at the end of the run, as no rows can be appended to it.
+
+        This holds for Parquet files, and for tables with a row per study.
+        """
         return self.by_study or self.path.suffix.lower() == ".parquet"
 
     @property
@@ -154,7 +157,10 @@ class ScoreOutput:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Writes a whole table in the format of its suffix; it appears under its name when it is complete."""
+    """Writes a whole table as CSV, JSON Lines or Parquet, by the suffix of `path`.
+
+    The rows go to a temporary file, which is renamed to `path` once it is complete.
+    """
     with writing(path), replacing(path) as partial:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
             if left != partial:

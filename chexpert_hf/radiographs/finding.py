@@ -158,7 +158,10 @@ def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
 
 
 def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
-    """The files that match a glob pattern below a folder; `**` includes linked folders, as in the shell."""
+    """The files and folders below `root` that match a glob pattern, given as its parts.
+
+    `**` stands for any number of folders. With `follow_links`, it also enters links to folders elsewhere.
+    """
     if "**" not in parts:
         yield from root.glob("/".join(parts))
         return

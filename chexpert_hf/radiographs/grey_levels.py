@@ -83,10 +83,13 @@ def bit_depth(maximum: int) -> int:
 def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
     """Scales 16-bit grey levels `(height, width)` to 8 bits without clipping.
 
-    The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common: scaled by
-    65535, one of 12 bits would be nearly black. So white is `2**bits - 1` for the smallest common bit depth that holds
-    the maximum. An 8-bit image, stored as it is or times 257, comes back unchanged; a 16-bit image without a pixel of
-    32768 or more becomes brighter than intended, by less than a factor of four.
+    The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common. Divided by
+    65535, a 12-bit image would be nearly black. So the bit depth is guessed from the brightest pixel: it is the
+    smallest common depth that holds it (see `bit_depth`), and `2**bits - 1` becomes white.
+
+    8-bit values come back unchanged. The guess is too low if an image does not use the upper part of its range, and the
+    image then becomes too bright: a 16-bit image by a factor of 2 if its brightest pixel is below 32768, of 4 below
+    16384, of 16 below 4096.
     """
     full_scale = (1 << bit_depth(int(pixels.max()))) - 1
     levels = np.arange(full_scale + 1, dtype=np.int64)

@@ -20,9 +20,9 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and botto
 
 
 def positive_maps(saliency: Tensor) -> Tensor:
-    """The positive part of the maps `(num_labels, h, w)` of one image, in [0, 1].
+    """Sets the negative values of one image's maps `(num_labels, h, w)` to 0, and scales the others to [0, 1].
 
-    1 is the largest contribution to any observation's logit, so that observations can be compared.
+    All maps are divided by the same number, the largest value in any of them, so that they can be compared.
     """
     maps = saliency.float().clamp(min=0)
     return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
@@ -80,7 +80,10 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return len(self.observations)
 
     def peak(self, observation: str) -> float:
-        """The largest value of a map before it is resized, in [0, 1]; 1 is the strongest evidence in the image."""
+        """The largest value of an observation's map at the model's resolution, in [0, 1].
+
+        1 is the strongest positive evidence for any observation in this image.
+        """
         return float(self._positive_of(observation).max())
 
     def is_empty(self, observation: str) -> bool:

@@ -297,9 +297,10 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
-        """Reads a YAML recipe, by its path or by the name of one of this project's, such as `u_ones`.
+        """Reads a recipe from a YAML file.
 
-        Fields that are not in it have their defaults. Raises RecipeError if it is no valid recipe.
+        `path` is the file, or the name of a recipe that comes with this package, such as `u_ones`. Fields that the file
+        leaves out get their defaults. Raises RecipeError if there is no such recipe, or it is not valid.
         """
         own = {file.stem: file for file in recipes_folder().glob("*.yaml")}
         if not path.exists() and path.suffix == "" and path.name not in own:

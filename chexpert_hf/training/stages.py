@@ -102,7 +102,11 @@ class Stages:
         return models
 
     def without_part(self, fold: int) -> Path:
-        """The model folder of a run without a part of the training patients."""
+        """The folder of a model, for the calibration, that is trained without one part of the training patients.
+
+        `fold` is the number of that part, from 0. The model is trained here, unless the recipe names one for each part
+        in `calibration_models`, or the folder is complete already.
+        """
         recipe = self.recipe
         if recipe.calibration_models:
             return model_folder(recipe.calibration_models[fold])

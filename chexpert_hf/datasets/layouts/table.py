@@ -110,14 +110,16 @@ def table_layout(
 ) -> Layout:
     """The layout of a plain CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
 
-    A column that is not named is found by its usual name. Images are paths below the folder of the table, or names of
-    files that are anywhere below it. Without a column of patients each image counts as a patient of its own.
+    A column that is None is looked for by its usual names, such as those listed below; capitals do not matter. Images
+    are given as paths relative to the table's folder, or as names of files anywhere below that folder. Without a column
+    of patients each image counts as a patient of its own.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
         label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank; if None, all columns with such cells
-            that are no facts of a radiograph. One that has other cells in a quarter of its rows or less, or words like
-            yes and no, is an error that names the row, unless it is not asked for.
+            that are no facts of a radiograph, such as its patient or view. Such a column with other cells in a quarter
+            or less of those that are not blank, or with words like yes and no, is an error that names the row, unless
+            it is not asked for.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.

@@ -99,7 +99,10 @@ class OperatingRule:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, and its metrics on the studies that it was chosen on, which are optimistic."""
+    """A threshold for one observation, and its metrics on the studies that it was chosen on.
+
+    Expect lower metrics on other studies: the threshold was chosen to do well on these.
+    """
 
     threshold: float  # in [0, 1]: a probability from this value on is positive
     sensitivity: float

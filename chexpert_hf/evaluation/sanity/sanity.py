@@ -38,7 +38,10 @@ _GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
 class Verdict(str, Enum):
-    """The outcome of a check. An interval that includes the bound decides nothing."""
+    """The outcome of a check that compares an estimate with a bound; see `judge`.
+
+    UNCLEAR: the estimate is on the good side of the bound, but its confidence interval includes the bound.
+    """
 
     PASSED = "yes"
     FAILED = "FAILED"
