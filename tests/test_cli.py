@@ -83,8 +83,8 @@ def test_scoring_imports_nothing_that_only_tables_pictures_and_the_page_need():
     unneeded = {"datasets", "pandas", "pyarrow", "matplotlib", "sklearn", "gradio"}
     # Earlier releases of transformers import some of them themselves.
     code = (
-        "import sys, transformers.models.auto.auto_factory; before = set(sys.modules); import chexpert_hf.folders.score_run; "
-        f"print(*{unneeded} & (set(sys.modules) - before))"
+        "import sys, transformers.models.auto.auto_factory; before = set(sys.modules); "
+        f"import chexpert_hf.folders.score_run; print(*{unneeded} & (set(sys.modules) - before))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == []
