@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Exit, Option, Typer, echo
 
 from chexpert_hf import DISCLAIMER, __version__
+from chexpert_hf.cli.help import Command
 from chexpert_hf.cli.old_spellings import Group
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from chexpert_hf.datasets.reference import Reference
     from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-app = Typer(
+
+class _App(Typer):
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, cls=Command, **options)
+
+
+app = _App(
     cls=Group,
     name="chexpert-hf",
     help=f"DenseNet121 for chest radiographs: train, evaluate, predict, serve. {DISCLAIMER}",

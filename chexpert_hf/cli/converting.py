@@ -9,7 +9,6 @@ from typer import Argument, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, SHARE, app, hide_bars, say, show
-from chexpert_hf.cli.help import Command
 from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 
@@ -34,7 +33,6 @@ _IMAGES = "Folder of radiographs; synthetic ones if none."
 
 @app.command(
     "import",
-    cls=Command,
     rich_help_panel=SHARE,
     epilog="Example: chexpert-hf import torchxrayvision:densenet121-res224-chex --output chex",
 )
@@ -58,9 +56,7 @@ def import_weights(
     show(result, "\n".join([done, *model.remarks]), as_json)
 
 
-@app.command(
-    cls=Command, rich_help_panel=SHARE, epilog="Example: chexpert-hf export --model runs/mine --runtime openvino"
-)
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf export --model runs/mine --runtime openvino")
 def export(
     model: options.Model,
     output: Annotated[
@@ -113,7 +109,6 @@ def _summary(exported: "ExportedGraph") -> str:
 
 
 @app.command(
-    cls=Command,
     rich_help_panel=INSPECT,
     epilog="Example: chexpert-hf bench radiographs/ --model runs/mine --limit 1000",
 )

@@ -18,7 +18,6 @@ from chexpert_hf.cli.app import (
     say,
     show,
 )
-from chexpert_hf.cli.help import Command
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import result_folder
@@ -35,7 +34,6 @@ _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumo
 
 
 @app.command(
-    cls=Command,
     rich_help_panel=MODEL,
     epilog="Example: chexpert-hf evaluate MY-DATA --model runs/mine --output report/",
 )
@@ -165,7 +163,6 @@ def _results(
 
 
 @app.command(
-    cls=Command,
     rich_help_panel=MODEL,
     epilog="Example: chexpert-hf calibrate MY-DATA --model runs/mine --output calibrated/",
 )
@@ -203,7 +200,7 @@ def calibrate(
     show({"folder": str(output), **result.to_dict()}, f"{result.as_table()}\n{text}", as_json)
 
 
-@app.command(cls=Command, rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf gate MY-DATA --model runs/mine")
 def gate(
     data: options.Data,
     model: Annotated[str, options.model("Model folder; gate.safetensors is written into it.")],

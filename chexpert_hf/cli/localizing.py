@@ -18,16 +18,13 @@ from chexpert_hf.cli.app import (
     say,
     show,
 )
-from chexpert_hf.cli.help import Command
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import result_folder
 
 _PATHS = "Radiographs, folders, ZIPs; or one data set: its valid split."
 
 
-@app.command(
-    cls=Command, rich_help_panel=MODEL, epilog="Example: chexpert-hf localize MY-DATA --model runs/mine --output maps/"
-)
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf localize MY-DATA --model runs/mine --output maps/")
 def localize(
     data: options.Data,
     model: options.Models,
@@ -84,9 +81,7 @@ def localize(
     say(f"Results are in {output}: localization.md, localization.json, localization.csv.")
 
 
-@app.command(
-    cls=Command, rich_help_panel=MODEL, epilog="Example: chexpert-hf sanity MY-DATA --model runs/mine --output sanity/"
-)
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf sanity MY-DATA --model runs/mine --output sanity/")
 def sanity(
     paths: Annotated[list[str], Argument(metavar="PATHS", help=_PATHS)],
     model: options.Models,

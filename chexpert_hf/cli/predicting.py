@@ -13,7 +13,6 @@ from typer import Argument, Exit, Option, echo
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import DISCLAIMER, START, app, load_classifier, progress_bar, say
-from chexpert_hf.cli.help import Command
 from chexpert_hf.errors import InputError, printable
 from chexpert_hf.folders.score_rows import RowFormat
 from chexpert_hf.folders.score_table import GateMode
@@ -39,7 +38,7 @@ REPORT_SECONDS = 30
 """Interval of the lines about progress where standard error is no terminal."""
 
 
-@app.command(cls=Command, rich_help_panel=START, epilog="Example: chexpert-hf predict radiographs/ --output scores.csv")
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf predict radiographs/ --output scores.csv")
 def predict(
     model: options.Models,
     paths: Annotated[list[str] | None, Argument(metavar="PATHS", help=_PATHS)] = None,
@@ -117,7 +116,7 @@ def predict(
         raise Exit(1)
 
 
-@app.command(cls=Command, rich_help_panel=START, epilog="Example: chexpert-hf demo --model runs/mine --port 8000")
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf demo --model runs/mine --port 8000")
 def demo(
     model: options.Models,
     host: Annotated[str, Option(help="Address to listen at; 127.0.0.1 is this machine only.")] = "127.0.0.1",

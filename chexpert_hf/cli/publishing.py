@@ -10,7 +10,6 @@ from typer import Argument, Exit, Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import SHARE, app, hide_bars, say, show
-from chexpert_hf.cli.help import Command
 from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 
@@ -26,7 +25,7 @@ _REPO_ID = "user/name of the repository; created if it does not exist."
 _SPACE_ID = "user/name of the Space; created if it does not exist."
 
 
-@app.command(cls=Command, rich_help_panel=SHARE, epilog="Example: chexpert-hf check --model runs/mine")
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf check --model runs/mine")
 def check(
     model: options.Model = DEFAULT_NAME,
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a repository.")] = None,
@@ -54,9 +53,7 @@ def check(
         raise Exit(1)
 
 
-@app.command(
-    cls=Command, rich_help_panel=SHARE, epilog="Example: chexpert-hf push me/my-model --model runs/mine --dry-run"
-)
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf push me/my-model --model runs/mine --dry-run")
 def push(
     repo_id: Annotated[str, Argument(metavar="REPO_ID", help=_REPO_ID)],
     model: Annotated[str, options.model("Model folder, or nih, the bundled model.")],
@@ -81,7 +78,7 @@ def push(
         _show(Published(repo_id, "", None, stage_model(folder, repo_id, Path(staging))), as_json)
 
 
-@app.command(cls=Command, rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-page --model me/my-model")
+@app.command(rich_help_panel=SHARE, epilog="Example: chexpert-hf space me/my-page --model me/my-model")
 def space(
     space_id: Annotated[str, Argument(metavar="SPACE_ID", help=_SPACE_ID)],
     model: Annotated[str, options.model(_FOR_SPACE)] = DEFAULT_NAME,

@@ -17,7 +17,6 @@ from typer import Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import START, app, hide_bars, load_classifier, progress_bar, say, show
-from chexpert_hf.cli.help import Command
 from chexpert_hf.cli.predicting import serve_page
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError
@@ -31,7 +30,7 @@ _SERVE = "Open the app: at once with the bundled model, at the end with the new 
 _BAR = "{desc} {percentage:3.0f} % |{bar}| {remaining} left"
 
 
-@app.command(cls=Command, rich_help_panel=START, epilog="Example: chexpert-hf quickstart")
+@app.command(rich_help_panel=START, epilog="Example: chexpert-hf quickstart")
 def quickstart(
     output: Annotated[Path, options.output("New or empty folder for everything.")] = _FOLDER,
     serve: Annotated[bool, Option("--serve/--no-serve", help=_SERVE)] = True,

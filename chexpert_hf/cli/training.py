@@ -10,7 +10,6 @@ from typer import Option
 
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import INSPECT, MODEL, app, hide_bars, progress_bar, say, show
-from chexpert_hf.cli.help import Command
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty
 from chexpert_hf.machine import num_processors
@@ -54,9 +53,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@app.command(
-    cls=Command, rich_help_panel=MODEL, epilog="Example: chexpert-hf train MY-DATA --output runs/mine --init nih"
-)
+@app.command(rich_help_panel=MODEL, epilog="Example: chexpert-hf train MY-DATA --output runs/mine --init nih")
 @with_recipe_options
 def train(
     data: options.SeveralData,
@@ -129,9 +126,7 @@ def train(
     say(f"Pushed to {push_to_hub}, commit {str(done.commit)[:12]}: {done.url}")
 
 
-@app.command(
-    cls=Command, rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300"
-)
+@app.command(rich_help_panel=INSPECT, epilog="Example: chexpert-hf phantom --output phantoms --studies 300")
 def phantom(
     output: Annotated[Path, options.new_folder("New or empty folder for the data set.")],
     studies: Annotated[int, Option(min=1, help="Number of studies.")] = 200,

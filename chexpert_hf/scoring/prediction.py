@@ -140,7 +140,7 @@ class Prediction:
     def maps(self) -> SaliencyMaps:
         """The saliency maps; raises ValueError if they were not requested."""
         if isinstance(self.saliency, NoMaps):
-            raise ValueError("There are no maps; ask for them with saliency=True.")
+            raise ValueError(NoMaps.ERROR)
         return self.saliency
 
     def _rows(self) -> "list[_Row]":

@@ -105,8 +105,10 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
 class NoMaps(Mapping[str, NDArray[np.float32]]):
     """An empty mapping in place of maps that were not computed; access to one raises ValueError."""
 
+    ERROR = "There are no maps; ask for them with saliency=True."
+
     def __getitem__(self, observation: str) -> NDArray[np.float32]:
-        raise ValueError("There are no maps; ask for them with saliency=True.")
+        raise ValueError(self.ERROR)
 
     def __contains__(self, observation: object) -> bool:
         return False

@@ -126,7 +126,8 @@ def table_layout(
         age_column: "age" if None; in years.
         view_column: "view", "view_position", "projection" if None; with AP, PA, frontal, lateral.
         split_column: "split" if None; with train, valid (or validation, val), test.
-        labels: What more is known of the observations; `label_columns` are its names if they are None.
+        labels: A description of the observations, such as their titles and hierarchy; CheXpert's if None. If it is
+            given and `label_columns` is not, its names are the columns.
         labels_by: The reference standard, such as "majority of radiologists".
     """
     names = label_columns if label_columns is not None or labels is None else labels.names
