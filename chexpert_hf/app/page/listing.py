@@ -146,7 +146,7 @@ class Listing:
         table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
         table.open(open_row, kept, shown, **panel.busy)
         status.study(show_study, kept, shown, **panel.busy)
-        bar.back(close_row, None, panel.outputs, **quiet)
+        bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **quiet)
         status.override(score_refused, kept, self.outputs, **panel.busy)
         self._stop.click(self._finished, kept, self.outputs, cancels=[run], **quiet)
         status.csv(deliver(csv_of, "scores.csv", "text/csv"), kept, file, **quiet)

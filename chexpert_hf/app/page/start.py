@@ -80,5 +80,7 @@ class Start:
         busy = panel.busy | {"show_progress_on": [bar, files]}
         files.upload(show_uploads, [files], outputs, preprocess=False, trigger_mode="multiple", **busy)
         self._thumbnails.select(show_example, None, outputs, **busy)
-        bar.new(begin_again, None, outputs, cancels=[listing.connect(bar, panel)], show_progress="hidden", **PRIVATE)
-        bar.refused(explain, None, panel.outputs, show_progress="hidden", **PRIVATE)
+        quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+        scoring = listing.connect(bar, panel)
+        bar.new(begin_again, None, outputs, cancels=[scoring], trigger_mode="multiple", **quiet)
+        bar.refused(explain, None, panel.outputs, **quiet)

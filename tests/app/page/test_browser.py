@@ -668,6 +668,32 @@ def test_the_browsers_button_leads_back_within_the_page(page: Any, phantom_png: 
     assert page.locator("#start").is_visible()
 
 
+def test_a_row_that_is_still_being_opened_stays_closed_once_the_visitor_has_left_it(
+    page: Any, phantom_png: bytes, other_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
+    for leave, place in (("back", "#list"), ("new", "#start")):
+        page.locator(".row-open").first.click()
+        mark = wait_for_result(page)
+        page.evaluate(
+            """leave => {
+                document.querySelector('[data-step="1"]').click();
+                document.querySelector(`[data-action="${leave}"]`).click();
+            }""",
+            leave,
+        )
+        page.locator("#result").wait_for(state="hidden")
+        page.wait_for_timeout(1500)  # the other row would have come meanwhile
+        assert page.locator("#result").is_hidden()
+        assert page.locator(place).is_visible()
+        if leave == "back":  # rows open as before
+            page.locator(".row-open").last.click()
+            wait_for_other(page, mark)
+            page.keyboard.press("Escape")
+            page.locator("#result").wait_for(state="hidden")
+
+
 def test_the_browsers_button_closes_a_dialog_and_nothing_else(page: Any, phantom_png: bytes, other_png: bytes) -> None:
     def open_model() -> Any:
         page.get_by_role("button", name="The model").last.click()

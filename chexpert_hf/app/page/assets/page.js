@@ -4,6 +4,7 @@ const MOST_FILES = 5000; // read from dropped folders; the server takes fewer an
 
 let depth = 0; // 0 at the start, 1 with a result or list, 2 with a row of a list
 let given = ""; // the name of the last upload
+let left = ""; // the action by which the visitor left a result, until something else is done
 
 function open(dialog) {
   const address = location.origin + location.pathname.replace(/\/$/, "");
@@ -67,8 +68,20 @@ document.addEventListener("paste", (event) => {
   give(files);
 });
 
-const stepBy = (step) => document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
+function leave(action) {
+  left = action;
+  trigger(action, {});
+}
+function stay() {
+  left = "";
+}
 
+function stepBy(step) {
+  stay();
+  document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
+}
+
+document.addEventListener("click", stay, true); // before the buttons that leave
 document.addEventListener("click", (event) => {
   const opener = event.target.closest?.("[data-dialog]");
   if (opener) open(document.getElementById(opener.dataset.dialog));
@@ -86,7 +99,7 @@ document.addEventListener("keydown", (event) => {
 
 element.addEventListener("click", (event) => {
   const action = event.target.closest("[data-action]")?.dataset.action;
-  if (["new", "back"].includes(action)) trigger(action, {});
+  if (["new", "back"].includes(action)) leave(action);
 });
 
 // The browser's button leads back as those of the page do. What was left cannot be shown again without its files.
@@ -95,19 +108,22 @@ addEventListener("popstate", (event) => {
   document.querySelector("dialog.sheet[open]")?.close();
   const wanted = event.state?.depth ?? 0;
   if (wanted > depth) history.go(depth - wanted);
-  else if (wanted < depth) trigger(wanted ? "back" : "new", {});
+  else if (wanted < depth) leave(wanted ? "back" : "new");
 });
 
 // The name of a file is the visitor's own: it is shown from the browser and never comes back from the server.
 document.addEventListener("change", ({ target }) => {
   if (!target.matches("#file input[type=file]")) return;
+  stay();
   given = target.files.length === 1 ? target.files[0].name : `${target.files.length.toLocaleString("en")} files`;
 }, true);
 watch("value", () => {
   const name = element.querySelector(".bar-name");
-  const before = depth;
-  depth = element.querySelector("[data-action=back]") ? 2 : Number(Boolean(name));
-  if (!before !== !depth) scrollTo(0, 0);
+  const now = element.querySelector("[data-action=back]") ? 2 : Number(Boolean(name));
+  // A result that was asked for before the visitor left another one is not wanted any more.
+  if (now > { "": 2, back: 1, new: 0 }[left]) return trigger(left, {});
+  if (!depth !== !now) scrollTo(0, 0);
+  depth = now;
   const kept = history.state?.depth ?? 0;
   if (depth > kept) history.pushState({ depth }, "");
   else if (depth < kept) history.go(depth - kept);
