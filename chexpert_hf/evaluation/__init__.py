@@ -1,1 +1,1 @@
-"""Metrics of a model with confidence intervals, reports, calibration, and evaluations of its maps."""
+"""Evaluation of models: metrics with confidence intervals, reports, calibration, and checks of saliency maps."""

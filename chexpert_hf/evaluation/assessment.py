@@ -1,4 +1,4 @@
-"""All metrics of one or more models on a data set, with intervals, as plain data for a report.
+"""All metrics of one or more models on one data set, with 95 % confidence intervals, as a dictionary for JSON.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (studies, AUROC with DeLong intervals, AUPRC).
 """
@@ -27,35 +27,38 @@ SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader 
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
 _AUROC = WeightedFigures.NAMES.index("auroc")
 
-Groups = Mapping[str, Sequence[str | None]]  # the group of each view, None for none, by column
+Groups = Mapping[str, Sequence[str | None]]  # column, such as "sex" -> the group of each view, None for none
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """The scores of a model on a data set."""
+    """One model's probabilities for the views of a data set, and its operating points."""
 
-    name: str  # what the report calls it
+    name: str  # shown in the report
     probabilities: FloatArray  # (num_views, num_labels), in [0, 1]
-    operating_points: Mapping[str, float] = field(default_factory=dict)  # the thresholds of observations that have one
-    chosen_by: Mapping[str, str] = field(default_factory=dict)  # the rule that chose each, for people
+    operating_points: Mapping[str, float] = field(default_factory=dict)  # observation -> threshold in [0, 1]
+    chosen_by: Mapping[str, str] = field(default_factory=dict)  # observation -> the rule, such as "sensitivity 0.9"
 
 
 class _Group(NamedTuple):
-    """A group of views: scores and labels `(num_studies, num_labels)`, NaN for studies without such views."""
+    """The views of one subgroup, such as "F" of the column "sex", combined per study.
+
+    Arrays are `(num_studies, num_labels)` over all studies of the data set; studies without such a view are NaN.
+    """
 
     column: str
     name: str
-    scores: FloatArray
+    scores: FloatArray  # probabilities
     labels: FloatArray
 
 
 class _Figures(NamedTuple):
-    """The metrics of a model on the data and on each resample."""
+    """A model's metrics on all studies, and on each bootstrap resample of them."""
 
-    scores: FloatArray  # (num_studies, num_labels)
+    scores: FloatArray  # (num_studies, num_labels): probabilities
     values: FloatArray  # (num_labels, num_metrics)
     replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
-    mean: tuple[float, FloatArray]  # AUROC, and its (num_replicates,)
+    mean: tuple[float, FloatArray]  # mean AUROC, and its values (num_replicates,) on the resamples
 
 
 def assess(
@@ -69,30 +72,31 @@ def assess(
     replicates: int = 1000,
     headline: Sequence[str] = CHEXPERT.headline,
 ) -> dict[str, Any]:
-    """Computes every metric of an evaluation, per study and observation, with 95 % intervals.
+    """Compute all metrics of one or more models per study and observation, with 95 % intervals.
 
-    A subgroup is scored on its own views, such as the frontal views of each study. A gap is the difference between the
-    groups of highest and lowest AUROC in a column; its interval ignores that they were chosen on these data. Every
-    model is compared with the first. All intervals but Wilson's account for patients with several studies.
+    Each model after the first is compared with the first. A subgroup is scored on its own views only, such as the
+    frontal views of each study. The gap of a subgroup column is its highest minus its lowest AUROC; the gap's interval
+    ignores that these two groups were chosen on the same data. All intervals but Wilson's account for patients with
+    several studies.
 
     Args:
-        models: At least one; their names differ.
+        models: One or more, with different names.
         labels: `(num_views, num_labels)` in {0, 1}, NaN where unknown; see `evaluation_labels`.
-        studies: The study of each view; no two patients share a study's name.
+        studies: The study of each view, unique across patients, such as "patient00001/study1".
         patients: The patient of each view.
-        observations: The names of the columns.
-        subgroups: The group of each view by column, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
-        aggregation: One of `metrics.AGGREGATIONS`.
-        replicates: Resamples of patients.
-        headline: The observations of the mean, as in a `LabelSet`.
+        observations: The names of the `num_labels` columns.
+        subgroups: Column -> group of each view, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
+        aggregation: How the views of a study are combined; one of `metrics.AGGREGATIONS`.
+        replicates: Number of bootstrap resamples of patients.
+        headline: The observations whose mean AUROC is computed; see `averaged_observations`.
 
     Returns:
-        Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`.
-        An estimate has `value`, `low`, `high`, `method`, and, by bootstrap, `left_out`: the number of resamples in
-        which it was undefined.
+        Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`. An
+        estimate is a dictionary of `value`, `low`, `high`, `method` (in `comparisons` one level up), and for a
+        bootstrap `left_out`: the number of resamples in which it was undefined.
 
     Raises:
-        ValueError: If arguments do not fit each other, or a probability or label is out of range.
+        ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
     """
     columns = subgroups or {}
     _check_models(models, labels, observations)
@@ -122,7 +126,7 @@ def assess(
 
 
 class _Assessment:
-    """Computes the metrics of models on the same studies, each of which has one or more views (images)."""
+    """The studies on which all models are evaluated, and the parts of the result of `assess`."""
 
     def __init__(
         self,
@@ -140,7 +144,6 @@ class _Assessment:
         self.patients = np.unique(bootstrap.patients, return_inverse=True)[1]  # numbers are sorted faster than names
 
     def figures(self, model: ModelScores) -> _Figures:
-        """The metrics of a model, and on each resample."""
         scores, _ = per_study(model.probabilities, self.studies, self.aggregation)
         weighted = [WeightedFigures(*pair) for pair in zip(scores.T, self.labels.T, strict=True)]
         values = np.stack([figure(np.ones((len(scores), 1)))[:, 0] for figure in weighted])
@@ -151,7 +154,7 @@ class _Assessment:
         return _Figures(scores, values, replicates, mean)
 
     def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
-        """All results of one model."""
+        """Return a model's entry in `models` of the result of `assess`."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
@@ -163,7 +166,7 @@ class _Assessment:
         }
 
     def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
-        """Differences between the model and the first one."""
+        """Yield how a model's AUROC differs from the first model's: for each observation, then for the mean."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
             test = intervals.delong_test(*scores, self.labels[:, column], self.patients)
@@ -232,7 +235,7 @@ class _Assessment:
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """The difference between the highest and the lowest AUROC of groups, by column and observation."""
+        """Return the highest minus the lowest AUROC of a column's groups with enough studies, per observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
         pairs, figures = [], []
         for name in dict.fromkeys(group.column for group in groups):
@@ -268,7 +271,7 @@ def _counts(labels: FloatArray) -> dict[str, int]:
 
 
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
-    """Counts and shares where a score of at least the threshold is positive."""
+    """Return confusion counts, sensitivity, specificity, PPV and NPV, where `score >= threshold` is positive."""
     is_called = scores >= threshold
     true, missed = (int((where & (labels == 1)).sum()) for where in (is_called, ~is_called))
     false, rejected = (int((where & (labels == 0)).sum()) for where in (is_called, ~is_called))
@@ -312,7 +315,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 
 
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
-    """The patient of each study, in the order of the studies' first views, after checks of the views."""
+    """Return the patient of each study, in order of first view; ValueError if lengths or patients contradict."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
     for name, values in {"study": studies, "patient": patients, **columns}.items():

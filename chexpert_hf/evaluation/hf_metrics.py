@@ -1,4 +1,4 @@
-"""The metrics of a report for the `evaluate` library: `evaluate.load(hf_metrics.__file__, "auroc")`.
+"""This package's metrics for the `evaluate` library: `evaluate.load(hf_metrics.__file__, "auroc")`.
 
 They work offline and with `add_batch` and `evaluate.combine`. Importing `evaluate` takes seconds, which is why nothing
 else of the package imports this module.
@@ -16,11 +16,11 @@ from chexpert_hf.labels import OBSERVATIONS
 
 
 class CheXpertMetric(evaluate.Metric):
-    """The metric named by `config_name`, one of `WeightedFigures.NAMES`, of each observation, and its mean.
+    """One metric, named by `config_name` (one of `WeightedFigures.NAMES`), of each observation, and its mean.
 
     `compute` takes `predictions`, probabilities in [0, 1], and `references`, labels in {0, 1} and NaN where unknown,
-    both `(num_studies, num_labels)`, and the names of their columns as `observations`. It returns `{"auroc/Edema": ...,
-    "auroc/mean": ...}`, NaN where undefined. For the mean see `averaged_observations`.
+    both `(num_studies, num_labels)`, and the names of the columns as `observations`. It returns `{"auroc/Edema": ...,
+    "auroc/mean": ...}`, NaN where undefined. `averaged_observations` says which observations are in the mean.
     """
 
     def _info(self) -> evaluate.MetricInfo:

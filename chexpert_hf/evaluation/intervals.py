@@ -1,7 +1,7 @@
-"""Confidence intervals of metrics: Wilson's for shares, DeLong's for the AUROC, a bootstrap of patients for the others.
+"""Confidence intervals: Wilson's for shares, DeLong's for the AUROC, a bootstrap of patients for other metrics.
 
-Studies of one patient resemble each other: the bootstrap resamples patients with all of their studies, and DeLong's
-variance is that for clustered data.
+Studies of one patient resemble each other. Therefore the bootstrap resamples patients with all of their studies, and
+DeLong's variance is the one for clustered data.
 
 Sources: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3); Obuchowski 1997, Biometrics 53(2) (clustered data).
 """
@@ -26,12 +26,12 @@ _TAIL = (1 - LEVEL) / 2
 _Z = float(norm.isf(_TAIL))
 
 Patients: TypeAlias = Sequence[str] | NDArray[np.int_] | None
-"""`(num_studies,)`: a name or number of each study's patient; None if each study is of another one."""
+"""The patient of each study `(num_studies,)`, by name or number; None if no patient has several studies."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric with the ends of its confidence interval; NaN where undefined."""
+    """A metric and the ends of its 95 % confidence interval; NaN where undefined."""
 
     value: float
     low: float
@@ -43,21 +43,21 @@ UNDEFINED = Estimate(NAN, NAN, NAN)
 
 @dataclass(frozen=True)
 class BootstrapEstimate(Estimate):
-    """An interval from resampling, and the number of resamples in which the metric was undefined."""
+    """An estimate whose interval comes from bootstrap resamples."""
 
-    left_out: int
+    left_out: int  # resamples in which the metric was undefined
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference between two AUROCs on the same studies, and the two-sided p-value of there being none."""
+    """The difference between two AUROCs on the same studies, and the two-sided p-value for no difference."""
 
     difference: Estimate
     p_value: float
 
 
 def wilson_interval(successes: int, trials: int) -> Estimate:
-    """A share with Wilson's score interval; NaN without trials."""
+    """Return successes / trials with Wilson's score interval; NaN if there are no trials."""
     if not 0 <= successes <= trials:
         raise ValueError(f"Expected 0 <= successes <= trials, got {successes} successes in {trials} trials.")
     if trials == 0:
@@ -68,14 +68,14 @@ def wilson_interval(successes: int, trials: int) -> Estimate:
 
 @dataclass(frozen=True)
 class PatientBootstrap:
-    """Draws patients with replacement, each with all of their studies.
+    """Bootstrap resamples of studies: patients are drawn with replacement, each with all of their studies.
 
-    Each use makes the same draws, so that metrics of two models or groups can be subtracted draw by draw.
+    The seed fixes the resamples, so that metrics of two models or groups can be subtracted resample by resample.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
     """
 
-    patients: Sequence[str]  # of each study
+    patients: Sequence[str]  # the patient of each study
     replicates: int = 1000
     seed: int = 0
 
@@ -87,7 +87,7 @@ class PatientBootstrap:
             )
 
     def weights(self) -> Iterator[FloatArray]:
-        """Counts of each study in each resample, in blocks of `(num_studies, up to BLOCK)`."""
+        """Yield how often each study is in each resample, as blocks `(num_studies, n)` of up to `BLOCK` resamples."""
         names, patient = np.unique(np.asarray(self.patients, dtype=str), return_inverse=True)
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.replicates, BLOCK):
@@ -98,12 +98,12 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Metrics `(..., replicates)` on each resample, by a function from weights `(num_studies, n)` to `(..., n)`."""
+        """Compute metrics `(..., replicates)` on all resamples; `figures` maps `weights` to metrics `(..., n)`."""
         return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
 
 
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
-    """A metric with the percentiles of its value on each resample `(num_replicates,)`, where that is not NaN."""
+    """Return `value` with the 2.5 and 97.5 % quantiles of its `replicates` `(num_replicates,)`, leaving out NaN."""
     defined = replicates[~np.isnan(replicates)]
     low, high = NAN, NAN
     if len(defined) and not np.isnan(value):
@@ -114,16 +114,20 @@ def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstima
 def ratio_interval(
     value: float, above: FloatArray, below: FloatArray, patients: Sequence[str], replicates: int = 1000
 ) -> BootstrapEstimate:
-    """A ratio of two sums over studies, with percentiles of it on resampled patients where the lower sum is not 0."""
+    """Return `value`, which is sum(above) / sum(below), with the interval of that ratio over resampled patients.
+
+    `above` and `below` are `(num_studies,)`. Where `below` is 0, `above` must be 0, too; a resample of such studies
+    alone is left out.
+    """
     with np.errstate(invalid="ignore"):
         ratios = PatientBootstrap(patients, replicates).replicate(lambda weights: (above @ weights) / (below @ weights))
     return percentile_interval(value, ratios)
 
 
 def bootstrap_p_value(differences: FloatArray) -> float:
-    """Two-sided p-value of there being no difference, from bootstrapped differences; NaN without any.
+    """Return the two-sided p-value for no difference, from the differences on resamples; NaN if all are NaN.
 
-    Twice the share of resamples on the rarer side of 0, with one added, so that it is never 0.
+    It is twice the share of resamples on the rarer side of 0, with one added, so that it is never 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())
@@ -131,10 +135,10 @@ def bootstrap_p_value(differences: FloatArray) -> float:
 
 
 def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """For each positive the share of negatives below it, for each negative the share of positives above it.
+    """Return, for each positive study, the share of negatives below it, and for each negative, of positives above it.
 
-    Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC. Arguments are as
-    for `delong_interval`.
+    Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC; both are NaN if a
+    class is missing. Arguments are as for `delong_interval`.
 
     Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11): midranks, in O(n log n).
     """
@@ -148,19 +152,20 @@ def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, Floa
 
 
 def delong_variance(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> float:
-    """Variance of the AUROC of one observation; NaN unless both classes have studies of two patients."""
+    """Return DeLong's variance of one observation's AUROC; NaN if a class has studies of fewer than two patients."""
     return _variance(*placements(scores, labels), labels, patients)[0]
 
 
 def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> Estimate:
-    """AUROC of one observation with an interval from DeLong's variance, on the logit scale, with Student's t.
+    """Return the AUROC of one observation with DeLong's interval, on the logit scale and with Student's t.
 
-    On the AUROC's own scale an interval of a high AUROC passes 1 and covers too rarely. The t distribution has the
-    degrees of freedom of the class with fewer patients (`python -m tests.benchmarks.delong_coverage` measures both).
-    Where the variance is 0 or undefined, as when the classes are separated perfectly, the interval is Newcombe's.
+    Scores `(num_studies,)` are higher where a positive is likelier; labels are in {0, 1}, NaN where unknown. The
+    interval is within [0, 1], and NaN unless both classes occur. If the variance is 0 or undefined, as when the scores
+    separate the classes perfectly, it is Newcombe's.
 
-    Scores `(num_studies,)` rise with the probability, labels are in {0, 1}, NaN where unknown. The interval is within
-    [0, 1], and NaN unless both classes occur.
+    On the AUROC's own scale the interval of a high AUROC would exceed 1 and cover too rarely. The degrees of freedom of
+    t are the number of patients of the rarer class minus 1 (`python -m tests.benchmarks.delong_coverage` measures
+    both).
 
     Source: Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
     """
@@ -177,7 +182,7 @@ def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients =
 
 
 def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Estimate:
-    """An AUROC with an interval from the numbers of studies alone, both at least 1, for when scores are not at hand.
+    """Return an AUROC with an interval from the numbers (1 or more) of positive and negative studies, or patients.
 
     Source: Newcombe 2006, Statistics in Medicine 25(4), part 2, method 5: a score interval.
     """
@@ -194,10 +199,10 @@ def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Est
 
 
 def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patients: Patients = None) -> PairedTest:
-    """AUROC of the first scores minus that of the second on the same studies; arguments as for `delong_interval`.
+    """Compare two models: AUROC of `first` minus that of `second` on the same studies.
 
-    Where no study moves the difference, its interval is NaN and p is 1 for equal AUROCs and NaN for others; all is NaN
-    unless both classes occur.
+    Arguments are as for `delong_interval`. Where the variance is 0 or undefined, the interval is NaN, and p is 1 for
+    equal AUROCs, else NaN. All values are NaN unless both classes occur.
     """
     below, above = (a - b for a, b in zip(placements(first, labels), placements(second, labels), strict=True))
     if not len(below) or not len(above):
@@ -211,7 +216,7 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 
 
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
-    """Variance of the mean of placements, or of their differences, and the patients with a positive and a negative."""
+    """Return the variance of mean `placements` (or differences), and the numbers of patients of each class."""
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)
     unique, number = np.unique(names[known], return_inverse=True)

@@ -1,9 +1,9 @@
-"""Agreement of probabilities with labels, per study and observation, as the CheXpert paper measures it.
+"""Metrics of probabilities against labels, per study and observation, as in the CheXpert paper.
 
-Unknown labels are NaN and are ignored. A metric that the data cannot define is NaN, never .5.
+Unknown labels are NaN and are ignored. A metric that is undefined, such as an AUROC with one class only, is NaN.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). The "scaled" Brier scores of that paper have the size of plain ones.
+over the five competition observations). What that paper calls "scaled" Brier scores are as large as plain ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ NAN = float("nan")
 
 MIN_STUDIES_PER_CLASS = 5  # with fewer, one study would move an observation's AUROC by a fifth
 CALIBRATION_BINS = 15  # source: Guo et al. 2017, arXiv:1706.04599
-AGGREGATIONS = ("maximum", "mean")  # of the views of a study; the paper takes the maximum
+AGGREGATIONS = ("maximum", "mean")  # how the views of a study are combined; the paper takes the maximum
 
 
 @dataclass(frozen=True)
 class ObservationResult:
-    """Numbers of positive and negative studies of one observation, and its AUROC in [0, 1], NaN without both."""
+    """The AUROC of one observation, in [0, 1], NaN unless both classes occur, and its numbers of studies."""
 
     observation: str
     num_positive: int
@@ -42,21 +42,21 @@ class ObservationResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """AUROC of a model on a data set."""
+    """The AUROC of a model on a data set, for each observation and as a mean."""
 
     observations: tuple[ObservationResult, ...]  # in the model's order
     num_studies: int
-    mean_over: tuple[str, ...]  # see `averaged_observations`
-    mean_auroc: float  # in [0, 1]; NaN if the data can judge nothing
+    mean_over: tuple[str, ...]  # the observations in the mean; see `averaged_observations`
+    mean_auroc: float  # in [0, 1]; NaN if no observation has enough studies
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON, with None for NaN."""
+        """Return all fields as plain types for JSON, with None for NaN."""
         values: dict[str, Any] = plain(self)
         return values
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, containers and arrays (rounded to six places) as plain types for JSON, with None for NaN."""
+    """Convert dataclasses, containers and arrays (rounded to six places) to plain types for JSON, with None for NaN."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
@@ -69,10 +69,11 @@ def plain(value: Any) -> Any:
 
 
 def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy.NEGATIVE) -> FloatArray:
-    """Labels of the CSV files, 1, 0, -1 (uncertain) and NaN (blank), as the truth of an evaluation, in {0, 1, NaN}.
+    """Convert the labels of a data set to those that an evaluation compares with: 0, 1, or NaN (unknown).
 
-    Uncertain labels become NaN, as do those that a data set cannot state (-100). A blank is negative, as in the paper,
-    or unknown. A share of readers, which can be trained on, becomes their majority.
+    Input labels are 1, 0, -1 (uncertain), NaN (blank), -100 (not stated by this data set), or the share of readers who
+    called it positive. Uncertain and -100 become NaN. A blank becomes 0, as in the paper, or NaN, by `blank`. A share
+    above .5 becomes 1, any other 0.
     """
     labels = np.where((labels > NEGATIVE) & (labels < POSITIVE), labels > 0.5, labels)
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
@@ -81,14 +82,15 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
-    """The labels `(num_views, num_labels)` of a split from `load_dataset`, by `evaluation_labels`."""
+    """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`."""
     return evaluation_labels(np.asarray(dataset["labels"][:]), blank)
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:
-    """Aggregates values `(num_views, num_labels)` over the views of each study, by one of `AGGREGATIONS`.
+    """Combine values `(num_views, num_labels)` over the views of each study by their maximum or mean, ignoring NaN.
 
-    Returns the values `(num_studies, num_labels)`, NaN where every view is NaN, and the studies in order of first view.
+    Returns the values `(num_studies, num_labels)`, NaN where every view is NaN, and the studies in the order of first
+    views.
     """
     if how not in AGGREGATIONS:
         raise ValueError(f"Views of a study are aggregated by one of {', '.join(AGGREGATIONS)}, got {how!r}.")
@@ -100,9 +102,10 @@ def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") 
 
 
 def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
-    """Area under the receiver operating characteristic of one observation, in [0, 1]; NaN unless both classes occur.
+    """Return the area under the ROC curve of one observation, in [0, 1]; NaN unless both classes occur.
 
-    Labels `(num_studies,)` are in {0, 1}, NaN where unknown. Any score that rises with the probability will do.
+    Labels `(num_studies,)` are in {0, 1}, NaN where unknown. `probabilities` may be any scores: only their order
+    counts.
     """
     is_known = ~np.isnan(labels)
     has_both = len(np.unique(labels[is_known])) == 2
@@ -110,7 +113,9 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
 
 
 def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
-    """The metrics of one observation by their `WeightedFigures.NAMES`; NaN where the data cannot define one.
+    """Return metric -> value of one observation, for `WeightedFigures.NAMES`; NaN where undefined.
+
+    Probabilities and labels in {0, 1}, NaN where unknown, are `(num_studies,)`.
 
     Raises:
         ValueError: If the shapes differ or a probability is outside [0, 1].
@@ -125,12 +130,12 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 
 
 class WeightedFigures:
-    """The metrics of one observation, in the order of `NAMES`, as functions of how often each study counts.
+    """The metrics of one observation as functions of weights, which say how often each study counts, as in a bootstrap.
 
-    They are the AUROC, the average precision (without interpolation), the Brier score, the same divided by that of
-    always answering the prevalence, and the calibration error over bins of equal width. Scores are sorted once; each
-    metric is then made of sums of weights over fixed sets of studies, for which a sparse matrix serves a block of
-    weightings.
+    `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score
+    (divided by that of always answering the prevalence), and the calibration error over bins of equal width. Scores are
+    sorted once; each metric is then made of sums of weights over fixed sets of studies, so that one sparse matrix
+    product serves many weightings.
 
     Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus
     the scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
@@ -139,7 +144,7 @@ class WeightedFigures:
     NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
 
     def __init__(self, probabilities: FloatArray, labels: FloatArray) -> None:
-        """Prepares the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
+        """Prepare the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
         known = np.flatnonzero(~np.isnan(labels))
         p, y = probabilities[known], labels[known] == 1
         # In descending order of the scores, recall rises only at some of them: the steps.
@@ -169,12 +174,12 @@ class WeightedFigures:
         self._sums = sparse.csr_array(entries, shape=(int(self._starts[-1]), len(labels)))
 
     def auroc(self, weights: FloatArray) -> FloatArray:
-        """The AUROC alone, in half the time: `(num_weightings,)` for weights `(num_studies, num_weightings)`."""
+        """Return the AUROC alone, in half the time: `(num_weightings,)` for weights `(num_studies, num_weightings)`."""
         positive, negative, tied, num_negative, *_ = self._sums_of(weights)
         return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
 
     def __call__(self, weights: FloatArray) -> FloatArray:
-        """The metrics `(num_metrics, num_weightings)` for weights `(num_studies, num_weightings)`; NaN if undefined."""
+        """Return metrics `(num_metrics, num_weightings)`, or NaN, for weights `(num_studies, num_weightings)`."""
         positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
         num_positive = positive.sum(axis=0)
         pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
@@ -201,7 +206,7 @@ class WeightedFigures:
         return np.split(self._sums @ weights, self._starts[:-1])
 
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
-        """The share of pairs in the right order: all pairs but those with the negative above, and half of the ties."""
+        """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half."""
         pairs = positive.sum(axis=0) * num_negative
         wrong = np.einsum("sw,sw->w", positive, false)
         wrong -= np.einsum("sw,sw->w", positive[self._tied_steps], tied) / 2
@@ -209,7 +214,7 @@ class WeightedFigures:
 
 
 def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """The observations that the labels `(num_studies, num_labels)` can judge: enough studies of both classes."""
+    """Return the observations whose labels `(num_studies, num_labels)` have `MIN_STUDIES_PER_CLASS` of each class."""
     has_both = np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= MIN_STUDIES_PER_CLASS
     return tuple(name for name, both in zip(observations, has_both, strict=True) if both)
 
@@ -217,7 +222,10 @@ def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tupl
 def averaged_observations(
     labels: FloatArray, observations: Sequence[str], headline: Sequence[str] = CHEXPERT.headline
 ) -> tuple[str, ...]:
-    """The observations in a mean: the judged ones of the headline, or all judged ones if there is none."""
+    """Return the observations over which a mean is taken.
+
+    They are those of `headline` that have enough studies of both classes; if there are none, all that have enough.
+    """
     judged = judged_observations(labels, observations)
     return tuple(name for name in judged if name in headline) or judged
 
@@ -230,9 +238,10 @@ def evaluate_probabilities(
     headline: Sequence[str] = CHEXPERT.headline,
     aggregation: str = "maximum",
 ) -> Evaluation:
-    """Evaluates probabilities and labels from `evaluation_labels`, both `(num_views, num_labels)`, per study.
+    """Compute AUROCs per study from probabilities `(num_views, num_labels)` and labels from `evaluation_labels`.
 
-    `headline` names the observations of the mean, as in a `LabelSet`; `aggregation` is one of `AGGREGATIONS`.
+    `headline` is as for `averaged_observations`; `aggregation` is one of `AGGREGATIONS`. Raises ValueError if the
+    shapes do not fit or a probability is NaN.
     """
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Hashes of the patients a model has seen, stored beside the model, so that metrics on the same patients are noticed.
+"""Hashed ids of the patients that a model has seen, stored beside it to warn of metrics on the same patients.
 
-The ids are hashed with a salt of the model's own. This keeps a published folder from being a list of patients, and two
-folders from being compared with each other. It does not stop an attacker: ids come from a small, known range
-(CheXpert's are patient00001 to patient65240 or so), and trying them all takes a second.
+Each file has its own random salt. This keeps a shared folder from being a list of patients, and two folders from being
+compared with each other. It does not stop an attacker: ids come from a small, known range (CheXpert's are patient00001
+to patient65240 or so), and trying them all takes a second.
 """
 
 import hashlib
@@ -27,27 +27,27 @@ _PURPOSES = {
 
 
 class PatientsFileError(InputError):
-    """A file of patients' hashes that cannot be read."""
+    """A file of hashed patient ids that is missing or damaged."""
 
 
 def hash_patients(patients: Iterable[str], salt: str) -> list[str]:
-    """Hashes ids such as "patient00001" to 16 hexadecimal digits each, in their order."""
+    """Return a hash of 16 hexadecimal digits for each id, such as "patient00001", in the same order."""
     return [hashlib.sha256(f"{salt}/{patient}".encode()).hexdigest()[:_HASH_LENGTH] for patient in patients]
 
 
 def _names_of(patient: str) -> set[str]:
-    """A patient's id, and where a data set's name is in front ("NIH/00000001", of several as one), that without it."""
+    """Return a patient's id, and also the bare one if the name of a merged data set is in front: "NIH/00000001"."""
     return {patient, patient.partition("/")[2] or patient}
 
 
 def write_patient_hashes(path: Path, patients: Iterable[str]) -> None:
-    """Writes the sorted hashes of these patients, each once, with a new random salt."""
+    """Write the hashed ids of these patients, sorted and without duplicates, with a new random salt."""
     salt, names = secrets.token_hex(16), {name for patient in patients for name in _names_of(patient)}
     write_text(path, json.dumps({"salt": salt, "hashes": sorted(hash_patients(names, salt))}) + "\n")
 
 
 def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
-    """The patients whose hashes are in a file; PatientsFileError if it is missing or damaged."""
+    """Return those of `patients` whose hashes are in a file; PatientsFileError if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         salt, hashes = str(content["salt"]), set(content["hashes"])
@@ -57,9 +57,10 @@ def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
 
 
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
-    """Warnings that a model was trained, chosen or calibrated on some of these patients, by the files of its folder.
+    """Return warnings that a folder's model was trained, selected or calibrated on some of these patients.
 
-    The same id in another hospital's data also counts. A damaged file raises PatientsFileError.
+    It reads the folder's files of hashed ids; a missing one gives no warning, a damaged one raises PatientsFileError.
+    Only ids are compared: the same id in another hospital's data also counts.
     """
     patients = set(patients)
     return [

@@ -1,4 +1,4 @@
-"""The plots of a report: ROC, precision-recall, reliability, score histograms, subgroups. For print, with intervals.
+"""The plots of an evaluation report, for print: ROC, precision-recall, reliability, histograms, subgroups.
 
 Colours are Okabe and Ito's, which are told apart with any colour vision; models also differ by line style.
 """
@@ -25,27 +25,27 @@ _BINS = 10
 _BAND_REPLICATES = 200
 _GRID = np.linspace(0, 1, 101)
 
-Curve = Callable[[FloatArray, FloatArray], FloatArray]  # from scores and labels to values on the grid
+Curve = Callable[[FloatArray, FloatArray], FloatArray]  # maps scores and labels `(n,)` to the curve's values at `_GRID`
 
 
 @dataclass(frozen=True)
 class StudyScores:
-    """The scores of models per study, for plots."""
+    """The probabilities of all models and the labels, per study, from which the plots are drawn."""
 
     probabilities: Mapping[str, FloatArray]  # model -> (num_studies, num_labels)
     truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
-    observations: Sequence[str]  # the columns
-    shown: Sequence[str]  # those that get a panel
+    observations: Sequence[str]  # names of the columns
+    shown: Sequence[str]  # the observations that get a panel
 
     def known(self, model: str, observation: str) -> tuple[FloatArray, FloatArray]:
-        """Scores and labels `(n,)` of the studies whose label is known."""
+        """Return a model's scores of an observation and its labels, both `(n,)`, of the studies with a known label."""
         column = self.observations.index(observation)
         is_known = ~np.isnan(self.truth[:, column])
         return self.probabilities[model][is_known, column], self.truth[is_known, column]
 
 
 def roc_figure(scores: StudyScores, aurocs: Mapping[tuple[str, str], str]) -> Figure:
-    """ROC curves with pointwise 95 % bands and AUROCs by model and observation, and the paper's radiologists."""
+    """Draw ROC curves with 95 % bands, labelled by `aurocs[model, observation]`, and the paper's radiologists."""
     figure, panels = _grid(scores, "False positive rate", "True positive rate")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
@@ -66,7 +66,7 @@ def roc_figure(scores: StudyScores, aurocs: Mapping[tuple[str, str], str]) -> Fi
 
 
 def precision_recall_figure(scores: StudyScores) -> Figure:
-    """Precision-recall curves with pointwise 95 % bands; the line across is the prevalence."""
+    """Draw precision-recall curves with pointwise 95 % bands; a horizontal line marks the prevalence."""
 
     def on_grid(values: FloatArray, labels: FloatArray) -> FloatArray:
         precision, recall, _ = precision_recall_curve(labels, values)
@@ -83,7 +83,7 @@ def precision_recall_figure(scores: StudyScores) -> Figure:
 
 
 def reliability_figure(scores: StudyScores) -> Figure:
-    """Observed frequency by mean probability in ten equally filled bins, with Wilson 95 % intervals."""
+    """Draw observed frequency against mean probability in up to ten equally filled bins, with Wilson 95 % intervals."""
     figure, panels = _grid(scores, "Mean probability", "Observed frequency")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
@@ -99,7 +99,7 @@ def reliability_figure(scores: StudyScores) -> Figure:
 
 
 def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Figure:
-    """Distribution of the first model's scores over positive and negative studies, with its operating points."""
+    """Draw histograms of the first model's scores of positive and negative studies, and lines at `thresholds`."""
     first = next(iter(scores.probabilities))
     figure, panels = _grid(scores, "Probability", "Share of the class", legend=False)
     edges = np.linspace(0, 1, 21).tolist()
@@ -117,7 +117,10 @@ def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Fi
 
 
 def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], shown: Sequence[str]) -> Figure:
-    """AUROC of `subgroups` as in metrics.json, a panel for each observation; the dotted line is that of all studies."""
+    """Draw the AUROC of each subgroup with its interval, a panel for each observation in `shown`.
+
+    `subgroups` are as in metrics.json. `overall` is the AUROC of all studies by observation, drawn as a dotted line.
+    """
     groups = list(dict.fromkeys((item["column"], item["group"]) for item in subgroups))
     estimates = {(item["column"], item["group"], item["observation"]): item["auroc"] for item in subgroups}
     figure = Figure(figsize=(2.3 * len(shown) + 1.6, 0.28 * len(groups) + 1.3), dpi=150, layout="constrained")
@@ -146,7 +149,7 @@ def forest_figure(subgroups: Sequence[Mapping[str, Any]], overall: Mapping[str, 
 
 
 def simplify(axes: Axes) -> None:
-    """Removes the frame's upper and right line and makes the tick labels small."""
+    """Remove the upper and right line of the frame, and make the tick labels small."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
 
@@ -156,13 +159,13 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _models(scores: StudyScores, observation: str) -> Iterator[tuple[str, FloatArray, FloatArray, dict[str, Any]]]:
-    """Each model's name, scores and labels of an observation, and the style of its line."""
+    """Yield each model's name, its scores and labels of an observation where known, and its line style."""
     for number, model in enumerate(scores.probabilities):
         yield model, *scores.known(model, observation), _style(number)
 
 
 def _grid(scores: StudyScores, x_label: str, y_label: str, *, legend: bool = True) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for each observation that is shown, and above them a legend where there are several models."""
+    """Make a figure with a panel for each shown observation, and a legend above if there are several models."""
     shown = scores.shown
     columns = min(_COLUMNS, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
@@ -185,7 +188,7 @@ def _grid(scores: StudyScores, x_label: str, y_label: str, *, legend: bool = Tru
 
 
 def _draw_band(axes: Axes, values: FloatArray, labels: FloatArray, curve: Curve, style: Mapping[str, Any]) -> None:
-    """Shades the pointwise 2.5 to 97.5 % quantiles of a curve over resampled studies."""
+    """Shade the band from the 2.5 to the 97.5 % quantile of a curve over resampled studies."""
     rng = np.random.default_rng(0)
     curves = []
     for _ in range(_BAND_REPLICATES):

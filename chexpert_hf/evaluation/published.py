@@ -1,4 +1,4 @@
-"""Published results on CheXpert, for comparison: `published.yaml`."""
+"""Published results on CheXpert, for comparison, from `published.yaml`."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -14,5 +14,5 @@ RADIOLOGISTS: Mapping[str, Mapping[str, Sequence[float]]] = _RESULTS["radiologis
 
 
 def is_chexpert_valid(patients: Collection[str], num_views: int) -> bool:
-    """Whether these are CheXpert's validation set: 234 views of the patients 64541 to 64740, one study each."""
+    """Whether these are CheXpert's validation set: 234 views of the patients patient64541 to patient64740."""
     return num_views == 234 and set(patients) == {f"patient{number}" for number in range(64541, 64741)}

@@ -1,4 +1,4 @@
-"""Evaluation against a second reference standard, beside the labels of the data set on the same images."""
+"""Evaluation against a second reference standard, such as radiologists' readings, beside the data set's own labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,24 +25,25 @@ def assess_reference(
     aggregation: str = "maximum",
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """Evaluates scores against a reference standard, with the same metrics, intervals and arguments as `assess`.
+    """Evaluate scores against a second reference standard and, if given, the data set's own labels on the same images.
 
-    Only images in the reference are scored, also where their study has others.
+    Arguments that are not listed are those of `assess`. Only images in the reference are scored, even if their study
+    has others.
 
     Args:
         paths: Paths of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
         reference: From `read_reference` with the same observations.
-        labels: `(num_views, num_labels)`: the data set's own, evaluated on these images.
-        labels_name: Who set these, such as "text-mined labels".
+        labels: `(num_views, num_labels)`: the data set's own labels.
+        labels_name: Who set the data set's own labels, such as "text-mined labels".
 
     Returns:
-        Plain types for JSON: numbers of images, studies and patients, and `figures`: for each model and finding
-        `reference`, `target`, `against` (None: all others are negative), `observation` (whose score it is), `num` (of
-        studies), and the entries of an observation in `assess`. For each observation, the figures on the data set's
-        labels follow those on the reference.
+        Plain types for JSON: numbers of images, studies and patients, and the list `figures`. It has an entry for each
+        model and finding: `reference`, `target` (the finding), `against` (the negatives, such as "Class=Normal"; None:
+        all that are not positive), `observation` (whose score is evaluated), `num` (of studies), and the keys of an
+        observation in `assess`. The entries on the data set's own labels follow those on the reference.
 
     Raises:
-        ReferenceFileError: If no image is in both.
+        ReferenceFileError: If no image of the split is in the reference.
     """
     rows = reference.rows_of(paths)
     column = {name: number for number, name in enumerate(observations)}

@@ -1,4 +1,4 @@
-"""Numbers, estimates and tables as plain text, and reports from templates."""
+"""Formatting of numbers, estimates and tables as plain text, and of reports from templates."""
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,7 @@ DASH = "–"  # stands for a value that is undefined
 
 
 def number(value: float | None, places: int = 3) -> str:
-    """A number without the zero in front of the point, `.892`."""
+    """Format a number without the zero in front of the point, such as `.892`; a dash if undefined."""
     if value is None or isnan(value):
         return DASH
     text = f"{value:.{places}f}"
@@ -22,7 +22,7 @@ def number(value: float | None, places: int = 3) -> str:
 
 
 def as_estimate(estimate: Estimate | Mapping[str, Any] | None, places: int = 3) -> str:
-    """`.892 (.831 to .953)`; without the brackets where there is no interval."""
+    """Format an estimate as `.892 (.831 to .953)`, or as `.892` if it has no interval."""
     values = plain(estimate) or {"value": None}
     if values["value"] is None or values["low"] is None:
         return number(values["value"], places)
@@ -31,11 +31,11 @@ def as_estimate(estimate: Estimate | Mapping[str, Any] | None, places: int = 3) 
 
 
 def aligned(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """A table as plain text, its columns aligned.
+    """Format rows of cells as a plain table with aligned columns.
 
     Args:
-        cells: Rows; the last cell of one that is shorter than others runs on over the columns that it lacks.
-        right: The columns that are aligned to the right.
+        cells: Rows; if one is shorter than others, its last cell may run on over the columns that it lacks.
+        right: Indices of the columns that are aligned to the right.
     """
     columns = range(max(map(len, cells)))
     counted = [row if len(row) == len(columns) else row[:-1] for row in cells]
@@ -48,7 +48,7 @@ def aligned(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
 
 
 def render(template: str, **context: Any) -> str:
-    """Renders a report from `templates/`, such as "report.md", with estimates, numbers and p-values as filters."""
+    """Render a file in `templates/`, such as "report.md"; it has filters for estimates, numbers and p-values."""
     environment = Environment(
         loader=PackageLoader("chexpert_hf.evaluation", "templates"),
         autoescape=select_autoescape(["html.jinja"]),

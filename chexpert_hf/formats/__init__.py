@@ -1,1 +1,1 @@
-"""Models in the formats of others: reading theirs, writing ours for them."""
+"""Conversion of models: import from, and export to, the formats of other libraries."""

@@ -1,4 +1,4 @@
-"""Export of models to timm (and so to transformers without remote code) and to torchxrayvision."""
+"""Exports models to timm (and so to transformers without remote code) and to torchxrayvision."""
 
 import re
 from pathlib import Path
@@ -29,14 +29,16 @@ _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 
 
 class FormatError(InputError):
-    """A format cannot express a model, with the reason."""
+    """A model that the other format cannot express; the message says why."""
 
 
 def export_format(model: str, target: str, output: Path) -> Remarks:
-    """Write a model folder or repository for "timm" or "torchxrayvision"; return remarks for the user.
+    """Write a model and a card to a new or empty folder, for "timm" or "torchxrayvision"; return remarks for the user.
+
+    `model` is a model folder or the id of a repository on the Hub. `output` is written whole or not at all.
 
     Raises:
-        FormatError: If the format cannot express the model, or the written folder gives other scores.
+        FormatError: If the format cannot express the model, or the written model gives other scores.
         FolderError: If `output` is not new or empty, or cannot be written.
         ModelFolderError: If the model cannot be loaded.
     """
@@ -56,7 +58,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raise FormatError unless the model is a network of the format with one linear output per observation."""
+    """Raise FormatError unless `target` has the model's network, and the head is linear, one output per observation."""
     supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
     titles = " or ".join(NETWORKS[network] for network in supported)
     reasons = {
@@ -71,7 +73,7 @@ def refuse_model(config: CheXpertConfig, target: str) -> None:
 
 
 def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
-    """Raise FormatError if images are prepared in a way that no other library repeats."""
+    """Raise FormatError if the processor normalises gray levels by `gray_range`, which `target` does not do."""
     if processor.gray_range:
         raise FormatError(
             f"{target} cannot express this model: it would omit gray_range, by which the gray levels of each image are "
@@ -80,7 +82,11 @@ def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
 
 
 def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
-    """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code."""
+    """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code.
+
+    Returns remarks for the user. Raises FormatError if timm cannot prepare images as the processor does, so that
+    probabilities on phantoms differ; if it only cannot resize as `resize_like` says, that is a remark.
+    """
     settings = _timm_settings(processor)
     state_dict = {_timm_name(name, model.config): tensor for name, tensor in _own_tensors(model).items()}
     first, head = (
@@ -120,7 +126,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
 def _largest_difference(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> float:
-    """The largest difference between the probabilities of a written timm folder, read back, and the model's."""
+    """Read a written timm folder; return the largest difference of its probabilities from the model's on phantoms."""
     written = read_source(f"timm:{folder}", labels=[str(row) for row in range(model.config.num_labels)])
     images = phantoms(_COMPARED_PHANTOMS, seed=_COMPARED_SEED)
     pairs = ((written.build(), written.processor), (model, processor))
@@ -131,7 +137,7 @@ def _largest_difference(
 
 
 def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
-    """The settings of timm that prepare images as the processor does."""
+    """Return fields of timm's `pretrained_cfg` that prepare images as the processor does, or raise FormatError."""
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
@@ -152,7 +158,10 @@ def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
 def write_torchxrayvision(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> Remarks:
-    """Write `model.pt` for torchxrayvision's own DenseNet; see `export_card.md`."""
+    """Write `model.pt`, from which torchxrayvision's DenseNet is built as `export_card.md` shows; return remarks.
+
+    Raises FormatError unless images are squares with one channel in [-1024, 1024].
+    """
     theirs = torchxrayvision_processor()
     for name in ("image_mean", "image_std", "do_rescale", "do_normalize"):
         ours, expected = (np.ravel(getattr(one, name)).tolist() for one in (processor, theirs))
@@ -179,7 +188,7 @@ def write_torchxrayvision(
 
 
 def _timm_name(name: str, config: CheXpertConfig) -> str:
-    """The name of a weight or layer in timm and torchvision."""
+    """Return timm's and torchvision's name of a weight or layer of this package."""
     if config.backbone == DENSENET:
         return name
     return re.sub("^classifier", "fc", name.removeprefix("features."))

@@ -1,4 +1,4 @@
-"""A model that others trained, under this package's names, and the mapping of its outputs to observations."""
+"""An imported model before it is built: its weights under this package's names, and its outputs as observations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from chexpert_hf.publishing.data_terms import ImportedFrom
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """An imported model: its weights under this package's names, and remarks for the user."""
+    """A model that others trained, as read from its source, with all that a model folder needs."""
 
     config: CheXpertConfig
     processor: CheXpertImageProcessor
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]  # the weights, under this package's names
     origin: ImportedFrom
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # for the user
 
     def build(self) -> CheXpertForImageClassification:
-        """The model; raises WeightsError for weights that are missing, unknown, or of another size."""
+        """Build the model, in evaluation mode; WeightsError if weights are missing, unknown, or of another size."""
         model = CheXpertForImageClassification(self.config)
         given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -47,14 +47,14 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a head that have a name."""
+    """The outputs of a source's head that become observations."""
 
     observations: tuple[str, ...]
-    rows: tuple[int, ...]  # position of each observation among the outputs
-    classes: int = 1  # outputs per name
+    rows: tuple[int, ...]  # index of each observation among the source's named outputs
+    classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """The weight and bias of a linear layer for these outputs."""
+        """Select the rows of a linear layer that belong to these outputs; return its weight and bias by name."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -67,7 +67,11 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """The model of a source's backbone with its own or another head; `config` are further fields of the config."""
+        """Combine a source's backbone (and other weights outside of the classifier) with a head for these observations.
+
+        The head is `head`, weights by name, or the rows of the source's own classifier if None. `config` are further
+        fields of the model's config, such as those of the network.
+        """
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),
             num_channels=processor.num_channels,
@@ -87,14 +91,18 @@ def outputs_named(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] = (1,),
 ) -> Outputs:
-    """The outputs that have a name: CheXpert's where it has one for the same finding, else their own.
+    """Match a source's outputs to observations: CheXpert's where it has one for the finding, else under their own name.
 
     Args:
-        names: Names of all outputs in the source; empty for an output that was never trained.
+        names: Names of all outputs in the source, None if it has none. An output with an empty name, which was never
+            trained, is dropped.
         total: Number of outputs.
         source: Name of the source for messages.
-        labels: Names given by the user instead.
-        classes: Possible numbers of outputs per name.
+        labels: Names given by the user, which replace `names`.
+        classes: Possible numbers of outputs per name, such as `(1, 3)`.
+
+    Raises:
+        WeightsError: If there are no names, they do not fit the number of outputs, or none is that of a known finding.
     """
     names = names if labels is None else labels
     if names is None:
@@ -117,7 +125,7 @@ def outputs_named(
 
 
 def num_outputs(tensors: Mapping[str, Tensor], layer: str = "classifier") -> int:
-    """The number of outputs of a linear layer; raises WeightsError if there is no such layer."""
+    """Return the number of outputs of a linear layer; raise WeightsError if there is no such layer."""
     weight = tensors.get(f"{layer}.weight")
     if weight is None or weight.ndim != 2:
         head = _shown(sorted(name for name in tensors if name.startswith("classifier"))) or "missing"

@@ -1,4 +1,4 @@
-"""Model folders from weights that others trained.
+"""Imports weights that others trained: makes complete model folders of them.
 
 Sources: torchvision's weights of its networks; timm 1.0.31, `data.transforms_factory` and `data.config`; transformers
 5.23, `models.timm_wrapper`; Irvin et al. 2019, arXiv:1901.07031, and the code that its authors published with their 30
@@ -20,7 +20,7 @@ from chexpert_hf.files import new_folder, require_empty
 from chexpert_hf.formats.foreign_model import ForeignModel, Outputs, num_outputs, outputs_named
 from chexpert_hf.formats.origins import origin_of
 from chexpert_hf.formats.torchvision_networks import HEAD, Recognised, recognise
-from chexpert_hf.formats.torchxrayvision_models import fetched_file, published_model, to_ours
+from chexpert_hf.formats.torchxrayvision_models import fetch_weights, from_torchxrayvision, published_model
 from chexpert_hf.formats.weight_files import WeightFile, read_weight_file
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS, UncertaintyPolicy, check_observations
@@ -47,10 +47,10 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
     """Write a complete model folder from weights that others trained.
 
     Args:
-        source: One of `SOURCES`.
+        source: One of `SOURCES`, such as "torchxrayvision:chex" or "timm:FOLDER".
         output: A new or empty folder; it is written whole or not at all.
         file: The weights, where `source` does not name a file; nothing is downloaded then.
-        labels: Names of the outputs where the source has none (empty to drop one), or a new head's observations.
+        labels: Names of the outputs if the source has none (empty to drop one), or the observations of a new head.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
@@ -65,7 +65,7 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
 
 
 def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
-    """The model of a source; see `import_model`."""
+    """Read a model from a source, without writing a folder; arguments and WeightsError are as for `import_model`."""
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not file and (not rest or rest in NETWORKS):
         return from_torchvision(rest or "densenet121", labels)
@@ -73,7 +73,7 @@ def read_source(source: str, *, file: Path | None = None, labels: Labels = None)
         if labels is not None:
             raise WeightsError("torchxrayvision's outputs have names; leave out --labels.")
         published = published_model(rest)
-        return to_ours(published, read_weight_file(file or fetched_file(published)).tensors, rest)
+        return from_torchxrayvision(published, read_weight_file(file or fetch_weights(published)).tensors, rest)
     if kind == "jfhealthcare":
         raise WeightsError(_JFHEALTHCARE)
     if kind not in ("stanford", "student", "timm", "torchvision"):
@@ -88,14 +88,14 @@ def read_source(source: str, *, file: Path | None = None, labels: Labels = None)
 
 
 def _square(side: int = 224) -> CheXpertImageProcessor:
-    """Resizing to a square without keeping the aspect ratio; ImageNet's statistics."""
+    """Return a processor that resizes to a square without keeping the aspect ratio, and normalises as for ImageNet."""
     return CheXpertImageProcessor(size={"height": side, "width": side})
 
 
 def _untrained(
     recognised: Recognised, processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
-    """A backbone trained on ImageNet with a new head for `labels`, or all 14 observations if None."""
+    """Put a new head of zeros on an ImageNet backbone, for the observations `labels`, or all 14 if None."""
     try:
         observations = check_observations(OBSERVATIONS if labels is None else labels)
     except ValueError as error:
@@ -107,16 +107,17 @@ def _untrained(
 
 
 def from_torchvision(network: str, labels: Labels) -> ForeignModel:
-    """A network of torchvision, trained on ImageNet, with a new head."""
+    """Return torchvision's network with its ImageNet weights, downloaded if needed, and a new head for `labels`."""
     weights = str(get_model_weights(network).DEFAULT)
     origin = origin_of("imagenet", "torchvision", network=network, weights=weights)
     return _untrained(recognise(imagenet_state_dict(network)), _square(), labels, origin)
 
 
 def from_library(path: Path, labels: Labels, library: str) -> ForeignModel:
-    """A state_dict with torchvision's names, or timm's folder with config.json and weights.
+    """Read a state dict with torchvision's names, or a timm folder with config.json and weights.
 
-    `library` is "timm" or "torchvision". ImageNet's 1,000 classes get a new head.
+    `library` is "timm" or "torchvision". A head for ImageNet's 1,000 classes is replaced by a new one for `labels`;
+    other outputs are named by `labels`, or else by config.json. Raises WeightsError if file or folder do not fit.
     """
     config, files = {}, [path]
     if path.is_dir() and library == "timm":
@@ -158,7 +159,7 @@ def _timm_config(folder: Path) -> dict[str, Any]:
 
 
 def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImageProcessor:
-    """The processor equivalent to timm's evaluation transform."""
+    """Return the processor equivalent to timm's evaluation transform, from the fields of `pretrained_cfg`."""
     try:
         _, height, width = values["input_size"]
         mean, std = _per_channel(values["mean"], channels), _per_channel(values["std"], channels)
@@ -180,7 +181,7 @@ def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImagePr
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """One value per channel; like timm, the mean of three for one channel."""
+    """Return one value per channel: for one channel the mean of several, for several channels a single one repeated."""
     numbers = [float(value) for value in values]
     if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):
         raise ValueError(f"{len(numbers)} values for {channels} channels")
@@ -188,10 +189,10 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
 
 
 def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
-    """One of the 30 checkpoints of the CheXpert paper's authors.
+    """Read one of the 30 checkpoints of the CheXpert paper's authors; `source` is the name of the file.
 
-    Each observation has one output, or three: uncertain, negative, positive. These are reordered: first the positive
-    class of all observations, then the negative and the uncertain ones. `source` is the name of the file.
+    Each observation has one output, or three in the order uncertain, negative, positive (U-MultiClass). Three are
+    reordered: the positive rows of all observations come first, then the negative, then the uncertain ones.
     """
     tensors, total = file.tensors, num_outputs(file.tensors)
     names = _task_names(file.beside.get("task_sequence"))
@@ -208,7 +209,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
 
 
 def _task_names(tasks: Any) -> list[str] | None:
-    """Names in the order of the outputs, from a list or a mapping of names to positions."""
+    """Return the names of outputs in their order, from a list or a mapping name -> position; None if it is neither."""
     if isinstance(tasks, Mapping) and all(isinstance(place, int) for place in tasks.values()):
         by_place = {place: str(name) for name, place in tasks.items()}
         return [by_place[place] for place in range(len(tasks))] if by_place.keys() == set(range(len(tasks))) else None
@@ -217,7 +218,7 @@ def _task_names(tasks: Any) -> list[str] | None:
 
 
 def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
-    """The original student project's network: five outputs behind a hidden layer; see `from_stanford`."""
+    """Read the original student project's network: five outputs behind a hidden layer; `source` is the file's name."""
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
     outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)

@@ -1,8 +1,8 @@
-"""The Keras 3 port of a model folder: the same network in TensorFlow, JAX or PyTorch, and the way back.
+"""The Keras 3 port of a model folder, to use and train in TensorFlow, JAX or PyTorch, and the way back.
 
-The environment variable `KERAS_BACKEND` chooses the backend before Keras is imported. Training differs from PyTorch:
-BatchNorm's running variance takes the biased variance of a batch, PyTorch's the unbiased one; and Keras does not count
-batches, so `num_batches_tracked` is 0 afterwards.
+Set the environment variable `KERAS_BACKEND` before Keras is imported. Training differs from PyTorch: the running
+variance of BatchNorm takes the biased variance of a batch, in PyTorch the unbiased one; and Keras does not count
+batches, so that `num_batches_tracked` is 0 afterwards.
 
 Source of the calls: Keras 3.15, https://keras.io/api/.
 """
@@ -49,14 +49,15 @@ _CHANNELS = {"data_format": "channels_last"}
 
 
 class KerasError(InputError):
-    """A model has no Keras port, or weights do not fit one, with the reason."""
+    """A model without a Keras port, or weights that do not fit one; the message says why."""
 
 
 class CheXpertKeras(keras.Model):
-    """The port of `CheXpertForImageClassification`; layers have PyTorch's names with "-" for ".".
+    """The Keras port of `CheXpertForImageClassification`; layers have PyTorch's names with "-" for ".".
 
-    Its input are the processor's `pixel_values` (batch, num_channels, height, width) of any size, its outputs `logits`
-    (batch, num_labels) and `saliency` (batch, num_labels, h, w).
+    Its input is the processor's `pixel_values` (batch, num_channels, height, width) of any size; its outputs are
+    `logits` (batch, num_labels) and the signed maps `saliency` (batch, num_labels, h, w). Raises KerasError for a
+    backbone that is no DenseNet.
     """
 
     def __init__(self, config: CheXpertConfig, processor: CheXpertImageProcessor) -> None:
@@ -71,7 +72,7 @@ class CheXpertKeras(keras.Model):
 
 
 class Head(layers.Layer):
-    """Global average pooling and the classifier: one logit for each observation, or the map of each."""
+    """Global average pooling and the classifier: gives the logits, or the saliency maps, of all observations."""
 
     def __init__(self, config: CheXpertConfig, name: str) -> None:
         super().__init__(name=name)
@@ -84,7 +85,7 @@ class Head(layers.Layer):
         self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        """Create the weights for features of this shape."""
+        """Create the weights for features of `shape` (batch, h, w, channels)."""
         num_features: int | None = shape[-1]
         if self.hidden is not None:
             self.hidden.build((None, num_features))
@@ -92,7 +93,7 @@ class Head(layers.Layer):
         self.last.build((None, num_features))
 
     def call(self, features: Any, output_saliency: bool = False, training: bool | None = None) -> Any:
-        """Logits `(batch, num_labels)` of features `(batch, h, w, channels)`, or maps `(batch, num_labels, h, w)`."""
+        """Return logits `(batch, num_labels)` or maps `(batch, num_labels, h, w)`, from `(batch, h, w, channels)`."""
         pooled = inputs = ops.mean(features, axis=(1, 2))  # (B, C)
         if self.hidden is not None:
             inputs = ops.relu(self.hidden(pooled))
@@ -104,7 +105,7 @@ class Head(layers.Layer):
         return self._saliency(features, pooled, logits)
 
     def _saliency(self, features: Any, pooled: Any, logits: Any) -> Any:
-        """The features weighted by the gradient of each logit; see `CheXpertForImageClassification`."""
+        """Return features weighted by the gradient of each logit, summed over channels: `(batch, num_labels, h, w)`."""
         weight = self.last.kernel if self.to_logits is None else ops.matmul(self.last.kernel, self.to_logits)
         if self.hidden is None:
             maps = ops.einsum("bhwc,cl->blhw", features, weight)
@@ -120,7 +121,7 @@ class Head(layers.Layer):
 
 
 def from_model_folder(folder: str | Path) -> CheXpertKeras:
-    """The Keras port of a model folder, with its weights; raises KerasError for an ensemble."""
+    """Return the Keras port of a model folder, with its weights; KerasError unless it is a single DenseNet."""
     if (Path(folder) / ENSEMBLE_FILE).is_file():
         raise KerasError(f"{folder} is an ensemble, expected one model; take a folder of its 'members'.")
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
@@ -128,14 +129,14 @@ def from_model_folder(folder: str | Path) -> CheXpertKeras:
 
 
 def from_torch(model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> CheXpertKeras:
-    """The Keras port of a model, with its weights."""
+    """Return the Keras port of a PyTorch model, with a copy of its weights."""
     port = CheXpertKeras(model.config, processor)
     load_state_dict(port, model.state_dict())
     return port
 
 
 def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
-    """The PyTorch model with the port's weights, in evaluation mode."""
+    """Return the PyTorch model, in evaluation mode, with a copy of the port's weights."""
     model = CheXpertForImageClassification(port.config)
     counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(_UNMAPPED)}
     model.load_state_dict(state_dict(port) | counters)
@@ -143,7 +144,10 @@ def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
 
 
 def write_back(port: CheXpertKeras, folder: str | Path) -> None:
-    """Write a model folder; an existing card gets new sections on calibration and operating points."""
+    """Write the port to a model folder: weights, configuration, processor, reference scores, checksums.
+
+    The folder is made if needed, its files are replaced; a card is only brought up to date, if there is one.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     to_torch(port).save_pretrained(folder)
@@ -153,7 +157,7 @@ def write_back(port: CheXpertKeras, folder: str | Path) -> None:
 
 
 def state_dict(port: keras.Model) -> dict[str, Tensor]:
-    """The port's weights under PyTorch's names and in its shapes."""
+    """Return a copy of the port's weights under PyTorch's names and in its shapes, in float32."""
     arrays = {name: ops.convert_to_numpy(variable).astype(np.float32) for name, variable in _pairs(port)}
     return {
         name: torch.from_numpy(array.transpose(np.argsort(_AXES[array.ndim])).copy()) for name, array in arrays.items()
@@ -161,7 +165,7 @@ def state_dict(port: keras.Model) -> dict[str, Tensor]:
 
 
 def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
-    """Copy all of PyTorch's weights; raise KerasError if one is missing, left over, or of another shape."""
+    """Copy PyTorch's weights into the port; raise KerasError if one is missing, left over, or of another shape."""
     expected, given = dict(_pairs(port)), {name for name in weights if not name.endswith(_UNMAPPED)}
     if expected.keys() != given:
         name = min(expected.keys() ^ given)
@@ -176,7 +180,7 @@ def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
 
 
 def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
-    """PyTorch's name of each weight, and Keras's variable."""
+    """Yield the PyTorch name and the Keras variable of each weight; raise KerasError if a variable has no such name."""
     found, head = set(), port.get_layer(HEAD)
     for layer in (*port.layers, head.hidden, head.last):
         for attribute, name in _NAMES.items():
@@ -189,7 +193,7 @@ def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
 
 
 def _features(images: Any, config: CheXpertConfig) -> Any:
-    """The last feature maps `(batch, h, w, channels)`, after the ReLU, of images `(batch, height, width, channels)`.
+    """Return the last feature maps `(batch, h, w, channels)`, after the ReLU, of `(batch, height, width, channels)`.
 
     Padding has its own layers, for with stride 2 PyTorch pads on both sides, Keras's "same" mostly on one. The input of
     maximum pooling is not negative, so zeros do the same as PyTorch's -inf.
@@ -227,7 +231,7 @@ def _norm_relu(name: str, features: Any) -> Any:
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """`(num_outputs, num_labels)`, from the head's outputs to logits, z1 - z0 under U-MultiClass; None if identity."""
+    """Return the matrix `(num_outputs, num_labels)` outputs -> logits, z1 - z0 for three classes; None if identity."""
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):
@@ -236,13 +240,13 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
 
 
 def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
-    """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
+    """Return a matrix `(num_labels, num_labels)` whose row l is 1 at observation l and its ancestors, else 0."""
     ways = [{name, *ancestors(name, config.label_parents or {})} for name in config.observations]
     return np.array([[name in way for name in config.observations] for way in ways], dtype=np.float32)
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
-    """Logits of the unconditional probabilities: products along the label hierarchy, as in `modeling_chexpert`."""
+    """Return logits of unconditional probabilities: products along the label hierarchy, given by `_paths`."""
     log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)
     highest = -float(np.finfo(np.float32).eps)
     product = log_p - ops.log(-ops.expm1(ops.minimum(log_p, highest)))

@@ -1,4 +1,4 @@
-"""The origins of models that others trained: sources, data, licences, limits and citations, from `origins.yaml`."""
+"""Origins of imported models, from `origins.yaml`: source, data, licence, limits and citations."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from chexpert_hf.publishing.data_terms import ImportedFrom
 
 
 def origin_of(*names: str, **gaps: str) -> ImportedFrom:
-    """Joins entries of the file, of which a later one prevails; `gaps` are the texts for the {gaps} in it."""
+    """Merge entries of `origins.yaml`, later ones overriding earlier; `gaps` fill the {placeholders} in their texts."""
     entries = data_beside(__file__)
     values: dict[str, Any] = {key: value for name in names for key, value in entries[name].items()}
     return ImportedFrom(

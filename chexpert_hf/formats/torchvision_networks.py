@@ -1,4 +1,4 @@
-"""State dicts in torchvision's names: the network that they are of, and its weights under this package's names."""
+"""Recognition of a network by its state dict in torchvision's names, and renaming of the weights to this package's."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ HEAD = "classifier"
 
 
 class Recognised(NamedTuple):
-    """A network of `NETWORKS`, and weights of it as `features.*` and `classifier.*`."""
+    """A network of `NETWORKS`, with its weights renamed to `features.*` and `classifier.*`."""
 
     network: str
     tensors: Mapping[str, Tensor]
@@ -23,10 +23,10 @@ class Recognised(NamedTuple):
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
-    """The network of which a state dict has the most weights, by name and shape.
+    """Find the network that shares the most weights, by name and shape, with a state dict, and rename them.
 
-    Its head is the one linear layer that is no part of the backbone, whatever its name. Weights that the network does
-    not have stay under their own names, and what is missing is missing: `ForeignModel.build` names both.
+    Its head is the one linear layer outside the backbone, whatever its name. Other weights keep their names, and
+    missing ones stay missing: `ForeignModel.build` names both in its error.
 
     Raises:
         WeightsError: If no weight is one of a known network, or several linear layers could be the head.

@@ -1,7 +1,7 @@
-"""torchxrayvision's seven DenseNet121: their addresses and outputs, and their conversion to model folders.
+"""torchxrayvision's seven DenseNet121: their addresses and outputs, and how they become models of this package.
 
-torchxrayvision rescales outputs so that each operating point is .5; here scores are plain probabilities, and operating
-points are kept as such.
+torchxrayvision rescales outputs so that each operating point is .5. Here scores are plain probabilities, and the
+operating points are kept as thresholds.
 
 Source: torchxrayvision 1.5.7, `models.model_urls` and `utils.get_cache_dir` (Apache-2.0); Cohen et al. 2022,
 arXiv:2111.00595; Cohen et al. 2020, arXiv:2002.02497.
@@ -27,11 +27,11 @@ _THRESHOLDS = "op_threshs"  # the buffer with the operating points of the output
 
 
 class PublishedModel(NamedTuple):
-    """One of the models: its address, its training data, and the operating point of each output that was trained."""
+    """One of torchxrayvision's models."""
 
     url: str
-    data: str
-    thresholds: Mapping[str, float]
+    data: str  # its training data, as a phrase
+    thresholds: Mapping[str, float]  # operating point of each output that was trained
 
 
 _DATA = data_beside(__file__)
@@ -50,15 +50,15 @@ MODELS: Mapping[str, PublishedModel] = {
 
 
 def published_model(name: str) -> PublishedModel:
-    """A model by its name, with or without `densenet121-res224-`; raises WeightsError if there is none."""
+    """Return a model by its name, such as "chex" or "densenet121-res224-chex"; raise WeightsError if there is none."""
     if model := MODELS.get(name.removeprefix(PREFIX)):
         return model
     known = ", ".join(PREFIX + each for each in MODELS)
     raise WeightsError(f"torchxrayvision has no model {name!r} that can be imported; expected one of: {known}.")
 
 
-def fetched_file(model: PublishedModel) -> Path:
-    """The file in torchxrayvision's cache, downloaded if it is missing; raises WeightsError if that fails."""
+def fetch_weights(model: PublishedModel) -> Path:
+    """Download a model's weights to torchxrayvision's cache, if missing; return their path, or raise WeightsError."""
     path = Path.home() / ".torchxrayvision" / "models_data" / Path(model.url).name
     if path.is_file():
         return path
@@ -71,10 +71,11 @@ def fetched_file(model: PublishedModel) -> Path:
     return path
 
 
-def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
-    """The model of the trained outputs; `source` is its name for the card.
+def from_torchxrayvision(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
+    """Convert a model with the weights `tensors`; outputs that were never trained are dropped.
 
-    Operating points are those in the weights (`op_threshs`), or else the published ones.
+    Operating points are those in the weights (`op_threshs`), or else the published ones. `source` is the name for the
+    card.
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
@@ -100,7 +101,7 @@ def to_ours(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """The operating point of each output in the weights, except NaN; None if the weights have none."""
+    """Return output -> operating point in the weights, without NaN; None if they have none, WeightsError if invalid."""
     values = tensors.get(_THRESHOLDS)
     if values is None:
         return None
@@ -113,7 +114,7 @@ def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
 
 
 def processor() -> CheXpertImageProcessor:
-    """The processor with the pixel values of torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)`."""
+    """Return a processor that does what torchxrayvision's `normalize`, `XRayCenterCrop` and `XRayResizer(224)` do."""
     return CheXpertImageProcessor(
         size={"height": SIDE, "width": SIDE},
         do_square_crop=True,

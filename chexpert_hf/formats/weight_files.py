@@ -1,7 +1,7 @@
-"""Reading weights from a file that others wrote: safetensors, or a pickle, of which nothing is run.
+"""Reads weights from files that others wrote, safetensors or pickles, without running any code in them.
 
-Pickles are read with `torch.load(weights_only=True)`. Files of a whole module, such as torchxrayvision's, name the
-classes of its layers; each is replaced by an object that only keeps its state, from which the parameters are taken.
+Pickles are read with `torch.load(weights_only=True)`. Files that hold a whole module, such as torchxrayvision's, name
+the classes of its layers; each is replaced by an object that only keeps its state, from which the parameters are taken.
 """
 
 import io
@@ -55,7 +55,7 @@ _NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
 
 
 class _Inert:
-    """A placeholder for objects in a pickle: keeps their state, does nothing."""
+    """A placeholder for objects in a pickle, which keeps their state and does nothing."""
 
     dump_patches = False  # read by torch
     state: Any = None
@@ -68,14 +68,14 @@ class _Inert:
 
 
 class WeightFile(NamedTuple):
-    """Tensors without the prefixes of wrappers, such as `module.`, and the rest of a checkpoint."""
+    """The content of a file of weights."""
 
-    tensors: Mapping[str, Tensor]
-    beside: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]  # by name, without the prefixes of wrappers, such as `module.`
+    beside: Mapping[str, Any]  # the rest of a checkpoint
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Read weights without running code; raise WeightsError for a file without weights, or with other objects."""
+    """Read weights without running code; raise WeightsError for a damaged file, no weights, or unsafe objects."""
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; expected weights as .safetensors, .pth, .pt or .tar.")
     if path.suffix == ".safetensors":
@@ -119,9 +119,9 @@ def _read_pickle(path: Path) -> Any:
 def without_persistent_classes(content: bytes) -> bytes:
     """Rewrite a file of PyTorch before 1.6 so that no class is a persistent object, which `weights_only` refuses.
 
-    The pickle's instructions are parsed, not run: such an object becomes a call of `_CLASS_OF` in the allow-list.
-    Nothing else changes, so `weights_only` still checks everything that the file names. Raises ValueError for other
-    files. Source: torch 1.5, `serialization._legacy_save`.
+    The pickle's instructions are parsed, not run: such an object becomes a call of the harmless `_CLASS_OF`, which
+    `_read_pickle` allows. Nothing else changes, so `weights_only` still checks everything that the file names. Raises
+    ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):
@@ -142,7 +142,7 @@ def without_persistent_classes(content: bytes) -> bytes:
 
 
 def _split(content: Any, path: Path) -> WeightFile:
-    """The tensors of a checkpoint, alone or under a known key, and the rest."""
+    """Split a checkpoint into its weights, which are all of it or stand under a key of `_INSIDE`, and the rest."""
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
         return WeightFile(tensors, {})
@@ -153,7 +153,7 @@ def _split(content: Any, path: Path) -> WeightFile:
 
 
 def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict or a module; none if it is neither."""
+    """Return the tensors of a state dict or a module by name; empty if `value` is neither."""
     if isinstance(value, Mapping) and all(isinstance(item, Tensor) for item in value.values()):
         return {str(name): tensor.detach() for name, tensor in value.items()}
     if not isinstance(value, _Inert) or not isinstance(value.state, Mapping):

@@ -1,1 +1,1 @@
-"""Model folders: weights from elsewhere, the model card, what makes a folder complete."""
+"""Publishing of models: complete model folders, their cards, terms and checks, and uploads to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card of a folder: filled from the metrics of its run or the source of an imported model, and checked."""
+"""Model cards: written from a run's metrics or an imported model's source, brought up to date, and checked."""
 
 import re
 from collections.abc import Mapping
@@ -68,21 +68,21 @@ def render_card(
     record: Mapping[str, Any] | None = None,
     best_step: int | None = None,
 ) -> ModelCard:
-    """The card of a model that was trained here, or of an imported one, which has no recipe, record and step.
+    """Render the model card of a trained model, or of an imported one, which has no recipe, record and step.
 
     Args:
-        name: Name of the model.
-        model: Its config gives observations, policies and operating points.
+        name: Name of the model, the card's title.
+        model: Its config gives observations, policies for uncertain labels, and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
-        place: What loads the model: a path or the id of a repository.
+        place: The path or repository id from which the card's examples load the model.
         image_size: Input height and width in pixels.
-        recipe: All values of the run.
+        recipe: All values of the training run's recipe, by field.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
             `images`, `studies` and `patients`, and of `positives` by observation where they are known.
         best_step: Optimizer step of the checkpoint that was kept.
 
     Raises:
-        jinja2.UndefinedError: If a value is missing.
+        jinja2.UndefinedError: If a value that the template needs is missing.
     """
     is_ours, data = record is not None, (record or {}).get("data", {})
     family, citation = _FAMILIES.get(model.config.backbone, _TIMM)
@@ -124,13 +124,13 @@ def _labels_name(data: Mapping[str, Any]) -> str:
 
 
 def project_path(name: str) -> Path:
-    """A file or folder of the project: beside this module once installed, at the top of the project in a checkout."""
+    """Return the path of a project file: beside this module if installed, at the top of the project in a checkout."""
     installed = Path(__file__).with_name(name)
     return installed if installed.exists() else Path(__file__).parents[2] / name
 
 
 def read_template(path: Path) -> jinja2.Template:
-    """A template of a card, which refuses missing values."""
+    """Read the Jinja template of a card; rendering it raises `jinja2.UndefinedError` for missing values."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -146,14 +146,14 @@ def _estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def _section(name: str, **values: Any) -> str:
-    """A block of the template alone, followed by an empty line; an empty text if the block has no content."""
+    """Render one block of model_card.md and an empty line; an empty text if the block has no content."""
     template = read_template(project_path("model_card.md"))
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
 
 
 def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
-    """The model-index: the mean AUROC, and that of each observation with enough studies."""
+    """Return the entries of the Hub's model-index: the mean AUROC, and that of each observation with enough studies."""
     if not record["mean_over"]:
         return []
     values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]}
@@ -174,7 +174,7 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without paths of this machine: models and files are named without their folders."""
+    """Return a recipe without paths of this machine: models (`MODEL_FIELDS`) are named without their folders."""
     return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
 
 
@@ -185,13 +185,13 @@ def _public(value: Any) -> Any:
 
 
 def public_name(value: str) -> str:
-    """A model of a recipe without the folders above it; the id of a repository is returned unchanged."""
+    """Return the last part of a local path; the id of a repository on the Hub, such as "me/model", stays as it is."""
     is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
     return Path(value).name if is_local else value
 
 
 def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None = None) -> str:
-    """A card under a new name and place, with its sections on calibration and operating points as the config has them.
+    """Return a card with a new name and place, and new sections on calibration and operating points from the config.
 
     A card without these sections gets them at its end. `name` and `place` are as in `rename_card`.
     """
@@ -201,18 +201,21 @@ def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
-    """A card whose section on other reference standards follows `evaluation.json`; it stands after the evaluation."""
+    """Return a card with a new section on other reference standards, from the content of `evaluation.json`.
+
+    It replaces the old section, if any, and stands after the evaluation.
+    """
     section, rest = _section("references", record=record), _REFERENCES.sub("", text)
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)
 
 
 def rename_card(text: str, name: str, place: str | None = None) -> str:
-    """A card under another name: in its title, its model-index, and where it shows how to load the model.
+    """Return a card under another name: in its title, its model-index, and where it shows how to load the model.
 
     Args:
         text: The card.
-        name: The new name; the last part of a repository's id becomes the title.
-        place: What loads the model: a path or the id of a repository; `name` if None.
+        name: The new name; of a repository's id, the last part becomes the title.
+        place: The path or repository id from which the card's examples load the model; `name` if None.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)
@@ -229,7 +232,7 @@ def rename_card(text: str, name: str, place: str | None = None) -> str:
 
 
 def card_problems(text: str) -> list[str]:
-    """One line per problem of a card; empty for a complete one."""
+    """Return one line per problem of a card, such as a missing section or a placeholder; empty for a complete card."""
     found = _FRONT_MATTER.match(text)
     if found is None:
         return ["it has no front matter between two lines of ---"]

@@ -1,4 +1,4 @@
-"""Checks that a model folder is as it was saved and computes the same scores in every installed runtime."""
+"""Checks that a model folder is as it was saved, and gives the same scores in every installed runtime."""
 
 import importlib.util
 import json
@@ -34,40 +34,42 @@ _DANGEROUS = {
 
 @dataclass(frozen=True)
 class CheckLine:
-    """The result of one check: "ok", "FAILED", or "skipped" for a runtime that does not support this model."""
+    """The result of one check of a model folder."""
 
-    subject: str
-    result: str
+    subject: str  # such as "checksums"
+    result: str  # "ok", "FAILED", or "skipped" for a runtime that does not support this model
     text: str
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The results of all checks of a folder, in their order."""
+    """The results of all checks of a model folder, in their order."""
 
     folder: str
     lines: list[CheckLine]
 
     @property
     def is_ok(self) -> bool:
-        """True if nothing failed."""
+        """Whether no check failed."""
         return all(line.result != FAILED for line in self.lines)
 
     def as_table(self) -> str:
-        """One aligned line per check."""
+        """Format one aligned line per check."""
         width = max(len(line.subject) for line in self.lines)
         return "\n".join(f"{line.subject:<{width}}  {line.result:<8}  {line.text}" for line in self.lines)
 
 
 class _SkippedError(Exception):
-    """The reason why a runtime does not support this model, in a line."""
+    """A runtime that does not support this model; the message says why in one line."""
 
 
 def check_folder(folder: Path) -> CheckReport:
-    """Checks files, checksums, code, card, exported graphs, weights and reference scores of a model folder.
+    """Check a model folder's files, checksums, code, card, exported graphs, weights and reference scores.
+
+    Failures are lines of the report, not errors.
 
     Raises:
-        InputError: If it is no model folder.
+        InputError: If it is not a model folder, or is an ensemble.
     """
     if (folder / ENSEMBLE_FILE).is_file():
         raise InputError(f"{folder} is an ensemble; check the model folders that it was made of, such as run-1.")
@@ -179,13 +181,16 @@ def _scores(folder: Path, *, runtime: RuntimeName, precision: Precision) -> str:
 
 
 def _graph(folder: Path, runtime: RuntimeName, precision: Precision) -> str | None:
-    """The path of an exported graph in its folder; None if there is none."""
+    """Return the exported graph for a runtime and precision, as a path relative to the folder; None if missing."""
     graph = GRAPH_FILES.get((runtime, precision))
     return graph if graph is not None and (folder / graph).is_file() else None
 
 
 def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
-    """The phantom of `reference.json` as this version draws it, and the scores that the model gave for it."""
+    """Return the phantom of `reference.json`, drawn anew, and the probabilities that it records, by observation.
+
+    Raises InputError if the file is damaged, or this version of the package draws the phantom differently.
+    """
     try:
         content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
         image = render_phantom(**content["phantom"]).image

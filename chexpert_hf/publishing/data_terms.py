@@ -1,7 +1,7 @@
-"""Terms, citations and reference standards of known data sets, recognised by their folder's name: `data_terms.yaml`.
+"""Licences, citations, limits and reference standards of known data sets, found by folder name in `data_terms.yaml`.
 
-A model folder has the terms of its training data in `terms.json`, with those of its initial model's, so that a model
-that is fine-tuned from it, and every further one, can name them.
+A model folder keeps the terms of its training data, and of the model it was fine-tuned from, in `terms.json`, so that
+any model fine-tuned from it can name them all.
 """
 
 import json
@@ -24,8 +24,8 @@ class Terms:
     Attributes:
         licence: Sentences on the use of the weights.
         license_id: In the Hub's vocabulary, such as "apache-2.0", or "other".
-        license_name: For `license_id` "other": a short name with hyphens.
-        limits: Sentences on known shortcomings.
+        license_name: If `license_id` is "other": a short name with hyphens.
+        limits: Sentences on known shortcomings of the data.
         citations: Keys of `citations.bib`, or BibTeX entries.
     """
 
@@ -38,9 +38,13 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedFrom(Terms):
-    """The source of a model that others trained: which weights, their training data, and changes made by the import.
+    """Where a model that others trained comes from, and its terms.
 
-    These three are phrases without a full stop. `labels` says who set the training labels, such as "text-mined labels".
+    Attributes:
+        source: Which weights; like `data` and `conversion` a phrase without a full stop.
+        data: Their training data.
+        conversion: The changes made by the import.
+        labels: Who set the training labels, such as "text-mined labels".
     """
 
     source: str
@@ -51,10 +55,10 @@ class ImportedFrom(Terms):
 
 
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
-    """The reference standard of a data set's own labels.
+    """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
 
-    It is what the rows say in their column `labels_by`; if they say nothing, it follows from the folder's name, the
-    split and its number of patients.
+    It is what the rows say in their column `labels_by`. If they say nothing, it follows from the folder's name, the
+    split and its number of patients; `OWN_LABELS` if unknown.
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
@@ -64,7 +68,7 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
 
 
 def label_origins(data: Mapping[str, Any]) -> set[str]:
-    """The reference standards of a model's training labels, by `data` of `evaluation.json`; `OWN_LABELS` if unknown."""
+    """Return who set a model's training labels (see `labels_name`), by the entry `data` of its `evaluation.json`."""
     train = data["train"]
     stated = set(train.get("labels_by", ()))
     named = {labels_name(name, "train", train["patients"]) for name in data_names(data)}
@@ -72,15 +76,15 @@ def label_origins(data: Mapping[str, Any]) -> set[str]:
 
 
 def data_names(data: Mapping[str, Any]) -> Sequence[str]:
-    """The names of the folders that a model was trained on, from `data` of `evaluation.json`."""
+    """Return the names of the data folders that a model was trained on, by the entry `data` of `evaluation.json`."""
     names: Sequence[str] = data.get("sources", [data["name"]])
     return names
 
 
 def terms_of(names: Sequence[str]) -> Terms:
-    """The terms of the data that folders' names stand for; an unknown name refers to the data's provider.
+    """Return the combined terms of the data sets in folders of these names; unknown ones refer to the data's provider.
 
-    Those of several hold together, without a common name of a licence.
+    The terms of several data sets all hold, and have no common name of a licence.
     """
     found = each_terms(names)
     if len(found) == 1:
@@ -93,7 +97,7 @@ def terms_of(names: Sequence[str]) -> Terms:
 
 
 def each_terms(names: Sequence[str]) -> list[Terms]:
-    """The terms of each of these folders' data, those that are the same once."""
+    """Return the terms of each of these folders' data; equal ones only once."""
     found = {}
     for name in names:
         given = _entry(name)["terms"]
@@ -103,14 +107,14 @@ def each_terms(names: Sequence[str]) -> list[Terms]:
 
 
 def write_terms(folder: Path, terms: Sequence[Terms]) -> None:
-    """Writes the terms of all data and models that the weights of a folder come from."""
+    """Write `terms.json`: the terms of all data and models that the weights in a folder come from."""
     write_json(folder / TERMS_FILE, {"terms": [asdict(one) for one in terms]})
 
 
 def read_terms(folder: Path) -> list[Terms]:
-    """The terms of all data and models that the weights of a folder come from; empty if it does not say.
+    """Read the terms of all data and models that the weights in a folder come from; empty if unknown or unreadable.
 
-    A folder of an earlier version has no `terms.json`; it names its training data in `evaluation.json`.
+    A folder of an earlier version has no `terms.json`; then they are those of the training data in `evaluation.json`.
     """
     names = [item.name for item in fields(Terms)]
     try:
@@ -123,9 +127,9 @@ def read_terms(folder: Path) -> list[Terms]:
 
 
 def with_initial_terms(own: Terms, initial: Sequence[Terms], name: str) -> Terms:
-    """The terms of a fine-tuned model: those of its data, with licences and citations of the initial model, `name`.
+    """Return the terms of a fine-tuned model: its own data's, and licences and citations of its initial model, `name`.
 
-    The limits of the initial model's data are not the fine-tuned model's.
+    The limits of the initial model's data are left out.
     """
     if not initial:
         return own

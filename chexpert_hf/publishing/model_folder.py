@@ -1,6 +1,6 @@
-"""A complete model folder: weights, configuration, processor, their code, metrics, card, checksums of all files.
+"""Writes complete model folders: weights, configuration, processor, code, metrics, card, and checksums of all files.
 
-It also has reference scores of one phantom, by which an installation, a conversion or an export can be checked.
+A folder also has the model's scores of one phantom, by which an installation, conversion or export can be checked.
 """
 
 import hashlib
@@ -48,9 +48,9 @@ _SECOND_STANDARDS = "second_reference_standards"
 def assess_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Metrics of predictions with 95 % intervals and by subgroups: the model's entry of `assess`, with `replicates`.
+    """Compute a model's entry of `assess` (metrics with 95 % intervals, also by subgroup) from its probabilities.
 
-    The labels of the split are those of the model's observations, in its order.
+    Probabilities are `(num_views, num_labels)` for the split, whose labels are the model's observations in its order.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(
@@ -73,13 +73,13 @@ def evaluation_record(
     was_chosen_on_it: bool,
     assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The contents of `evaluation.json`: counts, AUROC and its intervals, subgroups.
+    """Return the contents of `evaluation.json`: counts, AUROCs and their intervals, subgroups.
 
-    Calibration changes none of these metrics: it moves probabilities, but not their order.
+    Calibrating the model changes none of these: it moves probabilities, but not their order.
 
     Args:
         evaluation: On the validation split.
-        data: See `chexpert_hf.publishing.card.render_card`.
+        data: Name and numbers of the data; see `record` in `card.render_card`.
         was_chosen_on_it: Whether the checkpoint was chosen on this same split.
         assessment: From `assess_predictions`, for intervals and subgroups.
     """
@@ -121,9 +121,9 @@ def save_trained_folder(
     best_step: int,
     assessment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the complete folder of a model that was trained here.
+    """Write the complete folder of a model that this package trained; other files in the folder stay.
 
-    Other files in the folder stay; files that are written later need `write_checksums` again.
+    Call `write_checksums` again after adding files to the folder.
 
     Args:
         folder: The model folder.
@@ -145,7 +145,10 @@ def save_trained_folder(
 
 
 def _initial_terms(init: str) -> list[Terms]:
-    """The terms of the model that a run started from, or a reference to its card; none if that was no model."""
+    """Return the terms of the model that a run started from (`init`), or a reference to its card if they are unknown.
+
+    Empty if the run started from "imagenet" or "random".
+    """
     if init in ("imagenet", "random"):
         return []
     try:
@@ -158,7 +161,7 @@ def _initial_terms(init: str) -> list[Terms]:
 def save_imported_folder(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
 ) -> None:
-    """Writes the complete folder of a model that others trained; see `save_trained_folder`."""
+    """Write the complete folder of a model that others trained; other files in the folder stay."""
     name, size = readable(folder.resolve().name), processor.output_size[0]
     _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, image_size=size)
 
@@ -185,7 +188,7 @@ def _write(
 
 
 def refresh_folder(folder: Path) -> None:
-    """Renews reference scores, card and checksums of a folder whose weights or config have changed.
+    """Update reference scores, card and checksums of a folder whose weights or config have changed.
 
     The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`.
     """
@@ -203,9 +206,9 @@ def refresh_folder(folder: Path) -> None:
 
 
 def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
-    """Adds metrics against another reference standard, from `assess_reference`, to `evaluation.json` and card.
+    """Add a result of `assess_reference` to the `evaluation.json`, card and checksums of a model folder.
 
-    They replace earlier ones against the same standard on the same data, such as "NIH, valid".
+    It replaces an earlier one against the same standard on the same data. `data` names these, such as "NIH, valid".
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -220,12 +223,12 @@ def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) ->
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
-    """The contents of `reference.json`: a phantom's parameters, the checksum of its pixels, and the model's scores."""
+    """Score a phantom, and return the contents of `reference.json`: its parameters, SHA-256, and the probabilities."""
     image = render_phantom(**REFERENCE_PHANTOM).image
     scores = dict(classifier.predict(image).probabilities)
     return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sum(image), "probabilities": scores}
 
 
 def image_sum(image: NDArray[np.uint8]) -> str:
-    """SHA-256 of an image's gray levels `(height, width)`."""
+    """Return the SHA-256 of an image's gray levels `(height, width)`, in hexadecimal digits."""
     return hashlib.sha256(image.tobytes()).hexdigest()

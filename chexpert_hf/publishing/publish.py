@@ -1,10 +1,10 @@
-"""Model folders as repositories on the Hub, and the app as a Space: staged whole, then sent in one commit.
+"""Uploads model folders to repositories on the Hub, and the app to a Space: staged whole, then sent in one commit.
 
 Only the files that `chexpert_hf.models.model_files` lists as public are sent: no checkpoints, optimizer states,
 pickles, hashes of patients or logs. The client's own `upload_folder` may divide a folder into several commits, so that
 a reader could find weights of one model beside the config of another; hence `create_commit`.
 
-A Space has the files of `space/`, one version of one model, and this package, which is on no index, with the
+A Space has the files of `space/`, one version of one model, a copy of this package, which is on no index, and the
 requirements that it declares. Gradio is not among them: a Space gets the version that its README names.
 """
 
@@ -49,23 +49,23 @@ Listing = tuple[tuple[str, int], ...]
 
 
 class PublishError(InputError):
-    """A model folder that cannot be published, with the reason."""
+    """A model folder that cannot be published; the message says why."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A sent folder: the address of its commit or pull request, the commit's SHA (None of a dry run), and its files."""
+    """The result of sending a folder to the Hub, or of a dry run."""
 
     repo_id: str
-    url: str
-    commit: str | None
+    url: str  # of the commit or pull request
+    commit: str | None  # its SHA; None for a dry run
     files: Listing
 
 
 def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = None) -> Listing:
-    """Copies the public files of a model folder to an empty folder, with the repository's name in the card.
+    """Copy the public files of a model folder to an empty folder, with the repository's name in the card.
 
-    `place` is what the card shows to load the model from, the repository if None.
+    The card's examples load the model from `place`, or from the repository if None. Returns the copied files.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -89,7 +89,7 @@ def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = N
 
 
 def listing(folder: Path) -> Listing:
-    """All files below a folder."""
+    """List all files below a folder with their sizes."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
 
@@ -117,10 +117,10 @@ def _expect_complete(source: Path) -> None:
 def push_model(
     source: Path, repo_id: str, *, private: bool = False, create_pr: bool = False, api: HfApi | None = None
 ) -> Published:
-    """Sends a model folder to a repository in one commit, and creates the repository if it is missing.
+    """Send a model folder to a repository in one commit, and create the repository if it is missing.
 
     The same commit deletes files of an earlier version that this one lacks, such as exported graphs; other files of the
-    repository stay. `private` is for a new repository; `create_pr` proposes the change to an existing one.
+    repository stay. `private` is for a new repository; `create_pr` opens a pull request in an existing one.
 
     Raises:
         PublishError, ChecksumError: See `stage_model`.
@@ -151,9 +151,10 @@ def send_folder(
     repo_type: str = "model",
     create_pr: bool = False,
 ) -> Published:
-    """Sends all files of a folder in one commit to a repository or Space ("space"); see `push_model`.
+    """Send all files of a folder in one commit to a repository, or to a Space if `repo_type` is "space".
 
-    Paths in the repository that `is_ours` recognises as written by this package are deleted if the folder lacks them.
+    Files of the repository that the folder lacks are deleted if `is_ours(path)` says that this package wrote them.
+    Other arguments and HubError are as for `push_model`.
     """
     expect_token(api)
     files = listing(folder)
@@ -179,10 +180,11 @@ def send_folder(
 def stage_space(
     model: str, space_id: str, staging: Path, *, revision: str = "main", api: HfApi | None = None
 ) -> Listing:
-    """Writes all files of a Space to a new or empty folder.
+    """Write all files of a Space to a new or empty folder, and list them.
 
-    A model folder becomes part of the Space, without drawings of findings that it has no output for; a repository is
-    pinned to the present commit of `revision`, and the page shows those drawings whose finding its model detects.
+    If `model` is a model folder, it becomes part of the Space, without example drawings of findings that it has no
+    output for. If it is a repository, the Space loads the present commit of `revision`, and shows only drawings whose
+    finding that model detects.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.
@@ -222,7 +224,9 @@ def stage_space(
 def push_space(
     model: str, space_id: str, *, revision: str = "main", private: bool = False, api: HfApi | None = None
 ) -> Published:
-    """Creates or updates a Space in one commit; a new one, `private` or not, runs on the Hub's free processors.
+    """Create or update a Space in one commit; a new one, `private` or not, runs on the Hub's free processors.
+
+    Arguments are as for `stage_space`.
 
     Raises:
         InputError: See `stage_space`.
@@ -243,7 +247,10 @@ def push_space(
 
 
 def requirements() -> list[str]:
-    """The declared requirements of the package, and OpenVINO; without Gradio, which a Space installs by itself."""
+    """Return the package's declared requirements and OpenVINO, but not Gradio, which a Space installs by itself.
+
+    Raises InputError if the package is not installed.
+    """
     try:
         declared = metadata.requires("chexpert-hf") or []
     except metadata.PackageNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Calibration and operating points."""
+"""Calibration of probabilities, and choice of operating points."""

@@ -1,7 +1,7 @@
-"""Calibration of a model: fitted on its logits for a split, folded into its head, recorded in its config.
+"""Calibrates a model: fits its logits on a split, folds the result into the head, and records it in the config.
 
-A line on each logit is a rescaling of the rows of the head's last layer, so a plain sigmoid gives calibrated
-probabilities wherever the model runs.
+Calibration replaces a logit z by slope * z + intercept. Since this only rescales rows of the head's last layer, a plain
+sigmoid then gives calibrated probabilities in every runtime.
 """
 
 import shutil
@@ -39,34 +39,34 @@ from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 
 _OF_OLD_WEIGHTS = ("reference.json", RECORD_FILE, CHECKSUMS_FILE)
 _COPIED_SUFFIXES = {"", ".csv", ".json", ".md", ".png", ".txt", ".yaml"}
-"""Other files of a model folder may be exported graphs, whose weights would no longer be the model's."""
+"""Suffixes of files that are copied to a calibrated model's folder; exported graphs have others."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The data that a calibration is fitted on, for the record; the date is ISO 8601."""
+    """The data on which a calibration was fitted, as the config records it."""
 
-    data: str
+    data: str  # name of the data set
     split: str
-    date: str
+    date: str  # ISO 8601
 
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The result of calibrating a model: its calibration, operating points and check; not the model itself."""
+    """The result of `calibrate_model`, which changes the model itself in place: how it was calibrated, and how well."""
 
-    calibration: fits.Calibration  # the lines are in the weights
-    operating_points: Mapping[str, fits.OperatingPoint]  # of the observations for which one was chosen
-    without_point: Mapping[str, str]  # the other observations, if operating points were asked for, and why
+    calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
+    operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
+    without_point: Mapping[str, str]  # observation -> why no point was chosen; empty if none was asked for
     num_studies: int
-    check: fits.CalibrationCheck | None = None  # at this split's own prevalences; None if there are too few studies
+    check: fits.CalibrationCheck | None = None  # None if there are too few studies; `prevalences` play no part in it
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return all fields as plain types for JSON."""
         return asdict(self)
 
     def as_table(self) -> str:
-        """A line per observation: slope, intercept and operating point, or why there is none."""
+        """Format a line per observation (slope, intercept, operating point or why there is none), and then `check`."""
         cells = [["observation", "slope", "intercept", "operating point"]]
         for name, line in self.calibration.lines.items():
             chosen = self.without_point.get(name, "")
@@ -85,7 +85,11 @@ class CalibratedModel:
 
 
 def load_uncalibrated(source: Path) -> CheXpertClassifier:
-    """The classifier of a model folder; CalibrationError if it is none, or of a model that cannot be calibrated."""
+    """Load a model folder that is to be calibrated, for the first time or again.
+
+    Raises:
+        CalibrationError: If `source` is not a folder, or its model is an ensemble or has a label hierarchy.
+    """
     if not source.is_dir():
         raise CalibrationError(f"Expected a model folder, got {str(source)!r}; download a repository of the Hub first.")
     classifier = CheXpertClassifier.from_pretrained(source)
@@ -99,7 +103,7 @@ def load_uncalibrated(source: Path) -> CheXpertClassifier:
 
 
 def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
-    """Raises CalibrationError if the model of a folder was trained on some of these patients."""
+    """Raise CalibrationError if some of `patients` are, by a model folder's hashes, among its training patients."""
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
@@ -110,10 +114,11 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
 
 
 def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path, patients: Sequence[str]) -> None:
-    """Writes a calibrated model, with the hashes of the patients, and the files beside its old weights in `source`.
+    """Write a calibrated model to `output`, a new or empty folder, with the other files of its folder `source`.
 
-    Left out are `reference.json` and exported graphs, which hold results of the old weights, and folders such as
-    `checkpoints`.
+    The hashed ids of `patients` are written to `calibration_patients.json`. Subfolders of `source`, its exported
+    graphs, `reference.json` and checksums are not copied, for they belong to the old weights; `refresh_folder` renews
+    the latter two.
     """
     with new_folder(output) as folder:
         for path in source.iterdir():
@@ -130,7 +135,10 @@ def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path,
 def dataset_logits(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """Logits `(num_views, num_labels)` of a split's images; float32 probabilities near 1 could not give them back."""
+    """Return a model's logits `(num_views, num_labels)` for the images of a split from `load_dataset`, in float64.
+
+    Probabilities would not do: near 1, float32 loses the logit. `progress` is called with the size of each batch.
+    """
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
     while batch := list(islice(images, BATCH_SIZE)):
@@ -151,22 +159,23 @@ def calibrate_model(
     rule: OperatingRule | None = None,
     prevalences: Mapping[str, float] | None = None,
 ) -> CalibratedModel:
-    """Calibrates a model in place: head, operating points, and the record of both in its config.
+    """Calibrate a model in place: change its head and operating points, and record both in its config.
 
     Args:
-        model: Without a label hierarchy.
-        logits: `(num_views, num_labels)` of the dataset's images; in cross-validation those of models that did not see
-            the image.
-        dataset: A split from `load_dataset` with the labels of the model's observations, in its order.
-        origin: The dataset's origin, for the record.
-        method: How to calibrate.
-        rule: How to choose operating points on the calibrated probabilities; if None, those that differ from the
-            default keep their meaning: they move with the probabilities.
-        prevalences: Prevalence of observations where the model will be used, in (0, 1), if it differs from that of
-            this split; with Platt scaling only.
+        model: A model without a label hierarchy.
+        logits: `(num_views, num_labels)` of the dataset's images; in cross-validation, from models that did not see the
+            image.
+        dataset: A split from `load_dataset` whose labels are the model's observations, in its order.
+        origin: Where the dataset comes from, for the record.
+        method: Platt scaling, or one temperature.
+        rule: How operating points are chosen on the calibrated probabilities. If None, none are chosen: thresholds
+            other than the default are converted so that they mark the same logit as before.
+        prevalences: Observation -> prevalence where the model will be used, in (0, 1), if it differs from that of this
+            split; with Platt scaling only.
 
     Raises:
-        CalibrationError: If the model has a label hierarchy, nothing can be calibrated, or a prevalence is unusable.
+        CalibrationError: If the model has a label hierarchy, no observation can be calibrated, or a prevalence is
+            unusable.
     """
     config, observations = model.config, model.config.observations
     prevalences = prevalences or {}
@@ -209,11 +218,11 @@ def calibrate_model(
 
 @torch.no_grad()
 def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, fits.Platt]) -> None:
-    """Changes the head's last layer in place, so that these observations' logits z become slope * z + intercept.
+    """Change the head's last layer in place so that the logit z of each observation becomes slope * z + intercept.
 
-    Under U-MultiClass, where z is the difference of the positive and the negative output, all three rows are scaled,
-    and half the intercept is added to the positive and taken from the negative one. `uncertainty` changes, and is not
-    itself calibrated. A model with a label hierarchy is refused.
+    Under U-MultiClass z is the positive minus the negative output: the slope scales the rows of all three classes, and
+    half the intercept is added to the positive row and subtracted from the negative. The model's `uncertainty` changes
+    with them, but is not calibrated. Raises CalibrationError if the model has a label hierarchy.
     """
     _refuse_hierarchy(model.config)
     parameters = model.last_layer.weight, model.last_layer.bias
@@ -248,7 +257,6 @@ def _record(
     rule: OperatingRule | None,
     prevalences: Mapping[str, float],
 ) -> None:
-    """Writes the calibration and the operating points into the config."""
     lines = result.calibration.lines
     record = {
         "method": result.calibration.method.value,
@@ -262,7 +270,7 @@ def _record(
     }
     if prevalences:
         record["prevalences"] = dict(prevalences)
-    if config.calibration is not None:  # these lines are on top of earlier ones
+    if config.calibration is not None:  # these slopes and intercepts are on top of earlier ones
         record["earlier"] = config.calibration
     if result.check is not None:
         record["check"] = asdict(result.check)

@@ -1,7 +1,7 @@
-"""Platt scaling, temperature and operating points, fitted per study, and a check of the fits on held-out patients.
+"""Platt scaling, temperature scaling and operating points: fitted per study, and cross-validated by patient.
 
-Everything is fitted on the largest logit over a study's views, the score that every metric uses. A rising line commutes
-with the maximum, so the same line may be applied to each view.
+All functions take one logit per study and observation: the largest over the study's views, as for every metric. As a
+line with positive slope commutes with the maximum, it may then be applied to the logit of each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
@@ -32,43 +32,46 @@ _ROUNDING = 1e-12  # how much a sum of losses may rise by rounding alone, relati
 
 
 class CalibrationError(InputError):
-    """Data or a model that cannot be calibrated, or an operating point that does not exist, with the reason."""
+    """A calibration or operating point that these data or this model do not allow; the message says why."""
 
 
 class Method(str, Enum):
-    """The ways to calibrate a model."""
+    """The methods by which a model can be calibrated."""
 
-    PLATT = "platt"  # a line for each observation's logit
-    TEMPERATURE = "temperature"  # one divisor for the logits of all observations
+    PLATT = "platt"  # a slope and an intercept for the logit of each observation
+    TEMPERATURE = "temperature"  # one divisor for the logits of all observations together
 
 
 @dataclass(frozen=True)
 class Platt:
-    """The line that calibrates a logit."""
+    """The calibration of one observation: its logit z becomes slope * z + intercept."""
 
     slope: float  # above 0, so that the order of the scores, and with it the AUROC, stays
     intercept: float
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
-        """Calibrated probabilities, in [0, 1], of logits of any shape."""
+        """Return calibrated probabilities, in [0, 1], in the shape of the uncalibrated logits."""
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """The line for another prevalence in (0, 1) than that of the fit: Saerens et al. 2002, equation 2.4."""
+        """Return the calibration for data of prevalence `wanted`, given the prevalence `fitted` of its own data.
+
+        Source: Saerens et al. 2002, equation 2.4; both are in (0, 1).
+        """
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of a fit; for a temperature T the slopes are 1 / T and the intercepts 0."""
+    """A method fitted to all observations."""
 
     method: Method
-    lines: Mapping[str, Platt]  # of each observation that was calibrated
-    left_out: Mapping[str, str]  # the other observations, and why each is not calibrated
+    lines: Mapping[str, Platt]  # observation -> its line; for a temperature T: slope 1 / T, intercept 0
+    left_out: Mapping[str, str]  # observation -> why it could not be calibrated
 
 
 class Criterion(str, Enum):
-    """The criteria to choose an operating point by."""
+    """The criteria by which the threshold of an operating point is chosen."""
 
     YOUDEN = "youden"  # the largest sensitivity + specificity
     SENSITIVITY = "sensitivity"  # the largest threshold that has the wanted sensitivity
@@ -77,14 +80,14 @@ class Criterion(str, Enum):
 
 @dataclass(frozen=True)
 class OperatingRule:
-    """A criterion, and the sensitivity or positive predictive value to reach, in (0, 1]; None for Youden's."""
+    """How to choose operating points: a criterion, and the value to reach."""
 
     criterion: Criterion
-    wanted: float | None = None
+    wanted: float | None = None  # sensitivity or PPV, in (0, 1]; None for Youden's
 
     @classmethod
     def parse(cls, text: str) -> "OperatingRule":
-        """Reads "youden", "sensitivity=.9" or "ppv=.5", or raises CalibrationError."""
+        """Parse "youden", "sensitivity=.9" or "ppv=.5"; raise CalibrationError for any other text."""
         name, equals, value = text.strip().lower().partition("=")
         try:
             rule = cls(Criterion(name), float(value) if equals else None)
@@ -99,25 +102,27 @@ class OperatingRule:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold for one observation, and its metrics on the studies that it was chosen on.
+    """The threshold of one observation, and its metrics on the studies on which it was chosen.
 
     Expect lower metrics on other studies: the threshold was chosen to do well on these.
     """
 
-    threshold: float  # in [0, 1]: a probability from this value on is positive
+    threshold: float  # in [0, 1]: a probability of this or more is positive
     sensitivity: float
     specificity: float
-    ppv: float  # at the prevalence of these studies, or the one that was asked for
+    ppv: float  # at the prevalence of these studies, or the given one
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
-    """Fits Platt scaling to one observation, by maximum likelihood.
+    """Fit Platt scaling to one observation by maximum likelihood.
 
-    The targets are Platt's, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that the fit is finite where logits separate the
-    classes.
+    Logits and labels are `(num_studies,)`, labels in {0, 1}, NaN where unknown. Targets are smoothed as by Platt: with
+    N+ positive and N- negative studies, (N+ + 1) / (N+ + 2) and 1 / (N- + 2). So the fit is finite even if the logits
+    separate the classes.
 
     Raises:
-        CalibrationError: If the logits are all the same, or the best slope is not above 0; and as `known_studies`.
+        CalibrationError: If all logits are equal, the best slope is not above 0, or a class has too few studies (see
+            `known_studies`).
     """
     logits, labels = known_studies(logits, labels)
     center, spread = float(logits.mean()), float(logits.std())
@@ -133,9 +138,11 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
 
 
 def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
-    """Fits one temperature, by which all logits are divided, by maximum likelihood over all known cells.
+    """Fit one temperature, by which the logits of all observations are divided, by maximum likelihood.
 
-    Arguments, `(num_studies, num_labels)`, targets and errors are as in `fit_platt`; Guo et al. use 1 and 0 as targets.
+    Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown. Targets are smoothed as in
+    `fit_platt`, while Guo et al. use 1 and 0. Raises CalibrationError if a column has too few studies, all logits are
+    0, or the best temperature is not above 0.
     """
     if np.shape(logits) != np.shape(labels):
         raise ValueError(f"Expected a label per logit, got shapes {np.shape(logits)} and {np.shape(labels)}.")
@@ -152,7 +159,7 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
 
 
 def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray], NDArray[np.float64]]:
-    """Isotonic regression of one observation as a function from logits `(n,)` to probabilities; see `fit_platt`."""
+    """Fit isotonic regression with the arguments of `fit_platt`; return a function from logits to probabilities."""
     logits, labels = known_studies(logits, labels)
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels).predict
 
@@ -160,7 +167,10 @@ def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Calibrates every observation that has enough studies, by logits and labels `(num_studies, num_labels)`."""
+    """Calibrate each observation that has enough studies; the others are listed in the result's `left_out`.
+
+    Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown.
+    """
     if np.shape(logits) != np.shape(labels) or np.shape(logits)[1:] != (len(observations),):
         raise ValueError(
             f"Expected logits and labels of shape (studies, {len(observations)}), got {np.shape(logits)} and "
@@ -188,15 +198,15 @@ def fit_calibration(
 
 @dataclass(frozen=True)
 class CalibrationCheck:
-    """Metrics of each of `METHODS` on studies held out of its fit, as means over observations."""
+    """Cross-validated metrics of each of `METHODS` ("raw" is no calibration), as means over observations."""
 
-    observations: tuple[str, ...]  # those that every fold can fit
-    folds: int  # of patients
-    scaled_brier: dict[str, float]  # 0 is perfect, 1 is always answering the prevalence
-    calibration_error: dict[str, float]  # in [0, 1]
+    observations: tuple[str, ...]  # those with enough studies in every fold
+    folds: int  # number of folds, by patient
+    scaled_brier: dict[str, float]  # method -> value: 0 is perfect, 1 is always answering the prevalence
+    calibration_error: dict[str, float]  # method -> expected calibration error, in [0, 1]
 
     def as_table(self) -> str:
-        """A line per method."""
+        """Format a table with a line per method."""
         rows = [[name, f"{self.scaled_brier[name]:.3f}", f"{self.calibration_error[name]:.3f}"] for name in METHODS]
         return aligned([["held out", "relative Brier", "calibration error"], *rows], right=(1, 2))
 
@@ -204,9 +214,9 @@ class CalibrationCheck:
 def check_calibration(
     logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
 ) -> CalibrationCheck | None:
-    """Cross-validates the calibration methods: each is fitted on all folds of patients but one, and tested on that one.
+    """Cross-validate each of `METHODS`: fit it on all folds of patients but one, and test it on that one.
 
-    Arguments are as for `fit_calibration`, and `patients` names the patient of each study. Returns None if no
+    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if no
     observation has enough studies in every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
@@ -236,7 +246,7 @@ def check_calibration(
 
 
 def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores and labels `(num_studies,)` in {0, 1, NaN}, restricted to the studies whose label is known.
+    """Return scores and labels `(num_studies,)` of one observation without the studies whose label is unknown (NaN).
 
     Raises:
         CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.
@@ -260,15 +270,16 @@ def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.fl
 def choose_operating_point(
     probabilities: FloatArray, labels: FloatArray, rule: OperatingRule, prevalence: float | None = None
 ) -> OperatingPoint:
-    """Chooses an observation's operating point.
+    """Choose the threshold of one observation, and compute its metrics on these studies.
 
-    The threshold lies halfway between two neighbouring probabilities, or between the lowest and 0, so that small
-    differences between machines do not change the counts. Of thresholds that are equally good by Youden, it is the most
-    sensitive one. Predictive values are at the given prevalence, or that of these studies.
+    Probabilities and labels are `(num_studies,)`, NaN where a label is unknown. The threshold lies halfway between two
+    neighbouring probabilities, or between the lowest and 0, so that small differences between machines do not change
+    the counts. If several are equally good by Youden, the most sensitive is taken. The PPV is that at `prevalence`, or
+    at the prevalence of these studies if None.
 
     Raises:
-        CalibrationError: If no threshold reaches the wanted predictive value, or is better than chance by Youden; and
-            as `known_studies`.
+        CalibrationError: If no threshold reaches the wanted PPV or, by Youden, beats chance, or a class has too few
+            studies (see `known_studies`).
     """
     probabilities, labels = known_studies(probabilities, labels)
     descending, cut = np.unique(-probabilities, return_inverse=True)
@@ -312,9 +323,10 @@ def _smoothed_targets(labels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _maximum_likelihood(design: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Newton's method with halved steps: the weights `(k,)` of a logistic regression of targets `(n,)` on `(n, k)`.
+    """Return the weights `(k,)` of a logistic regression of `targets` `(n,)`, in (0, 1), on `design` `(n, k)`.
 
-    The likelihood is strictly concave for a design of full rank, and targets inside (0, 1) make its maximum finite.
+    Newton's method with halved steps. The likelihood is strictly concave for a design of full rank, and targets inside
+    (0, 1) make its maximum finite.
     """
 
     def loss(weights: NDArray[np.float64]) -> float:

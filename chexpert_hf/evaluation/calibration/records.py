@@ -1,15 +1,15 @@
-"""Look-up in the records that a model's config keeps of its calibrations and of the choices of its operating points."""
+"""Look-up in a model's config of how an observation was calibrated, or its operating point chosen."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def record_of(records: Mapping[str, Any] | None, observation: str) -> Mapping[str, Any] | None:
-    """The latest record that covers an observation, or None if there is none.
+    """Return the latest record about an observation, or None if there is none.
 
     Args:
-        records: `calibration` or `operating_points_source` of a config. Its `left_out` names the observations that it
-            does not cover; for these, the record in its `earlier` holds.
+        records: `calibration` or `operating_points_source` of a config: the latest record, which may hold the previous
+            one as `earlier`. A record is not about the observations in its `left_out`.
         observation: One of the model's.
     """
     while records and observation in records.get("left_out", ()):

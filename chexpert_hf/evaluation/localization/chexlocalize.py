@@ -1,6 +1,6 @@
-"""The file formats of cheXlocalize: segmentations as JSON with COCO's run lengths, saliency maps as pickles.
+"""cheXlocalize's file formats: segmentations as JSON with COCO's run lengths, saliency maps as pickles.
 
-Its scripts read what is written here.
+cheXlocalize's own scripts can read the files that are written here.
 
 Source: Saporta et al. 2022, Nature Machine Intelligence 4; README.md, eval.py and utils.py of
 github.com/rajpurkarlab/cheXlocalize; the string form of run lengths: cocodataset/cocoapi, common/maskApi.c.
@@ -32,23 +32,23 @@ TASKS = (
 _OBSERVATION_OF = {task: task.replace("Airspace Opacity", "Lung Opacity") for task in TASKS}
 
 TASK_OF = {observation: task for task, observation in _OBSERVATION_OF.items()}
-"""cheXlocalize's name of each observation that it has masks of, in its order."""
+"""Observation -> cheXlocalize's name of it, for the ten that have masks, in cheXlocalize's order."""
 
 
 class CheXlocalizeFileError(InputError):
-    """A file that is not in cheXlocalize's form; the message is one line."""
+    """A file that is not in cheXlocalize's format."""
 
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A mask as it stands in the JSON file: (height, width), and COCO's string of run lengths."""
+    """A compressed mask, as in the JSON files: (height, width), and COCO's string of run lengths."""
 
     size: tuple[int, int]
     counts: str
 
     @classmethod
     def encode(cls, mask: Mask) -> "RunLengths":
-        """Compresses a mask `(height, width)`."""
+        """Compress a mask `(height, width)`."""
         # Down the columns; runs of zeros and ones take turns, zeros first, so that a mask may begin with a run of none.
         pixels = np.asarray(mask, dtype=bool).ravel(order="F")
         changes = np.flatnonzero(np.diff(pixels, prepend=False))
@@ -66,7 +66,7 @@ class RunLengths:
         return cls((height, width), text.decode("ascii"))
 
     def decode(self) -> Mask:
-        """The mask `(height, width)`, or CheXlocalizeFileError if the runs do not make one of this size."""
+        """Return the mask `(height, width)`; CheXlocalizeFileError if `counts` is not a mask of this size."""
         height, width = self.size
         runs = _from_text(self.counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -75,20 +75,21 @@ class RunLengths:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel is inside, without building the mask."""
+        """Whether no pixel is set, found without building the mask."""
         return not any(_from_text(self.counts)[1::2])
 
 
 def image_id(path: str) -> str:
-    """`patient64622_study1_view1_frontal`, from `[.../]patient64622/study1/view1_frontal.jpg`."""
+    """Return `patient64622_study1_view1_frontal` for a path that ends in `patient64622/study1/view1_frontal.jpg`."""
     return "_".join(PurePosixPath(path).with_suffix("").parts[-3:])
 
 
 def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:
-    """Reads a file such as `gt_segmentations_val.json`: masks by image id and observation, ten of each image.
+    """Read a file such as `gt_segmentations_val.json`: image id -> observation -> mask, for ten observations.
 
     Raises:
-        CheXlocalizeFileError: If it cannot be read, an image lacks a task, or an entry is not a mask.
+        CheXlocalizeFileError: If the file cannot be read, an image lacks an observation or has masks of several sizes,
+            or an entry is not a mask.
     """
     try:
         images = json.loads(file.read_text(encoding="utf-8"))
@@ -125,10 +126,10 @@ def _read_mask(entry: object, where: str) -> RunLengths:
 
 
 def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
-    """Writes masks by image id and observation as cheXlocalize's `eval.py` reads them, replacing the file.
+    """Write image id -> observation -> mask as cheXlocalize's `eval.py` reads it, replacing the file.
 
-    The masks of an image have one size. Each of the ten tasks without a mask gets an empty one; other observations are
-    skipped.
+    Each image needs one or more masks of one size, else ValueError. Observations without a mask get an empty one; those
+    that are not among cheXlocalize's ten are skipped.
     """
     images: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_observation in masks.items():
@@ -152,16 +153,16 @@ def write_map(
     size: tuple[int, int],
     picture: NDArray[np.floating],
 ) -> Path:
-    """Writes one pickle, named as cheXlocalize's scripts expect, and returns its path.
+    """Write one saliency map as a pickle, named as cheXlocalize's scripts expect, and return its path.
 
     Args:
         folder: An existing folder.
-        image: The image's id.
-        observation: One of `TASK_OF`.
-        saliency: `(h, w)` of any resolution; their scripts resize it bilinearly to `size`.
-        probability: The model's.
-        is_positive: The ground truth's label.
-        size: (width, height) of the radiograph.
+        image: The image's id; see `image_id`.
+        observation: A key of `TASK_OF`.
+        saliency: `(h, w)` of any resolution; cheXlocalize's scripts resize it bilinearly to `size`.
+        probability: The model's, for this observation.
+        is_positive: Whether the ground truth has the observation.
+        size: (width, height) of the radiograph, in pixels.
         picture: The radiograph for display, `(any height, any width)` in [0, 1].
     """
     values = {
@@ -179,7 +180,7 @@ def write_map(
 
 
 def _from_text(text: str) -> list[int]:
-    """The runs; CheXlocalizeFileError if a character is not one of COCO's or the last number has no end."""
+    """Decode COCO's string into run lengths; CheXlocalizeFileError if it is invalid or breaks off."""
     runs: list[int] = []
     value, shift = 0, 0
     for character in text:

@@ -1,6 +1,7 @@
-"""The locations of findings in the images of a data set: masks of phantoms, boxes, or cheXlocalize's segmentations.
+"""Where findings are in the images of a data set: masks of phantoms or readers, boxes, or cheXlocalize's segmentations.
 
-Masks are read one image at a time. Paths are those of `load_dataset`: from the split's name on.
+Each class gives the located `findings(path)` of an image, and the `mask(path, observation, shape)` of one of them, read
+when asked for. `path` is as in `load_dataset`, from the split's name on; `shape` is (height, width) of the image.
 """
 
 from collections import defaultdict
@@ -28,25 +29,25 @@ _ASPECT_TOLERANCE = 0.02
 
 
 class GroundTruthError(InputError):
-    """A ground truth that is missing, damaged, or not of these images."""
+    """A ground truth that is missing, damaged, or does not fit the images."""
 
 
 class MaskFolder:
-    """The masks that come with phantoms: `valid/patient00001/study1/view1_frontal/Edema.png`."""
+    """A folder of masks, as phantoms have it: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
-    source = "masks"  # for people
-    is_complete = True  # whether a finding without a mask or box is known to be absent from the image
+    source = "masks"  # name in reports
+    is_complete = True  # whether a finding without a mask or box is known to be absent
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def findings(self, path: str) -> tuple[str, ...]:
-        """The observations that have a mask in this image."""
+        """Return the observations that have a mask in this image."""
         names = {file.stem for file in self._of(path).glob("*.png")}
         return tuple(CHEXPERT.in_order(sorted(names)))
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """The mask of one of these, for an image of `shape` (height, width); the mask may be larger, in proportion."""
+        """Return the mask of a finding in its own size: that of the image, `shape`, or larger in proportion."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:
@@ -62,9 +63,9 @@ class MaskFolder:
 
 
 class Segmentations:
-    """cheXlocalize's masks of ten findings, from a file such as `gt_segmentations_val.json`.
+    """cheXlocalize's masks of ten observations, from a file such as `gt_segmentations_val.json`.
 
-    The file has the images with at least one of the findings. All other images count as having none, as in
+    The file holds images with at least one of these findings. Images that are not in it count as having none, as in
     cheXlocalize's own evaluation of its full set.
     """
 
@@ -83,7 +84,7 @@ class Segmentations:
 
 
 class LayoutMasks:
-    """The masks in a data set's own tables, such as SIIM's; images without one do not have the finding."""
+    """Masks in a data set's own tables, such as SIIM's; images without a mask do not have the finding."""
 
     is_complete = True
 
@@ -102,10 +103,10 @@ class LayoutMasks:
 
 
 class Boxes:
-    """Boxes of some findings in some images; a finding without a box may be present all the same.
+    """Boxes of some findings in some images; a finding without a box may still be present.
 
-    Several boxes of one observation in one image are one ground truth. They come from a reference standard, or from a
-    file that needs no mapping, such as one with the columns Path, Observation, x, y, width, height.
+    All boxes of one observation in one image make one mask. Boxes come from a reference standard, or from a CSV file
+    that `read_reference` reads without a mapping, such as one with the columns Path, Observation, x, y, width, height.
     """
 
     is_complete = False
@@ -135,7 +136,7 @@ class Boxes:
         return mask
 
     def images(self) -> list[str]:
-        """The paths of the images that have boxes."""
+        """Return the paths of the images that have boxes."""
         return list(self._boxes)
 
 
@@ -145,10 +146,14 @@ GroundTruth: TypeAlias = MaskFolder | Segmentations | LayoutMasks | Boxes
 def find_ground_truth(
     root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
 ) -> GroundTruth:
-    """The ground truth of a data set for a model's observations.
+    """Find the ground truth of a data set, in the file `annotations` or else in its folder `root`.
 
-    It is a CSV file of boxes or cheXlocalize's JSON; without `annotations` the folder's `masks` or `boxes.csv`, or the
-    masks or boxes of its layout.
+    The file is a CSV file of boxes or cheXlocalize's JSON. If it is None, these are tried: `masks/` and `boxes.csv` in
+    the folder, then masks or boxes of its layout, whose names of findings become the model's `observations`. `layout`
+    is the layout's name, found if None.
+
+    Raises:
+        GroundTruthError: If there is none, or the file is missing or damaged.
     """
     if annotations is not None:
         if not annotations.is_file():
@@ -170,7 +175,7 @@ def find_ground_truth(
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
-    """The mask, if it can be of an image of this shape: of its size, or of the size that it was scaled down from."""
+    """Return the mask if it has an image's `shape` or is larger in proportion, else raise GroundTruthError."""
     ratio = (mask.shape[0] / mask.shape[1]) / (shape[0] / shape[1])
     if mask.shape[0] < shape[0] or abs(ratio - 1) > _ASPECT_TOLERANCE:
         raise GroundTruthError(

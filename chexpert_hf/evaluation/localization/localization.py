@@ -1,7 +1,7 @@
-"""Whether a saliency map points at the finding: hit rate and IoU against masks or boxes, with intervals and baselines.
+"""Does a saliency map point at the finding? Hit rate and IoU against masks or boxes, with intervals and baselines.
 
-Everything is at the size of the ground truth. Only the positive part of a map counts: evidence against an observation
-does not say where it is. A map without a positive value is no hit, its mask is empty, and it is counted.
+Maps are compared at the size of the ground truth's mask. Only the positive part of a map counts: evidence against an
+observation does not say where it is. A map without a positive value is empty: it is a miss, and its mask has no pixel.
 
 Source: Saporta et al. 2022, "Benchmarking saliency methods for chest X-ray interpretation", Nature Machine Intelligence
 4, and its public evaluation code (github.com/rajpurkarlab/cheXlocalize) for what the paper leaves open.
@@ -26,16 +26,16 @@ interpolation gives the pixels of a plateau values that differ in the last of th
 
 @dataclass(frozen=True)
 class Prior:
-    """A fixed point with a Gaussian map around it, as shares of the width from the left and the height from the top."""
+    """A baseline map that is the same for every image: a Gaussian around a fixed point."""
 
-    x: float
-    y: float
-    spread_x: float
+    x: float  # as a share of the width, from the left
+    y: float  # as a share of the height, from the top
+    spread_x: float  # standard deviation, as a share of the width
     spread_y: float
 
 
 PRIORS: Mapping[str, Prior] = {"centre": Prior(0.5, 0.5, 0.25, 0.25), "right lung": Prior(0.3, 0.45, 0.12, 0.2)}
-"""Two baselines that look at no image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
+"""Two baselines that ignore the image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
 of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
 lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
 truth; in a lateral view "right lung" is merely another fixed point."""
@@ -43,24 +43,24 @@ truth; in a lateral view "right lung" is merely another fixed point."""
 
 @dataclass(frozen=True)
 class Indication:
-    """The part `(height, width)` that a map marks, and the (row, column) of its peak; None for an empty map."""
+    """The part of an image that a map points at: the marked pixels, and the peak."""
 
-    mask: Mask
-    peak: tuple[int, int] | None
+    mask: Mask  # (height, width)
+    peak: tuple[int, int] | None  # (row, column); None for a map without a positive value
 
 
 @dataclass(frozen=True)
 class MapScore:
-    """One map against one ground truth."""
+    """The metrics of one map against the ground truth of one finding."""
 
-    hit: float  # 1 where the peak is in the ground truth, 0 where not or the map is empty, NaN without a truth
-    iou: float  # of the map's mask; NaN unless both masks are non-empty
+    hit: float  # 1 if the peak is in the ground truth, 0 if not or the map is empty, NaN without a truth
+    iou: float  # of the map's mask and the ground truth; NaN unless both are non-empty
     peak: tuple[int, int] | None  # (row, column); None for an empty map
 
 
 @dataclass(frozen=True)
 class Localization:
-    """Metrics of maps of one observation, over the images that have a ground truth."""
+    """The metrics of a model's or baseline's maps of one observation, over the images that have a ground truth."""
 
     num_images: int
     num_patients: int
@@ -71,9 +71,10 @@ class Localization:
 
 
 def otsu_threshold(levels: NDArray[np.uint8]) -> int:
-    """The 8-bit level that separates two classes best: the larger ones are the foreground. 0 for a constant image.
+    """Return Otsu's threshold of 8-bit values: those above it are foreground. It is 0 for a constant image.
 
     The order of operations is OpenCV's, since rounding chooses among levels that are equally good.
+
     Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
     """
     # Pillow counts 8-bit values ten times as fast as numpy, which makes 64-bit ones of them first.
@@ -95,10 +96,11 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
 
 
 def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None) -> Mask:
-    """Mask of the pixels that a map `(height, width)` marks: its positive part, scaled to [0, 1], is above a threshold.
+    """Return the mask of the pixels that a map `(height, width)` marks: those whose positive part is above a threshold.
 
-    The scale is the map's own minimum and maximum; a constant map, or one without positive values, marks nothing. The
-    threshold is in (0, 1), or Otsu's on 256 levels if None. Source: cheXlocalize, heatmap_to_segmentation.py.
+    The positive part is scaled to [0, 1] by its own minimum and maximum. A constant map, or one without positive
+    values, marks nothing. The threshold is in (0, 1); None: Otsu's on 256 levels. Source: cheXlocalize,
+    heatmap_to_segmentation.py.
     """
     positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
     positive = positive - positive.min(initial=np.inf)
@@ -113,10 +115,10 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
 
 
 def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
-    """The (row, column) of a map's maximum, None where it has no positive value.
+    """Return the (row, column) of a map's maximum, None if it has no positive value.
 
-    Interpolation makes plateaus of tied pixels in the outermost cells of a coarse map. Of these it is the one nearest
-    to their mean position, where cheXlocalize takes the first in reading order.
+    Interpolation makes plateaus of tied pixels in the outermost cells of a coarse map. Among tied pixels, the one
+    nearest to their mean position is taken; cheXlocalize takes the first in reading order.
     """
     largest = saliency.max(initial=0)
     if not largest > 0:
@@ -127,10 +129,10 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 
 
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
-    """Intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
+    """Return the intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
 
-    With `true_positives_only` it is NaN unless both masks are non-empty; without, as on the full data set, 0 where only
-    one of them is empty and NaN where both are.
+    With `true_positives_only`, NaN unless both masks are non-empty. Without, as on the full data set: 0 if one of them
+    is empty, NaN if both are. Raises ValueError if the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
@@ -141,21 +143,22 @@ def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> fl
 
 
 def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> Indication:
-    """Mask and peak of a map `(height, width)`, with the threshold as for `saliency_mask`."""
+    """Return the mask that a map `(height, width)` marks, and its peak; `threshold` is as for `saliency_mask`."""
     return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
 
 
 def score_indication(indication: Indication, truth: Mask) -> MapScore:
-    """Hit and IoU of a map's mask and peak, against a mask `(height, width)`; ValueError if the shapes differ."""
+    """Return hit and IoU of a map's mask and peak against a mask `(height, width)`; ValueError if the shapes differ."""
     overlap = iou(indication.mask, truth)
     hit = float(indication.peak is not None and truth[indication.peak]) if truth.any() else NAN
     return MapScore(hit, overlap, indication.peak)
 
 
 def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
-    """The pixels whose centres lie in one of the boxes, so that a hit is a peak inside a box.
+    """Return the mask of the pixels whose centres lie in one of the boxes, so that a hit is a peak inside a box.
 
-    Boxes are x, y of the left upper corner, width, height, in pixels of an image of `shape` (height, width).
+    Boxes are `(num_boxes, 4)`: x, y of the upper left corner, width, height, in pixels of an image of `shape` (height,
+    width).
     """
     mask = np.zeros(shape, dtype=bool)
     rows, columns = (np.arange(length) + 0.5 for length in shape)
@@ -165,7 +168,7 @@ def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
 
 
 def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The Gaussian map `(height, width)` of a fixed point, at most 1."""
+    """Return the Gaussian map of a prior in (0, 1], for an image of `shape` (height, width)."""
     rows, columns = ((np.arange(length) + 0.5) / length for length in shape)
     down = np.exp(-(((rows - prior.y) / prior.spread_y) ** 2) / 2)
     across = np.exp(-(((columns - prior.x) / prior.spread_x) ** 2) / 2)
@@ -173,10 +176,10 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
-    """The metrics of one observation.
+    """Summarise the scores of maps of one observation, one score and patient per image, as hit rate and mIoU.
 
-    The hit rate gets Wilson's interval where each patient has one image, else that of resampled patients. If all images
-    are hits, or none, every resample is the same: Wilson's interval then takes each patient as one trial.
+    The hit rate has Wilson's interval if each patient has one image, else that of resampled patients. If all images are
+    hits, or none, all resamples are equal: then it is Wilson's, with one trial per patient.
 
     Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
     """
@@ -198,9 +201,9 @@ def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: i
 
 
 def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 1000) -> BootstrapEstimate:
-    """The mean of the values `(num_images,)` that are not NaN, with percentiles of the same mean on resampled patients.
+    """Return the mean of the values `(num_images,)` that are not NaN, with a bootstrap interval over patients.
 
-    A resample without any defined value is left out and counted; all is NaN where no value is defined.
+    Resamples in which all values are NaN are left out and counted. All is NaN if all values are.
     """
     values = np.asarray(values, dtype=float)
     is_defined = ~np.isnan(values)

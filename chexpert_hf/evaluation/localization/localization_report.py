@@ -1,4 +1,4 @@
-"""Localization results as text, Markdown, JSON and CSV."""
+"""The result of `localize_dataset` as text, Markdown, JSON and CSV."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from chexpert_hf.files import result_folder, write_json, write_text
 
 
 def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
-    """All results except those of single images, as plain types for JSON; None where undefined."""
+    """Return the result as plain types for JSON, without the scores of single images; None where undefined."""
     return {
         "ground_truth": result.source,
         "threshold": "otsu" if result.threshold is None else result.threshold,
@@ -45,20 +45,20 @@ def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
 
 
 def as_text(result: LocalizationResult) -> str:
-    """Two plain tables, hit rate and mIoU, one line for each observation."""
+    """Format two plain tables, hit rate and mIoU, each with a line per observation."""
     blocks = [f"{title} (95 % interval)\n{aligned(cells)}" for title, cells in _tables(result).items()]
     return "\n\n".join([*blocks, *_remarks(result)])
 
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
-    """The tables with the gains over the baselines, and explanations."""
+    """Format a Markdown report: both tables, gains over the baselines, and explanations."""
     tables, remarks = _tables(result), _remarks(result)
     content = {"result": result, "tables": tables, "remarks": remarks, "baselines": BASELINES, "priors": PRIORS}
     return render("localization.md", title=title, warnings=warnings, **content) + "\n"
 
 
 def write_localization(folder: Path, result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> None:
-    """Writes localization.json, localization.csv (a row for each finding of each image) and localization.md."""
+    """Write localization.json, .md and .csv (a row for each finding of each image) to a folder, made if needed."""
     result_folder(folder)
     figures = {"title": title, "warnings": list(warnings), **as_dictionary(result)}
     write_json(folder / "localization.json", figures)
@@ -78,12 +78,11 @@ def write_localization(folder: Path, result: LocalizationResult, title: str, war
 
 
 def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
-    """Tables by title."""
     return {"Hit rate": _cells(result, lambda item: item.hit_rate), "mIoU": _cells(result, lambda item: item.miou)}
 
 
 def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
-    """A row per observation, and means over the observations where every pointer is defined, so that they compare."""
+    """Return a table: a row per observation, and the means over the observations where all pointers are defined."""
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:

@@ -1,7 +1,7 @@
-"""Runs a model on a data set whose findings have known locations: hit rates and mIoUs of its maps and of baselines.
+"""Evaluates a model's saliency maps on a data set with located findings, by hit rate and mIoU, beside baselines.
 
-Four pointers are compared: the model, a network of its architecture with random weights, and the two fixed points of
-`localization.PRIORS`. A map that is no better than these carries no information about the image.
+Four pointers (sources of maps) are compared: the model, the same architecture with random weights, and the two fixed
+points of `localization.PRIORS`. A map that is no better than these baselines carries no information about the image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,26 +38,27 @@ _THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, te
 
 @dataclass(frozen=True)
 class Located:
-    """One finding of one image, and the score of each pointer on it."""
+    """One finding in one image, and the score of each pointer's map of it."""
 
     path: str  # of the image, from the split's name on
     patient: str
     observation: str
     probability: float  # the model's
     shape: tuple[int, int]  # (height, width) at which maps and ground truth were compared
-    scores: Mapping[str, localization.MapScore]
+    scores: Mapping[str, localization.MapScore]  # by pointer
 
 
 @dataclass(frozen=True)
 class ObservationLocalization:
-    """The metrics of one observation.
+    """The metrics of one observation, for each pointer.
 
-    `full_set_miou` is over all images: a mask where there is no finding counts as 0, and a map below the operating
-    point as empty. It is None where it is not known which findings are absent.
+    `full_set_miou` is the model's mIoU over all images: a map that marks pixels where there is no finding counts as 0,
+    and a map below the operating point as empty. It is None if the ground truth does not tell which findings are
+    absent.
     """
 
     observation: str
-    pointers: Mapping[str, Localization]
+    pointers: Mapping[str, Localization]  # one of `POINTERS` -> its metrics
     gains: Mapping[str, BootstrapEstimate]  # baseline -> hit rate of the model minus that of the baseline
     full_set_miou: BootstrapEstimate | None
 
@@ -69,8 +70,8 @@ class LocalizationResult:
     observations: Sequence[ObservationLocalization]  # those with at least one ground truth, in the model's order
     located: Sequence[Located]  # each finding of each image, in the order of the data
     num_images: int
-    source: str  # of the ground truth
-    threshold: float | None  # Otsu's on each map if None
+    source: str  # of the ground truth, for reports
+    threshold: float | None  # of the maps' masks; None: Otsu's on each map
     replicates: int
 
 
@@ -84,17 +85,24 @@ def localize_dataset(
     maps_folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LocalizationResult:
-    """Evaluates a model's maps on a split from `load_dataset`. Memory does not grow with the number of images.
+    """Evaluate a model's maps, and those of the baselines, on a split from `load_dataset`.
+
+    Images are read in batches, and maps are not kept in memory.
 
     Args:
-        classifier: The model.
+        classifier: The model; an ensemble's maps are compared with one random network of its first model's
+            architecture.
         dataset: The split.
         truth: From `find_ground_truth`.
-        threshold: Turns all maps, also those of the baselines, into masks; Otsu's on each map if None.
-        replicates: Resamples of patients.
-        maps_folder: For the maps as cheXlocalize's pickles and the ground truth as `gt_segmentations.json`, which lists
-            a finding without a place as absent, also where it merely has no box.
-        progress: Called with the number of images that were added.
+        threshold: In (0, 1): where the map of any pointer, scaled to [0, 1], is above it, the map marks a pixel. None:
+            Otsu's threshold of each map.
+        replicates: Number of bootstrap resamples of patients.
+        maps_folder: If given, the maps are written there as cheXlocalize's pickles, and the ground truth as
+            `gt_segmentations.json`. A finding without a mask or box is absent in that file, even if it may be present.
+        progress: Called with 1 after each image.
+
+    Raises:
+        InputError: If no image has a ground truth for the model's observations, or an image or mask cannot be used.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
@@ -134,7 +142,10 @@ def localize_dataset(
 
 
 def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations: Sequence[str]) -> list[int]:
-    """The rows to score: those with a ground truth, or all where it is known what is absent; InputError if none."""
+    """Return the rows to score: all if the ground truth tells what is absent, else those with a located finding.
+
+    Raises InputError if no image has a located finding among `observations`.
+    """
     paths = dataset["path"][:]
     rows = [row for row, path in enumerate(paths) if set(truth.findings(path)) & set(observations)]
     if not rows:
@@ -148,7 +159,7 @@ def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations:
 def scored_images(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, rows: Sequence[int]
 ) -> Iterator[tuple[Image.Image, Prediction]]:
-    """Scores these rows of a split, one batch at a time; the image is as the model read it, possibly scaled down."""
+    """Yield each of these rows' image, as the model read it (possibly scaled down), and its prediction with maps."""
     files, read = image_files(dataset), list[Radiograph]()
 
     def images() -> Iterator[Radiograph]:
@@ -161,14 +172,14 @@ def scored_images(
 
 
 def untrained_like(classifier: CheXpertClassifier, seed: int = 0) -> CheXpertClassifier:
-    """A network of the (first) model's architecture with random weights, not the initial weights of its training."""
+    """Return a classifier with new random weights, in the architecture of a model (an ensemble's first member)."""
     return CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
 
 
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
-    """The map of one observation over the whole image, `(h, w)`, at the network's resolution.
+    """Return the positive part of an observation's map over the whole image, `(h, w)`, at the network's resolution.
 
-    Where the network saw only a part of the image, its side is `_COARSE_SIDE`, to show where that part is.
+    If the network saw only a part of the image, it is `_COARSE_SIDE` wide and high, to show where that part is.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()
@@ -195,7 +206,7 @@ def _summary(items: Sequence[Located], full_miou: BootstrapEstimate | None, repl
 def _write_maps(
     folder: Path, name: str, image: Image.Image, prediction: Prediction, found: Mapping[str, Mask]
 ) -> dict[str, RunLengths]:
-    """Writes an image's maps as cheXlocalize's pickles, and returns its ground truth."""
+    """Write an image's maps as cheXlocalize's pickles, and return its ground truth's masks in compressed form."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])
     shown = image.copy()

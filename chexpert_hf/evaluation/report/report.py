@@ -1,4 +1,4 @@
-"""An evaluation as text, and as a folder for reviewers: tables, plots, and machine-readable metrics.
+"""An evaluation as text, and as a report folder for reviewers: tables, plots, and machine-readable metrics.
 
 The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its schema), `report.md` and `report.html`
 (one file, nothing loaded from elsewhere), the plots as PNG, and the predictions per view and per study as CSV.
@@ -29,7 +29,7 @@ MAX_PANELS = 4  # observations in the plot of the subgroups, those with most gro
 
 
 def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
-    """One line per observation with its numbers of studies and AUROC, and the mean with what it covers."""
+    """Format a line per observation with its numbers of studies and AUROC, then the mean and the observations in it."""
     cells = [["observation", "positive", "negative", "AUROC"]]
     for item in evaluation.observations:
         is_few = min(item.num_positive, item.num_negative) < MIN_STUDIES_PER_CLASS
@@ -43,7 +43,7 @@ def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
 
 
 def reference_table(result: Mapping[str, Any]) -> str:
-    """Results of `assess_reference` as plain text: AUROC and what it was measured against."""
+    """Format the result of `assess_reference` as a plain table: each AUROC, and the reference standard behind it."""
     return aligned([row[:7] for row in _reference_cells(result)]) + "\n" + _reference_note(result)
 
 
@@ -71,13 +71,13 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _not_judged(item: Mapping[str, Any]) -> str | None:
-    """The reason why the report does not judge an observation, by its entry in metrics.json; None if it does."""
+    """Return why the report gives no AUROC for an observation, by its entry in metrics.json; None if it gives one."""
     is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
     return item["undefined"] or (_FEW if is_few else None)
 
 
 def _summary(observations: Sequence[Mapping[str, Any]]) -> str:
-    """Sentences on the best and the worst judged observation, and on those that the operating points hardly find."""
+    """Return sentences on the best and the worst AUROC, and on observations with a sensitivity below `_HARDLY_ANY`."""
     judged = sorted((item for item in observations if not item["undefined"]), key=lambda item: item["auroc"]["value"])
     if not judged:
         return ""
@@ -102,24 +102,24 @@ def _reference_note(result: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The content of a report."""
+    """The content of a report, for `write_report`."""
 
-    metrics: Mapping[str, Any]  # of `assess`, with whatever the caller adds
-    title: str  # of the data and split
-    observations: Sequence[str]  # the columns of all arrays
+    metrics: Mapping[str, Any]  # from `assess`, possibly with further entries
+    title: str  # names the data and the split
+    observations: Sequence[str]  # names of the columns of all arrays
     truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
     scores: Mapping[str, FloatArray]  # model -> probabilities (num_studies, num_labels)
-    studies: Sequence[str]
-    paths: Sequence[str]  # of the views
+    studies: Sequence[str]  # names of the rows of `truth` and `scores`
+    paths: Sequence[str]  # of the views, the rows of `view_scores`
     view_scores: Mapping[str, FloatArray]  # model -> probabilities (num_views, num_labels)
-    warnings: Sequence[str] = ()  # shown before anything else
-    is_chexpert_valid: bool = False  # whether published results on CheXpert's validation set compare
-    thumbnails: Sequence[tuple[str, bytes]] = ()  # the worst errors: caption and PNG
-    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)  # by model
+    warnings: Sequence[str] = ()  # shown at the top
+    is_chexpert_valid: bool = False  # whether the data are CheXpert's validation set
+    thumbnails: Sequence[tuple[str, bytes]] = ()  # caption and PNG of the worst errors
+    sanity: Mapping[str, SanityChecks] = field(default_factory=dict)  # model -> checks of its maps
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Writes all files of the report; those of an earlier report are replaced."""
+    """Write all files of the report to a folder, which is made if needed; files of the same names are replaced."""
     result_folder(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     write_json(folder / "metrics.json", metrics)
@@ -155,14 +155,14 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a model as the templates show them."""
+    """Return a model's entry of metrics.json with what the templates need besides: a summary, sorted subgroups."""
     observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
     shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
     return {**model, **shown}
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The scored entries, the groups that are too small as text, and the columns of a single group."""
+    """Sort a model's subgroup entries for the templates: compared, scored, too small, columns of a single group."""
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
         groups.setdefault(item["column"], {})[item["group"]] = None
@@ -181,7 +181,7 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
-    """Captions and figures by file name; no figures of scores if no observation can be judged."""
+    """Draw the plots by file name, with captions; only those of sanity checks if no observation has enough studies."""
     sanity = {
         "sanity" if number == 1 else f"sanity_{number}": (
             f"Maps of {name}: alike with randomised weights (ticks: with another radiograph; dotted: the bound), "

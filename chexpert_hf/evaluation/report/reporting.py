@@ -1,4 +1,4 @@
-"""Runs models on a split of a data set for a report: scores, subgroups, comparisons, the worst errors as pictures."""
+"""Runs models on a split and gathers the content of a report: metrics, subgroups, comparisons, pictures of errors."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _THUMBNAIL_SIDE = 320
 
 
 def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> Evaluation:
-    """Evaluates a model on a split that holds the labels of its observations, in its order."""
+    """Score a split, whose labels are the model's observations in its order, and compute the AUROCs per study."""
     return evaluate_predictions(predict_dataset(classifier, dataset), dataset, classifier.model.config)
 
 
@@ -46,20 +46,17 @@ def evaluate_predictions(
     aggregation: str = "maximum",
     observations: Sequence[str] | None = None,
 ) -> Evaluation:
-    """AUROC per study of predictions `(num_views, num_labels)` for a split with these labels.
+    """Compute the AUROCs per study of probabilities `(num_views, num_labels)` for the images of a split.
 
-    The observations are those of the model's config if None.
+    The split's labels are `observations`, in this order; if None, those of the model's `config`, which also says how
+    blanks count.
     """
     known, labels = config.labels.among(observations or config.observations), split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], known.names, known.headline, aggregation)
 
 
 def shared_observations(classifiers: Mapping[str, CheXpertClassifier]) -> tuple[str, ...]:
-    """The observations that all models score, in the order of the first one.
-
-    Raises:
-        InputError: If there are none.
-    """
+    """Return the observations that all models score, in the order of the first; raise InputError if there are none."""
     first, *others = classifiers.values()
     shared = tuple(name for name in first.observations if all(name in other.observations for other in others))
     if not shared:
@@ -82,25 +79,25 @@ def assess_dataset(
     progress: Callable[[int], None] | None = None,
     workers: Workers = 0,
 ) -> ReportData:
-    """Scores a split with each model and computes the content of a report.
+    """Score a split with each model, and compute the content of a report.
 
     Args:
-        classifiers: Name -> model. The observations are those that all of them score, in the order of the first.
+        classifiers: Name -> model. The report is on the observations that all of them score, in the order of the first.
         dataset: A split from `load_dataset` with the labels of these observations.
         title: Names the data and the split.
-        aggregation: One of `metrics.AGGREGATIONS`.
-        replicates: Resamples of the bootstrap.
-        num_thumbnails: Number of the first model's worst errors of each kind to show for each observation.
-        num_sanity: Radiographs on which each model's maps are checked; none if 0, else at least 2.
-        warnings: Shown before anything else.
+        aggregation: How the views of a study are combined; one of `metrics.AGGREGATIONS`.
+        replicates: Number of bootstrap resamples of patients.
+        num_thumbnails: Number of the first model's worst false positives, and false negatives, to show per observation.
+        num_sanity: Number of radiographs on which each model's maps are checked; 0 (no check), or at least 2.
+        warnings: Shown at the top of the report.
         labels_name: Who set the labels of the data set, such as "text-mined labels".
-        reference: A second reference standard for images of this split.
-        progress: Called with the number of images that were added.
+        reference: A second reference standard for images of this split, from `read_reference`.
+        progress: Called with 1 after each image that a model scored.
         workers: Processes that read images, as in `folders.readers.read_prepared`.
 
     Raises:
-        InputError: If no observation is scored by all models, the maps of an ensemble or of models with other
-            observations than each other's are to be checked, no image is in the reference, or one cannot be read.
+        InputError: If the models share no observation, no image is in the reference, or one cannot be read; with
+            `num_sanity`, also if a model is an ensemble, or the models score different observations.
     """
     first = next(iter(classifiers.values()))
     labels, observations = split_labels(dataset, first.model.config.blank_labels), shared_observations(classifiers)
@@ -148,9 +145,10 @@ def reference_figures(
     reference: Reference,
     **options: Any,
 ) -> dict[str, Any]:
-    """The metrics against a second reference standard of predictions `(num_views, num_labels)` for a split.
+    """Compute the metrics of models against a second reference standard, and against the split's own labels.
 
-    Options are `labels_name`, `aggregation` and `replicates` of `assess_reference`; so are the result and the errors.
+    `probabilities` are `(num_views, num_labels)` by model. `options` are `labels_name`, `aggregation` and `replicates`
+    of `assess_reference`, which also defines the result and the errors.
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
@@ -159,7 +157,7 @@ def reference_figures(
 
 
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
-    """The groups of each view by column, such as sex and age; None where unknown."""
+    """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown."""
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
@@ -179,13 +177,13 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Warnings of `seen_patients` for each model that is a folder."""
+    """Return the warnings of `seen_patients` for each model that is a folder, after the folder's name."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 
 
 def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
-    """Raises InputError if a model was calibrated on some of these patients."""
+    """Raise InputError if a model, given as a folder, was calibrated on some of these patients."""
     for model in models:
         file = Path(model) / CALIBRATION_PATIENTS_FILE
         if file.is_file() and (shared := overlapping_patients(file, patients)):
@@ -217,7 +215,7 @@ def _thumbnails(
     observations: Sequence[str],
     count: int,
 ) -> list[tuple[str, bytes]]:
-    """Captions and PNGs of the views furthest on the wrong side of the operating point, with their maps."""
+    """Return captions and PNGs with map overlays of the `count` worst false positives and negatives by observation."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
     for column, name in enumerate(observations):

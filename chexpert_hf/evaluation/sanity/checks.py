@@ -1,8 +1,8 @@
-"""Runs the sanity checks of `sanity` on a model's maps of radiographs.
+"""Runs the sanity checks of `sanity` on a model's saliency maps of radiographs.
 
-The checks of weights and regions take three forward passes over the radiographs, the curves at most `PAIRS` times
-`3 * STEPS - 1` pictures. For deletion and insertion a cell of the map is removed as a block, in both orders. It is
-blurred: Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
+The checks of weights and regions take three forward passes per radiograph; the deletion and insertion curves take at
+most `3 * STEPS - 1` for each of up to `PAIRS` curves. To remove a cell of the map, its block of pixels is blurred.
+Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
 
 Source: Petsiuk et al. 2018, arXiv:1806.07421.
 """
@@ -31,8 +31,8 @@ from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.scoring.saliency import resize_maps
 
-PAIRS = 12  # radiographs with an observation that get curves, at most
-STEPS = 12  # in which all cells are removed; fewer where a map has fewer cells
+PAIRS = 12  # pairs of a radiograph and an observation that get curves, at most
+STEPS = 12  # after which all cells are removed; fewer where a map has fewer cells
 BLUR = 0.1  # standard deviation, in shares of the picture's side: wide enough to take findings away
 
 OUTSIDE, FRAME, MARKER = "outside the body", "outer frame", "side marker"
@@ -53,21 +53,22 @@ def check_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> sanity.SanityChecks:
-    """Checks the maps of one model, no ensemble, on two or more radiographs.
+    """Check the maps of one model on two or more radiographs.
 
-    Curves are made for what `is_positive` `(num_files, num_labels)` marks and for what the model calls positive at its
-    operating points; the regions are evaluated on the latter only. If `patients` is None, all radiographs are of
-    different people. Progress is called with the number of radiographs and curves that were added.
+    Curves are made for observations that the model calls positive at its operating points, and for those that
+    `is_positive` `(num_files, num_labels)` marks; regions are checked for the former only. `patients` names the patient
+    of each file; None: all differ. `progress` is called with the number of radiographs, then of curves, that were just
+    done.
 
     Raises:
-        InputError: If it is an ensemble, there are fewer than two radiographs or one cannot be read.
+        InputError: If the model is an ensemble, there are fewer than two radiographs or one cannot be read.
     """
     if len(classifier.members) > 1:
         raise InputError(f"Sanity checks take one model, got an ensemble of {len(classifier.members)}; name a member.")
     if len(files) < 2:
         raise InputError(f"Expected two or more radiographs to compare their maps with each other's, got {len(files)}.")
     patients = patients or [str(number) for number in range(len(files))]
-    probabilities, by_network, masses, areas = _run(classifier, files, seed, progress)
+    probabilities, by_network, masses, areas = _scores_and_maps(classifier, files, seed, progress)
     points = np.array([classifier.operating_points[name] for name in classifier.observations])
     is_finding = np.array([name != classifier.labels.none_of_these for name in classifier.observations])
     is_called = (probabilities >= points) & is_finding
@@ -96,7 +97,7 @@ def dataset_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> sanity.SanityChecks:
-    """`check_sanity` on at most `limit` radiographs, drawn by `seed`, of a split from `load_dataset`."""
+    """Run `check_sanity` on at most `limit` radiographs, sampled by `seed`, of a split from `load_dataset`."""
     part = dataset.select(sample_rows(len(dataset), limit, seed))
     is_positive, patients = np.asarray(part["labels"][:]) == POSITIVE, part["patient"][:]
     files = image_files(part)
@@ -104,7 +105,7 @@ def dataset_sanity(
 
 
 def sample_rows(count: int, limit: int, seed: int = 0) -> list[int]:
-    """At most `limit` of `count` rows, drawn without replacement, in their order."""
+    """Return at most `limit` of the row numbers below `count`, sampled without replacement, in ascending order."""
     rows = np.random.default_rng(seed).choice(count, size=min(count, limit), replace=False)
     return sorted(rows.tolist())
 
@@ -112,9 +113,9 @@ def sample_rows(count: int, limit: int, seed: int = 0) -> list[int]:
 def redrawn_networks(
     model: CheXpertForImageClassification, seed: int
 ) -> tuple[CheXpertForImageClassification, CheXpertForImageClassification]:
-    """Copies of a model with a randomised head, and with every weight randomised as for a new model.
+    """Return two copies of a model: with a randomised head, and with all weights randomised as in a new model.
 
-    The statistics of the second one's BatchNorm are those of a new model and are still to be estimated.
+    The second one's BatchNorm needs `estimate_statistics`: its statistics are those of a new model.
     """
     stream = np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64).item()
     with torch.random.fork_rng(devices=[]):
@@ -128,7 +129,10 @@ def redrawn_networks(
 
 @torch.no_grad()
 def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Tensor) -> None:
-    """Gives BatchNorm the statistics of one batch; with those of a new model, random features would fade or explode."""
+    """Set the running statistics of a model's BatchNorm layers to those of one batch, in place.
+
+    With the statistics of a new model, features under random weights would fade or explode.
+    """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -139,13 +143,13 @@ def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Ten
 
 
 @torch.inference_mode()
-def _run(
+def _scores_and_maps(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int, progress: Callable[[int], None] | None
 ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
-    """Scores and maps of n radiographs for L observations.
+    """Score n radiographs for L observations, and compute the maps of the model and of its two randomised networks.
 
-    Returns the model's probabilities `(n, L)`, the maps `(n, L, h, w)` of the model and the randomised ones, and for
-    each region the share `(n, L)` of the model's maps and that `(n,)` of the picture in it.
+    Returns the model's probabilities `(n, L)`; by network its maps `(n, L, h, w)`; by region the share of each of the
+    model's maps that lies in it, `(n, L)`; and by region its share of the picture, `(n,)`.
     """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
@@ -180,7 +184,7 @@ def _run(
 
 
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
-    """The regions of the part of a radiograph that the model sees, where its maps lie; found on all of it."""
+    """Return the masks of the three regions by name: found on all of a radiograph, cropped to what the model sees."""
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
     x, y = _SIZE[0] / image.width, _SIZE[1] / image.height
@@ -191,7 +195,10 @@ def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str,
 
 
 def choose_pairs(probabilities: FloatArray, is_wanted: NDArray[np.bool_]) -> list[Pair]:
-    """At most `PAIRS` of the wanted `(num_images, num_labels)`, each observation in turn, highest probability first."""
+    """Choose at most `PAIRS` (row, column) pairs where `is_wanted` `(num_images, num_labels)` is true.
+
+    Each observation (column) gets one in turn, the image (row) with the highest probability first.
+    """
     order = np.argsort(np.where(is_wanted, -probabilities, np.inf), axis=0, kind="stable")  # (num_images, num_labels)
     pairs = [(row, column) for rows in order.tolist() for column, row in enumerate(rows)]
     return [pair for pair in pairs if is_wanted[pair]][:PAIRS]
@@ -206,7 +213,10 @@ def removal_check(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> sanity.RemovalCheck:
-    """Makes the curves of pairs from `choose_pairs`, by signed maps `(num_files, num_labels, h, w)`."""
+    """Compute deletion and insertion curves for (radiograph, observation) pairs, and their gains over random order.
+
+    Cells are removed in the order of the signed maps `(num_files, num_labels, h, w)`, highest first.
+    """
     rng = np.random.default_rng(seed)
     cells = maps.shape[2] * maps.shape[3]
     steps = min(STEPS, cells)
@@ -235,10 +245,11 @@ def removal_curves(
     map_shape: tuple[int, ...],
     steps: int,
 ) -> FloatArray:
-    """Probabilities of an observation's column while cells of one picture are removed or inserted in steps.
+    """Compute the probability of one observation (column) while cells of one image are removed or inserted in steps.
 
-    Pixel values are `(1, num_channels, height, width)`, the orders cells `(h w,)` of a map of `map_shape`. The result
-    is `(3, steps + 1)`: deletion in the order of the map, insertion in it, and deletion in random order.
+    Pixel values are `(1, num_channels, height, width)`; both orders list all cell numbers `(h * w,)` of a map of
+    `map_shape` (h, w), first removed or inserted first. Returns `(3, steps + 1)`: deletion in `order`, insertion in
+    `order`, and deletion in random order.
     """
     is_gone, _ = sanity.removal_steps(order, steps)
     is_gone_at_random, _ = sanity.removal_steps(random_order, steps)

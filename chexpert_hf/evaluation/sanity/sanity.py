@@ -38,10 +38,7 @@ _GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
 class Verdict(str, Enum):
-    """The outcome of a check that compares an estimate with a bound; see `judge`.
-
-    UNCLEAR: the estimate is on the good side of the bound, but its confidence interval includes the bound.
-    """
+    """The outcome of a check that compares an estimate with a bound, with the word that reports show."""
 
     PASSED = "yes"
     FAILED = "FAILED"
@@ -50,7 +47,10 @@ class Verdict(str, Enum):
 
 
 def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
-    """PASSED if the whole interval is on the good side of the bound, FAILED if the value itself is not."""
+    """Return PASSED if the whole interval is on the good side of the bound, FAILED if the value itself is not.
+
+    UNCLEAR: the value is on the good side, but the interval includes the bound. NOT_JUDGED: the value is NaN.
+    """
     if isnan(estimate.value):
         return Verdict.NOT_JUDGED
     if not (estimate.value < bound if is_good_below else estimate.value > bound):
@@ -60,22 +60,23 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """Similarity of a model's maps and those of the same network with randomised weights.
+    """The similarity of a model's maps to those of the same network with randomised weights; low is good.
 
-    Correlations are Spearman's, of the signed maps at their own resolution. Their absolute value counts, since a random
-    head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window is as large as such a map.
+    Similarity is Spearman's correlation of the signed maps at the network's resolution. Its absolute value counts,
+    since a random head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window is as large as
+    such a map.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
     by_observation: FloatArray  # (num_labels,): mean |correlation| of one draw, so that one can be high by luck
-    other_image: FloatArray  # (num_labels,): with maps of other radiographs: what all share, such as a bright centre
-    by_chance: FloatArray  # (num_labels,): with the map shifted to all other cells around the torus
+    other_image: FloatArray  # (num_labels,): the same, with maps of other radiographs: shared patterns, a bright centre
+    by_chance: FloatArray  # (num_labels,): the same, with the map shifted to each other position, wrapped around
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps change; not judged where shifted maps alone reach the bound, as with very coarse maps."""
+        """PASSED if the maps change enough; NOT_JUDGED if even shifted maps reach the bound, as very coarse ones do."""
         if _mean(self.by_chance, 0) >= MOST_ALIKE:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MOST_ALIKE, is_good_below=True)
@@ -83,58 +84,58 @@ class WeightCheck:
 
 @dataclass(frozen=True)
 class RegionCheck:
-    """The share of the positive part of the maps in a region without findings."""
+    """How much of the positive part of the maps lies in a region without findings, such as outside the body."""
 
     region: str
-    num_images: int  # radiographs that have such a region
+    num_images: int  # radiographs that have such a region and a map to check
     mass: float  # mean share of a map's sum that lies there
-    area: float  # mean share of the picture that it takes, which is what an even map would have there
+    area: float  # mean share of the picture that the region takes: an even map would have this mass
     ratio: Estimate  # mass / area: above 1, the maps mark the region more than by chance
     by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the maps keep away from the region."""
+        """PASSED if the maps mark the region less than an even map would."""
         return judge(self.ratio, 1, is_good_below=True)
 
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """Deletion and insertion curves in the order of the map, compared with random order.
+    """Probability of an observation while cells are removed (deletion) or inserted in the map's order, highest first.
 
-    A gain is the area between the two curves; above 0, the map is better than chance.
+    A gain is the area between such a curve and that of random order; above 0, the map is better than chance.
     """
 
-    observations: Sequence[str]  # of each curve
+    observations: Sequence[str]  # the observation of each curve
     fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
     deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
-    insertion: FloatArray  # the same, cells inserted into the blurred picture
-    random: FloatArray  # the same, removed in random order; read backwards an insertion in another random order
+    insertion: FloatArray  # the same, cells inserted into the blurred picture in that order
+    random: FloatArray  # the same, cells removed in random order; backwards: inserted in random order
     deletion_gain: Estimate
     insertion_gain: Estimate
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """The verdict of each curve by its name."""
+        """The verdicts on "deletion" and "insertion"."""
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
 
 @dataclass(frozen=True)
 class SanityChecks:
-    """All checks of one model."""
+    """The results of all sanity checks of one model."""
 
     num_images: int
     map_size: tuple[int, int]  # (height, width)
-    seed: int  # of everything random
-    observations: Sequence[str]  # the order of all `by_observation`
+    seed: int  # of all random choices
+    observations: Sequence[str]  # the order of all arrays `(num_labels,)`
     weights: Sequence[WeightCheck]
     regions: Sequence[RegionCheck]
     removal: RemovalCheck
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compares signed maps `(num_images, num_labels, h, w)` with those after weights were randomised."""
+    """Compare signed maps `(num_images, num_labels, h, w)` with `others` after weights (`redrawn`) were randomised."""
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
@@ -154,9 +155,11 @@ def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: 
 
 
 def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: Sequence[str]) -> RegionCheck:
-    """Sums up masses `(num_images, num_labels)` in a region from `mass_inside`, and its areas `(num_images,)`.
+    """Summarise how much of the maps lies in one region, over all images.
 
-    A picture where the area is 0 has no such region and is left out.
+    `masses` `(num_images, num_labels)` are from `mass_inside`, NaN for maps that are not to be checked; `areas`
+    `(num_images,)` are the region's share of each picture. Images where the area is 0 have no such region and are left
+    out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()
@@ -181,16 +184,16 @@ def check_removal(
     random: FloatArray,
     patients: Sequence[str],
 ) -> RemovalCheck:
-    """Compares curves, as `RemovalCheck` describes them, with those of random order; one patient for each curve."""
+    """Compute the gains in `RemovalCheck` from its other fields; `patients` names the patient of each curve."""
     deleted, inserted, at_random = (trapezoid(curves, fractions, axis=1) for curves in (deletion, insertion, random))
     gains = (_ratio(gain, np.ones(len(gain)), patients) for gain in (at_random - deleted, inserted - at_random))
     return RemovalCheck(observations, fractions, deletion, insertion, random, *gains)
 
 
 def mass_inside(maps: FloatArray, region: Mask) -> FloatArray:
-    """The share `(num_labels,)` of the positive part of maps `(num_labels, height, width)` in a region.
+    """Return the share `(num_labels,)`, in [0, 1], of the positive part of each map that lies in a region.
 
-    It is in [0, 1], and NaN where a map has no positive part.
+    Maps are `(num_labels, height, width)`, the region is `(height, width)`. NaN for maps without a positive part.
     """
     positive = np.maximum(maps, 0)
     total = positive.sum(axis=(1, 2))
@@ -198,7 +201,11 @@ def mass_inside(maps: FloatArray, region: Mask) -> FloatArray:
 
 
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatArray]:
-    """The cells removed after each step, `(steps + 1, num_cells)`, in the order `(num_cells,)`, and their share."""
+    """Return the cells removed after each step, as masks `(steps + 1, num_cells)`, and their share `(steps + 1,)`.
+
+    `order` `(num_cells,)` has the numbers of the cells, first removed first. No cell is removed in the first mask, all
+    in the last.
+    """
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
     rank[order] = np.arange(len(order))
@@ -206,7 +213,7 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """The outer `FRAME` of a picture of `shape` (height, width), at least one pixel wide."""
+    """Return the mask of the outer frame of a picture of `shape` (height, width): the share `FRAME` of each side."""
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)
     mask[rows:-rows, columns:-columns] = False
@@ -214,9 +221,10 @@ def frame(shape: tuple[int, int]) -> Mask:
 
 
 def outside_body(picture: Picture) -> Mask:
-    """The dark surroundings: all but the largest bright region of the smoothed picture and what it encloses.
+    """Return the mask of the dark surroundings of the body in a picture `(height, width)` in which air is dark.
 
-    Lungs are dark but enclosed. Where the body fills the picture, nothing is outside. Air is dark in the picture.
+    The body is the largest bright region of the smoothed picture and all that it encloses, such as the lungs. The mask
+    is empty where the body fills the picture.
     """
     smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
     dark, bright = np.percentile(smooth, [1, 99])
@@ -229,9 +237,9 @@ def outside_body(picture: Picture) -> Mask:
 
 
 def side_marker(picture: Picture) -> Mask:
-    """The box around the likeliest side marker: narrow bright strokes, close together, near an upper corner.
+    """Return the mask of the box around the likeliest side marker, "L" or "R": bright strokes near an upper corner.
 
-    Metal is bright in the picture, whose sides must be 320 pixels or more to tell letters from ribs. The mask is empty
+    Metal must be bright in the picture, and its sides 320 pixels or more to tell letters from ribs. The mask is empty
     if nothing looks like a marker, and sometimes wrong: a pacemaker or the edge of a bone may look more like one.
     """
     height, width = picture.shape
@@ -258,7 +266,7 @@ def side_marker(picture: Picture) -> Mask:
 
 
 def _standard_ranks(maps: FloatArray) -> FloatArray:
-    """Ranks of the values within each map with mean 0 and variance 1; NaN for a map without any difference."""
+    """Return the ranks of the values within each map, scaled to mean 0 and variance 1; NaN for a constant map."""
     ranks = rankdata(maps.reshape(*maps.shape[:2], -1), axis=2)
     ranks -= ranks.mean(axis=2, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -266,12 +274,12 @@ def _standard_ranks(maps: FloatArray) -> FloatArray:
 
 
 def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
-    """The mean of the values that are not NaN, NaN where there are none; without the warning of `np.nanmean`."""
+    """Return the mean of the values that are not NaN, or NaN if there are none, without the warning of `np.nanmean`."""
     return np.ma.filled(np.ma.masked_invalid(values).mean(axis=axis), NAN)
 
 
 def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[str]) -> Estimate:
-    """The ratio of two sums over radiographs that are not NaN, with its interval over resampled patients."""
+    """Return sum(numerators) / sum(denominators) with its bootstrap interval, leaving out numerators that are NaN."""
     known = np.flatnonzero(~np.isnan(numerators)).tolist()
     if not known:
         return UNDEFINED

@@ -1,4 +1,4 @@
-"""Sanity checks as text, tables, JSON and a plot."""
+"""The result of `check_sanity` as text, tables, JSON and a plot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ _GREY = "0.45"
 
 @dataclass(frozen=True)
 class SanityTable:
-    """One check: the claim, its metrics, and how to read them."""
+    """One check as a table: the claim that it tests, its metrics, and how to read them."""
 
     claim: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str]]  # the last cell is the verdict
     note: str
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of the rows that can be judged."""
+        """The worst verdict of the rows; "nothing to judge" only if no row can be judged."""
         worst_first = (Verdict.FAILED, Verdict.UNCLEAR, Verdict.PASSED, Verdict.NOT_JUDGED)
         return next(verdict.value for verdict in worst_first if verdict.value in {row[-1] for row in self.rows})
 
 
 def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
-    """A table for each check; the last column is the verdict."""
+    """Return three tables, one per check: of weights, regions and removal."""
     removal = checks.removal
     rows: dict[str, Sequence[Sequence[str]]] = {
         "weights": [_weight_row(check) for check in checks.weights],
@@ -52,7 +52,7 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
             _removal_row(removal, "insertion", removal.insertion, removal.insertion_gain),
         ],
     }  # fmt: skip
-    alike = {"weights": "".join(_alike(checks.observations, check) for check in checks.weights)}
+    alike = {"weights": "".join(_unchanged(checks.observations, check) for check in checks.weights)}
     height, width = checks.map_size
     gaps = {"height": height, "width": width, "bound": number(MOST_ALIKE, 2), "frame": FRAME}
     return [
@@ -62,7 +62,7 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
 
 
 def as_text(checks: SanityChecks) -> str:
-    """Plain tables with the verdicts."""
+    """Format all tables as plain text with their verdicts."""
     blocks = [f"{checks.num_images:,} radiographs, maps of {checks.map_size[0]} x {checks.map_size[1]}."]
     for table in sanity_tables(checks):
         content = indent(f"{aligned([table.header, *table.rows])}\n{table.note}", "  ")
@@ -71,7 +71,7 @@ def as_text(checks: SanityChecks) -> str:
 
 
 def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
-    """All results as plain types for JSON; None where undefined."""
+    """Return all results as plain types for JSON, with verdicts; None where undefined."""
     values: dict[str, Any] = plain(checks)
     for entry, weight in zip(values["weights"], checks.weights, strict=True):
         entry |= {"verdict": weight.verdict.name.lower(), "bound": MOST_ALIKE}
@@ -83,14 +83,14 @@ def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
 
 
 def write_sanity(folder: Path, checks: SanityChecks) -> None:
-    """Writes sanity.json and sanity.png to a folder, which is made if needed."""
+    """Write sanity.json and sanity.png to a folder, which is made if needed; the files are replaced."""
     result_folder(folder)
     write_json(folder / "sanity.json", as_dictionary(checks))
     sanity_figure(checks).savefig(folder / "sanity.png")
 
 
 def sanity_figure(checks: SanityChecks) -> Figure:
-    """Similarity to random weights by observation, and the mean deletion and insertion curves beside random order."""
+    """Draw the similarity to maps of random weights by observation, and the mean deletion and insertion curves."""
     figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
     similarity, *curves = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
     _draw_similarity(similarity, checks)
@@ -144,8 +144,8 @@ def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Est
     return (name, f"{len(removal.observations):,}", *areas, as_estimate(gain, 2), verdict)
 
 
-def _alike(observations: Sequence[str], check: WeightCheck) -> str:
-    """The observations at or over the bound, which the mean may hide."""
+def _unchanged(observations: Sequence[str], check: WeightCheck) -> str:
+    """Return a sentence on observations whose maps are unchanged (at or over the bound), which the mean may hide."""
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""
