@@ -134,7 +134,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
                 by_name.setdefault(file, path)
                 by_stem.setdefault(stem, path)
 
-    if not by_name:  # the tables alone, as for labels without images
+    if not by_name:  # only the tables are there
         return [*expected]
 
     def find(path: str) -> str:

@@ -29,17 +29,17 @@ MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
 _CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
-_LEAST_DETAIL = 0.5  # share of the detail of the least detailed training image
+_LEAST_DETAIL = 0.5  # `Gate.least_detail` as a share of the detail of the least detailed training image
 _NUM_PHANTOMS = 60
-_DIRECTIONS = 20  # in which training images may vary
+_DIRECTIONS = 20  # the most principal directions of a `Distance`
 _IMAGES_PER_DIRECTION = 8
 _FOLDS = 5
 _SHRINKAGE = 0.1
 _QUANTILE, _STRICT_QUANTILE = 0.995, 0.95
-_NORMAL_QUANTILE = 2.576  # of .995
+_NORMAL_QUANTILE = 2.576  # standard normal at .995
 _ENOUGH_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
-_LATERAL_RIDGE = 3.0  # times the variance of a feature
+_LATERAL_RIDGE = 3.0  # added to the diagonal of a covariance, in units of the variance of a feature
 _TINY = 1e-6
 
 

@@ -139,7 +139,7 @@ def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
-    """Return how far each ray lies in a lobe, `(height, width)` in [0, 1]: sharp at a fissure, fading elsewhere."""
+    """Return a soft mask of a lobe, such as "upper", `(height, width)` in [0, 1]: sharp only at a fissure."""
     across, ripple = frame.across(side), cloud(rng, frame.shape, 30)
     v = frame.v[:, None] + 0.03 * ripple
     fissure = frame.v[:, None] + 0.07 * (across - 0.5) + 0.006 * ripple - rng.uniform(-0.05, 0.05)
@@ -153,7 +153,7 @@ def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
 
 
 def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Floats:
-    """Return air-filled bronchi, `(height, width)` in [0, 1]; they fan out from the hilum towards `heading`, 0 up."""
+    """Return air-filled bronchi, `(height, width)` in [0, 1], fanning out from the hilum; `heading` 0 is upwards."""
     layer, hilum = Layer(frame.shape), frame.spot(side, 0.1, 0.55, 0.5)
     way = side if frame.is_frontal else 1
     for _ in range(4):
@@ -180,7 +180,7 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
-    """Return an irregular patch, `(height, width)` in [0, 1]: 1 where `distance` is well below 1, 0 well above.
+    """Return an irregular patch, `(height, width)`: 1 where `distance` is well below 1, 0 where it is well above.
 
     `softness` blurs its edge; `rough` breaks it up by noise with structures of about `grain` pixels.
     """

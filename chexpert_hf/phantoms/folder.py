@@ -159,7 +159,7 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draw the observations that are positive in a study, with their parents, or with No Finding."""
+    """Draw a study's positive observations, with their parents; No Finding if there are none but Support Devices."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 

@@ -170,7 +170,7 @@ class FrontalFrame(_Frame):
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
     def lost_lung(self, side: int) -> Mask:
-        """Return the mask of the former lung above which the hemidiaphragm is raised, `(height, width)`."""
+        """Return the mask of the region that was lung before the hemidiaphragm was raised, `(height, width)`."""
         x, inner, outer = side * self.x, side * self.medial[side][:, None], side * self.wall[side][:, None]
         return (x > inner) & (x < outer) & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
 

@@ -61,7 +61,7 @@ def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior
 
 
 def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
-    """Return all ribs, with the given fractures."""
+    """Draw all ribs, with the given fractures."""
     posterior, anterior, width = Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
     for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
@@ -111,7 +111,7 @@ def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
 
 
 def girdle(frame: FrontalFrame) -> Floats:
-    """Return clavicles, scapulae and humeral heads."""
+    """Draw clavicles, scapulae and humeral heads."""
     layer, faint = Layer(frame.shape), Layer(frame.shape)
     lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
     elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
@@ -133,7 +133,7 @@ def girdle(frame: FrontalFrame) -> Floats:
 
 
 def spine(frame: FrontalFrame) -> Floats:
-    """Return vertebral bodies with discs, pedicles and spinous processes."""
+    """Draw vertebral bodies with discs, pedicles and spinous processes."""
     reach = 0.17 * frame.half
     columns = slice(max(0, int(frame.midline.min() - reach)), int(frame.midline.max() + reach))
     halfwidth = frame.half * curve(frame.v, ((-0.3, 0.095), (0.1, 0.1), (1.3, 0.13)), 4)[:, None]
@@ -156,7 +156,7 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
 
 
 def vessels(frame: FrontalFrame, engorged: float) -> Floats:
-    """Return pulmonary arteries and veins branching from the hila; `engorged` multiplies their width."""
+    """Draw pulmonary arteries and veins branching from the hila; `engorged` multiplies their width."""
     rng, hila = np.random.default_rng(frame.patient.vessel_seed), ((RIGHT, 0.5), (LEFT, 0.46))
     roots = [(side, frame.place(side * 0.17 + frame.rotation * 0.5, v)) for side, v in hila]
     trees = [vessel_tree(rng, hilum, side, 0.22 * frame.height) for side, hilum in roots]
@@ -170,7 +170,7 @@ def vessels(frame: FrontalFrame, engorged: float) -> Floats:
 
 
 def draw_vessels(layer: Layer, trees: list[list[Points]], engorged: float) -> None:
-    """Draw vessel trees of `vessel_tree`, the finest and faintest branches first; `engorged` multiplies their width."""
+    """Draw trees from `vessel_tree`, the finest and faintest branches first; `engorged` multiplies their width."""
     widths, values = (3.4, 2.6, 1.8, 1.2, 0.9), (0.46, 0.42, 0.37, 0.3, 0.22)
     for level in reversed(range(len(widths))):
         layer.lines(np.concatenate([tree[level] for tree in trees]), widths[level] * engorged, values[level])
@@ -205,7 +205,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
 
 
 def gas(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Return air in trachea, main bronchi, stomach and bowel."""
+    """Draw air in trachea, main bronchi, stomach and bowel."""
     layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]

@@ -28,8 +28,8 @@ from chexpert_hf.radiographs.unfetched import refuse_pointer
 # A JPEG decoder may scale down while both sides keep this many times the target size: .2 grey levels on average.
 DRAFT_MARGIN = 1.75
 
-_COLOURFUL_SHARE = 0.1  # of pixels, above which an image is in colour; side marks may be, and film is tinted faintly
-_COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which it is colourful
+_COLOURFUL_SHARE = 0.1  # of colourful pixels, above which an image is in colour; side marks may be colourful
+_COLOURFUL_SPREAD = 32  # range of red, green and blue, above which a pixel is colourful; film is tinted faintly
 _COLOUR_SIDE = 64
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 

@@ -53,7 +53,7 @@ _ANSWERS = frozenset(
 )
 """Words, in lower case, that people write instead of 1 and 0. They are not read as labels, but reported as an error."""
 
-_MEANT_AS_LABELS = 0.75  # share of the stated cells of a column, so that one odd cell is an error and no other column
+_MEANT_AS_LABELS = 0.75  # share of a column's non-blank cells that must look like labels; other cells are then errors
 
 _CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
 _PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's

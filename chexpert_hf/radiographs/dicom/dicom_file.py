@@ -18,7 +18,7 @@ _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # floating point, double, whole 
 
 _MAX_HEADER_READS = 10_000  # a radiograph's header takes hundreds; pydicom would read a million tiny items for a minute
 _MAX_HEADER_BYTES = 16_000_000  # read, not skipped; a lookup table has at most 128 kB
-_MAX_INFLATED_HEADER_BYTES = 8_000_000  # skipped or not
+_MAX_INFLATED_HEADER_BYTES = 8_000_000  # read or skipped
 _MAX_REST_BYTES = 1_000_000
 
 

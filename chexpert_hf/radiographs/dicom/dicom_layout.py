@@ -22,7 +22,7 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GRAY_OF_SHAPE = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}
 """Photometric interpretation of DX images by PresentationLUTShape. Source: DICOM PS3.3, table C.8-71."""
 
-_MAX_TILES = 4096  # of which OpenJPEG allocates 6 kB each before it reads any
+_MAX_TILES = 4096  # OpenJPEG allocates 6 kB for each before it reads any
 
 
 @dataclass(frozen=True)
