@@ -1,4 +1,4 @@
-"""Cells of label files, as text and parsed: what all layouts and reference standards share."""
+"""Reads the cells of CSV files with labels, and parses them; used by all layouts."""
 
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,34 +21,34 @@ BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 """Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
-"""The names that each split goes by in files of others."""
+"""Split -> the names that it has in files of other people."""
 
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 Parser: TypeAlias = tuple[Callable[[str], Any], str]
-"""Parses a cell's text, or raises ValueError or KeyError; and the values that are expected, in words."""
+"""A function that parses a cell's text, or raises ValueError or KeyError; and the expected values as error text."""
 
 _MAX_LISTED = 5
 _HEADER_BYTES = 65_536
 
 
 class DatasetError(InputError):
-    """A data set that is not what its layout defines; the message is one line that says where and what to do."""
+    """A data set differs from what its layout defines; the message is one line that says where and what to do."""
 
 
 def listed(items: Sequence[str]) -> str:
-    """Joins the first few of the items and counts the rest, so that an error stays one line."""
+    """Join the first 5 items with commas and say how many more there are, so that an error stays one line."""
     more = len(items) - _MAX_LISTED
     return ", ".join(items[:_MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def parse_number(text: str) -> float:
-    """Parses a number with a decimal point or a decimal comma."""
+    """Parse a number with a decimal point or a decimal comma; ValueError if it is none."""
     return float(text.replace(",", "."))
 
 
 def parse_label(text: str) -> float:
-    """Parses a label: 1, 0 or -1."""
+    """Parse a label: 1, 0 or -1; ValueError if it is none."""
     value = parse_number(text)
     if value not in (POSITIVE, NEGATIVE, UNCERTAIN):
         raise ValueError(text)
@@ -56,7 +56,7 @@ def parse_label(text: str) -> float:
 
 
 def header_of(file: Path) -> list[str]:
-    """The names in the first line of a CSV file, possibly gzipped, without blanks; none if it cannot be read."""
+    """Return the column names of a CSV file, possibly gzipped, without blanks around them; [] if it cannot be read."""
     try:
         return [name.strip() for name in _header(file, *dialect_of(file))]
     except (pa.ArrowInvalid, OSError):
@@ -70,13 +70,13 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
-    """Reads the column of paths as text and those of `columns` that are there as categories of text.
+    """Read some columns of a CSV file: `path` as strings, those of `columns` that exist as categories of strings.
 
-    Blanks around names are left out. The index is the row in the file, the header being row 1. `has_line_breaks` is
-    for tables with reports, whose quoted cells go on over several lines.
+    Blanks around column names are removed. The index is the row number in the file, the header being row 1. Set
+    `has_line_breaks` for tables with reports, whose quoted cells extend over several lines.
 
     Raises:
-        DatasetError: If it cannot be read, or has one of the columns twice.
+        DatasetError: If the file cannot be read, or has one of the columns twice.
     """
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     types = {path: pa.string(), **dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))}
@@ -103,7 +103,7 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
 
 
 def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:
-    """Raises DatasetError if the table lacks a column or has no row; the message lists the columns that it has."""
+    """Raise DatasetError if a table of `read_cells` lacks a column or has no row; the message lists its columns."""
     if missing := [name for name in (*required, *observations) if name not in cells.columns]:
         header: list[str] = cells.attrs["header"]
         near = [name for name in header if missing[0] in name] or get_close_matches(missing[0], header, n=1)
@@ -118,7 +118,10 @@ def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: S
 
 
 def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[str, Parser]) -> NDArray[np.object_]:
-    """Parses a column of `read_cells`: None where it is blank or missing, NaN for a label, which has no parser."""
+    """Parse a column of `read_cells` by its parser, or as labels if it has none; return one value per row.
+
+    Blank cells and missing columns give None, or NaN for labels. Raises DatasetError for the first wrong cell.
+    """
     parse, expected = parsers.get(column, (parse_label, "1, 0, -1"))
     blank = None if column in parsers else np.nan
     if column not in cells.columns:
@@ -141,14 +144,16 @@ def findings(
     known: Collection[str] | None,
     file: Path,
 ) -> pd.DataFrame:
-    """Labels from cells that list findings: 1 for those that are listed, 0 for the others, NaN where nothing is stated.
+    """Return labels `(num_rows, len(names))` from cells that list findings, such as "Mass|Nodule".
+
+    A label is 1 for a finding that is listed, 0 for the others, NaN where the cell states nothing.
 
     Args:
         texts: A column of `read_cells`.
         names: The columns of the result.
-        split: Makes the findings of a cell's text; None if it states nothing, as a blank cell does.
-        known: The findings that may be listed; any if None.
-        file: For errors.
+        split: Returns the findings in a cell's text; None if it states nothing. It is not called for blank cells.
+        known: The findings that may be listed; any if None. Others are a DatasetError.
+        file: The table, named in errors.
     """
     columns = {name: column for column, name in enumerate(names)}
     allowed = None if known is None else frozenset(known)
@@ -170,13 +175,13 @@ def findings(
 
 
 def refuse_cells(is_bad: pd.Series, texts: pd.Series, file: Path, expected: str) -> None:
-    """Raises DatasetError for the first cell of a column that is bad, if one is."""
+    """Raise DatasetError for the first cell of the column `texts` where `is_bad` is true, if there is one."""
     if is_bad.any():
         row = texts.index[is_bad.to_numpy()][0]
         raise bad_cell(file, row, str(texts.name), texts[row], expected)
 
 
 def bad_cell(file: Path, row: int, column: str, value: Any, expected: str) -> DatasetError:
-    """The error of a cell that its column does not define."""
+    """Return a DatasetError that names file, row, column and value of a cell, and what was expected there."""
     came = f"{value!r:.90}" if isinstance(value, str) else "blank"
     return DatasetError(f"{file.name} row {row}: {column} is {came}, expected {expected}.")

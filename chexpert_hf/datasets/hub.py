@@ -1,6 +1,6 @@
-"""Data sets of the Hub: fetched once into a folder that the layouts read.
+"""Downloads data sets of the Hugging Face Hub, once, into a folder that the layouts read.
 
-A repository of files in a known layout is taken as it is. Tables with images inside (Parquet) are streamed from
+A repository of files in a known layout is downloaded as it is. Tables with images inside (Parquet) are streamed from
 the Hub, and their images are written as files beside a CSV file, so that training reads them from the disk as others.
 """
 
@@ -27,16 +27,18 @@ _CELLS = {
     **dict.fromkeys(("absent", "negative", "no", "0"), "0"),
     **dict.fromkeys(("present", "positive", "yes", "1"), "1"),
 }
-"""Names of the classes of one observation, in lower case, and the cell that each stands for."""
+"""Name of a class of one observation, in lower case -> the cell of a CSV file that it becomes."""
 
 
 def is_repository(root: str | Path) -> bool:
-    """Whether a text is the id of a repository, and no path that exists."""
+    """Return whether a text has the form of a repository's id ("user/name") and no such path exists."""
     return bool(_REPOSITORY.fullmatch(str(root))) and not Path(root).exists()
 
 
 def fetch(repository: str) -> Path:
-    """The folder of a data set of the Hub, fetched if it is not there yet; the newest one that is, without a network.
+    """Return the local folder of a data set of the Hub; download it if its newest version is not there yet.
+
+    Without a network, the version that was downloaded last is used.
 
     Raises:
         DatasetError: If there is no such data set, it cannot be reached, or it has no images.
@@ -57,7 +59,7 @@ def fetch(repository: str) -> Path:
 
 @contextmanager
 def _errors_of(repository: str) -> Iterator[None]:
-    """Turns errors of the Hub and its clients, and of files that are none of their suffix, into DatasetError."""
+    """Context manager that turns errors of the Hub and its clients, and of damaged files, into DatasetError."""
     try:
         yield
     except InputError:
@@ -70,7 +72,7 @@ def _errors_of(repository: str) -> Iterator[None]:
 
 
 def _files_of(repository: str) -> tuple[str, list[str]] | None:
-    """The present commit of a data set of the Hub and its files, or None if there is no network."""
+    """Return the newest commit of a data set of the Hub and the names of its files; None if there is no network."""
     try:
         info = HfApi().dataset_info(repository)
     except errors.HfHubHTTPError:
@@ -81,16 +83,16 @@ def _files_of(repository: str) -> tuple[str, list[str]] | None:
 
 
 def write_files(splits: Mapping[str, Any], folder: Path) -> None:
-    """Writes data sets by split as image files and a CSV file for each split: `train.csv`, `valid.csv`, `test.csv`.
+    """Write each split as image files in `images/` and a CSV file: `train.csv`, `valid.csv` or `test.csv`.
 
     Args:
-        splits: `datasets.DatasetDict` or its streaming kin. One feature is an image. Labels are one class per row, a
-            list of classes, or a column per observation, of numbers or of classes ("unlabeled", "uncertain", "absent",
-            "present"); other columns of texts and numbers are kept.
-        folder: Where to.
+        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. Labels are one
+            class per row or a list of classes, which become a column per class, or one feature per observation, of
+            numbers or of classes ("unlabeled", "uncertain", "absent", "present"). Other texts and numbers are kept.
+        folder: The existing folder to write to.
 
     Raises:
-        DatasetError: If there is no image, or a split has another name.
+        DatasetError: If an image is missing, or a split has another name.
     """
     for split, data in splits.items():
         name = SPLIT_OF.get(split)
@@ -119,7 +121,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
 
 
 def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """The columns that a feature becomes, each with a function from a value to its cell."""
+    """Yield the columns of the CSV file that a feature becomes: each one's name, and a function from value to cell."""
     of_list = getattr(feature, "feature", None)
     if isinstance(feature, datasets.ClassLabel) and {each.lower() for each in feature.names} <= set(_CELLS):
         cells = [_CELLS[each.lower()] for each in feature.names]

@@ -1,8 +1,8 @@
-"""Whether image files are there, are images and are whole, found out before a run starts.
+"""Checks, before a run starts, that image files exist, are images and are complete.
 
 `datasets.Image` fails on the first bad file that it meets, hours into an epoch, and opens whatever a path leads to.
-Of a JPEG or PNG image the first and last bytes are looked at: a file that was cut short lacks its end mark. What looks
-odd is decoded, so that nothing good is refused.
+Here, the first and last bytes of JPEG and PNG images are read: a truncated file lacks its end mark. Suspicious files
+are decoded, so that no good one is refused.
 """
 
 import os
@@ -32,15 +32,15 @@ _CHUNK = 4096
 def find_bad_files(
     folder: str | Path, paths: Sequence[str], *, follow_links: bool = False, say: Callable[[str], None] | None = None
 ) -> dict[str, str]:
-    """Finds files that cannot be radiographs, among paths below a folder with "/" between their parts and no "..".
+    """Find the files that cannot be radiographs, among paths below a folder ("/" between parts, no "..").
 
     A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
     file, which has no end mark. Files of other formats are decoded. Links may lead out of the folder if `follow_links`
-    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` takes a line about how many there are.
+    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` gets a line on how many there are.
 
     Returns:
-        For each bad path, in the order given, what is wrong: "missing", "empty", "not a file", "outside the folder" (a
-        link leads there), "not an image", what the operating system answered, or what the reader says of it.
+        Bad path -> fault, in the order given: "missing", "empty", "not a file", "outside the folder" (a link leads
+        there), "not an image", or the message of the operating system or of `read_radiograph`.
     """
     root = os.path.realpath(folder)
     is_link = cache(lambda directory: os.path.islink(os.path.join(root, directory)))
@@ -60,7 +60,7 @@ def find_bad_files(
 
 
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
-    """The fault of a file, if any; adds its path to `links` if it is reached through one."""
+    """Return the fault of a file, None if it has none; append its path to `links` if it is reached through a link."""
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)
@@ -102,5 +102,5 @@ def _content_fault(file: str, num_bytes: int) -> str | None:
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:
-    """The path of each image of a split, without decoding any."""
+    """Return the path of each image of a split, in the order of its rows, without decoding any."""
     return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]

@@ -1,4 +1,4 @@
-"""Label sets by name, from files and from columns; how the names of one correspond to those of another."""
+"""Built-in label sets, label sets from files, and the matching of names that mean the same in different sets."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,28 +28,31 @@ _SAME = {
     "hiatal hernia": "hernia",
     **dict.fromkeys(("healthy", "no abnormality", "no findings", "normal"), "no finding"),
 }
-"""Other names of a concept, and the one that stands for it; both as `concept` writes them."""
+"""Name -> the name that stands for all with the same meaning; both in lower case, as `concept` returns them."""
 
 
 def concept(name: str) -> str:
-    """The concept behind a label's name: labels of two sets mean the same if theirs are equal."""
+    """Return the name that stands for all names of the same meaning: "pleural effusion" for "Effusion"."""
     plain = " ".join(name.replace("_", " ").casefold().split())
     return _SAME.get(plain, plain)
 
 
 def same_label(name: str, names: Iterable[str]) -> str | None:
-    """The one of some names that means the same as a name; None if there is none."""
+    """Return `name` if it is among `names`, else the first of them that means the same; None if there is none."""
     names = list(names)
     return name if name in names else next((each for each in names if concept(each) == concept(name)), None)
 
 
 def is_known(name: str) -> bool:
-    """Whether a built-in label set has the concept of a name."""
+    """Return whether a name means the same as one in a built-in label set."""
     return any(same_label(name, labels.names) for labels in LABEL_SETS.values())
 
 
 def union(sets: Iterable[LabelSet]) -> LabelSet:
-    """The label set of several: each concept once, by its first name; a set may have several names for one."""
+    """Return the union of label sets: of names that mean the same in different sets, only the first is kept.
+
+    Names within one set are all kept, even if they mean the same.
+    """
     seen: set[str] = set()
     names: list[str] = []
     headline: list[str] = []
@@ -68,9 +71,10 @@ def union(sets: Iterable[LabelSet]) -> LabelSet:
 
 
 def read_label_set(text: str) -> LabelSet:
-    """A label set by its name ("nih"), from a YAML file, or from its names, separated by commas.
+    """Return a label set from the name of a built-in one ("nih"), a YAML file, or names separated by commas.
 
-    The file has `names` and, if wanted, the other attributes of `LabelSet`.
+    The file has `names` and, optionally, the other attributes of `LabelSet`. Given names keep their properties in
+    CheXpert's label set, such as their parents.
 
     Raises:
         InputError: If the file cannot be read or is no label set.

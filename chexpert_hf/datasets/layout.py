@@ -1,7 +1,7 @@
-"""A layout: how the files of a data set are named, and how one of its splits is read.
+"""`Layout`, which describes how a data set's files are named and read, and helpers to write one.
 
-A further layout is one file in `layouts/` and its entry in `sources.LAYOUTS`, or a `Layout` of one's own that is
-passed to `load_dataset`.
+To add a layout, write a module in `layouts/` and enter it in `sources.LAYOUTS`, or pass a `Layout` of your own to
+`load_dataset`.
 """
 
 import os
@@ -35,13 +35,13 @@ COLUMNS = (
     "source",
     "labels_by",
 )
-"""The facts of a radiograph besides its labels."""
+"""The columns of a loaded data set besides `image` and `labels`."""
 
 BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the image as it is stored
 BOX_COLUMNS = ("path", "observation", *BOX_SIDES)
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Callable[[], NDArray[np.bool_]]]]
-"""Path -> observation -> a function that decodes its mask `(height, width)`; images without one do not have it."""
+"""Path -> observation -> function that returns its mask `(height, width)`; only for images with a mask."""
 
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")
@@ -54,40 +54,43 @@ _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one
 class Layout:
     """The file layout of a data set: the names of its files, and functions that read its splits.
 
-    `read(folder, split, names)` gives one row per radiograph, in the order of the files: the columns of `rows`, then
-    one float32 column per name: 1, 0, -1 (uncertain), NaN (not stated). It raises DatasetError where a file has
+    `read(folder, split, names)` returns one row per radiograph, in the order of the files: the columns of `rows`, then
+    one float32 column per name, with 1, 0, -1 (uncertain) or NaN (not stated). It raises DatasetError where a file has
     something else than the layout defines.
     """
 
     name: str
-    labels: LabelSet | Callable[[Path], LabelSet]  # the observations that are loaded by default, of a folder if need be
-    files: str  # what is looked for, in words
+    labels: LabelSet | Callable[[Path], LabelSet]  # loaded by default; a function if they depend on the folder
+    files: str  # the names of the files, as text for error messages
     has_split: Callable[[Path, str], bool]  # whether a folder has the table of a split
     read: Callable[[Path, str, Sequence[str]], pd.DataFrame]
-    columns: Callable[[Path], Sequence[str]] | None = None  # names that can be read from a folder; of `labels` if None
+    columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Label of another label set -> labels here that imply it: it is positive if any of them is positive."""
-    patients: str | None = None  # whose ids they are, where several data sets share patients; the folder's if None
+    """Observation of another label set -> those here that imply it: it is positive if any of them is."""
+    patients: str | None = None  # id prefix among several data sets, equal for shared patients; the folder's if None
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
-    """Reads the boxes that readers drew, None where a folder has no file of them, with the columns `BOX_COLUMNS`."""
+    """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
     masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew
-    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one table, where its name is not fixed
+    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one CSV file, whose name is not fixed
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder holds a data set in this layout."""
+        """Return whether a folder holds a data set in this layout."""
         return any(self.has_split(folder, split) for split in SPLITS)
 
     def labels_in(self, folder: Path) -> LabelSet:
-        """The observations that are loaded from a folder by default."""
+        """Return the observations that are loaded from a folder by default."""
         return self.labels if isinstance(self.labels, LabelSet) else self.labels(folder)
 
     def names_in(self, folder: Path) -> Sequence[str]:
-        """The names of all observations with labels in a folder, including any that are not loaded by default."""
+        """Return the names of all observations with labels in a folder, also of those not loaded by default."""
         return self.labels_in(folder).names if self.columns is None else self.columns(folder)
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of some files that is there, as it is or gzipped. A link to a file that is not there is an error."""
+    """Return the first of `names` that is a file in the folder, as it is or with `.gz`; None without one.
+
+    Raises DatasetError for a broken link.
+    """
     for file in (folder / (name + end) for name in names for end in ("", ".gz")):
         if file.is_file():
             return file
@@ -97,22 +100,22 @@ def find_table(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def table_in(folder: Path, names: Sequence[str]) -> Path:
-    """The first of some files that is there, as `find_table`; an error if there is none."""
+    """Return the same as `find_table`, but raise DatasetError if there is none."""
     if file := find_table(folder, names):
         return file
     raise DatasetError(f"No table of a data set in {str(folder)!r}; looked for {', '.join(names)}. Add it.")
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Makes `has_split` for a data set without splits: only train exists, if each table has one of its names."""
+    """Return a `has_split` function for data sets with only a train split: each table must have one of its names."""
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
-    """The paths of image files that may be anywhere below a folder, or in another format.
+    """Return where images are that may be anywhere below a folder, or in another format: one path per expected one.
 
-    Each is the expected path if that is there, else a file of that name, else an image of that name with another
-    suffix, else the expected path after all. Folders of masks are passed by.
+    It is the expected path if that exists, else a file of that name, else an image of that name with another suffix,
+    else the expected path after all. Folders whose name contains "mask" are skipped.
     """
     paths: set[str] = set()
     by_name: dict[str, str] = {}
@@ -131,7 +134,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
                 by_name.setdefault(file, path)
                 by_stem.setdefault(stem, path)
 
-    if not by_name:  # the tables alone, as for labels without images
+    if not by_name:  # only the tables are there
         return [*expected]
 
     def find(path: str) -> str:
@@ -142,9 +145,9 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
 
 def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask of `size` (height, width) from lengths of runs outside and inside of it in turn, down the columns.
+    """Return the mask of `size` (height, width) from run lengths: alternately outside and inside it, column by column.
 
-    Pixels after the last run are outside. Raises ValueError for runs that no mask of this size has.
+    Pixels after the last run are outside. Raises ValueError if a run is negative or all exceed the mask's size.
     """
     height, width = size
     if min(runs, default=0) < 0 or sum(runs) > height * width:
@@ -167,15 +170,15 @@ def rows(
     projection: Any = None,
     labels_by: Any = None,
 ) -> pd.DataFrame:
-    """The table of a split, with the columns that `Layout.read` returns; each is a sequence, or one value for all.
+    """Return the table of a split, as `Layout.read` returns it, from its columns: sequences, or one value for all rows.
 
     Args:
-        index: The rows in the file, for errors; the header is row 1.
-        path: Below the data set's folder, with "/".
-        patient: A name that no other patient has; None where the tables name no patients: each study counts as one.
-        study: A name that no other study has; None where the tables do not group images: each is one, by its path.
+        index: The row number of each radiograph in the file, for errors; the header is row 1.
+        path: Paths below the data set's folder, with "/".
+        patient: Names of patients, unique in the data set. None if the tables name none: each study then counts as one.
+        study: Names of studies, unique in the data set. None if the tables do not group images: each is its own study.
         labels: One column per observation: 1, 0, -1 (uncertain), NaN (not stated).
-        view: The number of the view in its study; counted in the order of the rows if None.
+        view: The number of the view in its study; if None, counted in the order of the rows.
         is_frontal: Whether the view is frontal.
         sex: "Male", "Female", "Unknown".
         age: Whole years; None where unknown.
@@ -204,7 +207,7 @@ def _texts(values: Sequence[str], index: pd.Index) -> pd.Series:
 
 
 def refuse_repeated(table: pd.DataFrame, file: Path, column: str) -> pd.DataFrame:
-    """Returns a table of `rows` in which each radiograph stands once; raises DatasetError if it is not so."""
+    """Return a table of `rows` unchanged; raise DatasetError if a path is in it twice."""
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         row, path = next(iter(repeated.items()))

@@ -1,4 +1,4 @@
-"""A folder as a `datasets.DatasetDict`: its layout, splits, filters, subsets by patient, and the check of its files.
+"""Loads a folder as a `datasets.DatasetDict`: finds layout and splits, filters, takes subsets, checks image files.
 
 Labels stay as the files have them (1, 0, -1, NaN for blank): an uncertainty policy is applied when a batch is made.
 Images are stored as paths and decoded on access.
@@ -26,21 +26,21 @@ from chexpert_hf.labels import LabelSet, check_observations
 
 _RENAMED = {"rsna", "siim"}
 _OF_NIH = {"nih", "google", *_RENAMED}
-"""Layouts of NIH's radiographs, and those of them that have other names for images and none for patients."""
+"""Layouts of NIH's radiographs; those in `_RENAMED` have other names for images and none for patients."""
 
 _LABELS_LINE = "Observations in the order of `labels`: "
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings
 
 
 class BadFilesError(DatasetError):
-    """Radiographs of the tables that cannot be read; `faults` says what is wrong with each path."""
+    """Image files of a data set cannot be used; `faults` has the fault of each path, as `find_bad_files` returns it."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
         self.faults = faults
 
     def write_list(self, path: Path) -> None:
-        """Writes all of them as CSV: `path` and `fault`."""
+        """Write all faults to a CSV file with the columns `path` and `fault`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(self.faults.items(), columns=["path", "fault"]).to_csv(path, index=False)
 
@@ -58,44 +58,45 @@ def load_dataset(
     num_patients: int | None = None,
     valid_fraction: float = 0.1,
 ) -> DatasetDict:
-    """Loads a data set, or several as one: splits in the order asked for, rows in the order of the files.
+    """Load one data set, or several as one: splits in the order asked for, rows in the order of the files.
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (below the data set's folder),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
     None for laterals), `is_frontal`, `source` (the folder's name if there are several), `labels_by` (the reference
-    standard, None where the layout leaves it open), and `labels`: `(num_observations,)` float32, 1, 0, -1, NaN where
-    the report does not mention the observation, or -100 where the data set cannot state it, which is unknown under
+    standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1 (uncertain),
+    NaN if the report does not mention the observation, or -100 if the data set never states it, which is unknown under
     every policy.
-    `info.description` names the columns of `labels`.
+    `info.description` names the observations in the order of `labels`.
 
-    A folder without a valid split has patients of train held out for it. They are left out of train whether or not
-    `splits` asks for valid, so that loading the splits one by one does not leak; only `valid_fraction` changes who
-    they are. With `valid_fraction=0`, train is all of its table.
+    If a folder has no valid split, a share of train's patients is held out as valid. They are not in train even if
+    `splits` does not ask for valid, so that loading the splits one by one does not leak; only `valid_fraction` changes
+    who they are. With `valid_fraction=0`, train is all of its table.
 
     Args:
-        root: The folder of a data set, such as that with `train.csv`, the folder that contains it, or a CSV file with a
-            column of images. Several are loaded as one: paths, studies and patients have the source's name in front.
-        layout: The layout by its name, such as "vindr-votes", or one of your own, such as that of `table_layout`; the
-            one that is recognised if None.
-        splits: Of "train", "valid" and "test". A test table may lack sex, age, view and projection.
-        check_files: Whether to look at every file before returning. If False, no image or image folder need exist.
-        follow_links: Whether radiographs may be links that lead out of the folder; if not, the check refuses them.
-        say: Takes lines for the user: how many links were followed, labels that a data set cannot state, how many
-            radiographs a single split leaves out that are held out for it or from it, and whether these may be of
-            patients of train because the files name no patients.
-        frontal_only: Whether to leave out laterals.
-        observations: What `labels` holds, in this order: columns of the files, or names of other label sets; all of
-            the layout's by default, of several the union.
-        num_patients: Take this many of the patients of train that the filter leaves; the other splits stay whole. A
+        root: The folder of a data set (with `train.csv`, for example), the folder that contains it, a CSV file with a
+            column of images, or the id of a data set on the Hub. Several are loaded as one: paths, studies and patients
+            then begin with the name of their folder.
+        layout: The name of a layout, such as "vindr-votes", or a layout of your own, such as one from `table_layout`;
+            if None, it is recognised.
+        splits: Some of "train", "valid" and "test". A test table may lack sex, age, view and projection.
+        check_files: Whether to look at every image file before returning. If False, images need not exist.
+        follow_links: Whether image files may be links that lead out of the folder. If False, the check refuses them.
+        say: Called with lines for the user: how many links were followed, which labels a data set lacks, how many
+            radiographs a single split lacks because patients were held out, and whether train and valid may share
+            patients because the files name none.
+        frontal_only: Whether to drop lateral views.
+        observations: The observations in `labels`, in this order, by the names in the files or in other label sets. By
+            default those of the layout, or of several layouts the union.
+        num_patients: Take only this many of the patients in train (after `frontal_only`); other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1]; with 1,
             valid is all of its table.
 
     Raises:
-        BadFilesError: If files are missing, empty, cut short, no images, or outside the folder; it has the list.
-        DatasetError: If a table is missing or has a value that its layout does not define, two splits share a
-            patient, or `frontal_only` leaves nothing.
-        ValueError: If an argument is not one of those named here.
+        BadFilesError: If files are missing, empty, cut short, no images, or outside the folder.
+        DatasetError: If a table is missing or has a value that its layout does not define, two splits share a patient,
+            two data sets have the same name, `frontal_only` leaves nothing, or train has fewer than `num_patients`.
+        ValueError: If `splits`, `valid_fraction` or `observations` has a value that is not allowed.
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
@@ -132,13 +133,13 @@ load_chexpert = load_dataset
 
 
 def data_name(roots: str | Path | Sequence[str | Path]) -> str:
-    """The name of the data in reports and on cards: that of the folder, or those of several."""
+    """Return the name of the data for reports and model cards: the folder's name, or several joined by "and"."""
     folders = [roots] if isinstance(roots, str | Path) else roots
     return " and ".join(Path(folder).resolve().name for folder in folders)
 
 
 def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
-    """The label set of a data set, or of several: their union."""
+    """Return the observations that are loaded from a data set by default, or from several the union."""
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
     return union(each.labels_in(folder) for each, folder in found)
@@ -153,10 +154,10 @@ def _read(
     say: Callable[[str], None] | None,
     known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """The table of each split of one data set, with its `folder`.
+    """Return the table of each split of one data set, with the columns `folder`, `file` (below it) and `source` added.
 
-    If several are loaded, `known` are the labels of all of them, and names of patients, studies and images get a
-    prefix, so that they are unique; it is empty for a single one.
+    If several data sets are loaded, `known` are the labels of all of them, and names of patients, studies and images
+    get a prefix, so that they are unique. For a single one, it is empty.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
@@ -168,7 +169,7 @@ def _read(
 
 
 def _expect_distinct(found: Sequence[tuple[Layout, Path]], say: Callable[[str], None] | None) -> None:
-    """Refuses sources of one name, whose studies would be mixed up; tells of sources that share images."""
+    """Raise DatasetError if two data sets have the same name; `say` if some share images under different names."""
     names = [folder.name for _, folder in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(

@@ -1,8 +1,8 @@
-"""A second reference standard: other readers' labels for images of a data set, with boxes, as one CSV file.
+"""Reads a second reference standard: a CSV file of other readers' labels, and boxes, for images of a data set.
 
-Each row is about the image in its column Path. A column is named like an observation or mapped to one; the column
-`Observation` names a finding instead, and says nothing about others. Rows with `x, y, width, height` are boxes, in
-pixels of the image as it is stored.
+The column Path names the image of a row. Other columns are labels of an observation, if they have its name or are
+mapped to it. In a column `Observation`, each cell is a finding that the image has, which says nothing about others.
+Rows with `x, y, width, height` are boxes, in pixels of the image as it is stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,45 +32,45 @@ _BROADER_NAMES = {
     "Infiltrate": "Lung Opacity",
     "Infiltration": "Lung Opacity",
 }
-"""Names of NIH's labels and boxes (BBox_List_2017.csv) for which CheXpert has broader ones only."""
+"""Name of NIH's labels and boxes (BBox_List_2017.csv) -> the observation of CheXpert that includes it."""
 
 _FINDING_COLUMN = "Observation"
 _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
-"""The highest of several boxes in one image decides."""
+"""Label -> certainty; the highest of an image's rows counts."""
 
 
 class ReferenceFileError(InputError):
-    """A reference standard that cannot be read, or is not about these images."""
+    """A reference standard cannot be read, or is about none of the images of the split."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One finding of a reference standard, and the score that stands for it."""
+    """One finding of a reference standard, and the observation of the model whose score is compared with it."""
 
     name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
-    observation: str  # whose score is compared with it
-    against: str | None  # the rows that count as negative, such as "Class=Normal"; None if all that are not positive
+    observation: str  # of the model, whose score is compared with the labels
+    against: str | None  # the only rows used as negatives, such as "Class=Normal"; None if all negatives are
     labels: Mapping[str, float]  # path -> 1, 0, or NaN where it is uncertain or not stated
-    boxes: Mapping[str, Sequence[Box]]  # path -> where the finding is, for images that have boxes
+    boxes: Mapping[str, Sequence[Box]]  # path -> boxes around the finding, for images that have some
 
 
 @dataclass(frozen=True)
 class Reference:
     """A reference standard for some images."""
 
-    name: str  # who set it, for reports
+    name: str  # who set the labels, for reports
     file: str  # name of the file
-    paths: tuple[str, ...]  # the images, from the split's name on
+    paths: tuple[str, ...]  # its images, such as "train/patient00001/study1/view1_frontal.jpg"
     targets: tuple[Target, ...]  # its findings
-    skipped: tuple[str, ...] = ()  # observations of the file that the model does not judge
+    skipped: tuple[str, ...] = ()  # observations in the file that the model does not score
 
     def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
-        """`(num_paths, num_targets)` in {0, 1}, NaN where unknown."""
+        """Return the labels of these images, `(num_paths, num_targets)`, 1 or 0, NaN where unknown."""
         columns = [[target.labels.get(path, np.nan) for path in paths] for target in self.targets]
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """The indices of those paths of a split that are in the file; ReferenceFileError if there is none."""
+        """Return the indices of the paths (of a split) that are in the file; ReferenceFileError if there is none."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -81,7 +81,7 @@ class Reference:
         return rows
 
     def coverage(self, paths: Sequence[str]) -> str:
-        """A sentence on how many images of a split are in the file, and the other way round."""
+        """Return a sentence on how many images the split and the file share, and how many only the file has."""
         shared = len(self.rows_of(paths))
         line = (
             f"{self.name}: {shared:,} of the {len(paths):,} images of this split are in {self.file}; "
@@ -92,7 +92,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A column, the text that is positive in it, and the score that stands for it."""
+    """A column, the text that is positive in it (None if it holds numbers), and the observation it is compared with."""
 
     column: str
     value: str | None
@@ -107,20 +107,21 @@ def read_reference(
     against: Sequence[str] = (),
     name: str | None = None,
 ) -> Reference:
-    """Reads a reference standard.
+    """Read a reference standard from a CSV file.
 
     Args:
         file: CSV file with the column Path; separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Cells of a
-            target are 1, 0, -1 (uncertain) or blank (not stated), or text.
+            label are 1, 0, -1 (uncertain), blank (not stated), or text.
         observations: The observations that the model scores.
-        mapping: Which score stands for which column: "Target=Lung Opacity", or "Class:Normal=No Finding" for a column
-            of text, of which one value is positive. Several in one text are separated by commas. Columns that are
-            named like an observation need none.
-        against: Each gives all targets once more with fewer negatives: "Class=Normal" keeps those of that class.
-        name: Who set the standard; the file's name if None.
+        mapping: Which observation a column is compared with: "Target=Lung Opacity", or "Class:Normal=No Finding" for a
+            column of text, in which "Normal" is positive. Several in one text are separated by commas. Columns that are
+            named like an observation need no mapping.
+        against: For each, such as "Class=Normal", all targets are added once more, with only those rows as negatives.
+        name: Who set the labels; the file's name if None.
 
     Raises:
-        ReferenceFileError: If the file cannot be read, has no target, or a cell, box or choice is wrong.
+        ReferenceFileError: If the file cannot be read, has no labels, or a cell, a box, `mapping` or `against` is
+            wrong.
     """
     cells = _read_cells(file)
     boxes = _read_boxes(cells, file)
@@ -145,7 +146,7 @@ def read_reference(
 
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
-    """The boxes of a data set in a layout that has some, by the names of the model; None if it has none."""
+    """Return a data set's boxes as a reference standard, by the observations of the model; None if it has no boxes."""
     try:
         table = None if layout.boxes is None else layout.boxes(folder)
     except (ValueError, KeyError) as error:
@@ -166,7 +167,7 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
 
 
 def _read_cells(file: Path) -> pd.DataFrame:
-    """Every cell as text without blanks around it; the index is the row in the file."""
+    """Return every cell as text without blanks around it; the index is the row number in the file."""
     try:
         encoding, delimiter = dialect_of(file)
         cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
@@ -183,7 +184,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
-    """Row -> box."""
+    """Return row number -> box, for the rows that have one."""
     missing = [name for name in BOX_SIDES if name not in cells]
     if len(missing) == len(BOX_SIDES):
         return {}
@@ -207,7 +208,7 @@ def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
 
 
 def observation_named(name: str, observations: Sequence[str]) -> str:
-    """The observation of the model that a name means, else CheXpert's, else the name itself."""
+    """Return the observation of the model that a name stands for, else CheXpert's, else the name itself."""
     broader = _BROADER_NAMES.get(name, name)
     same = same_label(name, observations) or same_label(broader, observations)
     return same or same_label(broader, OBSERVATIONS) or name
@@ -266,7 +267,7 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
 
 
 def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
-    """1, 0, .5 for uncertain, NaN for blank."""
+    """Return the cells of a column as numbers: 1, 0, .5 for uncertain, NaN for blank."""
     values: dict[str, float] = {}
     for row, text in texts.dropna().drop_duplicates().items():
         try:
@@ -280,7 +281,7 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """The labels of the images; several rows of one must agree, unless each is about a box of its own."""
+    """Return path -> label; the rows of an image must agree, unless each has a box: then the highest counts."""
     grouped = values.groupby(paths, sort=False)
     highest = grouped.max()
     for path in highest.index[highest > grouped.min()]:

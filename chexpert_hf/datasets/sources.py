@@ -1,4 +1,4 @@
-"""A folder of a data set: its layout, its splits as tables, and labels of other sets that its own labels answer for."""
+"""Finds the layout of a data set's folder, and reads its splits as tables, also with the labels of other label sets."""
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,18 +42,18 @@ LAYOUTS: tuple[Layout, ...] = (
     TABLE_LAYOUT,
     CHEXPERT_LAYOUT,
 )
-"""The layouts that are recognised by their tables, in this order: CheXpert's names of files are the least specific."""
+"""The layouts that are recognised by their files, in this order: CheXpert is last, as its file names are common."""
 
 FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT, VINDR_VOTES_LAYOUT)
-"""The layout of a folder without a table, and those that are chosen by name only: others have their files."""
+"""The layout of folders without a table, and those that are chosen by name only, as others have the same files."""
 
 
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
-    """The layout of a data set and its absolute folder: `root`, or the only folder in it that holds one.
+    """Return the layout of a data set and its absolute folder: `root`, or the only folder in it with a data set.
 
-    `layout` is one that it must have, by its name or as an object; any that is recognised if None. The names of a CSV
-    file's columns may follow its layout's name: "table:image=FILE,patient=PID". `root` may be the CSV file of a table,
-    or the id of a data set of the Hub, too.
+    `layout` is a layout that it must have, as a name or an object; if None, any that is recognised. Columns of a CSV
+    file may follow the name "table": "table:image=FILE,patient=PID". `root` may also be a CSV file, or the id of a data
+    set on the Hub, which is downloaded.
 
     Raises:
         DatasetError: If no layout is recognised there, or several folders in it hold data sets.
@@ -92,7 +92,7 @@ def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
 
 
 def _table_with(text: str) -> Layout:
-    """The layout of a CSV file from "image=FILE,patient=PID", as in `table_layout`."""
+    """Return the layout of a CSV file from "image=FILE,patient=PID": the arguments `*_column` of `table_layout`."""
     given = {fact.strip(): column.strip() for fact, _, column in (item.partition("=") for item in text.split(","))}
     facts = [name.removesuffix("_column") for name in signature(table_layout).parameters if name.endswith("_column")]
     if strange := [fact for fact, column in given.items() if fact not in facts or not column]:
@@ -104,7 +104,7 @@ def _table_with(text: str) -> Layout:
 
 
 def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
-    """The first of `layouts` that a folder has, None if it has none. Does not look for data sets in its subfolders."""
+    """Return the first of `layouts` that a folder itself has; None if it has none."""
     return next((layout for layout in layouts if layout.is_in(folder)), None)
 
 
@@ -133,12 +133,12 @@ def _expected_columns(table: Path) -> str:
 
 
 def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
-    """Whether a folder itself holds one of the splits in a layout that is recognised."""
+    """Return whether a folder itself holds one of the splits in a layout that is recognised."""
     return any(layout.has_split(Path(folder), split) for layout in LAYOUTS for split in splits)
 
 
 def states_any(folder: Path, observations: Sequence[str]) -> bool:
-    """Whether a folder itself holds a data set to evaluate on, with labels for some of the observations."""
+    """Return whether a folder itself holds a train or valid split with labels for some of the observations."""
     if not has_dataset(folder, ("train", "valid")):
         return False
     layout, _ = find_layout(folder)
@@ -155,13 +155,14 @@ def read_splits(
     say: Callable[[str], None] | None = None,
     known: Collection[str] = (),
 ) -> dict[str, pd.DataFrame]:
-    """The tables of some splits, as `Layout.read` returns them, with labels for `observations`.
+    """Return the table of each split, as `Layout.read` returns it, with a column of labels per observation.
 
-    A label that the data set cannot state is `IGNORED`: unknown, not negative. `say` is told which. `known` are labels
-    of other data sets that are loaded with it, which it need not have.
+    If there is no valid split, `valid_fraction` of the patients of train become valid. An observation that the data set
+    cannot state is `IGNORED`: unknown, not negative. `known` are labels of other data sets that are loaded with it,
+    which it may lack, too. `say` is called with lines for the user on this.
 
     Raises:
-        DatasetError: If a table is wrong, a split is empty, or the data set can state none of the observations.
+        DatasetError: If a table is wrong, a split is missing or empty, or the data set has none of the observations.
     """
     sources = _sources(layout, folder, observations, known)
     if unstated := [name for name, columns in sources.items() if not columns]:
@@ -206,9 +207,10 @@ def read_splits(
 
 
 def shuffled(patients: pd.Series) -> list[str]:
-    """The patients in an order that depends on nothing but their names.
+    """Return each patient once, in a pseudo-random order that depends on the names alone.
 
-    Subsets nest, and neither the order of the rows nor other patients' coming and going changes them.
+    So a smaller subset from the front is part of a larger one, and neither the order of rows nor further patients
+    change the order.
     """
     return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 
@@ -216,7 +218,7 @@ def shuffled(patients: pd.Series) -> list[str]:
 def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
-    """Observation -> the labels of the data set that answer for it; none if it cannot be stated."""
+    """Return observation -> the columns of the data set that give its labels; () if it cannot be stated."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS}):
@@ -241,7 +243,7 @@ def _sources(
 
 
 def _answered(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """The table with a column for each observation: the highest of the labels that answer for it."""
+    """Return the table with a column for each observation, computed from the columns in `sources`."""
     if all(columns == (name,) for name, columns in sources.items()):
         return table
     own = dict.fromkeys(column for columns in sources.values() for column in columns)
@@ -250,7 +252,10 @@ def _answered(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.D
 
 
 def _highest(labels: np.ndarray) -> np.ndarray:
-    """Per row `(num_rows,)`: positive, else uncertain, else not stated, else negative; IGNORED without columns."""
+    """Return one label per row of `(num_rows, num_columns)`: positive, else uncertain, else NaN, else negative.
+
+    Without columns, all are `IGNORED`.
+    """
     if not labels.shape[1]:
         return np.full(len(labels), IGNORED, dtype=np.float32)
     conditions = [(labels == POSITIVE).any(axis=1), (labels == UNCERTAIN).any(axis=1), np.isnan(labels).any(axis=1)]

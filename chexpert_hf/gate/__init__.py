@@ -1,4 +1,4 @@
-"""Is it a chest radiograph? A gate that is fitted on a model's training images and stored in its folder."""
+"""The gate: decides whether an image is a chest radiograph. It is fitted on a model's training images."""
 
 from chexpert_hf.gate.gate import GATE_FILE, Gate, GateInput, Verdict
 

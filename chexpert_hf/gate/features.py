@@ -1,6 +1,7 @@
-"""The gate's features: a thumbnail, the directions of edges, and fine structure. No network is needed.
+"""The features by which the gate judges images: a thumbnail, the directions of edges, and fine structure.
 
-Every image is brought to one gray range first, so that the features do not depend on the scanner or the export.
+They need no network. Every image is brought to one gray range first, so that they do not depend on the scanner or the
+export.
 """
 
 import math
@@ -31,20 +32,20 @@ _GRAY_LEVELS, _LEAST_EDGE, _LEAST_DETAIL, _LEAST_GRADIENT = 4.0, 1.0, 0.5, 1e-3
 
 
 def gray_levels(image: Image.Image) -> Tensor:
-    """The gray levels `(1, RESOLUTION, RESOLUTION)` of an 8-bit image, uint8."""
+    """Return an 8-bit image as gray levels `(1, RESOLUTION, RESOLUTION)`, uint8."""
     small = image.convert("L").resize((RESOLUTION, RESOLUTION), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return torch.from_numpy(np.array(small))[None]
 
 
 def detail(gray: Tensor) -> Floats:
-    """Share of fine structure in images `(batch, 1, height, width)`, uint8: 0 for a constant or a smooth gradient."""
+    """Return the share of fine structure, `(batch,)`, in images `(batch, 1, height, width)`; 0 if all is smooth."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
 
 
 def neighbour_correlation(gray: Tensor) -> Floats:
-    """Correlation of neighbouring pixels of images `(batch, 1, height, width)`, the higher one of both directions."""
+    """Return the correlation of neighbouring pixels, `(batch,)`, across or down, whichever is higher."""
     levels = gray.double()
     centred = levels - levels.mean(dim=(1, 2, 3), keepdim=True)
     across = (centred[..., 1:] * centred[..., :-1]).mean(dim=(1, 2, 3))
@@ -53,10 +54,10 @@ def neighbour_correlation(gray: Tensor) -> Floats:
 
 
 def gate_features(gray: Tensor) -> Floats:
-    """Features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
+    """Return features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
-    They are the thumbnail without its brightness and contrast and, by cell, the logarithms of the edge strength in each
-    direction and of the mean deviation from two blurred copies.
+    They are the thumbnail, standardised to remove brightness and contrast, and for each cell of 16 x 16 pixels the
+    logarithms of the edge strength in each direction and of the mean deviation from two blurred copies.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
     smooth = _blurred(levels)
@@ -77,13 +78,13 @@ def _blurred(levels: Tensor) -> Tensor:
 
 
 def _mean_of_3x3(levels: Tensor) -> Tensor:
-    """`(batch, 1, height - 2, width - 2)`; sums of slices are seven times as fast as `avg_pool2d`."""
+    """Return means of 3 x 3 pixels, `(..., height - 2, width - 2)`; slices are seven times as fast as `avg_pool2d`."""
     rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def _edges(smooth: Tensor) -> Tensor:
-    """Slope of the gray levels in each direction, `(batch, directions, height, width)`; 0 where they fall."""
+    """Return edge strengths by direction, `(batch, directions, height, width)`; 0 where gray levels fall that way."""
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
     steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT

@@ -1,4 +1,4 @@
-"""Fits the gate on a model's training images and synthetic lateral views. No images of anything else are needed."""
+"""Fits the gate on a model's training images and synthetic lateral views; it needs no images of anything else."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date as calendar
@@ -29,27 +29,27 @@ MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
 _CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
-_LEAST_DETAIL = 0.5  # share of the detail of the least detailed training image
+_LEAST_DETAIL = 0.5  # `Gate.least_detail` as a share of the detail of the least detailed training image
 _NUM_PHANTOMS = 60
-_DIRECTIONS = 20  # in which training images may vary
+_DIRECTIONS = 20  # the most principal directions of a `Distance`
 _IMAGES_PER_DIRECTION = 8
 _FOLDS = 5
 _SHRINKAGE = 0.1
 _QUANTILE, _STRICT_QUANTILE = 0.995, 0.95
-_NORMAL_QUANTILE = 2.576  # of .995
+_NORMAL_QUANTILE = 2.576  # standard normal at .995
 _ENOUGH_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
-_LATERAL_RIDGE = 3.0  # times the variance of a feature
+_LATERAL_RIDGE = 3.0  # added to the diagonal of a covariance, in units of the variance of a feature
 _TINY = 1e-6
 
 
 def fit_folder_gate(
     folder: Path, dataset: datasets.Dataset, data_name: str, progress: Callable[[int], None] | None = None
 ) -> Gate:
-    """Fits a gate on the training split of a model folder's model, writes it there and updates the checksums.
+    """Fit a gate on a model's training split, write it into the model folder and update the folder's checksums.
 
-    `data_name` is for the record; `progress` is called with the number of radiographs that were read. Raises InputError
-    with fewer than `MIN_IMAGES` radiographs, or if the processor or a radiograph cannot be read.
+    `data_name` is recorded in the gate; `progress` is called with 1 after each radiograph. Raises InputError if there
+    are fewer than `MIN_IMAGES` radiographs, or the processor or a radiograph cannot be read.
     """
     processor = load_processor(folder)
 
@@ -69,10 +69,10 @@ def fit_folder_gate(
 
 
 def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_laterals: bool = False) -> Gate:
-    """Fits a gate on training images from `read_radiograph`, each patient's consecutively; `MAX_IMAGES` are enough.
+    """Fit a gate on training images from `read_radiograph`, grouped by patient; `MAX_IMAGES` of them are enough.
 
-    `data_name` and `date` are for the record; `knows_laterals` says whether there are lateral views among the images.
-    Raises InputError if there are fewer than `MIN_IMAGES`.
+    `data_name` and `date` are recorded in the gate; `knows_laterals` says whether there are lateral views among the
+    images. Raises InputError if there are fewer than `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:
@@ -101,7 +101,7 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
 
 
 def evenly_spaced(files: Sequence[str]) -> list[str]:
-    """At most `MAX_IMAGES` of the files, from the first to the last."""
+    """Return at most `MAX_IMAGES` of the files, evenly spaced from the first to the last."""
     return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(len(files), MAX_IMAGES))]
 
 
@@ -112,7 +112,7 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def fit_distance(features: Floats) -> Distance:
-    """The distance from images with these features, `(num_images, num_features)`."""
+    """Fit the distance from images with these features, `(num_images, num_features)`."""
     centre, spread = features.mean(axis=0), features.std(axis=0)
     # A filter that hardly responds to any training image must not decide by its small values.
     spread = spread + 0.05 * spread.mean() + _TINY
@@ -124,10 +124,11 @@ def fit_distance(features: Floats) -> Distance:
 
 
 def distance_limits(features: Floats) -> tuple[float, float]:
-    """The distances below which 99.5 % and 95 % of unseen images like these are.
+    """Return the distances below which 99.5 % and 95 % of unseen images like these are.
 
     They are quantiles of the distances of each fifth of the images from the other four. Of fewer than 200 images, the
-    first quantile would be little more than the maximum, so that of a log-normal distribution is used if it is larger.
+    first quantile would be little more than the maximum; if that of a log-normal distribution is larger, it is used
+    instead.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))
@@ -145,9 +146,10 @@ def _fold_of(count: int) -> NDArray[np.int64]:
 
 
 def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
-    """Weights `(num_features, num_poses)`, biases and margins of linear discriminants of the poses of the same images.
+    """Fit linear discriminants of poses; return weights `(num_features, num_poses)`, biases and margins `(num_poses,)`.
 
-    A margin, at least 0, is how much the pose exceeds the first, upright one in .5 % of unseen upright images.
+    `features` has the same images in each pose, upright first. A margin, at least 0, is the excess of a pose's score
+    over the upright one's that only .5 % of unseen upright images exceed.
     """
     count = len(features[0])
     rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)
@@ -163,14 +165,14 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
 
 @cache
 def _drawn_laterals() -> Floats:
-    """Thumbnails `(num_images, num_cells)` of synthetic lateral views, facing either way."""
+    """Return thumbnails `(num_images, num_cells)` of synthetic lateral views, facing left and right."""
     drawn = [render_phantom(seed, projection="Lateral").image for seed in range(_NUM_PHANTOMS)]
     grays = torch.stack([gray_levels(Image.fromarray(pixels)) for pixels in drawn])
     return gate_features(torch.cat([grays, grays.flip(-1)]))[:, THUMBNAIL]
 
 
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
-    """Weights and limit that separate lateral thumbnails from these frontal ones, .3 % of which exceed the limit.
+    """Return weights and limit that tell lateral thumbnails from these frontal ones, .3 % of which exceed the limit.
 
     The lateral views are synthetic and vary less than real ones, so only their mean, facing either way, is used, and
     the covariance of the frontal views is strongly shrunk towards a diagonal.

@@ -1,7 +1,8 @@
 """The gate: decides from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
 It is fitted on radiographs alone, and is one file of the model folder. Inverted or rotated radiographs are accepted
-with a warning if they pass once this is undone. Lateral views are, too, without one if the model was trained on some.
+with a warning if they pass after correction. Lateral views are accepted with a warning, or without one if the model was
+trained on some.
 """
 
 from collections.abc import Sequence
@@ -44,19 +45,19 @@ _LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on on
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
-_LEAST_CORRELATION = 0.6  # of neighbouring pixels of the thumbnail; radiographs have at least .83, noise at most .28
+_LEAST_CORRELATION = 0.6  # of neighbouring pixels at `RESOLUTION`; radiographs have at least .83, noise at most .28
 _LATERAL_REACH = 2.5  # largest distance of a lateral view, which is farther from frontal ones than they are
 _LEAST_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
 
 class Pose(Enum):
-    """Orientations and defects of radiographs, in the order of the gate's weights."""
+    """Orientations and defects of radiographs, numbered as in the gate's weights."""
 
     UPRIGHT, INVERTED, LEFT, UPSIDE_DOWN, RIGHT, CROPPED = range(6)
 
     def applied(self, gray: Tensor, *, undo: bool = False) -> Tensor:
-        """Rotates or inverts an upright image `(..., height, width)`, uint8, or undoes it; CROPPED changes nothing."""
+        """Rotate or invert an upright image `(..., height, width)`, uint8, or undo this; CROPPED changes nothing."""
         if self is Pose.INVERTED:
             return 255 - gray
         quarters = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}.get(self, 0)  # counter-clockwise
@@ -91,16 +92,16 @@ class Verdict:
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
-    distance: float  # multiple of the limit; of the corrected image if that is accepted; infinite if not computed
+    distance: float  # divided by the limit; that of the corrected image if it is accepted; infinite if not computed
 
     @property
     def state(self) -> str:
-        """The verdict in tables: "pass", "warning" or "flagged"."""
+        """The verdict as a word for tables: "pass", "warning" or "flagged" (refused)."""
         return "flagged" if not self.is_chest_radiograph else "warning" if self.warnings else "pass"
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """The reason, if the image is refused, and the warnings."""
+        """The sentences to show: the reason, if the image is refused, and the warnings."""
         return (self.reason, *self.warnings) if self.reason else self.warnings
 
 
@@ -110,25 +111,25 @@ class GateInput:
 
     gray: Tensor  # (1, RESOLUTION, RESOLUTION), uint8
     size: tuple[int, int]  # (width, height) of the whole image in pixels
-    is_colour: bool = False
-    is_lateral: bool | None = None
-    other_subject: str = ""  # as in Radiograph
+    is_colour: bool = False  # this and the following as in Radiograph
+    is_lateral: bool | None = None  # if None, the pixels decide
+    other_subject: str = ""
 
 
 class Distance(NamedTuple):
-    """A distance of features `(batch, num_features)` from those of the training images."""
+    """A Mahalanobis-like distance of features `(batch, num_features)` from those of the training images."""
 
     centre: Floats  # (num_features,), the mean
     spread: Floats  # (num_features,), the standard deviation
     directions: Floats  # (num_directions, num_features), the principal directions, orthonormal
-    variances: Floats  # (num_directions,), along the directions
-    residual: float  # the mean square outside of the directions
+    variances: Floats  # (num_directions,), of the features along the directions
+    residual: float  # the mean square of the features outside of the directions
 
     def __call__(self, features: Floats) -> Floats:
-        """Distances `(batch,)`, 2 on average for the training images.
+        """Return distances `(batch,)`, 2 on average for the training images.
 
-        It is the mean square along the directions, each in units of its variance, plus the square outside of them, in
-        units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
+        A distance is the mean square along the directions, each in units of its variance, plus the square outside of
+        them, in units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
         """
         scaled = (features - self.centre) / self.spread
         along = scaled @ self.directions.T
@@ -138,31 +139,31 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """A fitted gate, from `fit_gate`."""
+    """A fitted gate, from `fit_gate` or `Gate.load`."""
 
     distance: Distance
-    limit: float  # of the distance
-    strict_limit: float  # of a corrected image, since this second way to pass admits more images of other things
+    limit: float  # the largest distance that is accepted
+    strict_limit: float  # the same for a corrected image, since this second way to pass admits more other images
     pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
     pose_biases: Floats  # (num_poses,)
     pose_margins: Floats  # (num_poses,), by how much a pose must exceed UPRIGHT
     lateral_weights: Floats  # (THUMBNAIL_SIDE ** 2,), of a linear discriminant of lateral thumbnails
-    lateral_limit: float  # of the weighted sum of a thumbnail
+    lateral_limit: float  # a thumbnail whose weighted sum is larger is a lateral view
     least_detail: float  # smoother images are refused; see `features.detail`
-    num_images: int  # that it was fitted on
-    data_name: str
-    date: str
-    knows_laterals: bool = False  # lateral views were among the images, so that no warning is given
+    num_images: int  # number of images that it was fitted on
+    data_name: str  # name of the data that it was fitted on
+    date: str  # when it was fitted, such as "2025-01-31"
+    knows_laterals: bool = False  # whether lateral views were among the images, so that they get no warning
 
     @staticmethod
     def prepare(radiograph: Radiograph) -> GateInput:
-        """Prepares a radiograph for `judge_batch`; thread-safe. If its view is unknown, the pixels decide."""
+        """Prepare a radiograph for `judge_batch`; thread-safe."""
         gray = gray_levels(radiograph.image)
         size, is_colour = radiograph.original_size, radiograph.is_colour
         return GateInput(gray, size, is_colour, radiograph.is_lateral, radiograph.other_subject)
 
     def judge_batch(self, inputs: Sequence[GateInput]) -> list[Verdict]:
-        """Judges images from `prepare`."""
+        """Return a verdict for each image from `prepare`."""
         if not inputs:
             return []
         grays = torch.stack([one.gray for one in inputs])
@@ -176,7 +177,7 @@ class Gate:
         ]
 
     def _verdict(self, one: GateInput, features: Floats) -> Verdict:
-        """The verdict on an image with these features `(1, NUM_FEATURES)`."""
+        """Return the verdict on an image with these features, `(1, NUM_FEATURES)`."""
         distance = self._relative(features)
         scores = features @ self.pose_weights + self.pose_biases
         pose = Pose(int((scores - scores[:, :1] - self.pose_margins).argmax()))
@@ -206,7 +207,7 @@ class Gate:
         return (_RECORDED_LATERAL,) if is_lateral else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Reason to refuse an image without computing features, as the end of a sentence; empty if there is none."""
+        """Return why to refuse an image without computing features, as the end of a sentence; "" to go on."""
         width, height = one.size
         if one.other_subject:
             return f"its DICOM header says that {one.other_subject}."
@@ -226,7 +227,7 @@ class Gate:
         return float(self.distance(features[:, STRUCTURES])[0]) / self.limit
 
     def save(self, folder: Path) -> None:
-        """Writes `gate.safetensors` into a model folder."""
+        """Write the gate as `gate.safetensors` into a model folder, in place of an earlier one."""
         values = {**self.distance._asdict(), **vars(self)}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)) for name in _SHAPES}
         about = {name: repr(values[name]) for name in _NUMBERS}
@@ -240,7 +241,7 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> "Gate":
-        """Reads a gate from a model folder or its file; ModelFolderError if there is none, or it is damaged."""
+        """Read a gate from a model folder or file; ModelFolderError if it is missing, damaged or of another version."""
         file = path / GATE_FILE if path.is_dir() else path
         try:
             with safe_open(file, framework="pt") as opened:
@@ -275,7 +276,7 @@ class Gate:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError unless all tensors are there as float32, and their shapes fit together."""
+    """Raise ValueError unless all tensors of a gate are there as float32, and their shapes fit together."""
     count = tensors["variances"].numel() if "variances" in tensors else 0
     for name in sorted({*tensors, *_SHAPES}):
         expected = tuple(count if side == -1 else side for side in _SHAPES.get(name, ()))

@@ -1,4 +1,4 @@
-"""Synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks of every planted finding."""
+"""Phantoms: synthetic chest radiographs in CheXpert's layout, with true labels and an exact mask of each finding."""
 
 from chexpert_hf.phantoms.folder import write_phantoms
 from chexpert_hf.phantoms.rendering import PROJECTIONS, Phantom, render_phantom

@@ -1,11 +1,11 @@
-"""The normal chest of a phantom: thickness along each ray, in centimetres of water.
+"""Draws the normal chest of a phantom: thickness along each ray of X-rays, in centimetres of water.
 
 A radiograph shows the logarithm of the transmitted intensity, so tissues one behind the other add up: each is drawn on
 its own as a map of water-equivalent thickness. In lateral views the breast bone is on the image's left.
 
 Proportions were set by eye and by textbook rules: cardiothoracic ratio below .5 in PA, the right hemidiaphragm higher
-by half an interspace, the carina at T5, an AP view that magnifies the heart and shows less inspiration
-(Goodman, *Felson's Principles of Chest Roentgenology*, 4th edition, chapters 1 to 4).
+by half an interspace, the carina at T5, an AP view that magnifies the heart and shows less inspiration (Goodman,
+*Felson's Principles of Chest Roentgenology*, 4th edition, chapters 1 to 4).
 """
 
 import numpy as np
@@ -18,7 +18,11 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 def normal_chest(
     frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
 ) -> tuple[Scene, Floats]:
-    """The chest before findings: the scene that they are planted in, and everything else in cm of water."""
+    """Return a chest without findings: a `Scene` to plant them in, and the thickness of all that is not in the scene.
+
+    Thickness is `(height, width)` in cm of water. `engorged` multiplies the width of lung vessels; `breaks` are drawn
+    into the ribs.
+    """
     if isinstance(frame, FrontalFrame):
         solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
         solid = solid - skeleton.gas(frame, rng)
@@ -32,7 +36,7 @@ def normal_chest(
 
 
 def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
-    """Aerated lung along each ray, `(height, width)` in cm per side, also in front of and behind the heart."""
+    """Return side -> aerated lung along each ray, `(height, width)` in cm, also in front of and behind the heart."""
     by_row = curve(frame.v, ((-0.02, 0.0), (0.02, 4.5), (0.12, 9.5), (0.35, 13.0), (0.8, 13.5), (1.2, 11.5)), 3)
     right, left = frame.silhouette[RIGHT][:, None], frame.silhouette[LEFT][:, None]
     chord = np.maximum((frame.x - right) * (left - frame.x), 0) * (2 / (left - right)) ** 2
@@ -51,7 +55,7 @@ def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
 
 
 def _body(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Soft tissue of trunk, neck, shoulders, arms and breasts, `(height, width)` in cm, as if the lungs were solid."""
+    """Draw trunk, neck, shoulders, arms and breasts, `(height, width)` in cm of water, as if the lungs were solid."""
     patient, half = frame.patient, frame.half
     depth, flank, neck = 19.5 + 5.5 * patient.fat, 1.14 + 0.18 * patient.fat, 0.42 + 0.12 * patient.fat
     outline = (
@@ -88,7 +92,7 @@ _BACK = ((-0.02, 0.52), (0.02, 0.7), (0.1, 0.83), (0.25, 0.94), (0.5, 1.0), (0.8
 
 
 def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
-    """Aerated lung along each ray, `(height, width)` in cm per side."""
+    """Return side -> aerated lung along each ray, `(height, width)` in cm."""
     front, back = curve(frame.v, _FRONT, 3)[:, None], curve(frame.v, _BACK, 3)[:, None]
     s = np.clip((frame.w - front) / np.maximum(back - front, 0.02), 0, 1)
     profile = np.sqrt(np.sqrt(4 * s * (1 - s)))
@@ -100,7 +104,7 @@ def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
 
 
 def _lateral_body(frame: LateralFrame) -> Floats:
-    """Soft tissue of trunk, neck and raised arms, `(height, width)` in cm, as if the lungs were solid."""
+    """Draw trunk, neck and raised arms, `(height, width)` in cm of water, as if the lungs were solid."""
     fat = frame.patient.fat
     fronts = ((-0.35, 0.3), (-0.2, 0.3), (-0.05, 0.1), (0.2, -0.08 - 0.1 * fat), (1.0, -0.1 - 0.2 * fat))
     backs = ((-0.35, 0.85), (-0.2, 0.9), (-0.02, 1.08), (0.2, 1.16 + 0.1 * fat), (1.3, 1.14 + 0.1 * fat))
@@ -119,7 +123,7 @@ def _lateral_body(frame: LateralFrame) -> Floats:
 
 
 def _lateral_bones(frame: LateralFrame) -> Floats:
-    """Spine, breast bone, ribs and shoulder blades, in cm."""
+    """Draw spine, breast bone, ribs and shoulder blades, `(height, width)` in cm of water."""
     bones, faint = Layer(frame.shape), Layer(frame.shape)
     corners = [[-1, -0.8], [-0.9, -1], [0.9, -1], [1, -0.8], [0.9, 0], [1, 0.8], [0.9, 1], [-0.9, 1], [-1, 0.8]]
     vertebra = np.array(corners)
@@ -145,7 +149,7 @@ def _lateral_bones(frame: LateralFrame) -> Floats:
 
 
 def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
-    """Hilar vessels and their branches, in cm."""
+    """Draw the vessels of the hila and their branches, `(height, width)` in cm of water."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
     layer, hub = Layer(frame.shape), frame.place(0.5, 0.47)
     skeleton.draw_vessels(layer, [skeleton.vessel_tree(rng, hub, way, 0.2 * frame.height) for way in (-1, 1)], engorged)
@@ -155,7 +159,7 @@ def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
 
 
 def _lateral_gas(frame: LateralFrame, rng: Generator) -> Floats:
-    """Air in trachea, main bronchi (seen end on) and stomach, in cm."""
+    """Draw air in trachea, main bronchi (seen end on) and stomach, `(height, width)` in cm."""
     layer = Layer(frame.shape)
     layer.line(frame.path([(0.5, -0.4), (0.52, 0.0), (0.56, 0.4)]), 0.065 * frame.unit, 0.42)
     layer.disk(frame.place(0.56, 0.42), 0.028 * frame.unit, 0.55)

@@ -1,4 +1,4 @@
-"""Support devices of a phantom: tubes, lines, leads, pacemakers, ports and sternal wires, in cm of water."""
+"""Draws the support devices of a phantom: tubes, lines, leads, pacemakers, ports and sternal wires."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,10 @@ METAL = 1.0
 
 
 def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
-    """One to three devices, `(height, width)` in cm of water."""
+    """Draw one to three devices and return them, `(height, width)` in cm of water.
+
+    Lateral views do not show ports and chest tubes.
+    """
     odds = np.array([chance for chance, _ in _DEVICES])
     chosen = rng.choice(len(_DEVICES), size=int(rng.integers(1, 4)), replace=False, p=odds / odds.sum())
     layer = Layer(frame.shape)
@@ -125,4 +128,4 @@ _DEVICES: tuple[tuple[float, Callable[[Layer, Frame, Generator], None]], ...] = 
     (0.22, _ecg_leads), (0.16, _central_line), (0.08, _chest_tube), (0.1, _endotracheal_tube),
     (0.1, _nasogastric_tube), (0.2, _pacemaker), (0.1, _port), (0.12, _sternal_wires),
 )  # fmt: skip
-"""Frequency of each device, about as on a mixed ward (not measured), and its drawing."""
+"""Relative frequency of each device, about as on a mixed ward (not measured), and the function that draws it."""

@@ -1,4 +1,4 @@
-"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, as float arrays in pixels."""
+"""Drawing primitives of the phantoms: antialiased shapes, smooth curves and clouds, as float arrays."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,11 @@ _OVERSAMPLING = 2
 
 
 class Layer:
-    """An image of shapes with values in [0, 1], drawn at twice the resolution for antialiased edges."""
+    """An image of shapes with values in [0, 1]; a shape replaces what is below it.
+
+    It is drawn at twice the resolution for antialiased edges. All positions and lengths are in pixels of the final
+    image.
+    """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
@@ -23,11 +27,11 @@ class Layer:
         self._draw = ImageDraw.Draw(self._image)
 
     def polygon(self, points: Points, value: float) -> None:
-        """Fill the polygon through `points`, `(n, 2)` as x, y in pixels."""
+        """Fill the polygon with the corners `points`, `(n, 2)` as x, y."""
         self._draw.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=round(255 * value))
 
     def line(self, points: Points, width: float, value: float) -> None:
-        """Draw a line of `width` pixels through `points`, `(n, 2)` as x, y in pixels."""
+        """Draw a line of this width through `points`, `(n, 2)` as x, y."""
         if round(width * _OVERSAMPLING) > 4:  # Pillow leaves wedges open at the joints of wide lines
             self.polygon(ribbon(points, width), value)
         else:
@@ -40,26 +44,26 @@ class Layer:
             self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
-        """Draw a long bone or another tube as X-rays show it: a dense rim around a lighter core."""
+        """Draw a tube or long bone as X-rays show it: a rim of value `rim`, `cortex` wide, around a core."""
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
     def disk(self, centre: Sequence[float] | Points, radius: float | tuple[float, float], value: float) -> None:
-        """Fill an ellipse of the given radius, or radii along x and y, in pixels."""
+        """Fill an ellipse around `centre` (x, y); `radius` is one number, or two along x and y."""
         rx, ry = radius if isinstance(radius, tuple) else (radius, radius)
         x, y = float(centre[0]), float(centre[1])
         box = [side * _OVERSAMPLING for side in (x - rx, y - ry, x + rx, y + ry)]
         self._draw.ellipse(box, fill=round(255 * value))
 
     def array(self, softness: int = 1) -> Floats:
-        """The layer, `(height, width)` in [0, 1], with edges softened over about `softness` pixels."""
+        """Return the layer, `(height, width)` in [0, 1], with edges softened over about `softness` pixels."""
         values = np.asarray(self._image.reduce(_OVERSAMPLING * softness), dtype=np.float32)
         values = values if softness == 1 else np.maximum(enlarge(values, self._shape), 0)
         return values * np.float32(1 / 255)
 
 
 def ribbon(points: Points, width: float | Points) -> Points:
-    """Outline, `(..., 2 n, 2)`, of a band of `width` (one, or one per point) around lines through `(..., n, 2)`."""
+    """Return the outline, `(..., 2 n, 2)`, of a band around lines `(..., n, 2)`; `width` is one, or one per point."""
     padded = np.concatenate([points[..., :1, :], points, points[..., -1:, :]], axis=-2)
     tangents = padded[..., 2:, :] - padded[..., :-2, :]
     scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))
@@ -68,7 +72,7 @@ def ribbon(points: Points, width: float | Points) -> Points:
 
 
 def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -> Points:
-    """A smooth line, `(num, 2)`, near the given corner points and through the first and last of them."""
+    """Return a smooth line, `(num, 2)`, near the given corners and through the first and last of them."""
     path = resampled(np.asarray(points, dtype=np.float64), num)
     rounded = ndimage.gaussian_filter1d(path, num / len(points) / 2.2, axis=0, mode="nearest")
     rounded[0], rounded[-1] = path[0], path[-1]
@@ -76,22 +80,23 @@ def smooth_path(points: Sequence[tuple[float, float]] | Points, num: int = 24) -
 
 
 def resampled(points: Points, num: int) -> Points:
-    """The line through `points` as `num` points, `(num, 2)`, equally many on each segment."""
+    """Return the line through `points` as `num` points, `(num, 2)`, equally many on each segment."""
     at = np.linspace(0, len(points) - 1, num)
     return np.stack([np.interp(at, np.arange(len(points)), points[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
-    """Values at equally spaced positions, `(n,)`, of a line through ascending `(position, value)` knots, rounded off.
+    """Return the values at positions `at`, `(n,)`, of a smooth curve near `knots`, ascending pairs (position, value).
 
-    `smoothing` is the standard deviation of the Gaussian that rounds the corners, in samples.
+    Positions are equally spaced. `smoothing` is the standard deviation of the Gaussian that rounds the corners, in
+    samples.
     """
     positions, values = zip(*knots, strict=True)
     return ndimage.gaussian_filter1d(np.interp(at, positions, values), smoothing, mode="nearest").astype(np.float32)
 
 
 def cloud(rng: Generator, shape: tuple[int, int], scale: float) -> Floats:
-    """Smooth noise, `(height, width)`, of zero mean, unit variance and structures of about `scale` pixels."""
+    """Return smooth noise, `(height, width)`, of zero mean, unit variance and structures of about `scale` pixels."""
     coarse = (int(2 * shape[0] / scale) + 2, int(2 * shape[1] / scale) + 2)
     # Smoothed while it is small, so that interpolation leaves no visible grid; its deviation is 0.28 then.
     noise = ndimage.gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), 1.0, truncate=3.0)
@@ -104,7 +109,10 @@ def enlarge(array: Floats, shape: tuple[int, int]) -> Floats:
 
 
 def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, float], angle: float) -> Floats:
-    """Elliptical distance of every pixel from `centre` (x, y): 1 on the ellipse of `radii`, turned by `angle` rad."""
+    """Return the elliptical distance of every pixel from `centre` (x, y), `(height, width)`: 1 on the ellipse itself.
+
+    The ellipse has these two `radii` in pixels, and is turned by `angle` radians.
+    """
     x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(centre[0])
     y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(centre[1])
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -113,6 +121,6 @@ def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, fl
 
 
 def smooth_step(array: Points, low: float, high: float) -> Floats:
-    """0 below `low`, 1 above `high` (or the reverse where `high < low`), with a smooth passage between them."""
+    """Return 0 below `low`, 1 above `high` (the reverse if `high < low`), with a smooth passage between them."""
     t = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32, copy=False)

@@ -1,8 +1,8 @@
-"""The findings of phantoms, drawn as radiologists describe them, each with its exact mask.
+"""Draws the findings of phantoms as radiologists describe them, each with its exact mask.
 
 Every `plant_*` function adds thickness to a `Scene` and yields the mask of each addition, `(height, width)` boolean.
-The generator is the same for all views of a study. Descriptions follow Hansell et al. 2008, "Fleischner Society:
-Glossary of Terms for Thoracic Imaging", Radiology 246(3).
+Its generator begins in the same state for all views of a study, so that they show the same finding. Descriptions follow
+Hansell et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """Changes of the outlines by these findings, each given with its generator."""
+    """Return how findings change the outlines of the chest; `streams` holds the random generator of each finding."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -27,7 +27,7 @@ def reshaped(streams: Mapping[str, Generator]) -> Shape:
 
 
 def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """A fine pleural line with black, vessel-free space between it and the chest wall."""
+    """Add a pneumothorax: a fine pleural line, and black, vessel-free space between it and the chest wall."""
     side, size = either_side(rng), float(rng.uniform(0.58, 0.84))
     frame, lung = scene.frame, scene.lungs[side]
     v, pivot_u, pivot_v = np.linspace(0.0, 1.08, 40), 0.2, 0.95
@@ -47,7 +47,7 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Fluid in the costophrenic angle, its upper edge a meniscus that climbs the chest wall."""
+    """Add fluid in the costophrenic angle, its upper edge a meniscus that climbs the chest wall."""
     frame, first, amount = scene.frame, either_side(rng), rng.uniform(0.1, 0.5) ** 1.1
     for side in SIDES if rng.random() < 0.35 else (first,):
         level = 1.02 - amount * (1.0 if side == first else rng.uniform(0.5, 0.9))
@@ -59,7 +59,7 @@ def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Pleural thickening along the lateral wall, and calcified plaques."""
+    """Add pleural thickening along the lateral wall, and calcified plaques."""
     frame, rind, plaques = scene.frame, Layer(scene.frame.shape), Layer(scene.frame.shape)
     angles, t = np.linspace(0, 2 * np.pi, 15)[:-1], np.linspace(0, 1, 30)
     first, is_bilateral = either_side(rng), rng.random() < 0.5
@@ -83,7 +83,7 @@ def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_lung_opacity(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """One to three hazy, ill-defined patches through which vessels still show (ground glass)."""
+    """Add one to three hazy, ill-defined patches through which vessels still show (ground glass)."""
     frame, side = scene.frame, either_side(rng)
     for number in range(int(rng.integers(1, 4))):
         side = side if number != 1 else -side
@@ -95,7 +95,7 @@ def plant_lung_opacity(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Round, well-defined nodules or a mass, denser than vessels."""
+    """Add round, well-defined nodules or a mass, denser than vessels."""
     frame, is_mass = scene.frame, rng.random() < 0.4
     for _ in range(1 if is_mass else int(rng.choice([1, 2, 4, 6], p=[0.45, 0.25, 0.2, 0.1]))):
         side = either_side(rng)
@@ -110,7 +110,7 @@ def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
+    """Add perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
     frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
     for side in SIDES:
@@ -128,7 +128,7 @@ def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """A dense lobe with a straight fissure and air bronchograms."""
+    """Add a dense lobe with a straight fissure and air bronchograms."""
     lobe = str(rng.choice(["upper", "middle", "lower", "lower"]))
     side = RIGHT if lobe == "middle" else either_side(rng)
     density = np.float32(rng.uniform(0.66, 0.88))
@@ -139,7 +139,7 @@ def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
-    """Extent of a lobe, `(height, width)` in [0, 1]: straight at a fissure, fading elsewhere."""
+    """Return a soft mask of a lobe, such as "upper", `(height, width)` in [0, 1]: sharp only at a fissure."""
     across, ripple = frame.across(side), cloud(rng, frame.shape, 30)
     v = frame.v[:, None] + 0.03 * ripple
     fissure = frame.v[:, None] + 0.07 * (across - 0.5) + 0.006 * ripple - rng.uniform(-0.05, 0.05)
@@ -153,7 +153,7 @@ def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
 
 
 def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Floats:
-    """Air-filled bronchi, `(height, width)` in [0, 1], that fan out from the hilum."""
+    """Return air-filled bronchi, `(height, width)` in [0, 1], fanning out from the hilum; `heading` 0 is upwards."""
     layer, hilum = Layer(frame.shape), frame.spot(side, 0.1, 0.55, 0.5)
     way = side if frame.is_frontal else 1
     for _ in range(4):
@@ -166,7 +166,7 @@ def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Flo
 
 
 def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """A segmental consolidation: patchy, confluent, denser than haze, not bound to a lobe."""
+    """Add a segmental consolidation: patchy, confluent, denser than haze, not bound to a lobe."""
     frame, side = scene.frame, either_side(rng)
     for number in range(int(rng.choice([1, 2], p=[0.7, 0.3]))):
         side = -side if number else side
@@ -180,14 +180,17 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
-    """An irregular patch, `(height, width)` in [0, 1]: `softness` blurs its edge, `rough` breaks it up."""
+    """Return an irregular patch, `(height, width)`: 1 where `distance` is well below 1, 0 where it is well above.
+
+    `softness` blurs its edge; `rough` breaks it up by noise with structures of about `grain` pixels.
+    """
     shape = (distance.shape[0], distance.shape[1])
     r = distance + np.float32(rough) * (0.6 * cloud(rng, shape, grain) + 0.4 * cloud(rng, shape, 3 * grain))
     return smooth_step(r, 1 + softness * 0.5, 1 - softness * 0.5 - 0.1)
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Plate-like bands above a hemidiaphragm that `reshaped` has raised; the lung below it is airless, too."""
+    """Add plate-like bands above the hemidiaphragm that `reshaped` raised; the mask includes the lung lost by that."""
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):

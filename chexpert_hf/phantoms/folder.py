@@ -1,4 +1,4 @@
-"""Folders of synthetic chest radiographs in CheXpert's layout, with the hidden truth and exact masks.
+"""Writes folders of phantoms: synthetic chest radiographs in CheXpert's layout, with true labels and exact masks.
 
 They replace CheXpert, which may not be redistributed, in tests, examples and fresh installations. Results on them say
 nothing about patients.
@@ -32,15 +32,15 @@ UNCERTAIN_RATES = {name: count / 187_641 for name, count in zip(OBSERVATIONS, _U
 """Share of studies whose report is uncertain about the observation. Source: Irvin et al. 2019, Table 1."""
 
 UNCERTAIN_ODDS = 2.0
-"""Ratio of uncertain calls of present findings to those of absent ones. An assumption."""
+"""Chance that a report is uncertain about a present finding, divided by that for an absent one. An assumption."""
 
 EXPLICIT_NEGATIVES = 0.25
-"""Share of the absent and not uncertain findings that the report denies; the others are blank. An assumption."""
+"""Share of the absent findings, uncertain ones aside, that the report denies; others are blank. An assumption."""
 
 PREVALENCES: dict[str, float] = dict.fromkeys(OBSERVATIONS[1:], 0.1) | {
     "Cardiomegaly": 0.12, "Atelectasis": 0.12, "Pleural Effusion": 0.14, "Support Devices": 0.35
 }  # fmt: skip
-"""Chance of each in a study, independently. Higher than CheXpert's, so that a small folder has positives of each."""
+"""Chance of each finding in a study. Higher than CheXpert's, so that a small folder has positives of each."""
 
 _Row = dict[str, str | int | float | None]
 
@@ -54,7 +54,7 @@ def write_phantoms(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write a data set of phantoms in CheXpert's layout; the folder's README describes its files.
+    """Write a data set of phantoms in CheXpert's layout; the README that it writes there describes the files.
 
     Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As in
     CheXpert, `train.csv` has the uncertain and blank cells of an automatic labeler, and `valid.csv` the truth. A
@@ -62,8 +62,8 @@ def write_phantoms(
 
     Args:
         root: A new or empty folder; its name is the first part of every `Path` cell.
-        num_studies: In both splits together, at least 1.
-        seed: At least 0.
+        num_studies: Number of studies in both splits together, at least 1.
+        seed: Seed of everything that is random, at least 0.
         valid_fraction: Share of the studies in the valid split, in [0, 1); no patient is in both.
         workers: Number of processes; it does not change the files.
         progress: Called after each study with the number of studies written so far.
@@ -106,9 +106,9 @@ def write_phantoms(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Lets Ctrl-C wait until the context ends; processes that are forked in it ignore Ctrl-C.
+    """Context manager that delays Ctrl-C until its block ends; processes that are forked in it ignore Ctrl-C.
 
-    A pool that is interrupted while it starts waits for ever.
+    A process pool that is interrupted while it starts waits for ever.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
@@ -124,13 +124,13 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
-    """Patient number and study number, both from 1, of the study with this index."""
+    """Return patient and study number, both from 1, of the study with this index; every fifth patient has two."""
     group, place = divmod(index, 6)  # the last is the fifth patient's second: every fifth patient comes twice
     return 5 * group + min(place, 4) + 1, 2 if place == 5 else 1
 
 
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
-    """Draw and write the views of a study with their masks; return rows, each with the name of its table."""
+    """Draw and write the views of a study with their masks; return rows of CSV files, each with its table's name."""
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
@@ -159,16 +159,16 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draw the positive observations of a study, parents and No Finding included."""
+    """Draw a study's positive observations, with their parents; No Finding if there are none but Support Devices."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Draw one cell per observation, as an automatic labeler reads it in the report; `None` is a blank.
+    """Draw one cell per observation, as an automatic labeler would read it in the report; None is a blank.
 
-    As in CheXpert, a study of No Finding has no uncertain cell besides Support Devices; over all studies the rates are
-    `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    As in CheXpert, a study with No Finding has no uncertain cell besides Support Devices; over all studies the rates
+    are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:
@@ -189,5 +189,5 @@ def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float
 
 
 def _chance_of_none(names: set[str]) -> float:
-    """Chance that none of these observations is planted."""
+    """Return the chance that none of these observations is in a study."""
     return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)

@@ -1,8 +1,8 @@
-"""Patients, outlines of the chest in one radiograph, and the scene that findings are planted in.
+"""Patients, the geometry of the chest in one radiograph, and the scene that findings are added to.
 
 Positions are given as `(u, v)`. In frontal views `u` is in half breadths of the thorax from the midline, positive
 towards the patient's left (the image's right); in lateral views it is 0 behind the breast bone and 1 at the back of the
-ribs. `v` is in lung heights, 0 at the apex, 1 at the right dome.
+ribs. `v` is in lung heights, 0 at the apex, 1 at the right dome of the diaphragm.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from chexpert_hf.phantoms.drawing import Floats, Generator, Points, curve, smoot
 
 Mask = NDArray[np.bool_]
 
-RIGHT, LEFT = SIDES = (-1, 1)  # sides of the patient, as the sign of `u`
-AIR_CONTRAST = 0.74  # water replaced by a centimetre of aerated lung, which has about a quarter of water's density
+RIGHT, LEFT = SIDES = (-1, 1)  # sides of the patient, by the sign of `u`
+AIR_CONTRAST = 0.74  # cm of water that a cm of aerated lung, with about a quarter of water's density, takes away
 
 
 class Patient:
-    """The build of a patient, drawn from a seed; lengths relative to the average."""
+    """A patient's sex, age and build, drawn from the seed `key`."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         rng = np.random.default_rng([*key, 0])
         self.sex = "Female" if rng.random() < 0.45 else "Male"
         self.age = int(np.clip(rng.normal(60, 17), 18, 90))
         self.fat = float(rng.beta(1.6, 2.2))  # 0 is thin, 1 is obese
-        self.breadth = float(rng.uniform(0.93, 1.04)) * (0.97 if self.sex == "Female" else 1.0)
+        self.breadth = float(rng.uniform(0.93, 1.04)) * (0.97 if self.sex == "Female" else 1.0)  # 1: average
         self.lung_height = float(rng.uniform(0.84, 1.0))  # apex to right dome, in breadths of the thorax
         # Extent of the heart to the patient's left and right of the midline, in half breadths.
         self.heart_left = float(rng.uniform(0.52, 0.62))
@@ -35,13 +35,13 @@ class Patient:
         self.aortic_knob = float(rng.uniform(0.17, 0.21) + 0.05 * (self.age > 60) * rng.random())
         self.scoliosis = float(rng.normal(0, 0.012))
         self.rib_slope = float(rng.uniform(0.8, 1.2))
-        self.left_dome = float(rng.uniform(0.02, 0.075))  # how much lower it stands, in lung heights
+        self.left_dome = float(rng.uniform(0.02, 0.075))  # how much lower than the right one, in lung heights
         self.vessel_seed = int(rng.integers(2**31))
 
 
 @dataclass
 class Shape:
-    """Changes of the outlines of the chest by findings, as factors."""
+    """How findings change the outlines of the chest: factors of the normal size, and raised hemidiaphragms."""
 
     heart_left: float = 1.0
     heart_right: float = 1.0
@@ -50,7 +50,10 @@ class Shape:
 
 
 class _Frame:
-    """Outlines of the chest in one radiograph, in pixels, one value per image row or column; `rng` draws posture."""
+    """Geometry of the chest in one radiograph: outlines in pixels, and positions `(u, v)` as pixels.
+
+    `rng` draws the patient's posture and the size of the image; `change` comes from `findings.reshaped`.
+    """
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
         self.patient, self.change, self.is_ap = patient, change, projection == "AP"
@@ -74,18 +77,18 @@ class _Frame:
         self.y = np.arange(self.shape[0], dtype=np.float32)[:, None]
 
     def place(self, u: float | Points, v: float | Points) -> Points:
-        """Pixel positions, `(..., 2)` as x, y."""
+        """Return positions `(u, v)` as pixels, `(..., 2)` as x, y."""
         u, v = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
         rows = self.top + v * self.height + self.slope * u * self.half
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Pixel positions, `(n, 2)`, of `(u, v)` given for the patient's left, mirrored for the right, then shifted."""
+        """Return nodes `(u, v)` as pixels, `(n, 2)`; they are mirrored for the patient's right `side`, then shifted."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """A smooth line, `(24, 2)` in pixels, near the positions of `trace`."""
+        """Return a smooth line, `(24, 2)` in pixels, near the positions that `trace` returns."""
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
@@ -104,13 +107,13 @@ _MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
 
 
 def wall_at(v: float | Points) -> Points:
-    """Distance of the inner chest wall from the midline at `v`, in half breadths."""
+    """Return the distance of the inner chest wall from the midline at height `v`, in half breadths."""
     positions, values = zip(*_WALL, strict=True)
     return np.asarray(np.interp(v, positions, values))
 
 
 class FrontalFrame(_Frame):
-    """Outlines of a frontal radiograph."""
+    """Geometry of the chest in a frontal radiograph."""
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
         super().__init__(patient, rng, projection, change)
@@ -158,26 +161,26 @@ class FrontalFrame(_Frame):
         return {LEFT: middle + half * edges[0], RIGHT: middle - half * edges[1]}
 
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
-        """Pixel (x, y) of a point in a lung: `lateral` 0 at the mediastinum, 1 at the wall; `depth` 0 front, 1 back."""
+        """Return a point in a lung as a pixel (x, y): `lateral` 0 mediastinum to 1 wall, `depth` 0 front to 1 back."""
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
     def across(self, side: int) -> Floats:
-        """For every pixel, 0 at the midline (lateral view: front) to 1 at the wall (back), `(height, width)`."""
+        """Return 0 at the midline to 1 at the chest wall, `(height, width)`; in lateral views, front to back."""
         inner, outer = self.medial[side][:, None], self.wall[side][:, None]
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
     def lost_lung(self, side: int) -> Mask:
-        """Former lung into which volume loss has raised the hemidiaphragm, `(height, width)`."""
+        """Return the mask of the region that was lung before the hemidiaphragm was raised, `(height, width)`."""
         x, inner, outer = side * self.x, side * self.medial[side][:, None], side * self.wall[side][:, None]
         return (x > inner) & (x < outer) & (self.y > self.dome[side]) & (self.y < self._dome(side, 0.0))
 
     def heart_mask(self) -> Mask:
-        """The heart below the great vessels, `(height, width)`."""
+        """Return the mask of the heart below the great vessels, `(height, width)`."""
         floor = self.top + self.height * 1.06 + 0.05 * self.height * (self.x - self.midline.mean()) / self.half
         return self._mediastinum() & (self.v[:, None] > 0.44) & (self.y < floor)
 
     def upper_mediastinum_mask(self) -> Mask:
-        """The mediastinum above the heart, `(height, width)`."""
+        """Return the mask of the mediastinum above the heart, `(height, width)`."""
         return self._mediastinum() & (self.v[:, None] > 0.04) & (self.v[:, None] < 0.44)
 
     def _mediastinum(self) -> Mask:
@@ -185,7 +188,7 @@ class FrontalFrame(_Frame):
 
 
 class LateralFrame(_Frame):
-    """Outlines of a lateral radiograph."""
+    """Geometry of the chest in a lateral radiograph."""
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
         super().__init__(patient, rng, projection, change)
@@ -220,7 +223,7 @@ class LateralFrame(_Frame):
         return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
 
     def heart_chord(self) -> Floats:
-        """Square of the share of the heart's depth along each ray, `(height, width)`."""
+        """Return the square of the heart's depth along each ray, as a share of the largest, `(height, width)`."""
         size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
         dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
         long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
@@ -234,19 +237,19 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """The normal chest that findings are planted in."""
+    """A normal chest, and the thickness that findings add to it."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm
     extra: Floats  # added by findings, (height, width) in cm of water
-    vascular: Floats  # vessels and parenchymal texture, (height, width) in cm of water; absent where there is no lung
+    vascular: Floats  # vessels and texture of the lungs, (height, width) in cm of water; 0 outside them
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
-        """Replace a share, in [0, 1], of a lung's air by fluid or tissue; return where it is above the threshold."""
+        """Replace a share `(height, width)` of a lung's air by fluid or tissue; return where it exceeds `threshold`."""
         self.extra += np.float32(AIR_CONTRAST) * self.lungs[side] * share
         return (share > threshold) & (self.lungs[side] > 0.8)
 
 
 def either_side(rng: Generator) -> int:
-    """Draw a side."""
+    """Draw RIGHT or LEFT."""
     return RIGHT if rng.random() < 0.5 else LEFT

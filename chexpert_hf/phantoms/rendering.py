@@ -1,7 +1,7 @@
-"""Synthetic chest radiographs with exact masks of every planted finding.
+"""Draws one phantom: a synthetic chest radiograph with an exact mask of every finding in it.
 
-`render_phantom` draws one radiograph. The patient and the coordinates are in `frame`, tissues in `anatomy` and
-`skeleton`, planted findings in `findings` and `devices`.
+The patient and the coordinates are in `frame`, tissues in `anatomy` and `skeleton`, findings in `findings` and
+`devices`.
 """
 
 from collections.abc import Collection
@@ -35,28 +35,28 @@ CHILDREN = {
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic radiograph; `masks` has neither No Finding nor findings that this projection does not show."""
+    """One synthetic radiograph, with a mask of each finding that this projection shows and of its parents."""
 
     image: NDArray[np.uint8]  # (height, width), bright where little radiation came through
     masks: dict[str, Mask]  # positive observation -> (height, width)
 
 
 def render_phantom(seed: int, observations: Collection[str] = (), *, projection: str = "PA") -> Phantom:
-    """Draw one radiograph.
+    """Draw one synthetic radiograph.
 
     The same seed gives the same patient in the same position, with or without findings, and the same findings in every
-    projection. A parent in the label hierarchy is drawn only where none of its children is; otherwise it is implied,
-    and its mask is the union of theirs.
+    projection. A parent in the label hierarchy, such as Lung Opacity, is drawn only if none of its children is;
+    otherwise it is implied, and its mask is the union of theirs.
 
     Args:
-        seed: At least 0.
-        observations: Findings to plant. No Finding, or nothing, is a normal chest, which may have Support Devices.
+        seed: Seed of everything that is random, at least 0.
+        observations: Findings to draw. No Finding, or nothing, is a normal chest, which may have Support Devices.
         projection: "PA", "AP" or "Lateral". Lateral views do not show Pneumothorax, Pleural Other, Fracture and
             Enlarged Cardiomediastinum, which are hard to see in them in reality.
 
     Raises:
-        ValueError: If an observation or the projection is unknown, the seed is negative, or No Finding is combined
-            with a finding.
+        ValueError: If an observation or the projection is unknown, the seed is negative, or No Finding is combined with
+            a finding.
     """
     if projection not in PROJECTIONS:
         raise ValueError(f"Unknown projection {projection!r}; expected one of: {', '.join(PROJECTIONS)}.")
@@ -69,7 +69,7 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
 
 
 def implied(observations: set[str]) -> set[str]:
-    """The observations and all their parents in the hierarchy."""
+    """Return the observations and all their parents in the label hierarchy."""
     return observations | {parent for parent, children in CHILDREN.items() if observations & set(children)}
 
 
@@ -103,19 +103,19 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
 
 
 def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:
-    """The outlines of the chest in one view, as the planted findings change them."""
+    """Return the geometry of the chest in one view, as the findings in `planted` change it."""
     change = reshaped({name: _stream(key, name) for name in planted})
     frame = LateralFrame if projection == "Lateral" else FrontalFrame
     return frame(patient, np.random.default_rng([*key, 2, PROJECTIONS.index(projection)]), projection, change)
 
 
 def _stream(key: Key, name: str) -> Generator:
-    """A generator for one observation, so that no finding depends on which others are planted."""
+    """Return the random generator of one observation, so that no finding depends on which others are drawn."""
     return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
-    """The masks and those of implied parents, without empty ones, in the order of the labels."""
+    """Return the masks and those of implied parents, without empty ones, in the order of `OBSERVATIONS`."""
     parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
     full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}
     return {name: mask for name, mask in full.items() if mask.any()}
@@ -145,7 +145,7 @@ def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Fl
 
 
 def collimate(grey: Floats, rng: Generator) -> Floats:
-    """Blacken the border that the collimator's blades cover on some images."""
+    """Blacken the border that the collimator's blades cover on some images; return the image."""
     if rng.random() < 0.55:
         return grey
     height, width = grey.shape
@@ -161,7 +161,7 @@ def collimate(grey: Floats, rng: Generator) -> Floats:
 
 
 def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
-    """Draw the side marker, an L on the patient's left or an R on the right, and on some AP views the projection."""
+    """Draw a side marker, an L on the patient's left or an R on the right, and on some AP views the projection."""
     height, width = grey.shape
     is_left = projection == "Lateral" or rng.random() < 0.75
     size = int(rng.integers(15, 23))

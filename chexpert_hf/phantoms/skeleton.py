@@ -1,4 +1,4 @@
-"""Bones, airways and lung vessels of the frontal phantom, as maps of water-equivalent thickness in cm."""
+"""Draws bones, airways and lung vessels of the frontal phantom, as `(height, width)` maps in cm of water."""
 
 from typing import NamedTuple
 
@@ -24,15 +24,15 @@ _RIB_WIDTH = 0.034  # in lung heights
 class Break(NamedTuple):
     """A displaced fracture of one rib."""
 
-    side: int
-    rib: int
+    side: int  # LEFT or RIGHT
+    rib: int  # from 0
     position: float  # along the posterior arc: 0 at the spine, 1 at the lateral wall
     step: float  # displacement across the rib, in rib widths
     has_callus: bool
 
 
 def break_ribs(rng: Generator) -> tuple[Break, ...]:
-    """Draw fractures of one to three neighbouring ribs."""
+    """Draw fractures of one to three neighbouring ribs at random."""
     side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
     position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
     wider = 1.15 if count == 1 else 1.0
@@ -43,7 +43,10 @@ def break_ribs(rng: Generator) -> tuple[Break, ...]:
 
 
 def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior: bool = False) -> Points:
-    """Centre lines, `(_NUM_RIBS, num_points, 2)` in pixels: from spine to lateral wall, or from there to cartilage."""
+    """Return the centre lines of one side's ribs, `(_NUM_RIBS, num_points, 2)` in pixels, from spine to lateral wall.
+
+    With `is_anterior`, they go on from there to the cartilage.
+    """
     t, number = np.linspace(0, 1, num_points)[None, :], np.arange(_NUM_RIBS)[:, None]
     start, slope = 0.098 * number, frame.patient.rib_slope
     drop = np.where(number > 0, (0.1 + 0.012 * number) * slope, 0.06)
@@ -58,7 +61,7 @@ def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior
 
 
 def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
-    """All ribs, with the given fractures."""
+    """Draw all ribs, with the given fractures."""
     posterior, anterior, width = Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
     for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
@@ -86,7 +89,7 @@ def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
 
 
 def _fragments(frame: FrontalFrame, fracture: Break, width: float) -> tuple[Points, Points]:
-    """The two pieces of a broken rib: the outer one steps off, and a gap opens."""
+    """Return the centre lines of a broken rib's two pieces: the outer one is displaced, with a gap between them."""
     dense = resampled(_rib_lines(frame, fracture.side)[fracture.rib], 120)
     cut = round(fracture.position * 119)
     inner, outer = dense[: cut - 2], dense[cut + 2 :].copy()
@@ -99,7 +102,7 @@ def _fragments(frame: FrontalFrame, fracture: Break, width: float) -> tuple[Poin
 
 
 def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
-    """The broken ends and the displaced stretch of each rib."""
+    """Return the mask of the broken ends and the displaced stretch of each rib."""
     layer, width = Layer(frame.shape), _RIB_WIDTH * frame.height
     for item in breaks:
         inner, outer = _fragments(frame, item, width)
@@ -108,7 +111,7 @@ def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
 
 
 def girdle(frame: FrontalFrame) -> Floats:
-    """Clavicles, scapulae and humeral heads."""
+    """Draw clavicles, scapulae and humeral heads."""
     layer, faint = Layer(frame.shape), Layer(frame.shape)
     lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
     elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
@@ -130,7 +133,7 @@ def girdle(frame: FrontalFrame) -> Floats:
 
 
 def spine(frame: FrontalFrame) -> Floats:
-    """Vertebral bodies with discs, pedicles and spinous processes."""
+    """Draw vertebral bodies with discs, pedicles and spinous processes."""
     reach = 0.17 * frame.half
     columns = slice(max(0, int(frame.midline.min() - reach)), int(frame.midline.max() + reach))
     halfwidth = frame.half * curve(frame.v, ((-0.3, 0.095), (0.1, 0.1), (1.3, 0.13)), 4)[:, None]
@@ -153,7 +156,7 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
 
 
 def vessels(frame: FrontalFrame, engorged: float) -> Floats:
-    """Pulmonary arteries and veins branching from the hila."""
+    """Draw pulmonary arteries and veins branching from the hila; `engorged` multiplies their width."""
     rng, hila = np.random.default_rng(frame.patient.vessel_seed), ((RIGHT, 0.5), (LEFT, 0.46))
     roots = [(side, frame.place(side * 0.17 + frame.rotation * 0.5, v)) for side, v in hila]
     trees = [vessel_tree(rng, hilum, side, 0.22 * frame.height) for side, hilum in roots]
@@ -167,14 +170,17 @@ def vessels(frame: FrontalFrame, engorged: float) -> Floats:
 
 
 def draw_vessels(layer: Layer, trees: list[list[Points]], engorged: float) -> None:
-    """Draw vessel trees, the finest and faintest branches first."""
+    """Draw trees from `vessel_tree`, the finest and faintest branches first; `engorged` multiplies their width."""
     widths, values = (3.4, 2.6, 1.8, 1.2, 0.9), (0.46, 0.42, 0.37, 0.3, 0.22)
     for level in reversed(range(len(widths))):
         layer.lines(np.concatenate([tree[level] for tree in trees]), widths[level] * engorged, values[level])
 
 
 def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list[Points]:
-    """Branches of one lung by level, each `(num_branches, 5, 2)`; they fan out from the hilum, wind and fork."""
+    """Return the vessels of one lung by level of branching, each `(num_branches, 5, 2)` in pixels.
+
+    They fan out from the hilum (x, y), wind and fork; `length` is that of a first branch.
+    """
     count = 8
     # 0 points up, pi down; more and larger vessels run to the base, where gravity sends the blood.
     angles = np.linspace(0.15, 2.85, count) + rng.normal(0, 0.14, count)
@@ -199,7 +205,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
 
 
 def gas(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Air in trachea, main bronchi, stomach and bowel, in cm."""
+    """Draw air in trachea, main bronchi, stomach and bowel."""
     layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]

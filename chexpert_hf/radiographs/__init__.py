@@ -1,1 +1,1 @@
-"""Radiographs: any file or array to an 8-bit grayscale image, and finding files in folders and archives."""
+"""Reads any file or array as an 8-bit grayscale radiograph, and finds radiographs in folders and archives."""

@@ -1,7 +1,7 @@
-"""Radiographs in ZIP archives, read in memory one at a time, without trusting the archive.
+"""Reads radiographs from ZIP archives in memory, one at a time, without trusting the archive.
 
 Nothing is written to disk, so that no member's name can lead out of a folder. Only stored and deflated members are
-read, since their inflation can be stopped at any byte, and their size is checked first.
+read, since their decompression can be stopped at any byte. Sizes are checked before anything is decompressed.
 """
 
 import zipfile
@@ -16,17 +16,17 @@ from chexpert_hf.radiographs.grey_levels import MAX_PIXELS, RadiographError, ref
 from chexpert_hf.radiographs.raster import HEAD_BYTES
 
 MAX_MEMBERS = 100_000  # Python keeps about 500 bytes of each while the archive is open
-MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # inflated: twice a 16-bit image of the largest size that is read
-MAX_EXPANSION = 200  # times an archive's size; radiographs become 1 to 10 times, deflate's limit is 1,032 times
-_ALWAYS_ACCEPTED_BYTES = 10_000_000  # inflated; such an archive is harmless, whatever its ratio
+MAX_MEMBER_BYTES = 4 * MAX_PIXELS  # decompressed: twice a 16-bit image of the largest size that is read
+MAX_EXPANSION = 200  # decompressed to compressed size; radiographs reach 1 to 10, deflate's limit is 1,032
+_ALWAYS_ACCEPTED_BYTES = 10_000_000  # decompressed; such an archive is harmless, whatever its expansion
 
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate whole blocks, of any size
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others decompress whole blocks, of any size
 _ENCRYPTED, _UTF8_NAME = 0x1, 0x800  # flags of a member
 ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
-    """A radiograph in an archive; with an empty name, an archive that cannot be read."""
+    """A file in a ZIP archive; an empty `name` means that the archive cannot be read or holds no radiograph."""
 
     archive: str
     name: str
@@ -36,11 +36,11 @@ class ArchiveMember(NamedTuple):
 
 
 RadiographFile: TypeAlias = str | Path | ArchiveMember
-"""A file or member that `str` names and `source_of` opens."""
+"""A path or an archive's member: `str()` names it in messages, `source_of` makes it readable."""
 
 
 class Archive:
-    """An open archive; RadiographError if it is none, has too many members, or would become too large."""
+    """An open ZIP archive; RadiographError if it is damaged, has too many members, or would decompress to too much."""
 
     def __init__(self, path: str) -> None:
         with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):
@@ -60,17 +60,17 @@ class Archive:
         self._members = {stored if counts[name := _name_of(one)] > 1 else name: one for stored, one in last.items()}
 
     def names(self) -> list[str]:
-        """The members that are files, each name once, sorted as in folders."""
+        """Return the members that are files, not folders, each name once, sorted folder by folder."""
         return sorted((name for name in self._members if not name.endswith("/")), key=lambda name: name.split("/"))
 
     def head(self, name: str) -> bytes | None:
-        """The first bytes of a member, enough to tell what it is; None if it cannot be read."""
+        """Return a member's first `HEAD_BYTES` bytes, enough to tell its format; None if it cannot be read."""
         with suppress(RadiographError):
             return self._read(name, HEAD_BYTES)
         return None
 
     def read(self, name: str) -> bytes:
-        """A member's bytes; RadiographError if it is damaged, encrypted, too large, an archive itself, or not there."""
+        """Return a member's content; RadiographError if it is damaged, encrypted, too large, an archive, or missing."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
@@ -96,7 +96,7 @@ class Archive:
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """The intended name: Windows writes backslashes, and macOS UTF-8 without its flag, read as code page 437."""
+    """Return a member's name with "/" between folders, and as UTF-8 where macOS omitted the flag for it."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -105,7 +105,7 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Opens an archive, or takes it from the two that were open last and have not changed since."""
+    """Open an archive, or reuse one of the two opened last if its size and time of modification are unchanged."""
     with refusing("File not found, expected a ZIP archive; check the path."):
         status = Path(path).stat()
     return _open(path, status.st_mtime_ns, status.st_size)
@@ -118,17 +118,17 @@ def _open(path: str, *_version: int) -> Archive:
 
 
 def close_archives() -> None:
-    """Closes the archives that are kept open, as soon as nothing reads from them."""
+    """Forget the archives that `open_archive` keeps open; each is closed as soon as nothing reads from it."""
     _open.cache_clear()
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether a named file is taken as an archive."""
+    """Return whether a path ends in `.zip`, in any case; the file itself is not looked at."""
     return str(path).lower().endswith(".zip")
 
 
 def source_of(file: RadiographFile) -> str | Path | bytes:
-    """The path, or the bytes of an archive's member; RadiographError if the archive or member cannot be read."""
+    """Return a path as it is, and an archive's member as its content; RadiographError if that cannot be read."""
     if not isinstance(file, ArchiveMember):
         return file
     archive = open_archive(file.archive)

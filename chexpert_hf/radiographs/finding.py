@@ -1,4 +1,4 @@
-"""Finds radiographs: in files, folders, patterns, lists and ZIP archives, in an order that is always the same."""
+"""Finds radiographs in files, folders, glob patterns, lists and ZIP archives, always in the same order."""
 
 import glob
 import os
@@ -30,16 +30,16 @@ _Sort: TypeAlias = Literal["folder", "unreadable folder", "file", "link"]
 
 @dataclass
 class Found:
-    """The radiographs that were found, and counts of what was followed and skipped on the way."""
+    """The radiographs that a search found, and counts of the links it followed and the files it skipped."""
 
     files: list[RadiographFile] = field(default_factory=list)  # each once, sorted within folders and archives
-    num_links: int = 0  # followed
-    num_outside: int = 0  # links out of their folder that were not followed, though they may be radiographs
-    num_imageless: int = 0  # DICOM files without an image: DICOMDIR, structured reports, presentation states
-    num_archives: int = 0  # ZIP archives in folders
+    num_links: int = 0  # symbolic links that were followed
+    num_outside: int = 0  # links that lead out of the searched folder and were skipped, though they may be radiographs
+    num_imageless: int = 0  # skipped DICOM files without an image: DICOMDIR, structured reports, presentation states
+    num_archives: int = 0  # skipped ZIP archives in folders
 
     def notes(self) -> list[str]:
-        """A line for each kind of file that was followed or skipped."""
+        """Return a sentence for the user for each count that is not zero."""
         lines = {
             "Links followed (--no-follow-links skips those that lead out of their folder)": self.num_links,
             "Links that lead out of their folder were skipped (--no-follow-links)": self.num_outside,
@@ -50,21 +50,21 @@ class Found:
 
 
 def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *, follow_links: bool = True) -> Found:
-    """Finds the files among `paths` as they are given, and the radiographs in the folders and archives among them.
+    """Find radiographs: each given file, and all radiographs in the given folders and ZIP archives.
 
-    In a folder or archive a file is taken by its suffix, or, whatever it is called, if its first bytes are those of an
-    image; names that begin with a dot are skipped, and so are archives in folders. Files of the operating system and
-    DICOM files without an image are skipped wherever they are. Links are followed, but never in circles. A link whose
-    target is gone, and an archive or folder that cannot be read, is among the files itself, to be reported as one.
+    In folders and archives, a file counts as a radiograph if it has the suffix of an image or its first bytes are those
+    of an image. Names that begin with a dot are skipped, and so are ZIP archives in folders. Files that the operating
+    system adds (`Thumbs.db`) and DICOM files without an image are skipped even if they are given by name. Broken links
+    and unreadable folders and archives are returned like radiographs, so that reading them reports the error.
 
     Args:
-        paths: Files, folders, ZIP archives, or patterns such as `scans/**/*.png`.
-        listed: The same without patterns, as `read_list` gives them; what does not exist is left to be reported.
-        follow_links: Whether to follow links below a folder that lead out of it, as in snapshots of the Hub's cache,
-            datalad and DVC. What is named itself is always followed.
+        paths: Files, folders, ZIP archives, or glob patterns such as `scans/**/*.png`.
+        listed: Further paths, as from `read_list`: no patterns, and a missing one is returned like a radiograph, too.
+        follow_links: Whether to follow links that lead out of a folder that is searched, as in snapshots of the Hub's
+            cache, datalad and DVC. A link that is itself in `paths` or `listed` is always followed.
 
     Raises:
-        InputError: If one of `paths` does not exist, or there is no file.
+        InputError: If one of `paths` does not exist or a pattern matches nothing, or if no radiograph is found at all.
     """
     found = Found()
     named = [match for path in paths for match in _matches(str(Path(path)), found, follow_links)]
@@ -84,7 +84,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
 
 
 def read_list(file: Path) -> list[str]:
-    """The paths in a text file, one a line, relative to the current folder as in `find ... > list.txt`."""
+    """Read a text file with one path per line, such as the output of `find`; InputError if it cannot be read."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -96,9 +96,9 @@ def read_list(file: Path) -> list[str]:
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
-    """The radiographs in a folder or archive, or the file itself, which may be missing: that is reported later.
+    """Yield the radiographs in a folder or archive, or `path` itself if it is a file, even a missing one.
 
-    Files that are followed or skipped are counted in `found`, whose list of files stays as it is.
+    Links that are followed and files that are skipped are added to the counts in `found`, but not to `found.files`.
     """
     if os.path.isdir(path):
         return _Walk(path, found, follow_links).files()
@@ -110,9 +110,10 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
-    """The radiographs in an archive; the archive itself, with an empty name, if it has none or cannot be read.
+    """Yield the radiographs in an archive, or the member with the empty name if it has none or cannot be read.
 
-    Skipped files are counted in `found`. With `others`, files that are no images are given too, to be reported.
+    Skipped files are counted in `found`. Archives in the archive are yielded, too, and with `others` also files that
+    are no images, so that reading them reports the error.
     """
     try:
         archive = open_archive(path)
@@ -134,7 +135,7 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
 
 
 def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
-    """The path itself, or what it matches as a pattern; InputError if that is nothing."""
+    """Return the path if it exists, else the paths that match it as a glob pattern; InputError if there are none."""
     if os.path.lexists(path):
         return [path]
     if not glob.has_magic(path):
@@ -158,9 +159,9 @@ def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
 
 
 def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path]:
-    """The files and folders below `root` that match a glob pattern, given as its parts.
+    """Yield the files and folders below `root` that match a glob pattern, given as its parts between "/".
 
-    `**` stands for any number of folders. With `follow_links`, it also enters links to folders elsewhere.
+    `**` matches any number of folders; with `follow_links`, also those behind links that lead out of `root`.
     """
     if "**" not in parts:
         yield from root.glob("/".join(parts))
@@ -174,10 +175,10 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
 
 
 class _Walk:
-    """A search below one folder, which enters no folder twice and counts in `found` what it follows and skips.
+    """A recursive search of one folder, the root, that enters no folder twice; `found` counts links and skipped files.
 
-    Links to files are followed. Links to folders are followed if they lead out of the root (what is below it is found
-    anyway) and `follow_links` is set.
+    Links that lead out of the root are followed only if `follow_links` is set. Other links to files are followed; other
+    links to folders are not, since the search reaches their targets anyway.
     """
 
     def __init__(self, root: str, found: Found, follow_links: bool) -> None:
@@ -191,22 +192,22 @@ class _Walk:
         self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
 
     def files(self) -> Iterator[str]:
-        """The radiographs, sorted by the parts of their paths; a folder that cannot be read, to be reported."""
+        """Yield the radiographs, sorted folder by folder; also each unreadable folder, so that it is reported."""
         for path, sort in self._below(self._root, self._real_root):
             if sort == "unreadable folder" or (sort != "folder" and self._is_radiograph(path)):
                 self._found.num_links += sort == "link"
                 yield path
 
     def folders(self) -> Iterator[str]:
-        """The root and the folders below it."""
+        """Yield the root and all folders below it."""
         return (path for path, sort in self._below(self._root, self._real_root) if sort == "folder")
 
     def leads_outside(self, path: str) -> bool:
-        """Whether a path leads out of the root, through whatever links."""
+        """Return whether a path, with all links resolved, is outside the root."""
         return self._is_outside(os.path.realpath(path))
 
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
-        """Whether a link in a folder leads out of the root, and whether it leads to a folder."""
+        """Return whether a link in `real_folder` leads out of the root, and whether it leads to a folder."""
         try:
             return self._sort_of(os.path.join(real_folder, os.readlink(link)))
         except OSError:  # it has gone since the folder was listed
@@ -259,7 +260,7 @@ class _Walk:
 
 
 class _Kind(Enum):
-    """The kind of a file in a folder or archive."""
+    """Whether a file is a radiograph, as far as its name and first bytes tell."""
 
     RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
     IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
@@ -267,7 +268,7 @@ class _Kind(Enum):
 
 
 def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
-    """The kind of a file by its name, its first bytes (None if they cannot be read), and the whole of it if need be."""
+    """Return a file's kind by its name, its first bytes (`head`: None if unreadable), or all of it (`whole`)."""
     suffix = _suffix(name)
     if suffix in _OTHER_THAN_DICOM:
         return _Kind.RADIOGRAPH
@@ -303,18 +304,18 @@ def _head(path: str) -> bytes | None:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether the operating system added a file to those of the user, such as `._a.png`."""
+    """Return whether the operating system made a file or folder, such as `Thumbs.db`, `__MACOSX/` or `._a.png`."""
     parts = name.lower().replace(os.sep, "/").split("/")
     return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
 
 
 def _has_radiographs_name(name: str) -> bool:
-    """Whether a radiograph may have this name: with a suffix of images, or without any, as `IM0001`."""
+    """Return whether a name has the suffix of an image, or one of those that `_may_be_dicom` accepts."""
     return _suffix(name) in IMAGE_SUFFIXES or _may_be_dicom(name)
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Whether a DICOM file may have this name: with its suffix or without any, as `IM0001` and `1.2.840.1`."""
+    """Return whether a name has the suffix of DICOM files, a number (`1.2.840.1`), or none (`IM0001`)."""
     suffix = _suffix(name)
     return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
 

@@ -1,4 +1,4 @@
-"""The error, the size limit and the scaling from 16 to 8 bits that the radiograph readers share."""
+"""Shared by all readers of radiographs: `RadiographError`, the size limit, and scaling from 16 to 8 bits."""
 
 import struct
 import zipfile
@@ -21,7 +21,7 @@ MALFORMED = (
 )
 
 MAX_PIXELS = 50_000_000
-"""Largest accepted image; a digital radiograph of 43 x 43 cm at .1 mm has 18.5 million pixels."""
+"""Largest accepted image, width times height; a digital radiograph of 43 x 43 cm at .1 mm has 18.5 million pixels."""
 
 _BAND_PIXELS = 1 << 16
 
@@ -30,25 +30,26 @@ class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
     `reason` is one line of at most 200 characters: what was expected, what was given and what to do. It never holds a
-    path, a file name or any of the input's text, so that it can be shown and logged.
+    path, a file name or text from the input, so that it can be shown and logged. `name`, which `str()` puts in front,
+    is set by `naming`.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.name = ""  # set by `naming`, since a file's name may be a patient's
+        self.name = ""  # not in the reason, since a file's name may be a patient's
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 class NotFetchedError(RadiographError):
-    """The file is a link or pointer to content that has not been fetched."""
+    """The file is a broken link, or a pointer to content elsewhere (Git LFS, git-annex), that has not been fetched."""
 
 
 @contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Names the input, such as a file's path, in a RadiographError that leaves the block."""
+    """Context manager that sets `name`, such as a path, on any RadiographError raised in its block."""
     try:
         yield
     except RadiographError as error:
@@ -58,7 +59,7 @@ def naming(name: object) -> Iterator[None]:
 
 @contextmanager
 def refusing(reason: str) -> Iterator[None]:
-    """Turns what a decoder raises on malformed files into a RadiographError with this reason."""
+    """Context manager that turns what decoders raise on malformed files into RadiographError with this reason."""
     try:
         yield
     except RadiographError:
@@ -68,7 +69,7 @@ def refusing(reason: str) -> Iterator[None]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses images without pixels and images above `MAX_PIXELS`, by the size in their header."""
+    """Raise RadiographError if an image has no pixels or more than `MAX_PIXELS`."""
     if width < 1 or height < 1:
         raise RadiographError(f"Expected an image with pixels, got {width} x {height}; export the image again.")
     if width * height > MAX_PIXELS:
@@ -76,12 +77,12 @@ def check_size(width: int, height: int) -> None:
 
 
 def bit_depth(maximum: int) -> int:
-    """The smallest number of bits in use in digital radiography that holds `maximum`, which is in 0..65535."""
+    """Return the smallest of 8, 10, 12, 14, 15 and 16 bits that can hold `maximum`, which is in 0..65535."""
     return next(bits for bits in (8, 10, 12, 14, 15, 16) if maximum < 1 << bits)
 
 
 def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
-    """Scales 16-bit grey levels `(height, width)` to 8 bits without clipping.
+    """Scale grey levels `(height, width)` of up to 16 bits to 8 bits without clipping.
 
     The file does not say how many of the 16 bits are in use, and radiographs of 10 to 15 bits are common. Divided by
     65535, a 12-bit image would be nearly black. So the bit depth is guessed from the brightest pixel: it is the
@@ -98,7 +99,7 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
 
 
 def look_up(pixels: NDArray[np.integer], table: NDArray[np.uint8], lowest: int = 0) -> NDArray[np.uint8]:
-    """Replaces each pixel by the table's entry `pixel - lowest`; in bands, since numpy indexes through 8 bytes each."""
+    """Replace each pixel by `table[pixel - lowest]`; in bands of rows, since numpy's indices take 8 bytes each."""
     grey = np.empty(pixels.shape, dtype=np.uint8)
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):

@@ -26,17 +26,17 @@ _TIFF_COMPRESSIONS = {
 
 
 class FrameHeader(NamedTuple):
-    """Description of a compressed image in its own header."""
+    """Size and encoding of a compressed image (JPEG, JPEG-LS or JPEG 2000), as its own header states them."""
 
     width: int
     height: int
     num_samples: int  # per pixel
     precision: int  # bits per sample
-    rare_compression: str | None = None  # its name, where ordinary JPEG decoders do not have it
+    rare_compression: str | None = None  # name of a compression that ordinary JPEG decoders lack, such as "JPEG-LS"
 
 
 def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
-    """Reads the frame header of JPEG or JPEG-LS data, from the stream's beginning.
+    """Read the frame header of JPEG or JPEG-LS data that begin at position 0 of the stream.
 
     Raises EOFError or struct.error if there is no complete one. Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC
     14495-1 annex C.2.2.
@@ -55,10 +55,11 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
 
 
 def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
-    """Kind ("TIFF" or "BigTIFF"), bits per sample if stated, and the compression's name if Pillow does not know it.
+    """Return a TIFF file's kind ("TIFF" or "BigTIFF"), bits per sample, and compression if Pillow cannot decode it.
 
-    Raises EOFError or struct.error if the first directory does not end within the file, which Pillow would let pass.
-    Source: TIFF Revision 6.0, section 2; the BigTIFF design.
+    The bits are None if there is not one number for all samples; the compression, such as "JPEG 2000", is None if
+    Pillow can decode it. Raises EOFError or struct.error if the directory of the first image is cut short, which Pillow
+    does not check. Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -74,7 +75,7 @@ def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
     entry = struct.Struct(f"{order}HH{address}{first}s")  # an address is as long as the part before the first one
     if stream.tell() + entry.size * num_entries + first > num_bytes:
         raise EOFError
-    tags: dict[int, int] = {}  # whole numbers that stand alone
+    tags: dict[int, int] = {}  # those with one whole number as value
     for tag, kind, number, value in entry.iter_unpack(stream.read(entry.size * min(num_entries, 1 << 16))):
         if kind in (TiffTags.SHORT, TiffTags.LONG) and number == 1:
             (tags[tag],) = struct.unpack_from(f"{order}{'H' if kind == TiffTags.SHORT else 'L'}", value)

@@ -1,4 +1,4 @@
-"""Reads a radiograph from a file, bytes, an image or an array, without trusting it.
+"""Reads a radiograph from a file, bytes, a Pillow image or an array, without trusting the input.
 
 The first bytes of a file decide its format, never its name. Sizes are checked before anything is decoded, and damaged
 or truncated files are refused. The result holds pixels and a few properties: no EXIF, no text, no patient's name.
@@ -29,44 +29,48 @@ _MAX_FILE_BYTES = 10 * MAX_PIXELS  # five times the largest image of 16 bits
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A radiograph and properties that its file states."""
+    """A decoded radiograph, and what its file says about view, body part and colour."""
 
     image: Image.Image  # mode L, upright; possibly scaled down while it was decoded
     original_size: tuple[int, int]  # the full image's (width, height) when upright
-    is_colour: bool = False  # never found out for DICOM, for others on request
-    is_lateral: bool | None = None  # by the DICOM header; None where it does not say
-    other_subject: str = ""  # the DICOM element by which it is no chest radiograph, such as "BodyPartExamined is HIP"
-    notes: tuple[str, ...] = ()  # a line for each element of a DICOM header that was supplied or ignored
+    is_colour: bool = False  # also False if it was not checked: for DICOM, and without `with_colour`
+    is_lateral: bool | None = None  # by the DICOM header; None if that does not say, and for other formats
+    other_subject: str = ""  # the DICOM element that says it is no chest radiograph, such as "BodyPartExamined is HIP"
+    notes: tuple[str, ...] = ()  # a line for each DICOM element that was missing and derived, or unusable and ignored
 
 
 RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Radiograph
 
 
 def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
-    """Reads one radiograph as `open_radiograph` does; its image has `original_size` and any `notes` in `info`."""
+    """Read one radiograph as `open_radiograph` does, and return its image: upright, in mode L.
+
+    Its `info` has the full image's (width, height) as `original_size` and, if there are any, `Radiograph.notes`.
+    """
     return open_radiograph(source, target_size=target_size, with_colour=False).image
 
 
 def open_radiograph(
     source: RadiographSource, *, target_size: int | None = None, with_colour: bool = True
 ) -> Radiograph:
-    """Reads one radiograph with its properties.
+    """Read one radiograph with its properties.
 
-    JPEG, PNG, TIFF, BMP, WebP and DICOM are distinguished by content. Colour becomes luma, transparent parts black, the
-    EXIF orientation is applied, 16 bits become 8 as `grey_levels.to_8_bit` says, and DICOM is rendered as
-    `windowing.render` says. The same source with the same `target_size` always gives the same pixels.
+    JPEG, PNG, TIFF, BMP, WebP and DICOM are distinguished by content. Colour becomes luma, transparent parts become
+    black, and the EXIF orientation is applied. `grey_levels.to_8_bit` scales 16-bit images to 8 bits, and
+    `windowing.render` renders DICOM. The same source with the same `target_size` always gives the same pixels.
 
     Args:
-        source: A path, a file's bytes, a binary file object (read from its position to its end), a Pillow image in
-            mode 1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in
-            uint8 or uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
-        target_size: The side in pixels that the image will be resized to, if known. A JPEG is then scaled down by 2, 4
-            or 8 while it is decoded, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
+        source: A path, a file's bytes, a binary file object (read from its position to its end), a Pillow image in mode
+            1, L, LA, P, RGB, RGBA, CMYK, I;16 or I, or an array: `(height, width)` or `(height, width, 1)` in uint8 or
+            uint16, `(height, width, 3)` or `(height, width, 4)` in uint8. A Radiograph is returned as it is.
+        target_size: The side in pixels that the caller will resize the image to, if known. A JPEG is then scaled down
+            by 2, 4 or 8 while it is decoded, as long as both sides keep `raster.DRAFT_MARGIN` times this size.
         with_colour: Whether to find out `is_colour`, for which a colour JPEG is decoded twice.
 
     Raises:
-        RadiographError: If it is missing, damaged, cut short, too large, not one image of a known format, or its grey
-            levels are ambiguous (floating point, 16-bit colour).
+        RadiographError: If the source is missing, damaged, cut short, too large, not one image of a known format, or
+            its grey levels are ambiguous (floating point, 16-bit colour).
+        ValueError: If `target_size` is below 1.
     """
     if target_size is not None and target_size < 1:
         raise ValueError(f"Expected a target_size of at least 1 pixel, got {target_size}.")

@@ -1,7 +1,7 @@
 """Decodes JPEG, PNG, TIFF, BMP and WebP files, and Pillow images, to 8-bit grayscale.
 
 Pillow decodes. This module chooses the format by content, refuses images that are too large before they are decoded,
-and refuses what Pillow would let pass: missing parts, several frames, colours whose lower 8 bits it would drop.
+and refuses what Pillow would accept: truncated files, several frames, and 16-bit colours, whose lower 8 bits it drops.
 """
 
 import math
@@ -28,12 +28,12 @@ from chexpert_hf.radiographs.unfetched import refuse_pointer
 # A JPEG decoder may scale down while both sides keep this many times the target size: .2 grey levels on average.
 DRAFT_MARGIN = 1.75
 
-_COLOURFUL_SHARE = 0.1  # of pixels, above which an image is in colour; side marks may be, and film is tinted faintly
-_COLOURFUL_SPREAD = 32  # of a pixel's red, green and blue, of 255, above which it is colourful
+_COLOURFUL_SHARE = 0.1  # of colourful pixels, above which an image is in colour; side marks may be colourful
+_COLOURFUL_SPREAD = 32  # range of red, green and blue, above which a pixel is colourful; film is tinted faintly
 _COLOUR_SIDE = 64
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
-HEAD_BYTES = 512  # tell a file's format and, in a DICOM file, the storage class
+HEAD_BYTES = 512  # of a file: enough to tell its format and, in a DICOM file, the storage class
 
 _MAX_PNG_CHUNKS = 1 << 16
 _MAX_PNG_TEXTS = 16  # Pillow inflates each compressed one to up to 1 MB before it looks at the image
@@ -62,9 +62,9 @@ _OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
 
 
 def format_of(head: bytes) -> str:
-    """The format that a file's first `HEAD_BYTES` announce: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
+    """Return the format that a file's first `HEAD_BYTES` bytes show: "JPEG", "PNG", "TIFF", "BMP", "WebP" or "DICOM".
 
-    RadiographError if it is none of these, NotFetchedError if the file is a pointer to content elsewhere.
+    Raises RadiographError if it is none of these, and NotFetchedError if the file is a pointer of Git LFS or git-annex.
     """
     if head[128:132] == b"DICM":
         return "DICOM"
@@ -82,7 +82,7 @@ def format_of(head: bytes) -> str:
 
 
 def _begins_with_element(head: bytes) -> bool:
-    """Whether a file begins with a DICOM element, without a preamble: of group 2 or 8, explicit or implicit."""
+    """Return whether data begin with a DICOM element of group 2 or 8, as a DICOM file without a preamble does."""
     if len(head) < 8 or head[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
         return False
     if head[4:6].isalpha():
@@ -94,7 +94,7 @@ def _begins_with_element(head: bytes) -> bool:
 def read_raster(
     stream: BinaryIO, file_format: str, target_size: int | None, *, with_colour: bool
 ) -> tuple[Image.Image, tuple[int, int], bool]:
-    """Decodes one image file; `file_format` is the result of `format_of`.
+    """Decode one image file, whose format is given as `format_of` returns it; RadiographError if it is damaged.
 
     Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
     Colour is checked only if `with_colour` is set (False otherwise), since a colour JPEG must be decoded twice for it.
@@ -114,7 +114,7 @@ def read_raster(
         gray, sides_swap = _upright_gray(image)
     except MALFORMED as error:
         raise _unreadable(stream, file_format, error) from None
-    if with_colour and file_format == "JPEG" and not is_gray:  # of which only the luma was decoded
+    if with_colour and file_format == "JPEG" and not is_gray:  # only its luma was decoded
         stream.seek(0)
         image = _OPENERS[file_format](stream)
         image.draft("RGB", (_COLOUR_SIDE, _COLOUR_SIDE))
@@ -122,7 +122,7 @@ def read_raster(
 
 
 def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> RadiographError:
-    """The error of an image with a compression or layout that Pillow does not decode, or with damage."""
+    """Return the error for an image that Pillow cannot decode: an unsupported compression or layout, else damage."""
     if isinstance(error, RadiographError):
         return error
     found = None
@@ -146,7 +146,7 @@ def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> Radiogr
 
 
 def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, bool]:
-    """Converts a Pillow image, decoded or only opened, to an upright one in mode L; and whether it was in colour."""
+    """Convert a Pillow image to upright mode L; return it and whether it was in colour (False if not asked)."""
     check_size(*image.size)
     with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)
@@ -154,7 +154,7 @@ def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, 
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:
-    """Checks lengths, checksums and the end mark, which Pillow does not. Source: PNG (Third Edition), section 5."""
+    """Check a PNG's lengths, checksums and end mark, which Pillow does not. Source: PNG (Third Edition), section 5."""
     num_texts = 0
     stream.seek(8)
     for _ in range(_MAX_PNG_CHUNKS):
@@ -177,7 +177,7 @@ def _check_png_chunks(stream: BinaryIO) -> None:
 
 
 def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
-    """Refuses further frames, and files that are cut short where Pillow does not notice."""
+    """Raise RadiographError for several frames, and EOFError for a truncated BMP file, which Pillow would accept."""
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with further pictures behind it
         raise RadiographError("Expected one radiograph per file, got several frames or pages; export one of them.")
     for tile in image.tile if isinstance(image, BmpImageFile) else ():
@@ -187,7 +187,7 @@ def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
 
 
 def _upright_gray(image: Image.Image) -> tuple[Image.Image, bool]:
-    """A new image in mode L, turned by the EXIF orientation, and whether that swapped its sides."""
+    """Return a new image in mode L, turned by the EXIF orientation, and whether that swapped its width and height."""
     gray = _gray_16_bit(image) if image.mode in _MODES_16_BIT else _gray_8_bit(image)
     orientation = image.getexif().get(ExifTag.Orientation)
     gray.info = {}  # where damaged EXIF data would be written back

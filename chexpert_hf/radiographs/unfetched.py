@@ -1,4 +1,4 @@
-"""Files whose content has not been fetched: links and pointers of git-annex, Git LFS, DVC and the Hub's cache."""
+"""Detects files whose content is missing: links and pointers of git-annex, Git LFS, DVC and the Hub's cache."""
 
 import os
 
@@ -18,7 +18,7 @@ _TARGETS = {
 
 
 def why_missing(path: str | os.PathLike[str]) -> str | None:
-    """The reason why a link leads to no file, as one sentence; None if the path is no link."""
+    """Return a sentence that says why a broken link has no target and how to get it; None if the path is no link."""
     try:
         target = os.readlink(path).replace("\\", "/")
     except (OSError, ValueError):
@@ -28,7 +28,7 @@ def why_missing(path: str | os.PathLike[str]) -> str | None:
 
 
 def refuse_pointer(head: bytes) -> None:
-    """NotFetchedError if these are the first bytes of a pointer to content elsewhere."""
+    """Raise NotFetchedError if a file that begins with `head` is a pointer of Git LFS or git-annex."""
     for start, text in _POINTERS.items():
         if head.startswith(start):
             raise NotFetchedError(f"Expected an image, the content has not been fetched: this is {text}")

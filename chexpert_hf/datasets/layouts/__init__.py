@@ -1,1 +1,1 @@
-"""The layouts of public data sets, one module each."""
+"""Layouts of public data sets, of any CSV file and of image folders, one module each."""

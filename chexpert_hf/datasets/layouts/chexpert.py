@@ -1,6 +1,6 @@
-"""CheXpert's layout: its CSV files, and one of them as a checked pandas table.
+"""CheXpert's layout, `train.csv` and `valid.csv`, and a checked table from one of its CSV files.
 
-Every cell that is used is checked here, so nothing after this module meets a value that CheXpert does not define.
+Every cell that is used is checked here, so that no later module meets a value that CheXpert does not define.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 2, and the `train.csv` and `valid.csv` of the CheXpert release.
 """
@@ -30,7 +30,7 @@ from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, re
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
 _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
-"""The names that each split's table goes by; the first that is there is read. cheXlocalize ships `test_labels.csv`."""
+"""Split -> names of its table; the first that exists is read. cheXlocalize ships `test_labels.csv`."""
 
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
@@ -49,35 +49,39 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """The observations of the first table that is there, columns of one's own among them."""
+    """Return the observations in the first table that exists: CheXpert's, and the user's own columns."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 
 def _labels(folder: Path) -> LabelSet:
-    """CheXpert's 14 if a table has one of them, else the columns of one's own."""
+    """Return CheXpert's 14 observations if the table has one of them, else all of its own columns."""
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
 
 def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool = True) -> pd.DataFrame:
-    """Reads a table of CheXpert and checks every cell that is used.
+    """Read a CSV file of CheXpert as a table, and check every cell that is used.
 
-    Tables that went through other programs are read too: separated by commas, semicolons or tabs, in UTF-8 or UTF-16,
-    with a decimal comma, with M and F, with "nan" or "NA" in blank cells, with backslashes in paths, and with absolute
+    Tables that other programs have written are read, too: separated by commas, semicolons or tabs, in UTF-8 or UTF-16,
+    with decimal commas, with M and F, with "nan" or "NA" in blank cells, with backslashes in paths, and with absolute
     paths into the folder of the file.
 
     Args:
         file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are skipped.
         observations: The observations to read; the others may be missing from the file.
-        has_acquisition: Whether the columns of sex, age, view and projection must be there. CheXpert's test set comes
-            without them: what is missing is then None.
+        has_acquisition: Whether the columns of sex, age, view and projection must exist. CheXpert's test set comes
+            without them; their values are then None.
 
     Returns:
-        One row per radiograph in the file's order: `path` (from the split's name on), `patient`, `study`, `view`,
-        `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32 column per observation: 1, 0,
-        -1 and NaN where blank. The index is the row number in the file, the header being row 1.
+        One row per radiograph in the file's order: `path` (such as `train/patient00001/study1/view1_frontal.jpg`),
+        `patient`, `study`, `view`, `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32
+        column per observation: 1, 0, -1, or NaN where blank. The index is the row number in the file, the header being
+        row 1.
+
+    Raises:
+        DatasetError: If a column is missing or a cell has another value than CheXpert defines.
     """
     cells = read_cells(file, "Path", [*_ACQUISITION_COLUMNS, *observations])
     expect_columns(cells, ["Path", *(_ACQUISITION_COLUMNS if has_acquisition else ())], observations, file)
@@ -98,7 +102,7 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
 
 
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Splits the paths at the split's name, which works for every prefix and for none."""
+    """Split paths into prefix, split, patient, study, file, view and side; DatasetError if one leads elsewhere."""
     stated = cells["Path"]
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas
@@ -153,4 +157,4 @@ CHEXPERT_LAYOUT = Layout(
     ),
     columns=_columns,
 )
-"""CheXpert 1.0 and its small version, and any data set in their folders and columns."""
+"""CheXpert 1.0 and its small version, and any data set with the same folders and columns."""

@@ -79,7 +79,7 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:
-    """Where the images are, judged by the first: at the given paths or in a folder such as `PNG/`, in any edition."""
+    """Return where the images are: at `paths` or below a folder such as `PNG/`, in any format; the first decides."""
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]
@@ -92,7 +92,7 @@ def _found(folder: Path, paths: pd.Series) -> pd.Series:
 
 
 def _labels(file: Path, names: Sequence[str]) -> pd.DataFrame:
-    """The labels of each image, by its path."""
+    """Read labels from JSON lines: one row per image, with its path as index, and one column per name."""
     schema = pa.schema([(_IMAGE, pa.string()), *((name, pa.float32()) for name in names)])
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
@@ -113,4 +113,4 @@ CHEXPERT_PLUS_LAYOUT = Layout(
     has_split=_has_split,
     read=_read,
 )
-"""CheXpert's radiographs and patients with other labels. Join it with no other edition of CheXpert."""
+"""CheXpert's radiographs and patients with other labels. Never load it together with another edition of CheXpert."""

@@ -1,6 +1,6 @@
-"""Google's adjudicated labels of four findings for 4,376 of NIH's radiographs, in the combined table of both.
+"""Google's labels of four findings, adjudicated by radiologists, for 4,376 of NIH's radiographs.
 
-Source: Majkowska et al. 2020, Radiology 294(2), 421-431.
+The table also has NIH's own columns. Source: Majkowska et al. 2020, Radiology 294(2), 421-431.
 """
 
 from collections.abc import Sequence
@@ -40,4 +40,4 @@ GOOGLE_LAYOUT = Layout(
     read=_read,
     patients="NIH",
 )
-"""2,414 radiographs for validation and 1,962 for the test; none to train on."""
+"""2,414 radiographs in the valid split and 1,962 in the test split; there is no train split."""

@@ -1,4 +1,4 @@
-"""Hugging Face's imagefolder: an image's label is the name of its folder, below one for each split or without."""
+"""Hugging Face's imagefolder: the folder of an image is its label, as in `Normal/a.png` or `train/Normal/a.png`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def _images(folder: Path) -> list[str]:
 
 
 def _place(folder: Path, split: str) -> str | None:
-    """The folder of a split's classes below the data set's: that of its name, or "" for train without any split."""
+    """Return a split's folder: "train/", or "" for train if no split has a folder; None if the split is missing."""
     has_splits = [name for name in SPLIT_OF if (folder / name).is_dir()]
     if not has_splits:
         return "" if split == "train" else None
@@ -34,7 +34,7 @@ def _place(folder: Path, split: str) -> str | None:
 
 
 def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
-    """Class -> the names of its images, in a split; none if the split has no two classes."""
+    """Return class -> names of its images, in a split; empty if there are fewer than two classes."""
     place = _place(folder, split)
     if place is None:
         return {}
@@ -66,4 +66,4 @@ IMAGE_FOLDER_LAYOUT = Layout(
     has_split=lambda folder, split: bool(_classes(folder, split)),
     read=_read,
 )
-"""Folders of images by class. It is recognised only where there is no table."""
+"""Folders of images by class. This layout is recognised only where no table is found."""

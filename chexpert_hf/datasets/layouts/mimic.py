@@ -48,7 +48,7 @@ def _read(label_files: Sequence[str], folder: Path, split: str, names: Sequence[
 
 
 def _splits(folder: Path) -> pd.Series:
-    """The split of each image."""
+    """Return the split of each image; the index is its `dicom_id`."""
     file = table_in(folder, _SPLITS)
     cells = read_cells(file, _IMAGE, [_SPLIT])
     expect_columns(cells, [_IMAGE, _SPLIT], [], file)
@@ -56,7 +56,7 @@ def _splits(folder: Path) -> pd.Series:
 
 
 def _labels(file: Path, names: Sequence[str]) -> pd.DataFrame:
-    """The labels of each study, by its patient and its name; 8 of the 227,835 have none."""
+    """Return the labels of each study; the index is "PATIENT/STUDY". 8 of the 227,835 studies are not in the table."""
     cells = read_cells(file, _STUDY, [_PATIENT, *names])
     expect_columns(cells, [_STUDY, _PATIENT], names, file)
     keys = cells[_PATIENT].astype(str) + "/" + cells[_STUDY]
@@ -76,7 +76,7 @@ def _layout(name: str, *label_files: str) -> Layout:
 
 
 MIMIC_LAYOUT = _layout("mimic", _CHEXPERT, _NEGBIO)
-"""The 377,110 radiographs of 65,379 patients, with the labels of CheXpert's labeler where they are there."""
+"""The 377,110 radiographs of 65,379 patients, with labels of CheXpert's labeler, or else of NegBio."""
 
 MIMIC_NEGBIO_LAYOUT = _layout("mimic-negbio", _NEGBIO)
-"""The same with the labels of NegBio."""
+"""The same radiographs with the labels of NegBio."""

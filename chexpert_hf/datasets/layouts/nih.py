@@ -39,7 +39,7 @@ def _has_split(folder: Path, split: str) -> bool:
 
 
 def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
-    """The cells of a table with NIH's columns, as text."""
+    """Read a table with NIH's columns, and `further` ones, as text."""
     cells = read_cells(file, _FILE, [_FINDINGS, _PATIENT, _AGE, *_SEX, _VIEW, *further])
     expect_columns(cells, [_FILE, _FINDINGS, _PATIENT], [], file)
     refuse_cells(cells[_FILE].isna(), cells[_FILE], file, "the name of an image file")
@@ -47,7 +47,7 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
-    """Builds a split's table (see `layout.rows`) from cells of `read_entries` and their labels.
+    """Return a split's table (see `layout.rows`) from cells of `read_entries` and the labels of their rows.
 
     Each image is its own study, since the tables do not group views.
     """
@@ -78,7 +78,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
-    """The list of boxes; its header has more commas than its rows, so columns are known by their places."""
+    """Read `BBox_List_2017.csv` by position, since its header has more commas than its rows; None without it."""
     file = find_table(folder, [_BOXES])
     if file is None:
         return None
@@ -103,4 +103,4 @@ NIH_LAYOUT = Layout(
     patients="NIH",
     boxes=_boxes,
 )
-"""The 112,120 radiographs of 30,805 patients. Without its lists, all are the train split."""
+"""The 112,120 radiographs of 30,805 patients. If the lists of the split are missing, all are in the train split."""

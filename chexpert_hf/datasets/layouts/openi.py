@@ -1,4 +1,4 @@
-"""Indiana University's collection of NLM's Open-i, in the two tables that Kaggle's edition made of its XML files.
+"""Indiana University's chest X-rays (Open-i), in the two tables that Kaggle's edition made of the XML files.
 
 Source: Demner-Fushman et al. 2016, JAMIA 23(2), 304-310, and the files of
 https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university.
@@ -27,7 +27,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _labels(text: str) -> Collection[str] | None:
-    """The labels of a list such as "Opacity/lung/base/left;Cardiomegaly/mild"."""
+    """Return the labels in a list such as "Opacity/lung/base/left;Cardiomegaly/mild"; None if it states nothing."""
     terms = {term.strip() for term in text.split(";")} - _STATES_NOTHING
     beginnings = {"/".join(term.split("/")[:length]) for term in terms for length in (1, 2)}
     return {name for name, meant in TERMS.items() if beginnings.intersection(meant)} if terms else None

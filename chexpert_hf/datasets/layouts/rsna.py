@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge (stage 2): one row per box, DICOM files, no facts of patients.
+"""RSNA Pneumonia Detection Challenge (stage 2): one row per box, DICOM files, no patients, sex or age.
 
 Source: Shih et al. 2019, Radiology: Artificial Intelligence 1(1), e180041, and the challenge's files.
 """
@@ -30,7 +30,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _per_image(file: Path, column: str) -> pd.Series:
-    """The highest value of a column for each image, in the order of the file."""
+    """Return the highest value of a column for each image; images are in the order of the file."""
     cells = read_cells(file, _IMAGE, [column])
     expect_columns(cells, [_IMAGE, column], [], file)
     return pd.Series(parse_cells(cells, column, file, _PARSERS).astype(float)).groupby(

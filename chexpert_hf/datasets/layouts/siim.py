@@ -1,4 +1,4 @@
-"""SIIM-ACR Pneumothorax Segmentation: run lengths of masks, "-1" where there is none, and DICOM files in any folder.
+"""SIIM-ACR Pneumothorax Segmentation: run lengths of masks ("-1" for none), and DICOM files in any folder.
 
 Source: the challenge's files, and Filice et al. 2020, Journal of Digital Imaging 33, 490-496.
 """
@@ -24,7 +24,7 @@ _SIZE = (1024, 1024)  # of all images of the challenge
 
 
 def _cells(folder: Path) -> tuple[pd.DataFrame, pd.Series]:
-    """The cells of the table, and whether each row has a mask; several rows may be about one image."""
+    """Return the table's cells, and whether each row has a mask; an image may have several rows."""
     file = table_in(folder, _TABLES)
     cells = read_cells(file, _IMAGE, [_MASK])
     expect_columns(cells, [_IMAGE, _MASK], [], file)
@@ -62,7 +62,7 @@ def _masks(folder: Path) -> Masks:
 
 
 def _decoded(texts: Mapping[int, str], file: Path) -> NDArray[np.bool_]:
-    """The union of the masks in some rows of the table, each the distance from the last run and the length of runs."""
+    """Return the union of some rows' masks; a text is numbers of pixels outside and inside the mask in turn."""
     mask = np.zeros(_SIZE, dtype=bool)
     for row, text in texts.items():
         try:

@@ -1,4 +1,4 @@
-"""Anybody's CSV file: a column of image paths, columns of labels, and, if it has them, the facts of a radiograph."""
+"""Any CSV file with a column of image paths, columns of labels and, optionally, facts such as patient and view."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_i
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
 SINGLE_TABLES = ("labels.csv", "metadata.csv")
-"""Names of a table of all splits."""
+"""Names of a table that holds all splits."""
 
 _IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
 
@@ -39,11 +39,11 @@ _USUAL_NAMES = {
     "view": ("view", "view_position", "viewposition", "projection"),
     "split": ("split",),
 }
-"""A fact -> the names that its column usually has, in lower case, with "_" for blanks and hyphens."""
+"""Fact -> usual names of its column, in lower case, with "_" for blanks and hyphens."""
 
 
 def is_fact(column: str) -> bool:
-    """Whether a column of this name holds a fact of a radiograph, not labels."""
+    """Return whether a column has a usual name of a fact about the radiograph, such as "Patient ID", not of a label."""
     plain = column.lower().replace(" ", "_").replace("-", "_")
     return any(plain in names for names in _USUAL_NAMES.values())
 
@@ -51,9 +51,9 @@ def is_fact(column: str) -> bool:
 _ANSWERS = frozenset(
     {"yes", "no", "y", "n", "true", "false", "pos", "neg", "positive", "negative", "present", "absent"}
 )
-"""Words, in lower case, that people write instead of 1 and 0: not read as labels, but named in an error."""
+"""Words, in lower case, that people write instead of 1 and 0. They are not read as labels, but reported as an error."""
 
-_MEANT_AS_LABELS = 0.75  # share of the stated cells of a column, so that one odd cell is an error and no other column
+_MEANT_AS_LABELS = 0.75  # share of a column's non-blank cells that must look like labels; other cells are then errors
 
 _CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
 _PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
@@ -76,7 +76,7 @@ _PARSERS: Mapping[str, Parser] = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of a table by their facts; None is looked for by its usual names."""
+    """The names of a table's columns by what they hold; a name that is None is looked for by `_USUAL_NAMES`."""
 
     image: str | None = None
     labels: tuple[str, ...] | None = None
@@ -88,7 +88,7 @@ class _Columns:
     split: str | None = None
 
     def facts(self, header: Sequence[str]) -> dict[str, str]:
-        """Fact -> its column, of those that a table with this header has."""
+        """Return fact -> name of its column, for the facts that a table with this header has."""
         plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
         usual = {fact: next((plain[n] for n in names if n in plain), None) for fact, names in _USUAL_NAMES.items()}
         found = {fact: getattr(self, fact) or usual[fact] for fact in _USUAL_NAMES}
@@ -108,26 +108,25 @@ def table_layout(
     labels: LabelSet | None = None,
     labels_by: str | None = None,
 ) -> Layout:
-    """The layout of a plain CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
+    """Return a layout of a CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
 
-    A column that is None is looked for by its usual names, such as those listed below; capitals do not matter. Images
-    are given as paths relative to the table's folder, or as names of files anywhere below that folder. Without a column
-    of patients each image counts as a patient of its own.
+    A column that is None is looked for by its usual names, such as those below, in capitals or not. Images are given as
+    paths relative to the table's folder, or as names of files anywhere below that folder. Without a column of patients
+    each image counts as a patient of its own.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
-        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank; if None, all columns with such cells
-            that are no facts of a radiograph, such as its patient or view. Such a column with other cells in a quarter
-            or less of those that are not blank, or with words like yes and no, is an error that names the row, unless
-            it is not asked for.
+        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank. If None, all other columns of which
+            at least three quarters of the cells that are not blank are 1, 0, -1 or words like yes and no. Any other
+            cell in such a column, also yes or no, is then an error that names the row, unless the column is not loaded.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.
         age_column: "age" if None; in years.
         view_column: "view", "view_position", "projection" if None; with AP, PA, frontal, lateral.
         split_column: "split" if None; with train, valid (or validation, val), test.
-        labels: A description of the observations, such as their titles and hierarchy; CheXpert's if None. If it is
-            given and `label_columns` is not, its names are the columns.
+        labels: Hierarchy, headline and definitions of the observations; CheXpert's if None. If it is given and
+            `label_columns` is not, its names are the label columns.
         labels_by: The reference standard, such as "majority of radiologists".
     """
     names = label_columns if label_columns is not None or labels is None else labels.names
@@ -167,7 +166,7 @@ def _tables(split: str) -> list[str]:
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
-    """The table that has a split, if it is one of this layout."""
+    """Return the table that holds a split; None if there is none, it has no image column, or it is CheXpert's."""
     own = None if file else find_table(folder, _tables(split))
     single = None if own else find_table(folder, [file] if file else SINGLE_TABLES)
     table = own or single
@@ -183,7 +182,7 @@ def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> 
 
 
 def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
-    """Whether a table is CheXpert's, if perhaps without some of its columns."""
+    """Return whether a table is CheXpert's, possibly without some of its columns."""
     if "Path" not in header:
         return False
     return not _CHEXPERTS.isdisjoint(header) or bool(read_cells(table, "Path", [])["Path"].str.contains(_PATIENT).any())
@@ -191,7 +190,7 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """The columns of a table, last changed then, that are meant as labels; reading refuses a wrong cell in them."""
+    """Return the columns of a table that are meant as labels; `_changed` is its time of change, for the cache."""
     header = header_of(table)
     facts = columns.facts(header)
     if "image" not in facts:
@@ -265,11 +264,11 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
-    """The paths below the folder."""
+    """Return the stated paths, relative to the table or absolute, as paths below the folder."""
     stated = stated.str.strip().str.replace("\\", "/").str.removeprefix(f"{folder}/")
     place = table.parent.relative_to(folder).as_posix()
     return stated if place == "." else f"{place}/" + stated
 
 
 TABLE_LAYOUT = table_layout()
-"""A CSV file whose columns are found by their names."""
+"""A CSV file whose columns are all found by their usual names."""

@@ -1,4 +1,4 @@
-"""VinDr-CXR: 28 labels by three radiologists as PhysioNet has them, and 15 as Kaggle's VinBigData challenge has them.
+"""VinDr-CXR: PhysioNet's edition with 28 labels, and that of Kaggle's VinBigData challenge with 15.
 
 Source: Nguyen et al. 2022, Scientific Data 9, 429, the files of https://physionet.org/content/vindr-cxr/, and those of
 https://www.kaggle.com/competitions/vinbigdata-chest-xray-abnormalities-detection.
@@ -30,7 +30,7 @@ _CLASSES: dict[str, Parser] = {
 
 
 def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
-    """The share of its readers who state each finding of an image; the test split has their consensus."""
+    """Return, for each image and finding, the share of its readers who state it; in the test split, their consensus."""
     file = table_in(folder, _FILES[split])
     cells = read_cells(file, _IMAGE, [*names, _OTHER, _OTHERS])
     if _OTHER not in cells:
@@ -41,7 +41,7 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """The same from a table with a row for each box, or for each reader who found nothing."""
+    """Return the same as `_votes`, from a table with a row for each box, or for each reader who found nothing."""
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])
     expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)
@@ -54,7 +54,7 @@ def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFra
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
-    """The boxes of all readers, whose tables give corners."""
+    """Read the boxes of all readers, which the tables give by their corners; None if there is no table of boxes."""
     tables = {split: find_table(folder, names) for split, names in _BOX_FILES.items()}
     has_boxes = {split: file for split, file in tables.items() if file is not None and "x_min" in header_of(file)}
     found = [_boxes_in(folder, file, split) for split, file in has_boxes.items()]
@@ -106,10 +106,10 @@ def _layout(
 
 _PHYSIONET_FILES = f"{_FILES['train'][0]} and {_FILES['test'][0]}"
 VINDR_LAYOUT = _layout("vindr", VINDR, _PHYSIONET_FILES, _votes)
-"""The 15,000 radiographs for training by the majority of their three readers, and 3,000 for the test by consensus."""
+"""15,000 radiographs in train, labelled by the majority of their three readers; 3,000 in test, by consensus."""
 
 VINDR_VOTES_LAYOUT = _layout("vindr-votes", VINDR, _PHYSIONET_FILES, _votes, is_majority=False)
-"""The same with the share of the readers as label: 0, 1/3, 2/3, 1. Metrics take the majority."""
+"""The same radiographs with the share of the readers as label: 0, 1/3, 2/3, 1. Metrics take the majority."""
 
 VINBIGDATA_LAYOUT = _layout("vinbigdata", KAGGLE_LABELS, f"{_KAGGLE_FILES[0]} with {_CLASS}", _kaggle_votes)
-"""Kaggle's edition of the 15,000 radiographs for training."""
+"""Kaggle's edition of the 15,000 radiographs in train."""

@@ -1,1 +1,1 @@
-"""DICOM files to gray levels."""
+"""Reads DICOM files as 8-bit grey levels."""

@@ -41,7 +41,7 @@ _TAGS = [cast(int, tag_for_keyword(keyword)) for keyword in _KEYWORDS]
 _STORAGE_CLASS, _ROWS, _PIXEL_DATA = 0x00020002, 0x00280010, 0x7FE00010
 
 _IS_LATERAL = {"AP": False, "PA": False, "LL": True, "RL": True, "LAT": True, "LATERAL": True}
-"""By View Position. Source: DICOM PS3.3, C.8.1.1; the last two are written by some machines."""
+"""ViewPosition -> whether the view is lateral. Source: DICOM PS3.3, C.8.1.1; some machines write the last two."""
 
 _OTHER_SUBJECTS = {
     "BodyPartExamined": (
@@ -52,8 +52,8 @@ _OTHER_SUBJECTS = {
     ),
     "Modality": ("MG", "CT", "MR", "US", "NM", "PT", "ES", "GM", "SM", "OP", "OPT", "IO", "PX", "BMD"),
 }
-"""Values that rule out a chest radiograph, those of other techniques and of regions that a chest film is never filed
-under; blank and unknown ones decide nothing. Source: DICOM PS3.16, annex L, and PS3.3, C.7.3.1.1.1."""
+"""Values that rule out a chest radiograph: regions that chest radiographs are never filed under, and other techniques.
+Blank and unknown values decide nothing. Source: DICOM PS3.16, annex L, and PS3.3, C.7.3.1.1.1."""
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
@@ -61,11 +61,13 @@ _QUIET = threading.Lock()
 
 
 def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, tuple[str, ...]]:
-    """Reads and renders a DICOM file's one frame; preamble and file meta information may be missing.
+    """Read a DICOM file's only frame as 8-bit pixels; preamble and file meta information may be missing.
 
-    Returns pixels: `(rows, columns)`, rendered as `windowing.render` says, or `(rows, columns, 3)` in RGB for colour
-    images; whether it is a lateral view, None if the header does not say; the element that says it shows something else
-    than a chest, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was supplied or ignored.
+    Returns four values: pixels `(rows, columns)` as `windowing.render` makes them, or `(rows, columns, 3)` in RGB for
+    colour images; whether it is a lateral view, None if the header does not say; the element that says it shows
+    something else than a chest, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was
+    missing and derived, or unusable and ignored. Raises RadiographError if the file is damaged, or is not one image in
+    a supported encoding.
     """
     damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
     try:
@@ -80,10 +82,10 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, t
 
 
 def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
-    """Whether a DICOM file holds an image or is too damaged to tell; reports, directories and the like hold none.
+    """Return whether a DICOM file holds an image (a report or DICOMDIR does not); True if it is too damaged to tell.
 
-    The storage class in `head`, at least 512 bytes, decides; the `whole` file where the class is private or not named.
-    Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
+    The storage class in `head`, the first 512 bytes, decides; `whole` opens the file and is called if the class is
+    private or missing. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
     with suppress(*MALFORMED), _silence():
         storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
@@ -100,7 +102,7 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hides pydicom's warnings and logs, which quote values; in one thread at a time, since both are global."""
+    """Context manager that hides pydicom's warnings and logs, which quote the file; for one thread at a time."""
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -143,7 +145,7 @@ def _is_lateral(header: Header) -> bool | None:
         view, orientation = header.text("ViewPosition"), header.texts("PatientOrientation")
     except MALFORMED:
         return None
-    if view:  # of another one, such as the mammographic MLO, the orientation does not tell
+    if view:  # for an unknown one, such as the mammographic MLO, the orientation would not tell
         return _IS_LATERAL.get(view)
     # Only in a lateral view, rows go to the front or back and columns towards the feet.
     rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
@@ -151,7 +153,7 @@ def _is_lateral(header: Header) -> bool | None:
 
 
 def _other_subject(header: Header) -> str:
-    """The element that says that something else than a chest is shown, and its value; empty if none does."""
+    """Return the element that says that no chest is shown, such as "BodyPartExamined is BREAST"; "" if none does."""
     for keyword, values in _OTHER_SUBJECTS.items():
         with suppress(*MALFORMED):
             if (value := header.text(keyword)) in values:
@@ -160,7 +162,7 @@ def _other_subject(header: Header) -> str:
 
 
 def _read_pixel_element(stream: BinaryIO, header: Header) -> tuple[str, int]:
-    """Reads the value representation and length of the pixel element; leaves the stream at its value."""
+    """Read the head of the pixel element, up to its value; return its value representation and its length in bytes."""
     start = stream.read(8)
     if len(start) < 8:
         raise RadiographError("Expected an image, the DICOM file holds no pixels or is cut short; choose another file.")
@@ -199,7 +201,7 @@ def _read_native(stream: BinaryIO, length: int, frame: Frame, bits: Bits) -> byt
 
 
 def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
-    """Joins the fragments of one frame. Source: DICOM PS3.5, A.4."""
+    """Read and join the fragments of a frame; EOFError if they exceed `max_bytes`. Source: DICOM PS3.5, A.4."""
     fragments: list[bytes] = []
     while True:
         *tag, length = struct.unpack("<HHL", stream.read(8))
@@ -214,7 +216,7 @@ def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
 def _decode(
     data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
 ) -> NDArray[np.unsignedinteger]:
-    """Words as they were stored or compressed: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
+    """Decode a frame to words with all their bits, unsigned: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
     options: dict[str, Any] = {
         **asdict(frame),
         "number_of_frames": 1,
@@ -232,7 +234,7 @@ def _decode(
 
 
 def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
-    """The samples with their sign, without other bits of their words, such as overlays."""
+    """Extract the samples, with their sign, from their words; other bits, such as overlays, are dropped."""
     width, is_signed = 8 * words.itemsize, bits.is_signed
     if is_signed is None:
         # Only signed samples have a reason to repeat their highest bit in the bits above.

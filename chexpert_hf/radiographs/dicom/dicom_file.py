@@ -1,4 +1,4 @@
-"""Opens a DICOM file's data set: preamble, file meta information, transfer syntax, and the limits of a header."""
+"""Opens a DICOM file's data set: finds out its transfer syntax, and limits the length of its header."""
 
 import os
 import struct
@@ -18,12 +18,12 @@ _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # floating point, double, whole 
 
 _MAX_HEADER_READS = 10_000  # a radiograph's header takes hundreds; pydicom would read a million tiny items for a minute
 _MAX_HEADER_BYTES = 16_000_000  # read, not skipped; a lookup table has at most 128 kB
-_MAX_INFLATED_HEADER_BYTES = 8_000_000  # skipped or not
+_MAX_INFLATED_HEADER_BYTES = 8_000_000  # read or skipped
 _MAX_REST_BYTES = 1_000_000
 
 
 class InflatedStream(BytesIO):
-    """The data set of a deflated file: 8 MB for the header, and the last element as far as its length says."""
+    """The decompressed data set of a deflated DICOM file: at most 8 MB, then the pixels by `read_last`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -39,7 +39,7 @@ class InflatedStream(BytesIO):
         return data
 
     def read_last(self, size: int) -> bytes:
-        """Reads the pixels and checks that the deflated data are whole; only 1 MB after the pixels is looked at."""
+        """Read the pixels, `size` bytes; EOFError if the compressed data are cut short within 1 MB after them."""
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
         if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
@@ -48,7 +48,7 @@ class InflatedStream(BytesIO):
 
 
 class _MeteredStream:
-    """A stream that limits the length of a header, since pydicom's parser stops only at the end of the file."""
+    """A stream that raises RadiographError once a header is too long; pydicom would read up to the end of the file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell
@@ -67,7 +67,7 @@ class _MeteredStream:
 
 
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
-    """Reads the file meta information up to the element `last`; preamble and information may be missing."""
+    """Read the file meta information (group 2), up to the element `last`; it and the preamble may be missing."""
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
     stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
@@ -80,9 +80,10 @@ def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
 
 
 def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
-    """Reads the file meta information; gives a stream at the data set, inflated if need be, and the transfer syntax.
+    """Read the file meta information; return a stream that stands at the data set, and the transfer syntax.
 
-    A missing transfer syntax is derived from the data set's first bytes, and `notes` gets a line.
+    The stream is decompressed if the data set is deflated. A missing transfer syntax is guessed from the data set's
+    first bytes, and `notes` gets a line. Raises RadiographError if the transfer syntax is not a standard one.
     """
     syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:
@@ -94,7 +95,7 @@ def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
 
 
 def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset:
-    """Reads elements before the pixels; leaves the stream at the pixel element, or at its end."""
+    """Read the elements with these tags that come before the pixels; leave the stream at the pixels, or at its end."""
     return read_dataset(
         cast(BinaryIO, _MeteredStream(stream)),
         syntax.is_implicit_VR,
@@ -105,7 +106,7 @@ def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset
 
 
 def _likely_syntax(stream: BinaryIO) -> UID:
-    """The uncompressed transfer syntax that the next element is written in."""
+    """Guess the uncompressed transfer syntax from the next 8 bytes, without moving the stream."""
     head = stream.read(8)
     stream.seek(-len(head), os.SEEK_CUR)
     if len(head) < 8:

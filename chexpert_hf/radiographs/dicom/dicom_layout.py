@@ -1,7 +1,7 @@
-"""The layout of a DICOM file's pixels: size, samples, bits and sign, and the decoder of a compressed image.
+"""Reads how the pixels of a DICOM file are stored (size, samples, bits, sign), and chooses a decoder.
 
-Missing elements are derived from the others. A header can declare 100 x 100 pixels around a JPEG 2000 image of 60,000 x
-60,000, which the decoder would believe: the compressed image's own header must agree.
+Missing elements are derived from the others. A header can declare 100 x 100 pixels although the JPEG 2000 image within
+has 60,000 x 60,000, which the decoder would allocate: so the compressed image's own header must agree.
 """
 
 import io
@@ -22,12 +22,12 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GRAY_OF_SHAPE = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}
 """Photometric interpretation of DX images by PresentationLUTShape. Source: DICOM PS3.3, table C.8-71."""
 
-_MAX_TILES = 4096  # of which OpenJPEG allocates 6 kB each before it reads any
+_MAX_TILES = 4096  # OpenJPEG allocates 6 kB for each before it reads any
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Size and kind of a file's one frame; names as pydicom's decoders take them."""
+    """Size and colour type of a file's only frame; the fields have the names of pydicom's decoding options."""
 
     columns: int
     rows: int
@@ -37,22 +37,22 @@ class Frame:
 
     @property
     def num_values(self) -> int:
-        """Samples in the whole frame."""
+        """Number of samples in the frame, such as rows x columns x 3 for RGB."""
         return self.rows * self.columns * self.samples_per_pixel
 
 
 @dataclass(frozen=True)
 class Bits:
-    """Position of a sample in its word."""
+    """The bits that a sample takes in the word it is stored in."""
 
     allocated: int  # bits of the word, 8 or 16
     stored: int  # bits of the sample
-    high: int  # the sample's highest bit in the word, from 0
+    high: int  # position of the sample's highest bit in the word, counted from 0
     is_signed: bool | None  # in two's complement; None if the file does not say
 
 
 def read_frame(header: Header, is_compressed: bool) -> Frame:
-    """Reads size and kind of the one frame, and checks the size; supplied elements are in the header's notes."""
+    """Read and check the only frame's size and colour type; the header's notes get a line for each missing element."""
     num_frames = _num_frames(header, is_compressed)
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
@@ -78,10 +78,10 @@ def read_frame(header: Header, is_compressed: bool) -> Frame:
 
 
 def read_bits(header: Header, frame: Frame, measured: int, precision: int | None) -> Bits:
-    """Reads the position of a sample in its word; the header's notes get a line for each element supplied.
+    """Read which bits of a word hold a sample; the header's notes get a line for each missing element.
 
-    `measured` are the bits of a word by the amount of data, `precision` those of a sample by the compressed image's own
-    header, if it has one.
+    `measured` is the number of bits per word that the amount of data implies, `precision` that of bits per sample in
+    the compressed image's own header, None if it has none.
     """
     keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, sign = (header.integer(keyword) for keyword in keywords)
@@ -108,12 +108,12 @@ def read_bits(header: Header, frame: Frame, measured: int, precision: int | None
 
 
 def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[str, FrameHeader | None]:
-    """The pydicom plugin that decodes a compressed image, and the image's own header; None for RLE, which has none.
+    """Return the name of the pydicom plugin to decode a compressed image with, and the image's own header.
 
-    Always the same plugin: pydicom tries one after the other, so that other installed packages could change pixels, and
-    a decoder that forgives damage could follow one that found it. RadiographError if no decoder is installed, the
-    image's header differs from the DICOM header, or the samples have more than 16 bits; EOFError or struct.error if the
-    image has no complete header.
+    The header is None for RLE, which has none. Without a named plugin, pydicom would try all that are installed:
+    another package could then change pixels, and a decoder that ignores damage could follow one that found it. Raises
+    RadiographError if no decoder is installed, the image's header differs from the DICOM header, or samples have more
+    than 16 bits; EOFError or struct.error if the image's header is not complete.
     """
     is_j2k = syntax in JPEG2000TransferSyntaxes
     is_ours = is_j2k or syntax == RLELossless  # for which this package requires plugins
@@ -149,7 +149,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """The number of frames; if it is not readable, 1 for uncompressed ones, whose amount of data is checked later."""
+    """Return the number of frames; 1 if it is unreadable in an uncompressed file, whose size is checked later."""
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)
@@ -177,7 +177,7 @@ def _another_kind(keywords: str) -> RadiographError:
 
 
 def _read_j2k_header(codestream: bytes) -> FrameHeader:
-    """Source: ISO/IEC 15444-1 annex A.5.1 (SIZ)."""
+    """Read the SIZ header of bare JPEG 2000 data. Source: ISO/IEC 15444-1 annex A.5.1."""
     if not codestream.startswith(b"\xff\x4f\xff\x51"):
         raise RadiographError("Expected bare JPEG 2000 data in the DICOM file, got others, such as JP2; convert it.")
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, num_samples, depth = struct.unpack_from(

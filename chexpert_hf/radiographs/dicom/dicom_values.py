@@ -1,4 +1,4 @@
-"""Values of DICOM elements, whatever value representation and multiplicity they were written with.
+"""Reads values of DICOM elements, whatever value representation and number of values they were written with.
 
 pydicom converts a value by the representation in the file and leaves text that is not a number as `str`. Here an
 element's bytes are parsed instead; a RadiographError names the element if its value is ambiguous.
@@ -31,16 +31,16 @@ _MAX_SHOWN = 24
 
 @dataclass(frozen=True)
 class Header:
-    """The elements of a DICOM header by keyword; an ambiguous value is a RadiographError that names the element."""
+    """A DICOM header, read by keyword ("WindowCenter"); a RadiographError names an element with an ambiguous value."""
 
     dataset: Dataset
-    notes: list[str]  # a line for each element that was supplied or ignored
+    notes: list[str]  # a line for each element that was missing and derived, or unusable and ignored
 
     def numbers(self, keyword: str) -> list[float | None]:
-        """All values of an element as numbers; None for each blank one, empty if the element is missing or empty.
+        """Return all values of an element as numbers, None for a blank one; empty if the element is missing or empty.
 
         A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are
-        accepted, but no ambiguous number such as "2,048". NaN and infinity are possible.
+        accepted; an ambiguous number such as "2,048" is an error. NaN and infinity are possible.
         """
         data, order, written = self.bytes_of(keyword)
         # Otherwise as the dictionary says: the first of alternatives.
@@ -58,14 +58,14 @@ class Header:
         return list(struct.unpack(f"{order}{count}{code}", data))
 
     def number(self, keyword: str) -> float | None:
-        """The one number of an element; None if it is missing or empty. Several equal ones are one."""
+        """Return the only number of an element, None if it is missing or blank; several are an error unless equal."""
         values = {value for value in self.numbers(keyword) if value is not None}
         if len(values) > 1:
             raise RadiographError(f"Expected one number in the DICOM element {keyword}, got {len(values)}; correct it.")
         return values.pop() if values else None
 
     def integer(self, keyword: str) -> int | None:
-        """The one whole number of an element; None if it is missing or empty."""
+        """Return the only number of an element as an integer, None if it is missing or blank."""
         value = self.number(keyword)
         if value is not None and (not math.isfinite(value) or value != int(value)):
             raise RadiographError(
@@ -74,16 +74,16 @@ class Header:
         return None if value is None else int(value)
 
     def texts(self, keyword: str) -> list[str]:
-        """All values of an element as text in capitals; one empty text if it is missing or empty."""
+        """Return all values of an element as text in capitals; `[""]` if it is missing or empty."""
         text = self.bytes_of(keyword)[0].decode("ascii", "replace")
         return [part.strip(" \0").upper() for part in text.split("\\")]
 
     def text(self, keyword: str) -> str:
-        """The first value of an element as text in capitals; empty if it is missing or empty."""
+        """Return the first value of an element as text in capitals; "" if it is missing or empty."""
         return self.texts(keyword)[0]
 
     def items(self, keyword: str) -> "list[Header]":
-        """The items of a sequence; empty if it is missing or empty."""
+        """Return the items of a sequence element as headers; empty if it is missing or empty."""
         try:
             items = self.dataset.get(keyword)
         except MALFORMED:
@@ -95,7 +95,7 @@ class Header:
         return [Header(item, self.notes) for item in items or []]
 
     def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
-        """An element's bytes, empty if it is missing; their order, "<" or ">"; and the representation, if written."""
+        """Return an element's bytes (empty if missing), byte order ("<", ">"), and representation if stated."""
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None
@@ -122,7 +122,7 @@ def _parse(text: str, keyword: str) -> float | None:
 
 
 def _with_decimal_point(number: str) -> str:
-    """A number as Python writes it; empty where a comma may mean two things."""
+    """Return a number with a decimal point and no thousands separators; "" if its comma may mean either."""
     if _ENGLISH_THOUSANDS.fullmatch(number):
         return number.replace(",", "")
     if _GERMAN_THOUSANDS.fullmatch(number):

@@ -1,8 +1,9 @@
-"""From the stored values of a gray DICOM image to what a viewer shows, in 8 bits.
+"""Turns the stored values of a gray DICOM image into the 8-bit grey levels that a viewer shows.
 
-The pipeline of DICOM PS3.4 section N.2: modality transformation (rescale or table), values of interest (table or
-window), inversion. Each step maps one value at a time, so all of it is done once per possible value (at most 65,536),
-not per pixel. The steps are written out because pydicom 3.0.2 wraps indices into tables of 8-bit entries at 256.
+The pipeline of DICOM PS3.4 section N.2: modality transformation (rescaling or lookup table), values of interest (VOI:
+lookup table or window), inversion. Each step maps one value at a time, so all of it is done once per possible value (at
+most 65,536), not per pixel. The steps are written out because pydicom 3.0.2 wraps indices into tables of 8-bit entries
+at 256.
 """
 
 import math
@@ -18,14 +19,14 @@ _RANGE_USED = "the range of the pixels was used instead"
 
 
 def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_stored: int) -> NDArray[np.uint8]:
-    """Renders stored values `(rows, columns)` as a viewer would, bright where a radiograph on film is bright.
+    """Render stored values `(rows, columns)` as a viewer would: bones bright, air dark.
 
-    A VOI table has priority over a window, and the first usable of several over the others. Without either, or if the
-    window or rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG; in deeper ones, whose
-    range is rarely used up, the smallest value that is not padding becomes black and the largest white. MONOCHROME1 and
+    A VOI lookup table has priority over a window; of several windows the first usable one counts. Without either, or if
+    the window or rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG; in deeper ones,
+    which rarely use it up, the smallest value that is not padding becomes black and the largest white. MONOCHROME1 and
     the presentation shape INVERSE both mean that small values are bright; DX images have both and are inverted once.
 
-    Each element that was not usable gets a line in the header's notes.
+    Each element that was not usable gets a line in the header's notes; an incomplete table is a RadiographError.
 
     Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
     """
@@ -54,7 +55,7 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
 
 def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
-    """The values that a window or VOI table is applied to; None if the rescaling is not usable."""
+    """Apply the modality lookup table or the rescaling to `levels`; return None if the rescaling is not usable."""
     values = levels.astype(np.float64)
     if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
         return _through_table(values, *modality[:2])
@@ -73,7 +74,7 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 
 
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
-    """The first usable window applied to `values`, in 0..1; None if there is none.
+    """Apply the first usable window to `values`; return the result in 0..1, or None if there is none.
 
     `used` are the values from the smallest pixel to the largest. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
@@ -105,7 +106,7 @@ def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Head
 
 
 def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
-    """The smallest and largest stored value that is not padding. Source: DICOM PS3.3, C.7.5.1.1.2."""
+    """Return the smallest and the largest stored value that is not padding. Source: DICOM PS3.3, C.7.5.1.1.2."""
     keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
     padding, limit = (header.integer(keyword) for keyword in keywords)
     if padding is not None:
@@ -116,7 +117,7 @@ def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
 
 
 def _table(header: Header, keyword: str, dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
-    """First mapped value, entries, and bits per entry of a modality or VOI table; None if there is none.
+    """Return a modality or VOI lookup table: first mapped value, entries, and bits per entry; None if there is none.
 
     Entries of 8 bits may lie two in a word or one in a word, so their number decides. Source: DICOM PS3.3, C.11.1.1.
     """
@@ -143,5 +144,5 @@ def _through_table(values: NDArray[np.float64], first: int, table: NDArray[np.un
 
 
 def _signed(value: int, dtype: np.dtype) -> int:
-    """Attributes of type "US or SS" are often written as US although the pixels are signed."""
+    """Return a 16-bit value as signed if the pixels are: elements of type "US or SS" are often written as US."""
     return value - (1 << 16) if dtype.kind == "i" and value >= 1 << 15 else value
