@@ -1,7 +1,7 @@
-"""The Space: the page of chexpert-hf around the model that `model.json` names, or the one in `model` beside this file.
+"""The Space: serves the page of chexpert-hf with a model: the one that `model.json` names, else the folder `model`.
 
-The variables MODEL_ID and MODEL_REVISION take precedence over both. Where the package `spaces` is installed (ZeroGPU),
-each radiograph borrows a GPU; everywhere else the processor's cores compute.
+Both are looked for beside this file; the variables MODEL_ID and MODEL_REVISION take precedence. Where the package
+`spaces` is installed (ZeroGPU), each radiograph borrows a GPU; everywhere else the processor's cores compute.
 """
 
 import json
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 
 
 def model_and_revision() -> tuple[str | Path, str | None]:
-    """The model that the Space shows, and its revision: from the environment, `model.json`, or the folder beside."""
+    """Return the model to show and its revision: from the environment, `model.json`, or the folder `model`."""
     if os.environ.get("MODEL_ID"):
         return os.environ["MODEL_ID"], os.environ.get("MODEL_REVISION")
     if (HERE / "model.json").is_file():
@@ -38,7 +38,7 @@ def model_and_revision() -> tuple[str | Path, str | None]:
 
 
 def main() -> None:
-    """Serves the app."""
+    """Serve the app."""
     model, revision = model_and_revision()
     classifier = CheXpertClassifier.from_pretrained(
         model,

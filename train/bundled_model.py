@@ -1,14 +1,15 @@
-"""Trains the bundled model on a folder of radiographs of ChestX-ray14 in CheXpert's layout, in one command.
+"""Train the bundled model on a folder of radiographs of ChestX-ray14 in CheXpert's layout, in one command.
 
     python -m train.bundled_model NIH --work runs/nih --output chexpert_hf/nih
 
-1. A DenseNet121 is trained on synthetic radiographs (recipe `nih_pretraining`).
-2. From its weights, three networks are each trained without one third of the patients, on the labels and two teachers
-   (recipe `nih`); a fourth network is trained on the labels of all patients.
+1. A DenseNet121 is trained on phantoms, which are synthetic radiographs (recipe `nih_pretraining`).
+2. Starting from its weights, three networks are trained, each without one third of the patients, on the labels and the
+   probabilities of two networks trained before them (recipe `nih`); a fourth network is trained on the labels of all
+   patients.
 3. The fourth network is trained further with itself and the three others as teachers (`FINAL`). The scores of the three
    for patients that they have not seen calibrate it and choose its operating points.
 
-Interrupted stages are resumed. The validation split and the radiologists' readings choose nothing.
+Interrupted stages are resumed. The validation split and the radiologists' readings influence no choice.
 """
 
 import argparse
@@ -38,7 +39,7 @@ _BUNDLED = (
 
 
 def main() -> None:
-    """Trains the bundled model and writes its folder."""
+    """Train the bundled model and write its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="The folder NIH.")
     parser.add_argument("--work", type=Path, required=True, help="Folder for the runs.")
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
-    """Trains or resumes all networks; returns the folders of the cross-fitted ones and of the final one."""
+    """Train or resume all networks in subfolders of `work`; return the three networks' folders and the final one's."""
     phantoms = work / "phantoms"
     if not phantoms.exists():
         write_phantoms(
@@ -84,9 +85,15 @@ def _trained(recipe: Recipe, data: Path, folder: Path) -> Path:
 
 
 def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, Any]) -> None:
-    """Copies the files that the package ships, under the name of the bundled model.
+    """Write the bundled model's folder from a trained one: only the files that the package ships, and its own card.
 
-    The code is linked, so that the folder is complete and the repository holds the code once; wheels hold files.
+    Code files become links, so that the folder is complete and the repository holds the code once; wheels hold files.
+
+    Args:
+        model: The trained model's folder.
+        output: The bundled model's folder, which is deleted first.
+        section: Text from `describe` for the card.
+        map_evaluation: Record from `describe` for the config.
     """
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)

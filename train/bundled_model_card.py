@@ -1,7 +1,7 @@
 """The section of the bundled model's card on its data: reference standards, confounding, other hospitals, maps.
 
-All metrics are of models that have not seen the patient: the bundled model on the validation split, and on the training
-patients the networks that were trained without them.
+All metrics are of models that have not seen the patient: on the validation split of the bundled model, on a training
+patient of the network that was trained without that patient (cross-fitting).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +61,8 @@ class Sources:
     Attributes:
         data: The folder in CheXpert's layout, with boxes.csv.
         external: Radiographs of other hospitals, with index.csv.
-        rsna: Readings of the RSNA Pneumonia Detection Challenge 2018: Path, Class, Target, and a box in each row.
-        google: Adjudicated readings of Majkowska et al. 2020: Path and four findings.
+        rsna: CSV file with readings of the RSNA Pneumonia Detection Challenge 2018: Path, Class, Target; a row per box.
+        google: CSV file with adjudicated readings of Majkowska et al. 2020: Path and four findings.
     """
 
     data: Path
@@ -89,19 +89,22 @@ class Scored:
 
     @property
     def patients(self) -> NDArray[np.str_]:
-        """`(num_images,)`."""
+        """Patient of each image, `(num_images,)`."""
         return np.asarray(self.dataset["patient"][:])
 
     @property
     def views(self) -> list[str]:
-        """Patient, study and view of each image."""
+        """Patient, study and view of each image, such as `patient00001/study1/view1_frontal.jpg`."""
         return [_view(path) for path in self.dataset["path"][:]]
 
 
 def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str, dict[str, Any]]:
-    """The section as Markdown, and the record of the maps' hit rate for the model's config.
+    """Return the section as Markdown, and the record of the maps' hit rate for the model's config.
 
-    `folds` are the folders of the networks that were each trained without a part of the patients, in order.
+    Args:
+        model: Folder of the bundled model.
+        folds: Folders of the networks that were each trained without a part of the patients, in order of the parts.
+        sources: Where the data are.
     """
     recipe = Recipe.load(model / RECIPE_FILE)
     splits = load_dataset(sources.data, observations=recipe.observations)
@@ -151,12 +154,12 @@ _INTRODUCTION = (
 
 
 def _view(path: str) -> str:
-    """The last three parts of a path, which identify the view in any folder."""
+    """Return the last three parts of a path, which identify the view in any folder."""
     return "/".join(path.split("/")[-3:])
 
 
 def _readings(file: Path) -> pd.DataFrame:
-    """The readings by view, one row each; further rows of a view hold further boxes."""
+    """Read a CSV file of readings by view, one row each; further rows of a view only hold further boxes."""
     table = pd.read_csv(file)
     return table.assign(view=table["Path"].map(_view)).drop_duplicates("view").set_index("view").drop(columns="Path")
 
@@ -199,7 +202,7 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
 
 
 def _mean(scored: Scored, columns: Sequence[int], resamples: int = 1000) -> str:
-    """The mean AUROC with a bootstrap interval by patient."""
+    """Return the mean AUROC over columns, with a bootstrap interval by patient, as text."""
     figures = [WeightedFigures(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
 
     def mean(weights: FloatArray) -> FloatArray:
@@ -248,7 +251,7 @@ def _against(truth: "pd.Series[float]", scored: Scored, column: int) -> str:
 
 
 def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> list[str]:
-    """AUROCs within AP and PA, by sex and age, and of a baseline without images."""
+    """Return a table of AUROCs within AP and PA, by sex and age, and of a baseline that sees no image."""
     data = valid.dataset
     projections, sexes = np.asarray(data["projection"][:]), np.asarray(data["sex"][:])
     ages = np.asarray(data["age"][:], dtype=float)
@@ -293,7 +296,7 @@ def _without_image(valid: Scored, train: Scored) -> FloatArray:
 
 
 def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
-    """Calibration errors before and after, on patients that the calibration was not fitted on."""
+    """Return a table of calibration errors with and without calibration, on patients that it was not fitted on."""
     raw = uncalibrated(valid.probabilities, config)
     rows = []
     for k, name in enumerate(config.observations):
@@ -310,7 +313,7 @@ def _calibration(valid: Scored, config: CheXpertConfig) -> list[str]:
 
 
 def uncalibrated(probabilities: FloatArray, config: CheXpertConfig) -> FloatArray:
-    """The model's probabilities `(num_images, num_labels)` without Platt scaling."""
+    """Return probabilities `(num_images, num_labels)` without the Platt scaling that the config records."""
     record = config.calibration or {}
     slopes = np.array([record["slopes"].get(name, 1.0) for name in config.observations])
     intercepts = np.array([record["intercepts"].get(name, 0.0) for name in config.observations])
@@ -362,7 +365,7 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "black border of 10 %": _framed(0),
     "white border of 10 %": _framed(255),
 }
-"""Changes that an export may make to a radiograph."""
+"""Changes that an export may make to a radiograph, by their names in the table."""
 
 
 def _gray_range(classifier: CheXpertClassifier, valid: Scored) -> list[str]:
@@ -405,7 +408,10 @@ def _calls(predictions: Sequence[Prediction]) -> Mask:
 def _boxes(
     sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]
 ) -> tuple[list[str], dict[str, Any]]:
-    """Hit rates on the radiologists' boxes, of models that have not seen the patient."""
+    """Return a table of hit rates on the radiologists' boxes, and the record of them for the model's config.
+
+    Each of the `pieces` is a classifier, and images of patients that it has not seen.
+    """
     truth = find_ground_truth(sources.data, OBSERVATIONS)
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0

@@ -1,4 +1,4 @@
-"""A comparison of PyTorch and Keras 3 on the installed backends: the same network trained on the same radiographs.
+"""Compare PyTorch and Keras 3 on the installed backends: train the same network on the same radiographs.
 
     python -m train.compare_frameworks DATA --output runs/frameworks
 
@@ -9,8 +9,8 @@ reading files and without the first two steps, in which graphs are traced and co
 machine the CPU time per image, over all threads, is the more stable metric. Memory is the peak of the process, and
 separately that of libraries and images without the network; Keras's processes load PyTorch, too, to prepare images.
 
-It does not show the speed of a tuned framework (compilers, lower precision, larger batches) or on a GPU. AUROCs of a
-short training that differ by a few hundredths do not show which framework learns better: the differences come from
+The table does not show the speed of a tuned framework (compilers, lower precision, larger batches) or on a GPU. AUROCs
+of a short training that differ by a few hundredths do not show which framework learns better: the differences come from
 rounding, which training amplifies, and from BatchNorm's running variance.
 """
 
@@ -52,7 +52,11 @@ _MIB_IN_KIB = 1024
 
 @dataclass(frozen=True)
 class Contender:
-    """A framework in the comparison, as functions of arrays."""
+    """A framework in the comparison, as functions of `pixel_values` in NumPy arrays.
+
+    `score` returns logits and maps, `logits` only logits. `train_epoch` trains on all batches of an epoch, given by its
+    number, and calls a function after each step.
+    """
 
     score: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -60,7 +64,7 @@ class Contender:
 
 
 def torch_contender(start: Path, recipe: Recipe) -> Contender:
-    """PyTorch, in the recipe's memory layout."""
+    """Set up PyTorch, with the recipe's memory layout, from the model folder `start`."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = load_model(start).to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
@@ -90,7 +94,7 @@ def torch_contender(start: Path, recipe: Recipe) -> Contender:
 
 
 def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
-    """Keras, on the backend that KERAS_BACKEND names."""
+    """Set up Keras, on the backend that KERAS_BACKEND names, from the model folder `start`."""
     # An optional extra, needed only by this contender's process.
     import keras
 
@@ -116,7 +120,10 @@ def keras_contender(start: Path, recipe: Recipe, num_steps: int) -> Contender:
 
 
 def measure(name: str, start: Path, root: Path, recipe: Recipe, output: Path) -> dict[str, Any]:
-    """Measures one contender in this process; writes its first scores to `output` as `NAME.npz`."""
+    """Train and measure one contender on the data in `root`, in this process; return its metrics.
+
+    `start` is a model folder with the initial weights, whose logits and maps of a few images go to `output/NAME.npz`.
+    """
     processor = CheXpertImageProcessor.from_pretrained(start)
     recipe = with_labels(recipe, root)
     data = load_data(recipe, root)
@@ -176,7 +183,7 @@ def _read(dataset: RadiographDataset) -> list[dict[str, Any]]:
 
 
 def _filled(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """Fills up a batch, since another size would be compiled again."""
+    """Repeat rows up to a full batch, since a batch of another size would be compiled again."""
     return (rows * size)[: max(size, len(rows))]
 
 
@@ -194,14 +201,16 @@ def _file_name(name: str) -> str:
 
 
 def contenders() -> list[str]:
-    """PyTorch, and Keras on each backend that is installed."""
+    """Return the names of the contenders: PyTorch, and Keras on each backend that is installed."""
     if importlib.util.find_spec("keras") is None:
         return [TORCH]
     return [TORCH, *(f"Keras {backend}" for backend in BACKENDS if importlib.util.find_spec(backend))]
 
 
 def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Measures all contenders, each in its own process, and how far their first scores are from PyTorch's.
+    """Measure all contenders, each in its own process, and how far their first scores are from PyTorch's.
+
+    Returns one dictionary of metrics per contender; contenders that fail are skipped.
 
     Raises:
         InputError: If the data cannot be loaded, or nothing could be measured.
@@ -232,7 +241,7 @@ def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None]
 
 
 def _differences(name: str, output: Path) -> dict[str, float]:
-    """The largest differences of first logits and maps from PyTorch's."""
+    """Return the largest differences of a contender's first logits and maps from PyTorch's."""
     reference = output / f"{_file_name(TORCH)}.npz"
     if not reference.exists():
         return {}
@@ -241,7 +250,7 @@ def _differences(name: str, output: Path) -> dict[str, float]:
 
 
 def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
-    """The table and its explanation as Markdown."""
+    """Return the table and its explanation as Markdown."""
     lines = [
         "| | training, images/s | training, CPU s/image | inference, images/s | first two steps, s "
         "| peak memory, MiB | without network, MiB | mean AUROC | logits differ | maps differ |",
@@ -269,7 +278,7 @@ def as_markdown(figures: Sequence[dict[str, Any]], recipe: Recipe) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns 2 for bad input."""
+    """Run the command and return its exit code: 2 for bad input, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder in CheXpert's layout")
     parser.add_argument("--output", type=Path, required=True, help="new folder for weights, scores and the table")

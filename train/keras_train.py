@@ -1,9 +1,9 @@
-"""Training in Keras 3 on a CheXpert folder, with `model.fit`, from a recipe of this project to its model folder.
+"""Train in Keras 3 on a CheXpert folder, with `model.fit`, from a recipe of this project to its model folder.
 
     KERAS_BACKEND=tensorflow python -m train.keras_train DATA --model START --output runs/keras
 
 START is a model folder, "imagenet" or "random". Policies: u-ignore, u-zeros and u-ones. Recipes with unsupported values
-are refused. The model is that of the last step: validation metrics are reported and choose nothing.
+are refused. The weights of the last step are saved: validation metrics are reported and choose nothing.
 """
 
 import argparse
@@ -57,7 +57,7 @@ _ONLY: dict[str, Any] = {
     "drop_last": False,
     "sync_batch_norm": False,
 }
-_BY_DEVICE = {"precision": "auto"}  # the value by which PyTorch's training goes by the device; here it is the one above
+_BY_DEVICE = {"precision": "auto"}  # also accepted; PyTorch chooses by the device then, Keras takes the value above
 _TORCH_ADAM_EPSILON = 1e-8
 _EVALUATION_BATCH_SIZE = 32
 
@@ -75,7 +75,7 @@ class RecipeSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = math.ceil(num_steps * recipe.warmup)
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate at a step, counted from 0."""
+        """Return the learning rate at a step, counted from 0."""
         step = ops.cast(step, "float32")
         rise = step / max(1, self.warmup_steps)
         progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
@@ -87,7 +87,7 @@ class RecipeSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.recipe.learning_rate * ops.where(step < self.warmup_steps, rise, share)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras's serialisation."""
+        """Return the constructor's arguments, for Keras's serialisation."""
         return {"recipe": self.recipe.to_dict(), "num_steps": self.num_steps}
 
 
@@ -106,7 +106,7 @@ class EpochBatches(keras.utils.PyDataset):
 
 
 def masked_cross_entropy(targets: Any, logits: Any) -> Any:
-    """Cross-entropy as in `CheXpertForImageClassification`: the sum over known labels, divided by their number.
+    """Return the loss of `CheXpertForImageClassification`: the sum over known labels, divided by their number.
 
     Args:
         targets: `(batch, num_labels)` in [0, 1], or -100 where unknown.
@@ -118,7 +118,7 @@ def masked_cross_entropy(targets: Any, logits: Any) -> Any:
 
 
 def compiled(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.Model:
-    """The part of the Keras port that returns logits, compiled for `fit`; it shares the port's weights."""
+    """Return the part of a Keras port that gives logits, compiled for `fit`; it shares the port's weights."""
     scorer = keras.Model(port.input, port.output["logits"])
     scorer.compile(
         optimizer=_optimizer(port, recipe, num_steps),
@@ -130,7 +130,7 @@ def compiled(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.Model
 
 
 def _optimizer(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.optimizers.Optimizer:
-    """AdamW as in the Trainer: no decay of biases and of BatchNorm; Adam if weight_decay is 0."""
+    """Make the Trainer's AdamW, which does not decay biases and BatchNorm; it is Adam if weight_decay is 0."""
     optimizer = keras.optimizers.AdamW(
         RecipeSchedule(recipe, num_steps),
         weight_decay=recipe.weight_decay,
@@ -142,13 +142,13 @@ def _optimizer(port: CheXpertKeras, recipe: Recipe, num_steps: int) -> keras.opt
 
 
 def freeze_backbone(port: CheXpertKeras) -> None:
-    """Freezes all layers except the head; in Keras that freezes BatchNorm's statistics, too."""
+    """Freeze all layers except the head; in Keras that freezes BatchNorm's statistics, too."""
     for layer in port.layers:
         layer.trainable = layer.name == HEAD
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises RecipeError for values that are not supported here."""
+    """Raise RecipeError for values that are not supported here."""
     for name, only in _ONLY.items():
         if getattr(recipe, name) not in (only, _BY_DEVICE.get(name, only)):
             raise RecipeError(
@@ -165,7 +165,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None] = print) -> Evaluation:
-    """Trains on a CheXpert folder and writes a model folder; returns the metrics on the validation split.
+    """Train on a CheXpert folder and write a model folder; return the metrics on the validation split.
 
     Raises:
         RecipeError: If the recipe is not supported, `output` is in use, or the weights diverged.
@@ -212,7 +212,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
 def evaluate(
     scorer: keras.Model, processor: CheXpertImageProcessor, dataset: datasets.Dataset, recipe: Recipe
 ) -> Evaluation:
-    """Metrics of the network on a split, per study."""
+    """Compute the metrics of the network on a split, per study."""
     rows = RadiographDataset(dataset, processor, lambda _labels, _index: {})
     logits = predict(scorer, processor, [rows[index]["pixel_values"] for index in range(len(rows))])
     labels = split_labels(dataset, recipe.blank_labels)
@@ -223,7 +223,7 @@ def evaluate(
 
 
 def predict(scorer: keras.Model, processor: CheXpertImageProcessor, gray: list[torch.Tensor]) -> Any:
-    """Logits `(num_images, num_labels)` of gray levels `(1, height, width)`."""
+    """Return logits `(num_images, num_labels)` for a list of gray levels `(1, height, width)`."""
     parts = [
         scorer.predict_on_batch(
             processor.pixel_values_of(torch.stack(gray[start : start + _EVALUATION_BATCH_SIZE])).numpy()
@@ -234,7 +234,7 @@ def predict(scorer: keras.Model, processor: CheXpertImageProcessor, gray: list[t
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder in CheXpert's layout")
     parser.add_argument("--output", type=Path, required=True, help="becomes the model folder")
@@ -253,7 +253,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe from the options; it keeps the last checkpoint."""
+    """Make the recipe from the command line's options; it keeps the last checkpoint."""
     recipe = Recipe() if options.recipe is None else Recipe.load(options.recipe)
     given = {
         name: value
@@ -264,7 +264,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns 2 for bad input."""
+    """Run the command and return its exit code: 2 for bad input, else 0."""
     options = parse(arguments)
     try:
         evaluation = train(recipe_of(options), options.data, options.output)

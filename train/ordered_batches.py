@@ -1,4 +1,4 @@
-"""Batches of radiographs as arrays, for any framework, in an order that depends only on seed and epoch."""
+"""Batches of radiographs as NumPy arrays, for any framework, in an order that depends only on seed and epoch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,11 +30,11 @@ class OrderedBatches:
         self.steps_per_epoch = len(rows) // self.batch_size if drop_last else -(-len(rows) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.intp]:
-        """Indices of `rows` `(num_rows,)` in the order of an epoch."""
+        """Return the indices of `rows`, `(num_rows,)`, in the order of an epoch."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
 
     def batch(self, epoch: int, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`pixel_values` (batch, channels, height, width) and targets `(batch, num_labels)`, -100 where unknown."""
+        """Return `pixel_values` (batch, channels, height, width) and targets `(batch, num_labels)`, -100 if unknown."""
         chosen = self.order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         rows = [self.rows[int(index)] for index in chosen]
         gray = torch.stack([row["pixel_values"] for row in rows])

@@ -1,8 +1,8 @@
-"""Writes the examples of the page: a real radiograph, and synthetic ones in which the model finds the observation.
+"""Write the example images of the page: a real radiograph, and phantoms in which the model finds the observation.
 
     python -m train.page_examples space/examples
 
-The real radiograph is RG1 of pydicom-data, a public sample of NEMA, as read by `read_radiograph`. A drawing shows one
+The real radiograph is RG1 of pydicom-data, a public sample of NEMA, as read by `read_radiograph`. A phantom shows one
 observation in one of a few synthetic patients; it is kept if the model finds the observation there, and not in the same
 patient without findings.
 """
@@ -26,7 +26,7 @@ _QUALITY = 92
 
 
 def main() -> None:
-    """Writes the examples of the page."""
+    """Write the example images of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="Folder of the examples; its drawings are replaced.")
     parser.add_argument("--model", default=DEFAULT_NAME, help="Model that must find the observations.")
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def radiograph() -> bytes:
-    """RG1 at the size of the page."""
+    """Return RG1 as a JPEG, reduced to the size of the page."""
     image = read_radiograph(get_testdata_file("RG1_UNCR.dcm", download=False)).copy()
     image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
     return _jpeg(image)
 
 
 def drawing(classifier: CheXpertClassifier, observation: str) -> bytes | None:
-    """A drawing in which the model finds an observation; None if there is none."""
+    """Return a phantom in which the model finds an observation, as a JPEG; None if it finds it in none."""
     for seed in SEEDS:
         image, normal = (_jpeg(Image.fromarray(render_phantom(seed, planted).image)) for planted in ([observation], []))
         is_distinct = observation == classifier.labels.none_of_these or not finds(classifier, observation, normal)

@@ -33,15 +33,15 @@
 #     "uvicorn>=0.22",
 # ]
 # ///
-"""Training as a script; the options are those of `chexpert-hf train`.
+"""Train as a script; the options are those of `chexpert-hf train`.
 
     torchrun --nproc_per_node N -m train.train DATA ...         in several processes, on GPUs or CPUs
     uv run train/train.py DATA --output DIR ...                 in a checkout, without any environment
     uv run --with WHEEL train.py DATA --output DIR ...          anywhere, as `hf jobs uv run` does it
 
 uv creates an environment from the lines at the top of this file, which are the package's own requirements. The package
-is on no index: it is the installed one, or that of the checkout with this file. If the file is sent alone, send a wheel
-with it (`pip wheel . --no-deps -w dist` makes one); see train/README.md.
+itself is on no index: an installed one is used, or the checkout that this file is in. If the file is sent alone, send a
+wheel with it (`pip wheel . --no-deps -w dist` makes one); see train/README.md.
 """
 
 import importlib.util

@@ -1,16 +1,16 @@
-"""A comparison of the uncertainty policies on phantoms, where the true values of uncertain labels are known.
+"""Compare the uncertainty policies on phantoms, where the true values of uncertain labels are known.
 
     python -m train.uncertainty_study --output runs/uncertainty
 
 Phantoms are labelled in three ways in which a report labeler might be uncertain: uncertain is mostly positive (all but
 the largest pleural effusions), mostly negative (every opacity that is no consolidation), or a middle class
 (pneumothoraces close to the smallest size that counts as positive). A small DenseNet is trained on these labels with
-every policy; its checkpoint is chosen on such labels of other phantoms, and it is evaluated against the true labels of
-further phantoms. Writes a table, a plot, and the metrics as JSON.
+every policy. Its checkpoint is chosen on other phantoms with such labels, and it is evaluated on further phantoms with
+their true labels. Writes a table, a plot, and the metrics as JSON.
 
-It shows which policy suits which kind of uncertainty, and that the policies work as described. It shows neither what
-uncertain labels of CheXpert mean nor how good a policy is on radiographs: the images are drawings, and the kinds of
-uncertainty are invented.
+The study shows which policy suits which kind of uncertainty, and that the policies work as described. It shows neither
+what uncertain labels of CheXpert mean nor how good a policy is on radiographs: the images are drawings, and the kinds
+of uncertainty are invented.
 """
 
 import argparse
@@ -68,7 +68,7 @@ RELABELLED = "relabelled.txt"
 
 
 def main() -> None:
-    """Runs the study and writes its tables."""
+    """Run the study and write its tables."""
     arguments = _parse()
     disable_progress_bar()
     data, unseen = arguments.output / "phantoms", arguments.output / "unseen"
@@ -99,7 +99,7 @@ def _parse() -> argparse.Namespace:
 
 
 def train_policy(policy: str, seed: int, data: Path, output: Path) -> Path:
-    """Trains or resumes one model; the teacher of U-SelfTrained is the model of U-Ignore."""
+    """Train or resume one model and return its folder; U-SelfTrained's teacher is the U-Ignore model of its seed."""
     recipe = RECIPE.override(policy=policy, seed=seed)
     if policy == UncertaintyPolicy.U_SELF_TRAINED.value:
         recipe = recipe.override(teacher=str(output / f"{UncertaintyPolicy.U_IGNORE.value}-{seed}"))
@@ -108,11 +108,11 @@ def train_policy(policy: str, seed: int, data: Path, output: Path) -> Path:
 
 
 def _say_nothing(_line: str) -> None:
-    """The study reports its own progress."""
+    """Discard a message of training: the study reports its own progress."""
 
 
 def draw(data: Path, unseen: Path, num_studies: int) -> None:
-    """Draws phantoms for training, with noisy labels, and others for evaluation, with the true labels."""
+    """Draw phantoms into `data` for training, with noisy labels, and others into `unseen`, with the true labels."""
     print(f"Drawing {num_studies} phantoms for training and {UNSEEN_STUDIES} for evaluation.")
     workers = os.cpu_count() or 1
     write_phantoms(data, num_studies=num_studies, seed=11, workers=workers)
@@ -128,7 +128,7 @@ def draw(data: Path, unseen: Path, num_studies: int) -> None:
 
 
 def planted_and_sizes(root: Path) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """The findings drawn in each image, and the share of the image that each of two findings covers."""
+    """Return the findings drawn in each image, and the fraction of it that its effusion and its pneumothorax cover."""
     planted = pd.read_csv(root / "truth.csv").set_index("Path")
     return planted, {name: _mask_sizes(root, planted, name) for name in (MOSTLY_POSITIVE, MIDDLE_CLASS)}
 
@@ -142,7 +142,7 @@ def _write_labels(root: Path, labels: pd.DataFrame) -> None:
 
 
 def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from: float) -> pd.DataFrame:
-    """The true labels: planted findings are positive, pneumothoraces only from a size on."""
+    """Return the true labels: planted findings are positive, pneumothoraces only if they cover `counts_from`."""
     hidden = planted[list(OBSERVATIONS)].astype(float)
     hidden[MIDDLE_CLASS] = (sizes[MIDDLE_CLASS] >= counts_from).astype(float)
     return hidden
@@ -151,7 +151,7 @@ def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from
 def noisy_labels(
     hidden: pd.DataFrame, planted: pd.DataFrame, sizes: dict[str, pd.Series], rng: np.random.Generator
 ) -> pd.DataFrame:
-    """The training labels 1, 0 and -1, with the three kinds of uncertainty."""
+    """Return the training labels 1, 0 and -1 (uncertain), made from the true ones by the three kinds of uncertainty."""
     noisy = hidden.copy()
     small = sizes[MOSTLY_POSITIVE]
     is_small = (small > 0) & (small <= small[small > 0].quantile(0.8))
@@ -170,7 +170,7 @@ def _some(candidates: pd.Series, share: float, rng: np.random.Generator) -> pd.S
 
 
 def _mask_sizes(root: Path, truth: pd.DataFrame, observation: str) -> pd.Series:
-    """Share of each image that the planted finding covers; 0 where there is none."""
+    """Return the fraction of each image that a planted finding covers; 0 where there is none."""
 
     def size(path: str) -> float:
         view = Path(path).relative_to(root.name).with_suffix("")
@@ -181,7 +181,7 @@ def _mask_sizes(root: Path, truth: pd.DataFrame, observation: str) -> pd.Series:
 
 
 def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray[np.float64]:
-    """AUROC of each column by the rank sum, without ties; fast enough for a thousand replicates."""
+    """Compute the AUROC of each column by the rank sum, without ties; fast enough for a thousand replicates."""
     order = np.argsort(np.argsort(scores, axis=0), axis=0) + 1
     positive = labels.sum(axis=0)
     return ((order * labels).sum(axis=0) - positive * (positive + 1) / 2) / (positive * (len(labels) - positive))
@@ -190,10 +190,18 @@ def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray
 def summarize(
     scores: dict[str, list[NDArray[np.float64]]], truth: NDArray[np.floating], patients: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """AUROC of each policy and observation, and its differences from the plain policies, with 95 % intervals.
+    """Compute each policy's AUROC by observation, and its differences from the plain policies, with 95 % intervals.
 
     Values are means over the seeds; intervals are percentiles over resampled patients and exclude the variation between
     training runs.
+
+    Args:
+        scores: Policy -> `(num_images, num_labels)` of each seed.
+        truth: The true labels, `(num_images, num_labels)`.
+        patients: Patient of each image.
+
+    Returns:
+        Observation -> policy -> metrics.
     """
     rows_of = pd.Series(range(len(patients))).groupby(list(patients)).apply(list).tolist()
     rng = np.random.default_rng(0)
@@ -227,7 +235,7 @@ def _differences(
     point: dict[str, NDArray[np.float64]],
     replicates: Sequence[dict[str, NDArray[np.float64]]],
 ) -> dict[str, float]:
-    """Paired differences in AUROC from U-Ignore, U-Zeros and U-Ones: value, low and high of each."""
+    """Compute a policy's paired differences in AUROC from U-Ignore, U-Zeros and U-Ones: value, low and high of each."""
     found = {}
     for other in PLAIN:
         values = np.array([replicate[policy][column] - replicate[other][column] for replicate in replicates])
@@ -240,7 +248,7 @@ def _differences(
 
 
 def as_markdown(figures: dict[str, dict[str, dict[str, float]]], seeds: int) -> str:
-    """The metrics as a table, with the best policy of each observation in bold, and the paired differences."""
+    """Return the metrics as a table, with the best policy of each observation in bold, and the paired differences."""
     lines = ["| policy | " + " | ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items()) + " |"]
     lines.append("| --- |" + " --- |" * len(MEANINGS))
     best = {name: max(values, key=lambda policy: values[policy]["auroc"]) for name, values in figures.items()}
@@ -274,7 +282,7 @@ def as_markdown(figures: dict[str, dict[str, dict[str, float]]], seeds: int) -> 
 
 
 def plot(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Draws a panel for each observation, with a dot and its interval for each policy."""
+    """Draw a panel for each observation, with a dot and its interval for each policy, into an image file."""
     figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained")
     places = np.arange(len(POLICIES))[::-1]
     first = None

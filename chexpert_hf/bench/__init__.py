@@ -1,1 +1,1 @@
-"""Speed of the runtimes on this machine."""
+"""Measure the speed of the runtimes on this machine."""

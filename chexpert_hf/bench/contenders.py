@@ -1,4 +1,4 @@
-"""The contenders of `bench`, this package in each runtime and precision; their model and radiographs."""
+"""The contenders of `chexpert-hf bench`: this package in each runtime and precision; their model and radiographs."""
 
 import platform
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-_DISTINCT = 32  # phantoms that are drawn; more files are copies of them
+_DISTINCT = 32  # phantoms that are drawn; further files repeat them
 
 
 class RuntimeContender(Contender):
-    """A model folder in one runtime and precision, with or without maps of all observations."""
+    """A model folder opened in one runtime and precision; if `saliency`, it also computes maps of all observations."""
 
     def __init__(self, model: str, runtime: str, precision: str, batch_size: int, saliency: bool) -> None:
         self.batch_size, self.saliency = batch_size, saliency
@@ -66,9 +66,9 @@ class RuntimeContender(Contender):
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
-    """The runtimes and precisions that are installed, each with maps, too, if `saliency`.
+    """Return a spec for each runtime and precision that is installed; if `saliency`, a second one that computes maps.
 
-    int8 takes part where the model folder has such a graph.
+    int8 takes part where the model folder has an exported int8 graph.
     """
     has_openvino, has_onnx = find_spec("openvino") is not None, find_spec("onnxruntime") is not None
     openvino_graphs = [path.stem for path in (model / "openvino").glob("*.xml")]
@@ -95,9 +95,10 @@ def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
 
 
 def untrained_model(folder: Path, image_size: int) -> Path:
-    """A DenseNet121 with random weights as a model folder, with statistics from a few phantoms.
+    """Write a DenseNet121 with random weights as a model folder, and return the folder.
 
-    Without these the activations of an untrained network grow from layer to layer, and so do rounding errors.
+    Its BatchNorm statistics are measured on a few phantoms: with the initial ones, activations grow from layer to
+    layer, and so do rounding errors.
     """
     torch.manual_seed(0)
     model = CheXpertForImageClassification(CheXpertConfig()).train()
@@ -114,7 +115,11 @@ def untrained_model(folder: Path, image_size: int) -> Path:
 
 
 def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
-    """Paths of radiographs: those of a folder, or phantoms as JPEGs of 390 pixels."""
+    """Return paths of at most `limit` radiographs of a folder; if it is None, of phantoms written to `scratch`.
+
+    The phantoms are JPEGs of 390 x 390 pixels; `scratch` is created. Raises InputError if the folder has no
+    radiographs.
+    """
     if folder is not None:
         files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]
         if not files:
@@ -131,7 +136,7 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
 
 
 def machine() -> str:
-    """Processor, cores and versions in a line."""
+    """Describe this machine in a line: processor, cores, GPU, versions of Python and torch."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{processor_name()}, {num_processors()} cores{gpu}, {versions}"

@@ -1,6 +1,6 @@
-"""Runs a benchmark: contenders take turns, round by round, so that other load on the machine affects all alike.
+"""Run a benchmark: contenders take turns, round by round, so that other load on the machine affects all alike.
 
-Each contender lives in a process of its own, so that its memory is its own and no thread pools interfere.
+Each contender has a process of its own, so that its memory can be measured and no thread pools interfere.
 """
 
 import multiprocessing
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from chexpert_hf.files import first_line
 
-REFERENCE = "chexpert-hf, torch fp32"  # the others' probabilities are compared with this contender's
+REFERENCE = "chexpert-hf, torch fp32"  # the contender with which all others' probabilities are compared
 
 _COMPARED_FILES = 32
-_BATCHES, _SINGLES = 8, 10  # batches and single images through the network alone, in each round
+_BATCHES, _SINGLES = 8, 10  # timed batches and single images, in each round
 _UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024  # bytes on macOS, else KiB
 
 
@@ -34,31 +34,31 @@ class Contender(ABC):
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """The probabilities `(num_images, num_labels)` of files; None where they cannot be compared."""
+        """Read and score files; return probabilities `(num_files, num_labels)`, or None if they cannot be compared."""
 
     @abstractmethod
     def forward(self, count: int) -> None:
         """Run the network alone, on one batch of `count` images in memory."""
 
     def forward_batches(self, times: int) -> None:
-        """Run the network alone on full batches, as `score` does."""
+        """Run the network alone on `times` full batches, in parallel if `score` does so."""
         for _ in range(times):
             self.forward(self.batch_size)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A contender's name, and the function that makes it in its process and can be pickled."""
+    """How to create a contender."""
 
     name: str
-    make: Callable[[], Contender]
+    make: Callable[[], Contender]  # called in the contender's own process, so it must be picklable
     batch_size: int
-    saliency: bool = False
+    saliency: bool = False  # whether the contender computes maps
 
 
 @dataclass
 class Figures:
-    """The results of one contender."""
+    """The measured results of one contender."""
 
     name: str
     saliency: bool = False
@@ -66,17 +66,17 @@ class Figures:
     model_only: list[float] = field(default_factory=list)  # images per second through the network, of each round
     latencies: list[float] = field(default_factory=list)  # seconds of single images through the network
     mebibytes: float | None = None  # peak memory of the process
-    difference: float | None = None  # largest, of a probability from the reference's; None if not comparable
+    difference: float | None = None  # of a probability from that of `REFERENCE`, the largest; None if not comparable
     failure: str | None = None  # why there are no results
 
     @property
     def title(self) -> str:
-        """Name, and whether with maps."""
+        """The contender's name, with the addition "with maps" if it computes maps."""
         return f"{self.name}, with maps" if self.saliency else self.name
 
 
 class _Process:
-    """A contender in a process of its own, which keeps it in `_loaded`."""
+    """A process that keeps one contender in its global `_loaded`; `figures` are the results so far."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
@@ -85,7 +85,7 @@ class _Process:
         self.ask(_load, spec.make)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The answer of the process to a call; None once it has failed."""
+        """Call a function in the process and return its result; None if this call or an earlier one failed."""
         if self.figures.failure is not None:
             return None
         try:
@@ -108,14 +108,14 @@ _loaded: list[Contender] = []
 
 
 def _silence() -> None:
-    """Discards the output of libraries, which would be mixed with the results."""
+    """Discard this process's standard output and error, since messages of libraries would be mixed with the results."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; errors become ones that can be pickled."""
+    """Call a function; its errors become RuntimeErrors with one line, which can be pickled."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -129,14 +129,14 @@ def _load(make: Callable[[], Contender]) -> None:
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
-    """The result of a method of the contender, and the seconds that it took."""
+    """Call a method of the contender; return its result, and the seconds that it took."""
     start = time.perf_counter()
     result = getattr(_loaded[0], method)(argument)
     return result, time.perf_counter() - start
 
 
 def _peak_mebibytes() -> float | None:
-    """Largest resident size of this process; None where the operating system has no `resource`."""
+    """Return the peak memory of this process in MiB; None where the operating system has no `resource`."""
     try:
         import resource
     except ImportError:
@@ -147,9 +147,13 @@ def _peak_mebibytes() -> float | None:
 def run_benchmark(
     specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
 ) -> list[Figures]:
-    """Measures all contenders on radiographs, and reports progress by `say`.
+    """Measure all contenders on radiographs, and return their results in the order of `specs`.
 
-    In each round every contender scores all of `paths`, in an order that is reversed each time.
+    Args:
+        specs: The contenders.
+        paths: Radiographs; in each round every contender scores all of them.
+        rounds: Number of rounds; the order of the contenders is reversed each time.
+        say: Called with lines on the progress.
     """
     with ExitStack() as stack:
         processes = []
@@ -175,7 +179,7 @@ def run_benchmark(
 
 
 def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
-    """A table of the contenders: medians over the rounds, their range, and ratios to the baseline."""
+    """Return a text table of the contenders: medians and ranges over the rounds, and speed relative to `baseline`."""
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
     from chexpert_hf.evaluation.tables import aligned  # not by the measured processes
 

@@ -1,1 +1,1 @@
-"""Model folders: files, checksums, loading, repositories."""
+"""Model folders: their files and checksums, loading, and download from the Hub."""

@@ -1,6 +1,8 @@
-"""The files of exported graphs, with the names that optimum-intel and transformers.js look for, and `export.json`.
+"""Files of exported graphs in a model folder, and `export.json`, which records them.
 
-A graph is used only if it was made from the model's weights, for its input size, and its files are unchanged.
+A graph is a network in the file format of OpenVINO or ONNX Runtime. The files have the names that optimum-intel and
+transformers.js look for. A graph is used only if it was made from the model's weights, for its input size, and its
+files are unchanged.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ RECORD_FILE = "export.json"
 
 
 class RuntimeName(str, Enum):
-    """Library that computes the scores."""
+    """Library that computes the scores; "auto" is chosen by `open_runtime`."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -32,7 +34,7 @@ class RuntimeName(str, Enum):
 
 
 class Precision(str, Enum):
-    """Number format in which the scores are computed."""
+    """Number format in which the scores are computed; "auto" is chosen by `open_runtime`."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -52,7 +54,7 @@ GRAPH_FILES: Mapping[tuple[RuntimeName, Precision], str] = {
 
 
 class GraphError(InputError):
-    """A graph that cannot be exported, found or used, with the reason."""
+    """A graph cannot be exported, found or used; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ class GraphRecord:
 
     runtime: str
     precision: str
-    model: str  # fingerprint of the model that it was exported from
+    model: str  # `fingerprint` of the exported model
     input_size: tuple[int, int]  # (height, width) in pixels
-    sha256: Mapping[str, str | None]  # of each of its files, by the path in the model folder
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that exported it
-    weights_sha256: str | None = None  # of the folder's `model.safetensors`, for other tools
-    calibration: Mapping[str, Any] | None = None  # name and number of the images it was quantised with
-    parity: Mapping[str, Any] | None = None  # differences from the model, measured at export
+    sha256: Mapping[str, str | None]  # of each of the graph's files, by path in the model folder
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that exported the graph
+    weights_sha256: str | None = None  # of the folder's `model.safetensors`, for use by other tools
+    calibration: Mapping[str, Any] | None = None  # name and number of the images for int8 quantisation
+    parity: Mapping[str, Any] | None = None  # from `measure_parity`: differences from the model at export
 
 
 def fingerprint(model: CheXpertForImageClassification) -> str:
-    """SHA-256 of a model's weights and architecture, without operating points and records."""
+    """Return the SHA-256 of a model's weights and architecture; operating points and other records do not change it."""
     digest = hashlib.sha256(json.dumps(model.config.architecture, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -80,16 +82,20 @@ def fingerprint(model: CheXpertForImageClassification) -> str:
 
 
 def files_of(graph: str) -> tuple[str, ...]:
-    """The files of a graph; OpenVINO stores the weights in a second one."""
+    """Return the files of a graph, given its path; OpenVINO stores the weights in a `.bin` file beside the `.xml`."""
     return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
 def find_graph(
     folder: Path, runtime: RuntimeName, precision: Precision, model: str, input_size: tuple[int, int]
 ) -> Path | None:
-    """The graph of a model, given by its fingerprint, in a folder with `export.json`; None if there is none.
+    """Return the path of a model's exported graph in a folder; None if there is no such file.
 
-    Raises GraphError if it belongs to other weights or another input size, is damaged, or of unknown origin.
+    `model` is the model's `fingerprint`, `input_size` is (height, width) in pixels.
+
+    Raises:
+        GraphError: If the graph belongs to other weights or another input size, is not in `export.json`, or was
+            changed.
     """
     name = GRAPH_FILES[runtime, precision]
     if not (folder / name).exists():
@@ -108,7 +114,7 @@ def find_graph(
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """The records of a folder's `export.json`, by the path of the graph; GraphError if the file is damaged."""
+    """Return the entries of a folder's `export.json`, if any, by path of the graph; GraphError if it is damaged."""
     try:
         text = (folder / RECORD_FILE).read_bytes()
     except OSError:
@@ -120,17 +126,17 @@ def read_records(folder: Path) -> dict[str, GraphRecord]:
 
 
 def write_records(folder: Path, records: Mapping[str, GraphRecord]) -> None:
-    """Writes `export.json`."""
+    """Write the entries, by the path of the graph, to a folder's `export.json`."""
     write_json(folder / RECORD_FILE, {"graphs": {name: asdict(record) for name, record in sorted(records.items())}})
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
-    """SHA-256 of files of a folder; None for one that cannot be read."""
+    """Return the SHA-256 of each named file of a folder; None for one that cannot be read."""
     return {name: sha256_of(folder / name) for name in names}
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """Return the installed versions of some packages, without those that are not installed."""
     found = {}
     for package in packages:
         with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Loads a model folder or repository with one-line errors; a model's name and warnings."""
+"""Load the network and the image processor of a model, with one-line errors; a model's name and warnings."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,10 @@ _verbosity_lock = Lock()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hides transformers' table of keys that do not fit. Its verbosity is the process's: one thread at a time."""
+    """Context manager: hide transformers' table of keys that do not fit, which `load_model` reports in one line.
+
+    The level of its log is that of the whole process, so one thread at a time may be inside.
+    """
     with _verbosity_lock:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
@@ -34,14 +37,16 @@ def _without_warnings() -> Iterator[None]:
 
 
 def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
-    """Loads the network of a model folder or repository, from safetensors only.
+    """Load the network of a model folder or repository, from safetensors only.
 
-    `name` is the model's in messages and `config.name_or_path`; `model` if None.
+    Args:
+        model: Path of a folder, "nih" or id of a repository.
+        name: The model's name in messages and `config.name_or_path`; `model` if None.
 
     Raises:
-        HubError: If it is no folder, and the repository cannot be fetched.
-        ModelFolderError: If it is no CheXpert model, or its weights do not fit its configuration.
-        ChecksumError: If a file is not as it was when the folder was saved.
+        HubError: If the model is not a local folder, and the repository cannot be downloaded.
+        ModelFolderError: If there is no CheXpert model, or its weights do not fit its configuration.
+        ChecksumError: If a file has changed since the folder was saved.
     """
     folder, name = model_folder(model), name or str(model)
     try:
@@ -82,7 +87,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Loads the image processor of a folder, `name` in messages if it is given; ModelFolderError if there is none."""
+    """Load the image processor of a folder, which messages call `name`; ModelFolderError if there is none."""
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
     except OSError as error:
@@ -93,11 +98,11 @@ def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImagePro
 
 
 def model_name(model: CheXpertForImageClassification) -> str | None:
-    """`model_name` of the config, else the id of the repository; None for a folder whose config has no name."""
+    """Return the config's `model_name`, else the repository's id; None for a local folder whose config has no name."""
     place = str(model.config.name_or_path or "")
     return model.config.model_name or (None if Path(place).is_dir() else place or None)
 
 
 def model_warnings(models: Iterable[CheXpertForImageClassification]) -> tuple[str, ...]:
-    """The warnings of a model, or of the members of an ensemble, each once."""
+    """Return the warnings in the configs of a model or of an ensemble's members, each once."""
     return tuple(dict.fromkeys(text for model in models for text in model.config.warnings or ()))

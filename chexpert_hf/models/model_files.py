@@ -1,7 +1,7 @@
 """The files of a model folder or an ensemble, and their checksums, which detect any change.
 
-`checksums.json` holds the SHA-256 of every file named here, in a canonical form, so that changes of it are detected.
-Loading verifies the files that it reads; `chexpert-hf check` verifies all.
+`checksums.json` holds the SHA-256 of every file named here. It has exactly one valid form, so that changes of it are
+detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
 """
 
 import json
@@ -33,11 +33,15 @@ RUN_FOLDERS = ("checkpoints", "members", "teacher", "teachers", "conditional", "
 
 
 class ChecksumError(InputError):
-    """A file of a model folder that has changed since the folder was saved, or cannot be read."""
+    """A file of a model folder has changed since the folder was saved, or cannot be read."""
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The required files that are missing; folders saved by version 0.1 have their backbone in the modeling file."""
+    """Return the `REQUIRED_FILES` that a folder lacks.
+
+    In folders saved by version 0.1, which have the backbone in the modeling file, `backbones_chexpert.py` is not
+    required.
+    """
     missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
     if BACKBONES_FILE in missing and MODELING_FILE not in missing:
         imports_it = f"from .{Path(BACKBONES_FILE).stem} import" in (folder / MODELING_FILE).read_text(encoding="utf-8")
@@ -46,12 +50,12 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def published_files(folder: Path) -> list[str]:
-    """The paths in a folder that are published, sorted."""
+    """Return the paths of a folder's files that are uploaded to the Hub, relative to it and sorted."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES))
 
 
 def summed_files(folder: Path) -> list[str]:
-    """The paths in a folder that have a checksum: published and private files, sorted."""
+    """Return the paths of a folder's files that get a checksum, published and private ones, relative and sorted."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *_PRIVATE_FILES))
 
 
@@ -62,17 +66,17 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a path in a folder is a name or fits a pattern of the lists above."""
+    """Return whether a path in a folder fits a pattern of the lists above: `onnx/*.onnx` fits `onnx/model.onnx`."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes `checksums.json` for the current files."""
+    """Write `checksums.json` for all files of a folder that get a checksum (`summed_files`)."""
     _write(folder, {}, summed_files(folder))
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Updates the checksums of these files only, in a folder that has checksums; missing files lose theirs."""
+    """Update the checksums of the named files only, drop those of missing files; do nothing if the folder has none."""
     sums = read_checksums(folder)
     if sums is not None:
         names = set(names)
@@ -88,7 +92,7 @@ def _write(folder: Path, kept: Mapping[str, str], new: Iterable[str]) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
-    """The checksums by path; None if the folder has none, ChecksumError if the file is damaged."""
+    """Return the checksums of a folder's files by path; None without `checksums.json`, ChecksumError if damaged."""
     try:
         content = (folder / CHECKSUMS_FILE).read_bytes()
     except FileNotFoundError:
@@ -105,7 +109,10 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """A line for each changed file of a folder with checksums, among `names`, or all that have one or should."""
+    """Return a line for each file that does not match the folder's `checksums.json`; none without that file.
+
+    `names` are the files to compare; if None, all that have a checksum or should have one.
+    """
     sums = read_checksums(folder)
     if sums is None:
         return []
@@ -122,7 +129,7 @@ def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
 
 
 def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raises ChecksumError if a file of a folder with checksums has changed; see `differences`."""
+    """Raise ChecksumError if a file differs from its checksum; `names` as in `differences`."""
     if found := differences(folder, names):
         raise ChecksumError(
             f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "
@@ -131,9 +138,9 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
-    """Makes a folder an ensemble: copies the members into `members`, and names them in `ensemble.json`.
+    """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a card.
 
-    Weights, configuration and code of each member, a model folder or checkpoint, are copied.
+    Each member is a model folder or a checkpoint; its weights, configuration and code are copied.
     """
     names = []
     for number, member in enumerate(members, start=1):
@@ -149,7 +156,10 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
-    """The members of an ensemble's folder; the model itself if it is no ensemble."""
+    """Return the members' folders if `model` is an ensemble's folder, else only `model` (for "nih" its folder).
+
+    Raises ModelFolderError if `ensemble.json` is damaged.
+    """
     model = resolve_model(model)
     path = Path(model) / ENSEMBLE_FILE
     if not path.is_file():

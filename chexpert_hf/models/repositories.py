@@ -1,4 +1,4 @@
-"""Fetching models from the Hub, with one-line errors that say what to do.
+"""Download models from the Hub, with one-line errors that say what to do.
 
 Source of the errors: `huggingface_hub.utils.hf_raise_for_status` and `huggingface_hub.errors`, 2.4.
 """
@@ -37,11 +37,11 @@ _RETRY_AFTER = re.compile(r"Retry after (\d+) seconds")
 
 
 class HubError(InputError):
-    """A request that the Hub refused or could not answer, with what to do."""
+    """The Hub refused a request or did not answer; the message says what to do."""
 
 
 def expect_repo_id(repo_id: str) -> None:
-    """Raises HubError unless this is an id of the form user/name."""
+    """Raise HubError unless `repo_id` has the form user/name."""
     try:
         validate_repo_id(repo_id)
         is_id = repo_id.count("/") == 1
@@ -52,7 +52,7 @@ def expect_repo_id(repo_id: str) -> None:
 
 
 def expect_token(api: HfApi) -> None:
-    """Raises HubError if there is no token."""
+    """Raise HubError if there is no token for the Hub, neither in `api` nor in HF_TOKEN nor from `hf auth login`."""
     if not (api.token or get_token()):
         raise HubError(f"There is no token for the Hub: {_LOG_IN}.")
 
@@ -63,13 +63,16 @@ def model_folder(
     *,
     files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE),
 ) -> Path:
-    """The folder of a model: a folder, the bundled model by name, or a repository, downloaded or from the cache.
+    """Return the local folder of a model; a repository of the Hub is downloaded unless it is in the cache.
 
-    `revision` is a branch, tag or commit; `files` are names or patterns of the files to download, everything if None.
+    Args:
+        model: Path of a folder, "nih" (the bundled model) or id of a repository.
+        revision: Branch, tag or commit of a repository.
+        files: Names or patterns of the files to download; everything if None.
 
     Raises:
-        HubError: If there is no such folder, and the repository cannot be downloaded.
-        ModelFolderError: If it is neither a folder nor a valid repository id, or the repository holds no model.
+        HubError: If the repository cannot be downloaded.
+        ModelFolderError: If `model` is neither a folder nor a valid repository id, or the repository holds no model.
     """
     model = resolve_model(model)
     if Path(model).is_dir():
@@ -96,7 +99,7 @@ def model_folder(
 
 @contextmanager
 def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
-    """Context manager that turns errors of the Hub's client into HubError.
+    """Context manager: turn errors of the Hub's client into HubError.
 
     The message starts with `subject`, the repository's name, and gives advice for an upload or for a download.
     """
@@ -110,7 +113,7 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
-    """The reason of a failure and what to do, without a final full stop."""
+    """Describe why a request failed and what to do, without a final full stop."""
     cause: BaseException | None = error  # the first one in the chain that is an answer of the Hub, or its absence
     while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""Weights: ImageNet weights of torchvision and timm, old and new names of a DenseNet's, storage in half precision."""
+"""ImageNet weights for backbones, names of DenseNet weights in old files, and storage in half precision."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _OLD_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
 class WeightsError(InputError):
-    """Weights that could not be fetched or do not fit, with the reason and what to do."""
+    """Weights cannot be fetched or do not fit the model; the message says what to do."""
 
 
 def _published(network: str) -> WeightsEnum:
@@ -28,15 +28,15 @@ def _published(network: str) -> WeightsEnum:
 
 
 def imagenet_cache_path(network: str = "densenet121") -> Path:
-    """The file of torchvision's ImageNet weights in torch's cache, where it may also be copied to by hand."""
+    """Return the path in torch's cache of torchvision's ImageNet weights; the file may also be put there by hand."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(_published(network).url).name
 
 
 def imagenet_state_dict(network: str = "densenet121") -> dict[str, Tensor]:
-    """ImageNet weights of a network of torchvision or "timm:NAME", from the cache or downloaded.
+    """Return ImageNet weights by the names of torchvision or, for "timm:NAME", of timm; downloaded if not cached.
 
     Raises:
-        WeightsError: If there are none, or they cannot be fetched.
+        WeightsError: If there are none for this network, or they cannot be fetched.
     """
     if network.startswith(TIMM_PREFIX):
         return _timm_state_dict(network)
@@ -70,17 +70,20 @@ def _timm_state_dict(network: str) -> dict[str, Tensor]:
 
 
 def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DenseNet's weights with current names: 'norm1' for 'norm.1', and a counter of batches for each BatchNorm."""
+    """Rename a DenseNet's weights from 'norm.1', as in old files, to 'norm1'; add missing `num_batches_tracked` (0)."""
     renamed = {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
     means = [name for name in renamed if name.endswith(".running_mean")]
     return {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in means} | renamed
 
 
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Copies ImageNet weights, published ones or `state_dict`, into a model's backbone; the head stays as it is.
+    """Copy ImageNet weights into a model's backbone; the head stays as it is.
 
-    A model with one channel gets the sum of the three channels' kernels: the same output as for three equal channels.
-    Raises WeightsError if the weights cannot be fetched or do not fit the backbone.
+    `state_dict` holds weights with the library's names; if None, the published ones are used. A model with one channel
+    gets the sum of the three channels' kernels, which gives the same output as three equal channels.
+
+    Raises:
+        WeightsError: If the weights cannot be fetched or do not fit the backbone.
     """
     features, network = model.features, model.config.network
     backbone = features.published_weights(imagenet_state_dict(network) if state_dict is None else state_dict)
@@ -94,7 +97,7 @@ def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: di
 
 
 def half_state_dict(model: CheXpertForImageClassification) -> dict[str, Tensor]:
-    """The weights as they are stored in half the space: float16 in convolutions and head, all else unchanged.
+    """Return the model's weights for storage in half the space: float16 in convolutions and head, the rest unchanged.
 
     BatchNorm stays in float32: its variances exceed float16's range, and it takes 1 % of the space. Raises
     OverflowError if a weight exceeds float16's largest number, 65,504.

@@ -1,1 +1,1 @@
-"""From a model folder to scores and maps."""
+"""Score radiographs with a model: predictions, saliency maps, and the runtimes that compute them."""

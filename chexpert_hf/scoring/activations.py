@@ -1,4 +1,4 @@
-"""The feature maps of a radiograph after each stage of the network.
+"""Feature maps of one radiograph after each stage of the network, and a figure of them.
 
 Source: Zeiler & Fergus 2014, arXiv:1311.2901.
 """
@@ -16,31 +16,31 @@ STRONGEST = 5
 
 
 class Stage(NamedTuple):
-    """The feature maps `(channels, h, w)` after one stage, such as "stem" or "dense block 2"."""
+    """The feature maps `(channels, h, w)` of one radiograph after one stage, such as "stem" or "dense block 2"."""
 
     name: str
     maps: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """The mean over the channels, `(h, w)`."""
+        """Mean of the maps over the channels, `(h, w)`."""
         return self.maps.mean(dim=0)
 
     def strongest(self, count: int = STRONGEST) -> list[int]:
-        """The channels that vary most over the image, by standard deviation."""
+        """Return indices of the `count` channels with the largest standard deviation over the image, largest first."""
         return self.maps.flatten(1).std(dim=1).argsort(descending=True, stable=True)[:count].tolist()
 
 
 @torch.inference_mode()
 def feature_activations(model: CheXpertForImageClassification, pixel_values: Tensor) -> list[Stage]:
-    """The feature maps of one radiograph, stage by stage.
+    """Run the network on one radiograph and return its feature maps after each stage, in float32 on the CPU.
 
     Args:
         model: In evaluation mode.
         pixel_values: `(1, num_channels, height, width)`.
 
     Raises:
-        ValueError: If there is not one radiograph.
+        ValueError: If `pixel_values` does not hold exactly one radiograph.
     """
     if pixel_values.ndim != 4 or len(pixel_values) != 1:
         raise ValueError(
@@ -50,7 +50,10 @@ def feature_activations(model: CheXpertForImageClassification, pixel_values: Ten
 
 
 def activation_figure(image: Image.Image, stages: list[Stage], count: int = STRONGEST) -> Figure:
-    """A row for each stage: the mean of its maps, and the `count` strongest ones, in the radiograph's proportions."""
+    """Draw a row of panels per stage: the mean of its maps, then its `count` strongest channels.
+
+    The panels have the proportions of `image`, the radiograph, which is not drawn itself.
+    """
     height = image.height / image.width
     size = (1.5 * (count + 1) + 1.4, (1.5 * height + 0.25) * len(stages) + 0.4)
     figure = Figure(figsize=size, dpi=110, layout="constrained")

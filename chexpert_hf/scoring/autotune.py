@@ -1,7 +1,7 @@
-"""Chooses the fastest runtime and precision by timing them, and keeps the choice in the user's cache.
+"""Time the runtimes and precisions that can be opened, choose the fastest, and keep the choice in the user's cache.
 
-The choice is kept for a processor, the versions of the libraries and an architecture with its input size, so that the
-same machine always chooses the same, and so do the members of an ensemble.
+A choice is reused for the same processor, number of threads, library versions, architecture and input size. So later
+runs on a machine, and all members of an ensemble, use the same runtime.
 """
 
 import json
@@ -27,23 +27,23 @@ from chexpert_hf.scoring.graphs.sessions import Runtime
 Candidate: TypeAlias = tuple[RuntimeName, Precision]
 
 LEAST_GAIN = 1.1
-"""How much faster a less exact precision must be to be chosen."""
+"""How many times as fast as fp32 a less exact precision must be to be chosen."""
 
-_BATCH = 4
-_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 10, 1.5
+_BATCH = 4  # images per timed call
+_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 10, 1.5  # after the fewest rounds, none begins after so many seconds
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A runtime and precision, the speeds by which they were chosen, and the runtimes that could not be opened."""
+    """The chosen runtime and precision, and why they were chosen."""
 
     runtime: RuntimeName
     precision: Precision
-    images_per_second: Mapping[str, float]
-    skipped: Sequence[str]
+    images_per_second: Mapping[str, float]  # by names such as "openvino bf16"; empty if there was a single candidate
+    skipped: Sequence[str]  # a line for each runtime that could not be opened, with the reason
 
     def note(self) -> str:
-        """The reason for the choice, to follow the runtime's name."""
+        """Return the speeds and skipped runtimes as text to append to a runtime's description."""
         ordered = sorted(self.images_per_second.items(), key=lambda item: -item[1])
         timed = f"; timed: {', '.join(f'{name} {rate:.0f}' for name, rate in ordered)} images/s" if ordered else ""
         return timed + (f". Skipped: {'; '.join(self.skipped)}." if self.skipped else ".")
@@ -52,7 +52,13 @@ class Choice:
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
-    """The file of the cache for the choice of a model on this machine, where `asked` has "auto" in it."""
+    """Return the path in the cache for the choice of a model's runtime on this machine; the file need not exist.
+
+    Args:
+        model: Only its architecture counts, not its weights.
+        input_size: (height, width) in pixels.
+        asked: Runtime and precision that the user asked for; at least one of them is "auto".
+    """
     machine = [
         processor_name(),
         platform.machine(),
@@ -65,7 +71,7 @@ def choice_file(
 
 
 def recall(path: Path) -> Choice | None:
-    """The choice in a file; None without a file, or if it is damaged."""
+    """Read the choice that `remember` wrote to a file; None if the file is missing or damaged."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         rates = {str(name): float(rate) for name, rate in stored["images_per_second"].items()}
@@ -76,16 +82,19 @@ def recall(path: Path) -> Choice | None:
 
 
 def remember(path: Path, choice: Choice) -> None:
-    """Writes a choice for `recall`; without a writable cache nothing is kept."""
+    """Write a choice to a file for `recall`; do nothing if the file cannot be written."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**asdict(choice), "processor": processor_name()})
 
 
 def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], skipped: Sequence[str]) -> Choice:
-    """Times runtimes on images of a shape (channels, height, width), unless there is only one, and takes the fastest.
+    """Time the opened runtimes and return the fastest; a single one is returned without timing.
 
-    `skipped` says what else there might have been, and why it was not opened.
+    Args:
+        opened: The candidates.
+        shape: (channels, height, width) of the random images to time them on.
+        skipped: Lines on the runtimes that could not be opened, stored in the choice.
     """
     if len(opened) == 1:
         return Choice(*next(iter(opened)), {}, skipped)
@@ -95,7 +104,7 @@ def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], ski
 
 
 def fastest(rates: Mapping[Candidate, float]) -> Candidate:
-    """The candidate with the most images per second; a less exact precision must be `LEAST_GAIN` times as fast."""
+    """Return the fastest fp32 candidate, or the fastest bf16 one if that is `LEAST_GAIN` times as fast."""
 
     def rate_of(precision: Precision) -> float:
         return max((rate for (_, each), rate in rates.items() if each is precision), default=0)
@@ -106,7 +115,10 @@ def fastest(rates: Mapping[Candidate, float]) -> Candidate:
 
 
 def images_per_second(runtimes: Sequence[Runtime], shape: tuple[int, int, int]) -> list[float]:
-    """The speed of each runtime at images of a shape (channels, height, width): the best of a few batches in turns."""
+    """Time each runtime on random images of a shape (channels, height, width); return images per second.
+
+    The runtimes take turns, batch by batch, and the fastest batch of each counts.
+    """
     pixel_values = torch.randn(_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     for runtime in runtimes:
         runtime(pixel_values)

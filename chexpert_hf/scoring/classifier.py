@@ -1,4 +1,4 @@
-"""Classifiers of radiographs: processor, model, gate and operating points of one model or of an ensemble."""
+"""`CheXpertClassifier` and `CheXpertEnsemble`: from image files to scores, with one model or several."""
 
 import os
 import warnings
@@ -43,7 +43,7 @@ Sources: TypeAlias = list[RadiographSource] | tuple[RadiographSource, ...]
 
 BATCH_SIZE, CUDA_BATCH_SIZE = 16, 256
 
-_READ_AGAIN = (str, os.PathLike, bytes, Image.Image, np.ndarray, Radiograph)  # unlike a file object, which is read up
+_READ_AGAIN = (str, os.PathLike, bytes, Image.Image, np.ndarray, Radiograph)  # unlike an open file
 
 # Grid over the whole radiograph for averaging maps of models that see different parts of it; finer than any map.
 _COMMON_SIZE = (128, 128)
@@ -53,13 +53,13 @@ class CheXpertClassifier:
     """Scores chest radiographs with one model. Not a medical device.
 
     Args:
-        model: The model; it is put into evaluation mode.
-        processor: Its image processor.
-        runtime: The runtime; PyTorch in float32 on the model's device if None.
-        gate: Decides whether an image is a chest radiograph.
+        model: The network; it is put into evaluation mode.
+        processor: The model's image processor.
+        runtime: The network opened in a library, from `open_runtime`; PyTorch in float32 on the model's device if None.
+        gate: Judges whether an image is a chest radiograph at all; no such check if None.
 
     Attributes:
-        members: The models that are averaged: this one alone, or those of a `CheXpertEnsemble`.
+        members: The classifiers whose outputs are averaged: only this one, unless it is a `CheXpertEnsemble`.
     """
 
     def __init__(
@@ -87,22 +87,24 @@ class CheXpertClassifier:
         revision: str | None = None,
         autotune: bool = True,
     ) -> "CheXpertClassifier":
-        """Loads a model folder, a repository of the Hub, or an ensemble.
+        """Load a model folder, a repository of the Hub, or several of them as an ensemble.
 
         Args:
-            model: Path of a folder, repository id, or "nih", the bundled model, which is not a clinical one; several
-                make an ensemble, and so does a folder with `ensemble.json`.
+            model: Path of a folder, repository id, or "nih", the bundled model, which is not a clinical one. A list of
+                these, or a folder with `ensemble.json`, gives a `CheXpertEnsemble`.
             runtime: "torch", "onnx", "openvino", or "auto" for the fastest that is available; see `open_runtime`.
-            precision: "fp32", "bf16", "fp16", "int8", or "auto". fp32 gives the same scores everywhere; the others are
-                faster, and differ by up to .01 (int8 .03).
-            device: Where to compute; if None, a GPU where there is one and the runtime can use it.
+            precision: "fp32", "bf16", "fp16", "int8", or "auto". fp32 gives the same scores in every runtime; the
+                others are faster, and change probabilities by up to .01 (int8 .03).
+            device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
             revision: Branch, tag or commit of a repository.
-            autotune: Whether "auto" times the runtimes and precisions on first use on a CPU, and keeps its choice.
+            autotune: Whether "auto" on a CPU times the runtimes and precisions on first use, and keeps the choice in
+                the user's cache.
 
         Raises:
-            ModelFolderError: If it is no CheXpert model, its weights do not fit its configuration, or members do not
-                fit each other.
-            HubError: If it is no folder, and the repository cannot be fetched.
+            ModelFolderError: If there is no CheXpert model, its weights do not fit its configuration, or the members of
+                an ensemble score different observations.
+            ChecksumError: If a file of the model has changed since it was saved.
+            HubError: If the model is not a local folder, and the repository cannot be downloaded.
             InputError: If the runtime or precision is not available.
         """
         names = [model] if isinstance(model, (str, Path)) else list(model)
@@ -135,17 +137,17 @@ class CheXpertClassifier:
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """The observations that the model scores, in its order."""
+        """Names of the scored observations, in the order of the model's outputs."""
         return self.model.config.observations
 
     @property
     def labels(self) -> LabelSet:
-        """The observations with their headline, hierarchy and definitions."""
+        """The scored observations with their headline, hierarchy and definitions."""
         return self.model.config.labels
 
     @property
     def operating_points(self) -> dict[str, float]:
-        """The lowest probability at which each observation is called positive; for an ensemble, the members' mean."""
+        """Lowest probability at which each observation is called positive; for an ensemble, the members' mean."""
         points = [member.model.config.operating_points or {} for member in self.members]
         return {name: sum(point[name] for point in points) / len(points) for name in self.observations}
 
@@ -182,14 +184,20 @@ class CheXpertClassifier:
         batch_size: int = BATCH_SIZE,
         errors: Literal["raise", "return"] = "raise",
     ) -> Prediction | RadiographError | Sequence[Prediction | RadiographError]:
-        """Scores one radiograph or several, and applies the model's gate if it has one.
+        """Score one radiograph or a list of them; the gate, if there is one, judges each.
 
         Args:
-            inputs: Paths, bytes, file objects, PIL images or arrays; a list of them gives a list.
-            saliency: Whether to compute the maps.
+            inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these gives a list of
+                results.
+            saliency: Whether to compute saliency maps, too.
             batch_size: Radiographs per forward pass.
-            errors: "raise" raises the RadiographError of the first input that cannot be read; "return" returns each
-                error in place of its prediction. An error names a file without its folder, and the index in a list.
+            errors: Treatment of inputs that cannot be read. "raise": the first one's RadiographError is raised.
+                "return": the error takes the place of the prediction. Errors name the file without its folder, and the
+                index in a list.
+
+        Raises:
+            RadiographError: If an input cannot be read, and `errors` is "raise".
+            InputError: If `errors` or `batch_size` is invalid.
         """
         _check_options(errors, batch_size)
         sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
@@ -206,7 +214,7 @@ class CheXpertClassifier:
     def _each(
         self, inputs: Iterable[RadiographSource | ArchiveMember], saliency: bool, batch_size: int
     ) -> Iterator[Prediction | RadiographError]:
-        """The prediction of each input, in order, or its error."""
+        """Yield the prediction of each input, in order, or the RadiographError if it cannot be read."""
         read: deque[RadiographError | None] = deque()
 
         def prepared() -> Iterator[Prepared]:
@@ -234,23 +242,25 @@ class CheXpertClassifier:
         batch_size: int = BATCH_SIZE,
         errors: Literal["raise", "return"] = "return",
     ) -> "DataFrame":
-        """Scores all radiographs below a folder or in a ZIP archive, with a progress bar.
+        """Score all radiographs below a folder or in a ZIP archive, with a progress bar.
 
-        It computes no maps: `predict` does, with saliency=True, and so does `chexpert-hf predict --saliency FOLDER`.
+        No saliency maps are computed; use `predict(..., saliency=True)` or `chexpert-hf predict --saliency FOLDER` for
+        them.
 
         Args:
-            folder: A folder, archive or file.
-            positives: Whether to add columns `<observation> positive`: 1 or 0, at the operating point.
+            folder: A folder, ZIP archive or single file.
+            positives: Whether to add columns `<observation> positive`: 1 from the operating point on, else 0.
             batch_size: Radiographs per forward pass.
-            errors: "return" gives files that cannot be read a row with an `error`; "raise" raises the first one.
+            errors: Treatment of files that cannot be read: "return" gives them a row with an `error`; "raise" raises
+                the first one's RadiographError.
 
         Returns:
-            A row per file, in order of the names: `path`, the probability of each observation, `note` and `error`;
-            `gate` ("pass", "warning", "flagged") and `gate_reason`, if the model has a gate.
+            A row per file, in order of the names: `path`, a probability per observation, `note` (remarks on reading the
+            file) and `error`; with a gate also `gate` ("pass", "warning" or "flagged") and `gate_reason`.
 
         Raises:
-            InputError: If there is no such folder, no file in it, or an argument is out of range.
-            RadiographError: The first file's that cannot be read, if `errors` is "raise"; it names the file.
+            InputError: If the folder does not exist, there are no radiographs in it, or an argument is out of range.
+            RadiographError: If a file cannot be read, and `errors` is "raise"; the message names the file.
         """
         import pandas as pd
         from tqdm.auto import tqdm
@@ -273,25 +283,25 @@ class CheXpertClassifier:
 
     @property
     def preparation(self) -> Preparation:
-        """The steps before the network, without the network, so that another process can do them."""
+        """The members' image processors and the gate, without the networks: can be sent to another process."""
         return Preparation(tuple(member.processor for member in self.members), self.gate)
 
     def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
-        """See `Preparation.read`."""
+        """Read a radiograph from a file or another source; see `Preparation.read`."""
         return self.preparation.read(source)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """See `Preparation.prepare`."""
+        """Resize a radiograph for the networks; see `Preparation.prepare`."""
         return self.preparation.prepare(radiograph, for_gate=for_gate)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """See `Preparation.verdicts`."""
+        """Return the gate's verdict on each prepared radiograph; see `Preparation.verdicts`."""
         return self.preparation.verdicts(radiographs)
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Scores radiographs from `prepare` one batch at a time, as they come."""
+        """Score radiographs from `prepare` in batches; yield the predictions of a batch as soon as it is computed."""
         _check_options("raise", batch_size)
         radiographs = iter(radiographs)
         computing: deque[tuple[list[Prepared], Callable[[], list[_Output]]]] = deque()
@@ -305,7 +315,7 @@ class CheXpertClassifier:
 
     @property
     def batch_size(self) -> int:
-        """Radiographs in a batch for throughput: a CUDA GPU needs many to be kept busy."""
+        """Recommended batch size for many radiographs; larger on a CUDA GPU, to keep it busy."""
         is_cuda = any(member.runtime.device.type == "cuda" for member in self.members)
         return CUDA_BATCH_SIZE if is_cuda else BATCH_SIZE
 
@@ -315,7 +325,11 @@ class CheXpertClassifier:
         return all(member.runtime.is_on_cpu for member in self.members)
 
     def compiled(self) -> "CheXpertClassifier":
-        """A classifier with the same scores but for their last bits, faster after a minute; see `Runtime.compiled`."""
+        """Return a classifier with compiled networks; this one where compiling does not help (see `Runtime.compiled`).
+
+        The first call compiles, which takes about a minute; later calls are faster. Scores differ by rounding errors
+        only.
+        """
         faster = [member.runtime.compiled() for member in self.members]
         if faster == [member.runtime for member in self.members]:
             return self
@@ -325,9 +339,9 @@ class CheXpertClassifier:
         return CheXpertClassifier(self.model, self.processor, runtime=runtime, gate=self.gate)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
-        """Classifiers with the same scores, one per thread; this one alone unless all members' runtimes have several.
+        """Return classifiers with the same scores that can be used at the same time, each in its own thread.
 
-        See `Runtime.side_by_side`.
+        It is only this one unless the runtimes of all members offer several; see `Runtime.side_by_side`.
         """
         runtimes = [member.runtime.side_by_side() for member in self.members]
         if min(map(len, runtimes)) == 1:
@@ -339,7 +353,7 @@ class CheXpertClassifier:
 
     @torch.inference_mode()
     def _compute(self, batch: list[Prepared], saliency: bool) -> Callable[[], list[_Output]]:
-        """Starts the forward passes of the members; the result waits for their logits and maps, on the host."""
+        """Start the members' forward passes; return a function that waits for their logits and maps, on the CPU."""
         outputs: list[_Output] = []
         for index, member in enumerate(self.members):
             gray = to_device([one.gray[index] for one in batch], member.runtime.device)
@@ -358,7 +372,10 @@ class CheXpertClassifier:
             yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
 
     def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | NoMaps:
-        """The mean of the members' maps `(num_labels, h, w)` at their finest resolution, if there are any."""
+        """Average the members' maps `(num_labels, h, w)` at their finest resolution.
+
+        `size` is the radiograph's (width, height).
+        """
         if not maps:
             return NoMaps()
         boxes = [member.processor.seen_box(*size) for member in self.members]
@@ -377,13 +394,13 @@ class CheXpertClassifier:
 class CheXpertEnsemble(CheXpertClassifier):
     """Scores chest radiographs with several models: means of their probabilities, maps and operating points.
 
-    Its `model` and `processor` are those of the first member, its `gate` is the first that a member has.
+    Its `model`, `processor` and `runtime` are the first member's; its `gate` is that of the first member with a gate.
 
     Args:
         members: Classifiers of the same observations.
 
     Raises:
-        ModelFolderError: If a member scores other observations, or in another order.
+        ModelFolderError: If a member scores other observations than the first, or in another order.
     """
 
     def __init__(self, members: Sequence[CheXpertClassifier]) -> None:
@@ -411,7 +428,7 @@ def _check_options(errors: str, batch_size: int) -> None:
 
 
 def _cells(result: Prediction | RadiographError, positives: bool) -> dict[str, Any]:
-    """The columns of `predict_folder` for one file."""
+    """Return the columns of `predict_folder`, without `path`, for the result of one file."""
     if isinstance(result, RadiographError):
         return {"error": result.reason}
     cells = {**result.probabilities, "note": " ".join(result.notes) or None}

@@ -1,4 +1,4 @@
-"""The scores of one radiograph, as values, text, HTML for notebooks, and a figure."""
+"""`Prediction`: the scores of one radiograph, as values, text, HTML for notebooks, and a figure."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-_SHOWN = 3  # observations in a line of text
+_SHOWN = 3  # observations in the repr, of the positive and of the other ones
 _HTML_SIDE, _FIGURE_SIDE = 360, 1024
 _POSITIVE, _BELOW = "#c2410c", "#64748b"
 
@@ -30,7 +30,7 @@ ValueT = TypeVar("ValueT")
 
 
 class ByObservation(dict[str, ValueT]):
-    """Values by observation; the KeyError for another name lists the observations."""
+    """A dictionary by observation; the KeyError for an unknown name lists the observations."""
 
     def __missing__(self, observation: str) -> ValueT:
         raise unknown_observation(observation, self)
@@ -42,16 +42,17 @@ class Prediction:
 
     Attributes:
         probabilities: Probability of each observation, in [0, 1], in the model's order.
-        positives: Whether each probability reaches the observation's operating point.
-        saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]: 1 is
-            the strongest evidence for any observation in this radiograph; without positive evidence, all is 0. Empty if
-            not, and a ValueError on access.
-        notes: A line for each part of the file that was replaced or ignored, such as an unusable window.
-        gate: Whether the model's gate takes the image for a chest radiograph; None if the model has no gate.
+        positives: Whether each probability is at least the observation's operating point.
+        saliency: With saliency=True, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]:
+            1 is the strongest evidence for any observation in this radiograph, and a map without positive evidence is 0
+            everywhere. Otherwise an empty mapping; looking up an observation raises ValueError.
+        notes: A line for each part of the file that was replaced or ignored in reading it, such as an unusable window.
+        gate: The gate's verdict on whether the image is a chest radiograph; None if there is no gate or it was not
+            asked.
         operating_points: Lowest probability at which each observation is called positive.
         labels: The model's observations with their definitions.
-        source: The input of `predict`, which is kept to make pictures from; None if it was an open file or an archive's
-            member, or if prepared radiographs were scored.
+        source: The input of `predict`, to be read again for pictures; None if that is impossible (open file, member of
+            an archive) or if prepared radiographs were scored.
     """
 
     probabilities: Mapping[str, float]
@@ -91,23 +92,27 @@ class Prediction:
         return template.render(prediction=self, rows=self._rows(), pictures=pictures, disclaimer=DISCLAIMER, **colors)
 
     def plot(self, observation: str | None = None) -> "Figure":
-        """Draws the radiograph, the map of an observation and all scores with their operating points.
+        """Draw the radiograph, the map of an observation, and all scores with their operating points.
+
+        The radiograph is left out if `source` cannot be read again, the map also if maps were not requested.
 
         Args:
-            observation: By default the most probable one that has a place in the image.
+            observation: The map to show; if None, that of the most probable observation other than No Finding.
 
         Raises:
             ValueError: If an observation is given, and maps were not requested.
+            KeyError: If the model has no such observation.
         """
         if observation is not None:
             self.maps.peak(observation)  # raises if there is none
         return _figure(self._pictures(observation, _FIGURE_SIDE), self._rows()[::-1])
 
     def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
-        """The map of an observation over the radiograph at its full size; it warns of a map that is empty.
+        """Draw the map of an observation over the radiograph at its full size; warn if the map is empty.
 
         Raises:
             ValueError: If maps were not requested, or the source of the radiograph cannot be read again.
+            KeyError: If the model has no such observation.
         """
         image = self._radiograph(None)
         if image is None:
@@ -118,7 +123,7 @@ class Prediction:
         return overlay(image, maps[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scores, calls, operating points, notes and the gate's verdict, for JSON; an infinite distance is None."""
+        """Return all but maps, labels and source in plain types for JSON; an infinite gate distance becomes None."""
         verdict = None
         if self.gate is not None:
             verdict = asdict(self.gate) | {"distance": self.gate.distance if isfinite(self.gate.distance) else None}
@@ -131,7 +136,7 @@ class Prediction:
         }
 
     def to_pandas(self) -> "DataFrame":
-        """One row per observation: those called positive first, then by probability."""
+        """Return a table with a row per observation: positive ones first, then by falling probability."""
         import pandas as pd
 
         return pd.DataFrame(self._rows()).set_index("observation")
@@ -144,7 +149,7 @@ class Prediction:
         return self.saliency
 
     def _rows(self) -> "list[_Row]":
-        """The observations, those at or above their operating points first, then by probability."""
+        """Return a row per observation: positive ones first, then by falling probability."""
         rows = [
             _Row(name, probability, self.operating_points.get(name), self.positives[name])
             for name, probability in self.probabilities.items()
@@ -152,7 +157,10 @@ class Prediction:
         return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
 
     def _pictures(self, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
-        """The radiograph and the map of an observation, by default the first one, with titles, as far as known."""
+        """Return the radiograph and the overlay of an observation's map (default as in `plot`), each with a title.
+
+        They are at most `side` pixels large; what is not available is left out.
+        """
         image = self._radiograph(side)
         if image is None:
             return []
@@ -165,7 +173,7 @@ class Prediction:
         return f"Map of {observation}" + (": empty, no positive evidence" if self.maps.is_empty(observation) else "")
 
     def _radiograph(self, side: int | None) -> Image.Image | None:
-        """The radiograph, read again and reduced to a side; None if its source is not known or cannot be read again."""
+        """Read the radiograph again, at most `side` pixels large; None if `source` is None or cannot be read."""
         if self.source is None:
             return None
         try:
@@ -178,18 +186,21 @@ class Prediction:
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
-    """Observations from the most to the least probable; equal ones in CheXpert's order."""
+    """Sort observations by falling probability; equal ones are in CheXpert's order."""
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
 
 
 def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -> list[str]:
-    """Observations by probability, without No Finding or its like, whose map points at nothing, if there is another."""
+    """Sort observations by falling probability, without `none_of_these` (No Finding), unless it is the only one.
+
+    The map of `none_of_these` points at nothing.
+    """
     names = by_probability(probabilities)
     return [name for name in names if name != none_of_these] or names
 
 
 class _Row(NamedTuple):
-    """One observation of a prediction; its operating point is None where the model's is not known."""
+    """The scores of one observation; `operating_point` is None if the prediction has none for it."""
 
     observation: str
     probability: float
@@ -198,7 +209,7 @@ class _Row(NamedTuple):
 
 
 def _figure(pictures: Sequence[tuple[str, Image.Image]], rows: Sequence[_Row]) -> "Figure":
-    """Pictures with their titles, and bars of all scores with operating points, the first one at the bottom."""
+    """Draw the pictures side by side under their titles, then a bar for each row; the first row is at the bottom."""
     from matplotlib.figure import Figure
 
     class ShownFigure(Figure):

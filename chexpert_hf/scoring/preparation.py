@@ -1,4 +1,4 @@
-"""The steps before the network: reading a radiograph, gray levels at the network's size, and the gate's verdict."""
+"""The steps before the network: read a radiograph, resize its gray levels to the network's input, ask the gate."""
 
 import os
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from chexpert_hf.radiographs.radiograph import Radiograph, RadiographSource, ope
 
 @dataclass(frozen=True)
 class Prepared:
-    """A radiograph at the network's input size, not yet normalised.
+    """A radiograph at the network's input size; its gray levels are not yet normalised.
 
     Attributes:
-        gray: Gray levels `(1, height, width)` for each member of the classifier.
-        size: (width, height) of the radiograph.
+        gray: Gray levels `(1, height, width)`, a tensor for each member of the classifier.
+        size: (width, height) of the radiograph in pixels, before resizing.
         notes: As in `Prediction`.
-        gate_input: The input of the model's gate; None if the gate is not to be used, or has judged already.
+        gate_input: The image for the gate; None if the gate is not to judge it, or has done so already.
         verdict: The gate's verdict, if it has judged already.
         source: As in `Prediction`.
     """
@@ -39,21 +39,21 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Reads and prepares radiographs for a classifier; without its network, so that it can be sent to a process.
+    """Reads and prepares radiographs for a classifier; it holds no network, so it can be sent to another process.
 
     Attributes:
         processors: The image processor of each member of the classifier.
-        gate: The classifier's gate.
+        gate: The classifier's gate, if it has one.
     """
 
     processors: tuple[CheXpertImageProcessor, ...]
     gate: Gate | None = None
 
     def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
-        """Reads a radiograph for the model; a large JPEG is scaled down while it is decoded.
+        """Read a radiograph; a large JPEG is scaled down while it is decoded, but not below the networks' input size.
 
         Raises:
-            RadiographError: If it cannot be read; it names a file without its folder.
+            RadiographError: If it cannot be read; the message names the file without its folder.
         """
         sides = [processor.decoded_side for processor in self.processors]
         target = None if None in sides else max(filter(None, sides))
@@ -62,11 +62,11 @@ class Preparation:
             return open_radiograph(content, target_size=target, with_colour=self.gate is not None)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """Prepares one radiograph for a batch; thread-safe.
+        """Resize one radiograph for the networks; thread-safe.
 
         Args:
             radiograph: From `read`, or an image.
-            for_gate: Whether the model's gate is to be used, if it has one.
+            for_gate: Whether to prepare the input of the gate, too, if there is one.
         """
         radiograph = open_radiograph(radiograph)
         gray = tuple(gray_levels(processor, radiograph.image) for processor in self.processors)
@@ -74,18 +74,18 @@ class Preparation:
         return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """Verdicts of the gate; None for radiographs that it is not to judge."""
+        """Return the gate's verdicts on radiographs with a `gate_input`, and the stored `verdict` of the others."""
         inputs = [one.gate_input for one in radiographs if one.gate_input is not None]
         judged = iter(self.gate.judge_batch(inputs) if self.gate else ())
         return [one.verdict if one.gate_input is None else next(judged, None) for one in radiographs]
 
 
 def gray_levels(processor: CheXpertImageProcessor, image: Image.Image) -> Tensor:
-    """The gray levels `(1, height, width)` of an image at the network's size, before they are normalised."""
+    """Return an image's gray levels `(1, height, width)` at the network's input size, not yet normalised."""
     return processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
 
 
 def name_of(source: object) -> str:
-    """The name of a file without its folder; empty for a source without a name."""
+    """Return the file name of a source, without its folder; empty if it has none, such as an array."""
     path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return printable(Path(path).name) if isinstance(path, (str, os.PathLike)) else ""

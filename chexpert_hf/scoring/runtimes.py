@@ -1,7 +1,8 @@
-"""Chooses and opens the runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO.
+"""Choose and open the runtime that computes the scores: PyTorch, ONNX Runtime or OpenVINO.
 
-`auto` is PyTorch on a GPU; on a CPU it is what is fastest there when timed on first use (`autotune`). Graphs for
-OpenVINO and ONNX Runtime are in the model folder (`chexpert-hf export`) or converted on first use.
+"auto" is PyTorch on a GPU; on a CPU it is the runtime that was fastest there when timed on first use (`autotune`).
+OpenVINO and ONNX Runtime need the model as a graph: one that was exported to the model folder (`chexpert-hf export`),
+or one that is converted on first use.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,22 +55,24 @@ def open_runtime(
     input_size: tuple[int, int],
     autotune: bool = True,
 ) -> Runtime:
-    """Opens a model in a runtime.
+    """Open a model in a runtime, with `reason` set to a line on the choice.
 
     Args:
         model: The model. PyTorch uses it without a copy: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
         runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
-        precision: One of `Precision`. "auto" is fp32, or bf16 on a CPU (with PyTorch and OpenVINO) or CUDA GPU that
-            multiplies it. fp16 is PyTorch on a GPU, or an exported graph; int8 is always an exported graph.
-        device: Where to compute; if None, a GPU where there is one and the runtime can use it.
+        precision: One of `Precision`. "auto" is bf16 where the processor has instructions for it (a CUDA GPU, or a
+            CPU with PyTorch or OpenVINO), else fp32. fp16 needs PyTorch on a GPU, or an exported graph; int8 needs an
+            exported graph.
+        device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
         input_size: (height, width) of `pixel_values`.
-        autotune: Whether "auto" on a CPU takes the fastest of fp32 and bf16 and of PyTorch and OpenVINO (or else ONNX
-            Runtime), timed on first use and then kept in the cache; bf16 only if it is a tenth faster. If not, it is
-            OpenVINO, else ONNX Runtime, else PyTorch, in bf16 if the processor multiplies it.
+        autotune: Whether "auto" on a CPU is the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime only
+            without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. If False, it
+            is the first that opens of OpenVINO, ONNX Runtime and PyTorch, in bf16 if the CPU supports it.
 
     Raises:
-        InputError: If the runtime or precision does not exist, is not installed, or has not been exported.
+        InputError: If the runtime, precision or device does not exist, is not installed, or needs a graph that has not
+            been exported.
     """
     wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
     place = _device(device, wanted)
@@ -133,7 +136,7 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """The choice in a file of the cache, or the fastest when timed now; None if nothing can be opened."""
+    """Open the choice stored in `file`, or else time all runtimes and store the fastest; None if none opens."""
     if known := tuning.recall(file):
         with suppress(Exception):  # it has broken since: what there is now is timed
             opened = open_one(known.runtime, known.precision)
@@ -161,7 +164,7 @@ def _open_fastest(
 
 
 def _tried(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
-    """The precisions that "auto" is one of."""
+    """Yield the precisions to time for a runtime: the one asked for; for "auto" fp32 and, if supported, bf16."""
     if precision is not Precision.AUTO:
         yield precision
         return
@@ -201,7 +204,7 @@ def _open_graph(
     folder: Path | None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Opens the graph of the model folder; without a usable one, that of the cache."""
+    """Open the graph exported to the model folder; if none is usable, a float32 graph from the cache or a new one."""
     precision = asked
     if asked in (Precision.AUTO, Precision.BF16):
         precision = Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32

@@ -1,4 +1,4 @@
-"""Scales saliency maps to the radiograph's resolution, and overlays them on it.
+"""Scale saliency maps to the radiograph's resolution, and draw them over it.
 
 Sources: Selvaraju et al. 2017, arXiv:1610.02391 (the positive part); Irvin et al. 2019, arXiv:1901.07031, section 5.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 COLORMAP = "inferno"  # perceptually uniform, and distinguishable with any colour vision
-_LEAST_TEXT = 8  # height of a line of text in pixels
+_LEAST_TEXT = 8  # smallest height of a line of text in pixels
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 
 
 def positive_maps(saliency: Tensor) -> Tensor:
-    """Sets the negative values of one image's maps `(num_labels, h, w)` to 0, and scales the others to [0, 1].
+    """Set the negative values of one image's maps `(num_labels, h, w)` to 0, and scale the others to [0, 1].
 
     All maps are divided by the same number, the largest value in any of them, so that they can be compared.
     """
@@ -29,7 +29,7 @@ def positive_maps(saliency: Tensor) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
-    """Resizes maps bilinearly to the image, placed where the model saw it.
+    """Resize maps bilinearly to the image, placed over the part of it that the model saw.
 
     Args:
         maps: `(num_labels, h, w)`.
@@ -37,7 +37,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
         box: The part of the image that the model saw, from `CheXpertImageProcessor.seen_box`; all of it if None.
 
     Returns:
-        `(num_labels, height, width)`; 0 where the model saw nothing.
+        `(num_labels, height, width)`; 0 outside that part.
     """
     width, height = size
     left, top, right, bottom = box or (0, 0, width, height)
@@ -54,15 +54,15 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
 
 @dataclass(frozen=True, eq=False)
 class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
-    """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1], of its size.
+    """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1].
 
-    They are resized on access, since those of a full-size radiograph take 26 MB each.
+    They are resized on access, since a full-size radiograph's take 26 MB each.
 
     Attributes:
-        positive: `(num_labels, h, w)` in [0, 1], at the model's resolution.
+        positive: The maps `(num_labels, h, w)` at the model's resolution, from `positive_maps`.
         observations: Names of the maps, in order.
-        size: (width, height) of the maps that are returned.
-        box: The part of `size` that the model saw.
+        size: (width, height) that maps are resized to: the radiograph's.
+        box: The part of the radiograph that the model saw, in pixels of `size`.
     """
 
     positive: Tensor
@@ -80,18 +80,18 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return len(self.observations)
 
     def peak(self, observation: str) -> float:
-        """The largest value of an observation's map at the model's resolution, in [0, 1].
+        """Return the largest value of an observation's map before it is resized, in [0, 1].
 
         1 is the strongest positive evidence for any observation in this image.
         """
         return float(self._positive_of(observation).max())
 
     def is_empty(self, observation: str) -> bool:
-        """Whether there is no positive evidence for the observation: the map is 0 everywhere."""
+        """Return whether there is no positive evidence for the observation: its map is 0 everywhere."""
         return self.peak(observation) == 0
 
     def at_size(self, size: tuple[int, int]) -> "SaliencyMaps":
-        """The same maps for the radiograph in another size (width, height)."""
+        """Return the same maps for the radiograph at another size (width, height)."""
         x, y = size[0] / self.size[0], size[1] / self.size[1]
         left, top, right, bottom = self.box
         return replace(self, size=size, box=(left * x, top * y, right * x, bottom * y))
@@ -103,7 +103,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
 
 
 class NoMaps(Mapping[str, NDArray[np.float32]]):
-    """An empty mapping in place of maps that were not computed; access to one raises ValueError."""
+    """The empty mapping of a prediction without maps; looking up an observation raises ValueError."""
 
     ERROR = "There are no maps; ask for them with saliency=True."
 
@@ -121,12 +121,12 @@ class NoMaps(Mapping[str, NDArray[np.float32]]):
 
 
 def unknown_observation(observation: str, observations: Iterable[str]) -> KeyError:
-    """The error for a name that is not that of an observation."""
+    """Return a KeyError for an unknown name, which lists the valid ones."""
     return KeyError(f"{observation!r}; expected one of {', '.join(observations)}.")
 
 
 def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float = 0.5) -> Image.Image:
-    """Overlays a map on a radiograph, which stays visible where the map is 0.
+    """Draw a map over a radiograph in colour; where the map is 0, the radiograph stays as it is.
 
     Args:
         image: A radiograph in any mode.
@@ -153,9 +153,9 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
 
 
 def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity: float = 0.5) -> Image.Image:
-    """Overlays the map of an observation on its radiograph, as `overlay` does; a line of text marks an empty map.
+    """Draw the map of an observation over its radiograph, like `overlay`; on an empty map, a line of text says so.
 
-    `maps` are of the image's size.
+    `maps` must have the image's size (see `SaliencyMaps.at_size`).
     """
     picture = overlay(image, maps[observation], opacity)
     if not maps.is_empty(observation):

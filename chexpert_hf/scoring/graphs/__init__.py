@@ -1,1 +1,1 @@
-"""Models as graphs of ONNX Runtime and OpenVINO: conversion, quantisation, parity, cache and export."""
+"""Models as graphs for ONNX Runtime and OpenVINO: conversion, quantisation, check against the model, cache, export."""

@@ -1,7 +1,8 @@
-"""Converts a model to a graph for OpenVINO or ONNX Runtime, compares both, and keeps converted graphs in a cache.
+"""Convert models to OpenVINO or ONNX graphs, compare a graph with its model, and keep converted graphs in a cache.
 
-A graph has one input `pixel_values` and two outputs `logits` and `saliency`. The batch is dynamic; height and width are
-fixed, which lets the runtimes plan memory and choose kernels once, and which the image processor fixes anyway.
+A graph is the network in the runtime's own file format. It has one input `pixel_values` and two outputs `logits` and
+`saliency`. The batch size is free; height and width are fixed, which lets the runtimes plan memory and choose kernels
+once, and which the image processor fixes anyway.
 """
 
 import copy
@@ -29,20 +30,21 @@ if TYPE_CHECKING:
     import onnx
 
 BOUNDS: Mapping[Precision, float] = {Precision.FP32: 1e-4, Precision.FP16: 0.01, Precision.INT8: 0.03}
-"""Largest allowed difference from the model, of a logit for fp32 and of a probability for the others: our choice."""
+"""Largest accepted difference of a graph from its model: of any logit for fp32, of any probability for fp16 and int8.
+Our choice."""
 
 PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 """Libraries that a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
 
 KEPT = 24
-"""Number of most recently used graphs in the cache; one takes as much space as the model's weights in float32."""
+"""Number of graphs that the cache keeps, the most recently used; each takes as much space as the weights in float32."""
 
 _COMPARED_BATCH = 8
 _CHECKED_IMAGES = 2
 
 
 class _TwoTensors(nn.Module):
-    """The model with the tuple of logits and maps as output."""
+    """The model with the tuple `(logits, saliency)` as its output, which exporters need."""
 
     def __init__(self, model: CheXpertForImageClassification) -> None:
         super().__init__()
@@ -56,16 +58,16 @@ class _TwoTensors(nn.Module):
 def write_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, path: Path, input_size: tuple[int, int]
 ) -> None:
-    """Converts a model, which stays as it is, to a float32 graph for ONNX or OPENVINO.
+    """Convert a copy of a model to a float32 graph, and write it to a file.
 
     Args:
-        model: The model.
+        model: The model, which is not changed.
         runtime: ONNX or OPENVINO.
-        path: Path of the `.onnx` or `.xml` file; its folder is created.
+        path: Path of the `.onnx` or `.xml` file; its folder is created. OpenVINO also writes a `.bin` file beside it.
         input_size: (height, width) in pixels.
 
     Raises:
-        GraphError: If a library for the conversion is not installed.
+        GraphError: If a library for the conversion is not installed, or the ONNX graph is not valid.
     """
     shape = (model.config.num_channels, *input_size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def save_onnx(graph: "onnx.ModelProto", path: Path) -> None:
-    """Writes an ONNX graph without the exporter's stack traces, which name files of this machine.
+    """Write an ONNX graph without the exporter's stack traces, which name files of this machine.
 
     Raises:
         GraphError: If onnx's checker finds a fault in the graph.
@@ -131,11 +133,17 @@ def save_onnx(graph: "onnx.ModelProto", path: Path) -> None:
 def measure_parity(
     model: CheXpertForImageClassification, runtime: Callable[..., tuple[Tensor, Tensor | None]], pixel_values: Tensor
 ) -> dict[str, float]:
-    """Largest differences of a runtime from its model, which is in float32 on the CPU and in evaluation mode.
+    """Compare the outputs of a runtime with those of its model.
+
+    Args:
+        model: In float32 on the CPU, in evaluation mode.
+        runtime: The same model opened in a runtime.
+        pixel_values: `(num_images, num_channels, height, width)`.
 
     Returns:
-        `num_images`, the largest differences of probabilities, of logits and of maps (as a fraction of the largest
-        value of any map), and the 99th percentile over the images of the difference of probabilities.
+        `num_images`, and the differences by name: the largest of any logit, of any probability and of any map (as a
+        fraction of the largest absolute value in the model's maps), and the 99th percentile over the images of each
+        one's largest difference of a probability.
     """
     batches = pixel_values.split(_COMPARED_BATCH)
     expected = [model(batch, output_saliency=True) for batch in batches]
@@ -155,7 +163,7 @@ def measure_parity(
 
 
 def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
-    """A description of the difference that exceeds the precision's bound; None if there is none."""
+    """Describe how `measure_parity`'s result exceeds the precision's bound in `BOUNDS`; None if it does not."""
     if not all(map(math.isfinite, parity.values())):
         return f"difference that is not finite, on {parity['num_images']} images"
     name = "logit" if precision is Precision.FP32 else "probability"
@@ -166,7 +174,7 @@ def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
 
 
 def cache_folder() -> Path:
-    """`$CHEXPERT_HF_CACHE`, else `chexpert-hf` in `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time."""
+    """Return `$CHEXPERT_HF_CACHE`, else `chexpert-hf` in `$XDG_CACHE_HOME` or `~/.cache`. Deleting it is safe."""
     if folder := os.environ.get("CHEXPERT_HF_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chexpert-hf"
@@ -176,10 +184,10 @@ def cache_folder() -> Path:
 def converted_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int]
 ) -> Iterator[tuple[Path, str]]:
-    """A float32 graph of a model with the fingerprint `key`, and a description of its origin.
+    """Context manager: the path of a model's float32 graph, and a text on where the graph comes from.
 
-    The graph is from the user's cache, laid out there as in a model folder, or converted now. It exists until the
-    context ends; without a writable cache it is temporary.
+    The graph is from the user's cache, or it is converted now, compared with the model and put into the cache. If the
+    cache cannot be written, the graph is deleted when the context ends. `key` is the model's `fingerprint`.
 
     Raises:
         GraphError: If the graph does not give the model's scores, or a library for the conversion is not installed.
@@ -225,7 +233,7 @@ def converted_graph(
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Deletes all entries of the cache but the most recently used ones."""
+    """Delete all entries of the cache except the `KEPT` most recently used."""
     ages = {}
     for entry in folder.glob("*-*"):
         with suppress(OSError):  # another process deleted it

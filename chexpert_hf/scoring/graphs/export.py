@@ -1,7 +1,7 @@
-"""Exports a model as a graph into its folder, or into a copy of it, and refuses a graph that differs from the model.
+"""Export a model as a graph to its folder or to a copy of it; a graph that differs too much from the model is refused.
 
 A graph is made and compared in a temporary folder on the same disk, then moved, so that it is written whole or not at
-all. It is compared, and quantised to int8, on radiographs of a folder or on phantoms.
+all. The images to compare on, and to quantise on for int8, are the radiographs of a folder or phantoms.
 """
 
 import json
@@ -40,9 +40,9 @@ from chexpert_hf.scoring.graphs.quantisation import equalise, halve_graph, quant
 from chexpert_hf.scoring.graphs.sessions import SESSIONS
 
 CALIBRATION_IMAGES = 200
-"""The number of images for quantisation to int8; half as many more are held out for the comparison."""
+"""Number of images for quantisation to int8; half as many others are used for the comparison."""
 
-_FEWEST = 10  # ranges of activations from fewer images are unreliable
+_FEWEST = 10  # calibration images; ranges of activations from fewer are unreliable
 _REFERENCE_PHANTOMS = 16
 _REFERENCE_SEED, _CALIBRATION_SEED = 7_000, 8_000
 _WEIGHTS = "model.safetensors"
@@ -50,11 +50,11 @@ _WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph that was written.
+    """A graph that `export_model` wrote.
 
     Attributes:
         folder: The model folder that it is in.
-        name: Its path in the folder.
+        name: Its path in the folder, such as `onnx/model.onnx`.
         record: Its entry in `export.json`.
     """
 
@@ -63,7 +63,7 @@ class ExportedGraph:
     record: GraphRecord
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return folder, path and record in plain types for JSON."""
         return {"folder": str(self.folder), "graph": self.name, **asdict(self.record)}
 
 
@@ -76,20 +76,22 @@ def export_model(
     calibration: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ExportedGraph:
-    """Writes a graph of a model, and its differences from the model to `export.json`.
+    """Write a graph of a model to a model folder, with an entry in `export.json` on its differences from the model.
 
     Args:
         model: Model folder, or id of a repository.
         runtime: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8".
-        output: The model folder itself if None. A new or empty folder becomes a complete copy of it with the graph; a
-            folder that already is such a copy gets the graph.
-        calibration: A data set, or any folder of radiographs, for quantisation to int8; phantoms if None.
+        output: Folder for the graph; the model folder itself if None. A new or empty folder becomes a copy of the model
+            folder, without checkpoints; a folder that is such a copy already only gets the graph.
+        calibration: For int8 only: a data set, or any folder of radiographs, to quantise and compare on;
+            phantoms if None.
         say: Called with a line at the start of each stage.
 
     Raises:
-        InputError: If the model or the images cannot be read, the folder holds something else or cannot be written, a
-            library is missing, or the graph differs from the model by more than `conversion.BOUNDS` allow.
+        InputError: If the model or the images cannot be read, `output` holds something else or cannot be written, a
+            library is missing, `calibration` is given but not needed, or the graph differs from the model by more than
+            `conversion.BOUNDS` allow.
     """
     kind = next((kind for kind in GRAPH_FILES if kind == (runtime, precision)), None)
     if kind is None:
@@ -152,7 +154,7 @@ def _holds_something(folder: Path) -> bool:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's disk."""
+    """Context manager: a temporary folder on the target's disk; InputError if it cannot be created."""
     place = target if _holds_something(target) else target.absolute().parent
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -172,7 +174,10 @@ def _make(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Writes a graph below a folder, and measures its differences from the model on pixel values `compared`."""
+    """Write a graph to `folder`, and measure its differences from the model on the pixel values `compared`.
+
+    `calibration` holds the pixel values to quantise on, for int8. Raises InputError if the differences are too large.
+    """
     runtime, precision = kind
     say(f"Converting to {runtime.value}, {precision.value}")
     graph, plain = folder / GRAPH_FILES[kind], folder.parent / "fp32" / GRAPH_FILES[runtime, Precision.FP32]
@@ -195,7 +200,7 @@ def _make(
 
 
 def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
-    """Moves a graph into a model folder; its record comes last, since a graph without one is not used."""
+    """Move a graph and its record into a model folder; the record comes last, since a graph without one is not used."""
     records = graph_files.read_records(folder)
     for file in files_of(name):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -207,7 +212,7 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
 def _images(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Images for the comparison, for int8 followed by twice as many to quantise on, and the name of their source."""
+    """Return images to compare on, for int8 followed by twice as many to quantise on, and the name of their source."""
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
     count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
@@ -219,7 +224,7 @@ def _images(
 
 
 def phantoms(count: int, *, seed: int) -> list[Image.Image]:
-    """Phantoms of all projections and observations in turn; `seed` and the `count - 1` after it are the patients."""
+    """Draw `count` phantoms of all projections and observations in turn; phantom i is drawn with `seed + i`."""
     drawn = (
         render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
         for number in range(count)
@@ -228,7 +233,7 @@ def phantoms(count: int, *, seed: int) -> list[Image.Image]:
 
 
 def reference_phantom(folder: Path) -> list[Image.Image]:
-    """The phantom of a model folder's `reference.json`; none if there is no such file.
+    """Draw the phantom that a model folder's `reference.json` describes; an empty list without that file.
 
     Raises:
         InputError: If the file is damaged.
@@ -244,9 +249,10 @@ def reference_phantom(folder: Path) -> list[Image.Image]:
 
 
 def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
-    """A reproducible random sample of at most `count` radiographs of a folder, read for a size in pixels.
+    """Read at most `count` radiographs of a folder, a random sample that is always the same.
 
-    The train split of a data set is used if there is one.
+    If the folder is a data set, its train split is used, or the first split that it has. `target_size` is the side in
+    pixels that the images will be resized to. Raises InputError if there are too few, or one cannot be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a data set or a folder with radiographs.")

@@ -1,8 +1,8 @@
-"""Converts float32 graphs to fp16 weights, or to int8 by post-training quantisation on images.
+"""Convert float32 graphs to fp16 weights, or to int8 by post-training quantisation on images.
 
-Everything behind the last feature maps (pooling, head, maps) stays in float32: it costs next to nothing, and the scores
-and the label hierarchy's quotients of probabilities need it. The first convolutions stay in float32, too: their rounding
-errors reach every later layer.
+Everything after the last feature maps (pooling, head, maps) is computed in float32: it costs next to nothing, and the
+scores need it, most of all those that a label hierarchy multiplies. In int8 graphs the first convolutions stay in
+float32, too: their rounding errors reach every later layer.
 """
 
 import copy
@@ -41,12 +41,12 @@ _TINY = 1e-6
 
 @torch.no_grad()
 def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> CheXpertForImageClassification:
-    """Returns a model with the same outputs, up to rounding, and channels of similar ranges, which int8 rounds less.
+    """Return a copy of a model with the same outputs, up to rounding, but channels of similar ranges.
 
-    All channels of an activation share one scale in int8, so a channel of small values gets few levels. As
-    `relu(s * x) = s * relu(x)`, a BatchNorm's output channel can be scaled if the convolution behind its ReLU is scaled
-    inversely. Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without
-    such pairs of layers is only copied.
+    All channels of an activation share one scale in int8, so a channel of small values gets few levels. As `relu(s * x)
+    = s * relu(x)`, a BatchNorm's output channel can be scaled if the convolution behind its ReLU is scaled inversely.
+    Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without such pairs of
+    layers is only copied.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activations measured on images.
     """
@@ -78,7 +78,7 @@ def _floored(ranges: Tensor) -> Tensor:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hides NNCF's progress bars on standard output, and ONNX Runtime's advice on the root logger."""
+    """Context manager: hide standard output (NNCF's progress bars) and log messages up to warnings (ONNX Runtime's)."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -90,7 +90,7 @@ def _quietly() -> Iterator[None]:
 
 @_quietly()
 def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
-    """Writes a float32 graph for ONNX or OPENVINO with fp16 weights into an existing folder.
+    """Convert a float32 graph (file `source`, for ONNX or OPENVINO) to fp16 weights, and write it to the file `target`.
 
     Raises:
         GraphError: If a library for that is not installed.
@@ -114,7 +114,7 @@ def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
 
 @_quietly()
 def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Images) -> None:
-    """Writes a float32 graph for ONNX or OPENVINO with convolutions in int8 into an existing folder.
+    """Convert the convolutions of a float32 graph (file `source`, for ONNX or OPENVINO) to int8; write it to `target`.
 
     The ranges of the activations are measured on `images`, `(num_images, num_channels, height, width)`.
 
@@ -194,7 +194,7 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
 
 
 class _Node(NamedTuple):
-    """An operation of a graph; its inputs and outputs are named by the library."""
+    """An operation of a graph; `inputs` and `outputs` are names of tensors in ONNX, of operations in OpenVINO."""
 
     name: str
     kind: str
@@ -211,7 +211,7 @@ def _float_convolutions(runtime: RuntimeName, nodes: list[_Node]) -> list[str]:
 
 
 def _head(nodes: list[_Node]) -> list[str]:
-    """Names of the operations behind the last feature maps; `nodes` are in the order of computation."""
+    """Return the names of all operations after the last feature maps; `nodes` must be in the order of computation."""
     pooling = [node for node in nodes if node.kind in _POOLING][-1]
     behind, names = {pooling.inputs[0]}, []
     for node in nodes:

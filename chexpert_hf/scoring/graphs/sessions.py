@@ -1,4 +1,4 @@
-"""A model behind one call, computed by torch, ONNX Runtime or OpenVINO: pixel values in, logits and maps out.
+"""Runtimes: a model opened in PyTorch, ONNX Runtime or OpenVINO, which turns pixel values into logits and maps.
 
 Optional libraries are imported here without their telemetry: OpenVINO and NNCF report to Google Analytics and ONNX
 Runtime 1.32 to Microsoft, from the import on and without asking, and no medical software may do so unasked.
@@ -27,7 +27,7 @@ _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _ERRORS_ONLY = 3
 
 MOST_SIDE_BY_SIDE = 8
-"""Largest number of simultaneous calls of OpenVINO, each with tensors of its own."""
+"""Largest number of simultaneous calls of OpenVINO; each needs memory for its own tensors."""
 
 _OPENVINO_BATCH = 2  # at once: the maps of more images leave the processor's cache before the next layer reads them
 
@@ -45,12 +45,13 @@ _LIBRARIES = {
 
 
 def import_library(module: str) -> Any:
-    """Imports an optional library; `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on.
+    """Import an optional library, such as "openvino", without its telemetry.
 
-    OpenVINO's telemetry stays on in a process that imported OpenVINO before.
+    `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on. OpenVINO's stays on in a process
+    that imported OpenVINO before.
 
     Raises:
-        GraphError: If it is not installed.
+        GraphError: If the library is not installed.
     """
     # Makes the import of this module fail, upon which OpenVINO and NNCF do without.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # this is how an import is blocked
@@ -64,24 +65,24 @@ def import_library(module: str) -> Any:
 
 
 def torch_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16, as far as torch (from 2.9 on) can tell."""
+    """Return whether this CPU has instructions that multiply bf16; always False before torch 2.9, which cannot tell."""
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
 def cuda_has_bf16(device: torch.device) -> bool:
-    """Whether a device is a CUDA GPU that multiplies bf16: from Ampere on."""
+    """Return whether a device is a CUDA GPU that multiplies bf16: Ampere or later."""
     # Not by `torch.cuda.is_bf16_supported`, which counts emulation.
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def openvino_has_bf16() -> bool:
-    """Whether OpenVINO can compute in bf16 on this CPU."""
+    """Return whether OpenVINO can compute in bf16 on this CPU; GraphError if OpenVINO is not installed."""
     return "BF16" in import_library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Runtime(ABC):
-    """A model opened in one of the libraries; calls are thread-safe.
+    """A model opened in one of the libraries; calling it scores a batch, and any thread may call it.
 
     Attributes:
         name: "torch", "onnx" or "openvino".
@@ -100,7 +101,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Scores a batch.
+        """Score a batch.
 
         Args:
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
@@ -111,24 +112,24 @@ class Runtime(ABC):
             computed them.
 
         Raises:
-            ValueError: If a graph was made for images of another size.
+            ValueError: If the runtime holds a graph for another number of channels, height or width.
         """
 
     def side_by_side(self) -> "Sequence[Runtime]":
-        """Runtimes of the same model, one per thread, that compute at the same time; else this one alone.
+        """Return runtimes of the same model that compute at the same time, each in its own thread; else only this one.
 
-        Together they are faster than this one, whose threads wait for each other at every layer; a single call takes
-        longer.
+        Together they score more images per second than this one, whose threads wait for each other at every layer; a
+        single call takes longer.
         """
         return [self]
 
     def compiled(self) -> "Runtime":
-        """A runtime of the same model that is compiled on its first call, where that makes it faster; else this one."""
+        """Return a runtime of the same model that is compiled on its first call; this one where that gains nothing."""
         return self
 
 
 class TorchRuntime(Runtime):
-    """PyTorch, on any of its devices; bf16 and fp16 by autocast, on a CUDA GPU by a copy with such weights.
+    """PyTorch, on any of its devices; bf16 and fp16 use autocast, on a CUDA GPU a copy of the model with such weights.
 
     The model is moved to the device, put into evaluation mode and laid out channels last, which speeds up convolutions.
     """
@@ -154,7 +155,7 @@ class TorchRuntime(Runtime):
         return output.logits.float(), output.saliency.float() if saliency else None
 
     def compiled(self) -> "TorchRuntime":
-        """By `torch.compile` on a CUDA GPU, which makes fewer passes over its memory."""
+        """Return a runtime that uses `torch.compile` on a CUDA GPU, to save memory traffic; elsewhere this one."""
         if self.device.type != "cuda":
             return self
         faster = copy.copy(self)
@@ -163,9 +164,9 @@ class TorchRuntime(Runtime):
 
 
 class OpenVINORuntime(Runtime):
-    """A graph, an `.xml` file, in OpenVINO on the CPU; all threads work on one call.
+    """A graph, an `.xml` file, in OpenVINO on the CPU. All threads work on one call; further calls wait.
 
-    The precision is FP32 or BF16 for a graph with float32 weights, else that of the export, FP16 or INT8.
+    The precision must fit the graph: FP32 or BF16 for float32 weights, else that of the export, FP16 or INT8.
     """
 
     name = RuntimeName.OPENVINO.value
@@ -201,7 +202,7 @@ class OpenVINORuntime(Runtime):
         return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """OpenVINO's streams, compiled on first use; see `Runtime`."""
+        """Return a runtime per OpenVINO stream, at most `MOST_SIDE_BY_SIDE`; compiled on first use. See `Runtime`."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
@@ -214,7 +215,7 @@ class OpenVINORuntime(Runtime):
 
 
 class ONNXRuntime(Runtime):
-    """A graph, an `.onnx` file, in ONNX Runtime on the CPU; the precision is that of its weights."""
+    """A graph, an `.onnx` file, in ONNX Runtime on the CPU; `precision` is that of the graph's weights."""
 
     name = RuntimeName.ONNX.value
 
@@ -233,14 +234,14 @@ class ONNXRuntime(Runtime):
 
 
 def to_device(images: Sequence[Tensor], device: torch.device) -> Tensor:
-    """A batch of images of one shape, on a device; a copy to a CUDA GPU runs while this thread goes on."""
+    """Stack images of one shape into a batch on a device; a copy to a CUDA GPU runs while this thread goes on."""
     is_cuda = device.type == "cuda"
     batch = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=is_cuda)
     return torch.stack(list(images), out=batch).to(device, non_blocking=is_cuda)
 
 
 def to_host(outputs: Sequence[tuple[Tensor, Tensor | None]]) -> Callable[[], list[tuple[Tensor, Tensor | None]]]:
-    """Starts to copy outputs of runtimes into the host's memory; the result waits for them and returns the copies."""
+    """Start copying outputs of runtimes to the CPU; return a function that waits for the copies and returns them."""
 
     def start(output: Tensor) -> Tensor:
         return output.to("cpu", non_blocking=output.is_cuda)
@@ -270,4 +271,4 @@ SESSIONS: Mapping[RuntimeName, type[OpenVINORuntime] | type[ONNXRuntime]] = {
     RuntimeName.OPENVINO: OpenVINORuntime,
     RuntimeName.ONNX: ONNXRuntime,
 }
-"""The runtimes of graphs."""
+"""The runtime class for each kind of graph."""
