@@ -1,1 +1,1 @@
-"""The demo: server and page."""
+"""The demo app: a web page for radiographs, and the server with its APIs."""

@@ -1,8 +1,8 @@
-"""The page: `build_demo` lays it out around a model, `launch` serves it.
+"""The app: `build_demo` builds the page around a model, `launch` serves it.
 
-Uploads are deleted when Gradio's cache is emptied. Images and maps live in the visitor's session until
-`SESSION_SECONDS` after they were made, or for an hour (Gradio's choice) if the page was closed. Names of files come
-from the server only in the list of the visitor who gave them.
+Uploads are deleted after `KEEP_SECONDS`. Images and maps stay in the visitor's session until `SESSION_SECONDS` after
+they were made, or for an hour (Gradio's choice) if the page was closed. The server sends names of files only to the
+visitor who uploaded them, in the list.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def build_demo(
     *,
     has_api: bool = True,
 ) -> Page:
-    """Builds the page around a model; `examples` are files to try, from `page.examples.find_examples`.
+    """Build the page around a model; `examples` are files to try, from `page.examples.find_examples`.
 
-    `has_api` tells whether the HTTP API is served beside the page, to which it then has links.
+    `facts` are read from the model's folder if None. With `has_api` the page links to the HTTP API, served beside it.
     """
     facts = facts or facts_of(classifier)
     with Page(title="Chest radiograph scores and maps", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
@@ -53,7 +53,7 @@ def build_demo(
 
 
 def look(*, reloads: bool = False) -> dict[str, Any]:
-    """The options of Gradio that give the page its look; with `reloads` it reloads once another server answers."""
+    """Return Gradio's options for the look of the page; with `reloads` it reloads once another server answers."""
     head = f"<script>{asset('reload.js')}</script>" if reloads else None
     return {
         "theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS),
@@ -65,9 +65,9 @@ def look(*, reloads: bool = False) -> dict[str, Any]:
 def launch(
     classifier: CheXpertClassifier, examples: Sequence[Path] = (), *, reloads: bool = False, **options: Any
 ) -> None:
-    """Serves the page and the HTTP API until the process is told to stop.
+    """Serve the page and the HTTP API until SIGINT or SIGTERM, then end the process with exit code 0.
 
-    `reloads` is that of `look`; options as of `server.launch.serving`.
+    `reloads` is as in `look`; `options` are those of `server.launch.serving`.
     """
     build, facts = partial(build_demo, classifier, examples), facts_of(classifier)
     server.launch(partial(build, facts), classifier, facts=facts, **look(reloads=reloads), **options)

@@ -1,4 +1,4 @@
-"""The application, and the functions that its commands share."""
+"""The Typer application, and the functions that its commands share."""
 
 import json
 import sys
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 class _App(Typer):
+    """A Typer application whose commands show their help as `help.Command` does."""
+
     def command(self, name: str | None = None, **options: Any) -> Any:
         return super().command(name, cls=Command, **options)
 
@@ -39,14 +41,14 @@ app = _App(
 )
 
 START, MODEL, SHARE, INSPECT = "Start", "Train and evaluate", "Share and convert", "Inspect"
-"""Panels of `--help`."""
+"""Titles of the groups of commands in `--help`."""
 
 say = partial(echo, err=True)
 """Prints one line on standard error."""
 
 
 def main() -> None:
-    """Runs the command line; bad input is one line on standard error and exit code 2. Output is UTF-8 in any locale."""
+    """Run the command line; bad input is one line on standard error and exit code 2. Output is UTF-8 in any locale."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not where a program has put an object of its own there
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
@@ -80,9 +82,10 @@ def show_version(  # noqa: D103 - a docstring would become the help of all comma
 def load_classifier(
     models: Sequence[str], runtime: str | None = None, precision: str | None = None, *, autotune: bool = True
 ) -> "CheXpertClassifier":
-    """Loads models and shows their warnings.
+    """Load one model, or several as an ensemble, and print its warnings on standard error.
 
-    Without a runtime they compute in PyTorch and float32, as evaluations need it; a runtime that is given is reported.
+    Without `runtime` it computes in PyTorch and float32, as evaluations need it. With `runtime`, such as "auto", a line
+    says which one was chosen and why.
     """
     from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -102,7 +105,7 @@ def load_classifier(
 def load_split(
     data: Path | Sequence[Path], split: str, observations: Sequence[str], **options: Any
 ) -> "datasets.Dataset":
-    """Loads one split of a data set; `options` are those of `load_dataset`."""
+    """Load one split of a data set; `options` are those of `load_dataset`."""
     from chexpert_hf.datasets.loading import load_dataset
 
     return load_dataset(data, splits=[split], observations=observations, say=say, **options)[split]
@@ -115,7 +118,10 @@ def load_reference(
     name: str | None,
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
-    """Loads the second reference standard, where one is given."""
+    """Load the second reference standard from the file of `--reference`; None if there is no file.
+
+    Raise InputError if there is none, but other options for it are given.
+    """
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference
 
@@ -126,19 +132,22 @@ def load_reference(
 
 
 def show(result: Any, text: str, as_json: bool) -> None:
-    """Prints a command's result on standard output: as JSON, or as text."""
+    """Print a command's result on standard output: `result` as JSON with `as_json`, else `text`."""
     echo(json.dumps(result) if as_json else text)
 
 
 def hide_bars() -> None:
-    """Hides the progress bars that transformers shows for each file of weights."""
+    """Hide the progress bars that transformers shows for each file of weights."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def progress_bar(total: int, unit: str = "", **look: Any) -> "tqdm":
-    """A progress bar on standard error, if that is a terminal; a context manager. `look` is for tqdm."""
+    """Return a progress bar on standard error, if that is a terminal, to be used in a `with` statement.
+
+    `look` are options of tqdm.
+    """
     from tqdm import tqdm  # takes 20 ms to import
 
     return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False, **look)

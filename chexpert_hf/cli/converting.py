@@ -1,4 +1,4 @@
-"""Models for other libraries and runtimes: import, export, bench."""
+"""Commands that convert models to other libraries and runtimes, or measure them: import, export, bench."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics of a model, its calibration, and its gate: evaluate, calibrate, gate."""
+"""Commands that measure or adjust a model on labelled data: evaluate, calibrate, gate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,9 @@ def evaluate(
     split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
     ensemble: Annotated[bool, Option("--ensemble", help="Average several models instead of comparing them.")] = False,
-    aggregation: Annotated[Literal["maximum", "mean"], Option(help="Over the views of a study.")] = "maximum",
+    aggregation: Annotated[
+        Literal["maximum", "mean"], Option(help="How the views of a study are combined.")
+    ] = "maximum",
     replicates: options.Replicates = 1000,
     allow_calibration_patients: Annotated[
         bool, Option("--allow-calibration-patients", help="Evaluate even on calibration patients, with a warning.")
@@ -54,7 +56,8 @@ def evaluate(
     reference: options.ReferenceFile = None,
     reference_map: options.ReferenceMap = None,
     reference_against: Annotated[
-        list[str] | None, Option(help="Also evaluate against some of its negatives only, such as 'Class=Normal'.")
+        list[str] | None,
+        Option(help="Also evaluate against only some negatives of --reference, such as 'Class=Normal'."),
     ] = None,
     reference_name: options.ReferenceName = None,
     update_card: Annotated[bool, Option("--update-card", help="Add metrics on --reference to the model card.")] = False,
@@ -64,7 +67,7 @@ def evaluate(
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """AUROC of each observation, per study, on a split of a data set; with --output a full report."""
+    """Measure the AUROC of each observation, per study, on a split of a data set; --output adds a full report."""
     if sanity and output is None:
         raise InputError("--sanity needs --output: the checks are a section of the report.")
     is_own_folder = len(model) == 1 and Path(model[0]).is_dir() and Path(model[0]) != DEFAULT_MODEL
@@ -131,7 +134,7 @@ def evaluate(
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
-    """Each model by its folder's name, or by its whole path where two folders have one name."""
+    """Return each model by its folder's name, or by its whole path where two folders have one name."""
     short = [Path(model).name or model for model in models]
     return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
@@ -143,7 +146,7 @@ def _results(
     second: Mapping[str, Any] | None,
     aggregation: str,
 ) -> tuple[dict[str, Any], str]:
-    """The evaluation of each model and the metrics on the second standard, as values for JSON and as tables."""
+    """Evaluate each model; return the metrics, and those on the second standard, as values for JSON and as tables."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations
@@ -175,9 +178,13 @@ def calibrate(
     method: Annotated[
         Literal["platt", "temperature"], Option(help="Slope and intercept per observation, or one temperature for all.")
     ] = "platt",
-    operating_points: Annotated[str | None, Option(help="Choose them by youden, sensitivity=.9 or ppv=.5.")] = None,
+    operating_points: Annotated[
+        str | None, Option(help="Choose operating points by youden, sensitivity=.9 or ppv=.5.")
+    ] = None,
     prevalence: Annotated[str | None, Option(help=_PREVALENCE)] = None,
-    other_people: Annotated[bool, Option("--other-people", help="Same ids as in training are other patients.")] = False,
+    other_people: Annotated[
+        bool, Option("--other-people", help="Patients with the same ids as in training are other people.")
+    ] = False,
     layout: options.LayoutName = None,
     follow_links: options.FollowLinks = True,
     as_json: options.AsJson = False,
@@ -232,7 +239,7 @@ def gate(
 
 
 def _split_of(model: Path, data: Path, split: str, **settings: Any) -> "datasets.Dataset":
-    """One split of a data set with the labels that a model scores."""
+    """Load one split of a data set with the labels that a model scores."""
     from chexpert_hf.models.loading import load_model
 
     hide_bars()

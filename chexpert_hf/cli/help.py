@@ -1,4 +1,4 @@
-"""`--help` of the commands. Typer's own tables cut long names of options, and long words, in a narrow terminal."""
+"""Prints `--help` of the commands. Typer's own tables cut long names of options and words in a narrow terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ _NAMES_SHARE = 0.42  # the most of a table's width that names and types of the o
 
 
 class Command(TyperCommand):
-    """A command whose help shows every option whole in a terminal of 80 columns and more."""
+    """A command whose help shows the names of all options uncut in a terminal of 80 columns and more."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Prints usage, description, a panel for each group of options, and the example."""
+        """Print usage, description, a panel for each group of options, and the example (`epilog`)."""
         from rich.console import Console
         from rich.panel import Panel
         from rich.table import Table
@@ -41,7 +41,7 @@ class Command(TyperCommand):
 
 
 def _paragraphs(text: str) -> "Text":
-    """A text in which only empty lines are line breaks."""
+    """Return a text in which only empty lines are line breaks."""
     from rich.text import Text
 
     return Text("\n\n".join(" ".join(part.split()) for part in text.split("\n\n")) + "\n")

@@ -1,4 +1,4 @@
-"""The maps of a model: localize, sanity."""
+"""Commands that test a model's saliency maps: localize, sanity."""
 
 from contextlib import suppress
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Spellings of version 0.1, which took models and outputs as arguments: translated, with a note, until version 0.3."""
+"""Accepts command lines of version 0.1, in which models and outputs were arguments, with a note, until version 0.3."""
 
 import shlex
 from pathlib import Path
@@ -18,24 +18,24 @@ _FORMER = {
     "import": ("source", "output"),
     "phantom": ("output",),
 }
-"""The arguments that commands used to have, in their order; those that became options have kept their names."""
+"""The arguments that commands had in version 0.1, in their order; those that are options now have the same names."""
 
 
 class _Word(str):
-    """A word of the command line, which its identity tells from equal words."""
+    """A word of the command line, to be told from equal words by identity (`is`)."""
 
 
 class Group(TyperGroup):
-    """The commands; translates the old spelling of their arguments."""
+    """The group of all commands, which also accepts their arguments in the spelling of version 0.1."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Finds a command as Typer does, and translates what follows its name."""
+        """Find a command as Typer does, and rewrite its arguments if they are in the old spelling."""
         name, command, words = super().resolve_command(ctx, args)
         return name, command, _translate(command, ctx, words) if command and name in _FORMER else words
 
 
 def _translate(command: Any, context: Any, words: list[str]) -> list[str]:
-    """Rewrites the arguments of a version 0.1 command line as today's options, and prints a note with the new line.
+    """Rewrite the arguments of a version 0.1 command line as today's options, and print a note with the new line.
 
     Words that are not in the old spelling are returned as they are, without a note.
     """

@@ -11,17 +11,20 @@ from chexpert_hf.files import require_empty
 
 
 def output(text: str) -> Any:
-    """The option --output, with its help text."""
+    """Return the option --output with this help text."""
     return Option("--output", "-o", help=text)
 
 
 def model(text: str) -> Any:
-    """The option --model for one model, with its help text; the name of the bundled model becomes its folder."""
+    """Return the option --model for one model, with this help text; its value is checked by `existing_model`."""
     return Option("--model", "-m", help=text, callback=lambda name: name and existing_model(name))
 
 
 def existing_model(name: str) -> str:
-    """The folder or repository of a model; refuses what can be neither at once, not after torch is imported.
+    """Return the folder of a model, also for `nih`, the bundled one, or the id of a repository on the Hub.
+
+    It runs before torch is imported, so that a wrong name is refused at once. Whether the repository exists is not
+    checked.
 
     Raises:
         InputError: If it is no model folder, and no name of a repository.
@@ -40,7 +43,7 @@ def existing_model(name: str) -> str:
 
 
 def new_folder(text: str) -> Any:
-    """The option --output for a folder that must be new or empty, with its help text."""
+    """Return the option --output for a folder that must be new or empty, with this help text."""
 
     def check(folder: Path) -> Path:
         require_empty(folder)
@@ -50,7 +53,10 @@ def new_folder(text: str) -> Any:
 
 
 def _existing(data: Any) -> Any:
-    """Refuses paths that do not exist at once, not after torch is imported; owner/name may be a data set of the Hub."""
+    """Return `data`; raise InputError if a path does not exist, unless it may be a data set of the Hub (owner/name).
+
+    It runs before torch is imported, so that a wrong path is refused at once.
+    """
     for path in data if isinstance(data, list) else [data]:
         if not path.exists() and (path.is_absolute() or len(path.parts) != 2):
             raise InputError(f"Expected the folder of a data set, but {str(path)!r} does not exist.")
@@ -109,7 +115,7 @@ def _workers(text: str) -> int | str:
 
 
 def workers(**settings: Any) -> Any:
-    """The option --workers, with typer's settings such as its help text."""
+    """Return the option --workers, with typer's `settings` such as its help text."""
     return Option("--workers", metavar="N|auto", parser=_workers, **settings)
 
 

@@ -1,4 +1,4 @@
-"""Scoring radiographs, on the command line and in the app: predict, demo."""
+"""Commands that score radiographs, on the command line and in the app: predict, demo."""
 
 import json
 import os
@@ -35,7 +35,7 @@ _MAPS = "With --saliency, only the map of this observation; may be repeated."
 _BATCH = "Radiographs at once."
 _GATE = "Images that do not look like chest radiographs: flag them, refuse to score them, or do not check."
 REPORT_SECONDS = 30
-"""Interval of the lines about progress where standard error is no terminal."""
+"""Time between two lines about progress where standard error is no terminal."""
 
 
 @app.command(rich_help_panel=START, epilog="Example: chexpert-hf predict radiographs/ --output scores.csv")
@@ -138,7 +138,7 @@ def demo(
 
 
 def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
-    """Serves the app until the process is told to stop; calls `ready` just before it listens.
+    """Serve the app until SIGINT or SIGTERM, then end the process; `ready` is called just before it listens.
 
     `settings` are those of `app.demo.launch`.
     """
@@ -157,7 +157,11 @@ def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = 
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> tuple[tuple[int, int], str]:
-    """Index and count of the shard, by the options or a launcher (torchrun, accelerate), and its output's suffix."""
+    """Return ((index, count) of this run's shard, suffix for its output), by the options or a launcher's environment.
+
+    With a launcher (torchrun, accelerate) of several processes, the suffix is such as "-00001-of-00004", and each
+    process takes a GPU; else it is empty. Raise InputError for options that do not fit.
+    """
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         import torch
@@ -220,7 +224,7 @@ def _to_standard_output(
 
 
 class _Progress:
-    """Progress on standard error: a bar on a terminal, else a line at intervals; a line per error and flag."""
+    """Shows progress on standard error, as a bar or, without a terminal, as lines; also errors and flagged images."""
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""Publishing a model: check, push, space."""
+"""Commands that check and publish a model: check, push, space."""
 
 from collections import defaultdict
 from dataclasses import asdict
@@ -64,7 +64,7 @@ def push(
 ) -> None:
     """Send the public files of a model folder to the Hub in one commit.
 
-    The token is the one of `hf auth login`, or in HF_TOKEN.
+    The token is that of `hf auth login`, or in the environment variable HF_TOKEN.
     """
     from chexpert_hf.models.repositories import expect_repo_id
     from chexpert_hf.publishing.publish import Published, push_model, stage_model
@@ -83,14 +83,16 @@ def space(
     space_id: Annotated[str, Argument(metavar="SPACE_ID", help=_SPACE_ID)],
     model: Annotated[str, options.model(_FOR_SPACE)] = DEFAULT_NAME,
     output: Annotated[Path | None, options.output("With --dry-run: new or empty folder for the Space's files.")] = None,
-    revision: Annotated[str, Option(help="Revision of a repository, fixed at its present commit.")] = "main",
+    revision: Annotated[
+        str, Option(help="Branch, tag or commit of a repository; the Space stays at its present commit.")
+    ] = "main",
     private: Private = False,
     dry_run: DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Create or update a Gradio Space with the app around a model.
 
-    The token is the one of `hf auth login`, or in HF_TOKEN.
+    The token is that of `hf auth login`, or in the environment variable HF_TOKEN.
     """
     from chexpert_hf.publishing.publish import Published, push_space, stage_space
 
@@ -107,7 +109,7 @@ def space(
 
 
 def _show(done: "Published", as_json: bool, *, by_folder: bool = False) -> None:
-    """Shows the files that were sent, or would be, each or summed up by their first folder; all of them in JSON."""
+    """Print names and sizes of the files that were sent, or would be; with `by_folder`, sums for each top folder."""
     from chexpert_hf.evaluation.tables import aligned
 
     sizes = defaultdict[str, list[int]](list)

@@ -1,4 +1,4 @@
-"""The first minutes with the package: quickstart."""
+"""The command quickstart: the first minutes with the package."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def _show(output: Path, evaluation: "Evaluation", as_json: bool) -> None:
 
 
 def _make(output: Path) -> "Evaluation":
-    """Runs all steps under one progress bar with the time left, or with a line per stage where there is no terminal."""
+    """Run all steps under a progress bar or, without a terminal, with a line per stage; return the evaluation."""
     from chexpert_hf.quickstart import run_quickstart
 
     hide_bars()
@@ -82,10 +82,10 @@ def _make(output: Path) -> "Evaluation":
 
 @contextmanager
 def _bundled_page() -> Iterator[str]:
-    """The app with the bundled model in a process of its own, until the context ends; gives its address.
+    """Serve the app with the bundled model from another process while this context is open; yield its URL.
 
-    Training starts processes by fork, which the threads of a server in the same process would endanger. The process
-    has a session of its own, so that Ctrl-C is for this process alone, and ends when this one does.
+    Training starts processes by fork, which the threads of a server in the same process would endanger. The other
+    process has a session of its own, so that Ctrl-C is for this process alone, and ends when this one does.
     """
     command = [sys.executable, "-c", f"from {__name__} import serve_bundled_model as serve; serve()"]
     with TemporaryFile("w+", encoding="utf-8") as log:
@@ -106,7 +106,7 @@ def _bundled_page() -> Iterator[str]:
 
 
 def serve_bundled_model() -> None:
-    """Serves the app until the process is told to stop, or the process that has started it has ended."""
+    """Serve the app with the bundled model until the process is told to stop, or its parent process has ended."""
     parent = os.getppid()
 
     def watch() -> None:

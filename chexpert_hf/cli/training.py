@@ -1,4 +1,4 @@
-"""Training of models, and data to try it on: train, phantom."""
+"""Commands that train models, and write data to try it on: train, phantom."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -29,7 +29,10 @@ _PANELS = {
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces a command's `**flags` by an option for each recipe field that has one; None if it is not given."""
+    """Replace a command's `**flags` by an option for each recipe field that has one.
+
+    The command gets them as keyword arguments, None for those that are not given.
+    """
     own, hints, added, panel = signature(command), get_type_hints(Recipe), [], ""
     for item in (item for item in fields(Recipe) if item.metadata.get("flag")):
         first_type = (get_args(hints[item.name]) or (hints[item.name],))[0]

@@ -1,1 +1,1 @@
-"""Folders of radiographs, of any size, to tables of scores."""
+"""Scores folders of radiographs, of any size, and writes the scores to tables."""

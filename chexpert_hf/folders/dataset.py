@@ -1,4 +1,4 @@
-"""A model's probabilities for the images of a data set."""
+"""Scores the images of a data set."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -17,7 +17,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
-    """Reads a radiograph as the classifier does; a RadiographError names the file with its folder."""
+    """Read a radiograph as the classifier does; a RadiographError names the file with its folder."""
     with naming(file):
         return classifier.read(source_of(file))
 
@@ -30,10 +30,10 @@ def predict_dataset(
     workers: Workers = 0,
     observations: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
-    """Probabilities `(num_views, num_labels)` of the images of a split from `load_dataset`.
+    """Return the probabilities `(num_images, num_labels)` of the images of a split from `load_dataset`.
 
     `progress` is called with 1 after each image, `workers` are as in `readers.read_prepared`, and `observations` are
-    all of the classifier's if None. A RadiographError names the image that cannot be read.
+    the columns, by default all of the classifier's. A RadiographError names the image that cannot be read.
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:

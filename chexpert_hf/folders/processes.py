@@ -1,7 +1,8 @@
-"""Reads and prepares files in processes, each with an interpreter lock of its own: in order, in constant memory.
+"""Reads and prepares files in worker processes, which share no interpreter lock: in order, in constant memory.
 
-A process that dies, such as by a decoder's crash or for lack of memory, costs no file but its own: what it and its
-neighbours had in hand is read again by one process, and a file that ends that one, too, alone in a third.
+If a process dies, because a decoder crashes or memory runs out, no other file is lost. The files that were being read
+are read again one by one in a new process, and a file on which that one dies, too, alone in a third. Only if this dies
+as well is the file reported as unreadable.
 """
 
 import multiprocessing
@@ -39,13 +40,13 @@ _for_gate = _by_memory = False
 
 
 class Read(NamedTuple):
-    """A file, and the radiograph that was read from it or the reason why there is none."""
+    """A file, and the radiograph that was read from it, or the RadiographError that says why there is none."""
 
     file: RadiographFile
     image: Prepared | RadiographError
 
     def expected(self) -> Prepared:
-        """The radiograph; without one, a RadiographError that names the file is raised."""
+        """Return the radiograph; if there is none, raise its RadiographError with the file's name."""
         if isinstance(self.image, Prepared):
             return self.image
         with naming(self.file):
@@ -54,15 +55,15 @@ class Read(NamedTuple):
 
 _Chunk: TypeAlias = tuple[RadiographFile, ...]
 _Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
-"""The gray levels of a chunk's radiographs, stacked for each member, and the radiographs without them."""
+"""A chunk as a worker returns it: gray levels stacked for each member of the ensemble, and radiographs without them."""
 
 
 @dataclass(frozen=True)
 class ReadingProcesses:
-    """Processes that read and prepare files; they are started for each call of `read`, and end with it.
+    """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
-    With `for_gate`, the gate judges in the processes. `waiting` is the number of radiographs that may wait for the
-    network.
+    With `for_gate`, they also compute the gate's verdicts. `waiting` is the number of radiographs that may wait for the
+    network; it counts as memory in use.
     """
 
     preparation: Preparation
@@ -71,7 +72,7 @@ class ReadingProcesses:
     waiting: int = 0
 
     def read(self, files: Iterable[RadiographFile]) -> Generator[Read, None, None]:
-        """Yields each file's radiograph, in order; any exception but a RadiographError is raised.
+        """Yield a Read for each file, in order; exceptions other than RadiographError are raised.
 
         Raises:
             InputError: If no process can be started.
@@ -89,7 +90,7 @@ class ReadingProcesses:
                     yield Read(chunk[0], RadiographError(_KILLED))
 
     def _run(self, chunks: Iterator[_Chunk], processes: int) -> Generator[Read, None, list[_Chunk]]:
-        """Reads chunks until there are no more, or a process dies; returns those that were lost then."""
+        """Yield a Read for each file of the chunks; if a process dies, stop and return the chunks that were lost."""
         pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
         arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
         context = _KeptProcesses(_context())
@@ -112,7 +113,7 @@ class ReadingProcesses:
             pool.shutdown(cancel_futures=True)
 
     def _fits_shared_memory(self, processes: int) -> bool:
-        """Whether gray levels can be passed by shared memory: a process that finds it full is killed."""
+        """Whether shared memory has room for the gray levels: a process that finds it full is killed."""
         if not sys.platform.startswith("linux"):
             return True
         sides = [processor.output_size for processor in self.preparation.processors]
@@ -123,10 +124,10 @@ class ReadingProcesses:
 
 
 class _KeptProcesses:
-    """A context of multiprocessing that keeps its processes.
+    """A context of multiprocessing that remembers its processes, so that `kill` can end all of them.
 
-    A pool that breaks ends its processes and waits for them, also for one that it has started meanwhile and that would
-    never end.
+    When a ProcessPoolExecutor breaks, it waits for its processes to end, also for one that it has just started and that
+    would never end.
     """
 
     def __init__(self, context: BaseContext) -> None:
@@ -146,7 +147,7 @@ class _KeptProcesses:
 
 
 def _context() -> Any:
-    """Starts processes by a server without threads, which imports once; a fork of this process could dead-lock."""
+    """Return multiprocessing's context: a fork server, else spawn; a fork of this process could dead-lock."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -198,7 +199,7 @@ def _read_chunk(files: _Chunk) -> _Packed:
 def read_one(
     reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool
 ) -> Prepared | RadiographError:
-    """Reads and prepares a file; an error is returned."""
+    """Read and prepare a file; return the radiograph, or the RadiographError."""
     try:
         return reader.prepare(reader.read(file), for_gate=for_gate)
     except RadiographError as error:

@@ -1,4 +1,4 @@
-"""Reads and prepares files ahead of a model, in order: in threads of this process or in processes.
+"""Reads and prepares files ahead of a model, in order: in threads of this process or in other processes.
 
 Threads start at once, but share the interpreter lock: eight of them read about as much as two processes, more than a
 network on a CPU takes. A GPU takes several times as much.
@@ -37,16 +37,16 @@ def read_prepared(
     batch_size: int = BATCH_SIZE,
     workers: Workers = 0,
 ) -> Generator[Read, None, None]:
-    """Yields each file with its radiograph, or the RadiographError that says why there is none, in order.
+    """Yield a Read for each file, in order, with the prepared radiograph or a RadiographError.
 
     Args:
-        classifier: Reads and prepares as this one does.
+        classifier: Its `read` and `prepare` are used.
         files: Taken as they are needed.
-        for_gate: Whether the radiographs are for the classifier's gate, too.
+        for_gate: Whether to prepare the input of the classifier's gate, too.
         batch_size: Radiographs in a batch of the network.
-        workers: Number of processes; 0 for threads; "auto" for as many processes as there are processors beside a GPU,
-            if `files` has a length that makes up for their start, else threads. A script that starts processes needs
-            `if __name__ == "__main__":`.
+        workers: Number of processes; 0 for threads; "auto" for a process per processor if the network is on a GPU and
+            there are at least `FILES_FOR_PROCESSES` files, else threads. A script that starts processes needs a
+            `__main__` guard.
     """
     if processes := num_processes(classifier, files, workers):
         waiting = 2 * batch_size
@@ -56,12 +56,12 @@ def read_prepared(
 
 
 def read(classifier: CheXpertClassifier | Preparation, file: RadiographFile, for_gate: bool) -> Read:
-    """Reads and prepares one file."""
+    """Read and prepare one file; the Read holds the radiograph or the RadiographError."""
     return Read(file, read_one(classifier, file, for_gate))
 
 
 def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile], workers: Workers) -> int:
-    """The number of reading processes, 0 for threads, as `read_prepared` explains."""
+    """Return the number of reading processes that `read_prepared` uses; 0 for threads."""
     if workers != "auto":
         return min(workers, MAX_PROCESSES)
     if classifier.is_on_cpu or not isinstance(files, Sized) or len(files) < FILES_FOR_PROCESSES:
@@ -72,7 +72,7 @@ def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile
 def read_for(
     classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order: beside a GPU, and on a CPU between the batches.
+    """Map `function` over `items` in threads, in order: beside a network on a GPU, between the batches of one on a CPU.
 
     On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
     all of them.
@@ -83,7 +83,7 @@ def read_for(
 
 
 def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order, `wave` items at a time.
+    """Map `function` over `items` in threads, in order, `wave` items at a time.
 
     A wave starts only after all results of the previous one have been consumed. An exception raised by `function` is
     raised before any result of its wave.
@@ -97,10 +97,10 @@ def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> 
 def read_ahead(
     function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Maps `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
+    """Map `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
 
-    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others
-    are waited for. Exceptions of `function` are raised in the place of their item.
+    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others are
+    waited for. Exceptions of `function` are raised in the place of their item.
     """
     items = iter(items)
     pending: deque[Future[R]] = deque()
@@ -122,11 +122,11 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 
 
 def num_threads() -> int:
-    """The number of decoding threads: as many as this process has processors, up to `MAX_THREADS`."""
+    """Return the number of reading threads: one per processor of this process, at most `MAX_THREADS`."""
     return min(num_processors(), MAX_THREADS)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items; the last one may be shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(islice(items, size)), [])

@@ -1,6 +1,6 @@
 """The output file of a scoring run, and the metadata that makes it resumable.
 
-`<output>.run.json`, beside the output, records how the run was started. A table that cannot grow (Parquet, or one row
+`<output>.run.json`, beside the output, records the settings of the run. A table that cannot grow (Parquet, or one row
 per study) is made at the end from `<output>.views.jsonl`, which grows as radiographs are scored.
 """
 
@@ -27,13 +27,13 @@ _SAME_SCORE = 5e-4  # on another processor or GPU the same model's scores move b
 
 _COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
 _DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
-"""Values for records that were written before there were such columns."""
+"""Values of these keys in records that were written before the keys existed."""
 
 _REMEDY = "choose another output, or score again with --overwrite."
 
 
 class Existing(Enum):
-    """Treatment of an output that exists already."""
+    """Treatment of an output that exists already: an error, resuming its run, or deleting it."""
 
     REFUSE = "refuse"
     RESUME = "resume"
@@ -44,8 +44,8 @@ class Existing(Enum):
 class ScoreOutput:
     """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
-    For `gate` and `positives` see `RowFormat`; `overlays` is a folder for overlays, if they are wanted. InputError if
-    the suffix is another, or the output exists and `existing` is REFUSE.
+    `gate` and `positives` add columns, see `RowFormat`; `overlays` is the folder for overlays, None for none. Raise
+    InputError if the suffix is another, or if the output exists and `existing` is REFUSE.
     """
 
     path: Path
@@ -64,28 +64,25 @@ class ScoreOutput:
 
     @property
     def is_made_at_the_end(self) -> bool:
-        """Whether the output is written in one go at the end of the run, as no rows can be appended to it.
-
-        This holds for Parquet files, and for tables with a row per study.
-        """
+        """Whether the output is written in one go at the end: Parquet, or a row per study. No rows can be appended."""
         return self.by_study or self.path.suffix.lower() == ".parquet"
 
     @property
     def growing(self) -> Path:
-        """The file that rows are appended to."""
+        """The file that rows are appended to: the output itself, or `<output>.views.jsonl`."""
         return self.path.with_name(f"{self.path.name}.views.jsonl") if self.is_made_at_the_end else self.path
 
     @property
-    def record(self) -> Path:
-        """The file with the record of how the run was started."""
+    def record_file(self) -> Path:
+        """The path of the record of the run's settings, `<output>.run.json`."""
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
-        """The runtime and precision that a resumed run was started with, in place of "auto".
+        """Return the runtime and precision, with "auto" replaced by those that the run to resume was started with.
 
-        They are returned as they are for a new run, if neither is "auto", or if several models had several of them.
+        They are returned unchanged for a new run, and if several models had different ones.
         """
-        if self.existing is not Existing.RESUME or not self.record.exists():
+        if self.existing is not Existing.RESUME or not self.record_file.exists():
             return runtime, precision
         started = set(self._read_record().get("runtime", ()))
         if len(started) != 1:
@@ -94,14 +91,15 @@ class ScoreOutput:
         return first if runtime == "auto" else runtime, second if precision == "auto" else precision
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Writes the record of a new run, or compares it with that of the run that is resumed.
+        """Write the record of a new run, or compare `record` with that of the run that is resumed.
 
-        Returns the argument of `finish`, if a table that is made at the end is complete. InputError if the output was
-        started with another record, or its record is missing.
+        With OVERWRITE, the output and the files beside it are deleted first. Returns None while rows are missing; if a
+        table that is made at the end is complete, the values that `finish` recorded. Raise InputError if the output was
+        started with other settings, or its record is missing.
         """
         if self.existing is Existing.OVERWRITE:
             with writing(self.path):
-                for path in (self.path, self.growing, self.record):
+                for path in (self.path, self.growing, self.record_file):
                     path.unlink(missing_ok=True)
         if not any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
             self._save(record)
@@ -114,14 +112,17 @@ class ScoreOutput:
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Records that the table that is made at the end is complete, and removes the rows it was made from."""
+        """Record that an output that is made at the end is complete, with the values `finished`.
+
+        The rows that it was made from, `<output>.views.jsonl`, are deleted. Not for an output that grows itself.
+        """
         self._save({**record, "finished": finished})
         self.growing.unlink(missing_ok=True)
 
     def _save(self, record: Mapping[str, Any]) -> None:
-        with writing(self.record):
-            self.record.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.record, json.dumps(record, indent=2) + "\n")
+        with writing(self.record_file):
+            self.record_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.record_file, json.dumps(record, indent=2) + "\n")
 
     def _compare(self, started: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         for key in _COMPARED:  # the other keys are for people
@@ -145,19 +146,19 @@ class ScoreOutput:
 
     def _read_record(self) -> dict[str, Any]:
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = json.loads(self.record_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             record = None
         if not isinstance(record, dict):
             raise InputError(
-                f"{self.path} cannot be resumed: {self.record.name} beside it, which says how it was started, is "
+                f"{self.path} cannot be resumed: {self.record_file.name} beside it, which says how it was started, is "
                 f"missing or damaged; {_REMEDY}"
             )
         return record
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Writes a whole table as CSV, JSON Lines or Parquet, by the suffix of `path`.
+    """Write a whole table as CSV, JSON Lines or Parquet, by the suffix of `path`.
 
     The rows go to a temporary file, which is renamed to `path` once it is complete.
     """
@@ -176,7 +177,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:
-    """The rows of a JSON Lines file."""
+    """Yield the rows of a JSON Lines file; ValueError if it has other columns."""
     with path.open("rb") as stream:
         yield from map(JsonLines(columns).cells, stream)
 

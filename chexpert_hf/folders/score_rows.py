@@ -1,7 +1,7 @@
-"""Columns and rows of a score table, for radiographs and for studies.
+"""Columns and rows of a score table, with a row per radiograph or per study.
 
-A study has the maximum over its views, as in the CheXpert paper.
-Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
+A study's score is the maximum over its views, as in the CheXpert paper. Source: Irvin et al. 2019, arXiv:1901.07031,
+section 4.
 """
 
 import re
@@ -23,13 +23,18 @@ _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^
 
 
 def study_of(path: str) -> str:
-    """The study's folder in a path of CheXpert's layout; any other file is a study of its own, named by its path."""
+    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's layout.
+
+    Any other file is a study of its own, named by its path.
+    """
     match = _STUDY_PATH.fullmatch(path)
     return match["study"] if match else path
 
 
 @dataclass
 class _Study:
+    """The row of a study, gathered from its views."""
+
     maximum: array = field(default_factory=lambda: array("d"))  # an array, since there may be 100,000 studies
     views: int = 0
     failed: list[str] = field(default_factory=list)
@@ -40,14 +45,14 @@ class _Study:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table, and its rows."""
+    """The columns of a score table; makes the rows from results."""
 
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`
     positives: bool = False  # whether there are columns `<observation> positive`: 1 or 0, at the operating point
 
     def columns(self, *, by_study: bool = False) -> list[str]:
-        """The columns of a table with a row per radiograph or per study."""
+        """Return the names of the columns of a table with a row per radiograph, or per study."""
         positives = [f"{name} positive" for name in self.observations] if self.positives else []
         gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
         return [
@@ -60,7 +65,7 @@ class RowFormat:
         ]
 
     def rows(self, results: "Iterable[FileResult]") -> Iterator[list[Cell]]:
-        """The rows of radiographs; cells without a value are None."""
+        """Yield a row for each radiograph, with None in cells without a value."""
         for result in results:
             scores: list[Cell] = [None] * self._num_scores
             note = None
@@ -71,9 +76,10 @@ class RowFormat:
             yield [readable(str(result.path)), *scores, *self._gate_cells(result.gate), note, result.error]
 
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
-        """The rows of studies from the rows of radiographs, in the order of the studies' first views.
+        """Yield a row for each study from the rows of radiographs, in the order of the studies' first views.
 
-        They have the maximum of each score and call over the views, and the worst of the gate's verdicts.
+        Scores and calls (0 or 1) are maxima over the views, also those of No Finding; the gate's verdict is the worst
+        of the views. All rows are read before the first one is yielded.
         """
         studies: dict[str, _Study] = {}
         for path, *cells, note, error in rows:

@@ -24,7 +24,7 @@ from chexpert_hf.scoring.saliency import NoMaps
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several parts of a list of files: the `index`-th, `index + count`-th and so on of its batches.
+    """One of `count` parts of a list of files: every `count`-th batch, from batch `index` (counted from 0) on.
 
     Whole batches, so that every radiograph is in the batch that it would be in if the list were not divided.
     """
@@ -33,14 +33,14 @@ class Shard:
     count: int = 1
 
     def of(self, files: Sequence[RadiographFile], batch_size: int) -> list[RadiographFile]:
-        """The files of this part."""
+        """Return the files of this part of a list."""
         return [file for place, file in enumerate(files) if place // batch_size % self.count == self.index]
 
 
 UNDIVIDED = Shard()
 
 COMPILED_FROM = 150_000
-"""Files of a shard that repay the compilation of the model for a GPU, if readers deliver more than it computes.
+"""Number of files in a shard from which on compiling the model for a GPU saves time, if reading is fast enough.
 
 On an H100 it takes 9 s, and saves .06 ms an image where 16 processes read 5,645 images a second.
 """
@@ -51,7 +51,7 @@ Watch: TypeAlias = Callable[[Iterator[FileResult], int, int], Iterator[FileResul
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Numbers of radiographs."""
+    """Numbers of radiographs of a scoring run."""
 
     radiographs: int  # all
     failed: int  # without scores: unreadable, or refused by the gate
@@ -71,15 +71,14 @@ def score_to_file(
     maps: Sequence[str] | None = None,
     watch: Watch = lambda results, *_: results,
 ) -> ScoreSummary:
-    """Scores files and writes their rows as they come, in the order of the files.
+    """Score files and write their rows as they come, in the order of the files.
 
-    A run that was interrupted and is resumed leaves the same bytes as one that was not. To resume, the observations,
-    the batch size, the shard, the kind of row, the paths in the rows, and the model must be the same; the model is
-    identified by its scores of a test pattern. A batch that was not finished is scored again.
+    A run that was interrupted and is resumed leaves the same bytes as one that was not. To resume, the paths, model,
+    runtime, observations, batch size, shard and columns must be the same; the model is identified by its scores of a
+    test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, and
-    `maps` the observations that get an overlay, by default all.
-    InputError if the output cannot be resumed or written.
+    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, and `maps`
+    the observations that get an overlay, by default all. Raise InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
@@ -112,7 +111,7 @@ def score_to_file(
 
 
 def batch_size_for(files: Sequence[RadiographFile], wanted: int) -> int:
-    """The size of a batch: at most the number of files, since blank images fill up the last batch."""
+    """Return the batch size: `wanted`, but at most the number of files, as blank images would fill up the rest."""
     return max(1, min(wanted, len(files)))
 
 
@@ -126,10 +125,10 @@ def score_with_overlays(
     workers: Workers = 0,
     maps: Sequence[str] | None = None,
 ) -> Iterator[FileResult]:
-    """Scores files, and writes the overlays of each before it is passed on, without its maps.
+    """Score files; write each one's overlays before its result is yielded, which then has no maps.
 
-    Overlays go to the folder `overlays`, if there is one, in the layout that the files have in the folder `common`;
-    those of the observations `maps`, or of all. InputError if they cannot be written.
+    Overlays of the observations `maps`, or of all, go to the folder `overlays`, in the layout that the files have below
+    the folder `common`; None for no overlays. Raise InputError if they cannot be written.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "gate": gate, "workers": workers}
     results = score_files(classifier, files, saliency=overlays is not None, **settings)

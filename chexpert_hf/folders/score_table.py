@@ -1,4 +1,4 @@
-"""Tables of scores that grow, a batch of rows at a time, and are resumed after a kill: CSV and JSON Lines."""
+"""CSV and JSON Lines tables that grow a batch of rows at a time, and can be resumed after the process was killed."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ SYNC_SECONDS = 10  # of work that a power failure may cost; after a kill nothing
 Cell: TypeAlias = str | int | float | None
 
 NOT_RADIOGRAPH = ("flagged", "refused")
-"""Values of the column `gate` for images that do not look like chest radiographs: scored, or not scored."""
+"""Values of the column `gate` for images that do not look like chest radiographs: with scores, and without."""
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 """First characters that make a spreadsheet take a cell for a formula. Source: OWASP, "CSV Injection"."""
@@ -35,7 +35,7 @@ class GateMode(str, Enum):
 
 @dataclass(frozen=True)
 class JsonLines:
-    """The format JSON Lines: an object per row."""
+    """Formats and parses rows as JSON Lines: an object per line. Floats are rounded to `DECIMALS`."""
 
     columns: Sequence[str]
 
@@ -61,9 +61,10 @@ class JsonLines:
 
 
 class CsvLines(JsonLines):
-    """The format CSV by RFC 4180, with line feeds: text with commas, quotes or line breaks is quoted, None is empty.
+    """Formats and parses rows as CSV by RFC 4180, with line feeds; None is an empty cell.
 
-    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
+    Text with commas, quotes or line breaks is quoted. A file name that a spreadsheet would take for a formula gets "./"
+    in front, which names the same file.
     """
 
     def header(self) -> bytes:
@@ -84,21 +85,21 @@ class CsvLines(JsonLines):
 
 
 def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
-    """The format of a text file, by its suffix."""
+    """Return the format of a table by its suffix: CSV for `.csv`, else JSON Lines."""
     return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
 
 
 def readable(text: str) -> str:
-    r"""The name of a file as text that every format takes: bytes that are no UTF-8 are written out as `\udc..`.
+    r"""Return a file name as valid Unicode, which every format takes; bytes that are no UTF-8 become `\udc..` in text.
 
-    Where the locale's encoding is ASCII, Python gives every byte of a UTF-8 name as a surrogate; these are joined.
+    Where the locale's encoding is ASCII, Python decodes every byte of a UTF-8 name to a surrogate; these are joined.
     """
     joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
 class KeptRows(NamedTuple):
-    """Numbers of rows of an earlier run: those kept, and among them errors and images that are no radiographs."""
+    """Numbers of rows kept of an earlier run: all; with an error; of images that do not look like chest radiographs."""
 
     rows: int = 0
     failed: int = 0
@@ -123,7 +124,7 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Writes rows, so that they are there even if the process is killed."""
+        """Append rows so that a killed process loses none, and a power failure at most those of `SYNC_SECONDS`."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
@@ -133,10 +134,10 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 
 
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
-    """Cuts the table of an earlier run to its whole batches, if it isn't complete; its last line may be cut off.
+    """Truncate the table of an earlier run to whole batches, unless it is complete, and count the rows that are kept.
 
-    InputError if its header differs or its rows do not begin with the `str` of each of `names`, in this order; the file
-    then stays as it is.
+    Raise InputError if its header differs, a row cannot be read, or its rows do not begin with `names`, in order; the
+    file then stays as it is.
     """
     if not path.exists():
         return KeptRows()
@@ -164,7 +165,7 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
 
 
 def _checked_row(path: Path, lines: JsonLines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
-    """The cells of a row, the last of which is its error."""
+    """Return the cells of row `number` (from 1); InputError if it cannot be read, or has another name than expected."""
     try:
         name, *_ = cells = lines.cells(row)
     except (ValueError, csv.Error) as fault:
@@ -188,7 +189,7 @@ def _csv_cell(cell: Cell) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError, such as a full disk, into an InputError of one line."""
+    """Within this context, turn an OSError, such as a full disk, into an InputError of one line about `path`."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
 """Scores files of radiographs, however many: decoded ahead of the model, in order, in constant memory.
 
-The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a row depend
-on the size of its batch, but not on its position or on the other rows. So batches are made by position in the list of
-files, every batch is full, and a blank image replaces a file that cannot be read.
+The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a score
+depend on the size of the batch, but not on the place in it or on the other images. So batches are made by position in
+the list of files, every batch is full, and a blank image replaces a file that cannot be read.
 """
 
 import os
@@ -26,14 +26,14 @@ from chexpert_hf.scoring.preparation import Prepared
 from chexpert_hf.scoring.saliency import overlay_of
 
 ROWS_SIDE_BY_SIDE = 4
-"""Radiographs in a batch of a thread that has a processor to itself: more are slower there, and need more memory."""
+"""Batch size of a thread that has one processor to itself: larger ones are slower there, and need more memory."""
 
 _PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for files a tenth smaller
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """A file's prediction, or the reason why there is none, and the gate's verdict if it was asked for."""
+    """The result of one file: its prediction, or the error why there is none, and the gate's verdict if asked for."""
 
     path: RadiographFile
     prediction: Prediction | None = None
@@ -42,7 +42,7 @@ class FileResult:
 
     @property
     def is_no_radiograph(self) -> bool:
-        """Whether it does not look like a chest radiograph to the gate."""
+        """Whether the gate judged that the image is no chest radiograph; False if it was not asked."""
         return self.gate is not None and not self.gate.is_chest_radiograph
 
 
@@ -55,11 +55,11 @@ def score_files(
     gate: GateMode = GateMode.OFF,
     workers: Workers = 0,
 ) -> Iterator[FileResult]:
-    """Reads and scores files, in order, taken as they are needed.
+    """Read and score files as they are needed; yield a FileResult for each, in order.
 
-    A forward pass has at most `batch_size` radiographs; the last batch is filled up with blank images. `gate` says
-    whether the model's gate is asked, and whether images that it refuses are scored. `workers` are as in
-    `readers.read_prepared`; any exception of a reader but a RadiographError is raised.
+    A forward pass has at most `batch_size` radiographs; blank images fill up the last batch. `gate` says whether the
+    model's gate is asked, and whether images that it refuses are scored. `workers` are as in `readers.read_prepared`. A
+    file that cannot be read has an error in its result; other exceptions of readers are raised.
     """
     streams = classifier.side_by_side() if batch_size > 1 else [classifier]
     size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(streams) > 1 else batch_size
@@ -118,9 +118,10 @@ def _result(file: RadiographFile, error: RadiographError | None, prediction: Pre
 
 
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
-    """Writes one PNG per observation into a folder, made if needed: the radiograph at its full size under the map.
+    """Write `<observation>.png` for each observation: the radiograph at its full size with the map over it.
 
-    A line of text in the picture says that a map is empty. Returns the files; ValueError if the prediction has no maps.
+    The folder is made if needed. In the picture, a line of text says that a map is empty. Returns the files' paths;
+    ValueError if the prediction has no maps.
     """
     if result.prediction is None or not result.prediction.saliency:
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
@@ -136,13 +137,16 @@ def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]
 
 
 def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:
-    """A folder of its own for a file below `root`: the file's path below `common`, so that no two files meet."""
+    """Return the folder for a file's overlays: `root` with the file's path below `common`, suffix included.
+
+    So no two files share one; for a file in an archive, its name there is added.
+    """
     member = file.name if isinstance(file, ArchiveMember) else ""
     return root / _path_on_disk(file).relative_to(common) / member
 
 
 def common_folder(files: Sequence[RadiographFile]) -> Path:
-    """The deepest folder, absolute, that all files are in."""
+    """Return the deepest folder, as an absolute path, that all files are in."""
     return Path(os.path.commonpath({_path_on_disk(file).parent for file in files}))
 
 

@@ -1,1 +1,1 @@
-"""From a data set and a recipe to a trained model folder, with the Hugging Face Trainer."""
+"""Training: from a data set and a recipe to a model folder, with the Hugging Face Trainer."""

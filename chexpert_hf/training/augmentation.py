@@ -1,7 +1,7 @@
-"""Augmentation of radiographs, on whole batches and on the accelerator.
+"""Random augmentation of whole batches of radiographs, on the accelerator.
 
-No flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker. An image's
-random numbers depend on (seed, epoch, index) alone, so that a resumed run sees the same images, bit for bit.
+There is no flip: it would move the heart to the right, which is a finding (dextrocardia), and mirror the side marker.
+An image's random numbers depend on (seed, epoch, index) alone, so that a resumed run sees the same images, bit for bit.
 """
 
 import math
@@ -19,20 +19,20 @@ _CHANCE_OF_WHITE = 0.3  # of frames; the others are black
 
 
 class RadiographAugmentation:
-    """Random changes of images by a recipe's values; its defaults change nothing."""
+    """Random rotation, shift, zoom, gamma, contrast and frames, as large as a recipe's values (default 0) allow."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     @property
     def is_active(self) -> bool:
-        """Whether it changes anything."""
+        """Whether the recipe asks for any augmentation."""
         recipe = self.recipe
         moves = recipe.rotation_degrees or recipe.translation or recipe.scaling
         return bool(moves or recipe.contrast or recipe.gamma or recipe.border)
 
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
-        """Augments gray levels `(batch, 1, height, width)`; returns float32 in [0, 255], not rounded.
+        """Augment gray levels `(batch, 1, height, width)` in [0, 255]; return float32 in [0, 255], not rounded.
 
         `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
         """
@@ -53,7 +53,11 @@ class RadiographAugmentation:
         return changed.clamp(0, 255)
 
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Draws frames by `drawn` (batch, 6) in [0, 1]: whether, colour, width at the left, right, top and bottom."""
+        """Draw a black or white frame around some of the images.
+
+        The columns of `drawn` `(batch, 7)`, in [0, 1], decide: whether there is a frame, its colour, its width at the
+        left, right, top and bottom; the last one is unused.
+        """
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
         left, right, top, bottom = (self.recipe.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
@@ -68,7 +72,7 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """`(batch, 2, 3)` in affine_grid's coordinates, in which each side of an image has length 2."""
+        """Return matrices `(batch, 2, 3)` for affine_grid, in whose coordinates a side of an image has length 2."""
         angle = drawn[:, 0] * math.radians(self.recipe.rotation_degrees)
         zoom = 1 / (1 + self.recipe.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]

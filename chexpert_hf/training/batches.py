@@ -1,4 +1,4 @@
-"""Training examples of a CheXpert data set: gray levels at the model's size, and targets from raw labels."""
+"""Training examples of a data set: gray levels at the network's input size, and targets made from the raw labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ _SMOOTHING_STREAM = 1_000_003
 
 
 class RadiographDataset(torch.utils.data.Dataset):
-    """The radiographs of a split, read on demand; whole batches are augmented later.
+    """The radiographs of a split from `load_dataset`, read on demand and not yet augmented.
 
-    `to_targets` turns raw labels `(num_labels,)` and the row's index into targets. `images` are the split's images from
-    `cache.kept_images`, which are used instead of its files.
+    `to_targets` maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets. If `images` is given,
+    the array from `cache.kept_images`, no file is read.
     """
 
     def __init__(
@@ -48,7 +48,11 @@ class RadiographDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """`pixel_values` (1, height, width) uint8, `index` and targets; RadiographError if the file cannot be read."""
+        """Return `pixel_values` (gray levels `(1, height, width)`), `index`, and the targets of an image.
+
+        Gray levels are uint8, or float32 if the processor has `resize_like`. Raise RadiographError if a file cannot be
+        read.
+        """
         if self.images is None:
             with naming(self.names[index]):
                 image = read_radiograph(self.files[index], target_size=self.processor.decoded_side)
@@ -60,15 +64,15 @@ class RadiographDataset(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Turns the raw labels of a training row into targets by the policies of a model's config."""
+    """Turns a row's raw labels (1, 0, -1 uncertain, NaN blank) into targets, by the policies of a model's config."""
 
     config: CheXpertConfig
     seed: int = 0  # of label smoothing, which is drawn once for each row and observation
-    soft_labels: NDArray[np.float32] | None = None  # (num_rows, num_labels), of a teacher; NaN where not uncertain
-    positive_weights: NDArray[np.float32] | None = None  # (num_labels,), of positive labels; all weigh the same if None
+    soft_labels: NDArray[np.float32] | None = None  # (num_rows, num_labels), a teacher's; NaN where not uncertain
+    positive_weights: NDArray[np.float32] | None = None  # (num_labels,), weights of positive labels; all 1 if None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """`labels` in [0, 1], -1 (uncertain class) or -100, and `loss_weights` if there are weights."""
+        """Return `labels` in [0, 1], -1 (third class) or -100 (ignored), and `loss_weights` if there are weights."""
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:
             soft = torch.from_numpy(self.soft_labels[index])
@@ -91,7 +95,7 @@ class TrainingTargets:
 
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Negative targets per positive one `(num_labels,)`, 1 without both, of targets `(num_rows, num_labels)`."""
+    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 if it lacks either."""
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)
     return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Prepared images of a data set, decoded once and kept in memory or in a file: then no epoch reads image files."""
+"""Keeps a data set's decoded images in memory or in a file, so that later epochs read no image files."""
 
 import os
 import shutil
@@ -27,18 +27,18 @@ from chexpert_hf.training.recipe import RecipeError
 def kept_images(
     files: Sequence[str], processor: CheXpertImageProcessor, cache: str, workers: Workers = 0
 ) -> NDArray[np.generic] | None:
-    """The gray levels `(num_images, 1, height, width)` of files as the processor prepares them, or None.
+    """Return all images as gray levels `(num_images, 1, height, width)`, or None if `cache` is "none".
 
     Args:
         files: Paths of images.
-        processor: Its output has one size; the gray levels are uint8, or float32 with `resize_like`.
-        cache: "none" for no array; "ram"; or "disk" for a file in the user's cache folder that is mapped into memory,
-            and found again by the paths, sizes and times of the files and by the settings of the processor.
-        workers: Processes that read many files; 0 for threads.
+        processor: Resizes all images to one size. The gray levels are uint8, or float32 if it has `resize_like`.
+        cache: "none"; "ram" for an array in memory; or "disk" for a memory-mapped file in the user's cache folder. The
+            file is reused while the paths, sizes and times of the images and the processor's settings are the same.
+        workers: Processes that decode `FILES_FOR_PROCESSES` files or more, "auto" for one per processor; 0 for threads.
 
     Raises:
         RadiographError: If a file cannot be read; it names the file.
-        RecipeError: If the disk has no room.
+        RecipeError: If the disk has too little room.
     """
     if cache == "none":
         return None
@@ -78,7 +78,7 @@ def _write(
 
 
 def _opened(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic] | None:
-    """The images in a file; None if it is missing or cut short."""
+    """Memory-map the images in a file; return None if it is missing, cut short, or of another shape or type."""
     try:
         images = np.load(path, mmap_mode="r")
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def _fill(
 
 
 def _fingerprint(files: Iterable[str], processor: CheXpertImageProcessor) -> str:
-    """Changes with the files, the settings of the processor, and the version of the decoder."""
+    """Return a hash of the files' paths, sizes and times, the processor's settings and the version of Pillow."""
     digest = sha256(f"{PIL.__version__} {processor.to_json_string()}".encode())
     for file in files:
         status = os.stat(file)

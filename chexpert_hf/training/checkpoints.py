@@ -1,4 +1,4 @@
-"""The checkpoints of a run: ranked by validation score, and drawn as a curve. `durable.intact` verifies their files."""
+"""Lists, ranks and plots the checkpoints of a run. `durable.intact` checks their files for damage."""
 
 import json
 import math
@@ -13,16 +13,16 @@ from chexpert_hf.evaluation.plots import COLORS
 from chexpert_hf.training.durable.intact import numbered_checkpoints, step_of
 
 SCORE = "eval_mean_auroc"
-"""The entry of the Trainer's log by which checkpoints are ranked."""
+"""Key of the mean validation AUROC in the Trainer's log; checkpoints are ranked by it."""
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
-    """The checkpoints in a folder that have a readable state, oldest first."""
+    """Return the folders `checkpoint-N` that have a readable `trainer_state.json`, by ascending N."""
     return [path for path in numbered_checkpoints(folder) if _state_of(path)]
 
 
 def best_checkpoints(folder: Path, count: int) -> list[Path]:
-    """The checkpoints with the highest validation score, best first; those without a score come last."""
+    """Return up to `count` checkpoints by descending validation AUROC; those without one come last."""
     checkpoints = checkpoints_by_step(folder)
     history = [entry for path in checkpoints for entry in _state_of(path).get("log_history", ())]
     scores = {entry["step"]: entry[SCORE] for entry in history if not math.isnan(entry.get(SCORE, math.nan))}
@@ -30,13 +30,13 @@ def best_checkpoints(folder: Path, count: int) -> list[Path]:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint is at the last step of its run."""
+    """Whether a checkpoint was written at the last step of its run, by its `trainer_state.json`."""
     state = _state_of(checkpoint)
     return state.get("global_step", 0) >= state.get("max_steps", math.inf)
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
-    """The Trainer's state in a checkpoint; empty if it cannot be read."""
+    """Return the contents of a checkpoint's `trainer_state.json`; empty if it cannot be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def plot_curve(history: Sequence[dict[str, Any]], path: Path, best_step: int) -> None:
-    """Draws loss and validation AUROC of the Trainer's log history as a PNG, with the chosen step marked."""
+    """Plot loss and validation AUROC from the Trainer's `log_history` as a PNG, with `best_step` marked as chosen."""
     table = pd.DataFrame(history).set_index("step").reindex(columns=["loss", SCORE])
     losses, aurocs = table["loss"].dropna(), table[SCORE].dropna()
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")

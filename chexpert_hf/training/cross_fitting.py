@@ -1,7 +1,8 @@
-"""Calibration by cross-validation: each part of the training patients is scored by a model trained without it.
+"""Calibration by cross-validation: each fold of the training patients is scored by a model trained without it.
 
-The calibration of these logits is applied to the model trained on all patients, which may be a little more confident,
-so it is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV of scikit-learn with `ensemble=False`.
+A calibration is fitted to these logits and applied to the model trained on all patients. That model may be a little
+more confident, so the calibration is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV of
+scikit-learn with `ensemble=False`.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
 def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> NDArray[np.int_]:
-    """The part of each image `(num_images,)`, always the same for the same data; RecipeError with too few patients.
+    """Return the fold of each image, `(num_images,)` from 0 to `folds` - 1; equal data give equal folds.
 
-    All images of a patient are in one part; parts are stratified by the rarest positive observation of each image.
+    All images of a patient are in one fold; folds are stratified by the rarest positive observation of each image.
+    Raise RecipeError if there are fewer patients than folds.
     """
     patients = np.asarray(train["patient"][:])
     if len(set(patients)) < folds:
@@ -40,7 +42,7 @@ def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> ND
 
 
 def hold_out_fold(train: datasets.Dataset, recipe: Recipe) -> datasets.DatasetDict:
-    """The training split without the recipe's `held_out_fold`, which becomes the validation split."""
+    """Divide the training images: the fold `recipe.held_out_fold` becomes `valid`, the others become `train`."""
     is_held = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels) == recipe.held_out_fold
     splits = {"train": ~is_held, "valid": is_held}
     return datasets.DatasetDict({name: train.select(np.flatnonzero(rows)) for name, rows in splits.items()})
@@ -53,9 +55,10 @@ def calibrate_by_folds(
     data_name: str,
     train_without: Callable[[int], Path],
 ) -> CalibratedModel:
-    """Calibrates a model in place by models that are each trained without a part, and chooses its operating points.
+    """Calibrate a model in place on the logits of models trained without a fold, and choose its operating points.
 
-    `data_name` is recorded in the model's config; `train_without` returns the model folder for a part.
+    `train_without` takes the number of a fold and returns the folder of a model trained without it. `data_name` is
+    recorded in the model's config.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

@@ -1,4 +1,4 @@
-"""The training and validation data of a recipe, and the labels that a recipe takes from them."""
+"""Loads the training and validation data of a recipe, and fills in the observations that the recipe learns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ from chexpert_hf.training.cross_fitting import hold_out_fold
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 Roots: TypeAlias = Path | Sequence[Path]
-"""The folder of a data set, or those of several that are trained on as one."""
+"""The folder of a data set, or several folders whose data sets are trained on as one."""
 
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
-    """The recipe with its observations and what is known of them: from its `labels`, or else from the data.
+    """Return the recipe with `observations` and `label_set` filled in, from its `labels` or else from the data.
 
     Raises:
         InputError: If `labels` is no label set, or the data have no layout that is recognised.
@@ -37,7 +37,9 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
 
 
 def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
-    """The recipe without the observations that the training data cannot state, whose outputs would stay random.
+    """Return the recipe without the observations for which every training image has the label -100 (not stated).
+
+    Their outputs would stay random. `say` is called with a line that names them.
 
     Raises:
         RecipeError: If no observation is left.
@@ -60,7 +62,10 @@ def load_data(
     check_files: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> datasets.DatasetDict:
-    """The training and validation splits of a recipe with labels; the held-out patients do not depend on its seed."""
+    """Load the splits `train` and `valid` of a recipe whose labels are filled in; errors are those of `load_dataset`.
+
+    With `held_out_fold`, that fold of the training images is `valid`. The patients held out do not depend on the seed.
+    """
     names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
     options = {name: getattr(recipe, name) for name in names}
     data = load_dataset(roots, follow_links=follow_links, check_files=check_files, say=say, **options)
@@ -68,7 +73,7 @@ def load_data(
 
 
 def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
-    """The counts of the training and validation data for a model's card, without identities."""
+    """Return each split's numbers of images, studies, patients and positive labels, for the model card."""
     folders = [roots] if isinstance(roots, Path) else roots
     described: dict[str, Any] = {"name": data_name(roots)}
     if len(folders) > 1:

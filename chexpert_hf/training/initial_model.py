@@ -1,4 +1,4 @@
-"""The initial model and image processor of a recipe, and a check of its batches for BatchNorm."""
+"""Builds the initial model and image processor of a recipe, and checks that its batches can be trained on."""
 
 import importlib
 from bisect import bisect_left
@@ -34,9 +34,10 @@ _LARGEST_SIZE = 1024  # in pixels, of the search for the smallest size
 
 
 def build_model(recipe: Recipe) -> CheXpertForImageClassification:
-    """The model of a recipe with its initial weights; random ones come from torch's global generator.
+    """Build the model of a recipe with its initial weights: random, ImageNet's, or those of a model to fine-tune.
 
-    Raises RecipeError, WeightsError or ModelFolderError if the architecture is invalid or the weights cannot be used.
+    Random weights come from torch's global generator. Raise RecipeError, WeightsError or ModelFolderError if the
+    architecture is invalid or the weights cannot be used.
     """
     is_new = recipe.init in ("imagenet", "random")
     model = _new(recipe) if is_new else _fine_tuned(recipe)
@@ -60,7 +61,7 @@ def _new(recipe: Recipe) -> CheXpertForImageClassification:
 
 
 def _expect_supported(recipe: Recipe, model: CheXpertForImageClassification) -> None:
-    """Raises RecipeError for values that the model's backbone cannot be trained with."""
+    """Raise RecipeError if the backbone cannot be trained at the image size or with the options of the recipe."""
     network, size = model.config.network, image_size_of(recipe)
     if not _num_cells(model.features, size):
         raise RecipeError(f"image_size is {size}, but the backbone {network} takes no such images; raise --image-size.")
@@ -95,7 +96,11 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
 
 
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
-    """Starts from another model's backbone and head; of linear heads, the rows of observations that both have."""
+    """Build a model that starts from the weights of the model `recipe.init`.
+
+    The backbone is copied, and so is the head if it has the same form and observations. Otherwise, if both heads are
+    linear, the rows of shared observations are copied; all else in the head is random.
+    """
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
         raise RecipeError(
@@ -127,7 +132,7 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 
 
 def changes_to_initial(recipe: Recipe) -> list[str]:
-    """Lines for the user on what a fine-tuned model does not keep of the one that it starts from, and what keeps it."""
+    """Return notes for the user on outputs that the model to fine-tune lacks, and on the image size; else empty."""
     if recipe.init in ("imagenet", "random"):
         return []
     folder, lines = model_folder(recipe.init), []
@@ -147,7 +152,7 @@ def changes_to_initial(recipe: Recipe) -> list[str]:
 
 
 def image_size_of(recipe: Recipe) -> int:
-    """Height and width in pixels of a run: the recipe's, or else those of the model that it starts from."""
+    """Return height and width in pixels of a run's images: the recipe's, or the default of its initial model."""
     if recipe.image_size is not None:
         return recipe.image_size
     if recipe.init in ("imagenet", "random"):
@@ -156,9 +161,10 @@ def image_size_of(recipe: Recipe) -> int:
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
-    """The image processor at the recipe's size: the fine-tuned model's, or one with ImageNet statistics.
+    """Build the image processor at the recipe's size: that of the model to fine-tune, or a new one.
 
-    A single channel has the mean of the three channels' statistics.
+    A new one normalises by the statistics of ImageNet, or of a pretrained timm backbone; a single channel by their mean
+    over the three channels.
     """
     side = image_size_of(recipe)
     values: dict[str, Any] = {"size": {"height": side, "width": side}}
@@ -175,13 +181,16 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
 
 
 def num_devices() -> int:
-    """The number of devices that share a step's batch: processes of a launcher, or the GPUs of a single process."""
+    """Return how many devices take `batch_size` images each: processes of torchrun, or the GPUs of a single process."""
     processes = PartialState().num_processes
     return processes if processes > 1 else max(1, torch.cuda.device_count())
 
 
 def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
-    """Checks that every batch of a run gives BatchNorm more than one value per channel, with RecipeError otherwise."""
+    """Raise RecipeError if BatchNorm gets a single value per channel in some batch of the run.
+
+    Also if `drop_last` leaves no batch, or `sync_batch_norm` has no GPUs or not a process for each.
+    """
     devices, gpus = num_devices(), torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():
         raise RecipeError(
@@ -218,7 +227,7 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
 
 
 def _smallest_batch(recipe: Recipe, num_images: int, devices: int) -> int:
-    """The number of images in the smallest batch of any device."""
+    """Return the number of images in the smallest batch that any device gets in an epoch."""
     last = num_images % (recipe.batch_size * devices)
     if last == 0 or recipe.drop_last or PartialState().num_processes > 1:
         return recipe.batch_size  # between processes, the last batches are filled up with images from the beginning

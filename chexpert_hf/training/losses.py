@@ -1,7 +1,7 @@
 """Losses besides the model's own cross-entropy.
 
-The AUC-margin loss is not that of its authors' package: `AUCMLoss` of libauc 2.0.1 is NaN for a batch without positives
-or counts unknown labels, and has parameters that the Trainer's checkpoints lack.
+The AUC-margin loss is not taken from its authors' package: `AUCMLoss` of libauc 2.0.1 is NaN for a batch without
+positives or counts unknown labels, and has parameters that the Trainer's checkpoints lack.
 """
 
 import math
@@ -23,15 +23,16 @@ _LEAST_MASS = 1e-20
 
 
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
-    """Squared AUC-margin loss, the mean over the observations that have positive and negative labels in a batch.
+    """Return the squared AUC-margin loss, a mean over the observations with both classes in the batch.
 
-    For scores h in [0, 1] of an observation it is the variance of h over the positives, plus that over the negatives,
-    plus max(0, margin - (mean of the positives - mean of the negatives)) squared: the closed form, for a given batch,
-    of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to fine-tune a model trained with
-    cross-entropy, with several positives of each observation in a batch.
+    For the scores h = sigmoid(logit) of an observation it is the variance of h over the positives, plus that over the
+    negatives, plus max(0, margin - (mean of the positives - mean of the negatives)) squared. This is the closed form,
+    for a given batch, of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to fine-tune a
+    model trained with cross-entropy, with several positives of each observation in a batch. Gradients cannot be
+    accumulated over smaller batches, since the loss compares images within a batch.
 
-    `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100, and a soft label
-    counts as both classes, by its value. A mean over pairs does not split over smaller batches.
+    `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100 (ignored). A soft
+    label p counts as a positive of weight p and a negative of weight 1 - p.
     """
     scores = outputs.logits.float().sigmoid()
     is_known = labels != IGNORED
@@ -48,14 +49,15 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
 def map_loss(
     outputs: Any, targets: Tensor, weights: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Cross-entropy of the maps' strongest cells.
+    """Return the cross-entropy of logits in which a saliency map's strongest cells replace its mean.
 
     The model's logit is the mean of the map plus the head's bias, which lets a network spread its evidence over the
-    whole image. Here the log-mean-exp replaces the mean, so that an image with the finding needs a strong cell.
-    Source: Pinheiro and Collobert 2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
+    whole image. With log-mean-exp in place of the mean, an image with the finding needs a strong cell. Source: Pinheiro
+    and Collobert 2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
 
-    `outputs` has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`; targets and weights have
-    the logits' shape, and negative targets are unknown. `num_items_in_batch` divides the sum, by default their number.
+    `outputs` has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`. `targets` and `weights`
+    have the logits' shape; negative targets are ignored. The sum of the losses is divided by `num_items_in_batch`, or
+    by the number of targets that are not ignored.
     """
     maps = outputs.saliency.float().flatten(2)  # (B, num_labels, cells)
     strongest = (torch.logsumexp(MAP_SHARPNESS * maps, dim=2) - math.log(maps.shape[2])) / MAP_SHARPNESS
@@ -67,15 +69,16 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """The mean squared length, in units of `CENTRED`, of offsets `(batch, 2)` from `offsets_of_peaks`."""
+    """Return the mean squared length of offsets `(batch, 2)` in units of `CENTRED`; a length counts as 5 at most."""
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 
 def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, columns: Tensor) -> Tensor:
-    """Offset `(batch, 2)` between a map's strongest cell and the image region that drives it; differentiable.
+    """Return the offset `(batch, 2)` from a map's strongest cell to the image region that drives it.
 
-    It is (down, right), as shares of height and width, to the centre of mass of the squared gradient of the map's
-    largest value. `columns` `(batch,)` is the observation of each image; the model is in evaluation mode.
+    The region's position is the centre of mass of the squared gradient of that cell's value with respect to the pixels.
+    Offsets are (down, right), as fractions of height and width, and differentiable. `columns` `(batch,)` is the index
+    of the observation whose map is used for each image; the model is in evaluation mode.
     Source: Luo et al. 2016, "Understanding the Effective Receptive Field", arXiv:1701.04128.
     """
     with torch.enable_grad():
@@ -94,12 +97,12 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
 
 
 def _pixel_centres(count: int, like: Tensor) -> Tensor:
-    """The centres of the pixels along a side `(count,)`, as shares of it."""
+    """Return the positions of the pixels' centres along a side, `(count,)`, as fractions of its length."""
     return (torch.arange(count, device=like.device) + 0.5) / count
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each column, both `(num_labels,)`; 0 where nothing has weight."""
+    """Return the weighted mean and variance of each column, `(num_labels,)` each; 0 where all weights are 0."""
     total = weights.sum(dim=0).clamp(min=torch.finfo(weights.dtype).tiny)
     mean = (scores * weights).sum(dim=0) / total
     return mean, ((scores - mean) ** 2 * weights).sum(dim=0) / total

@@ -1,7 +1,7 @@
-"""A recipe: every value that defines a training run. The defaults are the CheXpert paper's.
+"""A recipe: all settings of a training run. The defaults are the CheXpert paper's.
 
-Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2. The paper trains one model per policy; U-Ones is the best
-single policy there (table 3) without a second stage or a third class.
+Source: Irvin et al. 2019, arXiv:1901.07031, section 3.2. The paper compares policies for uncertain labels; the default
+here is U-Ones, its best one (table 3) that needs neither a second stage nor a third class.
 """
 
 import math
@@ -17,10 +17,10 @@ from chexpert_hf.files import first_line, write_text
 from chexpert_hf.labels import CHEXPERT, LabelSet, UncertaintyPolicy, check_observations, parse_policies
 
 BACKBONES = ("densenet121", "densenet169", "densenet201", "resnet50", "convnext_tiny")
-"""Values of `backbone`, besides "timm:NAME"; `configuration_chexpert.NETWORKS` without an import of torch."""
+"""Values of `backbone`, besides "timm:NAME"; repeats `configuration_chexpert.NETWORKS`, whose import needs torch."""
 
 DEFAULT_IMAGE_SIZE = 320
-"""Height and width in pixels of a run that starts from no model of this package, as in the paper."""
+"""Height and width in pixels of a run that does not fine-tune a model of this package, as in the paper."""
 
 _NUM_BLOCKS = 4  # in each of them, so that five halvings lead to the last feature maps
 _REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
@@ -45,20 +45,20 @@ _LISTS = {
 
 
 class RecipeError(InputError):
-    """A recipe that cannot be trained; names the field, its value and what was expected."""
+    """A recipe cannot be trained; the message names the field, its value and what was expected."""
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
-    """A field of the recipe, with its description and, for a number, its range, a key of `_RANGES`.
+    """Declare a field of the recipe, with the description `text` and, for a number, a key of `_RANGES` as `expected`.
 
-    With `flag`, `chexpert-hf train` has an option for it; a string is the option that switches it off.
+    If `flag` is not False, `chexpert-hf train` has an option for it; a string is the option that switches it off.
     """
     return field(default=default, metadata={"text": text, "expected": expected, "flag": flag})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every value that defines a run; each field's metadata says what it sets and whether it has an option."""
+    """All settings of a training run; `metadata["text"]` of each dataclass field describes it."""
 
     # Labels
     observations: tuple[str, ...] = _value((), "Comma-separated; all of the label set if not given.", flag=True)
@@ -79,10 +79,10 @@ class Recipe:
         "'Edema=u-ones,...' by observation; or paper.",
         flag=True,
     )
-    teacher: str | None = _value(None, "For u-self-trained: a model or soft_labels.csv; skips its training.", flag=True)
+    teacher: str | None = _value(None, "For u-self-trained: model or soft_labels.csv to use as teacher.", flag=True)
     teacher_epochs: float | None = _value(None, "Epochs of the teacher's training; `epochs` if None.", "more than 0")
     conditional_epochs: float = _value(
-        0, "Epochs of a first stage on children in the label hierarchy with positive parents.", "at least 0", flag=True
+        0, "Epochs of a first stage: child labels count only where their parent is positive.", "at least 0", flag=True
     )
     unconditional: bool = _value(False, "Multiply probabilities along the label hierarchy.", flag=True)
     loss: Literal["cross-entropy", "auc-margin"] = _value("cross-entropy", "cross-entropy or auc-margin.", flag=True)
@@ -116,7 +116,7 @@ class Recipe:
     )
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
     frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
-    num_patients: int | None = _value(None, "Train on a seeded subset of the patients.", "at least 1", flag=True)
+    num_patients: int | None = _value(None, "Train on this many patients, always the same.", "at least 1", flag=True)
     valid_fraction: float = _value(
         0.1, "Share of patients to hold out if the data has no valid split.", "in (0, 1)", flag=True
     )
@@ -151,15 +151,15 @@ class Recipe:
 
     # Checkpoints and the final model
     images_per_checkpoint: int = _value(4800, "Training images between two checkpoints.", "at least 1")
-    keep_checkpoints: int = _value(10, "Checkpoints that stay on disk: the best, and the newest.", "at least 1")
-    checkpoint: Literal["best", "last"] = _value("best", "The checkpoint that becomes the model, by validation AUROC.")
+    keep_checkpoints: int = _value(10, "Best checkpoints that stay on disk, besides the newest.", "at least 1")
+    checkpoint: Literal["best", "last"] = _value("best", "Checkpoint that becomes the model; best by validation AUROC.")
     calibration_folds: int = _value(0, "Folds of the training patients for calibration by cross-validation; 0: none.")
     calibration_models: tuple[str, ...] = _value((), "Model folders to use for these folds instead of training.")
     held_out_fold: int | None = _value(None, "Train on all folds except this one; validate on it.")
     stored_precision: Literal["fp32", "fp16"] = _value("fp32", "Precision of the stored convolutions and head.")
     runs: int = _value(1, "Independent runs; several make an ensemble.", "at least 1", flag=True)
     distillation: float = _value(0.0, "Weight of teachers' mean probability in each label.", "in [0, 1]")
-    distillation_teachers: int = _value(2, "Number of these teachers to train first.", "at least 1")
+    distillation_teachers: int = _value(2, "Number of teachers to train for distillation.", "at least 1")
     distillation_models: tuple[str, ...] = _value((), "Models to use as teachers instead of training them.")
 
     # The machine and the card
@@ -238,7 +238,7 @@ class Recipe:
             raise RecipeError(message)
 
     def _check_values(self) -> None:
-        """Checks each value by itself: its type (an integer is a number, a truth value is not) and its range."""
+        """Raise RecipeError if a value has a wrong type or range; an int is accepted as a float, a bool as neither."""
         hints = get_type_hints(Recipe)
         for item in fields(self):
             name, value = item.name, getattr(self, item.name)
@@ -269,14 +269,14 @@ class Recipe:
 
     @property
     def known_labels(self) -> LabelSet:
-        """The observations with their hierarchy; none before they are taken from the data."""
+        """The observations with their hierarchy and definitions; empty before `data.with_labels` fills them in."""
         if self.label_set:
             return LabelSet.from_dict(self.observations, self.label_set)
         return CHEXPERT.among(self.observations)
 
     @property
     def policies(self) -> dict[str, str]:
-        """The policy of each observation; before the data tell them, of CheXpert's and of those that `policy` names."""
+        """The policy of each observation; before `data.with_labels`, of CheXpert's and of those that `policy` names."""
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):
             named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)
@@ -284,23 +284,23 @@ class Recipe:
 
     @property
     def self_trained_observations(self) -> tuple[str, ...]:
-        """The observations under U-SelfTrained."""
+        """The observations whose policy is U-SelfTrained."""
         return tuple(name for name, policy in self.policies.items() if policy == UncertaintyPolicy.U_SELF_TRAINED)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, as plain types."""
+        """Return all values as plain types, for YAML or JSON."""
         return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     def save(self, path: Path) -> None:
-        """Writes the recipe as YAML, from which `load` makes an equal one."""
+        """Write the recipe as YAML; `load` returns an equal recipe from the file."""
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, width=120))
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
-        """Reads a recipe from a YAML file.
+        """Read a recipe from a YAML file; fields that the file leaves out get their defaults.
 
-        `path` is the file, or the name of a recipe that comes with this package, such as `u_ones`. Fields that the file
-        leaves out get their defaults. Raises RecipeError if there is no such recipe, or it is not valid.
+        `path` may also be the name of a recipe that comes with this package, such as `u_ones`. Raise RecipeError if
+        there is no such recipe, or it is not valid.
         """
         own = {file.stem: file for file in recipes_folder().glob("*.yaml")}
         if not path.exists() and path.suffix == "" and path.name not in own:
@@ -317,7 +317,10 @@ class Recipe:
         return cls().override(**{str(name): value for name, value in values.items() if name != _REMOVED})
 
     def override(self, **values: Any) -> "Recipe":
-        """The recipe with other values; RecipeError if a field is unknown, or a value is out of range."""
+        """Return a copy with other values; raise RecipeError if a field is unknown or a value is not valid.
+
+        If `observations` is among them and `label_set` is not, the label set is reduced to these observations.
+        """
         hints = get_type_hints(Recipe)
         for name, value in values.items():
             if name not in hints:
@@ -334,7 +337,7 @@ class Recipe:
 
 
 def recipes_folder() -> Path:
-    """This project's recipes: beside this module once installed, in `train` in a checkout."""
+    """Return the folder of this package's recipes: beside this module once installed, `train/recipes` in a checkout."""
     installed = Path(__file__).with_name("recipes")
     return installed if installed.exists() else Path(__file__).parents[2] / "train" / "recipes"
 

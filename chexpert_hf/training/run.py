@@ -1,4 +1,4 @@
-"""A training run from a data set to a complete model folder; an interrupted run can be resumed."""
+"""Runs a training, from a data set to a complete model folder; an interrupted run can be resumed."""
 
 import importlib.util
 import json
@@ -46,7 +46,10 @@ REPORTERS = ("none", "tensorboard", "trackio")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A model folder, its evaluation on the validation split, and the chosen checkpoint with the reason, as text."""
+    """A model folder, its evaluation on the validation split, and which checkpoint it holds.
+
+    `chosen` says so in words, such as "step 300, the best on these same studies".
+    """
 
     folder: Path
     evaluation: Evaluation
@@ -64,21 +67,23 @@ def train(
     say: Callable[[str], None] = print,
     progress: TrainerCallback | None = None,
 ) -> TrainingResult:
-    """Trains a model on a data set, or on several as one; `output` becomes the model folder.
+    """Train a model on a data set, or on several as one; `output` becomes the model folder.
 
     Args:
-        recipe: Every value that defines the run; its labels are the data's if it names none.
+        recipe: All settings of the run; the observations are the data's if it names none.
         root: The folder of a data set in a layout that is recognised, or several.
         output: A new or empty folder, or with `resume` that of the run.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
-        say: Shows a line to the user.
-        progress: Shows how far the training is; a bar on a terminal and a line per evaluation if None.
+        say: Called with each line for the user.
+        progress: Callback that shows progress; `TrainingProgress` if None.
 
     Raises:
-        RecipeError: If `output` holds another run and `resume` is not set, or a run of another recipe.
-        DatasetError: If the data cannot be loaded.
+        RecipeError: If the recipe cannot be trained or training diverged; or if `output` is not empty and `resume` is
+            not set, or it holds a run of another recipe.
+        DatasetError: If the data cannot be loaded; `OUTPUT.bad_files.csv` then lists radiographs that cannot be read.
+        CheckpointError: If a checkpoint cannot be written, or none is intact.
     """
     if report_to not in REPORTERS:
         raise RecipeError(f"Cannot report to {report_to!r}; expected one of: {', '.join(REPORTERS)}.")
@@ -148,7 +153,7 @@ def train(
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(diverged)
     if recipe.calibration_folds and recipe.held_out_fold is None:
-        calibrate_by_folds(final, data["train"], recipe, data_name(root), stages.without_part)
+        calibrate_by_folds(final, data["train"], recipe, data_name(root), stages.without_fold)
     if recipe.stored_precision == "fp16":
         final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
@@ -183,7 +188,10 @@ def train(
 
 
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
-    """Makes `output` this run's, or raises RecipeError if it is another's."""
+    """Make the folder `output` and write the recipe into it, so that it belongs to this run.
+
+    Raise RecipeError if it holds other files, or with `resume` no run or one of another recipe.
+    """
     if PartialState().is_main_process:
         if output.exists() and not output.is_dir():
             raise RecipeError(f"{output} is a file; expected a folder to write.")
@@ -200,14 +208,17 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: bool) -> None:
-    """Writes hashes of the patients that the model has seen, so that an evaluation on them is detected."""
+    """Write hashes of the training patients, and with `has_chosen` of those by whom a checkpoint was chosen.
+
+    A later evaluation on them is detected by these files.
+    """
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
     if has_chosen:  # the checkpoint
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Independent runs, and the ensemble of their best checkpoints."""
+    """Train `recipe.runs` runs with successive seeds, and write the ensemble of their best checkpoints."""
     recipe, output = stages.recipe, stages.output
     members: list[Path] = []
     for number in range(recipe.runs):
@@ -228,7 +239,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 
 
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Returns and reports the observations that can be evaluated on the validation split."""
+    """Return the observations with enough positive and negative validation studies; report their number by `say`."""
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])
     judged = judged_observations(truth, recipe.observations)

@@ -1,7 +1,7 @@
-"""The stages of a run besides its own training: teachers and conditional training, each in a subfolder.
+"""Trains the models that a run needs besides its own: teachers, a conditional stage, folds; each in a subfolder.
 
-U-SelfTrained: a model trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can be
-inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
+U-SelfTrained: a teacher trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can
+be inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a run with a recipe in a folder; `run(recipe, output=..., resume=...)` trains one of them."""
+    """Trains the stages that a run of `recipe` in `output` needs, each by `run(recipe, output=..., resume=...)`."""
 
     recipe: Recipe
     output: Path
@@ -37,7 +37,7 @@ class Stages:
     say: Callable[[str], None]
 
     def trained(self, recipe: Recipe, name: str) -> Path:
-        """The model folder of a stage: trained now, resumed, or complete already."""
+        """Train a stage in the subfolder `name`, or resume it, unless it is complete; return its model folder."""
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
         is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the file written last before them
@@ -49,7 +49,7 @@ class Stages:
         return folder
 
     def start(self) -> Recipe:
-        """The recipe of the run's own training: it starts from the conditional stage's weights, if there is one."""
+        """Train the conditional stage, if any; return the recipe of the main training, which starts from it."""
         recipe = self.recipe
         if not recipe.conditional_epochs:
             return recipe
@@ -61,7 +61,11 @@ class Stages:
         return recipe.override(init=str(folder), architecture={}, conditional_epochs=0)
 
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
-        """A teacher's probabilities of uncertain labels `(num_rows, num_labels)`; None if no observation needs them."""
+        """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
+
+        They are read from `soft_labels.csv`, or from the file `recipe.teacher`. If there is none, it is made by the
+        model `recipe.teacher`, or by one that is trained here. None if no observation is under U-SelfTrained.
+        """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:
             return None
@@ -81,7 +85,11 @@ class Stages:
         return soft
 
     def teachers(self) -> list[CheXpertForImageClassification]:
-        """The networks to distil: the recipe's, or ones trained by the same recipe with the next seeds."""
+        """Return the teachers for distillation: models that the recipe names, or else ones trained here.
+
+        The latter have the same recipe and the seeds that follow. Empty without distillation. Raise RecipeError if a
+        teacher has other observations.
+        """
         recipe = self.recipe
         if not recipe.distillation:
             return []
@@ -101,11 +109,11 @@ class Stages:
                 )
         return models
 
-    def without_part(self, fold: int) -> Path:
-        """The folder of a model, for the calibration, that is trained without one part of the training patients.
+    def without_fold(self, fold: int) -> Path:
+        """Return the folder of a model trained without one fold of the training patients, for calibration.
 
-        `fold` is the number of that part, from 0. The model is trained here, unless the recipe names one for each part
-        in `calibration_models`, or the folder is complete already.
+        `fold` counts from 0. The model is trained here, unless the recipe names one for each fold in
+        `calibration_models`, or the folder is complete already.
         """
         recipe = self.recipe
         if recipe.calibration_models:
@@ -115,7 +123,7 @@ class Stages:
 
 
 def expect_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises RecipeError if a folder's run has another recipe; workers, cache and the spelling of paths may differ."""
+    """Raise RecipeError if the run in a folder has another recipe, except for workers, cache and spelling of paths."""
     before, now = Recipe.load(folder / RECIPE_FILE).to_dict(), recipe.to_dict()
     changes = [
         f"{name} was {before[name]!r} and is {now[name]!r}"
@@ -133,13 +141,17 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def _without_self_training(recipe: Recipe, **values: Any) -> Recipe:
-    """The recipe with U-Ignore in place of U-SelfTrained, and other values."""
+    """Return the recipe with U-Ignore in place of U-SelfTrained, and with other `values`."""
     ignored = dict.fromkeys(recipe.self_trained_observations, UncertaintyPolicy.U_IGNORE.value)
     return recipe.override(policy=recipe.policies | ignored, teacher_epochs=None, **values)
 
 
 def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, teacher: CheXpertClassifier) -> None:
-    """Writes a teacher's probabilities of the uncertain cells as CSV: `path` and the observations, blank elsewhere."""
+    """Write a teacher's probabilities of uncertain labels as CSV.
+
+    It has the columns `path` and the observations under U-SelfTrained, and a row for each image with an uncertain
+    label; the other cells are blank. Raise RecipeError if the teacher lacks an observation.
+    """
     observations = list(recipe.self_trained_observations)
     missing = [name for name in observations if name not in teacher.observations]
     if missing:
@@ -157,7 +169,7 @@ def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, te
 
 
 def _read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.float32]:
-    """Reads soft labels `(num_rows, num_labels)` in the order of the training data, NaN where there is none."""
+    """Read soft labels `(num_rows, num_labels)`, NaN where not uncertain; RecipeError if some are missing or wrong."""
     observations = list(recipe.self_trained_observations)
     try:
         table = pd.read_csv(path, dtype={"path": str}).set_index("path")
@@ -177,6 +189,6 @@ def _read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> 
 
 
 def _uncertain_cells(dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.bool_]:
-    """Mask of the uncertain labels of the observations under U-SelfTrained `(num_rows, num_self_trained)`."""
+    """Return a mask `(num_rows, num_self_trained)` of uncertain labels of the observations under U-SelfTrained."""
     columns = [recipe.observations.index(name) for name in recipe.self_trained_observations]
     return np.asarray(dataset["labels"][:], dtype=np.float32)[:, columns] == UNCERTAIN

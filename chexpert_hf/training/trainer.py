@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer that a recipe describes."""
+"""Builds the Hugging Face Trainer that a recipe describes."""
 
 import math
 import shutil
@@ -41,9 +41,9 @@ COMPILED_FROM = 4000  # steps that repay a minute or two of compilation
 
 
 class CheXpertTrainer(DurableCheckpoints):
-    """The Hugging Face Trainer for gray-level batches: augments and normalises them on the accelerator.
+    """A Trainer for batches of gray levels, which it augments and normalises on the accelerator.
 
-    The mean probability of `teachers` for the same augmented images is mixed into the labels.
+    `teachers` are models to distil: their mean probability for the same augmented images is mixed into the labels.
     """
 
     def __init__(self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification], **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class CheXpertTrainer(DurableCheckpoints):
         self.teachers = teachers
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in transformers, but every image is evaluated: `dataloader_drop_last` is for training only."""
+        """Return the Trainer's evaluation loader, but with every image, even if `dataloader_drop_last` is set."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = False
         try:
@@ -68,7 +68,11 @@ class CheXpertTrainer(DurableCheckpoints):
         return self.network_inputs(super()._prepare_inputs(inputs))
 
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The network's inputs from a batch of gray levels; augmented and with the teachers' targets in training."""
+        """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
+
+        In training, images are augmented and the teachers' probabilities mixed into `labels`. `index` is removed from
+        `inputs`.
+        """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
             # The state's epoch is exact at the ends of epochs, also after resuming.
@@ -81,9 +85,9 @@ class CheXpertTrainer(DurableCheckpoints):
 
     @torch.no_grad()
     def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
-        """Mixes the teachers' mean probability into targets `(batch, num_labels)` that are in [0, 1].
+        """Mix the teachers' mean probability into targets `(batch, num_labels)`; negative ones (ignored) stay.
 
-        Cross-entropy is linear in its targets, so this is the weighted sum of both losses.
+        Cross-entropy is linear in its targets, so this is the weighted sum of the losses for labels and for teachers.
         """
         with self.compute_loss_context_manager():
             logits = [teacher(pixel_values).logits.float() for teacher in self.teachers]
@@ -109,7 +113,10 @@ class CheXpertTrainer(DurableCheckpoints):
         return (loss, outputs) if return_outputs else loss
 
     def centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """The centring loss of one random positive observation of each of the batch's first images that have one."""
+        """Return the centring loss of the first `CENTRED_IMAGES` images; 0 if none has a positive label.
+
+        Each image that has one contributes the map of one of its positive observations, drawn at random.
+        """
         positive = labels[:CENTRED_IMAGES] == POSITIVE
         rows = positive.any(dim=1).nonzero()[:, 0]
         if len(rows) == 0:
@@ -125,7 +132,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Evaluates the last step too, and keeps the best checkpoints by validation AUROC and the newest one."""
+    """Evaluates and saves the last step, too; deletes all checkpoints but the newest and the `count` best by AUROC."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -142,7 +149,7 @@ class BestCheckpoints(TrainerCallback):
 
 
 class TrainingProgress(ProgressCallback):
-    """A progress bar on a terminal, and one line per evaluation."""
+    """Shows a progress bar on a terminal, and prints one line per evaluation."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.current_step = 0
@@ -150,7 +157,7 @@ class TrainingProgress(ProgressCallback):
             self.training_bar = tqdm(total=state.max_steps, unit=" steps", dynamic_ncols=True, disable=None)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """No second bar: evaluations are short."""
+        """Do nothing: evaluations are short and need no bar of their own."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None:
@@ -179,10 +186,10 @@ def build_trainer(
     report_to: str = "none",
     progress: TrainerCallback | None = None,
 ) -> CheXpertTrainer:
-    """The Trainer of a recipe, for a model with its initial weights; it writes into `output/checkpoints`.
+    """Build the Trainer of a recipe, for a model with its initial weights; it writes into `output/checkpoints`.
 
-    `data` holds `train` and `valid`; `soft_labels` are those of `TrainingTargets`; `teachers` are networks to distil;
-    `progress` shows how far the training is, `TrainingProgress` if None.
+    `data` holds the splits `train` and `valid`; `soft_labels` are as in `TrainingTargets`; `teachers` are models to
+    distil; `progress` is the callback that shows progress, `TrainingProgress` if None.
     """
     if recipe.sync_batch_norm:  # the weights keep their names
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -220,7 +227,7 @@ def _dataset(
 
 
 def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to: str) -> TrainingArguments:
-    """The recipe as the Trainer's arguments."""
+    """Translate the recipe to the Trainer's arguments, for `num_images` training images."""
     images_per_batch = recipe.batch_size * num_devices()
     images_per_step = images_per_batch * recipe.gradient_accumulation_steps
     num_skipped = num_images % images_per_batch if recipe.drop_last else 0
@@ -272,7 +279,7 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
 
 
 def _num_workers(recipe: Recipe) -> int:
-    """Processes of the data loaders; none with a cache, of which a batch is copied faster than it is sent."""
+    """Return the number of data-loader processes; 0 with a cache, where copying a batch is faster than sending it."""
     if recipe.cache != "none":
         return 0
     if recipe.workers != "auto":
@@ -281,7 +288,7 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """AUROC per study of each observation with enough studies, and their mean as the Trainer's metric."""
+    """Return each observation's AUROC, by study, and as `METRIC` the mean of the headline ones, NaN if diverged."""
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run
     probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()
@@ -292,6 +299,6 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
 
 
 def _evaluation_targets(labels: Tensor, _index: int, blank_labels: str) -> dict[str, Tensor]:
-    """Targets of raw labels for evaluation: uncertain ones are unknown, whatever the training policy."""
+    """Turn a row's raw labels into targets for evaluation: uncertain ones are ignored, whatever the policy."""
     truth = evaluation_labels(labels.numpy(), blank_labels)
     return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}

@@ -1,4 +1,4 @@
-"""Many radiographs: found in uploads and archives, scored, and written as CSV and as overlays.
+"""Many radiographs: found in uploads and archives, scored, and written as CSV, Parquet and overlays.
 
 A row holds scores, the small maps and a thumbnail; its image is read again from the upload when the row is opened or
 its overlays are written. Names of files are the visitor's own and go to nobody else.
@@ -40,14 +40,14 @@ _MAX_STEM = 60
 
 @dataclass(frozen=True, eq=False)
 class ListedFile(FileResult):
-    """A radiograph of a visitor's list, with the visitor's name for it, and its result once it is scored."""
+    """A radiograph in a visitor's list: its name there, such as "archive.zip/a.png", and its result once scored."""
 
     name: str = ""
     thumbnail: bytes = b""  # a JPEG
 
     @property
     def above(self) -> list[str]:
-        """The observations that are called positive, from the most probable one, without No Finding or its like."""
+        """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
         if self.prediction is None:
             return []
         names = by_probability(self.prediction.probabilities)
@@ -55,7 +55,7 @@ class ListedFile(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of row that it is, for filters: scored, warned, refused by the gate, unreadable."""
+        """The kinds of row for the page's filters, of "scored", "warned", "refused" (by the gate) and "unreadable"."""
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -63,16 +63,16 @@ class ListedFile(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file, and warnings of the gate."""
+        """Notes on the file, and warnings of the gate, as sentences."""
         return (*(self.prediction.notes if self.prediction else ()), *(self.gate.warnings if self.gate else ()))
 
 
 def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
-    """The radiographs in uploads (names and paths), those in archives one by one; `found` counts what is skipped.
+    """Return the radiographs in `uploads` (names and paths) and in archives among them; `found` counts skipped files.
 
     Raises:
         InputError: If there are more than `MAX_FILES`, or none.
-        ExpiredError: If one has been deleted.
+        ExpiredError: If an upload has been deleted.
     """
     if not all(path.exists() for _, path in uploads):
         raise ExpiredError
@@ -93,13 +93,17 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
 
 
 def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, is_gated: bool) -> Iterator[ListedFile]:
-    """Scores radiographs in order, a few in parallel; closing the iterator drops those that have not started."""
+    """Score radiographs, `BATCH_WORKERS` at a time, and yield them in order.
+
+    With `is_gated`, images that the gate refuses get an error instead of scores. Closing the iterator drops radiographs
+    that have not started.
+    """
     with ThreadPoolExecutor(BATCH_WORKERS) as pool:
         yield from pool.map(partial(score_item, classifier, is_gated=is_gated), items)
 
 
 def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
-    """Scores one radiograph; a file that cannot be read gets an error."""
+    """Return the item with a prediction, or with an error if it cannot be read or (`is_gated`) the gate refuses it."""
     try:
         source = decode(classifier, bytes_of(item.path))
         item = replace(item, thumbnail=encode(shown_image(source, THUMBNAIL_SIZE)))
@@ -112,12 +116,15 @@ def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bo
 
 
 def scored_of(rows: Sequence[ListedFile]) -> tuple[ListedFile, ...]:
-    """The rows that are done: all before the first one that still waits."""
+    """Return the rows before the first one that has neither scores nor an error yet."""
     return tuple(takewhile(lambda row: row.prediction is not None or row.error is not None, rows))
 
 
 def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
-    """The table as CSV, safe to open in a spreadsheet: file, findings above their thresholds, probabilities, notes."""
+    """Return the table as CSV: file, observations above their thresholds, probabilities, warnings, error.
+
+    Names of files are changed where a spreadsheet would take them for formulas.
+    """
     lines = CsvLines(["file", "above threshold", *observations, "warnings", "error"])
     content = lines.header()
     for row in rows:
@@ -128,7 +135,7 @@ def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
 
 
 def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
-    """The table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
+    """Return the table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
     scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
     columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
     columns["above threshold"] = pa.array([row.above for row in rows], pa.list_(pa.string()))
@@ -142,12 +149,13 @@ def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes
 
 
 def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
-    """Writes a ZIP archive with overlays of each scored row.
+    """Write a ZIP archive with a folder of overlays for each scored row.
 
-    Overlays are those of the observations at or above their operating points, and always of the most probable one.
+    Overlays are those of positive observations, and always of the most probable one. Rows that come after the archive
+    has reached `MAX_OVERLAYS_BYTES` get none; `README.txt` in the archive says what is missing.
 
     Yields:
-        How many rows are done. At `MAX_OVERLAYS_BYTES` it stops; `README.txt` in the archive says what is missing.
+        How many rows are done.
     """
     missing = []
     with path.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -170,7 +178,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
 
 
 def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
-    """Adds the overlays of one radiograph; returns the reason if it cannot be read any more."""
+    """Add the overlays of one radiograph to the archive; if it cannot be read any more, return the reason."""
     try:
         image = shown_image(bytes_of(item.path))
     except RadiographError as error:

@@ -1,6 +1,6 @@
 """Examples on the page: real radiographs, then synthetic radiographs (drawings) of findings that the model detects.
 
-A folder of examples holds radiographs as `*.jpg` and drawings as `drawings/*.jpg`, each named after its observation.
+A folder of examples holds radiographs as `*.jpg`, and drawings as `drawings/<observation>.jpg`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for hig
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Lists the radiographs of a folder, and the drawings whose observation a model calls positive."""
+    """Return the radiographs in a folder of examples, then its drawings whose observation the model calls positive."""
     radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:
         return tuple(radiographs)
@@ -26,19 +26,19 @@ def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[
 
 
 def drawing_of(observation: str, folder: Path) -> Path:
-    """Path of the drawing of an observation in a folder of examples."""
+    """Return the path of an observation's drawing in a folder of examples, `drawings/<observation>.jpg`."""
     return folder / DRAWINGS / f"{observation}.jpg"
 
 
 def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> bool:
-    """Whether a model calls an observation positive in an image file that its gate accepts."""
+    """Whether the gate accepts an image, the bytes of a file, and the model calls the observation positive in it."""
     prediction = classifier.predict(image)
     is_accepted = prediction.gate is None or prediction.gate.is_chest_radiograph
     return is_accepted and prediction.positives[observation]
 
 
 def examples_html(paths: Sequence[Path]) -> str:
-    """Buttons with a small image and a name; each carries its place in `paths`."""
+    """Return buttons with a thumbnail and a title; each carries the index of its example in `paths`."""
     images = [data_url(encode(shown_image(path.read_bytes(), _THUMBNAIL_SIZE))) for path in paths]
     examples = [
         (title_of(path), image, path.parent.name == DRAWINGS) for path, image in zip(paths, images, strict=True)
@@ -47,5 +47,5 @@ def examples_html(paths: Sequence[Path]) -> str:
 
 
 def title_of(path: Path) -> str:
-    """The name of an example."""
+    """Return the title of an example, such as "Drawing: Edema" or "Radiograph RG1", from its file's name."""
     return f"{'Drawing:' if path.parent.name == DRAWINGS else 'Radiograph'} {path.stem}"

@@ -1,4 +1,4 @@
-"""HTML of the page from `templates`, which escape every value; style sheets and scripts from `assets`.
+"""Renders the page's HTML from `templates`, which escape every value; reads style sheets and scripts from `assets`.
 
 A line break in a template is dropped between tags or blocks, and becomes a space in a text.
 """
@@ -21,18 +21,18 @@ from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-"""The system's fonts."""
+"""Fonts of the visitor's system, for the page's style."""
 
 _HERE = Path(__file__).parent
 
 
 def asset(name: str) -> str:
-    """The text of a file in `assets`."""
+    """Return the text of a file in `assets`."""
     return (_HERE / "assets" / name).read_text(encoding="utf-8")
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
-    """Observations in the order of CheXpert's files; others come last, in the model's order."""
+    """Return observations in the order of CheXpert's files; others come last, in the model's order."""
     return CHEXPERT.in_order(observations)
 
 
@@ -42,7 +42,7 @@ def _source_of(name: str) -> str:
 
 
 def data_url(data: bytes, media_type: str = "image/jpeg") -> str:
-    """Bytes as an address that needs no request."""
+    """Return bytes as a `data:` URL, which needs no request."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
@@ -59,28 +59,34 @@ _ENVIRONMENT.globals |= {
 
 
 def render(template: str, **values: Any) -> Markup:
-    """HTML from a template; `Markup` among the values is not escaped again."""
+    """Return HTML from a template; `Markup` among the values is not escaped again."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
 def error_html(reason: str) -> Markup:
-    """One line, announced by screen readers."""
+    """Return an error message as HTML that screen readers announce."""
     return Markup('<p class="error-line" role="alert">{}</p>').format(reason)
 
 
 def note_html(note: str) -> Markup:
-    """A note that screen readers announce; empty without text."""
+    """Return a note as HTML that screen readers announce; empty without text."""
     return Markup('<div role="status"><ul class="notes"><li>{}</li></ul></div>').format(note) if note else Markup()
 
 
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
-    """A file for `assets/delivery.js`, with an id of its own so that the same file can be downloaded twice."""
+    """Return HTML by which `assets/delivery.js` downloads a file in the browser.
+
+    A new id each time lets the same file be downloaded twice.
+    """
     file = base64.b64encode(content).decode()
     return render("delivery.html", id=uuid4().hex, name=name, media_type=media_type, file=file)
 
 
 def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:
-    """Links, and the sheets about the model and about programs, which the browser gives the server's address."""
+    """Return the footer: links, a sheet about the model, and one about use from programs.
+
+    The browser puts the server's address into the latter.
+    """
     return render(
         "footer.html",
         facts=facts,
@@ -93,6 +99,6 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
 
 
 def _code_address() -> str | None:
-    """The repository's address, once the package's metadata names one."""
+    """Return the repository's URL from the package's metadata; None if they name none."""
     urls = (entry.split(", ", 1) for entry in metadata("chexpert-hf").get_all("Project-URL") or ())
     return next((url for label, url in urls if label.lower() in ("repository", "source", "code")), None)

@@ -1,4 +1,4 @@
-"""The list of many radiographs: progress while they are scored, the table beside which rows open, and its downloads."""
+"""The list of many radiographs on the page: progress, the table with a row for each, and downloads of it."""
 
 import shutil
 import time
@@ -25,7 +25,7 @@ Rows = tuple[ListedFile, ...]
 
 
 class Listing:
-    """The components of the list, laid out; a row opens in a panel.
+    """The Gradio components of the list, laid out; a click on a row opens it in a Panel.
 
     The session holds all radiographs from the start, in order, and their results as they come. The browser asks for the
     rows that it has not got whenever it hears how many are scored, so that no answer holds the whole table.
@@ -44,7 +44,7 @@ class Listing:
         """The components that `begun` and `cleared` change."""
 
     def cleared(self) -> Updates:
-        """No list."""
+        """Return updates of the components that empty and hide the list."""
         return {
             self._rows: (),
             **self._show_status(""),
@@ -54,7 +54,7 @@ class Listing:
         }
 
     def begun(self, items: Rows, notes: Sequence[str] = ()) -> Updates:
-        """An empty table, at which the browser asks for the scores."""
+        """Return updates that show an empty table for `items`; the browser then asks for their scores."""
         return {
             **self.cleared(),
             self._rows: items,
@@ -94,7 +94,7 @@ class Listing:
         return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
 
     def connect(self, bar: gr.HTML, panel: Panel) -> Any:
-        """Connects the list with the panel; returns the event that scores the list."""
+        """Attach the event handlers of list and panel; return the event that scores the list and can be cancelled."""
         table, status, classifier = self._table, self._status, self._classifier
 
         def send_rows(event: gr.EventData, rows: Rows) -> Updates:
@@ -178,5 +178,5 @@ class Listing:
 
 
 def _shown(rows: Rows, event: Any) -> Rows:
-    """The rows that the filters of the page show."""
+    """Return the rows that the page's filters show; the browser's event lists the numbers of the hidden ones."""
     return tuple(row for number, row in enumerate(rows) if number not in event.hidden)

@@ -1,4 +1,4 @@
-"""Facts about a model from its folder: name, weights, training data, and metrics."""
+"""Facts about a model from its folder, for the page: name, weights, training data, and metrics."""
 
 import re
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from chexpert_hf.publishing.data_terms import labels_name
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 FEW_STUDIES = 5
-"""With fewer studies of either class, an AUROC means little."""
+"""With fewer studies than this, positive or negative ones, an AUROC means little."""
 
 _SHOWN_DIGITS = 12
 _METADATA = re.compile(r"---\n.*?\n---\n+", re.DOTALL)
 
 
 class ObservationMetrics(BaseModel):
-    """The model's discrimination of one observation: AUROC, its 95 % interval, and the numbers of studies."""
+    """The metrics of one observation: AUROC, its 95 % interval, and the numbers of studies with and without it."""
 
     observation: str
     num_positive: int
@@ -38,7 +38,10 @@ class ObservationMetrics(BaseModel):
 
     @property
     def estimate(self) -> Estimate | None:
-        """The AUROC with its interval, from the numbers of studies if the file has none; None if not measured."""
+        """The AUROC with its 95 % interval; None if the AUROC was not measured.
+
+        Without an interval in the file, Newcombe's is computed from the numbers of studies.
+        """
         if self.auroc is None or not isfinite(self.auroc):
             return None
         if self.auroc_low is None or self.auroc_high is None:
@@ -47,7 +50,7 @@ class ObservationMetrics(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The metrics in `evaluation.json`, which training writes."""
+    """The metrics in a model folder's `evaluation.json`, which training writes."""
 
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
@@ -67,7 +70,7 @@ class Metrics(BaseModel):
         return f"{labels_name(self.data, self.split, patients, stated)} ({self.data})"
 
     def of(self, observation: str) -> ObservationMetrics | None:
-        """The metrics of one observation; None if it was not measured."""
+        """Return the metrics of one observation; None if it was not measured."""
         return next((each for each in self.observations if each.observation == observation and each.estimate), None)
 
 
@@ -88,11 +91,11 @@ class ModelFacts:
 
     @property
     def weights(self) -> str:
-        """The first digits of each checksum."""
+        """The first digits of the checksum of each member's weights, in one line."""
         return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
 
     def evidence(self, observation: str) -> str:
-        """How well the model tells an observation: AUROC, interval, numbers of studies and reference standard."""
+        """Return in words how well an observation is detected: AUROC, interval, studies, reference standard."""
         metrics = self.metrics
         figure = metrics.of(observation) if metrics else None
         if metrics is None or figure is None or (estimate := figure.estimate) is None:
@@ -106,7 +109,7 @@ class ModelFacts:
 
     @property
     def metrics_line(self) -> str:
-        """The training data and the mean AUROC, in one line."""
+        """A line about the training data and the mean AUROC."""
         metrics = self.metrics
         if metrics is None:
             return NO_METRICS
@@ -121,7 +124,7 @@ class ModelFacts:
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
-    """Reads the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
+    """Read the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
     models = [member.model for member in classifier.members]
     places = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size
@@ -140,7 +143,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
 
 
 def _folder(places: list[str]) -> Path | None:
-    """The folder of a model or ensemble; None if it is not known, or the members are from several."""
+    """Return the folder of a model or ensemble by its members' paths; None if unknown, or if they are of several."""
     folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
     folder = folders.pop()
     is_one = not folders and places[0] and (len(places) == 1 or (folder / ENSEMBLE_FILE).is_file())

@@ -23,17 +23,17 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 SESSION_SECONDS = 1800  # for which scores and images stay in a visitor's session after they were made
 
 Updates = dict[Any, Any]
-"""New values by component."""
+"""New values for Gradio's components, by component."""
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-"""Option of every handler: programs have endpoints of their own."""
+"""Option of every event handler that hides it from programs, which have endpoints of their own."""
 
 PLAIN: dict[str, Any] = {"apply_default_css": False}
 """Option of every `gr.HTML`: the page has its own style sheet."""
 
 
 def bar_html(title: str = "", **options: Any) -> str:
-    """The bar above results; without a title the browser fills in the name of the file that it has uploaded.
+    """Return the bar above results; without a title the browser fills in the name of the file that it has uploaded.
 
     `place` is (number, count) of a row that was opened from a list, and `has_back` offers the way back to the list.
     """
@@ -42,7 +42,7 @@ def bar_html(title: str = "", **options: Any) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """The uploads of a session, and the study that was read from them; None if none could be scored."""
+    """A session's state: the uploads, and the study that was read from them; None if no view could be scored."""
 
     files: tuple[RadiographFile, ...]
     study: Study | None
@@ -50,7 +50,7 @@ class Kept:
 
 
 class Panel:
-    """The components that show results, laid out and connected; bar and message are elsewhere on the page."""
+    """The Gradio components that show a result, with their event handlers; `bar` and `message` lie elsewhere."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
@@ -75,7 +75,11 @@ class Panel:
         is_study: bool = False,
         note: str = "",
     ) -> Updates:
-        """Reads and scores files, and shows the result, below a note if there is one; `bar` replaces the bar."""
+        """Score files as views of one study; return updates that show the result, or the reasons for none.
+
+        With `is_gated`, the gate may refuse images; with `is_study`, views are numbered; `note` is shown above the
+        result, and `bar` replaces the bar.
+        """
         study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=is_study)
         if not study.views:
             reasons = [f"View {number}: {reason}" if is_study else reason for number, reason in study.failures.items()]
@@ -93,7 +97,10 @@ class Panel:
         }
 
     def refuse(self, message: str, kept: Kept | None = None, bar: str | None = None) -> Updates:
-        """A message instead of results: earlier scores must not stand beside it."""
+        """Return updates that show `message` instead of a result: earlier scores must not stand beside it.
+
+        `kept` becomes the session's state.
+        """
         return {
             self._kept: kept,
             self._message: gr.HTML(message, visible=bool(message)),
@@ -102,11 +109,11 @@ class Panel:
         }
 
     def explain(self, reason: str) -> Updates:
-        """A message beside what is shown."""
+        """Return an update that shows an error message above the result."""
         return {self._message: gr.HTML(error_html(reason), visible=True)}
 
     def cleared(self, bar: str = "") -> Updates:
-        """No result and no message."""
+        """Return updates that remove the result and the message."""
         return self.refuse("", None, bar)
 
     def _connect(self) -> None:

@@ -31,14 +31,14 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 class ExpiredError(RadiographError):
-    """An upload that has been deleted since."""
+    """An upload has been deleted since."""
 
     def __init__(self) -> None:
         super().__init__(EXPIRED)
 
 
 class RefusedError(RadiographError):
-    """An image that the model's gate refuses: it does not look like a chest radiograph."""
+    """The gate refuses an image, as not looking like a chest radiograph; `verdict` is its verdict."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
@@ -54,7 +54,7 @@ class Reading:
     prediction: Prediction
 
     def image(self) -> Image.Image:
-        """The radiograph as it is shown."""
+        """Return the radiograph as it is shown."""
         return Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
 
 
@@ -69,19 +69,20 @@ class Study:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The maximum over the views, and of No Finding the minimum, since a finding in any view rules it out.
+        """The probability of each observation: the maximum over the views, for No Finding the minimum.
 
-        Source of the maximum: Irvin et al. 2019, arXiv:1901.07031, section 4.
+        A finding in any view rules No Finding out. Source of the maximum: Irvin et al. 2019, arXiv:1901.07031, section
+        4.
         """
         return {name: self.views[number].prediction.probabilities[name] for name, number in self.view_of().items()}
 
     @property
     def positives(self) -> dict[str, bool]:
-        """Whether the view of each observation reaches the operating point."""
+        """Whether each observation reaches its operating point, in the view that `view_of` names."""
         return {name: self.views[number].prediction.positives[name] for name, number in self.view_of().items()}
 
     def view_of(self) -> dict[str, int]:
-        """The number of the view that decides each observation; the first of equal ones."""
+        """Return the number of the view whose probability counts for each observation; of equal ones the first."""
         scores = {number: view.prediction.probabilities for number, view in self.views.items()}
         return {
             name: (min if name == self.none_of_these else max)(scores, key=lambda number: scores[number][name])
@@ -90,33 +91,33 @@ class Study:
 
     @property
     def none_of_these(self) -> str | None:
-        """The observation that all others are absent, such as No Finding; None if the model has none."""
+        """The observation which says that all others are absent, such as No Finding; None if the model has none."""
         prediction = next(iter(self.views.values())).prediction
         name = prediction.labels.none_of_these
         return name if name in prediction.probabilities else None
 
     @property
     def verdict(self) -> tuple[str, ...]:
-        """The calls in sentences, for people."""
+        """Sentences on which observations are above their thresholds, from `text.describe_calls`."""
         positives, none = self.positives, self.none_of_these
         above = [name for name in by_probability(self.probabilities) if positives[name] and name != none]
         return describe_calls(above, none, bool(none and positives[none]))
 
     def shown_first(self) -> list[str]:
-        """The observations in the order in which their maps are shown."""
+        """Return the observations in the order in which their maps are shown: by probability, without No Finding."""
         return shown_first(self.probabilities, self.none_of_these)
 
     @property
     def has_gate(self) -> bool:
-        """Whether the model has a gate."""
+        """Whether the model has a gate, so that the views were checked."""
         return any(view.prediction.gate is not None for view in self.views.values())
 
     def label(self, number: int) -> str:
-        """The caption of a view."""
+        """Return the caption of a view: "View 2", or "Radiograph" if views are not numbered."""
         return f"View {number}" if self.is_numbered else "Radiograph"
 
     def warnings(self) -> list[str]:
-        """Notes on the files of the scored views, and the gate's warnings."""
+        """Return notes on the files of the scored views, and the gate's warnings, as sentences."""
         return [
             f"View {number}: {text}" if self.is_numbered else text
             for number, view in self.views.items()
@@ -124,12 +125,12 @@ class Study:
         ]
 
     def missing(self) -> list[str]:
-        """The views without scores, with reasons."""
+        """Return a sentence for each view without scores, with the reason."""
         return [f"View {number} has no scores: {reason}" for number, reason in self.failures.items()]
 
 
 def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gated: bool) -> Prediction:
-    """Scores, maps and gate verdict of one radiograph from `decode`; RefusedError if `is_gated` and it is refused."""
+    """Score one radiograph from `decode`, with maps and gate verdict; RefusedError if `is_gated` and it is refused."""
     prediction = classifier.predict(source, saliency=True)
     if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
         raise RefusedError(prediction.gate)
@@ -137,7 +138,7 @@ def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gate
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:
-    """Scores an uploaded radiograph as `classifier.predict` does; raises what `bytes_of` and `score` raise."""
+    """Score an uploaded radiograph as `classifier.predict` does; raise what `bytes_of`, `decode` and `score` raise."""
     source = decode(classifier, bytes_of(file))
     prediction = score(classifier, source, is_gated=is_gated)
     return Reading(file, encode(shown_image(source)), prediction)
@@ -146,7 +147,7 @@ def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool
 def read_study(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], *, is_gated: bool = True, is_numbered: bool = False
 ) -> Study:
-    """Reads the views of a study, numbered from 1 in upload order."""
+    """Read and score the views of a study, numbered from 1 in upload order; a view that fails is in its `failures`."""
     study = Study({}, is_numbered=is_numbered)
     for number, file in enumerate(files, start=1):
         try:
@@ -160,12 +161,15 @@ def read_study(
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """The image for gate, model and display; a JPEG stays bytes, since the first two decode it at a smaller size."""
+    """Return a JPEG's bytes as they are, or the radiograph from another format, for `score` and `shown_image`.
+
+    A JPEG stays bytes, because gate and model decode it at a smaller size.
+    """
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 
 def bytes_of(file: RadiographFile) -> bytes:
-    """An upload's bytes; raises ExpiredError if it has been deleted."""
+    """Return an upload's bytes; raise ExpiredError if it has been deleted."""
     path = Path(file.archive) if isinstance(file, ArchiveMember) else Path(file)
     if not path.exists():
         raise ExpiredError
@@ -174,14 +178,14 @@ def bytes_of(file: RadiographFile) -> bytes:
 
 
 def shown_image(source: bytes | Radiograph, size: int = DISPLAY_SIZE) -> Image.Image:
-    """A radiograph of at most `size` pixels a side, mode L, from a file's bytes or from `decode`."""
+    """Return a gray image (mode L) of at most `size` pixels a side, from a file's bytes or from `decode`."""
     shown = read_radiograph(source, target_size=size) if isinstance(source, bytes) else source.image.copy()
     shown.thumbnail((size, size), Image.Resampling.LANCZOS)
     return shown
 
 
 def encode(image: Image.Image) -> bytes:
-    """A JPEG of an image's pixels, without the metadata that Pillow would copy."""
+    """Return an image as JPEG, without the metadata that Pillow would copy."""
     stream = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()

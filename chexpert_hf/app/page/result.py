@@ -1,4 +1,4 @@
-"""HTML of the results of a radiograph or study: the viewer, the report, and the feature activations.
+"""HTML of the result of a radiograph or study: the viewer, the report, and the feature activations.
 
 The maps go to the browser at the model's own size in 256 levels; `assets/viewer.js` enlarges and colours them and lays
 them over the radiograph as `scoring.saliency.overlay` does.
@@ -38,7 +38,7 @@ _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown small
 
 
 def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
-    """The viewer, and the scores sorted by probability; each of them is a button for its map."""
+    """Return the viewer, and the scores sorted by probability; each of them is a button for its map."""
     names, numbers = list(study.probabilities), list(study.views)
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
@@ -68,7 +68,7 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
 
 
 def detail_of(reading: Reading) -> str:
-    """The image of a radiograph in full resolution, up to `DETAIL_SIZE`; raises ExpiredError if it has been deleted."""
+    """Return a radiograph at up to `DETAIL_SIZE` pixels, as a `data:` URL; ExpiredError if it has been deleted."""
     return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
 
 
@@ -80,11 +80,11 @@ def report_html(
     chosen: str | None = None,
     now: datetime | None = None,
 ) -> str:
-    """A self-contained report of a radiograph or study: one printed page with images, maps, scores and disclaimer.
+    """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
-    HTML instead of PDF, since it can be searched and read aloud. It has no script, requests nothing, and holds no file
-    name. Its maps are that of the `chosen` observation and of the most probable ones, `NUM_MAPS` in all; its time is
-    `now`, in UTC, or the current time.
+    It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
+    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then of the most probable ones. Its time is `now`, in
+    UTC, or the current time.
     """
     return render(
         "report.html",
@@ -100,7 +100,7 @@ def report_html(
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Views, then maps of the chosen and the most probable observations, with captions."""
+    """Yield captions and images: the views, then the maps of the chosen and the most probable observations."""
     for number, reading in list(study.views.items())[:_MAX_VIEWS]:
         yield study.label(number), reading.image()
     names = [name for name in study.shown_first() if name != chosen]
@@ -121,7 +121,9 @@ def _small_jpeg(image: Image.Image) -> str:
 
 
 def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:
-    """The feature maps of one radiograph, from a forward pass of its own; for an ensemble, in its first member.
+    """Return images of the network's feature maps of one radiograph, from a forward pass of its own.
+
+    For an ensemble, they are those of its first member.
 
     Raises:
         RadiographError: If the file cannot be read or has been deleted.
@@ -134,7 +136,7 @@ def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> st
 
 
 def _activation_images(stage: Stage) -> list[tuple[str, str]]:
-    """The titles and addresses of a stage's images."""
+    """Return (title, `data:` URL) of a stage's images: the mean of its channels, then the strongest ones."""
     strongest = ((f"channel {channel}", stage.maps[channel]) for channel in stage.strongest())
     return [(title, data_url(_png(values), "image/png")) for title, values in (("mean", stage.mean), *strongest)]
 
@@ -155,5 +157,5 @@ def _png_of(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _color_table(colormap: str) -> NDArray[np.uint8]:
-    """The 256 colours of a colormap, `(256, 3)`."""
+    """Return the 256 RGB colours of a matplotlib colormap, `(256, 3)`."""
     return np.rint(colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)

@@ -20,11 +20,11 @@ _MAX_NAME = 200
 
 
 class Start:
-    """The field for files and the examples, which `examples.find_examples` gives, laid out.
+    """The Gradio components of the start, laid out: the field for files, and `examples` from `examples.find_examples`.
 
-    Gradio's own preprocessing would leave an empty temporary file behind for each upload. The field has no file types,
-    since Gradio would drop the many DICOM files without a suffix, and takes several files, since the browser would drop
-    others than the first without a message.
+    Gradio's own preprocessing would leave an empty temporary file behind for each upload, so it is off. The field has
+    no file types, since Gradio would drop the many DICOM files without a suffix, and takes several files, since the
+    browser would drop others than the first without a message.
     """
 
     def __init__(self, facts: ModelFacts, count: int, examples: Sequence[Path]) -> None:
@@ -49,7 +49,7 @@ class Start:
             )
 
     def connect(self, bar: gr.HTML, panel: Panel, listing: Listing) -> None:
-        """One radiograph goes to the panel, several go to the list; the bar leads back here."""
+        """Attach the event handlers: one radiograph goes to the panel, several to the list; the bar leads back here."""
         files = self._files
 
         def show_uploads(value: list[dict[str, Any]] | None) -> Updates:

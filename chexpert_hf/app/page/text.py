@@ -1,4 +1,4 @@
-"""The texts of the page, such as the meaning of a map."""
+"""Texts of the page, and functions that put results into words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour;
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """States whether the maps point at findings, from `CheXpertConfig.map_evaluation`; empty without one."""
+    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
     if not evaluation:
         return ""
     rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
@@ -30,7 +30,10 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
-    """The observations above their thresholds, the call of No Finding or its like, and whether they contradict it."""
+    """Return sentences: the observations `above` their thresholds, the call of No Finding, and if they contradict.
+
+    `none_of_these` is the name of No Finding or its equivalent.
+    """
     sentences = [f"Above its threshold: {', '.join(above)}." if above else "No finding is above its threshold."]
     if none_of_these is not None:
         sentences.append(f"{none_of_these}: {'above' if is_none_above else 'below'}.")
@@ -40,7 +43,7 @@ def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_abov
 
 
 def describe_map(observation: str, peak: float) -> str:
-    """Describes an observation's map by its peak in [0, 1], where 1 is the strongest evidence for any observation."""
+    """Return a sentence on a map by its peak in [0, 1]; 1 is the strongest evidence for any observation."""
     if peak <= 0:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
     if peak >= 1:

@@ -1,1 +1,1 @@
-"""The shell around the page: shared scoring, endpoints for programs, limits, the temporary folder, start and stop."""
+"""The server of the page: shared scoring, endpoints for programs, limits, the temporary folder, start and stop."""

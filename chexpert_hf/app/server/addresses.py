@@ -13,7 +13,7 @@ _FIRST_PORT, _NUM_PORTS, _MAX_PORT = 7860, 100, 65_535  # the first one is the p
 
 
 def listening_socket(host: str, port: int | None = None) -> socket.socket:
-    """A socket that listens at an IPv4 or IPv6 address, with or without brackets, or a host name.
+    """Open a socket that listens at an IPv4 or IPv6 address, with or without brackets, or a host name.
 
     Without a port it takes the first free one from `GRADIO_SERVER_PORT` or 7860 on.
 
@@ -47,13 +47,13 @@ def _first_port() -> int:
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """The address at which a browser on this machine reaches a socket that listens at `host`."""
+    """Return the URL at which a browser on this machine reaches a socket that listens at `host`."""
     plain = {"0.0.0.0": "localhost", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
     return f"http://{f'[{plain}]' if ':' in plain else plain}:{listener.getsockname()[1]}/"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -61,7 +61,7 @@ def is_loopback(host: str) -> bool:
 
 
 def without_proxies() -> AbstractContextManager[None]:
-    """Make HTTP clients ignore the proxies that environment variables name.
+    """Make HTTP clients ignore the proxies that environment variables name, within this context.
 
     For the import of Gradio, which creates a client: a SOCKS proxy makes httpx fail even for an address that `no_proxy`
     excludes by name; only `*` switches proxies off.

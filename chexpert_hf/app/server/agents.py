@@ -1,4 +1,4 @@
-"""The endpoints as tools of the Model Context Protocol (MCP), for agents.
+"""The endpoints as tools of the Model Context Protocol (MCP), for AI agents.
 
 Files come as data: URLs: this server fetches no addresses and opens no paths, and nothing of them is kept on disk.
 """
@@ -51,7 +51,7 @@ _TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
-    """The routes that serve the tools, and the context that their application has to run in.
+    """Return the routes that serve the tools, and the context that their application has to run in.
 
     Raises:
         InputError: If MCP is not installed.

@@ -1,4 +1,4 @@
-"""Answers to requests for scores and maps, the same for Gradio, the HTTP API and agents."""
+"""Computes the answers to requests for scores and maps, the same for Gradio, the HTTP API and agents."""
 
 import asyncio
 import io
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 8  # of one request: few enough to leave room for others
 
 
 class GateVerdict(TypedDict):
-    """Whether an image is a chest radiograph, with the reason and warnings."""
+    """Whether the gate takes an image for a chest radiograph, the reason if not, and its warnings."""
 
     is_chest_radiograph: bool
     reason: str
@@ -43,7 +43,7 @@ class GateVerdict(TypedDict):
 
 
 class Common(TypedDict):
-    """The parts that every row of an answer has."""
+    """The fields that every row of an answer has; `error` is null for a radiograph with scores."""
 
     error: str | None
     notes: list[str]
@@ -51,7 +51,7 @@ class Common(TypedDict):
 
 
 class Film(NamedTuple):
-    """A radiograph of a request: the number of its file from 1, and for an archive its number and name in it."""
+    """A radiograph of a request: the number of its file from 1, and within an archive its number from 1 and name."""
 
     file: int
     member: int | None
@@ -62,7 +62,10 @@ class Film(NamedTuple):
 async def score(
     classifier: CheXpertClassifier, source: Source, *, saliency: bool = False, may_refuse: bool = False
 ) -> Prediction:
-    """Scores a radiograph without blocking the event loop; only a SharedClassifier may refuse."""
+    """Score a radiograph without blocking the event loop.
+
+    With `may_refuse`, a SharedClassifier raises UnavailableError if too many requests are waiting.
+    """
     if isinstance(classifier, SharedClassifier):
         return await asyncio.wrap_future(classifier.scheduler.submit(source, saliency, may_refuse=may_refuse))
     return await run_in_threadpool(lambda: classifier.predict(content_of(source), saliency=saliency))
@@ -71,7 +74,7 @@ async def score(
 async def score_all(
     classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]
 ) -> list[tuple[Film, Prediction | RadiographError]]:
-    """Scores radiographs and those in ZIP archives; a file that cannot be read gets an error in its place.
+    """Score radiographs and those in ZIP archives; a file that cannot be read has an error in its place.
 
     Only the files that are being scored are in memory.
 
@@ -105,7 +108,7 @@ async def score_all(
 async def draw(
     classifier: CheXpertClassifier, data: bytes, observation: object, opacity: object, raw: bool = False
 ) -> bytes:
-    """A PNG of an observation's map over a radiograph, or of the map alone.
+    """Return a PNG of an observation's map over a radiograph, or with `raw` of the map alone.
 
     Raises:
         InputError: If the model has no such observation, the opacity is not in [0, 1], or the file cannot be read.
@@ -126,19 +129,19 @@ async def draw(
 
 
 async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: object) -> SaliencyMaps:
-    """The maps of a radiograph. Raises InputError if the model has no such observation or the file cannot be read."""
+    """Return the maps of a radiograph; InputError if the model has no such observation or the file cannot be read."""
     if observation not in classifier.observations:
         raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
     return (await score(classifier, data, saliency=True, may_refuse=True)).maps
 
 
 def names_of(classifier: CheXpertClassifier) -> str:
-    """The model's name, or the names of an ensemble's members; never a path."""
+    """Return the model's name, or the names of an ensemble's members; never a path."""
     return " + ".join(model_name(member.model) or "unnamed" for member in classifier.members)
 
 
 def common_of(result: Prediction | RadiographError) -> Common:
-    """The part of an answer that does not depend on its format."""
+    """Return the fields of an answer that are the same in every format."""
     if isinstance(result, RadiographError):
         return {"error": result.reason, "notes": [], "gate": None}
     if (gate := result.gate) is None:
@@ -170,7 +173,7 @@ def _is_zip(file: Path | BinaryIO) -> bool:
 
 
 def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
-    """A file, an archive without a path as a file that is deleted with `stack`."""
+    """Return the file; an archive without a path is first written to a temporary file, deleted with `stack`."""
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"

@@ -18,7 +18,7 @@ SESSIONS = 200  # sessions whose state Gradio keeps; each call by a program is o
 
 
 class Page(gr.Blocks):
-    """A page whose handlers answer with one line on errors; the contents of requests are never logged."""
+    """Gradio's Blocks whose handlers answer with one line on errors; the contents of requests are never logged."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(analytics_enabled=False, **options)
@@ -26,16 +26,16 @@ class Page(gr.Blocks):
         self._has_queue = False
 
     def run_startup_events(self) -> None:
-        """Leaves the start of Gradio's queue, which polls a thousand times a second, to the first request."""
+        """Do nothing: Gradio's queue polls a thousand times a second, so it is started at the first request instead."""
 
     def start_queue(self) -> None:
-        """Starts Gradio's queue, if it has not been started; `launch.PAGE_OPTIONS` calls it at each request."""
+        """Start Gradio's queue, if it has not been started; `launch.PAGE_OPTIONS` calls it at each request."""
         if not self._has_queue:
             self._has_queue = True
             super().run_startup_events()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
-        """Calls a handler as Gradio does, unless its inputs name a file that was not uploaded.
+        """Call a handler as Gradio does, unless its inputs name a file that was not uploaded.
 
         Raises:
             gr.Error: With the message of a gr.Error or InputError, else `INTERNAL`; Gradio logs no traceback of it.
@@ -54,10 +54,10 @@ class Page(gr.Blocks):
 
 
 def uploaded_path(file: object) -> Path:
-    """The path of an uploaded file.
+    """Return the path of an uploaded file, which Gradio gives as a dictionary with `path`.
 
     Raises:
-        InputError: If it is not in the folder of uploads, links followed, or has been deleted.
+        InputError: If it is not in the folder of uploads, with links resolved, or has been deleted.
     """
     path = file.get("path") if isinstance(file, dict) else None
     if path is None or not is_uploaded(path):
@@ -68,14 +68,14 @@ def uploaded_path(file: object) -> Path:
 
 
 def is_uploaded(path: object) -> bool:
-    """Whether a path leads into the folder of uploads, links followed."""
+    """Whether a path, with links resolved, is inside the folder of uploads."""
     if not isinstance(path, str) or "\0" in path:
         return False
     return os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep)
 
 
 def _is_allowed(item: dict[str, Any]) -> bool:
-    """Whether a file of a call was uploaded: Gradio downloads other paths and addresses before it calls a handler."""
+    """Whether a dictionary among a call's inputs is no file, or an uploaded one: Gradio would download others."""
     return not {"path", "url"} & item.keys() or is_uploaded(item.get("path"))
 
 

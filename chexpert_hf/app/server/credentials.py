@@ -12,7 +12,7 @@ _MIN_LENGTH = 8
 
 
 def read_credentials(file: Path | None, variable: str | None) -> list[tuple[str, str]]:
-    """Reads the users who may open the page, as (user, password); empty for a page without login.
+    """Return the users who may open the page, as (user, password); empty for a page without login.
 
     Args:
         file: Lines `user:password`; only its owner may have access to it.
@@ -35,7 +35,7 @@ def read_credentials(file: Path | None, variable: str | None) -> list[tuple[str,
 
 
 def is_authorized(header: str, users: Sequence[tuple[str, str]]) -> bool:
-    """Whether an `Authorization` header (Basic) names a user with the password, compared in constant time."""
+    """Whether an `Authorization` header (Basic) names a user with the right password, compared in constant time."""
     scheme, _, encoded = header.partition(" ")
     try:
         given = base64.b64decode(encoded, validate=True) if scheme.lower() == "basic" else b""

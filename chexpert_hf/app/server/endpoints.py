@@ -1,7 +1,7 @@
 """Gradio's typed endpoints for programs: `/predict`, `/saliency` and `/batch`.
 
-A file goes in by `POST /gradio_api/upload`, and its path from the answer goes into the call; gradio_client does both.
-Names of files come into no answer, except those of members of an archive, which name its rows.
+A program uploads a file by `POST /gradio_api/upload`, and passes the path from the answer to the call; gradio_client
+does both. Answers hold no names of files, except those of members of an archive, which name its rows.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ class Score(TypedDict):
 
 
 class Answer(TypedDict):
-    """The answer of `/predict`."""
+    """The answer of `/predict`, for one radiograph."""
 
     observations: dict[str, Score]
     gate: GateVerdict | None
@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 class Row(Common):
-    """A row of the answer of `/batch`."""
+    """A row of the answer of `/batch`: file and archive member by their numbers from 1, and the member's name."""
 
     file: int
     member: int | None
@@ -53,7 +53,7 @@ class Row(Common):
 
 
 def add_endpoints(classifier: CheXpertClassifier) -> None:
-    """Adds the endpoints to the page that is being built."""
+    """Add the endpoints to the page that is being built."""
 
     async def predict(file: FileData) -> Answer:
         """Scores one chest radiograph: the probability of each observation. Research software, not a medical device.
@@ -80,7 +80,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
     async def batch(files: list[FileData]) -> list[Row]:
         """Scores many chest radiographs, and those in ZIP archives; a file that cannot be read is a row with an error.
 
-        A row has the number of its file, and for a radiograph in an archive its number among them and its name there.
+        A row has the number of its file, from 1; a radiograph in an archive also has its number and its name there.
 
         Args:
             files: JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.
@@ -95,7 +95,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
 
 
 async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
-    """The answer to `/predict`."""
+    """Return the answer of `/predict` to the bytes of a file."""
     prediction = await score(classifier, data, may_refuse=True)
     common, observations = common_of(prediction), _scores(classifier, prediction)
     return Answer(
@@ -108,7 +108,7 @@ async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
 
 
 async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]) -> list[Row]:
-    """The answer to `/batch`."""
+    """Return the answer of `/batch`, a row for each radiograph."""
     rows: list[Row] = []
     for film, result in await score_all(classifier, files):
         scores = _scores(classifier, result) if isinstance(result, Prediction) else None

@@ -29,7 +29,7 @@ _MAX_NAME = 200
 
 
 class Row(Common):
-    """The scores of one radiograph or an error; the name is that of the sender's file, in an archive "archive/file"."""
+    """The scores of one radiograph or an error; `name` is that of the sender's file, in an archive "archive/file"."""
 
     name: str
     probabilities: dict[str, float] | None
@@ -37,7 +37,10 @@ class Row(Common):
 
 
 class Maps(TypedDict):
-    """Rows of values in [0, 1] on a box (left, top, right, bottom) of an image whose size (width, height) is given."""
+    """Maps by observation, as rows of values in [0, 1]; `box` (left, top, right, bottom) is their place in the image.
+
+    `size` is the image's (width, height).
+    """
 
     size: tuple[int, int]
     box: tuple[float, float, float, float]
@@ -45,7 +48,7 @@ class Maps(TypedDict):
 
 
 def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> None:
-    """Adds the API and its description to an application."""
+    """Add the HTTP API, its description and its answers to errors to an application."""
     router = APIRouter(prefix=PREFIX)
     model = {
         "name": names_of(classifier),
@@ -93,12 +96,12 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> 
 
     @router.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the server takes requests; asks for no password."""
+        """Report that the server takes requests; asks for no password."""
         return {"status": "ok"}
 
     @router.get("/card", response_class=PlainTextResponse)
     async def card() -> str:
-        """The model's card as Markdown; empty if it has none."""
+        """Return the model's card as Markdown; empty if it has none."""
         return facts.card
 
     @router.get("/docs", include_in_schema=False)
@@ -129,7 +132,7 @@ def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> 
 
 
 async def answer_error(_: Request, error: Exception) -> Response:
-    """Answers an error in one line, without the contents of the request."""
+    """Answer an error with its HTTP status and one line, without the contents of the request."""
     if isinstance(error, RequestValidationError):
         lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"detail": f"{'; '.join(lines)}; see {PREFIX}/docs."}, 422)

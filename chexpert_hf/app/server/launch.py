@@ -66,14 +66,14 @@ PAGE_OPTIONS: dict[str, Any] = {
 
 
 def queued(page: Page, limits: Limits) -> Page:
-    """Bounds a page's queue, and switches telemetry off in this process."""
+    """Limit a page's queue and return the page; also switches telemetry off in this process."""
     os.environ.update(_QUIET)
     page.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
     return page
 
 
 def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options: Any) -> None:
-    """Serves as `serving` does, until SIGINT or SIGTERM, which end the process with exit code 0."""
+    """Serve as `serving` does, until SIGINT or SIGTERM, then end the process with exit code 0; does not return."""
     is_told = threading.Event()
 
     def tell(number: int, _: object) -> None:
@@ -106,18 +106,19 @@ def serving(
     facts: ModelFacts | None = None,
     **look: Any,
 ) -> Iterator[str]:
-    """Serves a page and the HTTP API while the context is open; gives the address of the page.
+    """Serve a page and the HTTP API while this context is open; yield the URL of the page.
 
     Args:
-        build: Builds the page; called after the folder for its files is created.
+        build: Builds the page; called after the folder for uploads is created.
         classifier: Computes the scores; a SharedClassifier is closed at the end.
-        host: IPv4 or IPv6 address or host name to listen at; without users, others than loopback get a warning.
+        host: IPv4 or IPv6 address or host name to listen at. If others can reach it without a password, a warning is
+            shown.
         port: The first free one from 7860 on if None.
         auth: (user, password) pairs; open to all if empty.
         mcp: Whether to serve the endpoints also as tools for agents (MCP).
         limits: The limits of requests.
-        facts: Facts about the model, from `facts_of`, which is called if None.
-        look: Theme and css, for `gr.mount_gradio_app`.
+        facts: Facts about the model; those of `facts_of` if None.
+        look: Theme, css and head, for `gr.mount_gradio_app`.
 
     Raises:
         InputError: If the port is taken, the address is not this machine's, or MCP is not installed.

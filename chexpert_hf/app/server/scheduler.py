@@ -1,4 +1,4 @@
-"""A scheduler that gathers requests of many callers into batches; it knows neither models nor servers."""
+"""A scheduler that gathers requests of many callers into batches; independent of models and servers."""
 
 import threading
 from collections import deque
@@ -26,6 +26,8 @@ class UnavailableError(InputError):
 
 @dataclass(eq=False)
 class _Request:
+    """A submitted request; `item` is set once it has been prepared."""
+
     kind: Hashable
     answer: "Future[Any]" = field(default_factory=Future)
     item: Any = None
@@ -38,11 +40,11 @@ class Scheduler(Generic[Source, Item, Result]):
 
     Args:
         prepare: Makes an item from a caller's source; several threads call it at once.
-        compute: One function for each batch that may be computed at the same time.
+        compute: Functions that compute a batch, as `Compute` says; each has one batch at a time.
         readers: Threads that prepare; `close` ends them.
         workers: As many threads as there are functions; `close` ends them.
         batch_size: Largest batch. Waiting requests are divided among the functions.
-        max_waiting: Requests without an answer, above which `submit` may refuse.
+        max_waiting: Requests without an answer, from which on `submit` may refuse.
     """
 
     def __init__(
@@ -63,10 +65,10 @@ class Scheduler(Generic[Source, Item, Result]):
         self._num_open, self._is_closed = 0, False
 
     def submit(self, source: Source, kind: Hashable = None, *, may_refuse: bool = False) -> "Future[Result]":
-        """Queues a request; only requests of equal kind share a batch.
+        """Queue a request; only requests of equal kind share a batch.
 
         Returns:
-            The result, or the exception of `prepare` or `compute`; UnavailableError if the scheduler is closed first.
+            A future of the result, or of the exception of `prepare` or `compute`, or of `close`.
 
         Raises:
             UnavailableError: If the scheduler is closed, or `may_refuse` and `max_waiting` requests wait already.
@@ -82,13 +84,13 @@ class Scheduler(Generic[Source, Item, Result]):
         return request.answer
 
     def refusal(self) -> str:
-        """Why `submit` may refuse a request now; empty if there is room."""
+        """Return why `submit` may refuse a request now; empty if there is room."""
         if self._num_open < self._max_waiting:
             return ""
         return f"The server is busy, {self._num_open} requests are waiting; try again in a minute."
 
     def close(self) -> None:
-        """Answers all who wait with UnavailableError, now; batches that are running are finished."""
+        """Answer all waiting requests with UnavailableError, now; batches that are running are finished."""
         with self._lock:
             self._is_closed = True
             waiting, self._waiting = self._waiting, deque()

@@ -36,10 +36,10 @@ class SharedClassifier(CheXpertClassifier):
 
     Args:
         classifier: Computes the scores; nobody else may use it meanwhile.
-        max_waiting: Radiographs without an answer, above which the scheduler may refuse more.
+        max_waiting: Radiographs without an answer, from which on the scheduler may refuse more.
 
     Attributes:
-        scheduler: Gives the predictions of `predict`; the kind of a request is whether maps are wanted.
+        scheduler: Computes the predictions of `predict`; the kind of a request is True if maps are wanted.
     """
 
     def __init__(self, classifier: CheXpertClassifier, *, max_waiting: int = MAX_WAITING) -> None:
@@ -67,25 +67,25 @@ class SharedClassifier(CheXpertClassifier):
         return self._classifier.operating_points
 
     def read(self, source: Source) -> Radiograph:
-        """Reads a radiograph like the wrapped classifier."""
+        """Read a radiograph like the wrapped classifier."""
         return self._classifier.read(source)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """Prepares a radiograph like the wrapped classifier."""
+        """Prepare a radiograph like the wrapped classifier."""
         return self._classifier.prepare(radiograph, for_gate=for_gate)
 
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Scores like the wrapped classifier, past the scheduler."""
+        """Score with the wrapped classifier itself, not through the scheduler."""
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """The workers of the wrapped classifier."""
+        """Return the wrapped classifier's workers, one for each thread."""
         return self._classifier.side_by_side()
 
     def close(self) -> None:
-        """Answers all who wait with UnavailableError, now."""
+        """Answer all waiting requests with UnavailableError, now."""
         self.scheduler.close()
 
     def _each(
@@ -98,7 +98,7 @@ class SharedClassifier(CheXpertClassifier):
                 yield error
 
     def predict(self, *inputs: Any, **options: Any) -> Any:
-        """Predicts like `CheXpertClassifier`; errors name no file, since no answer and no log may."""
+        """Predict like `CheXpertClassifier`; errors name no file, since no answer and no log may."""
         try:
             results = super().predict(*inputs, **options)
         except RadiographError as error:
@@ -114,12 +114,12 @@ class SharedClassifier(CheXpertClassifier):
 
 
 def content_of(source: Source) -> RadiographSource:
-    """The bytes of a member of an archive; anything else as it is."""
+    """Return the bytes of a member of an archive; anything else as it is."""
     return source_of(source) if isinstance(source, ArchiveMember) else source
 
 
 def _pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads with one thread of torch each, unless there is only one of them."""
+    """Return a pool of `count` threads; if there are several, torch uses one thread in each of them."""
     return ThreadPoolExecutor(count, name, partial(torch.set_num_threads, 1) if count > 1 else None)
 
 
@@ -134,7 +134,7 @@ def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Comput
 def keeps_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
     """Whether `other` scores in batches of these sizes as `classifier` scores single radiographs, to the last bit.
 
-    By trial on random gray levels: a network saturates on a blank image, which hides differences of rounding.
+    Tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (max(sizes), _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
     images = [classifier.prepare(Image.fromarray(image)) for image in pixels]

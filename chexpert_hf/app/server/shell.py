@@ -1,6 +1,6 @@
 """The limits of requests, checked before Gradio or the HTTP API sees them: address, login, size and speed.
 
-Addresses are on an allow-list, since Gradio serves many that the page does not need: proxies, run history, recordings.
+Paths are on an allow-list, since Gradio serves many that the page does not need: proxies, run history, recordings.
 Bodies are counted as they arrive, since the announced length need not be true.
 """
 
@@ -23,7 +23,7 @@ from chexpert_hf.app.server.scheduler import STOPPING
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of requests."""
+    """Limits of the sizes, times and numbers of requests."""
 
     upload_bytes: int = 1_000_000_000  # one upload, all its files together
     json_bytes: int = 1_000_000  # any other body
@@ -73,11 +73,11 @@ class Shell:
         users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: The reason why the HTTP API and MCP refuse calls now, before reading their bodies; empty if they don't.
+        refusal: Returns why the HTTP API and MCP refuse calls now, before reading their bodies; empty if they don't.
 
     Attributes:
         is_stopping: Set to refuse new requests.
-        num_open: Requests without an answer, except those that stay open as long as a page.
+        num_open: Number of requests without an answer, not counting the heartbeat of each open page.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Shell:
             self._uploads.discard(bounded)
 
     def _bounded(self, receive: Receive, max_bytes: int) -> Receive:
-        """Receives a body of at most `max_bytes` that arrives in time."""
+        """Return a `receive` that raises an HTTPException if a body exceeds `max_bytes` or arrives too slowly."""
         end = time.monotonic() + self._limits.upload_seconds
         num_bytes, is_whole = 0, False
 
@@ -194,7 +194,7 @@ class Shell:
 
 
 async def _drain(receive: Receive) -> None:
-    """Reads part of a refused body: a client that is still sending would get a reset instead of the answer."""
+    """Read part of a refused body: a client that is still sending would get a reset instead of the answer."""
     end, num_bytes = time.monotonic() + _DRAIN_SECONDS, 0
     while num_bytes < _DRAINED_BYTES and (seconds := end - time.monotonic()) > 0:
         try:

@@ -18,7 +18,7 @@ _OWNER_FILE = "owner.pid"
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Sets environment variables until the context ends."""
+    """Set environment variables within this context; afterwards they are as before."""
     before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
@@ -31,9 +31,10 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder (mode 0700) for Gradio's files, whose old files are deleted regularly, and all at the end.
+    """Create a folder (mode 0700) for Gradio's files; yield it, and delete it at the end of the context.
 
-    Folders that killed servers of this user left behind are deleted at the start.
+    Its files are deleted at the age of `KEEP_SECONDS`. Folders that killed servers of this user left behind are deleted
+    at the start.
     """
     remove_orphans(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()  # mkdtemp gives 0700
@@ -53,7 +54,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def sweep(folder: Path, older_than: float) -> None:
-    """Deletes files, links and empty folders that were last changed before a time, in seconds since the epoch."""
+    """Delete files, links and empty folders below a folder that were last changed before `older_than`, in Unix time."""
     for parent, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             path = os.path.join(parent, name)
@@ -63,7 +64,7 @@ def sweep(folder: Path, older_than: float) -> None:
 
 
 def remove_orphans(parent: Path) -> None:
-    """Deletes this user's folders whose server is not running any more."""
+    """Delete this user's folders in `parent` from `private_folder` whose server is not running any more."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             status = folder.lstat()

@@ -1,1 +1,1 @@
-"""Checkpoints that survive interruptions."""
+"""Trainer checkpoints that survive interruptions, and in which damage is detected."""

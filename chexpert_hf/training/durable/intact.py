@@ -1,7 +1,7 @@
-"""Checkpoints with a manifest: the checksum of each file, written last. Verification and one-line errors.
+"""Detects unfinished and damaged checkpoints by a manifest, which holds the checksum of each file.
 
-A folder that was cut short has no manifest, a changed file does not match it, and the manifest has a checksum of its
-own. This finds damage, not forgery.
+The manifest is written last, so a folder that was cut short has none, and it holds a checksum of its own. This finds
+damage, not forgery.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ _THREADS = 4  # hashing and waiting for the disk release the interpreter
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be written, or cannot be trusted."""
+    """A checkpoint cannot be written, is unfinished or damaged, or does not fit the model."""
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """The folders `checkpoint-N` in a folder, oldest first."""
+    """Return the subfolders `checkpoint-N` of a folder, by ascending N."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
     return sorted((path for path in folder.glob("*") if pattern.fullmatch(path.name) and path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
+    """Return the optimizer step N after which the folder `checkpoint-N` was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def seal(folder: Path, values: Mapping[str, Any]) -> None:
-    """Flushes every file of a folder and its subfolders to the disk, then writes a manifest of them with `values`."""
+    """Flush all files below a folder to the disk, then write a manifest with their checksums and `values`."""
     names = _names(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(to_disk, folder.rglob("*")))
@@ -59,14 +59,17 @@ def seal(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def manifest_text(values: Mapping[str, Any]) -> bytes:
-    """The canonical text of a manifest; its own checksum is on the last line but one."""
+    """Return a manifest as JSON that ends with a checksum of the rest, `sha256`; equal values give equal bytes."""
     body = json.dumps(values, indent=1, sort_keys=True)
     own = hashlib.sha256(body.encode()).hexdigest()
     return f'{body[:-2]},\n "sha256": "{own}"\n}}\n'.encode()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The values of a folder's manifest, and `files`, the SHA-256 of each path; None if it is missing or damaged."""
+    """Return a folder's manifest: the values given to `seal`, and `files`, the SHA-256 by path.
+
+    None if the manifest is missing or damaged. The files are not checked against it.
+    """
     try:
         content = (folder / MANIFEST_FILE).read_bytes()
         values = json.loads(content)
@@ -77,7 +80,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def fault_of_checkpoint(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, in a few words; None if it is as it was written."""
+    """Return what is wrong with a checkpoint, such as "model.safetensors is missing"; None if it is intact."""
     if not (checkpoint / MANIFEST_FILE).is_file():
         return f"it has no {MANIFEST_FILE}, so it was cut short, or written by another program"
     manifest = read_manifest(checkpoint)
@@ -94,7 +97,7 @@ def fault_of_checkpoint(checkpoint: Path) -> str | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """The paths of all files in a folder except its manifest, with "/" between their parts."""
+    """Return the relative paths of all files below a folder except its manifest, sorted, with "/" as separator."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return sorted({path.relative_to(folder).as_posix() for path in paths} - {MANIFEST_FILE})
 
@@ -109,14 +112,14 @@ def _fault(folder: Path, name: str, expected: str) -> str | None:
 
 
 def expect_intact(checkpoint: Path) -> None:
-    """Raises CheckpointError if a checkpoint is not as it was written."""
+    """Raise CheckpointError if a checkpoint is unfinished or damaged."""
     if fault := fault_of_checkpoint(checkpoint):
         raise CheckpointError(f"{checkpoint} cannot be used: {fault}. Restore it from a copy, or train again.")
 
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Turns any error of loading a checkpoint into a CheckpointError of one line."""
+    """Within this context, turn any error of loading `checkpoint` into a CheckpointError of one line."""
     try:
         yield
     except CheckpointError:
@@ -128,7 +131,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 
 
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
-    """One line about a checkpoint that could not be written to `unfinished`, which is still there."""
+    """Return a one-line error for a failed save into the folder `unfinished`; it names the newest intact checkpoint."""
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
     advice = f"{newest.name} is intact: fix this and resume" if newest else "there is no earlier checkpoint"
@@ -136,7 +139,10 @@ def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> st
 
 
 def _why(folder: Path, error: BaseException) -> str:
-    """Why a write failed; torch.save hides it ("unexpected pos 24128 vs 24020"), so another write is tried."""
+    """Return why a write to `folder` failed, after another write as a test.
+
+    torch.save hides the cause, such as a full disk, behind "unexpected pos 24128 vs 24020".
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:
@@ -148,7 +154,7 @@ def _why(folder: Path, error: BaseException) -> str:
 
 
 def to_disk(path: Path) -> None:
-    """Flushes the content of a file, or the names in a folder where the operating system can, to the disk."""
+    """Flush a file's content to the disk, or a folder's list of names where the operating system can."""
     is_posix = os.name == "posix"
     if path.is_dir() and not is_posix:
         return

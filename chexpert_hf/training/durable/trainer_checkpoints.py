@@ -40,14 +40,15 @@ logger = logging.get_logger(__name__)
 
 
 class DurableCheckpoints(Trainer):
-    """A Trainer, alone or before another one in a class's bases: `class Mine(DurableCheckpoints, Seq2SeqTrainer)`.
+    """A Trainer, or a mixin for another one: `class Mine(DurableCheckpoints, Seq2SeqTrainer)`.
 
     - A checkpoint is complete or does not exist. It holds a manifest with the SHA-256 of each file, the step, and
-      torch's version and number of threads, and no `training_args.bin`, a pickle that nothing reads.
-    - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, logs which it is and why others
-      were skipped, and starts at step 0 if there is none; a given path is verified, too.
+      torch's version and number of threads. It holds no `training_args.bin`, a pickle that nothing reads.
+    - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, and logs which it is and why newer
+      ones were skipped. If none was written yet, it starts at step 0. A given path is verified, too.
     - A finished run is not trained further; the stock Trainer takes one more step if the last is inside an epoch.
-    - Failed writing or reading is a CheckpointError of one line, which names the newest intact checkpoint.
+    - If writing or reading fails, a CheckpointError says why in one line; after a failed write it also names the newest
+      intact checkpoint.
 
     With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin` with the token
     in it: do not set it; push the finished folder instead.
@@ -56,7 +57,7 @@ class DurableCheckpoints(Trainer):
     _is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """See `Trainer.train`; CheckpointError if no checkpoint to resume from is intact, or one cannot be written."""
+        """Train as `Trainer` does; CheckpointError if the one to resume from is damaged, or one cannot be written."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
         else:
@@ -66,9 +67,10 @@ class DurableCheckpoints(Trainer):
         return super().train(resume_from_checkpoint or None, trial, **kwargs)
 
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
-        """The newest intact checkpoint, to resume from; None if none was written yet. Newer, damaged ones are renamed.
+        """Return the path of the newest intact checkpoint, to resume from; None if none was written yet.
 
-        `say` shows a line to the user. Raises CheckpointError if there are checkpoints and none of them is intact.
+        Damaged ones that are newer are renamed to `_damaged-checkpoint-N`. `say` is called with lines for the user.
+        Raise CheckpointError if there are checkpoints and none of them is intact.
         """
         folder = Path(self._get_output_dir(trial))
         damaged: dict[Path, str] = {}
@@ -95,7 +97,7 @@ class DurableCheckpoints(Trainer):
         return str(newest)
 
     def _clean(self, folder: Path, damaged: list[Path]) -> None:
-        """Removes the files of a killed save, and renames damaged checkpoints."""
+        """Delete `_unfinished`, which a killed save leaves behind, and rename damaged checkpoints."""
         self.accelerator.wait_for_everyone()  # all processes have looked before anything changes
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -141,7 +143,7 @@ class DurableCheckpoints(Trainer):
             self._push_from_checkpoint(str(checkpoint))
 
     def _publish(self, checkpoint: Path) -> None:
-        """Seals a written checkpoint, and moves it to its final path, whatever is there."""
+        """Seal a checkpoint written to `_unfinished`, and move it to the path `checkpoint`, replacing what is there."""
         unfinished = checkpoint.parent / UNFINISHED
         written = unfinished / checkpoint.name
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, with the final path of the best
