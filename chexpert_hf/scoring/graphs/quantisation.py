@@ -149,7 +149,9 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
         # Not validated, since names of shape arithmetic are not in NNCF's view of the graph.
-        ignored_scope=nncf.IgnoredScope(names=[*_float_convolutions(RuntimeName.OPENVINO, nodes), *scales, *_head(nodes)], validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            names=[*_float_convolutions(RuntimeName.OPENVINO, nodes), *scales, *_head(nodes)], validate=False
+        ),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             # By default a range is the mean over images of their extremes, which cuts off every image's peaks.
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
