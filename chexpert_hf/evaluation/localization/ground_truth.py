@@ -153,7 +153,7 @@ def find_ground_truth(
     is the layout's name, found if None.
 
     Raises:
-        GroundTruthError: If there is none, or the file is missing or damaged.
+        InputError: If there is none (GroundTruthError), or a file cannot be read (as its reader says).
     """
     if annotations is not None:
         if not annotations.is_file():
