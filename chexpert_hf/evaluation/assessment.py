@@ -76,8 +76,8 @@ def assess(
 
     Each model after the first is compared with the first. A subgroup is scored on its own views only, such as the
     frontal views of each study. The gap of a subgroup column is its highest minus its lowest AUROC; the gap's interval
-    ignores that these two groups were chosen on the same data. All intervals but Wilson's account for patients with
-    several studies.
+    ignores that these two groups were chosen on the same data. All intervals but Wilson's, of the metrics at
+    operating points, account for patients with several studies.
 
     Args:
         models: One or more, with different names.
@@ -91,9 +91,9 @@ def assess(
         headline: The observations whose mean AUROC is computed; see `averaged_observations`.
 
     Returns:
-        Plain types for JSON, None where undefined: `schema`, `data`, `replicates`, `seed`, `models`, `comparisons`. An
-        estimate is a dictionary of `value`, `low`, `high`, `method` (in `comparisons` one level up), and for a
-        bootstrap `left_out`: the number of resamples in which it was undefined.
+        Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
+        `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high`, `method` (in a comparison
+        beside `difference`, not inside), and for a bootstrap `left_out`: in how many resamples it was undefined.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
@@ -235,7 +235,7 @@ class _Assessment:
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """Return the highest minus the lowest AUROC of a column's groups with enough studies, per observation."""
+        """Return the highest minus the lowest AUROC of large enough groups, by subgroup column and observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
         pairs, figures = [], []
         for name in dict.fromkeys(group.column for group in groups):
@@ -315,7 +315,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 
 
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
-    """Return the patient of each study, in order of first view; ValueError if lengths or patients contradict."""
+    """Return the patient of each study, in order of first view; ValueError if lengths differ or a study has two."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
     for name, values in {"study": studies, "patient": patients, **columns}.items():

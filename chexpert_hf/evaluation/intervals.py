@@ -98,7 +98,7 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Compute metrics `(..., replicates)` on all resamples; `figures` maps `weights` to metrics `(..., n)`."""
+        """Compute metrics `(..., replicates)` on all resamples; `figures` maps a block of `weights` to `(..., n)`."""
         return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
 
 
@@ -127,7 +127,7 @@ def ratio_interval(
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Return the two-sided p-value for no difference, from the differences on resamples; NaN if all are NaN.
 
-    It is twice the share of resamples on the rarer side of 0, with one added, so that it is never 0.
+    It is twice the share of resamples on the rarer side of 0; one is added to them and to all, so that it is never 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())
@@ -160,8 +160,8 @@ def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients =
     """Return the AUROC of one observation with DeLong's interval, on the logit scale and with Student's t.
 
     Scores `(num_studies,)` are higher where a positive is likelier; labels are in {0, 1}, NaN where unknown. The
-    interval is within [0, 1], and NaN unless both classes occur. If the variance is 0 or undefined, as when the scores
-    separate the classes perfectly, it is Newcombe's.
+    interval is within [0, 1], NaN unless both classes occur, and Newcombe's where the variance is 0 or undefined, as
+    when the scores separate the classes perfectly.
 
     On the AUROC's own scale the interval of a high AUROC would exceed 1 and cover too rarely. The degrees of freedom of
     t are the number of patients of the rarer class minus 1 (`python -m tests.benchmarks.delong_coverage` measures
@@ -216,7 +216,7 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 
 
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
-    """Return the variance of mean `placements` (or differences), and the numbers of patients of each class."""
+    """Return the variance of an AUROC by its `placements` (or of a difference), and each class's number of patients."""
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)
     unique, number = np.unique(names[known], return_inverse=True)

@@ -3,7 +3,8 @@
 Unknown labels are NaN and are ignored. A metric that is undefined, such as an AUROC with one class only, is NaN.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). What that paper calls "scaled" Brier scores are as large as plain ones.
+over the five competition observations). What that paper calls "scaled" Brier scores are as large as plain ones, unlike
+`scaled_brier`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,13 +133,13 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 class WeightedFigures:
     """The metrics of one observation as functions of weights, which say how often each study counts, as in a bootstrap.
 
-    `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score
+    `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the scaled Brier score
     (divided by that of always answering the prevalence), and the calibration error over bins of equal width. Scores are
     sorted once; each metric is then made of sums of weights over fixed sets of studies, so that one sparse matrix
     product serves many weightings.
 
     Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus
-    the scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
+    this scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
     """
 
     NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
@@ -206,7 +207,10 @@ class WeightedFigures:
         return np.split(self._sums @ weights, self._starts[:-1])
 
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
-        """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half."""
+        """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half.
+
+        Rows are steps: weights of their positives, of negatives that score as high or higher, and (tied steps) as high.
+        """
         pairs = positive.sum(axis=0) * num_negative
         wrong = np.einsum("sw,sw->w", positive, false)
         wrong -= np.einsum("sw,sw->w", positive[self._tied_steps], tied) / 2

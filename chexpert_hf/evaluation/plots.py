@@ -45,7 +45,7 @@ class StudyScores:
 
 
 def roc_figure(scores: StudyScores, aurocs: Mapping[tuple[str, str], str]) -> Figure:
-    """Draw ROC curves with 95 % bands, labelled by `aurocs[model, observation]`, and the paper's radiologists."""
+    """Draw ROC curves with 95 % bands, labelled by `aurocs[model, observation]`, and CheXpert's radiologists."""
     figure, panels = _grid(scores, "False positive rate", "True positive rate")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
@@ -99,7 +99,7 @@ def reliability_figure(scores: StudyScores) -> Figure:
 
 
 def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Figure:
-    """Draw histograms of the first model's scores of positive and negative studies, and lines at `thresholds`."""
+    """Draw histograms of the first model's scores of positive and negative studies, and a line at its threshold."""
     first = next(iter(scores.probabilities))
     figure, panels = _grid(scores, "Probability", "Share of the class", legend=False)
     edges = np.linspace(0, 1, 21).tolist()

@@ -53,7 +53,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The result of `calibrate_model`, which changes the model itself in place: how it was calibrated, and how well."""
+    """How `calibrate_model` calibrated a model, which it changed in place, and how well."""
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
@@ -66,7 +66,7 @@ class CalibratedModel:
         return asdict(self)
 
     def as_table(self) -> str:
-        """Format a line per observation (slope, intercept, operating point or why there is none), and then `check`."""
+        """Format a line per observation (slope, intercept, operating point or why none), then the table of `check`."""
         cells = [["observation", "slope", "intercept", "operating point"]]
         for name, line in self.calibration.lines.items():
             chosen = self.without_point.get(name, "")
@@ -103,7 +103,7 @@ def load_uncalibrated(source: Path) -> CheXpertClassifier:
 
 
 def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
-    """Raise CalibrationError if some of `patients` are, by a model folder's hashes, among its training patients."""
+    """Raise CalibrationError if, by its hashed ids, the model folder `source` was trained on some of `patients`."""
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
@@ -117,8 +117,8 @@ def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path,
     """Write a calibrated model to `output`, a new or empty folder, with the other files of its folder `source`.
 
     The hashed ids of `patients` are written to `calibration_patients.json`. Subfolders of `source`, its exported
-    graphs, `reference.json` and checksums are not copied, for they belong to the old weights; `refresh_folder` renews
-    the latter two.
+    graphs, `reference.json` and checksums are not copied, for they belong to the old weights; call `refresh_folder`
+    for new reference scores and checksums.
     """
     with new_folder(output) as folder:
         for path in source.iterdir():
@@ -163,19 +163,19 @@ def calibrate_model(
 
     Args:
         model: A model without a label hierarchy.
-        logits: `(num_views, num_labels)` of the dataset's images; in cross-validation, from models that did not see the
-            image.
+        logits: `(num_views, num_labels)` of the dataset's images; with cross-fitting, each from a model not trained on
+            that image.
         dataset: A split from `load_dataset` whose labels are the model's observations, in its order.
         origin: Where the dataset comes from, for the record.
         method: Platt scaling, or one temperature.
-        rule: How operating points are chosen on the calibrated probabilities. If None, none are chosen: thresholds
-            other than the default are converted so that they mark the same logit as before.
+        rule: How operating points are chosen on the calibrated probabilities; None: not at all. Thresholds not chosen
+            anew, except the default, are converted so that they mark the same logit as before.
         prevalences: Observation -> prevalence where the model will be used, in (0, 1), if it differs from that of this
             split; with Platt scaling only.
 
     Raises:
         CalibrationError: If the model has a label hierarchy, no observation can be calibrated, or a prevalence is
-            unusable.
+            outside (0, 1), of an observation that is not calibrated, or given without Platt scaling.
     """
     config, observations = model.config, model.config.observations
     prevalences = prevalences or {}
@@ -218,11 +218,11 @@ def calibrate_model(
 
 @torch.no_grad()
 def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, fits.Platt]) -> None:
-    """Change the head's last layer in place so that the logit z of each observation becomes slope * z + intercept.
+    """Change the head's last layer in place: the logit z of each observation in `lines` becomes slope * z + intercept.
 
     Under U-MultiClass z is the positive minus the negative output: the slope scales the rows of all three classes, and
-    half the intercept is added to the positive row and subtracted from the negative. The model's `uncertainty` changes
-    with them, but is not calibrated. Raises CalibrationError if the model has a label hierarchy.
+    half the intercept is added to the positive row and subtracted from the negative. The probability of the
+    uncertain class changes, too, but is not calibrated. Raises CalibrationError if the model has a label hierarchy.
     """
     _refuse_hierarchy(model.config)
     parameters = model.last_layer.weight, model.last_layer.bias

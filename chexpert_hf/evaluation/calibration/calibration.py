@@ -1,7 +1,7 @@
 """Platt scaling, temperature scaling and operating points: fitted per study, and cross-validated by patient.
 
-All functions take one logit per study and observation: the largest over the study's views, as for every metric. As a
-line with positive slope commutes with the maximum, it may then be applied to the logit of each view.
+All functions take one logit per study and observation: the largest over the study's views, as for every metric. A
+line with positive slope commutes with the maximum, so what was fitted may be applied to the logit of each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
@@ -63,7 +63,7 @@ class Platt:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A method fitted to all observations."""
+    """A method fitted to all observations that allow it."""
 
     method: Method
     lines: Mapping[str, Platt]  # observation -> its line; for a temperature T: slope 1 / T, intercept 0
@@ -200,9 +200,9 @@ def fit_calibration(
 class CalibrationCheck:
     """Cross-validated metrics of each of `METHODS` ("raw" is no calibration), as means over observations."""
 
-    observations: tuple[str, ...]  # those with enough studies in every fold
+    observations: tuple[str, ...]  # those to which every method could be fitted, for each fold
     folds: int  # number of folds, by patient
-    scaled_brier: dict[str, float]  # method -> value: 0 is perfect, 1 is always answering the prevalence
+    scaled_brier: dict[str, float]  # method -> Brier score: 0 is perfect, 1 is always answering the prevalence
     calibration_error: dict[str, float]  # method -> expected calibration error, in [0, 1]
 
     def as_table(self) -> str:
@@ -216,8 +216,8 @@ def check_calibration(
 ) -> CalibrationCheck | None:
     """Cross-validate each of `METHODS`: fit it on all folds of patients but one, and test it on that one.
 
-    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if no
-    observation has enough studies in every fold.
+    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if
+    there is no observation to which all methods can be fitted for every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)

@@ -9,7 +9,7 @@ def record_of(records: Mapping[str, Any] | None, observation: str) -> Mapping[st
 
     Args:
         records: `calibration` or `operating_points_source` of a config: the latest record, which may hold the previous
-            one as `earlier`. A record is not about the observations in its `left_out`.
+            one as `earlier`. Records with the observation in their `left_out` are passed over.
         observation: One of the model's.
     """
     while records and observation in records.get("left_out", ()):

@@ -47,7 +47,7 @@ class MaskFolder:
         return tuple(CHEXPERT.in_order(sorted(names)))
 
     def mask(self, path: str, observation: str, shape: tuple[int, int]) -> Mask:
-        """Return the mask of a finding in its own size: that of the image, `shape`, or larger in proportion."""
+        """Return the stored mask of a finding: of the image's size `shape`, or larger with the same proportions."""
         file = self._of(path) / f"{observation}.png"
         try:
             with Image.open(file) as image:
@@ -84,7 +84,7 @@ class Segmentations:
 
 
 class LayoutMasks:
-    """Masks in a data set's own tables, such as SIIM's; images without a mask do not have the finding."""
+    """Masks in the own files of a data set, such as SIIM's, read by its layout; without one, a finding is absent."""
 
     is_complete = True
 
@@ -106,7 +106,7 @@ class Boxes:
     """Boxes of some findings in some images; a finding without a box may still be present.
 
     All boxes of one observation in one image make one mask. Boxes come from a reference standard, or from a CSV file
-    that `read_reference` reads without a mapping, such as one with the columns Path, Observation, x, y, width, height.
+    that `read_reference` reads without `mapping`, such as one with the columns Path, Observation, x, y, width, height.
     """
 
     is_complete = False
@@ -149,8 +149,8 @@ def find_ground_truth(
     """Find the ground truth of a data set, in the file `annotations` or else in its folder `root`.
 
     The file is a CSV file of boxes or cheXlocalize's JSON. If it is None, these are tried: `masks/` and `boxes.csv` in
-    the folder, then masks or boxes of its layout, whose names of findings become the model's `observations`. `layout`
-    is the layout's name, found if None.
+    the folder, then masks or boxes that its layout reads; their findings are matched to `observations`. `layout` is
+    the layout's name, recognised if None.
 
     Raises:
         InputError: If there is none (GroundTruthError), or a file cannot be read (as its reader says).
@@ -175,7 +175,7 @@ def find_ground_truth(
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
-    """Return the mask if it has an image's `shape` or is larger in proportion, else raise GroundTruthError."""
+    """Return the mask if it has an image's `shape`, or is larger with its proportions; else raise GroundTruthError."""
     ratio = (mask.shape[0] / mask.shape[1]) / (shape[0] / shape[1])
     if mask.shape[0] < shape[0] or abs(ratio - 1) > _ASPECT_TOLERANCE:
         raise GroundTruthError(

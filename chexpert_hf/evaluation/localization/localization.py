@@ -131,8 +131,8 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
     """Return the intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
 
-    With `true_positives_only`, NaN unless both masks are non-empty. Without, as on the full data set: 0 if one of them
-    is empty, NaN if both are. Raises ValueError if the shapes differ.
+    With `true_positives_only`, NaN unless both masks are non-empty; else, as on cheXlocalize's full data set, 0 if one
+    of them is empty, NaN if both are. Raises ValueError if the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
@@ -176,12 +176,12 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
-    """Summarise the scores of maps of one observation, one score and patient per image, as hit rate and mIoU.
+    """Summarise the scores of maps of one observation, one score and patient per image, as hit rate and mean IoU.
 
     The hit rate has Wilson's interval if each patient has one image, else that of resampled patients. If all images are
-    hits, or none, all resamples are equal: then it is Wilson's, with one trial per patient.
+    hits, or none, all resamples are equal: then, too, the interval is Wilson's, with a trial per patient.
 
-    Source: Saporta et al. 2022, methods: 1,000 replicates; they resample images.
+    Source: Saporta et al. 2022, methods: 1,000 replicates, but of images.
     """
     hits = np.array([score.hit for score in scores])
     num_patients, rate = len(set(patients)), float(np.mean(hits)) if len(hits) else NAN

@@ -82,7 +82,7 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
 
 
 def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
-    """Return a table: a row per observation, and the means over the observations where all pointers are defined."""
+    """Return a table of `figure` by observation and pointer, and its means over observations where all are defined."""
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:

@@ -1,4 +1,4 @@
-"""Evaluates a model's saliency maps on a data set with located findings, by hit rate and mIoU, beside baselines.
+"""Evaluates a model's saliency maps on a data set with located findings, by hit rate and mean IoU, beside baselines.
 
 Four pointers (sources of maps) are compared: the model, the same architecture with random weights, and the two fixed
 points of `localization.PRIORS`. A map that is no better than these baselines carries no information about the image.
@@ -53,8 +53,8 @@ class ObservationLocalization:
     """The metrics of one observation, for each pointer.
 
     `full_set_miou` is the model's mIoU over all images: a map that marks pixels where there is no finding counts as 0,
-    and a map below the operating point as empty. It is None if the ground truth does not tell which findings are
-    absent.
+    and one whose probability is below the operating point as empty. It is None if the ground truth does not tell which
+    findings are absent.
     """
 
     observation: str
@@ -69,7 +69,7 @@ class LocalizationResult:
 
     observations: Sequence[ObservationLocalization]  # those with at least one ground truth, in the model's order
     located: Sequence[Located]  # each finding of each image, in the order of the data
-    num_images: int
+    num_images: int  # that were scored; see `rows_with_truth`
     source: str  # of the ground truth, for reports
     threshold: float | None  # of the maps' masks; None: Otsu's on each map
     replicates: int
@@ -179,7 +179,7 @@ def untrained_like(classifier: CheXpertClassifier, seed: int = 0) -> CheXpertCla
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
     """Return the positive part of an observation's map over the whole image, `(h, w)`, at the network's resolution.
 
-    If the network saw only a part of the image, it is `_COARSE_SIDE` wide and high, to show where that part is.
+    If the network saw only a part of the image, the map is `_COARSE_SIDE` wide and high, to show where that part is.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()

@@ -162,7 +162,10 @@ def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort a model's subgroup entries for the templates: compared, scored, too small, columns of a single group."""
+    """Sort a model's subgroup entries for the templates.
+
+    Those of columns with several groups are `compared`: either `scored` or `too_small`. `single` are other columns.
+    """
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
         groups.setdefault(item["column"], {})[item["group"]] = None
@@ -181,7 +184,7 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
-    """Draw the plots by file name, with captions; only those of sanity checks if no observation has enough studies."""
+    """Return file name -> (caption, plot); only those of sanity checks if no observation has enough studies."""
     sanity = {
         "sanity" if number == 1 else f"sanity_{number}": (
             f"Maps of {name}: alike with randomised weights (ticks: with another radiograph; dotted: the bound), "

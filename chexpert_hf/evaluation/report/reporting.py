@@ -96,7 +96,7 @@ def assess_dataset(
         workers: Processes that read images, as in `folders.readers.read_prepared`.
 
     Raises:
-        InputError: If the models share no observation, no image is in the reference, or one cannot be read; with
+        InputError: If the models share no observation, no image is in the reference, or an image cannot be read; with
             `num_sanity`, also if a model is an ensemble, or the models score different observations.
     """
     first = next(iter(classifiers.values()))
@@ -148,7 +148,7 @@ def reference_figures(
     """Compute the metrics of models against a second reference standard, and against the split's own labels.
 
     `probabilities` are `(num_views, num_labels)` by model. `options` are `labels_name`, `aggregation` and `replicates`
-    of `assess_reference`, which also defines the result and the errors.
+    of `assess_reference`; the result and the errors are also that function's.
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
@@ -157,7 +157,10 @@ def reference_figures(
 
 
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
-    """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown."""
+    """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown.
+
+    From `labels` `(num_views, num_labels)` come those with and without support devices.
+    """
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
@@ -177,7 +180,7 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return the warnings of `seen_patients` for each model that is a folder, after the folder's name."""
+    """Return the warnings of `seen_patients` for each model that is a folder, with its name in front."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 

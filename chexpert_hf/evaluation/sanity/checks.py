@@ -1,7 +1,7 @@
 """Runs the sanity checks of `sanity` on a model's saliency maps of radiographs.
 
 The checks of weights and regions take three forward passes per radiograph; the deletion and insertion curves take at
-most `3 * STEPS - 1` for each of up to `PAIRS` curves. To remove a cell of the map, its block of pixels is blurred.
+most `3 * STEPS - 1` for each of up to `PAIRS` pairs. To remove a cell of the map, its block of pixels is blurred.
 Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
 
 Source: Petsiuk et al. 2018, arXiv:1806.07421.
@@ -148,8 +148,8 @@ def _scores_and_maps(
 ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
     """Score n radiographs for L observations, and compute the maps of the model and of its two randomised networks.
 
-    Returns the model's probabilities `(n, L)`; by network its maps `(n, L, h, w)`; by region the share of each of the
-    model's maps that lies in it, `(n, L)`; and by region its share of the picture, `(n,)`.
+    Returns the model's probabilities `(n, L)`; network -> maps `(n, L, h, w)`; region -> the share of each of the
+    model's maps that lies in it, `(n, L)`; and region -> its share of the picture, `(n,)`.
     """
     other_head, fresh = redrawn_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
@@ -184,7 +184,7 @@ def _scores_and_maps(
 
 
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
-    """Return the masks of the three regions by name: found on all of a radiograph, cropped to what the model sees."""
+    """Return name -> mask of what the model sees: surroundings and marker (found on all of the radiograph), frame."""
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
     x, y = _SIZE[0] / image.width, _SIZE[1] / image.height

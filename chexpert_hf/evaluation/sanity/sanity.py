@@ -70,13 +70,13 @@ class WeightCheck:
     redrawn: str  # the weights that were randomised: "head" or "all weights"
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
-    by_observation: FloatArray  # (num_labels,): mean |correlation| of one draw, so that one can be high by luck
-    other_image: FloatArray  # (num_labels,): the same, with maps of other radiographs: shared patterns, a bright centre
-    by_chance: FloatArray  # (num_labels,): the same, with the map shifted to each other position, wrapped around
+    by_observation: FloatArray  # (num_labels,): mean |correlation|; with one draw of weights, high by luck at times
+    other_image: FloatArray  # (num_labels,): the same, between different radiographs: what all maps share
+    by_chance: FloatArray  # (num_labels,): the same, with one map shifted to each other position, wrapped around
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps change enough; NOT_JUDGED if even shifted maps reach the bound, as very coarse ones do."""
+        """PASSED if the maps change enough; NOT_JUDGED if `by_chance` reaches the bound, as for very coarse maps."""
         if _mean(self.by_chance, 0) >= MOST_ALIKE:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MOST_ALIKE, is_good_below=True)
@@ -89,13 +89,13 @@ class RegionCheck:
     region: str
     num_images: int  # radiographs that have such a region and a map to check
     mass: float  # mean share of a map's sum that lies there
-    area: float  # mean share of the picture that the region takes: an even map would have this mass
+    area: float  # mean share of the picture that the region takes: a uniform map would have this mass
     ratio: Estimate  # mass / area: above 1, the maps mark the region more than by chance
     by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps mark the region less than an even map would."""
+        """PASSED if the maps mark the region less than a uniform map would."""
         return judge(self.ratio, 1, is_good_below=True)
 
 
@@ -103,7 +103,7 @@ class RegionCheck:
 class RemovalCheck:
     """Probability of an observation while cells are removed (deletion) or inserted in the map's order, highest first.
 
-    A gain is the area between such a curve and that of random order; above 0, the map is better than chance.
+    A gain is the area by which deletion is below random order, or insertion above; if positive, the map beats chance.
     """
 
     observations: Sequence[str]  # the observation of each curve
@@ -135,7 +135,7 @@ class SanityChecks:
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compare signed maps `(num_images, num_labels, h, w)` with `others` after weights (`redrawn`) were randomised."""
+    """Compare signed maps `(num_images, num_labels, h, w)` with those after randomising the weights `redrawn`."""
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
@@ -213,7 +213,7 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """Return the mask of the outer frame of a picture of `shape` (height, width): the share `FRAME` of each side."""
+    """Return the mask of the outer frame of a picture of `shape` (height, width): as wide as `FRAME` of a side."""
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)
     mask[rows:-rows, columns:-columns] = False
@@ -239,7 +239,7 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """Return the mask of the box around the likeliest side marker, "L" or "R": bright strokes near an upper corner.
 
-    Metal must be bright in the picture, and its sides 320 pixels or more to tell letters from ribs. The mask is empty
+    Metal must be bright, and the picture at least 320 pixels a side to tell letters from ribs. The mask is empty
     if nothing looks like a marker, and sometimes wrong: a pacemaker or the edge of a bone may look more like one.
     """
     height, width = picture.shape
