@@ -58,7 +58,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raise FormatError unless `target` has the model's network, and the head is linear, one output per observation."""
+    """Raise FormatError unless `target` has the network, and the head is linear without U-MultiClass or hierarchy."""
     supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
     titles = " or ".join(NETWORKS[network] for network in supported)
     reasons = {
@@ -85,7 +85,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
     """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code.
 
     Returns remarks for the user. Raises FormatError if timm cannot prepare images as the processor does, so that
-    probabilities on phantoms differ; if it only cannot resize as `resize_like` says, that is a remark.
+    probabilities on phantoms differ; if the processor has `resize_like`, the difference is only a remark.
     """
     settings = _timm_settings(processor)
     state_dict = {_timm_name(name, model.config): tensor for name, tensor in _own_tensors(model).items()}

@@ -54,7 +54,7 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Select the rows of a linear layer that belong to these outputs; return its weight and bias by name."""
+        """Return weight and bias, by name, of a linear layer with one row per output, for these outputs only."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -91,7 +91,7 @@ def outputs_named(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] = (1,),
 ) -> Outputs:
-    """Match a source's outputs to observations: CheXpert's where it has one for the finding, else under their own name.
+    """Match a source's outputs to observations: CheXpert's name of the finding, or the output's own if there is none.
 
     Args:
         names: Names of all outputs in the source, None if it has none. An output with an empty name, which was never
@@ -102,7 +102,7 @@ def outputs_named(
         classes: Possible numbers of outputs per name, such as `(1, 3)`.
 
     Raises:
-        WeightsError: If there are no names, they do not fit the number of outputs, or none is that of a known finding.
+        WeightsError: If there are no names, they do not fit the outputs, are invalid, or none of `names` is known.
     """
     names = names if labels is None else labels
     if names is None:

@@ -218,7 +218,7 @@ def _task_names(tasks: Any) -> list[str] | None:
 
 
 def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
-    """Read the original student project's network: five outputs behind a hidden layer; `source` is the file's name."""
+    """Read the network of the student project that came before this package: five outputs behind a hidden layer."""
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
     outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)

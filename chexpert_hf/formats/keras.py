@@ -93,7 +93,7 @@ class Head(layers.Layer):
         self.last.build((None, num_features))
 
     def call(self, features: Any, output_saliency: bool = False, training: bool | None = None) -> Any:
-        """Return logits `(batch, num_labels)` or maps `(batch, num_labels, h, w)`, from `(batch, h, w, channels)`."""
+        """Return logits `(batch, num_labels)`, or the maps `(batch, num_labels, h, w)` if `output_saliency`."""
         pooled = inputs = ops.mean(features, axis=(1, 2))  # (B, C)
         if self.hidden is not None:
             inputs = ops.relu(self.hidden(pooled))
@@ -231,7 +231,7 @@ def _norm_relu(name: str, features: Any) -> Any:
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """Return the matrix `(num_outputs, num_labels)` outputs -> logits, z1 - z0 for three classes; None if identity."""
+    """Return the matrix `(num_outputs, num_labels)` that makes logits of outputs; None if each output is a logit."""
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):
