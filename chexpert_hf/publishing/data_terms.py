@@ -57,8 +57,8 @@ class ImportedFrom(Terms):
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
     """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
 
-    It is what the rows say in their column `labels_by`. If they say nothing, it follows from the folder's name, the
-    split and its number of patients; `OWN_LABELS` if unknown.
+    It is what `labels_by`, a column of its rows, says. If that is empty, the folder's name, the split and its number of
+    patients decide; `OWN_LABELS` if unknown.
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
@@ -84,7 +84,7 @@ def data_names(data: Mapping[str, Any]) -> Sequence[str]:
 def terms_of(names: Sequence[str]) -> Terms:
     """Return the combined terms of the data sets in folders of these names; unknown ones refer to the data's provider.
 
-    The terms of several data sets all hold, and have no common name of a licence.
+    The terms of several data sets are joined, for all hold; the licence is then "other".
     """
     found = each_terms(names)
     if len(found) == 1:

@@ -208,7 +208,7 @@ def refresh_folder(folder: Path) -> None:
 def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
     """Add a result of `assess_reference` to the `evaluation.json`, card and checksums of a model folder.
 
-    It replaces an earlier one against the same standard on the same data. `data` names these, such as "NIH, valid".
+    It replaces an earlier one against the same standard on the same `data`, a name such as "NIH, valid".
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -1,11 +1,11 @@
 """Uploads model folders to repositories on the Hub, and the app to a Space: staged whole, then sent in one commit.
 
 Only the files that `chexpert_hf.models.model_files` lists as public are sent: no checkpoints, optimizer states,
-pickles, hashes of patients or logs. The client's own `upload_folder` may divide a folder into several commits, so that
+pickles, logs or hashed patient ids. The client's own `upload_folder` may divide a folder into several commits, so that
 a reader could find weights of one model beside the config of another; hence `create_commit`.
 
 A Space has the files of `space/`, one version of one model, a copy of this package, which is on no index, and the
-requirements that it declares. Gradio is not among them: a Space gets the version that its README names.
+package's requirements. Gradio is not among them: a Space gets the version that its README names.
 """
 
 import re
@@ -57,7 +57,7 @@ class Published:
     """The result of sending a folder to the Hub, or of a dry run."""
 
     repo_id: str
-    url: str  # of the commit or pull request
+    url: str  # of the commit or pull request; empty for a dry run
     commit: str | None  # its SHA; None for a dry run
     files: Listing
 
