@@ -70,13 +70,13 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
-    """Read some columns of a CSV file: `path` as strings, those of `columns` that exist as categories of strings.
+    """Read columns of a CSV file: the one named `path` as strings, existing ones of `columns` as categories of strings.
 
     Blanks around column names are removed. The index is the row number in the file, the header being row 1. Set
     `has_line_breaks` for tables with reports, whose quoted cells extend over several lines.
 
     Raises:
-        DatasetError: If the file cannot be read, or has one of the columns twice.
+        DatasetError: If the file cannot be read, or has one of these columns twice.
     """
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     types = {path: pa.string(), **dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))}
@@ -103,7 +103,7 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
 
 
 def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:
-    """Raise DatasetError if a table of `read_cells` lacks a column or has no row; the message lists its columns."""
+    """Raise DatasetError if a table of `read_cells` has no row, or lacks a required column or an observation."""
     if missing := [name for name in (*required, *observations) if name not in cells.columns]:
         header: list[str] = cells.attrs["header"]
         near = [name for name in header if missing[0] in name] or get_close_matches(missing[0], header, n=1)
@@ -118,9 +118,9 @@ def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: S
 
 
 def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[str, Parser]) -> NDArray[np.object_]:
-    """Parse a column of `read_cells` by its parser, or as labels if it has none; return one value per row.
+    """Parse a column of `read_cells` by its entry in `parsers`, else as labels; return one value per row.
 
-    Blank cells and missing columns give None, or NaN for labels. Raises DatasetError for the first wrong cell.
+    Blank cells and missing columns become None, or NaN for labels. Raises DatasetError for the first wrong cell.
     """
     parse, expected = parsers.get(column, (parse_label, "1, 0, -1"))
     blank = None if column in parsers else np.nan
@@ -151,8 +151,8 @@ def findings(
     Args:
         texts: A column of `read_cells`.
         names: The columns of the result.
-        split: Returns the findings in a cell's text; None if it states nothing. It is not called for blank cells.
-        known: The findings that may be listed; any if None. Others are a DatasetError.
+        split: Function that returns the findings in a non-blank cell's text, or None if it states nothing.
+        known: The findings that may be listed, others being a DatasetError; None allows any.
         file: The table, named in errors.
     """
     columns = {name: column for column, name in enumerate(names)}
@@ -175,7 +175,7 @@ def findings(
 
 
 def refuse_cells(is_bad: pd.Series, texts: pd.Series, file: Path, expected: str) -> None:
-    """Raise DatasetError for the first cell of the column `texts` where `is_bad` is true, if there is one."""
+    """Raise DatasetError for the first cell of column `texts` where `is_bad` is true; `expected` says what is right."""
     if is_bad.any():
         row = texts.index[is_bad.to_numpy()][0]
         raise bad_cell(file, row, str(texts.name), texts[row], expected)

@@ -1,7 +1,7 @@
 """Downloads data sets of the Hugging Face Hub, once, into a folder that the layouts read.
 
 A repository of files in a known layout is downloaded as it is. Tables with images inside (Parquet) are streamed from
-the Hub, and their images are written as files beside a CSV file, so that training reads them from the disk as others.
+the Hub, and their images are written as files beside a CSV file, so that training reads them like any other.
 """
 
 import csv
@@ -86,13 +86,13 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
     """Write each split as image files in `images/` and a CSV file: `train.csv`, `valid.csv` or `test.csv`.
 
     Args:
-        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. Labels are one
-            class per row or a list of classes, which become a column per class, or one feature per observation, of
-            numbers or of classes ("unlabeled", "uncertain", "absent", "present"). Other texts and numbers are kept.
+        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. A class or a list
+            of classes becomes a column per class. Texts, numbers, classes that are facts, such as the sex, and those
+            of one observation ("unlabeled", "uncertain", "absent", "present") become one column. Others are dropped.
         folder: The existing folder to write to.
 
     Raises:
-        DatasetError: If an image is missing, or a split has another name.
+        DatasetError: If an image is missing, or a split is none of train, valid and test.
     """
     for split, data in splits.items():
         name = SPLIT_OF.get(split)
@@ -121,7 +121,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
 
 
 def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield the columns of the CSV file that a feature becomes: each one's name, and a function from value to cell."""
+    """Yield name and function from value to cell for each column of the CSV file that a feature becomes."""
     of_list = getattr(feature, "feature", None)
     if isinstance(feature, datasets.ClassLabel) and {each.lower() for each in feature.names} <= set(_CELLS):
         cells = [_CELLS[each.lower()] for each in feature.names]

@@ -36,11 +36,11 @@ def find_bad_files(
 
     A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
     file, which has no end mark. Files of other formats are decoded. Links may lead out of the folder if `follow_links`
-    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` gets a line on how many there are.
+    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` gets a line on how many files links lead to.
 
     Returns:
-        Bad path -> fault, in the order given: "missing", "empty", "not a file", "outside the folder" (a link leads
-        there), "not an image", or the message of the operating system or of `read_radiograph`.
+        Bad path -> fault, in the order of `paths`: "missing", "empty", "not a file", "outside the folder" (by a link),
+        "not an image", or a message of the operating system, `why_missing` or `read_radiograph`.
     """
     root = os.path.realpath(folder)
     is_link = cache(lambda directory: os.path.islink(os.path.join(root, directory)))
@@ -60,7 +60,7 @@ def find_bad_files(
 
 
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
-    """Return the fault of a file, None if it has none; append its path to `links` if it is reached through a link."""
+    """Return a file's fault, or None; append its path to `links` if it or (by `is_link`) a folder above is a link."""
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)

@@ -73,8 +73,8 @@ def union(sets: Iterable[LabelSet]) -> LabelSet:
 def read_label_set(text: str) -> LabelSet:
     """Return a label set from the name of a built-in one ("nih"), a YAML file, or names separated by commas.
 
-    The file has `names` and, optionally, the other attributes of `LabelSet`. Given names keep their properties in
-    CheXpert's label set, such as their parents.
+    The file has `names` and, optionally, the other attributes of `LabelSet`. With names separated by commas, those of
+    CheXpert keep their parents and other properties.
 
     Raises:
         InputError: If the file cannot be read or is no label set.

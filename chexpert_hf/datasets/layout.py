@@ -54,9 +54,9 @@ _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one
 class Layout:
     """The file layout of a data set: the names of its files, and functions that read its splits.
 
-    `read(folder, split, names)` returns one row per radiograph, in the order of the files: the columns of `rows`, then
-    one float32 column per name, with 1, 0, -1 (uncertain) or NaN (not stated). It raises DatasetError where a file has
-    something else than the layout defines.
+    `read(folder, split, names)` returns a table like the function `rows`: one row per radiograph, in the order of the
+    files, with one float32 column per name: 1, 0, -1 (uncertain), NaN (not stated), or a share of readers. It raises
+    DatasetError where a file has something else than the layout defines.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Layout:
     read: Callable[[Path, str, Sequence[str]], pd.DataFrame]
     columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Observation of another label set -> those here that imply it: it is positive if any of them is."""
+    """Observation of another label set -> names in this one that imply it: it is positive if any of these is."""
     patients: str | None = None  # id prefix among several data sets, equal for shared patients; the folder's if None
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
@@ -87,7 +87,7 @@ class Layout:
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the first of `names` that is a file in the folder, as it is or with `.gz`; None without one.
+    """Return the first of `names` that is a file in the folder, possibly with `.gz` added; None if none is.
 
     Raises DatasetError for a broken link.
     """
@@ -100,22 +100,22 @@ def find_table(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def table_in(folder: Path, names: Sequence[str]) -> Path:
-    """Return the same as `find_table`, but raise DatasetError if there is none."""
+    """Return the same as `find_table`, but raise DatasetError instead of returning None."""
     if file := find_table(folder, names):
         return file
     raise DatasetError(f"No table of a data set in {str(folder)!r}; looked for {', '.join(names)}. Add it.")
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Return a `has_split` function for data sets with only a train split: each table must have one of its names."""
+    """Return a `has_split` for data sets that have only train and need all `tables`, each given by possible names."""
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
-    """Return where images are that may be anywhere below a folder, or in another format: one path per expected one.
+    """Find images that may be anywhere below a folder, or in another format; return one path per expected path.
 
-    It is the expected path if that exists, else a file of that name, else an image of that name with another suffix,
-    else the expected path after all. Folders whose name contains "mask" are skipped.
+    It is the expected one if that exists, else an image of the same name elsewhere, else one that differs in suffix
+    only, else the expected one after all. Folders whose name contains "mask" are skipped.
     """
     paths: set[str] = set()
     by_name: dict[str, str] = {}
@@ -145,9 +145,9 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
 
 def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask of `size` (height, width) from run lengths: alternately outside and inside it, column by column.
+    """Return a mask of `size` (height, width) from lengths of runs, outside and inside it in turn, column by column.
 
-    Pixels after the last run are outside. Raises ValueError if a run is negative or all exceed the mask's size.
+    Pixels after the last run are outside. Raises ValueError if a run is negative, or their sum exceeds the size.
     """
     height, width = size
     if min(runs, default=0) < 0 or sum(runs) > height * width:
@@ -170,13 +170,13 @@ def rows(
     projection: Any = None,
     labels_by: Any = None,
 ) -> pd.DataFrame:
-    """Return the table of a split, as `Layout.read` returns it, from its columns: sequences, or one value for all rows.
+    """Make the table of a split that `Layout.read` returns; columns are sequences, or one value for all rows.
 
     Args:
         index: The row number of each radiograph in the file, for errors; the header is row 1.
         path: Paths below the data set's folder, with "/".
-        patient: Names of patients, unique in the data set. None if the tables name none: each study then counts as one.
-        study: Names of studies, unique in the data set. None if the tables do not group images: each is its own study.
+        patient: Names of patients, unique in the data set. If None, each study counts as a patient.
+        study: Names of studies, unique in the data set. If None, each image is a study, named like its path.
         labels: One column per observation: 1, 0, -1 (uncertain), NaN (not stated).
         view: The number of the view in its study; if None, counted in the order of the rows.
         is_frontal: Whether the view is frontal.
@@ -207,7 +207,7 @@ def _texts(values: Sequence[str], index: pd.Index) -> pd.Series:
 
 
 def refuse_repeated(table: pd.DataFrame, file: Path, column: str) -> pd.DataFrame:
-    """Return a table of `rows` unchanged; raise DatasetError if a path is in it twice."""
+    """Return a table of `rows` unchanged; DatasetError, naming the file and its column of paths, if one is repeated."""
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         row, path = next(iter(repeated.items()))

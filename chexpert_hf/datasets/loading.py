@@ -33,7 +33,7 @@ _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others a
 
 
 class BadFilesError(DatasetError):
-    """Image files of a data set cannot be used; `faults` has the fault of each path, as `find_bad_files` returns it."""
+    """Image files of a data set cannot be used; `faults` is path -> fault, as `find_bad_files` returns it."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -68,9 +68,9 @@ def load_dataset(
     every policy.
     `info.description` names the observations in the order of `labels`.
 
-    If a folder has no valid split, a share of train's patients is held out as valid. They are not in train even if
-    `splits` does not ask for valid, so that loading the splits one by one does not leak; only `valid_fraction` changes
-    who they are. With `valid_fraction=0`, train is all of its table.
+    If a folder has no valid split, a share of train's patients is held out as valid: always the same ones for the same
+    `valid_fraction`. They are not in train even if `splits` does not ask for valid, so that loading the splits one by
+    one does not leak. With `valid_fraction=0`, nobody is held out.
 
     Args:
         root: The folder of a data set (with `train.csv`, for example), the folder that contains it, a CSV file with a
@@ -81,16 +81,16 @@ def load_dataset(
         splits: Some of "train", "valid" and "test". A test table may lack sex, age, view and projection.
         check_files: Whether to look at every image file before returning. If False, images need not exist.
         follow_links: Whether image files may be links that lead out of the folder. If False, the check refuses them.
-        say: Called with lines for the user: how many links were followed, which labels a data set lacks, how many
-            radiographs a single split lacks because patients were held out, and whether train and valid may share
-            patients because the files name none.
+        say: Called with lines for the user: how many files are reached by links, which labels a data set lacks, how
+            many radiographs are left if only one of train and valid is loaded after patients were held out, and whether
+            splits may share patients because the files name none or data sets overlap.
         frontal_only: Whether to drop lateral views.
-        observations: The observations in `labels`, in this order, by the names in the files or in other label sets. By
-            default those of the layout, or of several layouts the union.
+        observations: The observations in `labels`, in this order, by the names in the files or in other label sets; if
+            None, those of the layout, or the union of several.
         num_patients: Take only this many of the patients in train (after `frontal_only`); other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1]; with 1,
-            valid is all of its table.
+            all are in valid.
 
     Raises:
         BadFilesError: If files are missing, empty, cut short, no images, or outside the folder.
@@ -139,7 +139,7 @@ def data_name(roots: str | Path | Sequence[str | Path]) -> str:
 
 
 def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
-    """Return the observations that are loaded from a data set by default, or from several the union."""
+    """Return the observations that are loaded by default from a data set, or the union of several."""
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
     return union(each.labels_in(folder) for each, folder in found)
@@ -154,10 +154,10 @@ def _read(
     say: Callable[[str], None] | None,
     known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """Return the table of each split of one data set, with the columns `folder`, `file` (below it) and `source` added.
+    """Return the tables of `read_splits` with the columns `folder`, `file` (its path in the folder) and `source`.
 
-    If several data sets are loaded, `known` are the labels of all of them, and names of patients, studies and images
-    get a prefix, so that they are unique. For a single one, it is empty.
+    If several data sets are loaded, `known` holds the labels of all, and names of patients, studies and images get a
+    prefix, so that they are unique. It is empty for a single data set, whose names stay and whose `source` is None.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
@@ -169,7 +169,7 @@ def _read(
 
 
 def _expect_distinct(found: Sequence[tuple[Layout, Path]], say: Callable[[str], None] | None) -> None:
-    """Raise DatasetError if two data sets have the same name; `say` if some share images under different names."""
+    """Raise DatasetError if two data sets have one name; call `say` if layouts name the same images differently."""
     names = [folder.name for _, folder in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(

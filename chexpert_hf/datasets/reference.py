@@ -1,7 +1,7 @@
 """Reads a second reference standard: a CSV file of other readers' labels, and boxes, for images of a data set.
 
-The column Path names the image of a row. Other columns are labels of an observation, if they have its name or are
-mapped to it. In a column `Observation`, each cell is a finding that the image has, which says nothing about others.
+The column Path names the image of a row. A column with the name of an observation, or mapped to one, holds its labels.
+In a column `Observation`, each cell names one finding that is in the image; findings that are not named are unknown.
 Rows with `x, y, width, height` are boxes, in pixels of the image as it is stored.
 """
 
@@ -45,10 +45,10 @@ class ReferenceFileError(InputError):
 
 @dataclass(frozen=True)
 class Target:
-    """One finding of a reference standard, and the observation of the model whose score is compared with it."""
+    """One finding of a reference standard, and the model's observation that it is compared with."""
 
     name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
-    observation: str  # of the model, whose score is compared with the labels
+    observation: str  # whose score by the model is compared with the labels
     against: str | None  # the only rows used as negatives, such as "Class=Normal"; None if all negatives are
     labels: Mapping[str, float]  # path -> 1, 0, or NaN where it is uncertain or not stated
     boxes: Mapping[str, Sequence[Box]]  # path -> boxes around the finding, for images that have some
@@ -65,12 +65,12 @@ class Reference:
     skipped: tuple[str, ...] = ()  # observations in the file that the model does not score
 
     def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
-        """Return the labels of these images, `(num_paths, num_targets)`, 1 or 0, NaN where unknown."""
+        """Return the labels of these images, `(num_paths, num_targets)`: 1 or 0, NaN where unknown."""
         columns = [[target.labels.get(path, np.nan) for path in paths] for target in self.targets]
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """Return the indices of the paths (of a split) that are in the file; ReferenceFileError if there is none."""
+        """Return the indices of those of a split's `paths` that are in the file; ReferenceFileError if none is."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -92,7 +92,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A column, the text that is positive in it (None if it holds numbers), and the observation it is compared with."""
+    """A column, its text that is positive (None if cells are numbers), and the observation it is compared with."""
 
     column: str
     value: str | None
@@ -116,7 +116,8 @@ def read_reference(
         mapping: Which observation a column is compared with: "Target=Lung Opacity", or "Class:Normal=No Finding" for a
             column of text, in which "Normal" is positive. Several in one text are separated by commas. Columns that are
             named like an observation need no mapping.
-        against: For each, such as "Class=Normal", all targets are added once more, with only those rows as negatives.
+        against: For each condition, such as "Class=Normal", all targets are added once more, without the negatives that
+            do not meet it.
         name: Who set the labels; the file's name if None.
 
     Raises:
@@ -146,7 +147,7 @@ def read_reference(
 
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
-    """Return a data set's boxes as a reference standard, by the observations of the model; None if it has no boxes."""
+    """Return a data set's boxes as a reference standard, a target per observation; None if there are no boxes."""
     try:
         table = None if layout.boxes is None else layout.boxes(folder)
     except (ValueError, KeyError) as error:
@@ -184,7 +185,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
-    """Return row number -> box, for the rows that have one."""
+    """Return row number -> box, for rows with a box."""
     missing = [name for name in BOX_SIDES if name not in cells]
     if len(missing) == len(BOX_SIDES):
         return {}
@@ -208,7 +209,7 @@ def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
 
 
 def observation_named(name: str, observations: Sequence[str]) -> str:
-    """Return the observation of the model that a name stands for, else CheXpert's, else the name itself."""
+    """Return which of `observations` a name stands for, else which of CheXpert's, else the name itself."""
     broader = _BROADER_NAMES.get(name, name)
     same = same_label(name, observations) or same_label(broader, observations)
     return same or same_label(broader, OBSERVATIONS) or name
@@ -267,7 +268,7 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
 
 
 def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
-    """Return the cells of a column as numbers: 1, 0, .5 for uncertain, NaN for blank."""
+    """Return a column of labels as certainties: 1, 0, .5 for uncertain (-1), NaN for blank."""
     values: dict[str, float] = {}
     for row, text in texts.dropna().drop_duplicates().items():
         try:
@@ -281,7 +282,7 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label; the rows of an image must agree, unless each has a box: then the highest counts."""
+    """Return path -> label, NaN if uncertain; of rows that differ, which must each have a box, the highest counts."""
     grouped = values.groupby(paths, sort=False)
     highest = grouped.max()
     for path in highest.index[highest > grouped.min()]:

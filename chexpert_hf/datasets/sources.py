@@ -51,9 +51,9 @@ FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT,
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
     """Return the layout of a data set and its absolute folder: `root`, or the only folder in it with a data set.
 
-    `layout` is a layout that it must have, as a name or an object; if None, any that is recognised. Columns of a CSV
-    file may follow the name "table": "table:image=FILE,patient=PID". `root` may also be a CSV file, or the id of a data
-    set on the Hub, which is downloaded.
+    `layout` is the expected layout, as a name or an object; if None, it is recognised. Columns of a CSV file may follow
+    the name "table": "table:image=FILE,patient=PID". `root` may also be a CSV file, or the id of a data set on the Hub,
+    which is downloaded.
 
     Raises:
         DatasetError: If no layout is recognised there, or several folders in it hold data sets.
@@ -157,9 +157,9 @@ def read_splits(
 ) -> dict[str, pd.DataFrame]:
     """Return the table of each split, as `Layout.read` returns it, with a column of labels per observation.
 
-    If there is no valid split, `valid_fraction` of the patients of train become valid. An observation that the data set
-    cannot state is `IGNORED`: unknown, not negative. `known` are labels of other data sets that are loaded with it,
-    which it may lack, too. `say` is called with lines for the user on this.
+    If there is no valid split, `valid_fraction` of the patients of train become valid. Where the data set has no labels
+    for an observation of a built-in label set or of `known` (the labels of all data sets loaded together), these are
+    `IGNORED`: unknown, not negative. `say` is called with lines for the user on both.
 
     Raises:
         DatasetError: If a table is wrong, a split is missing or empty, or the data set has none of the observations.
@@ -210,7 +210,7 @@ def shuffled(patients: pd.Series) -> list[str]:
     """Return each patient once, in a pseudo-random order that depends on the names alone.
 
     So a smaller subset from the front is part of a larger one, and neither the order of rows nor further patients
-    change the order.
+    change which of two comes first.
     """
     return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 
@@ -218,7 +218,7 @@ def shuffled(patients: pd.Series) -> list[str]:
 def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
-    """Return observation -> the columns of the data set that give its labels; () if it cannot be stated."""
+    """Return observation -> columns that give its labels, () if none do; DatasetError if it is known nowhere."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS}):
@@ -252,7 +252,7 @@ def _answered(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.D
 
 
 def _highest(labels: np.ndarray) -> np.ndarray:
-    """Return one label per row of `(num_rows, num_columns)`: positive, else uncertain, else NaN, else negative.
+    """Return one label per row of `(num_rows, num_columns)`: positive, else uncertain, else NaN, else the highest.
 
     Without columns, all are `IGNORED`.
     """

@@ -18,10 +18,10 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 def normal_chest(
     frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
 ) -> tuple[Scene, Floats]:
-    """Return a chest without findings: a `Scene` to plant them in, and the thickness of all that is not in the scene.
+    """Return a chest without findings: a `Scene` to plant them in, and the thickness of all but the lung vessels.
 
-    Thickness is `(height, width)` in cm of water. `engorged` multiplies the width of lung vessels; `breaks` are drawn
-    into the ribs.
+    Thickness is `(height, width)` in cm of water, negative for air. `engorged` multiplies the width of lung vessels;
+    `breaks` are drawn into the ribs.
     """
     if isinstance(frame, FrontalFrame):
         solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
@@ -36,7 +36,7 @@ def normal_chest(
 
 
 def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
-    """Return side -> aerated lung along each ray, `(height, width)` in cm, also in front of and behind the heart."""
+    """Return side -> aerated lung along each ray, `(height, width)` in cm; less where the heart is."""
     by_row = curve(frame.v, ((-0.02, 0.0), (0.02, 4.5), (0.12, 9.5), (0.35, 13.0), (0.8, 13.5), (1.2, 11.5)), 3)
     right, left = frame.silhouette[RIGHT][:, None], frame.silhouette[LEFT][:, None]
     chord = np.maximum((frame.x - right) * (left - frame.x), 0) * (2 / (left - right)) ** 2

@@ -38,13 +38,13 @@ class Layer:
             self.lines(points[None], width, value)
 
     def lines(self, segments: Points, width: float, value: float) -> None:
-        """Draw many thin lines, `(num_lines, num_points, 2)`, of one width and value."""
+        """Draw thin lines, `(num_lines, num_points, 2)` as x, y, all of one width and value."""
         pixels = max(1, round(width * _OVERSAMPLING))
         for coordinates in (segments * _OVERSAMPLING).reshape(len(segments), -1).tolist():
             self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
-        """Draw a tube or long bone as X-rays show it: a rim of value `rim`, `cortex` wide, around a core."""
+        """Draw a tube or long bone as X-rays show it: walls of value `rim`, `cortex` thick, around value `core`."""
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
@@ -63,7 +63,7 @@ class Layer:
 
 
 def ribbon(points: Points, width: float | Points) -> Points:
-    """Return the outline, `(..., 2 n, 2)`, of a band around lines `(..., n, 2)`; `width` is one, or one per point."""
+    """Return the outline, `(..., 2 n, 2)`, of bands along lines `(..., n, 2)`; `width` may differ between points."""
     padded = np.concatenate([points[..., :1, :], points, points[..., -1:, :]], axis=-2)
     tangents = padded[..., 2:, :] - padded[..., :-2, :]
     scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))
@@ -88,8 +88,8 @@ def resampled(points: Points, num: int) -> Points:
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
     """Return the values at positions `at`, `(n,)`, of a smooth curve near `knots`, ascending pairs (position, value).
 
-    Positions are equally spaced. `smoothing` is the standard deviation of the Gaussian that rounds the corners, in
-    samples.
+    The positions `at` are equally spaced. `smoothing` is the standard deviation, in steps of `at`, of the Gaussian that
+    rounds the corners.
     """
     positions, values = zip(*knots, strict=True)
     return ndimage.gaussian_filter1d(np.interp(at, positions, values), smoothing, mode="nearest").astype(np.float32)
@@ -111,7 +111,7 @@ def enlarge(array: Floats, shape: tuple[int, int]) -> Floats:
 def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, float], angle: float) -> Floats:
     """Return the elliptical distance of every pixel from `centre` (x, y), `(height, width)`: 1 on the ellipse itself.
 
-    The ellipse has these two `radii` in pixels, and is turned by `angle` radians.
+    `radii` are the semi-axes along x and y, in pixels, before the ellipse is turned by `angle` radians.
     """
     x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(centre[0])
     y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(centre[1])
@@ -121,6 +121,6 @@ def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, fl
 
 
 def smooth_step(array: Points, low: float, high: float) -> Floats:
-    """Return 0 below `low`, 1 above `high` (the reverse if `high < low`), with a smooth passage between them."""
+    """Return 0 below `low`, 1 above `high`, smoothly between; if `high < low`, 1 below `high` and 0 above `low`."""
     t = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32, copy=False)

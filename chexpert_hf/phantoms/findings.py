@@ -1,7 +1,7 @@
 """Draws the findings of phantoms as radiologists describe them, each with its exact mask.
 
 Every `plant_*` function adds thickness to a `Scene` and yields the mask of each addition, `(height, width)` boolean.
-Its generator begins in the same state for all views of a study, so that they show the same finding. Descriptions follow
+`rng` begins in the same state for all views of a study, so that they show the same finding. Descriptions follow
 Hansell et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
 
@@ -15,7 +15,7 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """Return how findings change the outlines of the chest; `streams` holds the random generator of each finding."""
+    """Return how findings change the outlines of the chest; `streams` is finding to draw -> random generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -153,7 +153,7 @@ def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
 
 
 def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Floats:
-    """Return air-filled bronchi, `(height, width)` in [0, 1], fanning out from the hilum; `heading` 0 is upwards."""
+    """Return air-filled bronchi, `(height, width)` in [0, 1], around `heading` (radians, 0 is up) from the hilum."""
     layer, hilum = Layer(frame.shape), frame.spot(side, 0.1, 0.55, 0.5)
     way = side if frame.is_frontal else 1
     for _ in range(4):
@@ -190,7 +190,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm that `reshaped` raised; the mask includes the lung lost by that."""
+    """Add plate-like bands above the hemidiaphragm that `reshaped` raised; the mask includes the lung it displaced."""
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):

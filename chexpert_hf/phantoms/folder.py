@@ -130,7 +130,7 @@ def _patient_and_study(index: int) -> tuple[int, int]:
 
 
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
-    """Draw and write the views of a study with their masks; return rows of CSV files, each with its table's name."""
+    """Draw and write the views and masks of the study `index`; return pairs of a table's name and a row for it."""
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])
@@ -167,8 +167,8 @@ def sample_truth(rng: np.random.Generator) -> set[str]:
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
     """Draw one cell per observation, as an automatic labeler would read it in the report; None is a blank.
 
-    As in CheXpert, a study with No Finding has no uncertain cell besides Support Devices; over all studies the rates
-    are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    As in CheXpert, a study with No Finding has no uncertain cell except in Support Devices; over all studies the shares
+    of uncertain cells are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:

@@ -70,7 +70,7 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Set half the breadth of the thorax, lung height, row of the apex, column of `u` 0, and pixels per `u`."""
+        """Set, in pixels, half the thorax's breadth, lung height, row of `v` 0, column of `u` 0, length of `u` 1."""
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
@@ -83,12 +83,12 @@ class _Frame:
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return nodes `(u, v)` as pixels, `(n, 2)`; they are mirrored for the patient's right `side`, then shifted."""
+        """Return nodes `(u, v)`, mirrored for side RIGHT, then moved by `shift` (also u, v), as pixels, `(n, 2)`."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return a smooth line, `(24, 2)` in pixels, near the positions that `trace` returns."""
+        """Return a smooth line, `(24, 2)` in pixels, along the nodes as `trace` returns them."""
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
@@ -165,7 +165,7 @@ class FrontalFrame(_Frame):
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
     def across(self, side: int) -> Floats:
-        """Return 0 at the midline to 1 at the chest wall, `(height, width)`; in lateral views, front to back."""
+        """Return 0 at a lung's inner edge to 1 at the wall, `(height, width)`; in lateral views, from front to back."""
         inner, outer = self.medial[side][:, None], self.wall[side][:, None]
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
@@ -223,7 +223,7 @@ class LateralFrame(_Frame):
         return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
 
     def heart_chord(self) -> Floats:
-        """Return the square of the heart's depth along each ray, as a share of the largest, `(height, width)`."""
+        """Return the squared depth of the heart along each ray, `(height, width)`: 1 where it is deepest, 0 outside."""
         size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
         dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
         long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
@@ -237,7 +237,7 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """A normal chest, and the thickness that findings add to it."""
+    """The lungs of a normal chest, and the thickness that findings add to it."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm
@@ -245,7 +245,7 @@ class Scene:
     vascular: Floats  # vessels and texture of the lungs, (height, width) in cm of water; 0 outside them
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
-        """Replace a share `(height, width)` of a lung's air by fluid or tissue; return where it exceeds `threshold`."""
+        """Fill a `share`, `(height, width)`, of a lung; return where it exceeds `threshold`, and the lung .8 cm."""
         self.extra += np.float32(AIR_CONTRAST) * self.lungs[side] * share
         return (share > threshold) & (self.lungs[side] > 0.8)
 

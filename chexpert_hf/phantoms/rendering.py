@@ -110,7 +110,7 @@ def make_frame(patient: Patient, key: Key, planted: Collection[str], projection:
 
 
 def _stream(key: Key, name: str) -> Generator:
-    """Return the random generator of one observation, so that no finding depends on which others are drawn."""
+    """Return an observation's own random generator, so that no finding depends on which others are drawn."""
     return np.random.default_rng([*key, 1, OBSERVATIONS.index(name)])
 
 
@@ -145,7 +145,7 @@ def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Fl
 
 
 def collimate(grey: Floats, rng: Generator) -> Floats:
-    """Blacken the border that the collimator's blades cover on some images; return the image."""
+    """Return the image, sometimes with a dark border, as the collimator's blades leave it."""
     if rng.random() < 0.55:
         return grey
     height, width = grey.shape
@@ -161,7 +161,7 @@ def collimate(grey: Floats, rng: Generator) -> Floats:
 
 
 def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
-    """Draw a side marker, an L on the patient's left or an R on the right, and on some AP views the projection."""
+    """Return the image with a side marker: L on the patient's left or R on the right; on some AP views, with text."""
     height, width = grey.shape
     is_left = projection == "Lateral" or rng.random() < 0.75
     size = int(rng.integers(15, 23))

@@ -45,7 +45,7 @@ def break_ribs(rng: Generator) -> tuple[Break, ...]:
 def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior: bool = False) -> Points:
     """Return the centre lines of one side's ribs, `(_NUM_RIBS, num_points, 2)` in pixels, from spine to lateral wall.
 
-    With `is_anterior`, they go on from there to the cartilage.
+    With `is_anterior`, they lead from that wall to the cartilage instead.
     """
     t, number = np.linspace(0, 1, num_points)[None, :], np.arange(_NUM_RIBS)[:, None]
     start, slope = 0.098 * number, frame.patient.rib_slope
@@ -89,7 +89,7 @@ def _broken_ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
 
 
 def _fragments(frame: FrontalFrame, fracture: Break, width: float) -> tuple[Points, Points]:
-    """Return the centre lines of a broken rib's two pieces: the outer one is displaced, with a gap between them."""
+    """Return the centre lines of a broken rib's inner and outer piece, with a gap; `width` is the rib's, in pixels."""
     dense = resampled(_rib_lines(frame, fracture.side)[fracture.rib], 120)
     cut = round(fracture.position * 119)
     inner, outer = dense[: cut - 2], dense[cut + 2 :].copy()
@@ -179,7 +179,7 @@ def draw_vessels(layer: Layer, trees: list[list[Points]], engorged: float) -> No
 def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list[Points]:
     """Return the vessels of one lung by level of branching, each `(num_branches, 5, 2)` in pixels.
 
-    They fan out from the hilum (x, y), wind and fork; `length` is that of a first branch.
+    They fan out from the hilum (x, y), wind and fork; `length` is about that of a first branch, in pixels.
     """
     count = 8
     # 0 points up, pi down; more and larger vessels run to the base, where gravity sends the blood.

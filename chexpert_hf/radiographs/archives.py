@@ -26,7 +26,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
-    """A file in a ZIP archive; an empty `name` means that the archive cannot be read or holds no radiograph."""
+    """Path of a ZIP archive and name of a file in it; "" if the archive cannot be read or holds no radiograph."""
 
     archive: str
     name: str
@@ -40,7 +40,7 @@ RadiographFile: TypeAlias = str | Path | ArchiveMember
 
 
 class Archive:
-    """An open ZIP archive; RadiographError if it is damaged, has too many members, or would decompress to too much."""
+    """An open ZIP archive; opening one that is damaged, too full, or too large unpacked is a RadiographError."""
 
     def __init__(self, path: str) -> None:
         with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):
@@ -70,7 +70,7 @@ class Archive:
         return None
 
     def read(self, name: str) -> bytes:
-        """Return a member's content; RadiographError if it is damaged, encrypted, too large, an archive, or missing."""
+        """Return a member's content; a damaged, encrypted, too large or missing one, or a ZIP, is a RadiographError."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
@@ -105,7 +105,7 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Open an archive, or reuse one of the two opened last if its size and time of modification are unchanged."""
+    """Open an archive, or return it open if it is one of the last two, of unchanged size and modification time."""
     with refusing("File not found, expected a ZIP archive; check the path."):
         status = Path(path).stat()
     return _open(path, status.st_mtime_ns, status.st_size)
@@ -128,7 +128,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def source_of(file: RadiographFile) -> str | Path | bytes:
-    """Return a path as it is, and an archive's member as its content; RadiographError if that cannot be read."""
+    """Return a path unchanged, or the content of an archive's member; RadiographError if that cannot be read."""
     if not isinstance(file, ArchiveMember):
         return file
     archive = open_archive(file.archive)

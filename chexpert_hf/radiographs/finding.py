@@ -110,10 +110,10 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
-    """Yield the radiographs in an archive, or the member with the empty name if it has none or cannot be read.
+    """Yield the radiographs in an archive; a member of empty name if the archive has none or cannot be read.
 
-    Skipped files are counted in `found`. Archives in the archive are yielded, too, and with `others` also files that
-    are no images, so that reading them reports the error.
+    DICOM files without an image are counted in `found`. Archives in the archive are yielded, too, and with `others`
+    also files that are no images, so that reading them reports the error.
     """
     try:
         archive = open_archive(path)
@@ -192,7 +192,7 @@ class _Walk:
         self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
 
     def files(self) -> Iterator[str]:
-        """Yield the radiographs, sorted folder by folder; also each unreadable folder, so that it is reported."""
+        """Yield the radiographs, sorted folder by folder, and unreadable folders, so that reading them reports this."""
         for path, sort in self._below(self._root, self._real_root):
             if sort == "unreadable folder" or (sort != "folder" and self._is_radiograph(path)):
                 self._found.num_links += sort == "link"
@@ -207,7 +207,7 @@ class _Walk:
         return self._is_outside(os.path.realpath(path))
 
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
-        """Return whether a link in `real_folder` leads out of the root, and whether it leads to a folder."""
+        """Return whether a link leads outside, and whether to a folder; `real_folder` is its folder, fully resolved."""
         try:
             return self._sort_of(os.path.join(real_folder, os.readlink(link)))
         except OSError:  # it has gone since the folder was listed
@@ -260,7 +260,7 @@ class _Walk:
 
 
 class _Kind(Enum):
-    """Whether a file is a radiograph, as far as its name and first bytes tell."""
+    """What a file is, as far as name and content tell without decoding."""
 
     RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
     IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
@@ -268,7 +268,7 @@ class _Kind(Enum):
 
 
 def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[str], BinaryIO]) -> _Kind:
-    """Return a file's kind by its name, its first bytes (`head`: None if unreadable), or all of it (`whole`)."""
+    """Return a file's kind by its name, its first bytes (`head` reads them), or all of it (`whole` opens it)."""
     suffix = _suffix(name)
     if suffix in _OTHER_THAN_DICOM:
         return _Kind.RADIOGRAPH

@@ -99,7 +99,7 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
 
 
 def look_up(pixels: NDArray[np.integer], table: NDArray[np.uint8], lowest: int = 0) -> NDArray[np.uint8]:
-    """Replace each pixel by `table[pixel - lowest]`; in bands of rows, since numpy's indices take 8 bytes each."""
+    """Return `table[pixels - lowest]`, band by band to save memory, since numpy's indices take 8 bytes each."""
     grey = np.empty(pixels.shape, dtype=np.uint8)
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):

@@ -38,7 +38,7 @@ class FrameHeader(NamedTuple):
 def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
     """Read the frame header of JPEG or JPEG-LS data that begin at position 0 of the stream.
 
-    Raises EOFError or struct.error if there is no complete one. Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC
+    Raises EOFError or struct.error if it is missing or cut short. Source: ISO/IEC 10918-1 annex B.2.2 (SOF), ISO/IEC
     14495-1 annex C.2.2.
     """
     position = 2
@@ -57,7 +57,7 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
 def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
     """Return a TIFF file's kind ("TIFF" or "BigTIFF"), bits per sample, and compression if Pillow cannot decode it.
 
-    The bits are None if there is not one number for all samples; the compression, such as "JPEG 2000", is None if
+    The bits are None unless the file has a single number for them; the compression, such as "JPEG 2000", is None if
     Pillow can decode it. Raises EOFError or struct.error if the directory of the first image is cut short, which Pillow
     does not check. Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """

@@ -45,7 +45,7 @@ RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.
 def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
     """Read one radiograph as `open_radiograph` does, and return its image: upright, in mode L.
 
-    Its `info` has the full image's (width, height) as `original_size` and, if there are any, `Radiograph.notes`.
+    The image's `info` has the (width, height) before scaling as `original_size`, and `notes` if there are any.
     """
     return open_radiograph(source, target_size=target_size, with_colour=False).image
 

@@ -18,7 +18,7 @@ _TARGETS = {
 
 
 def why_missing(path: str | os.PathLike[str]) -> str | None:
-    """Return a sentence that says why a broken link has no target and how to get it; None if the path is no link."""
+    """Return a sentence on why a broken link has no target and how to fetch that; None if the path is no link."""
     try:
         target = os.readlink(path).replace("\\", "/")
     except (OSError, ValueError):

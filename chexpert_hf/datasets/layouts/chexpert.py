@@ -49,14 +49,14 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """Return the observations in the first table that exists: CheXpert's, and the user's own columns."""
+    """Return the columns of the first table that exists, but for path and facts; CheXpert's 14 if none exists."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 
 def _labels(folder: Path) -> LabelSet:
-    """Return CheXpert's 14 observations if the table has one of them, else all of its own columns."""
+    """Return CheXpert's 14 observations, unless the table has only others: then those."""
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
@@ -102,7 +102,7 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
 
 
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Split paths into prefix, split, patient, study, file, view and side; DatasetError if one leads elsewhere."""
+    """Split paths into prefix, split, patient, study, file, view and side; DatasetError for those that are wrong."""
     stated = cells["Path"]
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas

@@ -79,7 +79,7 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:
-    """Return where the images are: at `paths` or below a folder such as `PNG/`, in any format; the first decides."""
+    """Return `paths`, moved below a folder such as `PNG/` or to another suffix if the first image is found there."""
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]

@@ -39,7 +39,7 @@ def _has_split(folder: Path, split: str) -> bool:
 
 
 def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table with NIH's columns, and `further` ones, as text."""
+    """Read NIH's columns of a table, and `further` ones, as `read_cells` does."""
     cells = read_cells(file, _FILE, [_FINDINGS, _PATIENT, _AGE, *_SEX, _VIEW, *further])
     expect_columns(cells, [_FILE, _FINDINGS, _PATIENT], [], file)
     refuse_cells(cells[_FILE].isna(), cells[_FILE], file, "the name of an image file")
@@ -78,7 +78,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
-    """Read `BBox_List_2017.csv` by position, since its header has more commas than its rows; None without it."""
+    """Read `BBox_List_2017.csv` by position, as header and rows differ in number of commas; None if it is missing."""
     file = find_table(folder, [_BOXES])
     if file is None:
         return None

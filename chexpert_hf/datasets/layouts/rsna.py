@@ -30,7 +30,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _per_image(file: Path, column: str) -> pd.Series:
-    """Return the highest value of a column for each image; images are in the order of the file."""
+    """Return the highest value of a column for each image (the index), in the order of the file."""
     cells = read_cells(file, _IMAGE, [column])
     expect_columns(cells, [_IMAGE, column], [], file)
     return pd.Series(parse_cells(cells, column, file, _PARSERS).astype(float)).groupby(

@@ -62,7 +62,7 @@ def _masks(folder: Path) -> Masks:
 
 
 def _decoded(texts: Mapping[int, str], file: Path) -> NDArray[np.bool_]:
-    """Return the union of some rows' masks; a text is numbers of pixels outside and inside the mask in turn."""
+    """Return the union, `(height, width)`, of masks given as row number -> run lengths (see `mask_of_runs`)."""
     mask = np.zeros(_SIZE, dtype=bool)
     for row, text in texts.items():
         try:

@@ -76,7 +76,7 @@ _PARSERS: Mapping[str, Parser] = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """The names of a table's columns by what they hold; a name that is None is looked for by `_USUAL_NAMES`."""
+    """Names of the columns that hold image, labels and facts; for None, `_USUAL_NAMES` are looked for."""
 
     image: str | None = None
     labels: tuple[str, ...] | None = None
@@ -88,7 +88,7 @@ class _Columns:
     split: str | None = None
 
     def facts(self, header: Sequence[str]) -> dict[str, str]:
-        """Return fact -> name of its column, for the facts that a table with this header has."""
+        """Return fact -> column, for facts with a given column, or with a usual one in this header."""
         plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
         usual = {fact: next((plain[n] for n in names if n in plain), None) for fact, names in _USUAL_NAMES.items()}
         found = {fact: getattr(self, fact) or usual[fact] for fact in _USUAL_NAMES}
@@ -116,9 +116,9 @@ def table_layout(
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
-        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank. If None, all other columns of which
-            at least three quarters of the cells that are not blank are 1, 0, -1 or words like yes and no. Any other
-            cell in such a column, also yes or no, is then an error that names the row, unless the column is not loaded.
+        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank. If None, all other columns in which
+            at least three quarters of the non-blank cells are 1, 0, -1 or words like yes and no. If such a column is
+            loaded, cells that are not 1, 0, -1 or blank, including yes and no, are an error that names the row.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.
@@ -166,7 +166,7 @@ def _tables(split: str) -> list[str]:
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
-    """Return the table that holds a split; None if there is none, it has no image column, or it is CheXpert's."""
+    """Return the table that holds a split; None if there is none, or it has no image column or is CheXpert's."""
     own = None if file else find_table(folder, _tables(split))
     single = None if own else find_table(folder, [file] if file else SINGLE_TABLES)
     table = own or single
@@ -190,7 +190,7 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """Return the columns of a table that are meant as labels; `_changed` is its time of change, for the cache."""
+    """Return the columns of a table that look like labels; `_changed`, its time of change, renews the cache."""
     header = header_of(table)
     facts = columns.facts(header)
     if "image" not in facts:

@@ -30,7 +30,7 @@ _CLASSES: dict[str, Parser] = {
 
 
 def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return, for each image and finding, the share of its readers who state it; in the test split, their consensus."""
+    """Return a row per image, a column per finding: the share of readers who state it; in test, their consensus."""
     file = table_in(folder, _FILES[split])
     cells = read_cells(file, _IMAGE, [*names, _OTHER, _OTHERS])
     if _OTHER not in cells:
@@ -41,7 +41,7 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return the same as `_votes`, from a table with a row for each box, or for each reader who found nothing."""
+    """Return the same as `_votes`, from a table with a row for each reader's box, or one if a reader found nothing."""
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])
     expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)

@@ -1,8 +1,8 @@
 """Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
 
-pydicom parses and its plugins decode. Before anything is inflated, allocated or decoded, these are checked: the
-transfer syntax, the few elements that describe pixels and view (no other is read), the sizes against each other, and
-the compressed image's own header.
+pydicom parses and its plugins decode. Only the few elements that describe pixels and view are read. They, the transfer
+syntax, the amount of pixel data, and the compressed image's own header are checked against each other before anything
+is allocated or decoded.
 """
 
 import logging
@@ -64,10 +64,9 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, t
     """Read a DICOM file's only frame as 8-bit pixels; preamble and file meta information may be missing.
 
     Returns four values: pixels `(rows, columns)` as `windowing.render` makes them, or `(rows, columns, 3)` in RGB for
-    colour images; whether it is a lateral view, None if the header does not say; the element that says it shows
-    something else than a chest, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was
-    missing and derived, or unusable and ignored. Raises RadiographError if the file is damaged, or is not one image in
-    a supported encoding.
+    colour images; whether the view is lateral, None if the header does not say; the element that rules out a chest
+    radiograph, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was missing and derived,
+    or unusable and ignored. Raises RadiographError if the file is damaged, or is not one image in a supported encoding.
     """
     damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
     try:
@@ -84,8 +83,8 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, t
 def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
     """Return whether a DICOM file holds an image (a report or DICOMDIR does not); True if it is too damaged to tell.
 
-    The storage class in `head`, the first 512 bytes, decides; `whole` opens the file and is called if the class is
-    private or missing. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
+    The storage class in `head`, the first 512 bytes, decides. If it is private or missing, `whole` opens the file,
+    and its pixels decide. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
     with suppress(*MALFORMED), _silence():
         storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
@@ -102,7 +101,7 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Context manager that hides pydicom's warnings and logs, which quote the file; for one thread at a time."""
+    """Context manager that hides pydicom's warnings and logs, which quote the file; other threads wait meanwhile."""
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,7 +152,7 @@ def _is_lateral(header: Header) -> bool | None:
 
 
 def _other_subject(header: Header) -> str:
-    """Return the element that says that no chest is shown, such as "BodyPartExamined is BREAST"; "" if none does."""
+    """Return the element that rules out a chest radiograph, such as "BodyPartExamined is BREAST"; "" without one."""
     for keyword, values in _OTHER_SUBJECTS.items():
         with suppress(*MALFORMED):
             if (value := header.text(keyword)) in values:
@@ -162,7 +161,7 @@ def _other_subject(header: Header) -> str:
 
 
 def _read_pixel_element(stream: BinaryIO, header: Header) -> tuple[str, int]:
-    """Read the head of the pixel element, up to its value; return its value representation and its length in bytes."""
+    """Read the pixel element up to its value; return its value representation and the value's length in bytes."""
     start = stream.read(8)
     if len(start) < 8:
         raise RadiographError("Expected an image, the DICOM file holds no pixels or is cut short; choose another file.")
@@ -216,7 +215,7 @@ def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
 def _decode(
     data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
 ) -> NDArray[np.unsignedinteger]:
-    """Decode a frame to words with all their bits, unsigned: `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
+    """Decode a frame to unsigned words with all bits as stored, `(rows, columns)`, or to RGB, `(rows, columns, 3)`."""
     options: dict[str, Any] = {
         **asdict(frame),
         "number_of_frames": 1,
@@ -234,7 +233,7 @@ def _decode(
 
 
 def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
-    """Extract the samples, with their sign, from their words; other bits, such as overlays, are dropped."""
+    """Extract the samples, with their sign, from the words of `_decode`; drop other bits, such as overlays."""
     width, is_signed = 8 * words.itemsize, bits.is_signed
     if is_signed is None:
         # Only signed samples have a reason to repeat their highest bit in the bits above.

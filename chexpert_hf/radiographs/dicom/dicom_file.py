@@ -23,7 +23,7 @@ _MAX_REST_BYTES = 1_000_000
 
 
 class InflatedStream(BytesIO):
-    """The decompressed data set of a deflated DICOM file: at most 8 MB, then the pixels by `read_last`."""
+    """A deflated data set, decompressed: `read` gives its first 8 MB, `read_last` the pixels, of any size."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -39,7 +39,7 @@ class InflatedStream(BytesIO):
         return data
 
     def read_last(self, size: int) -> bytes:
-        """Read the pixels, `size` bytes; EOFError if the compressed data are cut short within 1 MB after them."""
+        """Read the pixels, `size` bytes; EOFError if the compressed data break off in them or in the next 1 MB."""
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
         if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
@@ -48,7 +48,7 @@ class InflatedStream(BytesIO):
 
 
 class _MeteredStream:
-    """A stream that raises RadiographError once a header is too long; pydicom would read up to the end of the file."""
+    """A stream that raises RadiographError at a header of too many parts or bytes; pydicom sets no limit."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell
@@ -67,7 +67,7 @@ class _MeteredStream:
 
 
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
-    """Read the file meta information (group 2), up to the element `last`; it and the preamble may be missing."""
+    """Read the file meta information (group 2) up to the tag `last`; this group and the preamble may be missing."""
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
     stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
@@ -106,7 +106,7 @@ def read_elements(stream: BinaryIO, syntax: UID, tags: Sequence[int]) -> Dataset
 
 
 def _likely_syntax(stream: BinaryIO) -> UID:
-    """Guess the uncompressed transfer syntax from the next 8 bytes, without moving the stream."""
+    """Guess which uncompressed transfer syntax the next 8 bytes are in, without moving the stream."""
     head = stream.read(8)
     stream.seek(-len(head), os.SEEK_CUR)
     if len(head) < 8:

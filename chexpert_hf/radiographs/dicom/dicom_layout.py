@@ -80,8 +80,8 @@ def read_frame(header: Header, is_compressed: bool) -> Frame:
 def read_bits(header: Header, frame: Frame, measured: int, precision: int | None) -> Bits:
     """Read which bits of a word hold a sample; the header's notes get a line for each missing element.
 
-    `measured` is the number of bits per word that the amount of data implies, `precision` that of bits per sample in
-    the compressed image's own header, None if it has none.
+    `measured` is the number of bits per word by the amount of data; `precision` is the number of bits per sample by the
+    compressed image's own header, None if there is no such header.
     """
     keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, sign = (header.integer(keyword) for keyword in keywords)
@@ -110,8 +110,8 @@ def read_bits(header: Header, frame: Frame, measured: int, precision: int | None
 def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[str, FrameHeader | None]:
     """Return the name of the pydicom plugin to decode a compressed image with, and the image's own header.
 
-    The header is None for RLE, which has none. Without a named plugin, pydicom would try all that are installed:
-    another package could then change pixels, and a decoder that ignores damage could follow one that found it. Raises
+    The header is None for RLE, which has none. The plugin is named because pydicom would else try all that are
+    installed, so that pixels depended on them, and after one that finds damage also one that ignores it. Raises
     RadiographError if no decoder is installed, the image's header differs from the DICOM header, or samples have more
     than 16 bits; EOFError or struct.error if the image's header is not complete.
     """
@@ -149,7 +149,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """Return the number of frames; 1 if it is unreadable in an uncompressed file, whose size is checked later."""
+    """Return the number of frames; an unreadable one is 1 for uncompressed pixels, whose amount is checked later."""
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)
@@ -177,7 +177,7 @@ def _another_kind(keywords: str) -> RadiographError:
 
 
 def _read_j2k_header(codestream: bytes) -> FrameHeader:
-    """Read the SIZ header of bare JPEG 2000 data. Source: ISO/IEC 15444-1 annex A.5.1."""
+    """Read the SIZ segment of JPEG 2000 data without a JP2 container. Source: ISO/IEC 15444-1 annex A.5.1."""
     if not codestream.startswith(b"\xff\x4f\xff\x51"):
         raise RadiographError("Expected bare JPEG 2000 data in the DICOM file, got others, such as JP2; convert it.")
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, num_samples, depth = struct.unpack_from(

@@ -58,14 +58,14 @@ class Header:
         return list(struct.unpack(f"{order}{count}{code}", data))
 
     def number(self, keyword: str) -> float | None:
-        """Return the only number of an element, None if it is missing or blank; several are an error unless equal."""
+        """Return the only number of an element, None if missing or blank; RadiographError if several differ."""
         values = {value for value in self.numbers(keyword) if value is not None}
         if len(values) > 1:
             raise RadiographError(f"Expected one number in the DICOM element {keyword}, got {len(values)}; correct it.")
         return values.pop() if values else None
 
     def integer(self, keyword: str) -> int | None:
-        """Return the only number of an element as an integer, None if it is missing or blank."""
+        """Return the same as `number`, as an integer; RadiographError if it is not whole."""
         value = self.number(keyword)
         if value is not None and (not math.isfinite(value) or value != int(value)):
             raise RadiographError(
@@ -95,7 +95,7 @@ class Header:
         return [Header(item, self.notes) for item in items or []]
 
     def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
-        """Return an element's bytes (empty if missing), byte order ("<", ">"), and representation if stated."""
+        """Return an element's bytes (empty if missing), byte order ("<", ">"), and representation or None."""
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None
@@ -122,7 +122,7 @@ def _parse(text: str, keyword: str) -> float | None:
 
 
 def _with_decimal_point(number: str) -> str:
-    """Return a number with a decimal point and no thousands separators; "" if its comma may mean either."""
+    """Return a number with a decimal point and without thousands separators; "" if a comma could be either."""
     if _ENGLISH_THOUSANDS.fullmatch(number):
         return number.replace(",", "")
     if _GERMAN_THOUSANDS.fullmatch(number):

@@ -2,8 +2,8 @@
 
 The pipeline of DICOM PS3.4 section N.2: modality transformation (rescaling or lookup table), values of interest (VOI:
 lookup table or window), inversion. Each step maps one value at a time, so all of it is done once per possible value (at
-most 65,536), not per pixel. The steps are written out because pydicom 3.0.2 wraps indices into tables of 8-bit entries
-at 256.
+most 65,536), not per pixel. pydicom's own functions are not used: version 3.0.2 takes indices into tables of 8-bit
+entries modulo 256.
 """
 
 import math
@@ -23,8 +23,8 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
     A VOI lookup table has priority over a window; of several windows the first usable one counts. Without either, or if
     the window or rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG; in deeper ones,
-    which rarely use it up, the smallest value that is not padding becomes black and the largest white. MONOCHROME1 and
-    the presentation shape INVERSE both mean that small values are bright; DX images have both and are inverted once.
+    which rarely fill theirs, the smallest value that is not padding becomes black and the largest white. MONOCHROME1
+    and a PresentationLUTShape of INVERSE each mean that small values are bright; images with both are inverted once.
 
     Each element that was not usable gets a line in the header's notes; an incomplete table is a RadiographError.
 
@@ -55,7 +55,7 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
 
 def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
-    """Apply the modality lookup table or the rescaling to `levels`; return None if the rescaling is not usable."""
+    """Apply the modality table, or the rescaling, if there is one, to `levels`; return None if it is not usable."""
     values = levels.astype(np.float64)
     if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
         return _through_table(values, *modality[:2])
@@ -74,9 +74,9 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 
 
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
-    """Apply the first usable window to `values`; return the result in 0..1, or None if there is none.
+    """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `used` are the values from the smallest pixel to the largest. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `used` is the part of `values` from smallest to largest pixel. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
@@ -119,7 +119,7 @@ def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
 def _table(header: Header, keyword: str, dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
     """Return a modality or VOI lookup table: first mapped value, entries, and bits per entry; None if there is none.
 
-    Entries of 8 bits may lie two in a word or one in a word, so their number decides. Source: DICOM PS3.3, C.11.1.1.
+    Entries of 8 bits may take one byte or two, so the amount of data decides. Source: DICOM PS3.3, C.11.1.1.
     """
     items = header.items(keyword)
     if not items:
@@ -144,5 +144,5 @@ def _through_table(values: NDArray[np.float64], first: int, table: NDArray[np.un
 
 
 def _signed(value: int, dtype: np.dtype) -> int:
-    """Return a 16-bit value as signed if the pixels are: elements of type "US or SS" are often written as US."""
+    """Return a 16-bit value as signed if the pixels' `dtype` is: "US or SS" elements are often written as US."""
     return value - (1 << 16) if dtype.kind == "i" and value >= 1 << 15 else value
