@@ -113,7 +113,7 @@ def calibrate(
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
         operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5"; if None, those
             that were chosen earlier move along with the probabilities.
-        prevalences: Prevalence of an observation where the model will be used, if it differs from this split.
+        prevalences: Observation -> prevalence where the model will be used, if it differs from this split's.
         are_other_people: Whether equal ids in the split and the training data name different people; if False, they
             raise InputError.
         data_name: Name of the data, for the record; the folder's if None.
@@ -154,7 +154,7 @@ def localize(
             masks or boxes in the data set's own files.
 
     Raises:
-        InputError: If there are no annotations, or none of these images.
+        InputError: If there are no annotations, or none of the split's images.
 
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """

@@ -136,7 +136,7 @@ class DenseNetBackbone(Backbone):
         super().__init__({**layers, "relu5": nn.ReLU(inplace=True)}, titles, network.classifier.in_features)
 
     def _recomputed(self, block: Any, features: Tensor) -> Tensor:
-        maps = [features.requires_grad_()]  # see the class above
+        maps = [features.requires_grad_()]  # as in `Backbone`
         for layer in block.values():
             maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
         return torch.cat(maps, dim=1)

@@ -64,13 +64,13 @@ class CheXpertConfig(PreTrainedConfig):
         head_dropout: Dropout between the hidden layer of the head and its last layer.
         output_saliency: Whether `forward` returns maps by default.
         uncertainty_policies: Observation -> value of `labels.UncertaintyPolicy`, which the loss applies to uncertain
-            labels. An observation under U-MultiClass has three outputs in the head.
+            labels; U-Ignore for others. An observation under U-MultiClass has three outputs in the head.
         policies_source: Who chose the policies or how, for the record.
         blank_labels: Whether a blank (NaN) label counts as `"negative"`, or as `"unknown"`, without a loss.
         label_set: Headline, hierarchy and definitions of the observations, from `LabelSet.to_dict`; CheXpert's if None.
         label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
             model then returns logits of the unconditional probabilities, the products along the path to the root.
-        operating_points: Lowest probability at which an observation is called positive; .5 for those without one.
+        operating_points: Observation -> lowest probability at which it is called positive; .5 for others.
         operating_points_source: Method and data by which the operating points were chosen, for the record, or None.
         calibration: Method and data by which the head was calibrated, for the record, or None. Its `slopes` and
             `intercepts` are already in the weights and must not be applied again.

@@ -104,7 +104,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """(height, width) of the resulting `pixel_values`.
 
         Raises:
-            ValueError: If it depends on the image.
+            ValueError: If the size depends on the image.
         """
         size = self.crop_size if self.do_center_crop else self.size if self.do_resize else None
         if not size or not size["height"] or not size["width"]:
@@ -231,7 +231,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         image_mean: Any,
         image_std: Any,
     ) -> torch.Tensor:
-        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`, if either step is on."""
+        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`; as given if both are off."""
         if not (do_rescale or do_normalize):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)

@@ -108,7 +108,7 @@ class LabelSet:
         parents: Child -> parent: a child that is positive makes its parent positive.
         none_of_these: The observation that says that all others are absent, such as No Finding; it has no place in the
             image.
-        definitions: Meaning of an observation, in one line.
+        definitions: Observation -> meaning, in one line.
     """
 
     names: tuple[str, ...]

@@ -174,7 +174,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
                 config's policies are applied; also targets in [0, 1], and -100 for labels without a loss. Integers
-                `(batch,)` are class indices: that label is positive and all others are negative.
+                `(batch,)` are class indices: the label of that index is positive, all others negative.
             loss_weights: `(batch, num_labels)`: weight of each label in the sum of the losses; 1 if None. (Not named
                 "label...": the Trainer takes all such arguments for columns of labels.)
             output_saliency: Whether to return `saliency`; the config's value if None.
