@@ -1,6 +1,6 @@
 """DenseNet121 for chest radiographs in the Hugging Face ecosystem. Research software, not a medical device.
 
-The public names are imported when they are first used, so that `import chexpert_hf` costs nothing.
+The public names are imported when they are first used, so that `import chexpert_hf` is fast.
 """
 
 from importlib import import_module
@@ -65,10 +65,10 @@ def __dir__() -> list[str]:
 
 
 def _register_with_transformers() -> None:
-    """Registers the installed classes with the Auto classes and pipelines, which then need no remote code.
+    """Register the installed classes with the Auto classes and pipelines, which then load models without remote code.
 
-    The classes' own files do not do this: they are also loaded as remote code, where registering would make the code
-    of one model folder serve all others.
+    The classes' own files do not do this: they are also loaded as remote code, where registering would make the code of
+    one model folder serve all others.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 

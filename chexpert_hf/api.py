@@ -1,6 +1,7 @@
-"""The commands as functions of a model and data: evaluate, calibrate, localize, save.
+"""Functions to evaluate and calibrate a model, to localize findings with it, and to save one as a model folder.
 
-What the commands print about the data, such as labels that they do not have, are warnings here.
+The first three do the same as the commands of their names. Messages of a command on the data, such as missing labels,
+are issued as warnings.
 """
 
 import warnings
@@ -54,18 +55,21 @@ def evaluate(
     output: str | Path | None = None,
     allow_calibration_patients: bool = False,
 ) -> Evaluation:
-    """Evaluates a model per study, as the CheXpert paper does.
+    """Compute a model's metrics on a split, per study as in the CheXpert paper: the maximum over a study's views.
 
     Args:
-        model: A model folder, repository id, "nih", or a classifier.
-        data: A folder that `load_dataset` reads, or one of its splits with the labels of the model's observations.
-        split: The split of a folder, "valid" if None.
-        output: A folder for the full report with intervals, calibration and subgroups; none if None.
-        allow_calibration_patients: Whether patients that a model folder was calibrated on are only warned of.
+        model: A model folder, repository id, "nih", or a `CheXpertClassifier`.
+        data: A folder that `load_dataset` reads, or a split that it returned, with the labels of the model's
+            observations.
+        split: The split to load from a folder, "valid" if None; its name in the report if `data` is a split.
+        output: Folder for the full report with intervals, calibration and subgroups, created if needed; no report if
+            None.
+        allow_calibration_patients: Whether the split may contain patients that the model was calibrated on (known for
+            model folders only): True warns, False raises InputError.
 
     Raises:
-        InputError: If the model or the data cannot be loaded, the model was calibrated on patients of the split, or
-            the report cannot be written.
+        InputError: If the model or the data cannot be loaded, the model was calibrated on patients of the split, or the
+            report cannot be written.
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
     """
@@ -99,23 +103,25 @@ def calibrate(
     data_name: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibratedModel:
-    """Calibrates a model on a split and writes it to a new model folder.
+    """Calibrate a model on a split and write it to a new model folder.
 
     Args:
-        model: A model folder, or "nih".
+        model: Folder of a single model, or "nih".
         data: As in `evaluate`.
         output: The new folder.
-        split: As in `evaluate`; the name of a split that is given, if it has another one.
-        method: "platt" fits a line for each observation's logit, "temperature" one factor for all.
-        operating_points: Also chooses operating points: "youden", "sensitivity=.9" or "ppv=.5".
-        prevalences: Prevalence of an observation where the model will be used, if it differs from this split.
-        are_other_people: Whether patients of the split that have the id of a training patient are other people.
+        split: As in `evaluate`; recorded in the model's config.
+        method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
+        operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5"; if None, those
+            that were chosen earlier move along with the probabilities.
+        prevalences: Observation -> prevalence where the model will be used, if it differs from this split's.
+        are_other_people: Whether equal ids in the split and the training data name different people; if False, they
+            raise InputError.
         data_name: Name of the data, for the record; the folder's if None.
-        progress: Called with the number of images that were scored.
+        progress: Called after each batch with its number of images.
 
     Raises:
-        InputError: If the model is not the folder of a single one, was trained on patients of the split or cannot be
-            calibrated on it, the folder is not new, an image cannot be read, or an option is unknown.
+        InputError: If the folder does not hold a single model, the model was trained on patients of the split or cannot
+            be calibrated on it, `output` is not new, an image cannot be read, or an option is unknown.
     """
     if method not in [each.value for each in Method]:
         raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
@@ -138,17 +144,17 @@ def calibrate(
 def localize(
     model: Model, data: str | Path, *, split: str | None = None, annotations: str | Path | None = None
 ) -> LocalizationResult:
-    """Measures how often a model's maps point at findings that were marked, beside baselines.
+    """Measure how often a model's saliency maps point at annotated findings, and how often baselines do.
 
     Args:
         model: As in `evaluate`.
         data: A folder that `load_dataset` reads.
-        split: Its split, "valid" if None.
+        split: The split to load, "valid" if None.
         annotations: A CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks/` or `boxes.csv`, or the
             masks or boxes in the data set's own files.
 
     Raises:
-        InputError: If there are no annotations, or none of these images.
+        InputError: If there are no annotations, or none of the split's images.
 
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
@@ -168,10 +174,10 @@ def save_model_folder(
     licence: str,
     source: str = "a training run outside of this package, such as with the Trainer of transformers",
 ) -> None:
-    """Writes a model that was trained elsewhere as a complete model folder: with card, reference scores, checksums.
+    """Write a model that was trained elsewhere as a complete model folder: with card, reference scores and checksums.
 
     Args:
-        folder: The folder, made if it is not there.
+        folder: The folder, created if it does not exist; files in it are overwritten.
         model: In float32 on the CPU.
         processor: Its image processor.
         data: The training data, as a phrase for the card.
@@ -212,7 +218,7 @@ def _folders(model: Model) -> list[str]:
 
 
 def _warn(model: Model, patients: Sequence[str]) -> list[str]:
-    """Warnings about metrics on these patients, which are shown and returned."""
+    """Issue warnings if a model folder has already seen some of these patients; return the warnings."""
     notes = patient_warnings(_folders(model), patients)
     for note in notes:
         warnings.warn(note, stacklevel=3)

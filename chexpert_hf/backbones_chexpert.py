@@ -1,7 +1,7 @@
-"""The backbones: networks that turn pixel values into the feature maps that the head pools, stage by stage.
+"""The backbones: networks without their heads, which turn pixel values into the feature maps that the head pools.
 
-Below `features.`, weights have the names of the library that a network comes from, without its head. This file travels
-with saved models (remote code).
+In a saved model the weights are named `features.` and then as in the backbone's library. This file is copied into saved
+models (remote code).
 
 Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); He et al. 2016, arXiv:1512.03385 (ResNet); Liu et al. 2022,
 arXiv:2201.03545 (ConvNeXt); torchvision's and timm's networks of these names.
@@ -25,16 +25,19 @@ LAST_STAGE = "last feature maps"
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be built, with the reason."""
+    """A backbone cannot be built; the message gives the reason."""
 
 
 class Backbone(nn.Sequential):
-    """Layers in their order; the last one's feature maps `(batch, num_features, h, w)` are ready for average pooling.
+    """A network without its head; its last feature maps `(batch, num_features, h, w)` are ready for average pooling.
+
+    A stage is a group of layers with a title, such as "stem" or "dense block 1".
 
     Attributes:
         num_channels: Channels of the pixel values.
         num_features: Channels of the last feature maps.
-        block_title: The first words of the titles of the stages that are a network's main blocks.
+        block_title: How the titles of a network's main blocks begin. Their maps are a model's `hidden_states`, and
+            gradient checkpointing recomputes them.
     """
 
     block_title = "stage"
@@ -43,7 +46,7 @@ class Backbone(nn.Sequential):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
 
     def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
-        """Takes the layers by name, and the titles of the stages by the name of the layer that ends each."""
+        """Take the layers by name, in order; `titles` gives the title of each stage by the name of its last layer."""
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
@@ -62,11 +65,11 @@ class Backbone(nn.Sequential):
         return next(item for item in self.named_modules() if isinstance(item[1], nn.Conv2d))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """The last feature maps."""
+        """Return the last feature maps `(batch, num_features, h, w)`."""
         return self.stages(pixel_values)[LAST_STAGE]
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """The feature maps `(batch, channels, h, w)` after each stage, by its title in order; last `LAST_STAGE`."""
+        """Return the feature maps `(batch, channels, h, w)` after each stage by title, in order; last `LAST_STAGE`."""
         features, stages = pixel_values, {}
         is_recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for name, layer in self.named_children():
@@ -78,7 +81,7 @@ class Backbone(nn.Sequential):
         return {**stages, LAST_STAGE: features}
 
     def _recomputed(self, block: Any, features: Tensor) -> Tensor:
-        """The maps after a block; gradient checkpointing recomputes its layers in the backward pass."""
+        """Apply a block with gradient checkpointing: its layers are computed again in the backward pass."""
         # With use_reentrant=True, a layer's weights get gradients only if one of its inputs needs one (LoRA).
         features = features.requires_grad_()
         for layer in block.children():
@@ -86,9 +89,9 @@ class Backbone(nn.Sequential):
         return features
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialises a module that a file has no weights of; the library has initialised those of a new network.
+        """Initialise a module for which a loaded file has no weights; new networks are initialised by their library.
 
-        `common` initialises layers that most networks have.
+        `common` is transformers' initialisation of common types of layers.
         """
         if self.is_initialised:
             return
@@ -98,16 +101,16 @@ class Backbone(nn.Sequential):
                 init.ones_(scale)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The backbone's part of a state dict of the library's network, by the names of the weights in the backbone."""
+        """Select the backbone's weights from a state dict of the library's network, and name them as in this class."""
         own = {name for name, _ in self.named_children()}
         return {name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in own}
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """Pairs of a BatchNorm and a convolution that is the only layer behind its ReLU; empty if there are none."""
+        """Return pairs of a BatchNorm and the convolution that alone gets its output, after a ReLU; empty if none."""
         return []
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the last feature maps of an image; (0, 0) if a layer refuses an image of that size."""
+        """Return (height, width) of the last feature maps of an image; (0, 0) if the image is too small for a layer."""
         try:
             shape = _output_shape(self, (1, self.num_channels, height, width))
         except (RuntimeError, AssertionError):
@@ -121,7 +124,7 @@ class DenseNetBackbone(Backbone):
     block_title = "dense block"
 
     def __init__(self, config: CheXpertConfig) -> None:
-        """Takes the sizes from the config's DenseNet fields."""
+        """Take the sizes from the config's DenseNet fields."""
         network = DenseNet(**{name: getattr(config, name) for name in (*DENSENET_FIELDS, "drop_rate")}, num_classes=1)
         layers = dict(network.features.named_children())
         layers["conv0"] = _with_channels(layers["conv0"], config.num_channels)
@@ -133,24 +136,24 @@ class DenseNetBackbone(Backbone):
         super().__init__({**layers, "relu5": nn.ReLU(inplace=True)}, titles, network.classifier.in_features)
 
     def _recomputed(self, block: Any, features: Tensor) -> Tensor:
-        maps = [features.requires_grad_()]  # see the class above
+        maps = [features.requires_grad_()]  # as in `Backbone`
         for layer in block.values():
             maps.append(self._gradient_checkpointing_func(_updating_statistics_once(layer), *maps))
         return torch.cat(maps, dim=1)
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialises every module as torchvision does."""
+        """Initialise every module as torchvision does."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
         else:
             common(module)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See the class above."""
+        """See `Backbone`."""
         return _below("features.", state_dict)
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """See the class above."""
+        """See `Backbone`."""
         layers = [layer for layer in self.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
         pairs = pairwise(layers)
         return [(a, b) for a, b in pairs if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.Conv2d)]
@@ -160,7 +163,7 @@ class ResNetBackbone(Backbone):
     """torchvision's ResNet-50."""
 
     def __init__(self, config: CheXpertConfig) -> None:
-        """Takes the number of channels from the config."""
+        """Take the number of channels from the config."""
         network = resnet50()
         layers = {name: layer for name, layer in network.named_children() if name not in ("avgpool", "fc")}
         layers["conv1"] = _with_channels(layers["conv1"], config.num_channels)
@@ -168,20 +171,20 @@ class ResNetBackbone(Backbone):
         super().__init__(layers, titles, network.fc.in_features)
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """See the class above; the third BatchNorm of a block is added to the block's input before its ReLU."""
+        """See `Backbone`; without each block's third BatchNorm: the shortcut is added between it and its ReLU."""
         blocks: list[Any] = [block for block in self.modules() if isinstance(block, Bottleneck)]
         return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
 
 
 class PooledLayerNorm(nn.LayerNorm):
-    """The LayerNorm of the pooled maps, applied to the maps `(batch, channels, h, w)` before they are pooled.
+    """A network's LayerNorm of pooled features, moved before pooling: it normalises the maps `(batch, channels, h, w)`.
 
-    Every cell is divided by the standard deviation of the average over the cells. So the average of the result is the
-    LayerNorm of the average, and a logit is the sum over the cells of its map.
+    Every cell is divided by the standard deviation of the pooled features, not by its own. So pooling the result gives
+    the LayerNorm of the pooled features, and the mean of a saliency map plus the bias is the logit.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps of the same shape."""
+        """Return maps of the same shape."""
         pooled = maps.mean(dim=(2, 3), keepdim=True)  # (batch, channels, 1, 1)
         deviation = (pooled.var(dim=1, correction=0, keepdim=True) + self.eps).sqrt()
         scaled = (maps - maps.mean(dim=1, keepdim=True)) / deviation
@@ -189,10 +192,10 @@ class PooledLayerNorm(nn.LayerNorm):
 
 
 class ConvNeXtBackbone(Backbone):
-    """torchvision's ConvNeXt-Tiny, whose last LayerNorm comes before pooling: see `PooledLayerNorm`."""
+    """torchvision's ConvNeXt-Tiny, with its last LayerNorm before pooling (`PooledLayerNorm`)."""
 
     def __init__(self, config: CheXpertConfig) -> None:
-        """Takes the number of channels from the config."""
+        """Take the number of channels from the config."""
         network = convnext_tiny()
         layers = dict(network.features.named_children())
         stem: Any = layers["0"]
@@ -205,7 +208,7 @@ class ConvNeXtBackbone(Backbone):
         super().__init__(layers, titles, last.in_features)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See the class above."""
+        """See `Backbone`."""
         norm = {f"norm.{name}": tensor for name, tensor in _below("classifier.0.", state_dict).items()}
         return {**_below("features.", state_dict), **norm}
 
@@ -213,7 +216,7 @@ class ConvNeXtBackbone(Backbone):
 class TimmBackbone(Backbone):
     """A network of timm whose last feature maps are `(batch, channels, h, w)`.
 
-    Layers that it has between pooling and classifier are applied to each cell of the maps before they are pooled.
+    If it has layers between pooling and classifier, they are applied to each cell of the maps, before pooling.
     """
 
     # timm's checkpointing updates the statistics of BatchNorm twice; its BatchNorms hold activations, which PyTorch's
@@ -221,7 +224,7 @@ class TimmBackbone(Backbone):
     supports_gradient_checkpointing = supports_sync_batch_norm = False
 
     def __init__(self, config: CheXpertConfig) -> None:
-        """Takes timm's name of the network from the config, and the number of channels."""
+        """Take timm's name and the number of channels from the config; BackboneError if timm cannot build it."""
         try:
             import timm  # in a try block: transformers demands all other imports from everybody who loads a model
         except ImportError as error:
@@ -247,7 +250,7 @@ class TimmBackbone(Backbone):
         self.has_stages = hasattr(network, "forward_intermediates")
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """See the class above; only the last feature maps of networks that do not give others."""
+        """See `Backbone`; networks that do not give intermediate maps have only the last ones."""
         network: Any = self[0]
         if not self.has_stages:
             return {LAST_STAGE: network(pixel_values)}
@@ -256,14 +259,14 @@ class TimmBackbone(Backbone):
         return {**stages, LAST_STAGE: network.forward_head(features)}
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """See the class above."""
+        """See `Backbone`; also recreate buffers that are not saved."""
         super().initialise(module, common)
         remake: Any = getattr(module, "init_non_persistent_buffers", None)
         if remake is not None:
             remake()
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See the class above."""
+        """See `Backbone`."""
         return {f"network.{name}": tensor for name, tensor in state_dict.items()}
 
 
@@ -275,7 +278,7 @@ _FAMILIES: Mapping[str, Callable[[CheXpertConfig], Backbone]] = {
 
 
 def build_backbone(config: CheXpertConfig) -> Backbone:
-    """The backbone that a config names, with random weights from torch's global generator.
+    """Build the backbone that a config names, with random weights from torch's global generator.
 
     Raises:
         BackboneError: If timm is not installed, or cannot build it.
@@ -284,7 +287,7 @@ def build_backbone(config: CheXpertConfig) -> Backbone:
 
 
 def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
-    """The first convolution of a network, or a new one like it for another number of channels."""
+    """Return the convolution if it has `num_channels` inputs, else a new one with otherwise equal settings."""
     if convolution.in_channels == num_channels:
         return convolution
     same = {name: getattr(convolution, name) for name in ("out_channels", "kernel_size", "stride", "padding")}
@@ -292,9 +295,10 @@ def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
 
 
 def _pooled_first(transition: Any) -> nn.Sequential:
-    """A transition of DenseNet that pools before its 1 x 1 convolution.
+    """Return a DenseNet transition that pools before its 1 x 1 convolution, not after it.
 
-    Both are linear and act on cells and on channels alone, so the result is the same, with a quarter of the arithmetic.
+    Both are linear, pooling acts on cells and the convolution on channels only: the result is the same, with a quarter
+    of the arithmetic.
     """
     return nn.Sequential(OrderedDict((name, getattr(transition, name)) for name in ("norm", "relu", "pool", "conv")))
 
@@ -305,20 +309,20 @@ def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> torch.Size:
-    """The shape of a network's output in evaluation mode, without computing it."""
+    """Return the shape of a network's output in evaluation mode for an input of a shape, without computing it."""
     probe = copy.deepcopy(network).to("meta").eval()
     return probe(torch.empty(shape, device="meta", dtype=next(probe.parameters()).dtype)).shape
 
 
 def _lost_on_loading(network: nn.Module) -> list[str]:
-    """Buffers that are neither saved nor made again after a model is built without memory and loaded."""
+    """Return names of buffers that `from_pretrained` could not restore: neither saved nor made by the network."""
     remade = [name for name, module in network.named_modules() if hasattr(module, "init_non_persistent_buffers")]
     unsaved = [name for name, _ in network.named_buffers() if name not in network.state_dict()]
     return [name for name in unsaved if name.rpartition(".")[0] not in remade]
 
 
 def _updating_statistics_once(layer: nn.Module) -> Callable[..., Tensor]:
-    """A layer's function for gradient checkpointing: recomputing it leaves the running statistics unchanged."""
+    """Wrap a layer for gradient checkpointing: its second computation leaves the running statistics unchanged."""
     is_recomputed = False
 
     def compute(*maps: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The configuration of a CheXpert model: architecture, observations, uncertainty policies and operating points.
 
-This file travels with saved models (remote code), so it imports only the other files that do.
+This file is copied into saved models (remote code), so it imports only the other files that are.
 """
 
 import re
@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .labels import CHEXPERT, LabelSet, UncertaintyPolicy, ancestors, parents_among, parse_policies
 
 DEFAULT_OPERATING_POINT = 0.5
-"""The operating point of an observation without a chosen one."""
+"""Operating point of an observation for which none was chosen."""
 
 DENSENET, TIMM_PREFIX = "densenet", "timm:"
 DENSENET_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
@@ -45,11 +45,12 @@ class CheXpertConfig(PreTrainedConfig):
 
     The input size and the normalisation are in the image processor's `preprocessor_config.json`.
 
-    Other labels (`id2label` or `num_labels`, in `from_pretrained` or set later) keep the policies and the hierarchy of
-    the observations that remain, and drop the fields that describe the head trained for the earlier labels.
+    If the labels are replaced (`id2label` or `num_labels`, in `from_pretrained` or set later), observations that remain
+    keep their policies and hierarchy; operating points and other records of the head trained for the earlier labels are
+    dropped.
 
     Args:
-        num_channels: Channels of `pixel_values`: 3 for a grayscale image repeated, 1 for a single one.
+        num_channels: Channels of `pixel_values`: 1, or 3 for the gray image repeated.
         backbone: "densenet", "resnet50" or "convnext_tiny" (torchvision's), or "timm:NAME", a convolutional network of
             timm. The next five fields are for "densenet" only.
         growth_rate: Feature maps that each dense layer adds (`k` in the paper).
@@ -62,20 +63,20 @@ class CheXpertConfig(PreTrainedConfig):
             linear head.
         head_dropout: Dropout between the hidden layer of the head and its last layer.
         output_saliency: Whether `forward` returns maps by default.
-        uncertainty_policies: Policy of each observation, by the values of `labels.UncertaintyPolicy`, which the loss
-            applies to uncertain labels. An observation under U-MultiClass has three outputs in the head.
-        policies_source: Source of the choice of policies, for the record.
-        blank_labels: Whether a blank (NaN) label is `"negative"`, or `"unknown"` and without a loss.
-        label_set: What is known of the observations, as `LabelSet.to_dict` gives it; CheXpert's if None.
+        uncertainty_policies: Observation -> value of `labels.UncertaintyPolicy`, which the loss applies to uncertain
+            labels; U-Ignore for others. An observation under U-MultiClass has three outputs in the head.
+        policies_source: Who chose the policies or how, for the record.
+        blank_labels: Whether a blank (NaN) label counts as `"negative"`, or as `"unknown"`, without a loss.
+        label_set: Headline, hierarchy and definitions of the observations, from `LabelSet.to_dict`; CheXpert's if None.
         label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
             model then returns logits of the unconditional probabilities, the products along the path to the root.
-        operating_points: Lowest probability at which an observation is called positive; .5 for the others.
+        operating_points: Observation -> lowest probability at which it is called positive; .5 for others.
         operating_points_source: Method and data by which the operating points were chosen, for the record, or None.
         calibration: Method and data by which the head was calibrated, for the record, or None. Its `slopes` and
             `intercepts` are already in the weights and must not be applied again.
-        map_evaluation: Fraction of marked findings that contain the maximum of their map (`hit_rate`) or the best
-            constant point (`constant_point`), both in [0, 1], the number of findings (`n`), and who marked them
-            (`reference`, a noun phrase). None if not measured.
+        map_evaluation: How well maps point at annotated findings: the fraction of findings that contain their map's
+            maximum (`hit_rate`) or the best point that is the same in all images (`constant_point`), the number of
+            findings (`n`), and who marked them (`reference`, a noun phrase). None if not measured.
         model_name: Name of the model, or None.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
@@ -126,10 +127,10 @@ class CheXpertConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; `num_labels`, `id2label` or `label2id` may ask for other labels than the dictionary's.
+        """Make a config from a dictionary as in transformers; `num_labels`, `id2label` or `label2id` replace labels.
 
         Raises:
-            ValueError: If `num_labels` is not the number of the labels that are named.
+            ValueError: If `num_labels` differs from the number of labels in `id2label` or `label2id`.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         labels = _labels_asked_for(kwargs, len(config_dict.get("id2label") or CHEXPERT.names))
@@ -152,7 +153,7 @@ class CheXpertConfig(PreTrainedConfig):
             self._follow_labels()
 
     def _follow_labels(self) -> None:
-        """Drops the entries of labels that were removed, and the records of the head that was trained for them."""
+        """Adapt the config to a new `id2label`: drop entries of removed labels and the records of the trained head."""
         observations = self.observations
         self.uncertainty_policies = {
             name: policy for name, policy in (self.uncertainty_policies or {}).items() if name in observations
@@ -162,13 +163,13 @@ class CheXpertConfig(PreTrainedConfig):
         self.forget_head()
 
     def forget_head(self) -> None:
-        """Drops the records of a trained head: its operating points, calibration and evaluation of maps."""
+        """Reset operating points, calibration and evaluation of maps, which describe a head that is no longer there."""
         for name in _RECORDS_OF_HEAD:
             setattr(self, name, None)
         self._fill_in()
 
     def _fill_in(self) -> None:
-        """Gives every observation an index, a policy and an operating point."""
+        """Give every observation an index, a policy (U-Ignore) and an operating point, unless it has them."""
         self.label2id = {name: index for index, name in enumerate(self.observations)}
         chosen = self.uncertainty_policies or {}
         default = UncertaintyPolicy.U_IGNORE.value
@@ -197,20 +198,20 @@ class CheXpertConfig(PreTrainedConfig):
         return tuple(name for name in self.observations if policies[name] == multiclass)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without the fields of DenseNets for another backbone."""
+        """Return the fields as in transformers, without those of DenseNets if the backbone is another network."""
         values: dict[str, Any] = super().to_dict()
         unused = () if self.backbone == DENSENET else (*DENSENET_FIELDS, "drop_rate")
         return {name: value for name, value in values.items() if name not in unused}
 
     @property
     def backbone_fields(self) -> dict[str, Any]:
-        """The fields that define the backbone."""
+        """The fields that define the backbone, and their values."""
         own = DENSENET_FIELDS if self.backbone == DENSENET else ("backbone",)
         return {name: getattr(self, name) for name in ("num_channels", *own)}
 
     @property
     def network(self) -> str:
-        """The backbone's name in `NETWORKS` if it has one there; else "densenet", or timm's name with its prefix."""
+        """The backbone's key in `NETWORKS`, such as "densenet121", if it has one; else "densenet" or "timm:NAME"."""
         blocks = tuple(self.block_config)
         if self.backbone != DENSENET or any(self._differs(name) for name in DENSENET_FIELDS if name != "block_config"):
             return self.backbone
@@ -224,13 +225,13 @@ class CheXpertConfig(PreTrainedConfig):
         return NETWORKS.get(self.network, "DenseNet")
 
     def _differs(self, name: str) -> bool:
-        """Whether a field has another value than by default."""
+        """Return whether a field has another value than by default."""
         value = getattr(self, name)
         return bool((tuple(value) if isinstance(value, list) else value) != getattr(CheXpertConfig, name))
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The fields that, with the weights, define the model's scores."""
+        """The fields that, with the weights, determine the model's scores, and their values."""
         fields = {
             **self.backbone_fields,
             "head_hidden_size": self.head_hidden_size,
@@ -240,11 +241,11 @@ class CheXpertConfig(PreTrainedConfig):
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The meaning of the head's outputs: the observations, and which of them have three classes."""
+        """The observations, and those of them with three outputs: models that differ in this cannot share a head."""
         return self.observations, self.multiclass_observations
 
     def validate_architecture(self) -> None:
-        """Raises ValueError if a field of the architecture is out of range."""
+        """Raise ValueError if a field of the architecture is out of range."""
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}, expected 1 or 3.")
         sizes = [self.growth_rate, self.num_init_features, self.bn_size, *self.block_config]
@@ -261,7 +262,7 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError("head_dropout is set, but a linear head has none; set head_hidden_size or leave it 0.")
 
     def validate_backbone(self) -> None:
-        """Raises ValueError if the backbone is unknown, or a field of DenseNets is set for another one."""
+        """Raise ValueError if the backbone is unknown, or a field of DenseNets is set for another one."""
         if self.backbone not in _BACKBONES and not _TIMM.fullmatch(self.backbone):
             raise ValueError(
                 f"backbone is {self.backbone!r}, expected one of: {', '.join(_BACKBONES)}, {TIMM_PREFIX}NAME."
@@ -271,7 +272,7 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is a field of DenseNets, but the backbone is {self.backbone!r}; omit it.")
 
     def validate_labels(self) -> None:
-        """Raises ValueError if policies or operating points do not fit the observations."""
+        """Raise ValueError if policies, hierarchy or operating points do not fit the observations."""
         observations = self.observations
         if sorted(self.id2label) != list(range(len(observations))):
             raise ValueError(f"id2label has the indices {sorted(self.id2label)}, expected 0, 1, ... without a gap.")
@@ -291,7 +292,7 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
 
     def validate_calibration(self) -> None:
-        """Raises ValueError if the calibration names another observation or has a slope that is not positive."""
+        """Raise ValueError if the calibration names another observation or has a slope that is not positive."""
         slopes = (self.calibration or {}).get("slopes", {})
         for name, slope in slopes.items():
             if name not in self.observations:
@@ -300,13 +301,13 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"The calibration's slope of {name} is {slope}, expected a number above 0.")
 
     def validate_texts(self) -> None:
-        """Raises ValueError if the name or a warning is empty or more than one line of text."""
+        """Raise ValueError if the name or a warning is empty or more than one line of text."""
         for text in (self.model_name, *(self.warnings or ())):
             if text is not None and not (text.strip() and text.isprintable()):
                 raise ValueError(f"model_name and each of warnings must be one line of text, got {text!r}.")
 
     def validate_map_evaluation(self) -> None:
-        """Raises ValueError if the evaluation of the maps lacks a value or has an impossible one."""
+        """Raise ValueError if the evaluation of the maps lacks a value or has an impossible one."""
         if self.map_evaluation is None:
             return
         rates = [self.map_evaluation.get(name) for name in ("hit_rate", "constant_point")]
@@ -320,13 +321,13 @@ class CheXpertConfig(PreTrainedConfig):
 
 
 def fields_of(network: str) -> dict[str, Any]:
-    """The config's fields that make a network of `NETWORKS`, or "timm:NAME", the backbone."""
+    """Return the config's fields that select a backbone, given a key of `NETWORKS` or "timm:NAME"."""
     blocks = _DENSENET_BLOCKS.get(network)
     return {"backbone": network} if blocks is None else {"backbone": DENSENET, "block_config": list(blocks)}
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
-    """Takes the labels out of keyword arguments: names by index, or None for the stored ones."""
+    """Remove the labels from keyword arguments and return them by index; None if the stored labels stay."""
     num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     if id2label is None and label2id is not None:
         id2label = {index: name for name, index in label2id.items()}

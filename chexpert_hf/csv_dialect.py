@@ -1,4 +1,4 @@
-"""The encoding and the delimiter of a CSV file, which differ with the program and the language that wrote it."""
+"""Detect the encoding and the delimiter of a CSV file, which depend on the program and the language that wrote it."""
 
 import codecs
 from pathlib import Path
@@ -7,7 +7,7 @@ _HEAD_BYTES = 16_384  # the header line of a table, in any encoding
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a text file by its first bytes: UTF-8, or UTF-16 with or without a byte order mark."""
+    """Return the encoding of a text file, given its first bytes: UTF-8, or UTF-16 with or without a byte order mark."""
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -19,7 +19,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def dialect_of(file: Path) -> tuple[str, str]:
-    """Encoding and delimiter of a CSV file, possibly gzipped; the delimiter is the header's most frequent one."""
+    """Return encoding and delimiter of a CSV file, possibly gzipped: the header's most frequent of `,`, `;` and tab."""
     import pyarrow as pa  # not for scoring, which needs `encoding_of` alone
 
     with pa.input_stream(str(file)) as stream:

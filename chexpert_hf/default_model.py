@@ -10,9 +10,9 @@ DEFAULT_MODEL = Path(__file__).with_name("nih")
 
 
 def resolve_model(model: str | Path) -> str | Path:
-    """Translates the name of the bundled model into its folder; anything else is returned unchanged.
+    """Return the bundled model's folder for its name "nih"; any other path or repository id is returned unchanged.
 
-    A folder of that name in the current folder takes precedence, with a warning.
+    If the current folder has a folder of that name, that one is used, with a warning.
     """
     if str(model) != DEFAULT_NAME:
         return model

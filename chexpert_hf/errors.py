@@ -2,13 +2,13 @@
 
 
 class InputError(ValueError):
-    """Wrong input. The message is one line: what was expected, what was given, what to do."""
+    """The user's input is wrong. The message is one line: what was expected, what was given, what to do."""
 
 
 class ModelFolderError(InputError):
-    """A model folder or repository that this package cannot use, with the reason and what to do."""
+    """A model folder or repository cannot be used; the message gives the reason and what to do."""
 
 
 def printable(text: object) -> str:
-    """A text as one line for a terminal: characters that are not printable are escaped."""
+    """Return a text as one line for a terminal, with characters that are not printable escaped."""
     return "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in str(text))

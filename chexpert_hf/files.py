@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, checksums, and errors as one line."""
+"""Write files and folders whole or not at all, compute checksums, and shorten errors to one line."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ _READABLE = 0o644  # some libraries write for the owner alone, which hides a fil
 
 
 class FolderError(InputError):
-    """A folder that cannot be written to, with what to do."""
+    """A folder cannot be written to; the message says what to do."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which replaces it when the context ends and is removed after an error."""
+    """Context manager: a temporary path beside `path`, which replaces it at the end and is deleted after an error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -33,38 +33,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file by a text in UTF-8, with the same bytes on every system, whole or not at all."""
+    """Write a text to a file in UTF-8, with the same bytes on every system, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a file by a value as indented JSON; ValueError if the value holds NaN or an infinity."""
+    """Write a value to a file as indented JSON, whole or not at all; ValueError if it holds NaN or an infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def text_beside(module: str, name: str) -> str:
-    """The content of a file in the folder of a module, given by its `__file__`."""
+    """Return the text of the file `name` in a module's folder; `module` is the module's `__file__`."""
     return Path(module).with_name(name).read_text(encoding="utf-8")
 
 
 def data_beside(module: str) -> Any:
-    """The content of the YAML file of a module's name in its folder."""
+    """Load the YAML file that has a module's name and folder; `module` is the module's `__file__`."""
     return yaml.safe_load(text_beside(module, f"{Path(module).stem}.yaml"))
 
 
 def require_empty(folder: Path, advice: str = "choose a new or empty folder") -> None:
-    """FolderError, which ends in the advice, if a folder is a file or holds anything."""
+    """Raise FolderError, with `advice` at the end of its message, unless a folder is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FolderError(f"{folder} is not empty; {advice}.")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder of the same name, which becomes `folder` when the context ends and is removed after an error.
+    """Context manager: a temporary folder of the same name, which becomes `folder` at the end; deleted on an error.
 
     Raises:
-        FolderError: If `folder` is neither new nor empty, or cannot be written.
+        FolderError: If `folder` exists and is not empty, or cannot be written.
     """
     require_empty(folder)
     folder = folder.absolute()
@@ -84,7 +84,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def result_folder(folder: Path) -> None:
-    """Makes a folder for results, if it does not exist; FolderError if it is a file, or cannot be made."""
+    """Create a folder for results unless it exists; FolderError if it is a file or cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,12 +92,12 @@ def result_folder(folder: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Lets other users read a file that a library wrote for its owner alone."""
+    """Let other users read a file that a library wrote for its owner alone."""
     path.chmod(_READABLE)
 
 
 def sha256_of(path: Path) -> str | None:
-    """The SHA-256 of a file in hexadecimal digits; None if it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal digits; None if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -109,7 +109,7 @@ def sha256_of(path: Path) -> str | None:
 
 
 def first_line(error: object, limit: int = 200) -> str:
-    """The first line of an error's message, or the name of its class; at most `limit` characters."""
+    """Return the first line of an error's message, at most `limit` characters; the class's name if it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 

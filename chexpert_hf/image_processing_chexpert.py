@@ -1,8 +1,9 @@
 """The image processor, which turns a radiograph into `pixel_values`.
 
-Grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. All steps on gray levels are
-integer arithmetic of Pillow or of this file, so that every machine gives the same pixel values. This file travels with
-saved models. `chexpert_hf.radiographs.radiograph.read_radiograph` reads files better: it knows DICOM and 16-bit images.
+Its steps: grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. Unless `resize_like`
+is set, gray levels are computed in 8 bits by Pillow or this file, so that every machine gives the same pixel values.
+This file is copied into saved models. To read DICOM and 16-bit files, use
+`chexpert_hf.radiographs.radiograph.read_radiograph` first.
 """
 
 from functools import lru_cache
@@ -42,7 +43,7 @@ _EXPONENTS = (1 / 3, 3.0)  # others would turn noise in nearly uniform images in
 
 
 class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """The options of this processor in addition to the usual ones.
+    """The options of this processor in addition to those of all image processors of transformers.
 
     Attributes:
         do_square_crop: Whether to crop the longer side to the shorter one, in the middle, before resizing.
@@ -95,7 +96,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     @property
     def decoded_side(self) -> int | None:
-        """Smallest side to which a decoder may scale down; None if it must not, to equal another library's pixels."""
+        """Smallest side in pixels to which a decoder may shrink an image; None if it may not (`resize_like`)."""
         return None if self.resize_like else self.longest_side
 
     @property
@@ -103,7 +104,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """(height, width) of the resulting `pixel_values`.
 
         Raises:
-            ValueError: If it depends on the image.
+            ValueError: If the size depends on the image.
         """
         size = self.crop_size if self.do_center_crop else self.size if self.do_resize else None
         if not size or not size["height"] or not size["width"]:
@@ -111,14 +112,14 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return size["height"], size["width"]
 
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of an image of `width` x `height` pixels that the model sees.
+        """Return the part of an image of `width` x `height` pixels that the model sees.
 
         Returns:
-            Left, top, right and bottom in pixels of the image: all of it unless there is a crop. A crop that is larger
-            than the image, which is padded then, reaches beyond the image.
+            Left, top, right and bottom in pixels of the image: all of it unless the processor crops. A crop that
+            is larger than the image, which is then padded, reaches beyond the image.
 
         Raises:
-            ValueError: If the processor pads the images of a batch to one size, which depends on the other images.
+            ValueError: If `do_pad` is set: the part would depend on the other images of the batch.
         """
         if self.do_pad:
             raise ValueError("do_pad is set, expected a processor that resizes and crops only.")
@@ -135,7 +136,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return square[0] + left * x, square[1] + top * y, square[0] + right * x, square[1] + bottom * y
 
     def pixel_values_of(self, gray: torch.Tensor) -> torch.Tensor:
-        """`pixel_values` of gray levels that are already resized.
+        """Rescale, normalise and repeat gray levels that are already resized; return `pixel_values`.
 
         Args:
             gray: `(batch, 1, height, width)`, from this processor without `do_rescale` and `do_normalize`: uint8, or
@@ -146,7 +147,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         )
 
     def fetch_images(self, images: Any) -> Any:
-        """Opens paths with PIL, so that a 16-bit file is recognised and not saturated."""
+        """Open paths with PIL, so that 16-bit files are refused, not clipped to 8 bits; keep inputs of other types."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str):
@@ -168,7 +169,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         device: "torch.device | str | None" = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One image as a uint8 tensor of shape `(1, height, width)`."""
+        """Convert one image to gray levels, a uint8 tensor of shape `(1, height, width)`."""
         gray = _gray_from_pil(image) if isinstance(image, Image.Image) else _gray_from_array(image, input_data_format)
         if gray.numel() == 0:
             raise ValueError(f"The image has no pixels: {_EXPECTED}.")
@@ -201,7 +202,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return super()._preprocess(images, do_resize=do_resize, size=size, **kwargs)
 
     def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
-        """Resizes uint8 gray levels `(..., height, width)` with Pillow, which rounds alike on every processor.
+        """Resize uint8 gray levels `(..., height, width)` with Pillow, which rounds alike on every processor.
 
         torchvision's antialiased resizing of 8-bit images differs by a level between instruction sets and versions.
         """
@@ -214,7 +215,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return torch.from_numpy(np.stack(planes)).reshape(*image.shape[:-2], height, width).to(image.device)
 
     def _resized_shape(self, height: int, width: int, size: Any) -> tuple[int, int]:
-        """(height, width) after resizing to `size`, which may name sides, edges or maxima."""
+        """Return (height, width) after resizing to `size`, which may also be `shortest_edge` and the like."""
         if size["height"] and size["width"]:
             return size["height"], size["width"]
         # The meta device computes shapes only.
@@ -230,7 +231,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         image_mean: Any,
         image_std: Any,
     ) -> torch.Tensor:
-        """Gray levels `(batch, 1, h, w)` to model input `(batch, channels, h, w)`; unchanged if neither step is on."""
+        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`; as given if both are off."""
         if not (do_rescale or do_normalize):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)
@@ -238,11 +239,11 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
 
 def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | None = None) -> torch.Tensor:
-    """Normalises the gray levels of an image, which scanners and exports place in different ranges.
+    """Stretch the gray levels of an image to a common range, since scanners and exports use different ones.
 
-    Stretches the gray levels between the percentiles `low` and `high` of the middle of the image to the whole range,
-    then applies a gamma so that its median becomes `median`. The outer tenth on each side, with borders, collimators
-    and markers, is ignored. A uniform image stays as it is.
+    The percentiles `low` and `high` become black and white; then a gamma gives the image the median `median`. All three
+    are measured on the middle of the image, without the outer tenth on each side, where borders, collimators and
+    markers lie. A uniform image stays as it is.
 
     Args:
         gray: `(..., height, width)` gray levels, uint8, of one image.
@@ -251,7 +252,7 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
         median: New median, in (0, 1); None for no gamma.
 
     Raises:
-        ValueError: If the values are no range, or the image is not uint8.
+        ValueError: If `low`, `high` or `median` is out of range, or the image is not uint8.
     """
     if not 0 <= low < high <= 100 or not (median is None or 0 < median < 1):
         raise ValueError(
@@ -276,10 +277,10 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
 
 
 def _resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resizes `(1, h, w)` gray levels in [0, 255] to float32, like `skimage.transform.resize` in the mode "constant".
+    """Resize `(1, h, w)` gray levels in [0, 255] to float32, like `skimage.transform.resize` in the mode "constant".
 
-    A Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices. The
-    outside is middle gray, as it is for an image in [-1024, 1024].
+    That is a Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices.
+    Pixels outside the image are middle gray, which is 0 on torchxrayvision's scale of [-1024, 1024].
     """
     centred = gray.float() - _OUTSIDE
     rows, columns = (
@@ -294,7 +295,7 @@ def _resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> to
 
 @lru_cache(maxsize=32)
 def _resampling(old: int, new: int) -> torch.Tensor:
-    """The matrix `(new, old)` that filters and interpolates one axis.
+    """Return the matrix `(new, old)` that filters and interpolates along one axis, from `old` to `new` pixels.
 
     Source: scikit-image 0.26, `transform.resize`; scipy 1.17, `ndimage.gaussian_filter1d` and `ndimage.zoom` (with
     `grid_mode`, order 1 and mode "grid-constant").
@@ -316,14 +317,14 @@ def _resampling(old: int, new: int) -> torch.Tensor:
 
 
 def _square(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the square in the middle, as torchxrayvision's `XRayCenterCrop` takes it."""
+    """Return left, top, right and bottom of the square in the middle, exactly as torchxrayvision's `XRayCenterCrop`."""
     side = min(width, height)
     left, top = width // 2 - side // 2, height // 2 - side // 2
     return left, top, left + side, top + side
 
 
 def _cropped(side: int, crop: int) -> tuple[int, int]:
-    """Start and end of a crop in the middle, as the base class takes it."""
+    """Return start and end of a crop in the middle of a side, exactly as transformers' centre crop."""
     first = -((crop - side) // 2) if crop > side else (side - crop) // 2
     return first, first + crop
 

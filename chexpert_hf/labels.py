@@ -1,6 +1,7 @@
-"""Label sets, CheXpert's first of all; the cell values of label files, and the uncertainty policies.
+"""Label sets, above all CheXpert's, values of cells in label files, and the uncertainty policies.
 
-Nothing here imports anything heavy; every other module takes the names from here. This file travels with saved models.
+This module imports only the standard library, and every other module takes these names from here. The file is copied
+into saved models.
 
 Source: Irvin et al. 2019, "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison",
 arXiv:1901.07031, sections 2 and 3.
@@ -44,30 +45,30 @@ UNCERTAIN = -1.0
 """Cell values of the CSV files; a blank cell (NaN once read) means that the report does not mention the observation."""
 
 IGNORED = -100.0
-"""Target of a cell that takes no part in the loss, by the convention of the Hugging Face Trainer."""
+"""Target of a label that takes no part in the loss, by the convention of the Hugging Face Trainer."""
 
 
 class UncertaintyPolicy(str, Enum):
-    """The training target of an uncertain label, by the names of Irvin et al. 2019, section 3.1.
+    """Treatment of an uncertain label (-1) in training, with the names of Irvin et al. 2019, section 3.1.
 
-    The two with label smoothing (LSR) are of Pham et al. 2019, "Interpreting chest X-rays via CNNs that exploit
+    The two with label smoothing (LSR) are from Pham et al. 2019, "Interpreting chest X-rays via CNNs that exploit
     hierarchical disease dependencies and uncertainty labels", arXiv:1911.06475.
     """
 
     U_IGNORE = "u-ignore"
-    """It takes no part in the loss."""
+    """The label takes no part in the loss."""
     U_ZEROS = "u-zeros"
-    """It becomes 0."""
+    """The label becomes 0."""
     U_ONES = "u-ones"
-    """It becomes 1."""
+    """The label becomes 1."""
     U_SELF_TRAINED = "u-self-trained"
-    """It becomes the probability that a model gives which was trained with U-Ignore."""
+    """The label becomes the probability given by a model that was trained with U-Ignore."""
     U_MULTICLASS = "u-multiclass"
-    """It is a third class beside negative and positive."""
+    """Uncertain is a third class beside negative and positive."""
     U_ZEROS_LSR = "u-zeros+lsr"
-    """It becomes a random number near 0, drawn once for each sample."""
+    """The label becomes a random number near 0, drawn once for each sample."""
     U_ONES_LSR = "u-ones+lsr"
-    """It becomes a random number near 1, drawn once for each sample."""
+    """The label becomes a random number near 1, drawn once for each sample."""
 
 
 SMOOTHING_RANGES: dict[UncertaintyPolicy, tuple[float, float]] = {
@@ -99,14 +100,15 @@ PARENTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The observations of a data set or a model, and what is known of them.
+    """The observations of a data set or a model, with their hierarchy and definitions.
 
     Attributes:
-        names: The observations, in the order of columns and outputs.
-        headline: Those whose mean AUROC is the headline metric; all if it is empty.
+        names: The observations, in the order of the table's columns or the model's outputs.
+        headline: The observations whose mean AUROC is the headline metric; empty for all.
         parents: Child -> parent: a child that is positive makes its parent positive.
-        none_of_these: The observation that all others are absent, which is nowhere in an image.
-        definitions: Meaning of an observation, in one line.
+        none_of_these: The observation that says that all others are absent, such as No Finding; it has no place in the
+            image.
+        definitions: Observation -> meaning, in one line.
     """
 
     names: tuple[str, ...]
@@ -116,7 +118,7 @@ class LabelSet:
     definitions: Mapping[str, str] = field(default_factory=dict)
 
     def among(self, names: Iterable[str]) -> "LabelSet":
-        """Returns the label set for `names`, in their order; names that this set does not have get no properties."""
+        """Return the label set for `names`, in their order; names that this set lacks get no parent or definition."""
         names = tuple(names)
         return LabelSet(
             names,
@@ -127,20 +129,20 @@ class LabelSet:
         )
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Some names in the order of this set; others come last, in their own order."""
+        """Return `names` in the order of this set; those that it does not have come last, in their own order."""
         given = list(names)
         return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes but `names`, for JSON; empty ones are left out."""
+        """Return the attributes except `names` for JSON, without empty ones."""
         return {name: value for name, value in asdict(self).items() if name != "names" and value}
 
     @classmethod
     def from_dict(cls, names: Iterable[str], values: Mapping[str, Any]) -> "LabelSet":
-        """The inverse of `to_dict`, for some observations.
+        """Make a label set from its names and the result of `to_dict`.
 
         Raises:
-            ValueError: If a value has another type, or names an observation that is not one of these.
+            ValueError: If a value has another type, or names an observation that is not among `names`.
         """
         names, known = tuple(names), {each.name for each in fields(cls)} - {"names"}
         if unknown := sorted(set(values) - known):
@@ -192,10 +194,10 @@ class BlankPolicy(str, Enum):
 
 
 def check_observations(names: Iterable[str], known: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Returns the names as a tuple.
+    """Return the names as a tuple, if they are valid.
 
     Raises:
-        ValueError: If one occurs twice, is not among the known ones, where they are given, or there is none.
+        ValueError: If there are none, one occurs twice, or one is not in `known`, if that is given.
     """
     names = tuple(names)
     if not names:
@@ -209,16 +211,16 @@ def check_observations(names: Iterable[str], known: Sequence[str] | None = None)
 
 
 def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -> dict[str, str]:
-    """Reads a choice of uncertainty policies into one policy per observation.
+    """Return the uncertainty policy of each observation, given a user's choice.
 
     Args:
         text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), such a
-            list already as a mapping, or `"paper"` for the best one of each observation by the paper. Observations
-            that a list or the paper leaves out get U-Ignore.
+            list as a mapping, or `"paper"` for each observation's best policy in the paper. Observations that are not
+            mentioned there get U-Ignore.
         observations: The observations that the model is trained on.
 
     Returns:
-        The policy's value of each observation, in the order of `observations`.
+        Observation -> value of `UncertaintyPolicy`, in the order of `observations`.
 
     Raises:
         ValueError: If a policy or an observation is unknown.
@@ -243,7 +245,7 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
 
 
 def ancestors(name: str, parents: Mapping[str, str] = PARENTS) -> list[str]:
-    """The way from an observation to its root, nearest first; without itself, unless the way is a circle."""
+    """Return an observation's parent, its parent's parent and so on; `name` itself is among them only in a cycle."""
     found: list[str] = []
     while name in parents and parents[name] not in found:
         name = parents[name]
@@ -252,7 +254,7 @@ def ancestors(name: str, parents: Mapping[str, str] = PARENTS) -> list[str]:
 
 
 def parents_among(observations: Iterable[str], parents: Mapping[str, str] = PARENTS) -> dict[str, str]:
-    """The hierarchy within some observations: each child's nearest ancestor that is one of them."""
+    """Return the hierarchy within some observations: child -> the nearest ancestor that is one of them."""
     observations = tuple(observations)
     nearest = {
         name: next((each for each in ancestors(name, parents) if each in observations), None) for name in observations

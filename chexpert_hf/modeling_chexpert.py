@@ -1,7 +1,7 @@
 """The model: a backbone, one logit per observation, an uncertainty-aware loss, and saliency maps.
 
 The maps need no backward pass: with global average pooling before the head, the gradient of a logit with respect to the
-last feature maps has a closed form. This file travels with saved models (remote code).
+last feature maps has a closed form. This file is copied into saved models (remote code).
 
 Sources: Zhou et al. 2016, arXiv:1512.04150 (class activation maps); Irvin et al. 2019, arXiv:1901.07031 (uncertainty
 policies, Grad-CAM at the last convolution).
@@ -58,7 +58,8 @@ class CheXpertOutput(ModelOutput):
         uncertainty: `(batch, num_multiclass)`: the probability of the uncertain class, in the order of the config's
             `multiclass_observations`; None if there are none.
         saliency: If requested, `(batch, num_labels, h, w)`: the contribution of each cell of the last feature map to
-            each logit. For a linear head, a map's mean plus the bias is the logit. Grad-CAM is the positive part.
+            each logit. With a linear head and no hierarchy, a map's mean plus the bias is the logit. Grad-CAM is the
+            positive part.
         hidden_states: If requested, the feature maps `(batch, channels, h, w)` after each dense block or stage.
     """
 
@@ -72,8 +73,8 @@ class CheXpertOutput(ModelOutput):
 class CheXpertForImageClassification(PreTrainedModel):
     """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    The backbone is `features`, with its library's names of the weights below it; a linear head is `classifier`, one
-    with a hidden layer is `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
+    Weights of the backbone are named `features.` and then as in its library. Those of a linear head are `classifier`;
+    with a hidden layer `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
     """
 
     config: CheXpertConfig
@@ -94,9 +95,9 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a head that was saved for other labels is re-initialised, even one of the same size.
+        """Load a model as in transformers, but re-initialise a head saved for other labels, even one of the same size.
 
-        The config of a model with a new head has no operating points, calibration or evaluation of maps.
+        If the head is new, the config's operating points, calibration and evaluation of maps are reset.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
@@ -125,7 +126,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises the head as torchvision's DenseNet does, and the backbone as its library does."""
+        """Initialise a module: of the head as in torchvision's DenseNet, of the backbone as in its library."""
         if not any(module is part for part in self.classifier.modules()):
             self.features.initialise(module, super()._init_weights)
         elif isinstance(module, nn.Linear):
@@ -134,19 +135,19 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The last layer of the head, whose rows are the model's outputs."""
+        """The last layer of the head, with a row of weights for each output."""
         last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
         return last
 
     def freeze_backbone(self) -> None:
-        """Freezes the backbone, including its BatchNorm statistics, so that only the head is trained."""
+        """Freeze the backbone, including its BatchNorm statistics, so that only the head is trained."""
         self.features.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CheXpertForImageClassification":
-        """As in torch, but frozen parts stay in evaluation mode: a backbone, or single BatchNorms as under LoRA.
+        """Set the mode, but keep frozen parts in evaluation mode: the backbone, or single BatchNorms (as under LoRA).
 
-        Their running statistics would drift otherwise, and no adapter of trained weights holds them.
+        Their running statistics would drift otherwise, and a saved LoRA adapter does not contain them.
         """
         super().train(mode)
         if not _is_trained(self.features):
@@ -167,19 +168,19 @@ class CheXpertForImageClassification(PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CheXpertOutput:
-        """Scores a batch of radiographs.
+        """Score a batch of radiographs; with labels, compute the loss.
 
         Args:
             pixel_values: `(batch, num_channels, height, width)`, from the image processor.
             labels: `(batch, num_labels)`: 1, 0, -1 (uncertain) and NaN (blank) as in the CSV files, to which the
-                config's policies are applied; also targets in [0, 1], and -100 for cells without a loss. Integers
-                `(batch,)` are class indices: that label is positive and all others are negative.
-            loss_weights: `(batch, num_labels)`: weight of each label in the sum of the losses; 1 if None. Its name must
-                not contain "label": the Trainer takes every argument whose name does for a label column.
+                config's policies are applied; also targets in [0, 1], and -100 for labels without a loss. Integers
+                `(batch,)` are class indices: the label of that index is positive, all others negative.
+            loss_weights: `(batch, num_labels)`: weight of each label in the sum of the losses; 1 if None. (Not named
+                "label...": the Trainer takes all such arguments for columns of labels.)
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
-            num_items_in_batch: Number of known labels in all batches of an optimizer step, from the Trainer: the
-                divisor of the sum of the losses. If None, this batch's own number.
+            num_items_in_batch: Number of known labels in all batches of an optimizer step, given by the Trainer; the
+                sum of the losses is divided by it. If None, by this batch's own number.
 
         Raises:
             ValueError: If the shapes do not fit the model.
@@ -208,11 +209,11 @@ class CheXpertForImageClassification(PreTrainedModel):
         )
 
     def logits_from(self, features: Tensor) -> Tensor:
-        """Logits `(batch, num_labels)` from the last feature maps, as in `forward`."""
+        """Return the logits `(batch, num_labels)` for last feature maps `(batch, channels, h, w)`, as in `forward`."""
         return unconditional_logits(self._positive_minus_negative(self.classifier(_pooled(features))), self.config)
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """The feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
+        """Return the feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
 
         Keys: for DenseNet "stem", "dense block 1", "transition 1", ..., and always `LAST_STAGE`, which the head pools.
         """
@@ -223,10 +224,11 @@ class CheXpertForImageClassification(PreTrainedModel):
         return [self.config.observations.index(name) for name in self.config.multiclass_observations]
 
     def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
-        """One logit per observation `(..., num_labels)`, from the head's outputs or from the weights of its last layer.
+        """Turn the head's outputs `(..., num_outputs)` into one logit per observation `(..., num_labels)`.
 
         The outputs are one per observation (under U-MultiClass the positive class), then the negative class and then
-        the uncertain class of the observations under U-MultiClass.
+        the uncertain class of the observations under U-MultiClass. As this is linear, it also works on the last layer's
+        weights.
         """
         columns = self._multiclass_columns
         if not columns:
@@ -238,13 +240,13 @@ class CheXpertForImageClassification(PreTrainedModel):
         return outputs[..., : self.num_labels] - functional.pad(outputs, (0, 1))[..., negative]
 
     def _classes(self, outputs: Tensor) -> Tensor:
-        """`(batch, num_multiclass, 3)`: the outputs for negative, positive and uncertain."""
+        """Return `(batch, num_multiclass, 3)`: the outputs for negative, positive and uncertain under U-MultiClass."""
         columns = self._multiclass_columns
         negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
         return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
-        """`(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
+        """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
         weight = self._positive_minus_negative(self.last_layer.weight.T).T  # (num_labels, C or hidden)
         if isinstance(self.classifier, nn.Sequential):
             first = self.classifier[0]
@@ -290,7 +292,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
-    """Logits of the unconditional probabilities, if the config has a hierarchy; else the logits as they are.
+    """Return logits of the unconditional probabilities, if the config has a hierarchy; else the logits as they are.
 
     Args:
         logits: `(batch, num_labels)`: logits of each observation given that its parent is positive.
@@ -312,7 +314,7 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
 
 
 def _paths(config: CheXpertConfig) -> Tensor:
-    """`(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
+    """Return a matrix `(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
     observations, parents = config.observations, config.label_parents or {}
     paths = torch.eye(len(observations))
     for row, name in enumerate(observations):
@@ -338,16 +340,16 @@ def _head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequentia
 
 
 def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
-    """Applies the config's policies to raw labels of the CSV files.
+    """Turn raw labels of the CSV files into targets, by the config's policies and `blank_labels`.
 
     Args:
-        labels: `(..., num_labels)`: 1, 0, -1, NaN; values that are already resolved stay as they are.
-        config: Its policies are applied, and its `blank_labels`.
+        labels: `(..., num_labels)`: 1, 0, -1, NaN; values that are already targets stay as they are.
+        config: The model's configuration.
 
     Returns:
-        Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 for cells without a
-        loss. With `label_parents`, a positive child makes its ancestors positive first (the reports' labels do not),
-        and a child has a loss only where its parent is positive.
+        Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 for labels without
+        a loss. With `label_parents`, a positive child first makes its ancestors positive (in CheXpert's labels it does
+        not), and a child has a loss only where its parent is positive.
     """
     if config.label_parents:
         paths = _paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
@@ -365,9 +367,9 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
 
 
 def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """The mean of the losses of the known cells; 0 if there are none.
+    """Return the mean of the losses where `is_known`; 0 if nothing is known.
 
-    `num_items` replaces their number as the divisor, where a batch is a part of a larger one.
+    `num_items` replaces the number of known labels as the divisor, where a batch is a part of a larger one.
     """
     count = is_known.sum() if num_items is None else num_items
     return (losses * is_known).sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)

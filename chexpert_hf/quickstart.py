@@ -1,4 +1,4 @@
-"""All steps once, without data or network: phantoms, training, evaluation, overlays, a model folder."""
+"""Run every step once, without data or network: draw phantoms, train, evaluate, write overlays and a model folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +23,18 @@ NUM_STUDIES = 2500
 UNSEEN_STUDIES = 300
 RECIPE = recipes_folder() / "quickstart.yaml"
 DRAWN, TRAINED = 0.2, 0.97
-"""Shares of the time, on two processor cores, after which the radiographs are drawn and the model is trained."""
+"""Fractions of the total time, measured on two cores, that have passed once the radiographs are drawn and once the
+model is trained."""
 
 Progress = Callable[[str, float], None]
-"""Called with the present stage and the share of the time that has passed, in [0, 1]."""
+"""Called with the name of the current stage and the fraction of the time that has passed, in [0, 1]."""
 
 
 def run_quickstart(output: Path, progress: Progress) -> Evaluation:
-    """Writes `phantoms`, `unseen`, `model` and `overlays` into a folder, which appears once all of them are complete.
+    """Train and evaluate a small model on phantoms; write everything into the new folder `output`.
 
-    Returns the model's evaluation on `unseen`. Raises FolderError if `output` is not empty.
+    It holds `phantoms` (training data), `unseen` (evaluation data), `model` and `overlays`, and appears once all of
+    them are complete. Returns the model's evaluation on `unseen`. Raises FolderError if `output` is not empty.
     """
     recipe = Recipe.load(RECIPE)
     with new_folder(output) as folder:
@@ -61,7 +63,7 @@ def _draw(folder: Path, progress: Progress) -> None:
 
 
 class _TrainingShare(TrainerCallback):
-    """Reports the steps that are done as a share of the time."""
+    """Reports the progress of training as a fraction of the whole quickstart's time."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -71,7 +73,7 @@ class _TrainingShare(TrainerCallback):
 
 
 def _write_overlays(classifier: CheXpertClassifier, data: datasets.Dataset, folder: Path) -> None:
-    """Writes the overlays of the radiograph with the most findings, one per observation."""
+    """Write the overlays of the radiograph with the most positive labels, one per observation."""
     positives = [sum(value == 1 for value in labels) for labels in data["labels"][:]]
     path = Path(image_files(data)[positives.index(max(positives))])
     write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)

@@ -1,4 +1,4 @@
-"""The contenders of `chexpert-hf bench`: this package in each runtime and precision; their model and radiographs."""
+"""The contenders of `chexpert-hf bench`, this package in each runtime and precision, and what they score."""
 
 import platform
 from collections.abc import Sequence

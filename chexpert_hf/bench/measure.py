@@ -34,7 +34,7 @@ class Contender(ABC):
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """Read and score files; return probabilities `(num_files, num_labels)`, or None if they cannot be compared."""
+        """Read and score files; return probabilities `(num_files, num_labels)`, or None to leave them uncompared."""
 
     @abstractmethod
     def forward(self, count: int) -> None:
@@ -76,7 +76,7 @@ class Figures:
 
 
 class _Process:
-    """A process that keeps one contender in its global `_loaded`; `figures` are the results so far."""
+    """A process with one contender, in its global `_loaded`; `figures` are the contender's results so far."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
@@ -129,7 +129,7 @@ def _load(make: Callable[[], Contender]) -> None:
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
-    """Call a method of the contender; return its result, and the seconds that it took."""
+    """Call a method of this process's contender; return its result, and the seconds that it took."""
     start = time.perf_counter()
     result = getattr(_loaded[0], method)(argument)
     return result, time.perf_counter() - start

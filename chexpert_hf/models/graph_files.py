@@ -25,7 +25,7 @@ RECORD_FILE = "export.json"
 
 
 class RuntimeName(str, Enum):
-    """Library that computes the scores; "auto" is chosen by `open_runtime`."""
+    """Library that computes the scores; with "auto", `open_runtime` chooses it."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -34,7 +34,7 @@ class RuntimeName(str, Enum):
 
 
 class Precision(str, Enum):
-    """Number format in which the scores are computed; "auto" is chosen by `open_runtime`."""
+    """Number format in which the scores are computed; with "auto", `open_runtime` chooses it."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -114,7 +114,7 @@ def find_graph(
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """Return the entries of a folder's `export.json`, if any, by path of the graph; GraphError if it is damaged."""
+    """Return the entries of a folder's `export.json` by path of the graph; empty without it, GraphError if damaged."""
     try:
         text = (folder / RECORD_FILE).read_bytes()
     except OSError:

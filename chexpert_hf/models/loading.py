@@ -25,7 +25,7 @@ _verbosity_lock = Lock()
 def _without_warnings() -> Iterator[None]:
     """Context manager: hide transformers' table of keys that do not fit, which `load_model` reports in one line.
 
-    The level of its log is that of the whole process, so one thread at a time may be inside.
+    The log level of transformers holds for the whole process, so one thread at a time may be inside.
     """
     with _verbosity_lock:
         verbosity = logging.get_verbosity()
@@ -87,7 +87,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Load the image processor of a folder, which messages call `name`; ModelFolderError if there is none."""
+    """Load the image processor of a folder; ModelFolderError about `name`, by default the folder, if none."""
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
     except OSError as error:

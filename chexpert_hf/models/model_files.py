@@ -1,7 +1,7 @@
 """The files of a model folder or an ensemble, and their checksums, which detect any change.
 
-`checksums.json` holds the SHA-256 of every file named here. It has exactly one valid form, so that changes of it are
-detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
+`checksums.json` holds the SHA-256 of a folder's `summed_files`. It has exactly one valid form, so that changes of it
+are detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
 """
 
 import json
@@ -55,7 +55,7 @@ def published_files(folder: Path) -> list[str]:
 
 
 def summed_files(folder: Path) -> list[str]:
-    """Return the paths of a folder's files that get a checksum, published and private ones, relative and sorted."""
+    """Return the sorted relative paths of a folder's files that get a checksum, including those never published."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *_PRIVATE_FILES))
 
 
@@ -66,7 +66,7 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Return whether a path in a folder fits a pattern of the lists above: `onnx/*.onnx` fits `onnx/model.onnx`."""
+    """Return whether a path in a folder fits a pattern as in `OPTIONAL_FILES`: `onnx/model.onnx` fits `onnx/*.onnx`."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
@@ -76,7 +76,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Update the checksums of the named files only, drop those of missing files; do nothing if the folder has none."""
+    """Update the checksums of the named files, or drop those of missing ones; do nothing without `checksums.json`."""
     sums = read_checksums(folder)
     if sums is not None:
         names = set(names)
@@ -109,7 +109,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """Return a line for each file that does not match the folder's `checksums.json`; none without that file.
+    """Return a line for each file that does not match the folder's `checksums.json`; an empty list without it.
 
     `names` are the files to compare; if None, all that have a checksum or should have one.
     """
@@ -138,7 +138,7 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
-    """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a card.
+    """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a model card.
 
     Each member is a model folder or a checkpoint; its weights, configuration and code are copied.
     """

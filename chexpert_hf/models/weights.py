@@ -28,7 +28,7 @@ def _published(network: str) -> WeightsEnum:
 
 
 def imagenet_cache_path(network: str = "densenet121") -> Path:
-    """Return the path in torch's cache of torchvision's ImageNet weights; the file may also be put there by hand."""
+    """Return where torch caches torchvision's ImageNet weights; the file may also be put there by hand."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(_published(network).url).name
 
 
@@ -79,7 +79,7 @@ def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_imagenet_backbone(model: CheXpertForImageClassification, state_dict: dict[str, Tensor] | None = None) -> None:
     """Copy ImageNet weights into a model's backbone; the head stays as it is.
 
-    `state_dict` holds weights with the library's names; if None, the published ones are used. A model with one channel
+    `state_dict` has the names of torchvision or timm; if None, the published weights are used. A model with one channel
     gets the sum of the three channels' kernels, which gives the same output as three equal channels.
 
     Raises:

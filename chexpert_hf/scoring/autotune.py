@@ -1,7 +1,7 @@
 """Time the runtimes and precisions that can be opened, choose the fastest, and keep the choice in the user's cache.
 
-A choice is reused for the same processor, number of threads, library versions, architecture and input size. So later
-runs on a machine, and all members of an ensemble, use the same runtime.
+A choice is reused for the same request, processor, number of threads, library versions, architecture and input size.
+So later runs on a machine, and all members of an ensemble, use the same runtime.
 """
 
 import json
@@ -52,7 +52,7 @@ class Choice:
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
-    """Return the path in the cache for the choice of a model's runtime on this machine; the file need not exist.
+    """Return the path in the user's cache of the choice for a model on this machine; the file need not exist.
 
     Args:
         model: Only its architecture counts, not its weights.
@@ -92,7 +92,7 @@ def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], ski
     """Time the opened runtimes and return the fastest; a single one is returned without timing.
 
     Args:
-        opened: The candidates.
+        opened: The runtimes to choose from, by name and precision.
         shape: (channels, height, width) of the random images to time them on.
         skipped: Lines on the runtimes that could not be opened, stored in the choice.
     """
@@ -104,7 +104,7 @@ def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], ski
 
 
 def fastest(rates: Mapping[Candidate, float]) -> Candidate:
-    """Return the fastest fp32 candidate, or the fastest bf16 one if that is `LEAST_GAIN` times as fast."""
+    """Return the key of the best rate in fp32, or of the best one in bf16 if that is `LEAST_GAIN` times as high."""
 
     def rate_of(precision: Precision) -> float:
         return max((rate for (_, each), rate in rates.items() if each is precision), default=0)

@@ -98,7 +98,7 @@ class CheXpertClassifier:
             device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
             revision: Branch, tag or commit of a repository.
             autotune: Whether "auto" on a CPU times the runtimes and precisions on first use, and keeps the choice in
-                the user's cache.
+                the user's cache; for False see `open_runtime`.
 
         Raises:
             ModelFolderError: If there is no CheXpert model, its weights do not fit its configuration, or the members of
@@ -259,7 +259,7 @@ class CheXpertClassifier:
             file) and `error`; with a gate also `gate` ("pass", "warning" or "flagged") and `gate_reason`.
 
         Raises:
-            InputError: If the folder does not exist, there are no radiographs in it, or an argument is out of range.
+            InputError: If the folder does not exist, there are no radiographs in it, or an option is invalid.
             RadiographError: If a file cannot be read, and `errors` is "raise"; the message names the file.
         """
         import pandas as pd
@@ -283,7 +283,7 @@ class CheXpertClassifier:
 
     @property
     def preparation(self) -> Preparation:
-        """The members' image processors and the gate, without the networks: can be sent to another process."""
+        """The members' image processors and the gate, without the models: can be pickled for another process."""
         return Preparation(tuple(member.processor for member in self.members), self.gate)
 
     def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
@@ -341,7 +341,7 @@ class CheXpertClassifier:
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Return classifiers with the same scores that can be used at the same time, each in its own thread.
 
-        It is only this one unless the runtimes of all members offer several; see `Runtime.side_by_side`.
+        Only this one is returned unless the runtimes of all members offer several; see `Runtime.side_by_side`.
         """
         runtimes = [member.runtime.side_by_side() for member in self.members]
         if min(map(len, runtimes)) == 1:
@@ -353,7 +353,7 @@ class CheXpertClassifier:
 
     @torch.inference_mode()
     def _compute(self, batch: list[Prepared], saliency: bool) -> Callable[[], list[_Output]]:
-        """Start the members' forward passes; return a function that waits for their logits and maps, on the CPU."""
+        """Start the members' forward passes; return a function that waits and returns their outputs on the CPU."""
         outputs: list[_Output] = []
         for index, member in enumerate(self.members):
             gray = to_device([one.gray[index] for one in batch], member.runtime.device)
@@ -372,9 +372,9 @@ class CheXpertClassifier:
             yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
 
     def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | NoMaps:
-        """Average the members' maps `(num_labels, h, w)` at their finest resolution.
+        """Average the members' maps, each `(num_labels, h, w)`, at the finest of their resolutions.
 
-        `size` is the radiograph's (width, height).
+        `size` is the radiograph's (width, height). Without maps, return `NoMaps`.
         """
         if not maps:
             return NoMaps()

@@ -43,7 +43,7 @@ class Prediction:
     Attributes:
         probabilities: Probability of each observation, in [0, 1], in the model's order.
         positives: Whether each probability is at least the observation's operating point.
-        saliency: With saliency=True, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]:
+        saliency: If requested, a map `(height, width)` of each observation, of the radiograph's size, in [0, 1]:
             1 is the strongest evidence for any observation in this radiograph, and a map without positive evidence is 0
             everywhere. Otherwise an empty mapping; looking up an observation raises ValueError.
         notes: A line for each part of the file that was replaced or ignored in reading it, such as an unusable window.
@@ -123,7 +123,7 @@ class Prediction:
         return overlay(image, maps[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but maps, labels and source in plain types for JSON; an infinite gate distance becomes None."""
+        """Return all but maps, labels and source in plain types for JSON; an infinite gate `distance` is None."""
         verdict = None
         if self.gate is not None:
             verdict = asdict(self.gate) | {"distance": self.gate.distance if isfinite(self.gate.distance) else None}
@@ -136,7 +136,7 @@ class Prediction:
         }
 
     def to_pandas(self) -> "DataFrame":
-        """Return a table with a row per observation: positive ones first, then by falling probability."""
+        """Return `probability`, `operating_point` and `is_positive` by observation: positives first, then by score."""
         import pandas as pd
 
         return pd.DataFrame(self._rows()).set_index("observation")
@@ -186,7 +186,7 @@ class Prediction:
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
-    """Sort observations by falling probability; equal ones are in CheXpert's order."""
+    """Sort observations by falling probability; of equal ones, CheXpert's come first, in its order."""
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
 
 

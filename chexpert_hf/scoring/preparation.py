@@ -25,7 +25,7 @@ class Prepared:
         size: (width, height) of the radiograph in pixels, before resizing.
         notes: As in `Prediction`.
         gate_input: The image for the gate; None if the gate is not to judge it, or has done so already.
-        verdict: The gate's verdict, if it has judged already.
+        verdict: The gate's verdict, if it has judged already, else None.
         source: As in `Prediction`.
     """
 
@@ -39,7 +39,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Reads and prepares radiographs for a classifier; it holds no network, so it can be sent to another process.
+    """Reads and prepares radiographs for a classifier; it holds no model, so it can be sent to another process.
 
     Attributes:
         processors: The image processor of each member of the classifier.
@@ -74,7 +74,7 @@ class Preparation:
         return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """Return the gate's verdicts on radiographs with a `gate_input`, and the stored `verdict` of the others."""
+        """Return the gate's verdict on each radiograph with a `gate_input`, and the stored `verdict` of the others."""
         inputs = [one.gate_input for one in radiographs if one.gate_input is not None]
         judged = iter(self.gate.judge_batch(inputs) if self.gate else ())
         return [one.verdict if one.gate_input is None else next(judged, None) for one in radiographs]

@@ -62,8 +62,8 @@ def open_runtime(
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
         runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
         precision: One of `Precision`. "auto" is bf16 where the processor has instructions for it (a CUDA GPU, or a
-            CPU with PyTorch or OpenVINO), else fp32. fp16 needs PyTorch on a GPU, or an exported graph; int8 needs an
-            exported graph.
+            CPU with PyTorch or OpenVINO; see `autotune`), else fp32. fp16 needs PyTorch on a GPU, or an exported graph;
+            int8 needs an exported graph.
         device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
         input_size: (height, width) of `pixel_values`.
         autotune: Whether "auto" on a CPU is the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime only
@@ -136,7 +136,10 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """Open the choice stored in `file`, or else time all runtimes and store the fastest; None if none opens."""
+    """Open the choice stored in `file`; else open all runtimes, time them on images of `shape` and return the fastest.
+
+    The choice is stored unless an installed runtime could not be opened. Returns None if none could.
+    """
     if known := tuning.recall(file):
         with suppress(Exception):  # it has broken since: what there is now is timed
             opened = open_one(known.runtime, known.precision)
@@ -204,7 +207,7 @@ def _open_graph(
     folder: Path | None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Open the graph exported to the model folder; if none is usable, a float32 graph from the cache or a new one."""
+    """Open the exported graph; without a usable one, for fp32 and bf16 a cached or new graph, else raise GraphError."""
     precision = asked
     if asked in (Precision.AUTO, Precision.BF16):
         precision = Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32

@@ -22,7 +22,8 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and botto
 def positive_maps(saliency: Tensor) -> Tensor:
     """Set the negative values of one image's maps `(num_labels, h, w)` to 0, and scale the others to [0, 1].
 
-    All maps are divided by the same number, the largest value in any of them, so that they can be compared.
+    All maps are divided by the same number, the largest value in any of them, so that they can be compared;
+    without a positive value, all are 0.
     """
     maps = saliency.float().clamp(min=0)
     return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
@@ -56,7 +57,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
 class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     """The maps of one radiograph by observation: `maps["Edema"]` is `(height, width)` in [0, 1].
 
-    They are resized on access, since a full-size radiograph's take 26 MB each.
+    They are resized on access, since each takes 26 MB for a full-size radiograph.
 
     Attributes:
         positive: The maps `(num_labels, h, w)` at the model's resolution, from `positive_maps`.

@@ -141,9 +141,9 @@ def measure_parity(
         pixel_values: `(num_images, num_channels, height, width)`.
 
     Returns:
-        `num_images`, and the differences by name: the largest of any logit, of any probability and of any map (as a
-        fraction of the largest absolute value in the model's maps), and the 99th percentile over the images of each
-        one's largest difference of a probability.
+        `num_images`; the largest differences `max_abs_logit_difference`, `max_abs_probability_difference` and
+        `max_relative_saliency_difference` (as a fraction of the largest absolute value in the model's maps); and
+        `p99_abs_probability_difference`, the 99th percentile of the largest ones of each image.
     """
     batches = pixel_values.split(_COMPARED_BATCH)
     expected = [model(batch, output_saliency=True) for batch in batches]
@@ -233,7 +233,7 @@ def converted_graph(
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Delete all entries of the cache except the `KEPT` most recently used."""
+    """Delete all graphs in the cache's folder of graphs except the `KEPT` most recently used."""
     ages = {}
     for entry in folder.glob("*-*"):
         with suppress(OSError):  # another process deleted it

@@ -1,7 +1,8 @@
-"""Export a model as a graph to its folder or to a copy of it; a graph that differs too much from the model is refused.
+"""Export a model as a graph to the model folder or a copy of it; one that differs too much from the model is refused.
 
 A graph is made and compared in a temporary folder on the same disk, then moved, so that it is written whole or not at
-all. The images to compare on, and to quantise on for int8, are the radiographs of a folder or phantoms.
+all. The images to compare on, and to quantise on for int8, are phantoms (synthetic radiographs) or, for int8 only, a
+folder's radiographs.
 """
 
 import json
@@ -82,16 +83,16 @@ def export_model(
         model: Model folder, or id of a repository.
         runtime: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8".
-        output: Folder for the graph; the model folder itself if None. A new or empty folder becomes a copy of the model
-            folder, without checkpoints; a folder that is such a copy already only gets the graph.
+        output: Folder for the graph; the model folder itself if None (not for a repository). A new or empty folder
+            becomes a copy of the model folder, without checkpoints; a copy made earlier only gets the graph.
         calibration: For int8 only: a data set, or any folder of radiographs, to quantise and compare on;
             phantoms if None.
         say: Called with a line at the start of each stage.
 
     Raises:
-        InputError: If the model or the images cannot be read, `output` holds something else or cannot be written, a
-            library is missing, `calibration` is given but not needed, or the graph differs from the model by more than
-            `conversion.BOUNDS` allow.
+        InputError: If the model or the images cannot be read, `output` is None for a repository, holds no copy of
+            the model or cannot be written, a library is missing, `calibration` is given without int8, or the graph
+            differs from the model by more than `conversion.BOUNDS` allow.
     """
     kind = next((kind for kind in GRAPH_FILES if kind == (runtime, precision)), None)
     if kind is None:
@@ -174,7 +175,7 @@ def _make(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Write a graph to `folder`, and measure its differences from the model on the pixel values `compared`.
+    """Write a graph of a `kind` to `folder`; return `measure_parity` of it on the pixel values `compared`.
 
     `calibration` holds the pixel values to quantise on, for int8. Raises InputError if the differences are too large.
     """
@@ -212,7 +213,10 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
 def _images(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Return images to compare on, for int8 followed by twice as many to quantise on, and the name of their source."""
+    """Return images to compare on, for int8 followed by twice as many to quantise on, and the name of the data.
+
+    `source` is the model folder, whose reference phantom is used for other precisions.
+    """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
     count = CALIBRATION_IMAGES + CALIBRATION_IMAGES // 2
@@ -233,7 +237,7 @@ def phantoms(count: int, *, seed: int) -> list[Image.Image]:
 
 
 def reference_phantom(folder: Path) -> list[Image.Image]:
-    """Draw the phantom that a model folder's `reference.json` describes; an empty list without that file.
+    """Draw the phantom of a model folder's reference scores (`reference.json`); an empty list without that file.
 
     Raises:
         InputError: If the file is damaged.

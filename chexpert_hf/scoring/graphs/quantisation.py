@@ -1,8 +1,8 @@
 """Convert float32 graphs to fp16 weights, or to int8 by post-training quantisation on images.
 
 Everything after the last feature maps (pooling, head, maps) is computed in float32: it costs next to nothing, and the
-scores need it, most of all those that a label hierarchy multiplies. In int8 graphs the first convolutions stay in
-float32, too: their rounding errors reach every later layer.
+scores need it, most of all where a label hierarchy multiplies probabilities. In int8 graphs the first convolutions
+stay in float32, too: their rounding errors reach every later layer.
 """
 
 import copy
@@ -196,7 +196,7 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
 
 
 class _Node(NamedTuple):
-    """An operation of a graph; `inputs` and `outputs` are names of tensors in ONNX, of operations in OpenVINO."""
+    """An operation of type `kind` in a graph; `inputs` and `outputs` name tensors in ONNX, operations in OpenVINO."""
 
     name: str
     kind: str

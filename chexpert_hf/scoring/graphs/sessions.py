@@ -116,7 +116,7 @@ class Runtime(ABC):
         """
 
     def side_by_side(self) -> "Sequence[Runtime]":
-        """Return runtimes of the same model that compute at the same time, each in its own thread; else only this one.
+        """Return runtimes of the same model to use at the same time, each in its own thread; by default only this one.
 
         Together they score more images per second than this one, whose threads wait for each other at every layer; a
         single call takes longer.
@@ -129,7 +129,7 @@ class Runtime(ABC):
 
 
 class TorchRuntime(Runtime):
-    """PyTorch, on any of its devices; bf16 and fp16 use autocast, on a CUDA GPU a copy of the model with such weights.
+    """PyTorch, on any of its devices; bf16 and fp16 use autocast, or on a CUDA GPU a copy of the model in that type.
 
     The model is moved to the device, put into evaluation mode and laid out channels last, which speeds up convolutions.
     """
@@ -202,7 +202,7 @@ class OpenVINORuntime(Runtime):
         return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """Return a runtime per OpenVINO stream, at most `MOST_SIDE_BY_SIDE`; compiled on first use. See `Runtime`."""
+        """Return a runtime per OpenVINO stream, at most `MOST_SIDE_BY_SIDE`; the first call compiles. See `Runtime`."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
