@@ -84,8 +84,8 @@ def load_classifier(
 ) -> "CheXpertClassifier":
     """Load one model, or several as an ensemble, and print its warnings on standard error.
 
-    Without `runtime` it computes in PyTorch and float32, as evaluations need it. With `runtime`, such as "auto", a line
-    says which one was chosen and why.
+    Without `runtime` and `precision` it computes in PyTorch and float32, as evaluations need it. With `runtime`, such
+    as "auto", a line says which one was chosen and why. `autotune` is as in `from_pretrained`.
     """
     from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -118,9 +118,9 @@ def load_reference(
     name: str | None,
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
-    """Load the second reference standard from the file of `--reference`; None if there is no file.
+    """Load the second source of labels, the file of `--reference`; None if there is no file.
 
-    Raise InputError if there is none, but other options for it are given.
+    Raise InputError if there is none, but another option `--reference-*`: `mapping`, `name` or `against`.
     """
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference

@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
-    """Return each model by its folder's name, or by its whole path where two folders have one name."""
+    """Return each model as a list of one, by its folder's name, or by its path where two folders have one name."""
     short = [Path(model).name or model for model in models]
     return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
@@ -146,7 +146,7 @@ def _results(
     second: Mapping[str, Any] | None,
     aggregation: str,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluate each model; return the metrics, and those on the second standard, as values for JSON and as tables."""
+    """Evaluate each model; return values for JSON, and tables; `second`, if any, are the metrics on --reference."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations
@@ -239,7 +239,7 @@ def gate(
 
 
 def _split_of(model: Path, data: Path, split: str, **settings: Any) -> "datasets.Dataset":
-    """Load one split of a data set with the labels that a model scores."""
+    """Load one split of a data set with the labels that a model scores; `settings` are options of `load_dataset`."""
     from chexpert_hf.models.loading import load_model
 
     hide_bars()

@@ -21,13 +21,13 @@ def model(text: str) -> Any:
 
 
 def existing_model(name: str) -> str:
-    """Return the folder of a model, also for `nih`, the bundled one, or the id of a repository on the Hub.
+    """Return the folder of a model, also for `nih`, the bundled one; the id of a repository on the Hub stays as it is.
 
-    It runs before torch is imported, so that a wrong name is refused at once. Whether the repository exists is not
-    checked.
+    This is called before torch is imported, so that a wrong name is refused at once. Whether the repository exists is
+    not checked.
 
     Raises:
-        InputError: If it is no model folder, and no name of a repository.
+        InputError: If `name` is neither a model folder nor the id of a repository.
     """
     path = Path(resolve_model(name))
     if path.is_dir():
@@ -55,7 +55,7 @@ def new_folder(text: str) -> Any:
 def _existing(data: Any) -> Any:
     """Return `data`; raise InputError if a path does not exist, unless it may be a data set of the Hub (owner/name).
 
-    It runs before torch is imported, so that a wrong path is refused at once.
+    This is called before torch is imported, so that a wrong path is refused at once.
     """
     for path in data if isinstance(data, list) else [data]:
         if not path.exists() and (path.is_absolute() or len(path.parts) != 2):

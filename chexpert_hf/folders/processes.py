@@ -62,8 +62,8 @@ _Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
 class ReadingProcesses:
     """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
-    With `for_gate`, they also compute the gate's verdicts. `waiting` is the number of radiographs that may wait for the
-    network; it counts as memory in use.
+    With `for_gate`, they also ask the gate whether an image is a chest radiograph. `waiting` is the number of
+    radiographs that may wait for the network; shared memory has to hold them, too.
     """
 
     preparation: Preparation

@@ -42,7 +42,7 @@ def read_prepared(
     Args:
         classifier: Its `read` and `prepare` are used.
         files: Taken as they are needed.
-        for_gate: Whether to prepare the input of the classifier's gate, too.
+        for_gate: Whether to prepare the input of the classifier's gate, too; processes ask the gate at once.
         batch_size: Radiographs in a batch of the network.
         workers: Number of processes; 0 for threads; "auto" for a process per processor if the network is on a GPU and
             there are at least `FILES_FOR_PROCESSES` files, else threads. A script that starts processes needs a
@@ -72,7 +72,7 @@ def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile
 def read_for(
     classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Map `function` over `items` in threads, in order: beside a network on a GPU, between the batches of one on a CPU.
+    """Map `function` over `items` in threads, in order: while a network on a GPU computes, or between batches on a CPU.
 
     On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
     all of them.

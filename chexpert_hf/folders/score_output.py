@@ -80,7 +80,7 @@ class ScoreOutput:
     def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
         """Return the runtime and precision, with "auto" replaced by those that the run to resume was started with.
 
-        They are returned unchanged for a new run, and if several models had different ones.
+        Both are returned unchanged for a new run, and if the members of an ensemble had different ones.
         """
         if self.existing is not Existing.RESUME or not self.record_file.exists():
             return runtime, precision
@@ -93,8 +93,8 @@ class ScoreOutput:
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Write the record of a new run, or compare `record` with that of the run that is resumed.
 
-        With OVERWRITE, the output and the files beside it are deleted first. Returns None while rows are missing; if a
-        table that is made at the end is complete, the values that `finish` recorded. Raise InputError if the output was
+        With OVERWRITE, the output and the files beside it are deleted first. Returns the values that `finish` recorded;
+        None if it has not: the run is not complete, or its output grows itself. Raise InputError if the output was
         started with other settings, or its record is missing.
         """
         if self.existing is Existing.OVERWRITE:

@@ -35,9 +35,9 @@ def study_of(path: str) -> str:
 class _Study:
     """The row of a study, gathered from its views."""
 
-    maximum: array = field(default_factory=lambda: array("d"))  # an array, since there may be 100,000 studies
-    views: int = 0
-    failed: list[str] = field(default_factory=list)
+    maximum: array = field(default_factory=lambda: array("d"))  # of each score and call; compact for 100,000 studies
+    views: int = 0  # with scores
+    failed: list[str] = field(default_factory=list)  # "view (reason)"
     notes: list[str] = field(default_factory=list)
     gate: Cell = None
     gate_reasons: list[str] = field(default_factory=list)

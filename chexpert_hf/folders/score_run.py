@@ -77,8 +77,9 @@ def score_to_file(
     runtime, observations, batch size, shard and columns must be the same; the model is identified by its scores of a
     test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, and `maps`
-    the observations that get an overlay, by default all. Raise InputError if the output cannot be resumed or written.
+    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, `maps` the
+    observations that get an overlay, by default all, and `watch` as in `Watch`. Raise InputError if the output cannot
+    be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)

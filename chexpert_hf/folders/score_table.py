@@ -136,8 +136,8 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Truncate the table of an earlier run to whole batches, unless it is complete, and count the rows that are kept.
 
-    Raise InputError if its header differs, a row cannot be read, or its rows do not begin with `names`, in order; the
-    file then stays as it is.
+    Raise InputError if its header differs, a row cannot be read, or its rows are not the first of `names`, in order;
+    the file then stays as it is.
     """
     if not path.exists():
         return KeptRows()

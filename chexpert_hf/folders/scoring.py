@@ -120,7 +120,7 @@ def _result(file: RadiographFile, error: RadiographError | None, prediction: Pre
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
     """Write `<observation>.png` for each observation: the radiograph at its full size with the map over it.
 
-    The folder is made if needed. In the picture, a line of text says that a map is empty. Returns the files' paths;
+    The folder is made if needed. If a map is empty, a line of text in its picture says so. Returns the files' paths;
     ValueError if the prediction has no maps.
     """
     if result.prediction is None or not result.prediction.saliency:

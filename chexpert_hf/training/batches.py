@@ -50,8 +50,8 @@ class RadiographDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         """Return `pixel_values` (gray levels `(1, height, width)`), `index`, and the targets of an image.
 
-        Gray levels are uint8, or float32 if the processor has `resize_like`. Raise RadiographError if a file cannot be
-        read.
+        Gray levels are uint8, or float32 if the processor's `resize_like` is set. Raise RadiographError if a file
+        cannot be read.
         """
         if self.images is None:
             with naming(self.names[index]):
@@ -72,7 +72,10 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None  # (num_labels,), weights of positive labels; all 1 if None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """Return `labels` in [0, 1], -1 (third class) or -100 (ignored), and `loss_weights` if there are weights."""
+        """Return `labels` and, with positive weights, `loss_weights`, `(num_labels,)` each.
+
+        A label is in [0, 1], -1 (uncertain, as a third class) or -100 (ignored).
+        """
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:
             soft = torch.from_numpy(self.soft_labels[index])
@@ -95,7 +98,7 @@ class TrainingTargets:
 
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 if it lacks either."""
+    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 without 0s or 1s."""
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)
     return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

@@ -31,10 +31,11 @@ def kept_images(
 
     Args:
         files: Paths of images.
-        processor: Resizes all images to one size. The gray levels are uint8, or float32 if it has `resize_like`.
+        processor: Resizes all images to one size. The gray levels are uint8, or float32 if its `resize_like` is set.
         cache: "none"; "ram" for an array in memory; or "disk" for a memory-mapped file in the user's cache folder. The
             file is reused while the paths, sizes and times of the images and the processor's settings are the same.
-        workers: Processes that decode `FILES_FOR_PROCESSES` files or more, "auto" for one per processor; 0 for threads.
+        workers: Number of decoding processes, "auto" for one per processor. Threads decode if it is 0, or if there are
+            fewer than `FILES_FOR_PROCESSES` files.
 
     Raises:
         RadiographError: If a file cannot be read; it names the file.

@@ -22,7 +22,7 @@ def checkpoints_by_step(folder: Path) -> list[Path]:
 
 
 def best_checkpoints(folder: Path, count: int) -> list[Path]:
-    """Return up to `count` checkpoints by descending validation AUROC; those without one come last."""
+    """Return up to `count` checkpoints by descending validation AUROC; those that have none come last."""
     checkpoints = checkpoints_by_step(folder)
     history = [entry for path in checkpoints for entry in _state_of(path).get("log_history", ())]
     scores = {entry["step"]: entry[SCORE] for entry in history if not math.isnan(entry.get(SCORE, math.nan))}

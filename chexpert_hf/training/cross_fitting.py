@@ -1,8 +1,8 @@
 """Calibration by cross-validation: each fold of the training patients is scored by a model trained without it.
 
-A calibration is fitted to these logits and applied to the model trained on all patients. That model may be a little
-more confident, so the calibration is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV of
-scikit-learn with `ensemble=False`.
+The calibration is fitted to the logits of these models and applied to the one trained on all patients. That one may
+be a little more confident, so the calibration is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV
+of scikit-learn with `ensemble=False`.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> ND
     """Return the fold of each image, `(num_images,)` from 0 to `folds` - 1; equal data give equal folds.
 
     All images of a patient are in one fold; folds are stratified by the rarest positive observation of each image.
-    Raise RecipeError if there are fewer patients than folds.
+    `blank_labels` is that of the recipe. Raise RecipeError if there are fewer patients than folds.
     """
     patients = np.asarray(train["patient"][:])
     if len(set(patients)) < folds:
@@ -55,10 +55,10 @@ def calibrate_by_folds(
     data_name: str,
     train_without: Callable[[int], Path],
 ) -> CalibratedModel:
-    """Calibrate a model in place on the logits of models trained without a fold, and choose its operating points.
+    """Calibrate a model in place and choose its operating points, on logits of training images that were held out.
 
-    `train_without` takes the number of a fold and returns the folder of a model trained without it. `data_name` is
-    recorded in the model's config.
+    `train_without` takes the number of a fold, from 0, and returns the folder of a model trained without it, which
+    scores that fold. `data_name` is recorded in the model's config.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds, recipe.blank_labels)

@@ -62,9 +62,10 @@ def load_data(
     check_files: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> datasets.DatasetDict:
-    """Load the splits `train` and `valid` of a recipe whose labels are filled in; errors are those of `load_dataset`.
+    """Load the splits `train` and `valid` of a recipe whose labels are filled in.
 
-    With `held_out_fold`, that fold of the training images is `valid`. The patients held out do not depend on the seed.
+    Options and errors are those of `load_dataset`. With `held_out_fold`, that fold of the training images is `valid`.
+    Which patients are held out does not depend on the seed.
     """
     names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
     options = {name: getattr(recipe, name) for name in names}

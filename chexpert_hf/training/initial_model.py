@@ -132,7 +132,7 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 
 
 def changes_to_initial(recipe: Recipe) -> list[str]:
-    """Return notes for the user on outputs that the model to fine-tune lacks, and on the image size; else empty."""
+    """Return notes for the user on outputs that a model to fine-tune lacks, and on image size; none for a new model."""
     if recipe.init in ("imagenet", "random"):
         return []
     folder, lines = model_folder(recipe.init), []
@@ -189,7 +189,7 @@ def num_devices() -> int:
 def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
     """Raise RecipeError if BatchNorm gets a single value per channel in some batch of the run.
 
-    Also if `drop_last` leaves no batch, or `sync_batch_norm` has no GPUs or not a process for each.
+    Also if `drop_last` leaves no batch, or with `sync_batch_norm` without GPUs or on several GPUs in one process.
     """
     devices, gpus = num_devices(), torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """Losses besides the model's own cross-entropy.
 
-The AUC-margin loss is not taken from its authors' package: `AUCMLoss` of libauc 2.0.1 is NaN for a batch without
-positives or counts unknown labels, and has parameters that the Trainer's checkpoints lack.
+The AUC-margin loss is not taken from its authors' package: `AUCMLoss` of libauc 2.0.1 counts unknown labels in its
+means (v1) or is NaN for a batch without positives (v2), and has parameters that the Trainer's checkpoints lack.
 """
 
 import math
@@ -26,10 +26,10 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
     """Return the squared AUC-margin loss, a mean over the observations with both classes in the batch.
 
     For the scores h = sigmoid(logit) of an observation it is the variance of h over the positives, plus that over the
-    negatives, plus max(0, margin - (mean of the positives - mean of the negatives)) squared. This is the closed form,
-    for a given batch, of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to fine-tune a
-    model trained with cross-entropy, with several positives of each observation in a batch. Gradients cannot be
-    accumulated over smaller batches, since the loss compares images within a batch.
+    negatives, plus max(0, `AUC_MARGIN` - (mean of the positives - mean of the negatives)) squared. This is the closed
+    form, for a given batch, of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to
+    fine-tune a model trained with cross-entropy, with several positives of each observation in a batch. Gradients
+    cannot be accumulated over smaller batches, since the loss compares images within a batch.
 
     `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100 (ignored). A soft
     label p counts as a positive of weight p and a negative of weight 1 - p.
@@ -69,7 +69,7 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """Return the mean squared length of offsets `(batch, 2)` in units of `CENTRED`; a length counts as 5 at most."""
+    """Return the mean squared length, in units of `CENTRED` and clipped at 5, of `offsets_of_peaks`, `(batch, 2)`."""
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 

@@ -49,7 +49,7 @@ class RecipeError(InputError):
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
-    """Declare a field of the recipe, with the description `text` and, for a number, a key of `_RANGES` as `expected`.
+    """Declare a field of the recipe: its description `text`, and a number's range `expected`, a key of `_RANGES`.
 
     If `flag` is not False, `chexpert-hf train` has an option for it; a string is the option that switches it off.
     """
@@ -276,7 +276,7 @@ class Recipe:
 
     @property
     def policies(self) -> dict[str, str]:
-        """The policy of each observation; before `data.with_labels`, of CheXpert's and of those that `policy` names."""
+        """The policy of each observation; while there are none, of CheXpert's observations and those in `policy`."""
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):
             named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)

@@ -48,7 +48,7 @@ REPORTERS = ("none", "tensorboard", "trackio")
 class TrainingResult:
     """A model folder, its evaluation on the validation split, and which checkpoint it holds.
 
-    `chosen` says so in words, such as "step 300, the best on these same studies".
+    `chosen` tells the checkpoint, such as "step 300, the best on these same studies" (of the validation split).
     """
 
     folder: Path
@@ -190,7 +190,7 @@ def train(
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder `output` and write the recipe into it, so that it belongs to this run.
 
-    Raise RecipeError if it holds other files, or with `resume` no run or one of another recipe.
+    Raise RecipeError if it holds other files; with `resume`, if it holds files but no run, or a run of another recipe.
     """
     if PartialState().is_main_process:
         if output.exists() and not output.is_dir():
@@ -208,9 +208,9 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: bool) -> None:
-    """Write hashes of the training patients, and with `has_chosen` of those by whom a checkpoint was chosen.
+    """Write hashes of the training patients; with `has_chosen` also of the validation patients, who chose a checkpoint.
 
-    A later evaluation on them is detected by these files.
+    By these files, a later evaluation on the same patients is detected.
     """
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
     if has_chosen:  # the checkpoint
@@ -239,7 +239,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 
 
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Return the observations with enough positive and negative validation studies; report their number by `say`."""
+    """Return the observations with enough validation studies of both classes; tell the user by `say` how many."""
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])
     judged = judged_observations(truth, recipe.observations)

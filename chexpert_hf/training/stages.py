@@ -1,4 +1,4 @@
-"""Trains the models that a run needs besides its own: teachers, a conditional stage, folds; each in a subfolder.
+"""Trains the models that a run needs besides its own: teachers, a conditional (first) stage, folds; in subfolders.
 
 U-SelfTrained: a teacher trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can
 be inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
@@ -49,7 +49,10 @@ class Stages:
         return folder
 
     def start(self) -> Recipe:
-        """Train the conditional stage, if any; return the recipe of the main training, which starts from it."""
+        """Train the conditional stage, if any; return the recipe of the main training, which starts from it.
+
+        In that stage, a child in the label hierarchy counts only where its parent is positive.
+        """
         recipe = self.recipe
         if not recipe.conditional_epochs:
             return recipe
@@ -63,8 +66,8 @@ class Stages:
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
         """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
 
-        They are read from `soft_labels.csv`, or from the file `recipe.teacher`. If there is none, it is made by the
-        model `recipe.teacher`, or by one that is trained here. None if no observation is under U-SelfTrained.
+        They are read from the CSV file `recipe.teacher`, or else from `soft_labels.csv`. If that is missing, the model
+        `recipe.teacher`, or one trained here, makes it first. None if no observation is under U-SelfTrained.
         """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:
@@ -87,7 +90,7 @@ class Stages:
     def teachers(self) -> list[CheXpertForImageClassification]:
         """Return the teachers for distillation: models that the recipe names, or else ones trained here.
 
-        The latter have the same recipe and the seeds that follow. Empty without distillation. Raise RecipeError if a
+        Those trained here have this recipe and the next seeds. Empty without distillation. Raise RecipeError if a
         teacher has other observations.
         """
         recipe = self.recipe

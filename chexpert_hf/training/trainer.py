@@ -70,8 +70,8 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and the teachers' probabilities mixed into `labels`. `index` is removed from
-        `inputs`.
+        In training, images are augmented and the teachers' probabilities mixed into `labels`. `inputs` itself loses its
+        `index`.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
@@ -85,7 +85,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
     @torch.no_grad()
     def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
-        """Mix the teachers' mean probability into targets `(batch, num_labels)`; negative ones (ignored) stay.
+        """Mix the teachers' mean probability into targets `(batch, num_labels)`; negative ones stay.
 
         Cross-entropy is linear in its targets, so this is the weighted sum of the losses for labels and for teachers.
         """
@@ -115,7 +115,7 @@ class CheXpertTrainer(DurableCheckpoints):
     def centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """Return the centring loss of the first `CENTRED_IMAGES` images; 0 if none has a positive label.
 
-        Each image that has one contributes the map of one of its positive observations, drawn at random.
+        Each image with a positive label contributes the map of one of its positive observations, drawn at random.
         """
         positive = labels[:CENTRED_IMAGES] == POSITIVE
         rows = positive.any(dim=1).nonzero()[:, 0]
@@ -288,7 +288,7 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return each observation's AUROC, by study, and as `METRIC` the mean of the headline ones, NaN if diverged."""
+    """Return each observation's AUROC by study, and as `METRIC` the mean over `known.headline`; NaN if diverged."""
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run
     probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()
@@ -299,6 +299,6 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
 
 
 def _evaluation_targets(labels: Tensor, _index: int, blank_labels: str) -> dict[str, Tensor]:
-    """Turn a row's raw labels into targets for evaluation: uncertain ones are ignored, whatever the policy."""
+    """Turn a row's raw labels into targets for evaluation: uncertain ones are ignored, blanks go by `blank_labels`."""
     truth = evaluation_labels(labels.numpy(), blank_labels)
     return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}

@@ -43,7 +43,7 @@ class GateVerdict(TypedDict):
 
 
 class Common(TypedDict):
-    """The fields that every row of an answer has; `error` is null for a radiograph with scores."""
+    """Fields of every row: `error` is null if there are scores, `gate` if there are none, or no gate in the model."""
 
     error: str | None
     notes: list[str]
@@ -51,7 +51,7 @@ class Common(TypedDict):
 
 
 class Film(NamedTuple):
-    """A radiograph of a request: the number of its file from 1, and within an archive its number from 1 and name."""
+    """A radiograph of a request: the number of its file from 1, and in an archive (else None) its number and name."""
 
     file: int
     member: int | None

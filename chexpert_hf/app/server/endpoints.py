@@ -34,7 +34,7 @@ class Score(TypedDict):
 
 
 class Answer(TypedDict):
-    """The answer of `/predict`, for one radiograph."""
+    """The answer of `/predict`, for one radiograph: scores by observation; `gate` is null for a model without one."""
 
     observations: dict[str, Score]
     gate: GateVerdict | None
@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 class Row(Common):
-    """A row of the answer of `/batch`: file and archive member by their numbers from 1, and the member's name."""
+    """A row of `/batch`: numbers of file and archive member from 1, and the member's name; null where there is none."""
 
     file: int
     member: int | None

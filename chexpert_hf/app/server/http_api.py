@@ -29,7 +29,7 @@ _MAX_NAME = 200
 
 
 class Row(Common):
-    """The scores of one radiograph or an error; `name` is that of the sender's file, in an archive "archive/file"."""
+    """Scores of a radiograph, null if there is an error; `name` is that of the sender's file or "archive/file"."""
 
     name: str
     probabilities: dict[str, float] | None
@@ -39,7 +39,7 @@ class Row(Common):
 class Maps(TypedDict):
     """Maps by observation, as rows of values in [0, 1]; `box` (left, top, right, bottom) is their place in the image.
 
-    `size` is the image's (width, height).
+    `size` is the image's (width, height); it and `box` are in pixels.
     """
 
     size: tuple[int, int]

@@ -26,7 +26,7 @@ class UnavailableError(InputError):
 
 @dataclass(eq=False)
 class _Request:
-    """A submitted request; `item` is set once it has been prepared."""
+    """A submitted request: `answer` is what `submit` returns; `item` is set once it has been prepared."""
 
     kind: Hashable
     answer: "Future[Any]" = field(default_factory=Future)
@@ -41,10 +41,10 @@ class Scheduler(Generic[Source, Item, Result]):
     Args:
         prepare: Makes an item from a caller's source; several threads call it at once.
         compute: Functions that compute a batch, as `Compute` says; each has one batch at a time.
-        readers: Threads that prepare; `close` ends them.
-        workers: As many threads as there are functions; `close` ends them.
+        readers: Executor for `prepare`; `close` shuts it down.
+        workers: Executor with a thread for each function of `compute`; `close` shuts it down.
         batch_size: Largest batch. Waiting requests are divided among the functions.
-        max_waiting: Requests without an answer, from which on `submit` may refuse.
+        max_waiting: Number of unanswered requests from which on `submit` may refuse more.
     """
 
     def __init__(

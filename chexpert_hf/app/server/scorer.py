@@ -36,7 +36,7 @@ class SharedClassifier(CheXpertClassifier):
 
     Args:
         classifier: Computes the scores; nobody else may use it meanwhile.
-        max_waiting: Radiographs without an answer, from which on the scheduler may refuse more.
+        max_waiting: Number of unanswered radiographs from which on the scheduler may refuse more.
 
     Attributes:
         scheduler: Computes the predictions of `predict`; the kind of a request is True if maps are wanted.
@@ -81,7 +81,7 @@ class SharedClassifier(CheXpertClassifier):
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """Return the wrapped classifier's workers, one for each thread."""
+        """Return what the wrapped classifier's `side_by_side` returns."""
         return self._classifier.side_by_side()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class SharedClassifier(CheXpertClassifier):
                 yield error
 
     def predict(self, *inputs: Any, **options: Any) -> Any:
-        """Predict like `CheXpertClassifier`; errors name no file, since no answer and no log may."""
+        """Predict like `CheXpertClassifier`; errors name no file, since no answer and no log may name one."""
         try:
             results = super().predict(*inputs, **options)
         except RadiographError as error:

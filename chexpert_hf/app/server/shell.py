@@ -73,7 +73,7 @@ class Shell:
         users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Returns why the HTTP API and MCP refuse calls now, before reading their bodies; empty if they don't.
+        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; empty if they are not.
 
     Attributes:
         is_stopping: Set to refuse new requests.

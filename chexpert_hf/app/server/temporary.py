@@ -64,7 +64,7 @@ def sweep(folder: Path, older_than: float) -> None:
 
 
 def remove_orphans(parent: Path) -> None:
-    """Delete this user's folders in `parent` from `private_folder` whose server is not running any more."""
+    """Delete folders in `parent` that `private_folder` made for servers of this user which are not running any more."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             status = folder.lstat()

@@ -1,7 +1,7 @@
 """Detects unfinished and damaged checkpoints by a manifest, which holds the checksum of each file.
 
-The manifest is written last, so a folder that was cut short has none, and it holds a checksum of its own. This finds
-damage, not forgery.
+The manifest is written last, so a folder that was cut short has none; it also holds a checksum of its own content.
+This finds damage, not forgery.
 """
 
 import hashlib
@@ -119,7 +119,7 @@ def expect_intact(checkpoint: Path) -> None:
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Within this context, turn any error of loading `checkpoint` into a CheckpointError of one line."""
+    """Within this context, turn any error of loading `checkpoint`, None for none, into a one-line CheckpointError."""
     try:
         yield
     except CheckpointError:
@@ -131,7 +131,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 
 
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
-    """Return a one-line error for a failed save into the folder `unfinished`; it names the newest intact checkpoint."""
+    """Return in one line why `checkpoint`, saved into `unfinished`, was not written, and which newest one is intact."""
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
     advice = f"{newest.name} is intact: fix this and resume" if newest else "there is no earlier checkpoint"
