@@ -260,7 +260,7 @@ class _Walk:
 
 
 class _Kind(Enum):
-    """What a file is, as far as name and content tell without decoding."""
+    """Kind of a file, as far as name and content tell without decoding."""
 
     RADIOGRAPH = auto()  # to be scored, or reported if it cannot be read
     IMAGELESS = auto()  # DICOM without an image: DICOMDIR, a structured report, a presentation state
