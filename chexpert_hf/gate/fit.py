@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date as calendar
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
+from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, child_scores, least_child_limit
 from chexpert_hf.gate.features import STRUCTURES, THUMBNAIL, Floats, detail, gate_features, gray_levels
 from chexpert_hf.gate.gate import GATE_FILE, Distance, Gate, Pose
 from chexpert_hf.models.loading import load_processor
@@ -40,7 +42,10 @@ _NORMAL_QUANTILE = 2.576  # standard normal at .995
 _ENOUGH_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
 _LATERAL_RIDGE = 3.0  # added to the diagonal of a covariance, in units of the variance of a feature
+_MOST_CHILDREN = 0.1  # fraction of the training images up to which a model does not know children
 _TINY = 1e-6
+
+T = TypeVar("T")
 
 
 def fit_folder_gate(
@@ -61,18 +66,31 @@ def fit_folder_gate(
             if progress:
                 progress(1)
 
-    today, knows_laterals = calendar.today().isoformat(), not all(dataset["is_frontal"][:])
-    gate = fit_gate(images(), data_name=data_name, date=today, knows_laterals=knows_laterals)
+    gate = fit_gate(
+        images(),
+        ages=evenly_spaced(dataset["age"][:]),
+        data_name=data_name,
+        date=calendar.today().isoformat(),
+        knows_laterals=not all(dataset["is_frontal"][:]),
+    )
     gate.save(folder)
     renew_checksums(folder, [GATE_FILE])
     return gate
 
 
-def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_laterals: bool = False) -> Gate:
+def fit_gate(
+    images: Iterable[Image.Image],
+    *,
+    data_name: str,
+    date: str,
+    ages: Sequence[int | None] = (),
+    knows_laterals: bool = False,
+) -> Gate:
     """Fit a gate on training images from `read_radiograph`, grouped by patient; `MAX_IMAGES` of them are enough.
 
-    `data_name` and `date` are recorded in the gate; `knows_laterals` says whether there are lateral views among the
-    images. Raises InputError if there are fewer than `MIN_IMAGES`.
+    `data_name` and `date` are recorded in the gate; `ages` are the patients' in years, one for each image or none;
+    `knows_laterals` says whether there are lateral views among the images. Raises InputError if there are fewer than
+    `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:
@@ -92,6 +110,7 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
         pose_margins=pose_margins,
         lateral_weights=lateral_weights,
         lateral_limit=lateral_limit,
+        child_limit=_child_limit(upright, ages),
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,
@@ -100,9 +119,9 @@ def fit_gate(images: Iterable[Image.Image], *, data_name: str, date: str, knows_
     )
 
 
-def evenly_spaced(files: Sequence[str]) -> list[str]:
-    """Return at most `MAX_IMAGES` of the files, evenly spaced from the first to the last."""
-    return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(len(files), MAX_IMAGES))]
+def evenly_spaced(items: Sequence[T]) -> list[T]:
+    """Return at most `MAX_IMAGES` of the items, evenly spaced from the first to the last."""
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(len(items), MAX_IMAGES))]
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -161,6 +180,17 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
     model.fit(rows, poses)
     weights = discriminants.coef_.T / scaler.scale_[:, None]
     return weights, discriminants.intercept_ - scaler.mean_ @ weights, margins
+
+
+def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
+    """Return a limit of `child_scores` that hardly any adult among the training images exceeds.
+
+    A few children among them do not count. With more of them, or without ages, the limit lies above children's scores,
+    too, so that no warning is given for a model that was trained on children.
+    """
+    is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
+    counted = features if is_child.mean() > _MOST_CHILDREN else features[~is_child]
+    return max(least_child_limit(), float(np.quantile(child_scores(counted), CHILD_QUANTILE)))
 
 
 @cache

@@ -1,10 +1,11 @@
 """The gate: decides from the pixels whether an image is a chest radiograph like those that the model was trained on.
 
 It is fitted on radiographs alone, and is one file of the model folder. Inverted or rotated radiographs are accepted
-with a warning if they pass after correction. Lateral views are accepted with a warning, or without one if the model was
-trained on some.
+with a warning if they pass after correction. Lateral views and radiographs of children are accepted with a warning, or
+without one if the model was trained on such.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line, make_readable, replacing
+from chexpert_hf.gate.children import child_scores
 from chexpert_hf.gate.features import (
     NUM_FEATURES,
     NUM_STRUCTURES,
@@ -44,6 +46,8 @@ _LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on on
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
+
+_CHILD = "This looks like a radiograph of a child. The model was trained on adults, or almost only on adults."
 
 _LEAST_CORRELATION = 0.6  # of neighbouring pixels at `RESOLUTION`; radiographs have at least .83, noise at most .28
 _LATERAL_REACH = 2.5  # largest distance of a lateral view, which is farther from frontal ones than they are
@@ -153,6 +157,7 @@ class Gate:
     num_images: int  # number of images that it was fitted on
     data_name: str  # name of the data that it was fitted on
     date: str  # when it was fitted, such as "2025-01-31"
+    child_limit: float = math.inf  # a frontal view with a larger `child_scores` is a child's; infinite in older gates
     knows_laterals: bool = False  # whether lateral views were among the images, so that they get no warning
 
     @staticmethod
@@ -186,12 +191,12 @@ class Gate:
             corrected = self._relative(gate_features(pose.applied(one.gray, undo=True)[None]))
             # Cropping cannot be undone, so its distance stays the same.
             if corrected <= 1 and (corrected < distance or pose is Pose.CROPPED):
-                warnings = (_WARNINGS[pose],)
+                warnings = (_WARNINGS[pose], *(self._child_warnings(features) if pose is Pose.CROPPED else ()))
                 if distance <= 1 or corrected <= self.strict_limit / self.limit:
                     return Verdict(True, "", warnings, corrected)
         views = self._view_warnings(features, one.is_lateral)
         if distance <= (_LATERAL_REACH if views else 1):
-            return Verdict(True, "", views, distance)
+            return Verdict(True, "", views or self._child_warnings(features), distance)
         reason = (
             f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
             f"({distance:.1f} times the limit)."
@@ -205,6 +210,9 @@ class Gate:
             is_lateral = (features[:, THUMBNAIL] @ self.lateral_weights).item() > self.lateral_limit
             return (_LATERAL,) if is_lateral else ()
         return (_RECORDED_LATERAL,) if is_lateral else ()
+
+    def _child_warnings(self, features: Floats) -> tuple[str, ...]:
+        return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
         """Return why to refuse an image without computing features, as the end of a sentence; "" to go on."""
@@ -235,6 +243,8 @@ class Gate:
         about |= {"n": str(self.num_images), "data": self.data_name, "date": self.date}
         if self.knows_laterals:  # absent from a gate of frontal views
             about["laterals"] = "yes"
+        if math.isfinite(self.child_limit):
+            about["child_limit"] = repr(self.child_limit)
         with replacing(folder / GATE_FILE) as partial:
             save_file(tensors, partial, metadata=about)
             make_readable(partial)
@@ -260,6 +270,8 @@ class Gate:
             _check_tensors(tensors)
             values: dict[str, Any] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
             values |= {name: float(about[name]) for name in _NUMBERS}
+            if "child_limit" in about:
+                values["child_limit"] = float(about["child_limit"])
             for name, value in values.items():
                 if not np.isfinite(value).all() or (name in _POSITIVE and not np.all(value > 0)):
                     raise ValueError(f"{name} must be {'positive and ' if name in _POSITIVE else ''}finite")

@@ -7,8 +7,9 @@ chest radiographs: those bundled with scikit-image and scikit-learn, the other D
 those bundled with gradio and matplotlib, and drawn ones. Photographs count as they are and in gray.
 
 The features, the margin for lateral views and the ridge of their discriminant were chosen with `external` and `views`
-in sight, so the results on them are optimistic; no weight was fitted on any of their images. `--phantoms` also judges
-phantoms of both projections.
+in sight, so the results on them are optimistic. No weight was fitted on any of their images but those of children, on
+which the discriminant of children was (`python -m train.child_discriminant` prints its cross-validation). `--phantoms`
+also judges phantoms of both projections.
 """
 
 import argparse
@@ -170,13 +171,14 @@ def table(classifier, data):
     sets = {"valid split": sorted((data / "valid").glob("**/*.jpg"))}
     for folder in sorted([*data.parent.glob("external/*/"), *data.parent.glob("views/*/")]):
         sets[f"{folder.parent.name}/{folder.name}"] = sorted(file for file in folder.glob("**/*") if file.is_file())
-    print(f"\n{'set':28s} {'n':>5s} {'accepted':>9s} {'lateral':>8s} {'other warnings':>15s}")
+    print(f"\n{'set':28s} {'n':>5s} {'accepted':>9s} {'lateral':>8s} {'child':>6s} {'other warnings':>15s}")
     for name, files in sets.items():
         verdicts = [verdict for _, verdict in judge_files(classifier, files)]
         lateral = sum("lateral" in " ".join(one.warnings) for one in verdicts)
-        other = sum(bool(one.warnings) for one in verdicts) - lateral
+        child = sum("child" in " ".join(one.warnings) for one in verdicts)
+        other = sum(bool(one.warnings) for one in verdicts) - lateral - child
         accepted = sum(one.is_chest_radiograph for one in verdicts)
-        print(f"{name:28s} {len(verdicts):5d} {accepted:9d} {lateral:8d} {other:15d}")
+        print(f"{name:28s} {len(verdicts):5d} {accepted:9d} {lateral:8d} {child:6d} {other:15d}")
 
 
 def main():
@@ -194,9 +196,10 @@ def main():
     processor = CheXpertImageProcessor.from_pretrained(options.model)
     splits = load_dataset(options.data, frontal_only=True)
     train, valid = (image_files(splits[split])[: options.limit] for split in ("train", "valid"))
+    ages = splits["train"]["age"][: options.limit]
     originals = sorted((options.data.parent / "NIH-originals").glob("**/*.png"))
     images = (read_radiograph(file, target_size=processor.decoded_side) for file in train)
-    gate = fit_gate(images, data_name=options.data.name, date="-")
+    gate = fit_gate(images, ages=ages, data_name=options.data.name, date="-")
     classifier = CheXpertClassifier(model, processor, gate=gate)
     print(f"Fitted on {gate.num_images} radiographs, limit {gate.limit:.2f}; distances are multiples of it.")
 

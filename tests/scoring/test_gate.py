@@ -1,7 +1,9 @@
 """The gate: radiographs pass, other images do not, and what lies the wrong way round is told."""
 
 import io
+import math
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +17,13 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
 from chexpert_hf.cli import app
+from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
+from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, child_scores
+from chexpert_hf.gate.features import gate_features, gray_levels
 from chexpert_hf.gate.fit import MAX_IMAGES, distance_limits, evenly_spaced, fit_distance, fit_folder_gate, fit_gate
 from chexpert_hf.phantoms import render_phantom, write_phantoms
 from chexpert_hf.radiographs.radiograph import Radiograph, open_radiograph, read_radiograph
@@ -186,6 +191,7 @@ def warnings_of(gate: Gate, image: Image.Image, **said: bool | None) -> str:
 
 UNSEEN_LATERALS = range(1000, 1020)  # others than those that a gate is fitted on
 LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
+CHILD = "This looks like a radiograph of a child. The model was trained on adults, or almost only on adults."
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +239,9 @@ def test_films_of_other_hospitals_pass_and_other_images_do_not(real_data, tmp_pa
     if not (real_data / "external").is_dir() or not (real_data / "views").is_dir():
         pytest.skip("needs external/ and views/ beside the radiographs")
     read = partial(read_radiograph, target_size=192)
-    train = sorted((real_data / "NIH" / "train").glob("**/*.jpg"))[::8]
-    fitted = fit_gate(map(read, train), data_name="NIH", date="-")
+    train = load_dataset(real_data / "NIH", splits=["train"])["train"]
+    images = map(read, image_files(train)[::8])
+    fitted = fit_gate(images, ages=train["age"][::8], data_name="NIH", date="-")
 
     def verdicts(pattern: str) -> list:
         return [judge(fitted, read(file)) for file in sorted(real_data.glob(pattern))[::4]]
@@ -243,9 +250,54 @@ def test_films_of_other_hospitals_pass_and_other_images_do_not(real_data, tmp_pa
         found = verdicts(pattern)
         assert sum(not one.is_chest_radiograph for one in found) <= most_refused * len(found), pattern
         assert sum(LATERAL in one.warnings for one in found) <= 0.02 * len(found), pattern
+        assert sum(CHILD in one.warnings for one in found) <= 0.03 * len(found), pattern
     others, views = verdicts("views/not-a-radiograph/*"), verdicts("views/lateral/*")
     assert sum(not one.is_chest_radiograph for one in others) >= 0.9 * len(others)
     assert sum(LATERAL in one.warnings for one in views) >= 0.8 * len(views)
+
+
+def test_the_bundled_gate_warns_of_children_like_those_that_it_knows_and_hardly_of_adults(real_data):
+    """Its discriminant was fitted on these children: this shows only that it is read, and used as it was fitted."""
+    bundled = Gate.load(DEFAULT_MODEL)
+
+    def share(files: list[Path]) -> float:
+        return sum(CHILD in judge(bundled, read_radiograph(file)).warnings for file in files) / len(files)
+
+    assert share(sorted(real_data.glob("views/children/*"))) >= 0.8
+    assert share(sorted(real_data.glob("NIH/valid/**/*.jpg"))[::2]) <= 0.03
+    assert share(sorted(real_data.glob("external/*/*.*"))[::2]) <= 0.03
+
+
+def test_of_a_childs_radiograph_that_is_upright_and_frontal_the_gate_warns(gate, phantoms, laterals, tmp_path):
+    score = child_scores(gate_features(gray_levels(phantoms[60])[None])).item()
+    for limit, expected in ((score - 1e-6, (CHILD,)), (score + 1e-6, ()), (math.inf, ())):
+        one = replace(gate, child_limit=limit)
+        one.save(tmp_path)
+        assert Gate.load(tmp_path).child_limit == limit
+        for each in (one, Gate.load(tmp_path)):
+            assert judge(each, phantoms[60]).warnings == expected
+    always = replace(gate, child_limit=-1e9)
+    lateral = next(image for image in laterals if LATERAL in judge(gate, image).warnings)
+    assert judge(always, lateral).warnings == (LATERAL,)
+    turned = [judge(always, image.rotate(90, expand=True)) for image in phantoms[60:]]
+    assert not any(CHILD in verdict.warnings for verdict in turned if verdict.warnings[0] != CHILD)
+
+
+def test_a_few_children_among_the_training_images_do_not_raise_the_limit_and_many_do(phantoms, monkeypatch):
+    monkeypatch.setattr("chexpert_hf.gate.fit.least_child_limit", lambda: -math.inf)
+    scores = child_scores(gate_features(torch.stack([gray_levels(image) for image in phantoms[:60]])))
+    order = np.argsort(-scores)  # the likest to a child first
+
+    def limit(num_children: int) -> float:
+        ages = np.full(60, 50)
+        ages[order[:num_children]] = CHILD_AGE - 1
+        fitted = fit_gate(phantoms[:60], data_name="-", date="-", ages=ages.tolist())
+        return fitted.child_limit
+
+    assert limit(6) == pytest.approx(np.quantile(scores[order[6:]], CHILD_QUANTILE))
+    assert limit(7) == limit(0) == pytest.approx(np.quantile(scores, CHILD_QUANTILE))
+    unknown = fit_gate(phantoms[:60], data_name="-", date="-", ages=[None] * 60)
+    assert unknown.child_limit == limit(0)
 
 
 def test_gates_that_do_not_say_are_of_frontal_views_and_are_written_as_before(gate, tmp_path):
