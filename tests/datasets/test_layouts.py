@@ -404,6 +404,15 @@ def test_a_table_may_have_its_splits_in_a_column_in_files_or_in_folders(tmp_path
     assert paths == ["train/film.png", "val/film.png", "test/film.png"]
 
 
+@pytest.mark.parametrize("table", ["labels.csv", "train/metadata.csv"])
+def test_absolute_paths_lead_to_the_same_images_wherever_the_table_is(tmp_path: Path, table: str) -> None:
+    write_csv(tmp_path / table, "file_name,TB", f"{tmp_path / 'train' / 'film.png'},1")
+    assert as_frame(tmp_path, check_files=False)["path"].tolist() == ["train/film.png"]
+    write_csv(tmp_path / table, "file_name,TB", "/elsewhere/film.png,1")
+    with pytest.raises(DatasetError, match=r"1 image paths lead out of the data set: row 2 '/elsewhere/film\.png'"):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
 def test_a_table_without_patients_warns_and_one_without_labels_is_none(tmp_path: Path) -> None:
     write_csv(tmp_path / "labels.csv", "image,TB", *(f"a/film{i}.png,1" for i in range(9)))
     lines: list[str] = []
