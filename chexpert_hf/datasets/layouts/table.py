@@ -174,11 +174,12 @@ def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> 
     facts = columns.facts(header)
     if table is None or "image" not in facts or (columns.image is None and _is_chexperts(table, header)):
         return None
-    if "split" in facts:
+    if facts.get("split") in header:
         splits = read_cells(table, facts["image"], [facts["split"]])
         named = parse_cells(splits, facts["split"], table, {facts["split"]: _PARSERS["split"]})
         return table if split in named else None
-    return table if own or split == "train" else None
+    # A column of splits that was named and is missing is an error when the table is read, for each split.
+    return table if own or split == "train" or "split" in facts else None
 
 
 def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
