@@ -62,10 +62,10 @@ def load_dataset(
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (below the data set's folder),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
-    None for laterals), `is_frontal`, `source` (the folder's name if there are several), `labels_by` (the reference
-    standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1 (uncertain),
-    NaN if the report does not mention the observation, or -100 if the data set never states it, which is unknown under
-    every policy.
+    None for laterals and where unknown), `is_frontal`, `source` (the folder's name if there are several), `labels_by`
+    (the reference standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1
+    (uncertain), NaN if the report does not mention the observation, or -100 if the data set never states it, which is
+    unknown under every policy. With the layout "vindr-votes", labels are shares of the readers: 0, 1/3, 2/3, 1.
     `info.description` names the observations in the order of `labels`.
 
     If a folder has no valid split, a share of train's patients is held out as valid: always the same ones for the same
