@@ -63,7 +63,7 @@ def render_card(
     terms: Terms,
     *,
     place: str,
-    image_size: int,
+    image_size: tuple[int, int],
     recipe: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     best_step: int | None = None,
@@ -75,7 +75,7 @@ def render_card(
         model: Its config gives observations, policies for uncertain labels, and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
         place: The path or repository id from which the card's examples load the model.
-        image_size: Input height and width in pixels.
+        image_size: Input (height, width) in pixels.
         recipe: All values of the training run's recipe, by field.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
             `images`, `studies` and `patients`, and of `positives` by observation where they are known.

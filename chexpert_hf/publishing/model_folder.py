@@ -140,7 +140,7 @@ def save_trained_folder(
     licences = [terms.licence for terms in own]
     initial = [terms for terms in _initial_terms(recipe["init"]) if terms.licence not in licences]
     terms = with_initial_terms(terms_of(names), initial, public_name(recipe["init"]))
-    trained = {"recipe": recipe, "record": record, "best_step": best_step, "image_size": processor.longest_side}
+    trained = {"recipe": recipe, "record": record, "best_step": best_step}
     _write(folder, model, processor, state_dict, sources=[*own, *initial], name=name, terms=terms, **trained)
 
 
@@ -162,8 +162,7 @@ def save_imported_folder(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
 ) -> None:
     """Write the complete folder of a model that others trained; other files in the folder stay."""
-    name, size = readable(folder.resolve().name), processor.output_size[0]
-    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, image_size=size)
+    _write(folder, model, processor, None, sources=[origin], name=readable(folder.resolve().name), terms=origin)
 
 
 def _write(
@@ -183,7 +182,8 @@ def _write(
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
     write_terms(folder, sources)
-    write_text(folder / CARD_FILE, str(render_card(model=model, place=readable(folder.as_posix()), **card)))
+    card |= {"place": readable(folder.as_posix()), "image_size": processor.output_size}
+    write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
     write_checksums(folder)
 
 

@@ -166,10 +166,11 @@ def test_the_card_of_an_imported_model_is_complete(tiny_model: CheXpertForImageC
         citations=("@misc{somebody}",),
     )
     folder = tmp_path / "imported"
-    save_imported_folder(folder, tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}), origin)
+    save_imported_folder(folder, tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 96}), origin)
     text = (folder / "README.md").read_text()
     assert card_problems(text) == []
     for words in (
+        "parameters, 64 x 96 pixels)",
         "weights of somebody",
         "radiographs of somewhere",
         "They are old.",
