@@ -33,7 +33,7 @@ _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others a
 
 
 class BadFilesError(DatasetError):
-    """Image files of a data set cannot be used; `faults` is path -> fault, as `find_bad_files` returns it."""
+    """Image files cannot be used; `faults` is the column `path` of `load_dataset` -> fault as in `find_bad_files`."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -62,10 +62,10 @@ def load_dataset(
 
     Each row is one radiograph: `image` (absolute path, decoded on access), `path` (below the data set's folder),
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
-    None for laterals), `is_frontal`, `source` (the folder's name if there are several), `labels_by` (the reference
-    standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1 (uncertain),
-    NaN if the report does not mention the observation, or -100 if the data set never states it, which is unknown under
-    every policy.
+    None for laterals and where unknown), `is_frontal`, `source` (the folder's name if there are several), `labels_by`
+    (the reference standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1
+    (uncertain), NaN if the report does not mention the observation, or -100 if the data set never states it, which is
+    unknown under every policy. With the layout "vindr-votes", labels are shares of the readers: 0, 1/3, 2/3, 1.
     `info.description` names the observations in the order of `labels`.
 
     If a folder has no valid split, a share of train's patients is held out as valid: always the same ones for the same
@@ -201,15 +201,21 @@ def _refuse_shared_patients(tables: Mapping[str, pd.DataFrame]) -> None:
 def _refuse_bad_files(
     tables: Mapping[str, pd.DataFrame], follow_links: bool, say: Callable[[str], None] | None
 ) -> None:
-    files = pd.concat([table[["folder", "file"]] for table in tables.values()])
-    for folder, paths in files.groupby("folder", sort=False)["file"]:
-        if faults := find_bad_files(Path(str(folder)), paths.tolist(), follow_links=follow_links, say=say):
-            line = (
-                f"{len(faults):,} of {len(paths):,} files cannot be used: "
-                f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
-                f"{folder!r}: put them there, or take their rows out of the table."
-            )
-            raise BadFilesError(line, faults)
+    files = pd.concat([table[["folder", "file", "path"]] for table in tables.values()])
+    faults: dict[str, str] = {}
+    places: list[str] = []
+    for folder, rows in files.groupby("folder", sort=False):
+        bad = find_bad_files(Path(str(folder)), rows["file"].tolist(), follow_links=follow_links, say=say)
+        names = dict(zip(rows["file"], rows["path"], strict=True))
+        faults |= {names[file]: fault for file, fault in bad.items()}
+        places += [repr(folder)] if bad else []
+    if faults:
+        line = (
+            f"{len(faults):,} of {len(files):,} files cannot be used: "
+            f"{listed([f'{path} ({fault})' for path, fault in faults.items()])}. They were looked for in "
+            f"{' and '.join(places)}: put them there, or take their rows out of the table."
+        )
+        raise BadFilesError(line, faults)
 
 
 def _to_dataset(table: pd.DataFrame, split: str, observations: Sequence[str]) -> Dataset:

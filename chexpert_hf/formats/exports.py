@@ -1,6 +1,7 @@
 """Exports models to timm (and so to transformers without remote code) and to torchxrayvision."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,18 @@ def write_torchxrayvision(
         "input_resolution": height,
     }
     torch.save(checkpoint, folder / "model.pt")
-    if processor.do_square_crop and processor.resize_like:
-        return ()
-    return ("This model sees the whole radiograph: leave out XRayCenterCrop, which torchxrayvision's examples have.",)
+    return tuple(_differences(processor))
+
+
+def _differences(processor: CheXpertImageProcessor) -> Iterator[str]:
+    """Yield a line for each difference from how torchxrayvision's examples crop and resize."""
+    if processor.do_center_crop:
+        middle = f"the middle {processor.crop_size['height']} x {processor.crop_size['width']} pixels after resizing"
+        yield f"This model takes {middle}: do so instead of XRayCenterCrop, which torchxrayvision's examples have."
+    elif not processor.do_square_crop:
+        yield "This model sees the whole radiograph: leave out XRayCenterCrop, which torchxrayvision's examples have."
+    if not processor.resize_like:
+        yield "XRayResizer resizes in another way, so that pixel values and the scores of files differ slightly."
 
 
 def _timm_name(name: str, config: CheXpertConfig) -> str:

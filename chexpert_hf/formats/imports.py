@@ -60,7 +60,7 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
     foreign = read_source(source, file=file, labels=labels)
     model = foreign.build()
     with new_folder(output) as folder:
-        save_imported_folder(folder, model, foreign.processor, foreign.origin)
+        save_imported_folder(folder, model, foreign.processor, foreign.origin, output)
     return foreign
 
 

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from chexpert_hf.backbones_chexpert import BackboneError
 from chexpert_hf.configuration_chexpert import CheXpertConfig
@@ -65,6 +66,8 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelFolderError(f"No model can be built from the config.json of {name!r}: {reason}") from error
+    except ModelFolderError:
+        raise
     except BackboneError as error:
         raise ModelFolderError(f"{name} cannot be loaded: {first_line(error, 500)}") from error
     except SafetensorError as error:
@@ -75,6 +78,10 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
         raise ModelFolderError(
             f"No model could be loaded from {name!r}: {first_line(error, 500)} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:  # of values that the config does not check
+        raise ModelFolderError(
+            f"No model can be built from the config.json of {name!r}: {first_line(error)}"
         ) from error
     for kind, keys in ((kind, sorted(map(str, keys))) for kind, keys in info.items() if keys):
         raise ModelFolderError(
@@ -87,12 +94,23 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Load the image processor of a folder; ModelFolderError about `name`, by default the folder, if none."""
+    """Load the image processor of a folder, called `name` in messages, by default the folder itself.
+
+    Raises:
+        ModelFolderError: If there is none, or its values cannot be used.
+    """
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
-    except OSError as error:
+        processor(np.zeros((8, 8), np.uint8), return_tensors="pt")  # most values are checked by their use only
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+            raise ModelFolderError(
+                f"{name or folder} has no image processor; expected {IMAGE_PROCESSOR_NAME} beside config.json."
+            ) from error
+        reason = first_line(error).rstrip(".")
         raise ModelFolderError(
-            f"{name or folder} has no image processor; expected preprocessor_config.json beside config.json."
+            f"The {IMAGE_PROCESSOR_NAME} of {name or folder} cannot be used: {reason}. Correct it, or copy or "
+            "download it again."
         ) from error
     return processor
 

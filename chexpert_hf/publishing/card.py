@@ -15,6 +15,7 @@ from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import MIN_STUDIES_PER_CLASS
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 from chexpert_hf.files import text_beside
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.publishing.data_terms import CHEXPERT_CITATION, Terms, label_origins, labels_name
 
@@ -63,7 +64,7 @@ def render_card(
     terms: Terms,
     *,
     place: str,
-    image_size: int,
+    image_size: tuple[int, int],
     recipe: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     best_step: int | None = None,
@@ -75,7 +76,7 @@ def render_card(
         model: Its config gives observations, policies for uncertain labels, and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
         place: The path or repository id from which the card's examples load the model.
-        image_size: Input height and width in pixels.
+        image_size: Input (height, width) in pixels.
         recipe: All values of the training run's recipe, by field.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
             `images`, `studies` and `patients`, and of `positives` by observation where they are known.
@@ -86,13 +87,14 @@ def render_card(
     """
     is_ours, data = record is not None, (record or {}).get("data", {})
     family, citation = _FAMILIES.get(model.config.backbone, _TIMM)
+    labels_tag = ["chexpert"] if {*model.config.observations} <= {*CHEXPERT.names} else []
     front_matter = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="image-classification",
         license=terms.license_id,
         license_name=terms.license_name if terms.license_id == "other" else None,
-        tags=["chest-x-ray", "radiology", "chexpert", family, "multi-label", "chexpert-hf"],
+        tags=["chest-x-ray", "radiology", *labels_tag, family, "multi-label", "chexpert-hf"],
         eval_results=(_eval_results(record) or None) if record else None,
     )
     entries = text_beside(__file__, "citations.bib").strip().split("\n\n")

@@ -140,7 +140,7 @@ def save_trained_folder(
     licences = [terms.licence for terms in own]
     initial = [terms for terms in _initial_terms(recipe["init"]) if terms.licence not in licences]
     terms = with_initial_terms(terms_of(names), initial, public_name(recipe["init"]))
-    trained = {"recipe": recipe, "record": record, "best_step": best_step, "image_size": processor.longest_side}
+    trained = {"recipe": recipe, "record": record, "best_step": best_step, "place": _place(folder)}
     _write(folder, model, processor, state_dict, sources=[*own, *initial], name=name, terms=terms, **trained)
 
 
@@ -159,11 +159,18 @@ def _initial_terms(init: str) -> list[Terms]:
 
 
 def save_imported_folder(
-    folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor, origin: ImportedFrom
+    folder: Path,
+    model: CheXpertForImageClassification,
+    processor: CheXpertImageProcessor,
+    origin: ImportedFrom,
+    final: Path | None = None,
 ) -> None:
-    """Write the complete folder of a model that others trained; other files in the folder stay."""
-    name, size = readable(folder.resolve().name), processor.output_size[0]
-    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, image_size=size)
+    """Write the complete folder of a model that others trained; other files in the folder stay.
+
+    `final` is the path to which `folder` will be moved; None if it stays.
+    """
+    name, place = readable(folder.resolve().name), _place(final or folder)
+    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, place=place)
 
 
 def _write(
@@ -183,8 +190,14 @@ def _write(
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
     write_terms(folder, sources)
-    write_text(folder / CARD_FILE, str(render_card(model=model, place=readable(folder.as_posix()), **card)))
+    card["image_size"] = processor.output_size
+    write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
     write_checksums(folder)
+
+
+def _place(folder: Path) -> str:
+    """Return the place from which a card loads the model: the folder as given, or its name if that is absolute."""
+    return readable(folder.name if folder.is_absolute() else folder.as_posix())
 
 
 def refresh_folder(folder: Path) -> None:
@@ -198,9 +211,7 @@ def refresh_folder(folder: Path) -> None:
     card = folder / CARD_FILE
     if card.exists():
         name = readable(folder.resolve().name)
-        text = refresh_card(
-            card.read_text(encoding="utf-8"), classifier.model.config, name, readable(folder.as_posix())
-        )
+        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, name, _place(folder))
         write_text(card, text)
     write_checksums(folder)
 

@@ -134,7 +134,7 @@ def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> Radiogr
             if rare:
                 found = f"a {kind} image with {rare} compression"
             elif isinstance(error, SyntaxError):  # before anything is decoded
-                found = f"a {kind} image of another layout, {bits or 'several'} bits per sample"
+                found = f"a {kind} image of another layout" + (f", {bits} bits per sample" if bits else "")
     if found is None:
         return RadiographError(
             f"The {file_format} image is damaged or cut short, expected a complete file; copy or export it again."

@@ -1,6 +1,7 @@
 """Layouts: small data sets in the folders and columns of the real ones are recognised and read, traps and all."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +403,24 @@ def test_a_table_may_have_its_splits_in_a_column_in_files_or_in_folders(tmp_path
     assert as_frame(tmp_path / "files", splits, check_files=False)["split"].tolist() == splits
     paths = as_frame(tmp_path / "folders", splits, check_files=False)["path"].tolist()
     assert paths == ["train/film.png", "val/film.png", "test/film.png"]
+
+
+@pytest.mark.parametrize("table", ["labels.csv", "train/metadata.csv"])
+def test_absolute_paths_lead_to_the_same_images_wherever_the_table_is(tmp_path: Path, table: str) -> None:
+    write_csv(tmp_path / table, "file_name,TB", f"{tmp_path / 'train' / 'film.png'},1")
+    assert as_frame(tmp_path, check_files=False)["path"].tolist() == ["train/film.png"]
+    write_csv(tmp_path / table, "file_name,TB", "/elsewhere/film.png,1")
+    with pytest.raises(DatasetError, match=r"1 image paths lead out of the data set: row 2 '/elsewhere/film\.png'"):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
+@pytest.mark.parametrize("fact", ["image", "patient", "study", "sex", "age", "view", "split"])
+def test_a_named_column_that_the_table_lacks_is_named_with_those_it_has(tmp_path: Path, fact: str) -> None:
+    write_csv(tmp_path / "labels.csv", "image,TB", "film.png,1")
+    splits = ["train", "test"] if fact == "split" else ["train"]
+    for place, split in product((tmp_path, tmp_path / "labels.csv"), splits):
+        with pytest.raises(DatasetError, match=r"labels\.csv lacks the column 'nope'; it has image, TB\."):
+            load_dataset(place, layout=f"table:{fact}=nope", splits=[split], check_files=False)
 
 
 def test_a_table_without_patients_warns_and_one_without_labels_is_none(tmp_path: Path) -> None:

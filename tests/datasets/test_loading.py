@@ -110,6 +110,14 @@ def test_a_row_tells_patient_study_view_and_projection(folder: Path) -> None:
     assert (train["sex"][3], train["age"][3]) == ("Unknown", None)
 
 
+def test_a_frontal_view_whose_cell_names_a_lateral_has_no_projection(tmp_path: Path) -> None:
+    cells = ["AP", "LL", "PA", "RL", "pa"]
+    write_table(tmp_path / "train.csv", [radiograph(number, {"AP/PA": cell}) for number, cell in enumerate(cells)])
+    train = labels_only(tmp_path)["train"]
+    assert train["projection"][:] == ["AP", None, "PA", None, "PA"]
+    assert all(train["is_frontal"][:])
+
+
 def test_labels_follow_the_order_asked_for_whatever_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [radiograph(1, {"Edema": "1", "Atelectasis": "-1"})]
     write_table(tmp_path / "train.csv", rows, ["Edema", *(name for name in reversed(rows[0]) if name != "Edema")])

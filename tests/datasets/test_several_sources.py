@@ -9,7 +9,7 @@ import pytest
 from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.hub import write_files
 from chexpert_hf.datasets.label_sets import union
-from chexpert_hf.datasets.loading import label_set_of, load_dataset
+from chexpert_hf.datasets.loading import BadFilesError, label_set_of, load_dataset
 from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.labels import CHEXPERT, IGNORED, OBSERVATIONS, LabelSet
 
@@ -39,6 +39,17 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     folders = [table(tmp_path / place / "data", "labels.csv", image=["a.png"], TB=[1]) for place in "ab"]
     with pytest.raises(DatasetError, match="Two data sets are called 'data'; rename a folder"):
         load_dataset(folders, splits=["train"], **ALL)
+
+
+def test_bad_files_of_all_sources_are_listed_with_the_names_of_their_folders(tmp_path: Path) -> None:
+    folders = [table(tmp_path / name, "labels.csv", image=["a.png", "b.png"], TB=[1, 0]) for name in ("one", "other")]
+    (tmp_path / "other" / "b.png").touch()
+    with pytest.raises(
+        BadFilesError, match=r"4 of 4 files cannot be used: one/a\.png \(missing\), .*/one' and"
+    ) as error:
+        load_dataset(folders, splits=["train"], valid_fraction=0)
+    places = ("one/a.png", "one/b.png", "other/a.png", "other/b.png")
+    assert error.value.faults == dict(zip(places, ["missing", "missing", "missing", "empty"], strict=True))
 
 
 def test_names_of_one_set_that_mean_the_same_all_stay(tmp_path: Path) -> None:

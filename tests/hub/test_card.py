@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 from huggingface_hub import ModelCard
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.evaluation.report.reporting import evaluate_predictions
+from chexpert_hf.formats.imports import import_model
 from chexpert_hf.models.model_files import differences
 from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
@@ -146,6 +149,31 @@ def test_a_card_loads_the_model_from_its_folder_until_it_is_pushed(
     assert ModelCard(renamed).data.model_name == "tb"
 
 
+def test_a_card_never_shows_an_absolute_path_and_an_imported_one_the_final_folder(
+    tiny_model: CheXpertForImageClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trained_from("imagenet", tmp_path / "runs" / "tb", tiny_model, {"name": "here"}).count('"tb"') == 4
+    refresh_folder(tmp_path / "runs" / "tb")
+    assert str(tmp_path) not in Path("runs/tb/README.md").read_text()
+    torch.save(torchvision.models.densenet121(num_classes=1).state_dict(), "weights.pt")
+    for output, shown in ((Path("runs/own"), "runs/own"), (tmp_path / "other", "other")):
+        import_model("torchvision:weights.pt", output, labels=["TB"])
+        assert (output / "README.md").read_text().count(f'"{shown}"') == 4
+
+
+def test_the_tag_chexpert_is_for_models_of_its_observations(
+    card: str, tiny_model: CheXpertForImageClassification, tmp_path: Path
+) -> None:
+    assert "chexpert" in ModelCard(card).data.tags
+    tiny_model.config.id2label = {**tiny_model.config.id2label, 1: "TB"}
+    origin = ImportedFrom(source="somebody", data="films", conversion="none", licence="None.")
+    save_imported_folder(tmp_path, tiny_model, CheXpertImageProcessor(), origin)
+    assert ModelCard((tmp_path / "README.md").read_text()).data.tags == [
+        *("chest-x-ray", "radiology", "densenet", "multi-label", "chexpert-hf")
+    ]
+
+
 def test_a_refreshed_card_says_what_the_config_says(card: str, tiny_model: CheXpertForImageClassification) -> None:
     tiny_model.config.operating_points = dict.fromkeys(tiny_model.config.observations, 0.25)
     refreshed = refresh_card(card, tiny_model.config, "calibrated")
@@ -166,10 +194,11 @@ def test_the_card_of_an_imported_model_is_complete(tiny_model: CheXpertForImageC
         citations=("@misc{somebody}",),
     )
     folder = tmp_path / "imported"
-    save_imported_folder(folder, tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 64}), origin)
+    save_imported_folder(folder, tiny_model, CheXpertImageProcessor(size={"height": 64, "width": 96}), origin)
     text = (folder / "README.md").read_text()
     assert card_problems(text) == []
     for words in (
+        "parameters, 64 x 96 pixels)",
         "weights of somebody",
         "radiographs of somewhere",
         "They are old.",

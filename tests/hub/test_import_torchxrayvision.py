@@ -232,6 +232,33 @@ def test_what_torchxrayvision_cannot_feed_is_refused(folder, tmp_path):
         write_torchxrayvision(tmp_path, model, other)
 
 
+@pytest.mark.parametrize(
+    ("changes", "remarks"),
+    [
+        ({"do_square_crop": False}, ["leave out XRayCenterCrop"]),
+        ({"resize_like": None}, ["XRayResizer resizes in another way"]),
+        ({"do_square_crop": False, "resize_like": None}, ["leave out XRayCenterCrop", "resizes in another way"]),
+        (
+            {
+                "do_square_crop": False,
+                "resize_like": None,
+                "do_center_crop": True,
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+            },
+            ["takes the middle 224 x 224 pixels after resizing: do so instead", "resizes in another way"],
+        ),
+    ],
+)
+def test_remarks_name_what_differs_from_their_preparation_and_nothing_else(folder, tmp_path, changes, remarks):
+    model, other = CheXpertClassifier.from_pretrained(folder).model, processor()
+    for name, value in changes.items():
+        setattr(other, name, value)
+    found = write_torchxrayvision(tmp_path, model, other)
+    assert len(found) == len(remarks)
+    assert all(expected in line for expected, line in zip(remarks, found, strict=True))
+
+
 def test_the_file_is_looked_for_in_their_cache_and_downloaded_from_their_address(source, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     asked = []

@@ -243,10 +243,12 @@ def test_nothing_but_pixels_and_the_original_size_comes_out(tmp_path):
 
 
 def tiff_with(entry: str, old: int, new: int, **options) -> bytes:
-    """A TIFF image whose compression (tag 259) or bits per sample (258) are changed to what Pillow does not decode."""
-    tag, count = {"compression": 259, "bits": 258}[entry], "Q" if options.get("big_tiff") else "L"
+    """A TIFF image, in colour if `entry` is "colours", with that entry changed to what Pillow does not decode."""
+    tag = {"compression": 259, "bits": 258, "colours": 262}[entry]
+    count = "Q" if options.get("big_tiff") else "L"
     before, after = (struct.pack(f"<HH{count}H", tag, 3, 1, number) for number in (old, new))
-    data = encode(Image.fromarray(FILM), "TIFF", **options)
+    image = Image.fromarray(FILM)
+    data = encode(image.convert("RGB") if entry == "colours" else image, "TIFF", **options)
     assert data.count(before) == 1
     return data.replace(before, after)
 
@@ -263,6 +265,7 @@ REFUSED_FILES = {
     "JPEG XL bigtiff": (tiff_with("compression", 1, 50002, big_tiff=True), "BigTIFF image with JPEG XL compression"),
     "tiff of unknown compression": (tiff_with("compression", 1, 4711), r"with unknown \(4711\) compression"),
     "tiff of 24 bits": (tiff_with("bits", 8, 24), "another layout, 24 bits per sample"),
+    "tiff of unknown colours": (tiff_with("colours", 2, 4711), "got a TIFF image of another layout; convert"),
     "12-bit jpeg": (jpeg_with(0xC1, 12), "got 12-bit JPEG.*16-bit PNG.*imagecodecs"),
     "lossless jpeg": (jpeg_with(0xC3, 8), "got lossless JPEG"),
     "JPEG-LS": (jpeg_with(0xF7, 8), "got JPEG-LS"),

@@ -166,6 +166,26 @@ def test_a_folder_without_processor_damaged_weights_and_impossible_configs_are_r
         CheXpertClassifier.from_pretrained(tiny_folder)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"size": "big"}, {"size": -5}, {"image_mean": "x"}, {"rescale_factor": "big"}, {"gray_range": {"a": 1}}]
+)
+def test_wrong_values_in_the_file_of_the_processor_are_one_error_about_it(tiny_folder, changes):
+    file = tiny_folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelFolderError, match=r"The preprocessor_config\.json of .* cannot be used: .*Correct it, or"):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", '"x"', '{"model_type": "chexpert", "id2label": 5}'])
+def test_json_of_another_kind_in_a_model_folder_is_one_error(tiny_folder, text):
+    (tiny_folder / "preprocessor_config.json").write_text(text.replace('"id2label": 5', '"size": "big"'))
+    with pytest.raises(ModelFolderError, match=r"The preprocessor_config\.json of .* cannot be used: "):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+    (tiny_folder / "config.json").write_text(text)
+    with pytest.raises(ModelFolderError, match=r"No model can be built from the config\.json of "):
+        CheXpertClassifier.from_pretrained(tiny_folder)
+
+
 def test_pickled_weights_are_not_read(tiny_folder):
     (tiny_folder / "model.safetensors").unlink()
     torch.save({}, tiny_folder / "pytorch_model.bin")

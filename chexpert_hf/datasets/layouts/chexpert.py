@@ -34,7 +34,8 @@ _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test
 
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
-_PROJECTIONS = ("AP", "PA", "LL", "RL")  # LL and RL stand in 17 frontal rows of `train.csv`; laterals leave it blank
+_PROJECTIONS = {"AP": "AP", "PA": "PA", "LL": None, "RL": None}
+"""Cell -> projection. LL and RL, laterals, stand in 17 frontal rows of `train.csv`: which frontal one is unknown."""
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
@@ -76,9 +77,9 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
 
     Returns:
         One row per radiograph in the file's order: `path` (such as `train/patient00001/study1/view1_frontal.jpg`),
-        `patient`, `study`, `view`, `is_frontal`, `sex`, `age` (years, NA where blank), `projection`, then one float32
-        column per observation: 1, 0, -1, or NaN where blank. The index is the row number in the file, the header being
-        row 1.
+        `patient`, `study`, `view`, `is_frontal`, `sex`, `age` (years, NA where blank), `projection` ("AP", "PA" or
+        None), then one float32 column per observation: 1, 0, -1, or NaN where blank. The index is the row number in the
+        file, the header being row 1.
 
     Raises:
         DatasetError: If a column is missing or a cell has another value than CheXpert defines.
@@ -143,7 +144,7 @@ def _age(text: str) -> int:
 _PARSERS: dict[str, Parser] = {
     "Sex": (lambda text: _SEX_NAMES[text.lower()], "Male, Female, Unknown"),
     "Age": (_age, f"whole years, 0 to {MAX_AGE},"),
-    "AP/PA": (lambda text: _PROJECTIONS[_PROJECTIONS.index(text.upper())], ", ".join(_PROJECTIONS)),
+    "AP/PA": (lambda text: _PROJECTIONS[text.upper()], ", ".join(_PROJECTIONS)),
 }
 """Parser and expected values by column; all other columns are observations."""
 

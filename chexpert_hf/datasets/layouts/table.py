@@ -111,8 +111,8 @@ def table_layout(
     """Return a layout of a CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
 
     A column that is None is looked for by its usual names, such as those below, in capitals or not. Images are given as
-    paths relative to the table's folder, or as names of files anywhere below that folder. Without a column of patients
-    each image counts as a patient of its own.
+    paths relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere
+    below that folder. Without a column of patients each image counts as a patient of its own.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
@@ -174,11 +174,12 @@ def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> 
     facts = columns.facts(header)
     if table is None or "image" not in facts or (columns.image is None and _is_chexperts(table, header)):
         return None
-    if "split" in facts:
+    if facts.get("split") in header:
         splits = read_cells(table, facts["image"], [facts["split"]])
         named = parse_cells(splits, facts["split"], table, {facts["split"]: _PARSERS["split"]})
         return table if split in named else None
-    return table if own or split == "train" else None
+    # A column of splits that was named and is missing is an error when the table is read, for each split.
+    return table if own or split == "train" or "split" in facts else None
 
 
 def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
@@ -264,10 +265,10 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
-    """Return the stated paths, relative to the table or absolute, as paths below the folder."""
-    stated = stated.str.strip().str.replace("\\", "/").str.removeprefix(f"{folder}/")
-    place = table.parent.relative_to(folder).as_posix()
-    return stated if place == "." else f"{place}/" + stated
+    """Return the stated paths, relative to the table or absolute, as paths below the folder if they lead there."""
+    stated, place = stated.str.strip().str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
+    below = stated if place == "." else f"{place}/" + stated
+    return stated.str.removeprefix(f"{folder.as_posix()}/").where(stated.str.contains(r"^/|^[A-Za-z]:"), below)
 
 
 TABLE_LAYOUT = table_layout()
