@@ -36,7 +36,7 @@ def quickstart(
     serve: Annotated[bool, Option("--serve/--no-serve", help=_SERVE)] = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run every step without data or network: app, phantoms, training, evaluation, overlays, model folder."""
+    """Open the app with the bundled model, and train, evaluate and save a model on synthetic radiographs."""
     if serve and as_json:
         raise InputError("--json needs --no-serve: the app runs until it is told to stop.")
     require_empty(output, "choose another with --output")

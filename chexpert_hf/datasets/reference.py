@@ -185,7 +185,10 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
-    """Return row number -> box, for rows with a box."""
+    """Return row label of `cells` -> box, for rows with a box.
+
+    Raises ReferenceFileError, with the name of `file`, if columns of a box are missing or a box is malformed.
+    """
     missing = [name for name in BOX_SIDES if name not in cells]
     if len(missing) == len(BOX_SIDES):
         return {}

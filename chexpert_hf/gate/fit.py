@@ -131,7 +131,10 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def fit_distance(features: Floats) -> Distance:
-    """Fit the distance from images with these features, `(num_images, num_features)`."""
+    """Return how far other images are from training images with these features, `(num_images, num_features)`.
+
+    Mean, spread, principal directions and the variances along them are estimated.
+    """
     centre, spread = features.mean(axis=0), features.std(axis=0)
     # A filter that hardly responds to any training image must not decide by its small values.
     spread = spread + 0.05 * spread.mean() + _TINY

@@ -107,7 +107,10 @@ _MEDIAL = ((0.0, 0.34), (0.03, 0.2), (0.08, 0.13), (0.2, 0.07), (1.3, 0.05))
 
 
 def wall_at(v: float | Points) -> Points:
-    """Return the distance of the inner chest wall from the midline at height `v`, in half breadths."""
+    """Return how far the inner chest wall is from the midline, in units of half the chest's breadth.
+
+    `v` is the height of a point, 0 at the top of the lungs and 1 at their bottom.
+    """
     positions, values = zip(*_WALL, strict=True)
     return np.asarray(np.interp(v, positions, values))
 

@@ -43,9 +43,12 @@ RadiographSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.
 
 
 def read_radiograph(source: RadiographSource, *, target_size: int | None = None) -> Image.Image:
-    """Read one radiograph as `open_radiograph` does, and return its image: upright, in mode L.
+    """Read one radiograph and return its image: upright, in mode L.
 
-    The image's `info` has the (width, height) before scaling as `original_size`, and `notes` if there are any.
+    `source` may be a path, bytes, a binary file, a Pillow image or an array; if the caller will resize to `target_size`
+    pixels, large JPEGs are decoded at a smaller size (see `open_radiograph`). The image's `info` has the (width,
+    height) before scaling as `original_size`, and `notes` if there are any. Raises RadiographError if the source cannot
+    be read, ValueError if `target_size` is not positive.
     """
     return open_radiograph(source, target_size=target_size, with_colour=False).image
 

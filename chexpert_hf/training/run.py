@@ -218,7 +218,7 @@ def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: boo
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train `recipe.runs` runs with successive seeds, and write the ensemble of their best checkpoints."""
+    """Train the runs of the stages' recipe with successive seeds, and write the ensemble of their best checkpoints."""
     recipe, output = stages.recipe, stages.output
     members: list[Path] = []
     for number in range(recipe.runs):
@@ -239,7 +239,10 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 
 
 def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Return the observations with enough validation studies of both classes; tell the user by `say` how many."""
+    """Return the observations that the validation studies can evaluate, by the rule of `judged_observations`.
+
+    `say` is called with the numbers of images, studies and such observations, and with a warning if there are none.
+    """
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])
     judged = judged_observations(truth, recipe.observations)

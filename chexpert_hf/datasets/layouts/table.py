@@ -265,7 +265,10 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 
 
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
-    """Return the stated paths, relative to the table or absolute, as paths below the folder if they lead there."""
+    """Return the paths that a table states, relative to `folder`.
+
+    A table states them relative to its own folder or as absolute paths; absolute ones outside `folder` stay as they are.
+    """
     stated, place = stated.str.strip().str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
     below = stated if place == "." else f"{place}/" + stated
     return stated.str.removeprefix(f"{folder.as_posix()}/").where(stated.str.contains(r"^/|^[A-Za-z]:"), below)

@@ -168,7 +168,7 @@ def box_mask(boxes: ArrayLike, shape: tuple[int, int]) -> Mask:
 
 
 def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the Gaussian map of a prior in (0, 1], for an image of `shape` (height, width)."""
+    """Return the Gaussian around the prior's point as a map of `shape` (height, width), with values in (0, 1]."""
     rows, columns = ((np.arange(length) + 0.5) / length for length in shape)
     down = np.exp(-(((rows - prior.y) / prior.spread_y) ** 2) / 2)
     across = np.exp(-(((columns - prior.x) / prior.spread_x) ** 2) / 2)
