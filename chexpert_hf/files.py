@@ -65,6 +65,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         FolderError: If `folder` exists and is not empty, or cannot be written.
+        InputError: If the caller's block raises OSError about a file elsewhere, such as one that it reads.
     """
     require_empty(folder)
     folder = folder.absolute()
@@ -73,7 +74,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=".chexpert-hf-", dir=folder.parent, ignore_cleanup_errors=True) as beside:
             partial = Path(beside) / folder.name
             partial.mkdir()
-            yield partial
+            try:
+                yield partial
+            except OSError as error:
+                file = error.filename
+                if isinstance(file, str) and not Path(file).resolve().is_relative_to(Path(beside).resolve()):
+                    raise InputError(f"{file} cannot be used ({_reason(error)}); {folder} was not written.") from error
+                raise
             if folder.exists():
                 folder.rmdir()
             partial.rename(folder)

@@ -52,7 +52,8 @@ def render_phantom(seed: int, observations: Collection[str] = (), *, projection:
         seed: Seed of everything that is random, at least 0.
         observations: Findings to draw. No Finding, or nothing, is a normal chest, which may have Support Devices.
         projection: "PA", "AP" or "Lateral". Lateral views do not show Pneumothorax, Pleural Other, Fracture and
-            Enlarged Cardiomediastinum, which are hard to see in them in reality.
+            Enlarged Cardiomediastinum, which are hard to see in them in reality, nor ports and chest tubes among the
+            Support Devices. A finding that is not shown has no mask.
 
     Raises:
         ValueError: If an observation or the projection is unknown, the seed is negative, or No Finding is combined with

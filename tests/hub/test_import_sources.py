@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.files import FolderError
+from chexpert_hf.errors import InputError
+from chexpert_hf.files import FolderError, new_folder
 from chexpert_hf.formats.imports import import_model, read_source
 from chexpert_hf.labels import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexpert_hf.models.weights import WeightsError
@@ -234,6 +235,20 @@ def test_a_source_that_is_none_is_one_line(tmp_path, source, message):
     with pytest.raises(WeightsError, match=message):
         import_model(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_folder_that_is_written(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"gone cannot be used \(No such file or directory\); .*out was not written\.$"),
+        new_folder(tmp_path / "out"),
+    ):
+        (tmp_path / "gone").read_bytes()
+    with (
+        pytest.raises(FolderError, match=r"out could not be written .* Choose"),
+        new_folder(tmp_path / "out") as folder,
+    ):
+        (folder / "no" / "file").write_bytes(b"")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_nothing_half_written_is_left_and_nothing_is_overwritten(tmp_path, monkeypatch):

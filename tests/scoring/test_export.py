@@ -245,6 +245,12 @@ def test_without_an_output_the_graph_goes_into_the_model_folder(folder, fast):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_the_bundled_model_gets_no_graph_and_the_error_says_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^nih is the bundled model: name a folder with --output for a copy of it"):
+        export_model("nih", "onnx")
+
+
 def test_a_graph_is_for_the_size_that_the_processor_gives_which_must_be_fixed(folder, fast):
     size, crop_size = {"shortest_edge": 72}, {"height": 64, "width": 64}
     CheXpertImageProcessor(size=size, do_center_crop=True, crop_size=crop_size).save_pretrained(folder)

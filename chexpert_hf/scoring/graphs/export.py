@@ -23,6 +23,7 @@ from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.layout import SPLITS
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.datasets.sources import has_dataset
+from chexpert_hf.default_model import DEFAULT_NAME
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import new_folder, sha256_of
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
@@ -83,8 +84,8 @@ def export_model(
         model: Model folder, or id of a repository.
         runtime: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8".
-        output: Folder for the graph; the model folder itself if None (not for a repository). A new or empty folder
-            becomes a copy of the model folder, without checkpoints; a copy made earlier only gets the graph.
+        output: Folder for the graph; the model folder itself if None (not for a repository or "nih"). A new or empty
+            folder becomes a copy of the model folder, without checkpoints; a copy made earlier only gets the graph.
         calibration: For int8 only: a data set, or any folder of radiographs, to quantise and compare on;
             phantoms if None.
         say: Called with a line at the start of each stage.
@@ -140,7 +141,8 @@ def export_model(
 def _target(model: str | Path, source: Path, output: Path | None) -> Path:
     if output is None:
         if not Path(model).is_dir():
-            raise InputError(f"{model} is not a folder; name one for the copy of the repository with the graph.")
+            kind = "the bundled model" if str(model) == DEFAULT_NAME else "not a folder"
+            raise InputError(f"{model} is {kind}: name a folder with --output for a copy of it with the graph.")
         return source
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; expected a folder for the copy of the model.")
