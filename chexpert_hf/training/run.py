@@ -26,7 +26,7 @@ from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_F
 from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_trained_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
+from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
 from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels, with_stated_labels
 from chexpert_hf.training.durable.intact import expect_intact
@@ -218,27 +218,33 @@ def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: boo
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train `recipe.runs` runs with successive seeds, and write the ensemble of their best checkpoints."""
+    """Train `recipe.runs` runs with successive seeds, and write the ensemble of their best, or last, checkpoints."""
     recipe, output = stages.recipe, stages.output
+    is_best = recipe.checkpoint == "best" and bool(_judged_observations(data, recipe))
     members: list[Path] = []
     for number in range(recipe.runs):
         stages.say(f"Run {number + 1} of {recipe.runs}.")
         folder = stages.trained(recipe.override(runs=1, seed=recipe.seed + number), f"run-{number + 1}")
-        members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
+        checkpoints = folder / "checkpoints"
+        best = best_checkpoints(checkpoints, recipe.keep_checkpoints)
+        members += best if is_best else checkpoints_by_step(checkpoints)[-1:]
     for member in members:
         expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
-        _write_patients(output, data, has_chosen=recipe.checkpoint == "best")
+        _write_patients(output, data, has_chosen=is_best)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:
         described = describe_data(data, root, recipe.observations)
-        write_json(output / EVALUATION_FILE, evaluation_record(evaluation, described, was_chosen_on_it=True))
-    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
+        write_json(output / EVALUATION_FILE, evaluation_record(evaluation, described, was_chosen_on_it=is_best))
+    why = "the best on these same studies" if is_best else "the last of each run"
+    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, {why}")
 
 
-def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
+def _judged_observations(
+    data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
+) -> tuple[str, ...]:
     """Return the observations with enough validation studies of both classes; tell the user by `say` how many."""
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])

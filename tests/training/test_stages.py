@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.scoring.classifier import ModelFolderError
 from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step
@@ -193,6 +194,17 @@ def test_several_runs_make_an_ensemble_of_their_best_checkpoints(phantoms, ensem
     assert not torch.equal(
         *(load_file(ensemble / run / "model.safetensors")["classifier.weight"] for run in ("run-1", "run-2"))
     )
+
+
+def test_several_runs_make_an_ensemble_of_their_last_checkpoints_if_the_recipe_says_so(phantoms, tmp_path):
+    recipe = RECIPE.override(policy="u-zeros", runs=2, checkpoint="last")
+    result = quiet(recipe, phantoms, tmp_path / "model")
+    assert result.chosen == "the mean of 2 checkpoints, the last of each run"
+    for number in (1, 2):
+        last = checkpoints_by_step(result.folder / f"run-{number}" / "checkpoints")[-1]
+        assert_equal_to_the_last_bit(result.folder / "members" / f"{number:02d}", last)
+    assert not json.loads((result.folder / "evaluation.json").read_text())["was_chosen_on_it"]
+    assert not (result.folder / SELECTION_PATIENTS_FILE).exists()
 
 
 def test_an_ensembles_probabilities_and_maps_are_the_means_of_its_members(phantoms, ensemble):
