@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,18 @@ from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PA
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
+from chexpert_hf.models.model_files import (
+    CURVE_FILE,
+    EVALUATION_FILE,
+    RECIPE_FILE,
+    ensemble_members,
+    renew_checksums,
+    write_checksums,
+    write_ensemble,
+)
 from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_trained_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -232,6 +242,10 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
         expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
+        first = Path(ensemble_members(output)[0])
+        for gate in folder.glob(GATE_FILE):  # of the last run; all runs have the same training images
+            shutil.copy(gate, first)
+            renew_checksums(first, [GATE_FILE])
         _write_patients(output, data, has_chosen=is_best)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
