@@ -109,7 +109,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
     recipe = Recipe.load(model / RECIPE_FILE)
     splits = load_dataset(sources.data, observations=recipe.observations)
     classifier = CheXpertClassifier.from_pretrained(model)
-    part = fold_of_images(splits["train"], len(folds), recipe.blank_labels)
+    part = fold_of_images(splits["train"], len(folds))
     networks = [CheXpertClassifier.from_pretrained(folder) for folder in folds]
     valid = _scored("validation split", splits["valid"], predict_dataset(classifier, splits["valid"]), recipe)
     crossed = np.empty((len(splits["train"]), len(recipe.observations)))

@@ -42,7 +42,9 @@ class RuntimeContender(Contender):
 
     def score(self, paths: Sequence[str]) -> NDArray[np.floating]:
         results = score_files(self.classifier, paths, saliency=self.saliency, batch_size=self.batch_size)
-        return np.array([list(result.prediction.probabilities.values()) for result in results if result.prediction])
+        unread = dict.fromkeys(self.classifier.observations, np.nan)
+        scores = [result.prediction.probabilities if result.prediction else unread for result in results]
+        return np.array([list(row.values()) for row in scores])
 
     def forward(self, count: int) -> None:
         logits, _ = self.classifier.runtime(self._pixel_values[:count], saliency=self.saliency)

@@ -34,7 +34,10 @@ class Contender(ABC):
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """Read and score files; return probabilities `(num_files, num_labels)`, or None to leave them uncompared."""
+        """Read and score files; return probabilities `(num_files, num_labels)`, or None to leave them uncompared.
+
+        The row of a file that cannot be read is NaN.
+        """
 
     @abstractmethod
     def forward(self, count: int) -> None:
@@ -167,7 +170,7 @@ def run_benchmark(
         scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
         reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
         for figures, values in scores if reference is not None else ():
-            figures.difference = float(np.abs(values - reference).max())
+            figures.difference = float(np.fmax.reduce(np.abs(values - reference), axis=None))  # NaN: files not read
         for number in range(rounds):
             start = time.perf_counter()
             for process in processes if number % 2 == 0 else reversed(processes):

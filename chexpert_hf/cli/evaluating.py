@@ -220,12 +220,14 @@ def gate(
     """Fit a gate, which tells chest radiographs from other images, on a model's training radiographs."""
     from chexpert_hf.gate import GATE_FILE
     from chexpert_hf.gate.fit import MAX_IMAGES, fit_folder_gate
+    from chexpert_hf.models.model_files import ensemble_members
 
     folder = Path(model)
     if not folder.is_dir() or folder == DEFAULT_MODEL:
         raise ModelFolderError(
             f"--model is {model}; expected your own model folder, since {GATE_FILE} is written into it."
         )
+    folder = Path(ensemble_members(folder)[0])  # whose gate is the ensemble's
     dataset = _split_of(folder, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
         fitted = fit_folder_gate(folder, dataset, f"{data.resolve().name} ({split})", bar.update)

@@ -46,7 +46,9 @@ def predict(
     listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
-    study: Annotated[bool, Option("--study", help="A row per study: the maximum over its views.")] = False,
+    study: Annotated[
+        bool, Option("--study", help="A row per study: maximum over its views; No Finding: minimum.")
+    ] = False,
     num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
     shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
@@ -94,7 +96,7 @@ def predict(
         )
     if unknown := [name for name in maps or () if name not in classifier.observations]:
         raise InputError(f"--map is {unknown[0]!r}, expected one of {', '.join(classifier.observations)}.")
-    rows = RowFormat(classifier.observations, gate, positives)
+    rows = RowFormat(classifier.observations, gate, positives, classifier.labels.none_of_these)
     speed: dict[str, Any] = {"batch_size": batch_size or classifier.batch_size, "workers": workers, "maps": maps}
     begin = time.monotonic()
     with progress_bar(0, "radiographs") as bar:

@@ -1,7 +1,7 @@
 """Columns and rows of a score table, with a row per radiograph or per study.
 
-A study's score is the maximum over its views, as in the CheXpert paper. Source: Irvin et al. 2019, arXiv:1901.07031,
-section 4.
+A study's score is the maximum over its views, as in the CheXpert paper, but that of No Finding the minimum, since a
+finding in any view rules it out. Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
 """
 
 import re
@@ -35,7 +35,7 @@ def study_of(path: str) -> str:
 class _Study:
     """The row of a study, gathered from its views."""
 
-    maximum: array = field(default_factory=lambda: array("d"))  # of each score and call; compact for 100,000 studies
+    scores: array = field(default_factory=lambda: array("d"))  # and calls; compact for 100,000 studies
     views: int = 0  # with scores
     failed: list[str] = field(default_factory=list)  # "view (reason)"
     notes: list[str] = field(default_factory=list)
@@ -50,6 +50,7 @@ class RowFormat:
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`
     positives: bool = False  # whether there are columns `<observation> positive`: 1 or 0, at the operating point
+    none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
     def columns(self, *, by_study: bool = False) -> list[str]:
         """Return the names of the columns of a table with a row per radiograph, or per study."""
@@ -78,9 +79,10 @@ class RowFormat:
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
         """Yield a row for each study from the rows of radiographs, in the order of the studies' first views.
 
-        Scores and calls (0 or 1) are maxima over the views, also those of No Finding; the gate's verdict is the worst
-        of the views. All rows are read before the first one is yielded.
+        Scores and calls (0 or 1) are maxima over the views, those of `none_of_these` minima; the gate's verdict is the
+        worst of the views. All rows are read before the first one is yielded.
         """
+        combine = [min if name == self.none_of_these else max for name in self.observations] * 2  # scores and calls
         studies: dict[str, _Study] = {}
         for path, *cells, note, error in rows:
             study, view = studies.setdefault(study_of(str(path)), _Study()), re.split(r"[/\\]", str(path))[-1]
@@ -92,17 +94,18 @@ class RowFormat:
                 study.notes.append(f"{view} ({note})")
             if error is None:
                 study.views += 1
-                study.maximum = array("d", map(max, study.maximum, scores) if study.maximum else scores)
+                earlier = study.scores or scores
+                study.scores = array("d", (how(*pair) for how, *pair in zip(combine, earlier, scores, strict=False)))
             else:
                 study.failed.append(f"{view} ({error})")
         for name, study in studies.items():
             num_observations = len(self.observations)
-            maxima: list[Cell] = [*study.maximum[:num_observations], *map(int, study.maximum[num_observations:])]
+            combined: list[Cell] = [*study.scores[:num_observations], *map(int, study.scores[num_observations:])]
             gate = [] if self.gate is GateMode.OFF else [study.gate, "; ".join(study.gate_reasons) or None]
             failed, total = len(study.failed), study.views + len(study.failed)
             error = f"{failed} of {total} views failed: {'; '.join(study.failed)}" if failed else None
             note = "; ".join(study.notes) or None
-            yield [name, study.views, *(maxima or [None] * self._num_scores), *gate, note, error]
+            yield [name, study.views, *(combined or [None] * self._num_scores), *gate, note, error]
 
     @property
     def _num_scores(self) -> int:

@@ -88,7 +88,7 @@ def score_to_file(
     names = shard.of(files, batch_size)
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
-    rows = RowFormat(classifier.observations, output.gate, output.positives)
+    rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
     lines = lines_of(output.growing, rows.columns())
     kept = resume_table(output.growing, lines, names, batch_size)
     failed, not_radiographs = kept.failed, kept.not_radiographs

@@ -140,14 +140,16 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
     """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a model card.
 
-    Each member is a model folder or a checkpoint; its weights, configuration and code are copied.
+    Each member is a model folder or a checkpoint; its weights, configuration, code and gate, if it has one, are copied
+    and get checksums.
     """
     names = []
     for number, member in enumerate(members, start=1):
         copy = folder / "members" / f"{number:02d}"
         copy.mkdir(parents=True, exist_ok=True)
-        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py")):
+        for file in (*(member / name for name in NEEDED_FILES), *member.glob("*.py"), *member.glob("gate.safetensors")):
             shutil.copy(file, copy)
+        write_checksums(copy)
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
     named = {"name": folder.resolve().name, "place": folder.as_posix()}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,13 +67,29 @@ class _SkippedError(Exception):
 def check_folder(folder: Path) -> CheckReport:
     """Check a model folder's files, checksums, code, card, exported graphs, weights and reference scores.
 
-    Failures are lines of the report, not errors.
+    Of an ensemble's members, which have no card or reference scores, checksums, code and weights are checked. Failures
+    are lines of the report, not errors.
 
     Raises:
-        InputError: If it is not a model folder, or is an ensemble.
+        InputError: If it is neither a model folder nor an ensemble, or `ensemble.json` is damaged.
     """
+    lines = []
+    for subject, check in _checks(folder).items():
+        try:
+            lines.append(CheckLine(subject, OK, check()))
+        except _SkippedError as reason:
+            lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
+        except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
+            lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
+    return CheckReport(str(folder), lines)
+
+
+def _checks(folder: Path) -> dict[str, Callable[[], str]]:
+    """Return the checks of a model folder or an ensemble by their subject; InputError if it is neither."""
     if (folder / ENSEMBLE_FILE).is_file():
-        raise InputError(f"{folder} is an ensemble; check the model folders that it was made of, such as run-1.")
+        parts = {"checksums": _sums, "code": _code, "model": _model}
+        members = [Path(member) for member in model_files.ensemble_members(folder)]
+        return {f"{one.name}, {name}": partial(check, one) for one in members for name, check in parts.items()}
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; expected a model folder.")
     checks = {"files": _files, "checksums": _sums, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
@@ -81,15 +98,7 @@ def check_folder(folder: Path) -> CheckReport:
             if precision is Precision.FP32 or _graph(folder, runtime, precision):
                 name = f"scores, {runtime.value} {precision.value}"
                 checks[name] = partial(_scores, runtime=runtime, precision=precision)
-    lines = []
-    for subject, check in checks.items():
-        try:
-            lines.append(CheckLine(subject, OK, check(folder)))
-        except _SkippedError as reason:
-            lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
-        except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
-            lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
-    return CheckReport(str(folder), lines)
+    return {name: partial(check, folder) for name, check in checks.items()}
 
 
 def _files(folder: Path) -> str:

@@ -17,21 +17,22 @@ from sklearn.model_selection import StratifiedGroupKFold
 from chexpert_hf.evaluation.calibration.calibrate import CalibratedModel, Origin, calibrate_model, dataset_logits
 from chexpert_hf.evaluation.calibration.calibration import Criterion, OperatingRule
 from chexpert_hf.evaluation.metrics import split_labels
+from chexpert_hf.labels import BlankPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
-def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> NDArray[np.int_]:
+def fold_of_images(train: datasets.Dataset, folds: int) -> NDArray[np.int_]:
     """Return the fold of each image, `(num_images,)` from 0 to `folds` - 1; equal data give equal folds.
 
     All images of a patient are in one fold; folds are stratified by the rarest positive observation of each image.
-    `blank_labels` is that of the recipe. Raise RecipeError if there are fewer patients than folds.
+    Raise RecipeError if there are fewer patients than folds.
     """
     patients = np.asarray(train["patient"][:])
     if len(set(patients)) < folds:
         raise RecipeError(f"calibration_folds is {folds}, but there are only {len(set(patients))} training patients.")
-    is_positive = split_labels(train, blank_labels) == 1  # (num_images, num_labels)
+    is_positive = split_labels(train, BlankPolicy.NEGATIVE) == 1  # (num_images, num_labels)
     by_frequency = np.argsort(is_positive.sum(axis=0), kind="stable")
     rarest = np.where(is_positive.any(axis=1), is_positive[:, by_frequency].argmax(axis=1), -1)
     parts = np.empty(len(patients), dtype=np.int_)
@@ -43,7 +44,7 @@ def fold_of_images(train: datasets.Dataset, folds: int, blank_labels: str) -> ND
 
 def hold_out_fold(train: datasets.Dataset, recipe: Recipe) -> datasets.DatasetDict:
     """Divide the training images: the fold `recipe.held_out_fold` becomes `valid`, the others become `train`."""
-    is_held = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels) == recipe.held_out_fold
+    is_held = fold_of_images(train, recipe.calibration_folds) == recipe.held_out_fold
     splits = {"train": ~is_held, "valid": is_held}
     return datasets.DatasetDict({name: train.select(np.flatnonzero(rows)) for name, rows in splits.items()})
 
@@ -61,7 +62,7 @@ def calibrate_by_folds(
     scores that fold. `data_name` is recorded in the model's config.
     """
     folds = recipe.calibration_folds
-    part = fold_of_images(train, folds, recipe.blank_labels)
+    part = fold_of_images(train, folds)
     logits = np.empty((len(train), len(recipe.observations)))
     for fold in range(folds):
         held_out = np.flatnonzero(part == fold)

@@ -203,7 +203,7 @@ def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, tra
         )
     sizes = [len(train)]
     if recipe.calibration_folds and recipe.held_out_fold is None:
-        part = fold_of_images(train, recipe.calibration_folds, recipe.blank_labels)
+        part = fold_of_images(train, recipe.calibration_folds)
         sizes += [int((part != fold).sum()) for fold in range(recipe.calibration_folds)]
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.features.modules())
     is_shared = recipe.sync_batch_norm and devices > 1

@@ -224,6 +224,9 @@ class Recipe:
             "map_loss is for models without a label hierarchy; omit unconditional training.": (
                 self.map_loss and has_stages
             ),
+            "map_centring needs labels of 1, which distillation mixes with probabilities; omit one of them.": (
+                self.map_centring and is_distilled
+            ),
             "conditional_epochs is set, but no observation of the recipe has a parent among them.": (
                 self.conditional_epochs and self.observations and not parents
             ),

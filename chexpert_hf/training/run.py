@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +21,22 @@ from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PA
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
 from chexpert_hf.files import write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
 from chexpert_hf.models.loading import load_model
-from chexpert_hf.models.model_files import CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums, write_ensemble
+from chexpert_hf.models.model_files import (
+    CURVE_FILE,
+    EVALUATION_FILE,
+    RECIPE_FILE,
+    ensemble_members,
+    renew_checksums,
+    write_checksums,
+    write_ensemble,
+)
 from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.publishing.model_folder import assess_predictions, evaluation_record, save_trained_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.training.checkpoints import best_checkpoints, is_finished, plot_curve
+from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step, is_finished, plot_curve
 from chexpert_hf.training.cross_fitting import calibrate_by_folds
 from chexpert_hf.training.data import Roots, describe_data, load_data, with_labels, with_stated_labels
 from chexpert_hf.training.durable.intact import expect_intact
@@ -218,27 +228,37 @@ def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: boo
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train the runs of the stages' recipe with successive seeds, and write the ensemble of their best checkpoints."""
+    """Train the runs of the stages' recipe with successive seeds; write the ensemble of their best, or last, checkpoints."""
     recipe, output = stages.recipe, stages.output
+    is_best = recipe.checkpoint == "best" and bool(_judged_observations(data, recipe))
     members: list[Path] = []
     for number in range(recipe.runs):
         stages.say(f"Run {number + 1} of {recipe.runs}.")
         folder = stages.trained(recipe.override(runs=1, seed=recipe.seed + number), f"run-{number + 1}")
-        members += best_checkpoints(folder / "checkpoints", recipe.keep_checkpoints)
+        checkpoints = folder / "checkpoints"
+        best = best_checkpoints(checkpoints, recipe.keep_checkpoints)
+        members += best if is_best else checkpoints_by_step(checkpoints)[-1:]
     for member in members:
         expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
-        _write_patients(output, data, has_chosen=recipe.checkpoint == "best")
+        first = Path(ensemble_members(output)[0])
+        for gate in folder.glob(GATE_FILE):  # of the last run; all runs have the same training images
+            shutil.copy(gate, first)
+            renew_checksums(first, [GATE_FILE])
+        _write_patients(output, data, has_chosen=is_best)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:
         described = describe_data(data, root, recipe.observations)
-        write_json(output / EVALUATION_FILE, evaluation_record(evaluation, described, was_chosen_on_it=True))
-    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, the best on these same studies")
+        write_json(output / EVALUATION_FILE, evaluation_record(evaluation, described, was_chosen_on_it=is_best))
+    why = "the best on these same studies" if is_best else "the last of each run"
+    return TrainingResult(output, evaluation, f"the mean of {len(members)} checkpoints, {why}")
 
 
-def _judged_observations(data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None]) -> tuple[str, ...]:
+def _judged_observations(
+    data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
+) -> tuple[str, ...]:
     """Return the observations that the validation studies can evaluate, by the rule of `judged_observations`.
 
     `say` is called with the numbers of images, studies and such observations, and with a warning if there are none.

@@ -3,6 +3,7 @@
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ def test_every_contenders_scores_are_the_models(tiny_folder, files):
     ]
     np.testing.assert_allclose(spec_of(tiny_folder).make().score(files), expected, atol=1e-6)
     np.testing.assert_allclose(PipelineContender(str(tiny_folder), 2).score(files), expected, atol=1e-6)
+
+
+def test_a_file_that_cannot_be_read_leaves_the_others_comparable(tiny_folder, files):
+    Path(files[1]).write_bytes(b"no image")
+    scores = spec_of(tiny_folder).make().score(files)
+    assert np.isnan(scores).all(axis=1).tolist() == [False, True, False, False, False]
+    ours, other = run_benchmark([spec_of(tiny_folder), spec_of(tiny_folder)], files, rounds=0, say=lambda line: None)
+    assert ours.difference == other.difference == 0
 
 
 def test_contenders_take_turns_in_an_order_that_is_turned_around(tmp_path, capfd):

@@ -56,6 +56,14 @@ def folder(data, tmp_path_factory):
     return folder
 
 
+def test_no_plot_of_an_earlier_report_is_left(data, tmp_path):
+    write_report(tmp_path, data)
+    (tmp_path / "mine.png").touch()
+    assert len(list(tmp_path.glob("*.png"))) > 1
+    write_report(tmp_path, replace(data, truth=np.full_like(data.truth, np.nan)))
+    assert [path.name for path in tmp_path.glob("*.png")] == ["mine.png"]
+
+
 def test_a_report_is_one_folder(folder):
     assert {path.name for path in folder.iterdir()} == {
         "metrics.json", "report.md", "report.html", "predictions_views.csv", "predictions_studies.csv",

@@ -39,6 +39,9 @@ def maps() -> np.ndarray:
         (0.3, 0.4, 0.6, Verdict.UNCLEAR, Verdict.FAILED),
         (0.4, 0.5, 0.6, Verdict.FAILED, Verdict.FAILED),  # an even map has exactly what is to be expected
         (0.6, 0.7, 0.8, Verdict.FAILED, Verdict.PASSED),
+        (0.6, 0.4, 0.7, Verdict.UNCLEAR, Verdict.FAILED),  # a skewed bootstrap, whose interval misses the value
+        (0.2, 0.6, 0.4, Verdict.FAILED, Verdict.UNCLEAR),
+        (NAN, 0.4, NAN, Verdict.UNCLEAR, Verdict.FAILED),  # of one patient
         (NAN, NAN, NAN, Verdict.NOT_JUDGED, Verdict.NOT_JUDGED),
     ],
 )

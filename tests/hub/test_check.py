@@ -179,5 +179,5 @@ def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no config\.json; expected a model folder"):
         check_folder(tmp_path)
     (tmp_path / "ensemble.json").write_text("{}")
-    with pytest.raises(InputError, match="is an ensemble; check the model folders"):
+    with pytest.raises(InputError, match=r"ensemble\.json is damaged"):
         check_folder(tmp_path)

@@ -16,6 +16,7 @@ from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
+from chexpert_hf.evaluation.localization import localize
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, TASKS, RunLengths, write_segmentations
 from chexpert_hf.evaluation.localization.ground_truth import (
     Boxes,
@@ -241,10 +242,23 @@ def test_maps_and_larger_masks_are_compared_at_the_masks_size(classifier, datase
     assert pickle.loads(with_truth.read_bytes())["cxr_dims"] == (701, 560)
 
 
-def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_alone(classifier):
+def test_the_untrained_network_has_the_statistics_of_the_images(classifier, dataset, segmentations, monkeypatch):
+    used = []
+    score = localize.scored_images
+    monkeypatch.setattr(localize, "scored_images", lambda one, *rest: used.append(one.model) or score(one, *rest))
+    localize_dataset(classifier, dataset, Segmentations(segmentations), replicates=2)
+    features = next(model for model in used if model is not classifier.model).features
+    pixel_values = classifier.processor(dataset["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        mean = features.conv0(pixel_values).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(features.norm0.running_mean, mean, rtol=1e-3, atol=1e-4)
+
+
+def test_the_untrained_network_is_seeded_and_leaves_the_model_and_the_generator_alone(classifier, folder):
+    files = [folder / name_of(0)]
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
     state = torch.get_rng_state()
-    one, same, other = (untrained_like(classifier, seed).model.state_dict() for seed in (3, 3, 4))
+    one, same, other = (untrained_like(classifier, files, seed).model.state_dict() for seed in (3, 3, 4))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in classifier.model.state_dict().items())
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -284,7 +298,8 @@ def test_no_more_images_than_two_batches_are_held_at_once(classifier, dataset, s
 
     def progress(count: int) -> None:
         done.append(count)
-        held.append(len(reads) / 2 - len(done))  # each image is read for the model and for the untrained network
+        # Each image is read for the model and for the untrained network, and before that for the latter's statistics.
+        held.append((len(reads) - NUM_IMAGES) / 2 - len(done))
 
     localize_dataset(classifier, dataset, Segmentations(segmentations), replicates=100, progress=progress)
     assert sum(done) == NUM_IMAGES

@@ -191,6 +191,16 @@ def test_a_study_tells_which_view_is_no_radiograph(classifier, files, tmp_path):
     assert refused["Edema"].tolist() == expected.tolist()
 
 
+def test_no_finding_of_a_study_holds_only_if_every_view_says_so():
+    study = "p/patient1/study1"
+    views = [
+        [f"{study}/a.png", 0.9, 0.1, 1, 0, None, None],
+        [f"{study}/b.png", 0.3, 0.8, 0, 1, None, None],
+    ]
+    rows = RowFormat(("No Finding", "Edema"), positives=True, none_of_these="No Finding").study_rows(views)
+    assert list(rows) == [[study, 2, 0.3, 0.8, 0, 1, None, None]]
+
+
 def test_a_call_is_positive_if_any_view_is_and_the_gate_says_the_worst():
     study = "p/patient1/study1"
     views = [

@@ -212,7 +212,7 @@ def test_the_rows_of_all_shards_are_those_of_one_run(classifier, files, tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_study_has_the_maximum_over_its_views(classifier, files, tmp_path, suffix):
+def test_a_study_has_the_maximum_over_its_views_and_the_minimum_of_no_finding(classifier, files, tmp_path, suffix):
     run(classifier, files, tmp_path / "views.csv")
     run(classifier, files, tmp_path / f"studies{suffix}", by_study=True)
     views = pd.read_csv(tmp_path / "views.csv")
@@ -222,6 +222,8 @@ def test_a_study_has_the_maximum_over_its_views(classifier, files, tmp_path, suf
     maxima, order = per_study(views[observations].to_numpy(), names)
     assert list(studies) == ["study", "views", *observations, "note", "error"]
     assert studies["study"].tolist() == order
+    maxima = pd.DataFrame(maxima, columns=observations)
+    maxima["No Finding"] = views["No Finding"].groupby(names, sort=False).min().to_numpy()
     np.testing.assert_array_equal(studies[observations].to_numpy(), maxima)
     assert studies["views"].tolist() == views["error"].isna().groupby(names, sort=False).sum().tolist()
     errors = studies["error"].dropna()

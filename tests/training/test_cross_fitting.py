@@ -65,7 +65,7 @@ def calibrated(phantoms, tmp_path_factory):
 
 
 def test_all_images_of_a_patient_are_in_one_part_and_rare_observations_in_all(split):
-    parts = fold_of_images(split, 3, "negative")
+    parts = fold_of_images(split, 3)
     patients = np.asarray(split["patient"][:])
     assert all(len(set(parts[patients == patient])) == 1 for patient in set(patients))
     assert np.bincount(parts).min() > 0.7 * len(parts) / 3
@@ -83,11 +83,11 @@ def test_a_part_is_held_out_whole_and_nothing_of_it_is_trained_on(split):
 def test_fewer_patients_than_parts_are_refused(split):
     one_patient = split.select(np.flatnonzero(np.asarray(split["patient"][:]) == split["patient"][0]))
     with pytest.raises(RecipeError, match="calibration_folds is 2, but there are only 1 training patients"):
-        fold_of_images(one_patient, 2, "negative")
+        fold_of_images(one_patient, 2)
 
 
 def test_the_lines_are_those_through_the_logits_of_models_that_did_not_see_the_patient(split, calibrated):
-    parts = fold_of_images(split, 3, "negative")
+    parts = fold_of_images(split, 3)
     logits = np.empty((len(split), len(NAMES)))
     for part in range(3):
         folder = calibrated / "folds" / f"fold-{part + 1}"

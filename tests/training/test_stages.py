@@ -8,9 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.cli.app import app
+from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE
+from chexpert_hf.models.model_files import ChecksumError, renew_checksums
 from chexpert_hf.phantoms import write_phantoms
+from chexpert_hf.publishing.check import check_folder
 from chexpert_hf.scoring.classifier import ModelFolderError
 from chexpert_hf.training.checkpoints import best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.data import load_data
@@ -193,6 +198,41 @@ def test_several_runs_make_an_ensemble_of_their_best_checkpoints(phantoms, ensem
     assert not torch.equal(
         *(load_file(ensemble / run / "model.safetensors")["classifier.weight"] for run in ("run-1", "run-2"))
     )
+
+
+def test_several_runs_make_an_ensemble_of_their_last_checkpoints_if_the_recipe_says_so(phantoms, tmp_path):
+    recipe = RECIPE.override(policy="u-zeros", runs=2, checkpoint="last")
+    result = quiet(recipe, phantoms, tmp_path / "model")
+    assert result.chosen == "the mean of 2 checkpoints, the last of each run"
+    for number in (1, 2):
+        last = checkpoints_by_step(result.folder / f"run-{number}" / "checkpoints")[-1]
+        assert_equal_to_the_last_bit(result.folder / "members" / f"{number:02d}", last)
+    assert not json.loads((result.folder / "evaluation.json").read_text())["was_chosen_on_it"]
+    assert not (result.folder / SELECTION_PATIENTS_FILE).exists()
+
+
+def test_an_ensemble_has_a_gate_and_is_checked_like_any_folder(tmp_path):
+    root = tmp_path / "phantoms"
+    write_phantoms(root, num_studies=48, seed=18, valid_fraction=0.4)
+    folder = quiet(RECIPE.override(policy="u-zeros", runs=2, keep_checkpoints=1, epochs=1), root, tmp_path / "m").folder
+    gate, image = folder / "members" / "01" / "gate.safetensors", next(root.glob("valid/*/*/*.jpg"))
+    fitted = CheXpertClassifier.from_pretrained(folder / "run-2").predict(image).gate
+    assert CheXpertClassifier.from_pretrained(folder).predict(image).gate == fitted
+    report = check_folder(folder)
+    assert report.is_ok
+    assert [line.subject for line in report.lines[:3]] == ["01, checksums", "01, code", "01, model"]
+    assert "with a gate" in report.lines[2].text
+    content = gate.read_bytes()
+    gate.write_bytes(content[:-1] + b"?")
+    assert "gate.safetensors is not as it was saved" in check_folder(folder).lines[0].text
+    with pytest.raises(ChecksumError, match=r"gate\.safetensors is not as it was saved"):
+        CheXpertClassifier.from_pretrained(folder)
+    gate.unlink()
+    renew_checksums(gate.parent, [gate.name])
+    assert not CheXpertClassifier.from_pretrained(folder).has_gate
+    assert CliRunner().invoke(app, ["gate", str(root), "--model", str(folder)]).exit_code == 0
+    assert gate.is_file()
+    assert check_folder(folder).is_ok
 
 
 def test_an_ensembles_probabilities_and_maps_are_the_means_of_its_members(phantoms, ensemble):

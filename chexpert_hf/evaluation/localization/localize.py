@@ -22,10 +22,16 @@ from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, RunLengths
 from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
 from chexpert_hf.evaluation.localization.localization import PRIORS, Localization, Mask, indicate, mean_interval
 from chexpert_hf.evaluation.metrics import NAN
-from chexpert_hf.evaluation.sanity.checks import redrawn_networks
+from chexpert_hf.evaluation.sanity.checks import (
+    estimate_statistics,
+    pixel_values_of,
+    redrawn_networks,
+    sample_rows,
+)
 from chexpert_hf.folders.dataset import read_file
+from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import Radiograph
-from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
+from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps
 
 MODEL, UNTRAINED = "model", "untrained"
@@ -109,7 +115,9 @@ def localize_dataset(
     located: list[Located] = []
     full_set: dict[str, list[float]] = {name: [] for name in names}  # IoU of each image
     written: dict[str, dict[str, RunLengths]] = {}
-    untrained = scored_images(untrained_like(classifier), dataset, rows)
+    all_files = image_files(dataset)
+    files = [all_files[row] for row in sample_rows(len(dataset), BATCH_SIZE)]  # whether or not they have a truth
+    untrained = scored_images(untrained_like(classifier, files), dataset, rows)
     scored = scored_images(classifier, dataset, rows)
     for row, (image, prediction), (_, other) in zip(rows, scored, untrained, strict=True):
         path, (width, height) = paths[row], prediction.maps.size
@@ -171,9 +179,17 @@ def scored_images(
         yield read.pop(0).image, prediction
 
 
-def untrained_like(classifier: CheXpertClassifier, seed: int = 0) -> CheXpertClassifier:
-    """Return a classifier with new random weights, in the architecture of a model (an ensemble's first member)."""
-    return CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
+def untrained_like(
+    classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int = 0
+) -> CheXpertClassifier:
+    """Return a classifier with new random weights, in the architecture of a model (an ensemble's first member).
+
+    Its BatchNorm has the statistics of `files`, one batch; with those of a new model, all images have nearly one map.
+    """
+    untrained = CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
+    images = [read_file(classifier, file).image for file in files]
+    estimate_statistics(untrained.model, pixel_values_of(untrained, images))
+    return untrained
 
 
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ The folder holds `metrics.json` (see `chexpert_hf.evaluation.assessment` for its
 (one file, nothing loaded from elsewhere), the plots as PNG, and the predictions per view and per study as CSV.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -119,8 +120,9 @@ class ReportData:
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Write all files of the report to a folder, which is made if needed; files of the same names are replaced."""
+    """Write all files of the report to a folder, which is made if needed, in place of an earlier report's."""
     result_folder(folder)
+    _delete_pictures(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     write_json(folder / "metrics.json", metrics)
     views, studies = pd.DataFrame({"path": data.paths}), pd.DataFrame({"study": data.studies})
@@ -152,6 +154,13 @@ def write_report(folder: Path, data: ReportData) -> None:
     }
     for name in ("report.md", "report.html"):
         (folder / name).write_text(render(name, **context), encoding="utf-8")
+
+
+def _delete_pictures(folder: Path) -> None:
+    """Delete the plots of an earlier report, which may have some that the new one lacks."""
+    report = folder / "report.md"
+    for name in re.findall(r"\]\((\w+\.png)\)", report.read_text(encoding="utf-8") if report.is_file() else ""):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:

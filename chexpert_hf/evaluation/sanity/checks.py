@@ -127,6 +127,12 @@ def redrawn_networks(
     return other_head, fresh
 
 
+def pixel_values_of(classifier: CheXpertClassifier, images: Sequence[Image.Image]) -> Tensor:
+    """Return the normalised pixel values `(N, channels, height, width)` of images, as the classifier's model wants."""
+    pixel_values: Tensor = classifier.processor(images, return_tensors="pt")["pixel_values"]
+    return pixel_values.to(classifier.model.device, classifier.model.dtype)
+
+
 @torch.no_grad()
 def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Tensor) -> None:
     """Set the running statistics of a model's BatchNorm layers to those of one batch, in place.
@@ -159,8 +165,7 @@ def _scores_and_maps(
     areas: dict[str, list[float]] = {name: [] for name in masses}
     for start in range(0, len(files), BATCH_SIZE):
         images = [read_file(classifier, file).image for file in files[start : start + BATCH_SIZE]]
-        pixel_values = classifier.processor(images, return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.to(classifier.model.device, classifier.model.dtype)
+        pixel_values = pixel_values_of(classifier, images)
         if start == 0:
             estimate_statistics(fresh, pixel_values)
         for name, network in networks.items():

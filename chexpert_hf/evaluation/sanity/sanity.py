@@ -49,13 +49,14 @@ class Verdict(str, Enum):
 def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
     """Return PASSED if the whole interval is on the good side of the bound, FAILED if the value itself is not.
 
-    UNCLEAR: the value is on the good side, but the interval includes the bound. NOT_JUDGED: the value is NaN.
+    UNCLEAR: the value is on the good side, but not all of the interval, or it is NaN. NOT_JUDGED: the value is NaN.
     """
     if isnan(estimate.value):
         return Verdict.NOT_JUDGED
     if not (estimate.value < bound if is_good_below else estimate.value > bound):
         return Verdict.FAILED
-    return Verdict.UNCLEAR if estimate.low <= bound <= estimate.high else Verdict.PASSED
+    is_sure = estimate.high < bound if is_good_below else estimate.low > bound
+    return Verdict.PASSED if is_sure else Verdict.UNCLEAR
 
 
 @dataclass(frozen=True)
