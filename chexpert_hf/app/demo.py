@@ -2,7 +2,7 @@
 
 Uploads are deleted after `KEEP_SECONDS`. Images and maps stay in the visitor's session until `SESSION_SECONDS` after
 they were made, or for an hour (Gradio's choice) if the page was closed. The server sends names of files only to the
-visitor who uploaded them, in the list.
+visitor who uploaded them, in the list and for views of a study that have no scores.
 """
 
 from collections.abc import Sequence

@@ -63,9 +63,13 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
-def error_html(reason: str) -> Markup:
-    """Return an error message as HTML that screen readers announce."""
-    return Markup('<p class="error-line" role="alert">{}</p>').format(reason)
+def error_html(reason: str, *, is_of_file: bool = False) -> Markup:
+    """Return an error message as HTML that screen readers announce.
+
+    The browser puts the name of the file before it if `is_of_file`.
+    """
+    name = Markup('<b class="given"></b>') if is_of_file else ""
+    return Markup('<p class="error-line" role="alert">{}{}</p>').format(name, reason)
 
 
 def note_html(note: str) -> Markup:

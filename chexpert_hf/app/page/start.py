@@ -60,7 +60,7 @@ class Start:
             try:
                 items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
-                return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
+                return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error), is_of_file=True))}
             if len(items) == 1:
                 note = " ".join(found.notes())
                 return {files: None, **listing.cleared(), **panel.show([items[0].path], note=note)}

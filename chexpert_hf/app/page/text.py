@@ -12,6 +12,8 @@ NO_GATE = "This model cannot tell whether an image is a chest radiograph: it giv
 NO_METRICS = "No metrics come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
+_WEAK = 0.25  # the peak of a map, below which its evidence is called weak
+
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
     """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
@@ -48,7 +50,21 @@ def describe_map(observation: str, peak: float) -> str:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
     if peak >= 1:
         return "The strongest evidence for any observation in this radiograph is in this map."
-    share = "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"
     return (
-        f"At its brightest, the map reaches {share} of the strongest evidence for any observation in this radiograph."
+        f"At its brightest, the map reaches {_share(peak)} of the strongest evidence for any observation in this "
+        "radiograph."
     )
+
+
+def describe_strength(peak: float, is_above: bool) -> str:
+    """Return a note for the film: if the observation is below its operating point, and how weak its evidence is."""
+    notes = [] if is_above else ["below its operating point"]
+    if peak <= 0:
+        notes.append("no evidence")
+    elif peak < 1:
+        notes.append(f"{'weak evidence: ' if peak < _WEAK else ''}{_share(peak)} of the strongest map")
+    return ", ".join(notes)
+
+
+def _share(peak: float) -> str:
+    return "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"
