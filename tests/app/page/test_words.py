@@ -1,6 +1,7 @@
 """The words of the page: definitions, what a map says, what the model is."""
 
 import json
+import re
 import shutil
 from hashlib import sha256
 from html import escape
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
-from chexpert_hf.app.page.html import footer_html, render
+from chexpert_hf.app.page.html import asset, footer_html, render
 from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation, describe_strength
 from chexpert_hf.default_model import DEFAULT_MODEL
@@ -65,6 +66,10 @@ def test_every_observation_has_a_definition_of_its_own() -> None:
 )
 def test_definition_belongs_to_its_observation(observation: str, word: str) -> None:
     assert word.lower() in CHEXPERT.definitions[observation].lower()
+
+
+def test_no_rule_has_the_whole_list_styled_anew_when_a_text_beside_it_changes() -> None:
+    assert not re.search(r"(#workspace|#list|\.list|\.gradio-container|body|main)[^\s,{]*:has\(", asset("page.css"))
 
 
 def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:

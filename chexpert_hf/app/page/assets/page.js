@@ -9,6 +9,15 @@ let dialog = null; // the last one that was open
 
 const frame = () => element.closest(".gradio-container");
 
+// Tells the style sheet what is shown. `:has` would be slower: each new row or text would have the whole list styled anew.
+function show(isAway) {
+  const shown = ["", "result", isRow ? "row" : "study"][isAway ? 0 : depth];
+  for (const item of [frame(), document.querySelector("#workspace")]) {
+    if (shown) item.dataset.shown = shown;
+    else delete item.dataset.shown;
+  }
+}
+
 function open(wanted) {
   dialog = wanted;
   const address = location.origin + location.pathname.replace(/\/$/, "");
@@ -22,7 +31,7 @@ document.addEventListener("opened", (event) => open(event.target)); // the viewe
 function give(files) {
   const input = document.querySelector("#file input[type=file]");
   if (!input) return;
-  if (document.querySelector(".gradio-container:not(.is-away) #list-stop")) return trigger("refused", { is_busy: true });
+  if (document.querySelector("[data-shown] #list-stop")) return trigger("refused", { is_busy: true });
   if (files.length === 0) return trigger("refused", { is_busy: false });
   const transfer = new DataTransfer();
   for (const file of files) transfer.items.add(file);
@@ -115,7 +124,7 @@ addEventListener("popstate", (event) => {
   if (isDialog && dialog?.isConnected) return open(dialog);
   dialog?.close();
   const isAway = depth > 0 && wanted === 0;
-  frame().classList.toggle("is-away", isAway);
+  show(isAway);
   if (isAway) {
     document.querySelector("#list-stop")?.click();
     left = "away";
@@ -142,7 +151,7 @@ watch("value", () => {
   if (depth === 2) isRow = Boolean(element.querySelector("[data-step]"));
   if (name && !name.textContent) name.textContent = name.title = frame().dataset.given;
   if (left === "away") return;
-  frame().classList.remove("is-away");
+  show(false);
   const kept = history.state?.depth ?? 0;
   if (depth > kept) history.pushState({ depth }, "");
   else if (depth < kept) history.go(depth - kept);
