@@ -12,9 +12,9 @@ from typing import Any
 
 import gradio as gr
 
+from chexpert_hf.app.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.html import FONTS, asset, footer_html, render
 from chexpert_hf.app.page.listing import Listing
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.panel import PLAIN, Panel
 from chexpert_hf.app.page.start import Start
 from chexpert_hf.app.server import launch as server

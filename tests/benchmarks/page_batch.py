@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.page_batch [RADIOGRAPHS] [--model MODEL] [-n 200] [--archive]
 
-RADIOGRAPHS is a folder; without one, phantoms are drawn. They are uploaded one by one, or as one ZIP archive. One of the
-files is broken. While the list runs, a single radiograph is scored in another tab. `PerformanceObserver` says how long
-the browser's main thread did not answer at most; the server is in a process of its own, whose peak of memory is what
-the system says.
+RADIOGRAPHS is a folder; without one, phantoms are drawn. They are uploaded one by one, or as one ZIP archive. One of
+the files is broken. While the list runs, a single radiograph is scored in another tab. `PerformanceObserver` says how
+long the browser's main thread did not answer at most; the server is in a process of its own, whose peak of memory is
+what the system says.
 """
 
 import argparse

@@ -15,8 +15,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from chexpert_hf import DISCLAIMER
+from chexpert_hf.app.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.app.page import text
-from chexpert_hf.app.page.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import gradio as gr
 
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, delivery_html, error_html, note_html, render
-from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Reading, Study, read_study
 from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
 from chexpert_hf.app.page.text import EXPIRED

@@ -19,8 +19,8 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 from PIL import Image
 
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, data_url, render
-from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile

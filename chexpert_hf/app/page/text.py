@@ -1,34 +1,14 @@
 """Texts of the page, and functions that put results into words."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from chexpert_hf.evaluation.intervals import wilson_interval
+from collections.abc import Sequence
 
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
 EMPTY_FOLDER = "Expected radiographs, got an empty folder."
 BUSY = "A list is being scored; stop it before you give other files."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
-NO_METRICS = "No metrics come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
 _WEAK = 0.25  # the peak of a map, below which its evidence is called weak
-
-
-def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
-    if not evaluation:
-        return ""
-    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
-    measured = (
-        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
-        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
-    )
-    if rate <= chance:
-        return f"These maps did not point at findings when tested: {measured}"
-    if wilson_interval(round(rate * number), number).low <= chance:
-        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
-    return f"When these maps were tested, {measured}"
 
 
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from chexpert_hf import (
     CheXpertImageProcessor,
 )
 from chexpert_hf.app.demo import build_demo, look
-from chexpert_hf.app.page.model_facts import Metrics, facts_of
+from chexpert_hf.app.model_facts import Metrics, facts_of
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.gate import Verdict
 from chexpert_hf.phantoms import render_phantom

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
+from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.html import clinical_order, delivery_html, render
-from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE

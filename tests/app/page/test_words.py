@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
+from chexpert_hf.app.model_facts import NO_METRICS, ModelFacts, describe_map_evaluation, facts_of
 from chexpert_hf.app.page.html import asset, footer_html, render
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation, describe_strength
+from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval, wilson_interval

@@ -1,4 +1,4 @@
-"""Facts about a model from its folder, for the page: name, weights, training data, and metrics."""
+"""Facts about a model from its folder, for page and HTTP API: name, weights, training data, and metrics."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
-from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
 from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval, wilson_interval
 from chexpert_hf.files import sha256_of
 from chexpert_hf.labels import CHEXPERT
@@ -18,6 +17,8 @@ from chexpert_hf.models.loading import model_name, model_warnings
 from chexpert_hf.models.model_files import CARD_FILE, ENSEMBLE_FILE, EVALUATION_FILE
 from chexpert_hf.publishing.data_terms import labels_name
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+NO_METRICS = "No metrics come with this model."
 
 FEW_STUDIES = 5
 """With fewer studies than this, positive or negative ones, an AUROC means little."""
@@ -159,6 +160,22 @@ class ModelFacts:
             f"{trained} Mean AUROC {metrics.mean_auroc:.3f} over {', '.join(metrics.mean_over)}, on "
             f"{metrics.num_studies:,} studies of its {metrics.split} split."
         )
+
+
+def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
+    if not evaluation:
+        return ""
+    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
+    measured = (
+        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
+        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
+    )
+    if rate <= chance:
+        return f"These maps did not point at findings when tested: {measured}"
+    if wilson_interval(round(rate * number), number).low <= chance:
+        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
+    return f"When these maps were tested, {measured}"
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
