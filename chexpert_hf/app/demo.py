@@ -2,7 +2,7 @@
 
 Uploads are deleted after `KEEP_SECONDS`. Images and maps stay in the visitor's session until `SESSION_SECONDS` after
 they were made, or for an hour (Gradio's choice) if the page was closed. The server sends names of files only to the
-visitor who uploaded them, in the list.
+visitor who uploaded them, in the list and for views of a study that have no scores.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from typing import Any
 
 import gradio as gr
 
+from chexpert_hf.app.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.html import FONTS, asset, footer_html, render
 from chexpert_hf.app.page.listing import Listing
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.page.panel import PLAIN, Panel
 from chexpert_hf.app.page.start import Start
 from chexpert_hf.app.server import launch as server

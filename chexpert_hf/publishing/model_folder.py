@@ -73,9 +73,10 @@ def evaluation_record(
     was_chosen_on_it: bool,
     assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of `evaluation.json`: counts, AUROCs and their intervals, subgroups.
+    """Return the contents of `evaluation.json`: counts, AUROCs and their intervals, calls, subgroups.
 
-    Calibrating the model changes none of these: it moves probabilities, but not their order.
+    Calibrating the model changes none of these but the calls at its operating points, which `refresh_folder` removes:
+    it moves probabilities, but not their order.
 
     Args:
         evaluation: On the validation split.
@@ -91,12 +92,15 @@ def evaluation_record(
     }
     if assessment is None:
         return record
-    bounds = {entry["observation"]: _bounds("auroc", entry["auroc"]) for entry in assessment["observations"]}
+    measured = {
+        entry["observation"]: _bounds("auroc", entry["auroc"]) | _calls(entry["operating_point"])
+        for entry in assessment["observations"]
+    }
     subgroup_keys = ("column", "group", "observation", "num_positive", "num_negative")
     return record | {
         "intervals": f"95 %, by DeLong; that of the mean by {assessment['replicates']:,} resamples of patients",
         **_bounds("mean_auroc", assessment["mean_auroc"]),
-        "observations": [entry | bounds[entry["observation"]] for entry in record["observations"]],
+        "observations": [entry | measured[entry["observation"]] for entry in record["observations"]],
         "subgroups": [
             {name: entry[name] for name in subgroup_keys}
             | {"auroc": entry["auroc"] and entry["auroc"]["value"], **_bounds("auroc", entry["auroc"])}
@@ -108,6 +112,11 @@ def evaluation_record(
 
 def _bounds(name: str, estimate: Mapping[str, Any] | None) -> dict[str, float | None]:
     return {f"{name}_{end}": None if estimate is None else estimate[end] for end in ("low", "high")}
+
+
+def _calls(point: Mapping[str, Any] | None) -> dict[str, Any]:
+    keys = ("threshold", "true_positives", "false_positives", "true_negatives", "false_negatives")
+    return {} if point is None else {"operating_point": {key: point[key] for key in keys}}
 
 
 def save_trained_folder(
@@ -206,6 +215,11 @@ def refresh_folder(folder: Path) -> None:
     The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`.
     """
     (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
+    if (file := folder / EVALUATION_FILE).exists():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        for entry in record.get("observations", ()):
+            entry.pop("operating_point", None)  # counted with the probabilities and thresholds as they were
+        write_json(file, record)
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
     write_json(folder / REFERENCE_FILE, reference_scores(classifier))
     card = folder / CARD_FILE

@@ -199,6 +199,11 @@ def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -
     return [name for name in names if name != none_of_these] or names
 
 
+def called_above(probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None) -> list[str]:
+    """Return the observations that are called positive, by falling probability, `without` No Finding."""
+    return [name for name in by_probability(probabilities) if positives[name] and name != without]
+
+
 class _Row(NamedTuple):
     """The scores of one observation; `operating_point` is None if the prediction has none for it."""
 

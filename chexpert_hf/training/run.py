@@ -228,7 +228,7 @@ def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: boo
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train the runs of the stages' recipe with successive seeds; write the ensemble of their best, or last, checkpoints."""
+    """Train a recipe's `runs` with successive seeds; write the ensemble of their best, or last, checkpoints."""
     recipe, output = stages.recipe, stages.output
     is_best = recipe.checkpoint == "best" and bool(_judged_observations(data, recipe))
     members: list[Path] = []

@@ -1,10 +1,11 @@
 """A list of 200 files in a headless Chromium: how long it takes, whether the page answers meanwhile, and other maps.
 
-    python -m tests.benchmarks.page_batch [RADIOGRAPHS] [--model MODEL] [-n 200]
+    python -m tests.benchmarks.page_batch [RADIOGRAPHS] [--model MODEL] [-n 200] [--archive]
 
-RADIOGRAPHS is a folder; without one, phantoms are drawn. One of the files is broken. While the list runs, a single
-radiograph is scored in another tab. `PerformanceObserver` says how long the browser's main thread did not answer at
-most; the server is in a process of its own, whose peak of memory is what the system says.
+RADIOGRAPHS is a folder; without one, phantoms are drawn. They are uploaded one by one, or as one ZIP archive. One of
+the files is broken. While the list runs, a single radiograph is scored in another tab. `PerformanceObserver` says how
+long the browser's main thread did not answer at most; the server is in a process of its own, whose peak of memory is
+what the system says.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--archive", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = copies(arguments.radiographs, Path(folder), arguments.n)
@@ -61,7 +64,7 @@ def main() -> None:
         try:
             assert server.stdout is not None
             address = next(match[0] for line in server.stdout if (match := re.search(r"http://\S+", line)))
-            result = in_browser(address, files, Path(folder) / "scores.csv")
+            result = in_browser(address, files, Path(folder) / "scores.csv", arguments.archive)
             status = Path(f"/proc/{server.pid}/status").read_text()
             result["server_peak_mib"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024  # type: ignore[index]
         finally:
@@ -88,7 +91,14 @@ def copies(radiographs: Path | None, folder: Path, count: int) -> list[Path]:
     return files
 
 
-def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
+def in_browser(address: str, files: list[Path], table: Path, is_archive: bool) -> dict[str, Any]:
+    uploads = files
+    if is_archive:
+        uploads = [table.with_name("many.zip")]
+        with zipfile.ZipFile(uploads[0], "w") as archive:
+            for file in files:
+                archive.write(file, file.name)
+        files = sorted(files)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium") or driver.chromium.executable_path,
@@ -100,7 +110,7 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
         page.locator("#file input[type=file]").wait_for(state="attached")
         page.evaluate(_WATCH)
         begin = time.perf_counter()
-        page.set_input_files("#file input[type=file]", files)
+        page.set_input_files("#file input[type=file]", uploads)
         page.get_by_role("progressbar").wait_for()
         result: dict[str, Any] = {"files": len(files), "until_progress_s": seconds_since(begin)}
 
@@ -136,7 +146,7 @@ def in_browser(address: str, files: list[Path], table: Path) -> dict[str, Any]:
         download.value.save_as(table)
         with table.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
-        result["csv_in_input_order"] = [row["file"] for row in rows] == [file.name for file in files]
+        result["csv_in_input_order"] = [Path(row["file"]).name for row in rows] == [file.name for file in files]
         result["csv_errors"] = [(number, row["error"][:60]) for number, row in enumerate(rows) if row["error"]]
         page.locator("#list .row-open").last.click()
         page.wait_for_function("name => document.querySelector('.bar-name').textContent === name", arg=names[-1])

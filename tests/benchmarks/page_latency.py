@@ -18,7 +18,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from chexpert_hf.app.page.model_facts import facts_of
+from chexpert_hf.app.model_facts import facts_of
 from chexpert_hf.app.page.reading import bytes_of, decode, encode, read_study, score, shown_image
 from chexpert_hf.app.page.result import result_html
 from chexpert_hf.scoring.classifier import CheXpertClassifier

@@ -174,6 +174,19 @@ def test_the_tag_chexpert_is_for_models_of_its_observations(
     ]
 
 
+def test_calls_are_counted_at_the_operating_points_and_removed_with_other_weights(model_folder: Path) -> None:
+    file = model_folder / "evaluation.json"
+    record = json.loads(file.read_text())
+    for entry in record["observations"]:
+        calls = entry["operating_point"]
+        assert calls["true_positives"] + calls["false_negatives"] == entry["num_positive"]
+        assert calls["false_positives"] + calls["true_negatives"] == entry["num_negative"]
+    refresh_folder(model_folder)
+    left = json.loads(file.read_text())
+    assert all(entry.pop("operating_point") is not None for entry in record["observations"])
+    assert left == record
+
+
 def test_a_refreshed_card_says_what_the_config_says(card: str, tiny_model: CheXpertForImageClassification) -> None:
     tiny_model.config.operating_points = dict.fromkeys(tiny_model.config.observations, 0.25)
     refreshed = refresh_card(card, tiny_model.config, "calibrated")

@@ -26,7 +26,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import by_probability, shown_first
+from chexpert_hf.scoring.prediction import called_above, shown_first
 from chexpert_hf.scoring.saliency import overlay_of
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
@@ -48,10 +48,9 @@ class ListedFile(FileResult):
     @property
     def above(self) -> list[str]:
         """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
-        if self.prediction is None:
+        if (found := self.prediction) is None:
             return []
-        names = by_probability(self.prediction.probabilities)
-        return [n for n in names if self.prediction.positives[n] and n != self.prediction.labels.none_of_these]
+        return called_above(found.probabilities, found.positives, found.labels.none_of_these)
 
     @property
     def kinds(self) -> list[str]:
@@ -63,8 +62,10 @@ class ListedFile(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file, and warnings of the gate, as sentences."""
-        return (*(self.prediction.notes if self.prediction else ()), *(self.gate.warnings if self.gate else ()))
+        """Notes on the file, and messages of the gate, as sentences; the `error` of a refused file is not repeated."""
+        if self.prediction is None:
+            return self.gate.warnings if self.gate else ()
+        return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
 
 
 def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
@@ -166,7 +167,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
                 reason = "the archive has reached its largest size"
             else:
                 reason = _add_overlays(archive, f"{number:04d}", row, row.prediction)
-            missing += [f"{number:04d}: {reason}"] if reason else []
+            missing += [f"{number:04d}, {row.name}: {reason}"] if reason else []
             yield number
         lines = (
             f"Overlays of chexpert-hf. {DISCLAIMER}",

@@ -15,8 +15,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from chexpert_hf import DISCLAIMER
+from chexpert_hf.app.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.app.page import text
-from chexpert_hf.app.page.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 
@@ -63,9 +63,13 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
-def error_html(reason: str) -> Markup:
-    """Return an error message as HTML that screen readers announce."""
-    return Markup('<p class="error-line" role="alert">{}</p>').format(reason)
+def error_html(reason: str, *, is_of_file: bool = False) -> Markup:
+    """Return an error message as HTML that screen readers announce.
+
+    The browser puts the name of the file before it if `is_of_file`.
+    """
+    name = Markup('<b class="given"></b>') if is_of_file else ""
+    return Markup('<p class="error-line" role="alert">{}{}</p>').format(name, reason)
 
 
 def note_html(note: str) -> Markup:

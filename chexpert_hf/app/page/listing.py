@@ -2,10 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import gradio as gr
@@ -22,6 +22,7 @@ _PROGRESS_SECONDS = 0.4  # between two reports of progress
 _ROWS_AT_ONCE = 50  # sent to the browser, which draws them without a standstill
 
 Rows = tuple[ListedFile, ...]
+_T = TypeVar("_T")
 
 
 class Listing:
@@ -69,13 +70,9 @@ class Listing:
 
     def _run(self, items: Rows) -> Iterator[Updates]:
         done: list[ListedFile] = []
-        start = shown_at = time.monotonic()
-        for row in score_items(self._classifier, items, is_gated=True):
-            done.append(row)
-            if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
-                shown_at = now
-                progress = self._show_progress(len(done), len(items), now - start, "Scored")
-                yield {self._rows: (*done, *items[len(done) :]), self._table: gr.HTML(scored=len(done)), **progress}
+        for seconds in _paced(score_items(self._classifier, items, is_gated=True), done):
+            progress = self._show_progress(len(done), len(items), seconds, "Scored")
+            yield {self._rows: (*done, *items[len(done) :]), self._table: gr.HTML(scored=len(done)), **progress}
         yield self._finished(tuple(done))
 
     def _finished(self, rows: Rows) -> Updates:
@@ -109,14 +106,15 @@ class Listing:
                 return self._show_status(error_html(EXPIRED))
             row = done[number]
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
+            chosen = dict(enumerate(self._names)).get(int(event.observation))
             # A row that was scored in spite of the gate opens without it.
-            return panel.show([row.path], is_gated=row.prediction is None, bar=title)
+            return panel.show([row.path], is_gated=row.prediction is None, chosen=chosen, bar=title)
 
         def show_study(done: Rows) -> Updates:
             if not 0 < len(done) <= MAX_VIEWS:
                 return self._show_status(error_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
-            return panel.show([row.path for row in done], is_study=True, bar=title)
+            return panel.show([row.path for row in done], names=[row.name for row in done], bar=title)
 
         def close_row() -> Updates:
             return panel.cleared(bar_html())
@@ -164,17 +162,24 @@ class Listing:
         folder = Path(mkdtemp(dir=cache))
         path = folder / "overlays.zip"
         try:
-            start = shown_at = time.monotonic()
-            shown = _shown(done, event)
-            for count in write_overlays(path, shown):
-                if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
-                    shown_at = now
-                    yield self._show_progress(count, len(shown), now - start, "Drawn")
+            shown, drawn = _shown(done, event), list[int]()
+            for seconds in _paced(write_overlays(path, shown), drawn):
+                yield self._show_progress(len(drawn), len(shown), seconds, "Drawn")
         except BaseException:
             shutil.rmtree(folder)
             raise
         label = f"Download overlays.zip ({len(shown):,} of {len(done):,}, {path.stat().st_size / 1_000_000:.1f} MB)"
         yield {**self._summary(done), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}
+
+
+def _paced(parts: Iterable[_T], done: list[_T]) -> Iterator[float]:
+    """Move parts to `done` as they come; yield the seconds since the start with the first, then at intervals."""
+    start, shown_at = time.monotonic(), 0.0
+    for part in parts:
+        done.append(part)
+        if (now := time.monotonic()) - shown_at > _PROGRESS_SECONDS:
+            shown_at = now
+            yield now - start
 
 
 def _shown(rows: Rows, event: Any) -> Rows:

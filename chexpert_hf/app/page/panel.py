@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import gradio as gr
 
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, delivery_html, error_html, note_html, render
-from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import ExpiredError, Reading, Study, read_study
 from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
 from chexpert_hf.app.page.text import EXPIRED
@@ -46,7 +46,8 @@ class Kept:
 
     files: tuple[RadiographFile, ...]
     study: Study | None
-    is_study: bool = False  # whether the files are views that are numbered
+    names: tuple[str, ...] = ()  # of the files, if they are views of a study, which are numbered
+    bar: str | None = None  # the bar of a list's row or study, or of an example
 
 
 class Panel:
@@ -72,24 +73,26 @@ class Panel:
         *,
         bar: str | None = None,
         is_gated: bool = True,
-        is_study: bool = False,
+        names: Sequence[str] = (),
+        chosen: str | None = None,
         note: str = "",
     ) -> Updates:
         """Score files as views of one study; return updates that show the result, or the reasons for none.
 
-        With `is_gated`, the gate may refuse images; with `is_study`, views are numbered; `note` is shown above the
-        result, and `bar` replaces the bar.
+        With `is_gated`, the gate may refuse images; with `names` of files, these are numbered as views of a study. The
+        viewer opens on the `chosen` observation; `note` is shown above the result, and `bar` replaces the bar.
         """
-        study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=is_study)
+        study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=bool(names))
+        kept = Kept(tuple(files), study if study.views else None, tuple(names), bar)
         if not study.views:
-            reasons = [f"View {number}: {reason}" if is_study else reason for number, reason in study.failures.items()]
+            reasons = study.missing(names) if names else list(study.failures.values())
             if study.is_any_refused:
-                text = note_html(note) + render("refusal.html", reasons=reasons)
-                return self.refuse(text, Kept(tuple(files), None, is_study), bar)
-            return self.refuse(note_html(note) + error_html(" ".join(reasons)), None, bar)
-        html = result_html(study, self._facts, self._classifier.operating_points)
+                text = render("refusal.html", reasons=reasons, is_of_file=bar is None)
+                return self.refuse(note_html(note) + text, kept, bar)
+            return self.refuse(note_html(note) + error_html(" ".join(reasons), is_of_file=bar is None), None, bar)
+        html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=names)
         return {
-            self._kept: Kept(tuple(files), study, is_study),
+            self._kept: kept,
             self._message: gr.HTML(note_html(note), visible=bool(note)),
             self._result: gr.HTML(html, visible=True),
             self._activations: gr.HTML("", visible=False),
@@ -120,7 +123,7 @@ class Panel:
         def score_anyway(kept: Kept | None) -> Updates:
             if kept is None:
                 return self.refuse(error_html(EXPIRED))
-            return self.show(kept.files, is_gated=False, is_study=kept.is_study)
+            return self.show(kept.files, is_gated=False, names=kept.names, bar=kept.bar)
 
         def view_of(event: gr.EventData, kept: Kept | None) -> Reading:
             if kept is None or kept.study is None:

@@ -18,7 +18,7 @@ from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import by_probability, shown_first
+from chexpert_hf.scoring.prediction import called_above, shown_first
 
 DISPLAY_SIZE = 1024
 """Longest side in pixels of the image that comes with the scores. The model gets the file itself."""
@@ -97,11 +97,15 @@ class Study:
         return name if name in prediction.probabilities else None
 
     @property
+    def above(self) -> list[str]:
+        """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
+        return called_above(self.probabilities, self.positives, self.none_of_these)
+
+    @property
     def verdict(self) -> tuple[str, ...]:
         """Sentences on which observations are above their thresholds, from `text.describe_calls`."""
-        positives, none = self.positives, self.none_of_these
-        above = [name for name in by_probability(self.probabilities) if positives[name] and name != none]
-        return describe_calls(above, none, bool(none and positives[none]))
+        none = self.none_of_these
+        return describe_calls(self.above, none, bool(none and self.positives[none]))
 
     def shown_first(self) -> list[str]:
         """Return the observations in the order in which their maps are shown: by probability, without No Finding."""
@@ -124,9 +128,10 @@ class Study:
             for text in (*view.prediction.notes, *(view.prediction.gate.messages if view.prediction.gate else ()))
         ]
 
-    def missing(self) -> list[str]:
-        """Return a sentence for each view without scores, with the reason."""
-        return [f"View {number} has no scores: {reason}" for number, reason in self.failures.items()]
+    def missing(self, names: Sequence[str] = ()) -> list[str]:
+        """Return a sentence for each view without scores: its number, its file by the `names` of all, the reason."""
+        files = {number: f" ({name})" for number, name in enumerate(names, start=1)}
+        return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
 
 
 def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gated: bool) -> Prediction:

@@ -7,7 +7,7 @@ them over the radiograph as `scoring.saliency.overlay` does.
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -15,14 +15,14 @@ from uuid import uuid4
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, data_url, render
-from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
-from chexpert_hf.app.page.text import describe_map
+from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -37,23 +37,36 @@ _REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to 
 _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
 
-def result_html(study: Study, facts: ModelFacts, operating_points: Mapping[str, float]) -> str:
-    """Return the viewer, and the scores sorted by probability; each of them is a button for its map."""
-    names, numbers = list(study.probabilities), list(study.views)
+def result_html(
+    study: Study,
+    facts: ModelFacts,
+    operating_points: Mapping[str, float],
+    *,
+    chosen: str | None = None,
+    files: Sequence[str] = (),
+) -> str:
+    """Return the viewer, and the scores sorted by probability; each of them is a button for its map.
+
+    The viewer opens on the map of the `chosen` observation, or else the most probable one. `files` are the names of the
+    views' files.
+    """
+    names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
         "observations": names,
-        "chosen": names.index(study.shown_first()[0]),
+        "chosen": names.index(chosen),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
         "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
         "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
     }
     payload = json.dumps(content, separators=(",", ":"))
-    return render("result.html", payload=payload, study=study, facts=facts, operating_points=operating_points)
+    values = {"study": study, "facts": facts, "operating_points": operating_points}
+    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(files), **values)
 
 
 def _view(reading: Reading, label: str) -> dict[str, Any]:
     probabilities, maps = reading.prediction.probabilities, reading.prediction.maps
+    positives = reading.prediction.positives
     levels = np.rint(maps.positive.cpu().numpy() * 255).astype(np.uint8)  # (num_labels, h, w)
     return {
         "label": label,
@@ -63,6 +76,8 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
         "grid": levels.shape[1:],
         "maps": base64.b64encode(levels.tobytes()).decode(),
         "texts": [describe_map(name, maps.peak(name)) for name in probabilities],
+        "notes": [describe_strength(maps.peak(name), is_above) for name, is_above in positives.items()],
+        "positives": list(positives.values()),
         "probabilities": [round(value, 3) for value in probabilities.values()],
     }
 
@@ -93,7 +108,7 @@ def report_html(
         facts=facts,
         operating_points=operating_points,
         images=[(caption, _small_jpeg(image)) for caption, image in _report_images(study, chosen)],
-        color_bar=data_url(_png_of(_color_table(MAPS_COLORMAP)[None]), "image/png"),
+        color_bar=_png(np.arange(256)[None], MAPS_COLORMAP),
         version=version("chexpert-hf"),
         time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -137,23 +152,15 @@ def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> st
 
 def _activation_images(stage: Stage) -> list[tuple[str, str]]:
     """Return (title, `data:` URL) of a stage's images: the mean of its channels, then the strongest ones."""
-    strongest = ((f"channel {channel}", stage.maps[channel]) for channel in stage.strongest())
-    return [(title, data_url(_png(values), "image/png")) for title, values in (("mean", stage.mean), *strongest)]
+    step = -(-max(stage.mean.shape) // _ACTIVATION_SIDE)
+    maps = ("mean", stage.mean), *((f"channel {channel}", stage.maps[channel]) for channel in stage.strongest())
+    return [(title, _png(values.numpy()[::step, ::step], ACTIVATIONS_COLORMAP)) for title, values in maps]
 
 
-def _png(values: Tensor) -> bytes:
-    array = values.numpy()
-    span = float(array.max() - array.min())
-    levels = np.rint((array - array.min()) / (span or 1) * 255).astype(np.uint8)
-    return _png_of(_color_table(ACTIVATIONS_COLORMAP)[levels])
-
-
-def _png_of(pixels: NDArray[np.uint8]) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((_ACTIVATION_SIDE, _ACTIVATION_SIDE))
+def _png(values: NDArray[Any], colormap: str) -> str:
     stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
+    imsave(stream, values, cmap=colormap, format="png")  # from the least to the greatest value
+    return data_url(stream.getvalue(), "image/png")
 
 
 def _color_table(colormap: str) -> NDArray[np.uint8]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.batch import MAX_FILES, find_items
 from chexpert_hf.app.page.examples import examples_html, title_of
 from chexpert_hf.app.page.html import asset, error_html, render
 from chexpert_hf.app.page.listing import Listing
-from chexpert_hf.app.page.model_facts import ModelFacts
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, bar_html
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
@@ -60,7 +60,7 @@ class Start:
             try:
                 items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
-                return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error)))}
+                return {files: None, **listing.cleared(), **panel.refuse(error_html(str(error), is_of_file=True))}
             if len(items) == 1:
                 note = " ".join(found.notes())
                 return {files: None, **listing.cleared(), **panel.show([items[0].path], note=note)}

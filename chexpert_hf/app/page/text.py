@@ -1,32 +1,14 @@
 """Texts of the page, and functions that put results into words."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from chexpert_hf.evaluation.intervals import wilson_interval
+from collections.abc import Sequence
 
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
 EMPTY_FOLDER = "Expected radiographs, got an empty folder."
 BUSY = "A list is being scored; stop it before you give other files."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
-NO_METRICS = "No metrics come with this model."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
-
-def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
-    if not evaluation:
-        return ""
-    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
-    measured = (
-        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
-        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
-    )
-    if rate <= chance:
-        return f"These maps did not point at findings when tested: {measured}"
-    if wilson_interval(round(rate * number), number).low <= chance:
-        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
-    return f"When these maps were tested, {measured}"
+_WEAK = 0.25  # the peak of a map, below which its evidence is called weak
 
 
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
@@ -48,7 +30,21 @@ def describe_map(observation: str, peak: float) -> str:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
     if peak >= 1:
         return "The strongest evidence for any observation in this radiograph is in this map."
-    share = "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"
     return (
-        f"At its brightest, the map reaches {share} of the strongest evidence for any observation in this radiograph."
+        f"At its brightest, the map reaches {_share(peak)} of the strongest evidence for any observation in this "
+        "radiograph."
     )
+
+
+def describe_strength(peak: float, is_above: bool) -> str:
+    """Return a note for the film: if the observation is below its operating point, and how weak its evidence is."""
+    notes = [] if is_above else ["below its operating point"]
+    if peak <= 0:
+        notes.append("no evidence")
+    elif peak < 1:
+        notes.append(f"{'weak evidence: ' if peak < _WEAK else ''}{_share(peak)} of the strongest map")
+    return ", ".join(notes)
+
+
+def _share(peak: float) -> str:
+    return "under 1 %" if peak < 0.01 else f"{min(round(peak * 100), 99)} %"

@@ -11,7 +11,7 @@ from jinja2 import Template
 from typing_extensions import TypedDict
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.model_facts import ModelFacts
+from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import UnavailableError

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
+from chexpert_hf.app.model_facts import ModelFacts, facts_of
 from chexpert_hf.app.server.addresses import is_loopback, listening_socket, url_of
 from chexpert_hf.app.server.agents import agent_tools
 from chexpert_hf.app.server.blocks import Page

@@ -267,7 +267,7 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
     """Return the paths that a table states, relative to `folder`.
 
-    A table states them relative to its own folder or as absolute paths; absolute ones outside `folder` stay as they are.
+    A table states them relative to its own folder or as absolute paths; absolute ones outside of it stay as they are.
     """
     stated, place = stated.str.strip().str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
     below = stated if place == "." else f"{place}/" + stated

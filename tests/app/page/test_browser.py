@@ -23,6 +23,7 @@ from tests.app.page.conftest import (
     EMPTY,
     EXAMPLES,
     JUDGED,
+    MAPS_NOTE,
     REFUSAL,
     SLOW,
     WARNING,
@@ -198,7 +199,7 @@ def test_choices_redraw_without_asking_the_server(page: Any, phantom_png: bytes,
     assert canvas_pixels(page)[..., 3].max() < 250
     assert page.locator(".color-bar b").all_inner_texts() == ["1.00", "0.50", "0.00"]
     page.get_by_label("Opacity of the map").fill("90")
-    assert page.locator("#result .heat").evaluate("heat => heat.style.opacity") == "0.9"
+    assert page.locator("#result .heat").evaluate("heat => heat.style.opacity") == "0.54"  # below: fainter
     assert shown_scores(page) == scores
     assert requests == []
     assert forward_passes == [1]
@@ -219,6 +220,36 @@ def test_rows_show_how_well_their_observation_is_told_on_hover_and_focus(page: A
         page.keyboard.press("Tab")
     assert about.is_visible()
     assert row.get_attribute("aria-describedby") == about.get_attribute("id")
+
+
+def test_calls_come_with_how_often_they_were_wrong_when_tested(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png))
+    wait_for_result(page)
+    positives = classifier.predict(phantom_png).positives
+    above = [place for place, name in enumerate(JUDGED, start=1) if positives[name] and name != "No Finding"]
+    assert len(above) > 1
+    low, high = (f"{4 * place} ({JUDGED[place - 1]})" for place in (above[0], above[-1]))
+    expected = f"When tested on 100 studies, {low} to {high} of 100 without the finding were called above all the same."
+    assert page.inner_text(".verdict").endswith(expected)
+    name = JUDGED[above[0] - 1]
+    page.locator("#result .score", has_text=name).hover()
+    about = page.locator("#result li", has_text=name).locator(".score-about").inner_text()
+    assert "Called above: 20 of those with it (sensitivity 0.80, " in about
+    assert f"{3 * above[0]} of those without (specificity {1 - 3 * above[0] / 75:.2f}, " in about
+    assert "Reference standard: radiologists (phantoms)." in about
+
+
+def test_film_and_sentence_under_it_say_how_far_to_believe_each_map(page: Any, phantom_png: bytes) -> None:
+    upload(page, ("a.png", phantom_png))
+    wait_for_result(page)
+    for row in page.locator("#result .score").all():
+        row.click()
+        assert page.locator("#result .maps-note").is_visible()
+        assert page.inner_text("#result .maps-note") == MAPS_NOTE
+        is_below = "is-below" in row.get_attribute("class").split()
+        assert ("below its operating point" in page.inner_text(".stage-name >> nth=0")) is is_below
 
 
 # The viewer
@@ -279,6 +310,30 @@ def test_viewer_is_a_module_that_knows_nothing_of_the_page(viewer: Any) -> None:
     assert canvas_pixels(viewer)[:, -1, 3].max() == 128
     source = asset("viewer.js")
     assert not re.search(r"\b(trigger|watch|gradio|fetch|result)\b", source)
+
+
+def test_map_of_weak_evidence_or_below_its_operating_point_is_fainter_and_the_film_says_so(viewer: Any) -> None:
+    def opacity(peak: int, is_faint: bool) -> float:
+        viewer.evaluate(
+            """([peak, isFaint]) => viewer.setMap({
+                levels: Uint8Array.from([0, peak, 0, peak]), grid: [2, 2], box: [100, 0, 200, 100], name: "X", text: "",
+                note: "hardly any", isFaint,
+            })""",
+            [peak, is_faint],
+        )
+        return float(viewer.locator(".heat").evaluate("heat => heat.style.opacity"))
+
+    assert opacity(255, False) == 0.5  # as the slider says
+    assert 0.5 > opacity(100, False) > opacity(5, False) >= 0.15  # still to be seen
+    assert canvas_pixels(viewer)[..., 3].max() == 255  # with the colours of its own scale
+    assert opacity(255, True) < opacity(255, False)
+    assert opacity(100, True) < opacity(100, False)
+    assert viewer.inner_text(".stage-name").split("\n") == ["Map of X", "hardly any"]
+    viewer.keyboard.press("m")
+    assert "hardly any" not in viewer.inner_text(".stage-name")
+    viewer.keyboard.press("m")
+    viewer.get_by_label("Own scale").uncheck()
+    assert opacity(5, False) == 0.5  # its alpha is the evidence
 
 
 def test_dragging_changes_window_and_level_and_reset_undoes_it(viewer: Any) -> None:
@@ -445,9 +500,8 @@ def test_broken_file_gets_one_line_and_the_page_goes_on(
     mark = wait_for_result(page)
     upload(page, ("doe_jane.png", BROKEN_PNG))
     page.get_by_role("alert").wait_for()
-    assert re.fullmatch(r"The PNG image is damaged.*\.", page.get_by_role("alert").inner_text())
+    assert re.fullmatch(r"doe_jane\.png: The PNG image is damaged.*\.", page.get_by_role("alert").inner_text())
     assert page.locator(".score").count() == 0  # no scores of the file before beside it
-    assert "doe_jane" not in page.content()
     upload(page, ("a.png", phantom_png))
     assert wait_for_other(page, mark)
     assert page.get_by_role("alert").count() == 0
@@ -461,11 +515,12 @@ def test_refused_image_is_scored_on_request_and_warnings_stand_above(
 ) -> None:
     upload(page, ("cat.png", blank_png))
     page.get_by_role("alert").wait_for()
-    assert REFUSAL in page.inner_text("#message")
+    assert page.inner_text("#message").startswith(f"cat.png: {REFUSAL}")
     assert page.locator(".score").count() == 0
     page.get_by_role("button", name="Score it anyway").click()
     mark = wait_for_result(page)
     assert REFUSAL in page.inner_text("#result .notes")
+    assert page.locator("#result .notes").bounding_box()["y"] < page.locator(".verdict").bounding_box()["y"]
     upload(page, ("b.png", warned_png))
     wait_for_other(page, mark)
     assert WARNING in page.inner_text("#result .notes")
@@ -627,8 +682,8 @@ def test_study_shows_the_decisive_view_of_each_observation_and_the_map_there(
         )
     )
     assert origins == {name: "View 1" if first[name] == decisive[name] else "View 3" for name in JUDGED}
-    assert "View 2 has no scores: The PNG image is damaged" in page.inner_text("#result")
-    assert "jane" not in page.inner_text("#result")
+    assert "View 2 (jane2.png) has no scores: The PNG image is damaged" in page.inner_text("#result")
+    assert page.inner_text("#result").count("jane") == 1
     pressed = page.locator("#result .view[aria-pressed=true]")
     for name in (next(name for name in JUDGED if origins[name] == view) for view in ("View 1", "View 3")):
         page.locator("#result .score", has=page.get_by_text(name, exact=True)).click()
@@ -663,9 +718,62 @@ def test_the_browsers_button_leads_back_within_the_page(page: Any, phantom_png: 
     page.get_by_role("button", name="New radiograph").click()
     page.locator("#start").wait_for()
     page.wait_for_function("history.state.depth === 0")
-    page.evaluate("history.forward()")  # what was left is not shown again, and the page does not hang between
+    page.evaluate(
+        "history.forward()"
+    )  # what "New" has discarded is not shown again, and the page does not hang between
     page.wait_for_function("history.state.depth === 0")
     assert page.locator("#start").is_visible()
+
+
+def test_the_browsers_button_leads_forward_again(page: Any, phantom_png: bytes, other_png: bytes) -> None:
+    def go(steps: int) -> None:
+        page.evaluate("steps => history.go(steps)", steps)
+
+    upload(page, ("a.png", phantom_png))
+    mark = wait_for_result(page)
+    go(-1)
+    page.locator("#start").wait_for()
+    assert page.locator("#result .score").first.is_hidden()
+    assert page.locator("#bar .bar").is_hidden()
+    go(1)
+    page.locator("#start").wait_for(state="hidden")
+    assert page.locator("#result .score").first.is_visible()
+    assert drawn(page) == mark
+    go(-1)
+    page.locator("#start").wait_for()
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))  # shown, whatever was hidden before
+    wait_for_list(page)
+    assert page.locator("#start").is_hidden()
+    for opener, title in ((".row-open >> nth=1", "b.png"), ("[data-action=study]", "A study of 2 views")):
+        page.locator(opener).click()
+        mark = wait_for_other(page, mark)
+        go(-1)
+        page.locator("#result").wait_for(state="hidden")
+        go(1)
+        mark = wait_for_other(page, mark)
+        assert page.inner_text(".bar-name") == title
+        page.keyboard.press("Escape")
+        page.locator("#result").wait_for(state="hidden")
+        page.wait_for_function("history.state.depth === 1")
+    go(-1)
+    page.locator("#start").wait_for()
+    go(1)
+    page.locator("#list").wait_for()
+    assert len(names_in_list(page)) == 2
+
+
+def test_a_running_list_stops_when_the_visitor_goes_back_and_is_there_again_forward(
+    page: Any, phantom_png: bytes
+) -> None:
+    upload(page, ("many.zip", thousand(phantom_png)))
+    page.locator(".row-open").first.wait_for()
+    page.evaluate("history.back()")
+    page.locator("#start").wait_for()
+    page.locator("#list-stop").wait_for(state="detached")
+    page.evaluate("history.forward()")
+    page.locator("#list").wait_for()
+    wait_for_list(page)
+    assert 0 < len(names_in_list(page)) < 1000
 
 
 def test_a_row_that_is_still_being_opened_stays_closed_once_the_visitor_has_left_it(
@@ -716,6 +824,41 @@ def test_the_browsers_button_closes_a_dialog_and_nothing_else(page: Any, phantom
     assert len(names_in_list(page)) == 2
     page.evaluate("history.back()")
     page.locator("#start").wait_for()
+
+
+def test_the_viewers_help_is_what_back_and_escape_close_first(page: Any, phantom_png: bytes, other_png: bytes) -> None:
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
+    page.locator(".row-open").first.click()
+    wait_for_result(page)
+    dialog = page.get_by_role("dialog", name="Keys and mouse")
+    for close in ("back", "Escape"):
+        page.keyboard.press("?")
+        dialog.wait_for()
+        dialog.locator("h2").click()  # which takes the focus out of the dialog
+        if close == "back":
+            page.evaluate("history.back()")
+        else:
+            page.keyboard.press(close)
+        dialog.wait_for(state="hidden")
+        page.wait_for_function("history.state.depth === 2 && !history.state.isDialog")
+        assert page.locator("#result .score").first.is_visible()
+    page.evaluate("history.back()")
+    page.locator("#result").wait_for(state="hidden")
+
+
+def test_a_refused_row_that_is_scored_anyway_keeps_its_name_and_the_way_back(
+    page: Any, phantom_png: bytes, blank_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png), ("cat.png", blank_png))
+    wait_for_list(page)
+    page.locator(".row-open", has_text="cat.png").click()
+    page.get_by_role("button", name="Score it anyway").click()
+    wait_for_result(page)
+    assert page.inner_text(".bar-name") == "cat.png"
+    page.get_by_role("button", name="List").click()
+    page.locator("#result").wait_for(state="hidden")
+    assert len(names_in_list(page)) == 2
 
 
 def test_a_radiograph_is_shown_in_full_resolution_once_it_is_zoomed(page: Any) -> None:
@@ -837,6 +980,17 @@ def test_list_is_filtered_by_call_and_by_the_gates_verdict(
     page.locator("#list select").last.select_option(label="any")
     page.locator("#list select").first.select_option(label="any finding above its threshold")
     assert names_in_list(page) == [file for file in calls if any(calls[file][each] for each in FINDINGS)]
+    page.locator("#list select").first.select_option(label=f"above: {name}")
+    mark = ""
+    for observation in (name, "Cardiomegaly"):  # filtered by, then sorted by
+        page.locator("#list .row-open:visible").first.click()
+        mark = wait_for_other(page, mark) if mark else wait_for_result(page)
+        assert page.inner_text("#result .score[aria-pressed=true] .score-name") == observation
+        assert page.inner_text(".stage-name >> nth=0").startswith(f"Map of {observation}")
+        page.keyboard.press("Escape")
+        page.locator("#result").wait_for(state="hidden")
+        page.locator("#list select").first.select_option(label="any finding above its threshold")
+        page.get_by_role("button", name="Cardiomegaly", exact=True).click()
     page.get_by_role("button", name="Score 1 refused anyway").click()
     page.get_by_text("3 of 4 radiographs scored").wait_for()
     wait_for_list(page)
@@ -925,6 +1079,28 @@ def test_arrows_of_sorted_columns_point_up_for_ascending_and_down_for_descending
             assert is_up is (order == "ascending"), (name, order)
 
 
+def test_no_finding_above_is_no_alarm_in_the_list_and_every_row_has_its_line(
+    page: Any, classifier: CheXpertClassifier, phantom_png: bytes
+) -> None:
+    names = [f"{number}.png" for number in range(9)]
+    upload(page, *((name, phantom_png) for name in names))
+    wait_for_list(page)
+    positives = classifier.predict(phantom_png).positives
+    cells = page.locator("#list tbody tr").first.locator("td.is-above")
+    assert cells.count() == sum(positives.values())
+    page.mouse.move(0, 0)
+    for cell in cells.all():
+        colours = pixels_of(cell)[2, 2]
+        is_none = "is-none" in cell.get_attribute("class").split()
+        assert (colours[2] - colours[0] > 30) is not is_none
+    assert positives["No Finding"] is (page.locator("#list tbody tr").first.locator(".is-none").count() == 1)
+    column = pixels_of(page.locator("#list"))[:, -40].sum(axis=1)
+    body = page.locator("#list tbody").bounding_box()
+    top = round(body["y"] - page.locator("#list").bounding_box()["y"])
+    is_line = np.abs(np.diff(column[top - 1 : top + round(body["height"]) + 1])) > 20
+    assert (is_line[1:] & is_line[:-1]).sum() >= len(names) - 1  # a pixel between two others
+
+
 def test_server_answers_others_while_a_long_list_runs_and_the_list_can_be_stopped(
     page: Any, address: str, phantom_png: bytes
 ) -> None:
@@ -935,7 +1111,7 @@ def test_server_answers_others_while_a_long_list_runs_and_the_list_can_be_stoppe
     other.locator(".example").first.click()
     wait_for_result(other)
     other.close()
-    page.locator('[role="progressbar"]:not([aria-valuenow="0"])').wait_for()  # stopped before, it would show no table
+    page.locator('progress:not([value="0"])').wait_for()  # stopped before, it would show no table
     page.locator(".row-open").nth(1).click()  # rows open while the others are being scored
     wait_for_result(page)
     assert page.inner_text(".bar-name").startswith("many.zip/")
@@ -1026,7 +1202,7 @@ def test_page_fits_a_phone(page: Any, phantom_png: bytes) -> None:
     assert min(bars.nth(row).bounding_box()["width"] for row in range(len(JUDGED))) > 250
     # The verdict is first, and the map stays while rows are tapped.
     assert page.locator(".verdict").bounding_box()["y"] < page.locator(".viewer").bounding_box()["y"]
-    page.locator("#result .score").last.scroll_into_view_if_needed()
+    page.locator("#result .score").last.evaluate("row => row.scrollIntoView({ block: 'end' })")
     viewer, row = page.locator(".viewer").bounding_box(), page.locator("#result .score").last.bounding_box()
     assert viewer["y"] >= 0
     assert viewer["y"] + viewer["height"] <= row["y"]
@@ -1035,6 +1211,14 @@ def test_page_fits_a_phone(page: Any, phantom_png: bytes) -> None:
     upload(page, (f"{'long_' * 30}.png", phantom_png), ("b.png", BROKEN_PNG))
     wait_for_list(page)
     assert width() <= 390
+    for heading in page.locator("#list thead button").all():  # none reaches into the next
+        assert heading.evaluate("item => item.getBoundingClientRect().width <= item.parentElement.clientWidth")
+        assert heading.evaluate("item => item.scrollWidth <= item.clientWidth + 1")
+    name, calls = (page.locator("#list tbody tr").first.locator(part) for part in (".row-open", ".row-calls span"))
+    assert calls.inner_text()
+    assert calls.inner_text() != "none"
+    assert calls.bounding_box()["y"] > name.bounding_box()["y"]
+    assert calls.bounding_box()["x"] + calls.bounding_box()["width"] < 390
     page.locator(".row-open").first.click()
     wait_for_result(page)
     assert width() <= 390

@@ -32,7 +32,7 @@ def call(demo: gr.Blocks, handler: str, *arguments: Any, place: int = 0) -> dict
     return {part.elem_id or type(part).__name__: value for part, value in answer.items()}
 
 
-ROW = SimpleNamespace(row=0, shown=1, of=2, hidden=[])
+ROW = SimpleNamespace(row=0, shown=1, of=2, hidden=[], observation=-1)
 
 
 def list_of(demo: gr.Blocks, *paths: Path) -> Any:
@@ -157,13 +157,17 @@ def test_a_list_of_few_can_be_read_as_views_of_one_study(demo: gr.Blocks, files:
         assert ("views of one study" in status) is (count == MAX_VIEWS)
 
 
-def test_views_are_numbered_and_never_named(demo: gr.Blocks, files: dict[str, Path]) -> None:
+def test_views_are_numbered_and_named_only_where_they_have_no_scores(demo: gr.Blocks, files: dict[str, Path]) -> None:
     rows = list_of(demo, files["phantom"], files["broken"], files["other"])
     answer = call(demo, "show_study", rows)
     assert "A study of 3 views" in answer["bar"]
     html = answer["result"].value
-    assert "View 2 has no scores" in html
-    assert not any(path.name in html or str(path.parent) in html for path in files.values())
+    assert "View 2 (broken.png) has no scores" in html
+    named = [path.name for path in files.values() if path.name in html or str(path.parent) in html]
+    assert named == ["broken.png"]
+    answer = call(demo, "show_study", list_of(demo, files["blank"], files["broken"]))
+    assert "View 1 (blank.png) has no scores" in answer["message"].value
+    assert "View 2 (broken.png) has no scores" in answer["message"].value
 
 
 def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:

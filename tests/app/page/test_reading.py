@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from chexpert_hf import CheXpertClassifier, Prediction
+from chexpert_hf.app.model_facts import facts_of
 from chexpert_hf.app.page.batch import ListedFile, score_item
-from chexpert_hf.app.page.model_facts import facts_of
 from chexpert_hf.app.page.reading import (
     DISPLAY_SIZE,
     ExpiredError,

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
+from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.html import clinical_order, delivery_html, render
-from chexpert_hf.app.page.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
@@ -128,7 +128,7 @@ def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
 
 
 def test_refusal_is_escaped_and_offers_to_score_anyway() -> None:
-    html = render("refusal.html", reasons=[REFUSAL, WARNING])
+    html = render("refusal.html", reasons=[REFUSAL, WARNING], is_of_file=True)
     assert "it is &lt;blank&gt;" in html
     assert WARNING in html
     assert 'data-action="override">Score it anyway' in html
@@ -142,6 +142,15 @@ def payload(html: str) -> dict[str, Any]:
     assert match is not None
     content: dict[str, Any] = json.loads(unescape(match[1]))
     return content
+
+
+def test_viewer_opens_on_the_observation_that_is_asked_for(
+    classifier: CheXpertClassifier, facts: ModelFacts, single: Study
+) -> None:
+    for chosen, expected in (("Cardiomegaly", "Cardiomegaly"), (None, single.shown_first()[0])):
+        html = result_html(single, facts, classifier.operating_points, chosen=chosen)
+        assert JUDGED[payload(html)["chosen"]] == expected
+        assert [row["name"] for row in rows_of(html) if row["pressed"] == "true"] == [expected]
 
 
 def test_viewer_gets_the_maps_of_every_view_in_256_levels(
@@ -244,7 +253,9 @@ def test_no_finding_stands_apart_and_is_the_least_of_the_views(facts: ModelFacts
 
 def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, facts: ModelFacts, study: Study) -> None:
     html = result_html(study, facts, classifier.operating_points)
-    assert html.index(WARNING) < html.index('class="scores')
+    assert html.index(WARNING) < html.index('class="verdict"') < html.index('class="scores')
+    report = report_html(study, facts, classifier.operating_points)
+    assert report.index(WARNING) < report.index('class="verdict"')
 
 
 def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:

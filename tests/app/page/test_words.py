@@ -1,6 +1,7 @@
 """The words of the page: definitions, what a map says, what the model is."""
 
 import json
+import re
 import shutil
 from hashlib import sha256
 from html import escape
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
-from chexpert_hf.app.page.html import footer_html, render
-from chexpert_hf.app.page.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.text import NO_METRICS, describe_map, describe_map_evaluation
+from chexpert_hf.app.model_facts import NO_METRICS, ModelFacts, describe_map_evaluation, facts_of
+from chexpert_hf.app.page.html import asset, footer_html, render
+from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
-from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval
+from chexpert_hf.evaluation.intervals import delong_interval, newcombe_interval, wilson_interval
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.model_files import write_ensemble
 
@@ -65,6 +66,10 @@ def test_every_observation_has_a_definition_of_its_own() -> None:
 )
 def test_definition_belongs_to_its_observation(observation: str, word: str) -> None:
     assert word.lower() in CHEXPERT.definitions[observation].lower()
+
+
+def test_no_rule_has_the_whole_list_styled_anew_when_a_text_beside_it_changes() -> None:
+    assert not re.search(r"(#workspace|#list|\.list|\.gradio-container|body|main)[^\s,{]*:has\(", asset("page.css"))
 
 
 def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:
@@ -142,6 +147,42 @@ def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: P
     assert '<td class="meaning"></td>' in hernia
     assert "phantoms &lt;1&gt;" in html
     assert "Not scored" not in html  # CheXpert's names are not those of a model with labels of its own
+
+
+def test_calls_are_those_of_the_model_folder_at_the_operating_point_in_use(folder: Path) -> None:
+    calls = {"true_positives": 15, "false_negatives": 5, "false_positives": 8, "true_negatives": 72}
+    config = json.loads((folder / "config.json").read_text())
+    config["operating_points"] = {"Edema": 0.25, "Fracture": 0.4}
+    (folder / "config.json").write_text(json.dumps(config))
+    entries = [
+        {**entry, "operating_point": {"threshold": threshold, **calls}}
+        for entry, threshold in zip(EVALUATION["observations"], (0.25, 0.5), strict=False)
+    ]
+    (folder / "evaluation.json").write_text(json.dumps({**EVALUATION, "observations": entries}))
+    facts = facts_of(CheXpertClassifier.from_pretrained(folder))
+    low, high = wilson_interval(15, 20).low, wilson_interval(15, 20).high
+    assert f"Called above: 15 of those with it (sensitivity 0.75, {low:.2f} to {high:.2f}) and 8 of those without " in (
+        facts.evidence("Edema")
+    )
+    assert "Called above" not in facts.evidence("Fracture")  # counted at another threshold
+    assert facts.false_alarms(["Fracture"]) == facts.false_alarms([]) == ()
+    assert facts.false_alarms(["Fracture", "Edema"]) == (
+        "When tested on 100 studies, 10 of 100 without Edema were called above all the same.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("peak", "is_above", "note"),
+    [
+        (1.0, True, ""),
+        (0.6, True, "60 % of the strongest map"),
+        (0.02, True, "weak evidence: 2 % of the strongest map"),
+        (0.02, False, "below its operating point, weak evidence: 2 % of the strongest map"),
+        (0.0, False, "below its operating point, no evidence"),
+    ],
+)
+def test_film_says_what_is_weak_or_below_its_operating_point(peak: float, is_above: bool, note: str) -> None:
+    assert describe_strength(peak, is_above) == note
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"data": 3}', '{"split": "valid", "data": {"name": "a"}}'])

@@ -1,4 +1,12 @@
-// Buttons in a piece of HTML: an action is triggered (Gradio reads the names here), an index is selected.
+// Buttons in a piece of HTML: an action is triggered (Gradio reads the names here), an index is selected. An error gets
+// the name of the file that was given, which the browser knows.
+
+function sign() {
+  const name = element.querySelector(".given");
+  if (name) name.textContent = `${element.closest(".gradio-container").dataset.given}: `;
+}
+watch("value", sign);
+sign();
 
 element.addEventListener("click", (event) => {
   const { action, index } = event.target.closest("button")?.dataset ?? {};

@@ -3,21 +3,35 @@
 const MOST_FILES = 5000; // read from dropped folders; the server takes fewer and says so
 
 let depth = 0; // 0 at the start, 1 with a result or list, 2 with a row of a list
-let given = ""; // the name of the last upload
-let left = ""; // the action by which the visitor left a result, until something else is done
+let left = ""; // how the visitor left a result, until something else is done: "back", "new", or "away" by the browser
+let isRow = false; // whether the last result at depth 2 was a row, not a study
+let dialog = null; // the last one that was open
 
-function open(dialog) {
+const frame = () => element.closest(".gradio-container");
+
+// Tells the style sheet what is shown. `:has` would be slower: each new row or text would have the whole list styled anew.
+function show(isAway) {
+  const shown = ["", "result", isRow ? "row" : "study"][isAway ? 0 : depth];
+  for (const item of [frame(), document.querySelector("#workspace")]) {
+    if (shown) item.dataset.shown = shown;
+    else delete item.dataset.shown;
+  }
+}
+
+function open(wanted) {
+  dialog = wanted;
   const address = location.origin + location.pathname.replace(/\/$/, "");
   for (const code of dialog.querySelectorAll("code")) code.textContent = code.textContent.replaceAll("ADDRESS", address);
-  dialog.showModal();
-  history.pushState({ depth, isDialog: true }, ""); // the browser's button closes it
+  if (!dialog.open) dialog.showModal();
+  if (!history.state?.isDialog) history.pushState({ ...history.state, isDialog: true }, ""); // the browser's button closes it
   dialog.addEventListener("close", () => history.state?.isDialog && history.back(), { once: true });
 }
+document.addEventListener("opened", (event) => open(event.target)); // the viewer's
 
 function give(files) {
   const input = document.querySelector("#file input[type=file]");
   if (!input) return;
-  if (document.querySelector("#list-stop")) return trigger("refused", { is_busy: true });
+  if (document.querySelector("[data-shown] #list-stop")) return trigger("refused", { is_busy: true });
   if (files.length === 0) return trigger("refused", { is_busy: false });
   const transfer = new DataTransfer();
   for (const file of files) transfer.items.add(file);
@@ -40,7 +54,7 @@ async function filesIn(entry, found) {
 }
 
 const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-const mark = (isOver) => element.closest(".gradio-container").classList.toggle("is-dropping", isOver);
+const mark = (isOver) => frame().classList.toggle("is-dropping", isOver);
 
 document.addEventListener("dragover", (event) => {
   if (!holdsFiles(event)) return;
@@ -91,7 +105,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || dialog?.open || event.target.closest?.("input, select, textarea")) return;
   const step = { n: 1, b: -1 }[event.key];
   if (step && element.querySelector("[data-step]")) stepBy(step);
   else if (event.key === "Escape" && !document.fullscreenElement) element.querySelector("[data-action=back]")?.click();
@@ -102,30 +116,43 @@ element.addEventListener("click", (event) => {
   if (["new", "back"].includes(action)) leave(action);
 });
 
-// The browser's button leads back as those of the page do. What was left cannot be shown again without its files.
+// The browser's buttons lead from a row to the list and from there to the start, which hides what was left, and forward to
+// it again: a row or study is opened anew. What "New" has discarded does not come back.
 history.replaceState({ depth }, "");
 addEventListener("popstate", (event) => {
-  document.querySelector("dialog.sheet[open]")?.close();
-  const wanted = event.state?.depth ?? 0;
-  if (wanted > depth) history.go(depth - wanted);
-  else if (wanted < depth) leave(wanted ? "back" : "new");
+  const { depth: wanted = 0, isDialog } = event.state ?? {};
+  if (isDialog && dialog?.isConnected) return open(dialog);
+  dialog?.close();
+  const isAway = depth > 0 && wanted === 0;
+  show(isAway);
+  if (isAway) {
+    document.querySelector("#list-stop")?.click();
+    left = "away";
+  } else if (wanted < depth) leave("back");
+  else if (wanted === depth) left = [left, "back", ""][depth]; // a row that is still being opened stays closed
+  else if (depth === 0) history.go(-wanted);
+  else if (isRow) stepBy(0);
+  else document.querySelector("[data-action=study]")?.click();
 });
 
 // The name of a file is the visitor's own: it is shown from the browser and never comes back from the server.
 document.addEventListener("change", ({ target }) => {
   if (!target.matches("#file input[type=file]")) return;
   stay();
-  given = target.files.length === 1 ? target.files[0].name : `${target.files.length.toLocaleString("en")} files`;
+  frame().dataset.given = target.files.length === 1 ? target.files[0].name : `${target.files.length.toLocaleString("en")} files`;
 }, true);
 watch("value", () => {
   const name = element.querySelector(".bar-name");
   const now = element.querySelector("[data-action=back]") ? 2 : Number(Boolean(name));
   // A result that was asked for before the visitor left another one is not wanted any more.
-  if (now > { "": 2, back: 1, new: 0 }[left]) return trigger(left, {});
+  if (now > { back: 1, new: 0 }[left]) return trigger(left, {});
   if (!depth !== !now) scrollTo(0, 0);
   depth = now;
+  if (depth === 2) isRow = Boolean(element.querySelector("[data-step]"));
+  if (name && !name.textContent) name.textContent = name.title = frame().dataset.given;
+  if (left === "away") return;
+  show(false);
   const kept = history.state?.depth ?? 0;
   if (depth > kept) history.pushState({ depth }, "");
   else if (depth < kept) history.go(depth - kept);
-  if (name && !name.textContent) name.textContent = name.title = given;
 });

@@ -53,9 +53,10 @@ function show(place, index) {
   const length = item.grid[0] * item.grid[1];
   const levels = item.maps.subarray(chosen * length, (chosen + 1) * length);
   const name = data.observations[chosen];
-  viewer.setMap({ levels, grid: item.grid, box: item.box, name, text: item.texts[chosen] });
+  const [text, note, isFaint] = [item.texts[chosen], item.notes[chosen], !item.positives[chosen]];
+  viewer.setMap({ levels, grid: item.grid, box: item.box, name, text, note, isFaint });
   const origin = data.views.length > 1 ? ` ${item.label}: ${item.probabilities[chosen].toFixed(3)}.` : "";
-  one(".map-text").textContent = `${name}.${origin} ${item.texts[chosen]}`;
+  one(".map-text").textContent = `${name}.${origin} ${text}`;
   for (const button of all(".score")) button.setAttribute("aria-pressed", String(Number(button.dataset.index) === chosen));
   for (const button of all(".view")) button.setAttribute("aria-pressed", String(Number(button.dataset.view) === view));
   viewer.heat.dataset.drawn = `${data.id}:${view}:${chosen}`;
@@ -81,8 +82,7 @@ element.addEventListener("change", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  // From the page itself, too: after a click on no control, that is where the keys go.
-  if (!data || !one(".result") || !(element.contains(event.target) || event.target === document.body)) return;
+  if (!data || !one(".result")) return;
   const row = event.target.closest?.(".scores li");
   const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
   if (row && step) {

@@ -3,6 +3,7 @@
 const rows = () => [...element.querySelectorAll("tbody tr")];
 const shown = () => rows().filter((row) => !row.hidden);
 const places = new Intl.Collator(undefined, { numeric: true });
+const SORTED = "th:is([aria-sort=ascending], [aria-sort=descending])";
 let opened = null; // the number of the row beside the list
 
 element.addEventListener("click", (event) => {
@@ -21,7 +22,13 @@ function open(row) {
   opened = Number(row.dataset.place);
   for (const each of rows()) each.classList.toggle("is-open", each === row);
   row.scrollIntoView({ block: "nearest" });
-  trigger("open", { row: opened, shown: shown().indexOf(row) + 1, of: shown().length });
+  trigger("open", { row: opened, shown: shown().indexOf(row) + 1, of: shown().length, observation: wanted() });
+}
+
+// The number of the observation that the list is filtered by, or else sorted by; others are not numbers of any.
+function wanted() {
+  const call = element.querySelector("select").value;
+  return /\d/.test(call) ? Number(call) : (element.querySelector(SORTED)?.cellIndex ?? 0) - 2;
 }
 
 function filter() {
@@ -42,7 +49,7 @@ function sortBy(button) {
 }
 
 function reorder() {
-  const header = element.querySelector("th:is([aria-sort=ascending], [aria-sort=descending])");
+  const header = element.querySelector(SORTED);
   if (!header) return;
   const isText = header.dataset.kind === "text";
   const column = header.cellIndex;
@@ -56,7 +63,7 @@ function reorder() {
   element.querySelector("tbody").append(...keyed.sort(compare).map(([, row]) => row));
 }
 
-// The bar above the result, and the keys n and b, ask for the next and the previous row.
+// The bar above the result, and the keys n and b, ask for the next and the previous row; the browser's, for the last one again.
 document.addEventListener("step-in-list", (event) => {
   const candidates = shown().filter((row) => row.querySelector(".row-open"));
   const next = candidates[candidates.findIndex((row) => Number(row.dataset.place) === opened) + event.detail];

@@ -5,12 +5,14 @@
 //   viewer.show(image, "Radiograph", [3000, 2400]);          // a decoded <img>, and the size of the whole radiograph
 //   viewer.root.addEventListener("detail", ...);             // it is zoomed beyond the pixels of that image ...
 //   viewer.refine(larger);                                   // ... for which this is one with more
-//   viewer.setMap({ levels, grid, box, name, text });        // bytes, [rows, columns], [left, top, right, bottom]
+//   viewer.setMap({ levels, grid, box, name, text });        // bytes, [rows, columns], [left, top, right, bottom]; with a
+//                                                            // note on the film, and fainter if it isFaint
 //   document.addEventListener("keydown", (event) => viewer.key(event));
 
 const HEAT = 448; // pixels of the longer side of the enlarged map
 const CONTOUR = 120; // cells along the longer side in which contours are traced
 const MAX_ZOOM = 12; // times the fitted size
+const FAINTEST = 0.35; // of the opacity of a map with the strongest evidence
 const FULL_WINDOW = { center: 127.5, width: 255 };
 
 // Command, key, label on the button, meaning.
@@ -65,12 +67,12 @@ const MARKUP = `
     <span class="tools">${buttons("out", "in", "fit", "actual", "reset", "full", "help")}</span>
   </div>
   <div class="panes">${pane(MAP)}${pane("")}
-    <div class="color-bar" aria-hidden="true"><i></i><b></b><b></b><b></b></div>
+    <div class="color-bar" aria-hidden="true"><i></i><b style="top: 0"></b><b style="top: 50%"></b><b style="top: 100%"></b></div>
     <output class="stage-state" aria-hidden="true"></output>
   </div>
-  <dialog class="viewer-help" aria-label="Keys and mouse"><h2>Keys and mouse</h2>
-    <dl>${keys(COMMANDS.map(([, key, , title]) => [key.toUpperCase(), title]))}${keys(MOUSE)}</dl>
-    <form method="dialog"><button>Close</button></form></dialog>`;
+  <dialog class="sheet viewer-help" aria-label="Keys and mouse">
+    <form method="dialog"><button class="close" aria-label="Close">✕</button></form><h2>Keys and mouse</h2>
+    <dl>${keys(COMMANDS.map(([, key, , title]) => [key.toUpperCase(), title]))}${keys(MOUSE)}</dl></dialog>`;
 
 let count = 0; // of viewers, each of which has a filter of its own
 
@@ -170,7 +172,9 @@ export class Viewer {
     }
     const peak = this.one(".own-scale input").checked ? Math.max(1, ...this.map.levels) / 255 : 1;
     paint(this.heat, this.map, this.colors, peak);
-    this.heat.style.opacity = this.amount("opacity");
+    // On a scale of its own, a map of hardly any evidence has the colours of the strongest.
+    const strength = Math.sqrt(peak) * (this.map.isFaint ? 0.6 : 1);
+    this.heat.style.opacity = this.amount("opacity") * Math.max(FAINTEST, strength);
     this.heat.setAttribute("aria-label", `Map of ${this.map.name}. ${this.map.text}`);
     const path = this.on.contour ? contour(this.map, this.amount("threshold") * 255 * peak) : "";
     this.outline.setAttribute("viewBox", `0 0 ${right - left} ${bottom - top}`);
@@ -192,7 +196,8 @@ export class Viewer {
     this.stages.forEach((stage, place) => {
       const name = this.on.split && place === 1 && this.map ? `Map of ${this.map.name}` : this.name ?? "";
       stage.setAttribute("aria-label", `${name}; plus and minus zoom, arrow keys move, question mark lists the keys`);
-      stage.querySelector(".stage-name").textContent = this.on.split || !this.map || !this.on.map ? name : `Map of ${this.map.name}`;
+      const isMap = this.map && (this.on.split ? place === 1 : this.on.map);
+      stage.querySelector(".stage-name").textContent = isMap ? `Map of ${this.map.name}\n${this.map.note ?? ""}`.trim() : name;
     });
   }
 
@@ -260,7 +265,11 @@ export class Viewer {
     else if (command === "fit") this.fit();
     else if (command === "actual") this.zoomTo(1 / devicePixelRatio);
     else if (command === "full") document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen();
-    else if (command === "help") this.one("dialog").open ? this.one("dialog").close() : this.one("dialog").showModal();
+    else if (command === "help") {
+      const help = this.one("dialog");
+      help.showModal();
+      help.dispatchEvent(new CustomEvent("opened", { bubbles: true }));
+    }
     else if (command === "reset") {
       this.on.invert = false;
       Object.assign(this.window, FULL_WINDOW);

@@ -1,23 +1,24 @@
-"""Facts about a model from its folder, for the page: name, weights, training data, and metrics."""
+"""Facts about a model from its folder, for page and HTTP API: name, weights, training data, and metrics."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
-from chexpert_hf.app.page.text import NO_METRICS, describe_map_evaluation
-from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval
+from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval, wilson_interval
 from chexpert_hf.files import sha256_of
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.models.loading import model_name, model_warnings
 from chexpert_hf.models.model_files import CARD_FILE, ENSEMBLE_FILE, EVALUATION_FILE
 from chexpert_hf.publishing.data_terms import labels_name
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+NO_METRICS = "No metrics come with this model."
 
 FEW_STUDIES = 5
 """With fewer studies than this, positive or negative ones, an AUROC means little."""
@@ -26,8 +27,32 @@ _SHOWN_DIGITS = 12
 _METADATA = re.compile(r"---\n.*?\n---\n+", re.DOTALL)
 
 
+class Calls(BaseModel):
+    """The calls of one observation at an operating point, as counts of studies."""
+
+    threshold: float
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+    @property
+    def false_share(self) -> float:
+        """The share in percent of the studies without the observation that are called positive."""
+        return 100 * self.false_positives / max(1, self.false_positives + self.true_negatives)
+
+    def __str__(self) -> str:
+        true, false = self.true_positives, self.true_negatives
+        rates = wilson_interval(true, true + self.false_negatives), wilson_interval(false, false + self.false_positives)
+        sensitivity, specificity = (f"{each.value:.2f}, {each.low:.2f} to {each.high:.2f}" for each in rates)
+        return (
+            f"Called above: {true:,} of those with it (sensitivity {sensitivity}) and {self.false_positives:,} of "
+            f"those without (specificity {specificity})."
+        )
+
+
 class ObservationMetrics(BaseModel):
-    """The metrics of one observation: AUROC, its 95 % interval, and the numbers of studies with and without it."""
+    """The metrics of one observation: AUROC, its 95 % interval, numbers of studies with and without it, and calls."""
 
     observation: str
     num_positive: int
@@ -35,6 +60,7 @@ class ObservationMetrics(BaseModel):
     auroc: float | None
     auroc_low: float | None = None
     auroc_high: float | None = None
+    calls: Calls | None = Field(None, validation_alias="operating_point")
 
     @property
     def estimate(self) -> Estimate | None:
@@ -100,12 +126,25 @@ class ModelFacts:
         figure = metrics.of(observation) if metrics else None
         if metrics is None or figure is None or (estimate := figure.estimate) is None:
             return "Not evaluated."
+        calls = f" {figure.calls}" if figure.calls else ""
         few = " Too few to mean much." if min(figure.num_positive, figure.num_negative) < FEW_STUDIES else ""
         return (
             f"AUROC {estimate.value:.2f} (95 % interval {estimate.low:.2f} to {estimate.high:.2f}) on "
-            f"{figure.num_positive:,} studies with it and {figure.num_negative:,} without. Reference "
-            f"standard: {metrics.reference_standard}.{few}"
+            f"{figure.num_positive:,} studies with it and {figure.num_negative:,} without.{calls} "
+            f"Reference standard: {metrics.reference_standard}.{few}"
         )
+
+    def false_alarms(self, above: Sequence[str]) -> tuple[str, ...]:
+        """Return a sentence on how often such calls were wrong when tested; nothing where that is not known."""
+        figures = [self.metrics.of(name) for name in above] if self.metrics else []
+        shares = {each.observation: each.calls.false_share for each in figures if each and each.calls}
+        if self.metrics is None or not shares:
+            return ()
+        rare, often = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+        called = f"{shares[rare]:.0f} of 100 without {rare}"
+        if len(shares) > 1:
+            called = f"{shares[rare]:.0f} ({rare}) to {shares[often]:.0f} ({often}) of 100 without the finding"
+        return (f"When tested on {self.metrics.num_studies:,} studies, {called} were called above all the same.",)
 
     @property
     def metrics_line(self) -> str:
@@ -123,6 +162,22 @@ class ModelFacts:
         )
 
 
+def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
+    if not evaluation:
+        return ""
+    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
+    measured = (
+        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
+        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
+    )
+    if rate <= chance:
+        return f"These maps did not point at findings when tested: {measured}"
+    if wilson_interval(round(rate * number), number).low <= chance:
+        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
+    return f"When these maps were tested, {measured}"
+
+
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
     """Read the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
     models = [member.model for member in classifier.members]
@@ -133,7 +188,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
         sha256=tuple(sha256_of(Path(place) / "model.safetensors") if place else None for place in places),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
-        metrics=_metrics(_folder(places)),
+        metrics=_metrics(_folder(places), classifier.operating_points),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
         network=", ".join(dict.fromkeys(model.config.network_title for model in models)),
@@ -150,9 +205,16 @@ def _folder(places: list[str]) -> Path | None:
     return folder if is_one else None
 
 
-def _metrics(folder: Path | None) -> Metrics | None:
+def _metrics(folder: Path | None, operating_points: Mapping[str, float]) -> Metrics | None:
+    """Return a folder's metrics, without calls at other operating points than those in use; None if it has none."""
+    if folder is None:
+        return None
     with suppress(OSError, ValidationError):
-        return Metrics.model_validate_json((folder / EVALUATION_FILE).read_bytes()) if folder else None
+        metrics = Metrics.model_validate_json((folder / EVALUATION_FILE).read_bytes())
+        for each in metrics.observations:
+            if each.calls and not isclose(each.calls.threshold, operating_points.get(each.observation, -1)):
+                each.calls = None
+        return metrics
     return None
 
 
