@@ -76,7 +76,8 @@ class CheXpertConfig(PreTrainedConfig):
             `intercepts` are already in the weights and must not be applied again.
         map_evaluation: How well maps point at annotated findings: the fraction of findings that contain their map's
             maximum (`hit_rate`) or the best point that is the same in all images (`constant_point`), the number of
-            findings (`n`), and who marked them (`reference`, a noun phrase). None if not measured.
+            findings (`n`), and who marked them (`reference`, a noun phrase); with other findings as well, `further`
+            is a list of such dictionaries. None if not measured.
         model_name: Name of the model, or None.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
@@ -310,14 +311,17 @@ class CheXpertConfig(PreTrainedConfig):
         """Raise ValueError if the evaluation of the maps lacks a value or has an impossible one."""
         if self.map_evaluation is None:
             return
-        rates = [self.map_evaluation.get(name) for name in ("hit_rate", "constant_point")]
-        n, reference = self.map_evaluation.get("n"), self.map_evaluation.get("reference")
-        are_rates = all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in rates)
-        if not (are_rates and isinstance(n, int) and n > 0 and isinstance(reference, str) and reference.isprintable()):
-            raise ValueError(
-                "map_evaluation must have hit_rate and constant_point in [0, 1], n of at least 1 and the reference as "
-                f"one line of text, got {self.map_evaluation!r}."
-            )
+        for record in (self.map_evaluation, *self.map_evaluation.get("further", ())):
+            rates = [record.get(name) for name in ("hit_rate", "constant_point")]
+            n, reference = record.get("n"), record.get("reference")
+            are_rates = all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in rates)
+            if not (
+                are_rates and isinstance(n, int) and n > 0 and isinstance(reference, str) and reference.isprintable()
+            ):
+                raise ValueError(
+                    "map_evaluation must have hit_rate and constant_point in [0, 1], n of at least 1 and the reference "
+                    f"as one line of text, got {record!r}."
+                )
 
 
 def fields_of(network: str) -> dict[str, Any]:

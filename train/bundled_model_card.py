@@ -20,6 +20,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.reference import read_reference
 from chexpert_hf.evaluation.intervals import (
     Estimate,
     PatientBootstrap,
@@ -27,7 +28,7 @@ from chexpert_hf.evaluation.intervals import (
     percentile_interval,
     wilson_interval,
 )
-from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
+from chexpert_hf.evaluation.localization.ground_truth import Boxes, GroundTruth, find_ground_truth
 from chexpert_hf.evaluation.localization.localization import PRIORS
 from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, localize_dataset, rows_with_truth
 from chexpert_hf.evaluation.metrics import (
@@ -46,6 +47,8 @@ from chexpert_hf.training.recipe import Recipe
 
 Mask = NDArray[np.bool_]
 
+_NIH_BOXES = "boxes drawn by radiologists of the NIH"
+_RSNA_BOXES = "boxes around opacities drawn by RSNA's radiologists, by the maps of Lung Opacity"
 _POINTERS = {
     MODEL: "the model",
     UNTRAINED: "an untrained network",
@@ -119,7 +122,11 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
     train = _scored("training patients, cross-fitted", splits["train"], crossed, recipe)
     pieces = [(classifier, splits["valid"])]
     pieces += [(one, splits["train"].select(np.flatnonzero(part == fold))) for fold, one in enumerate(networks)]
-    boxes, map_evaluation = _boxes(sources, pieces)
+    boxes, map_evaluation = _boxes(find_ground_truth(sources.data, OBSERVATIONS), pieces, _NIH_BOXES)
+    if sources.rsna is not None:
+        readings = read_reference(sources.rsna, recipe.observations, mapping=["Target=Lung Opacity"])
+        lines, further = _boxes(Boxes(readings), pieces, _RSNA_BOXES)
+        boxes, map_evaluation = boxes + lines, map_evaluation | {"further": [further]}
     parts = [
         ["## How it was made", "", _STAGES],
         ["## How it was judged", "", _INTRODUCTION],
@@ -129,7 +136,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
         _calibration(valid, classifier.model.config),
         _other_hospitals(sources.external, classifier),
         _gray_range(classifier, valid),
-        boxes,
+        ["### Do the maps point at findings?", *boxes],
         [
             "### Where the radiographs are from",
             "",
@@ -406,13 +413,12 @@ def _calls(predictions: Sequence[Prediction]) -> Mask:
 
 
 def _boxes(
-    sources: Sources, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]]
+    truth: GroundTruth, pieces: Sequence[tuple[CheXpertClassifier, datasets.Dataset]], reference: str
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return a table of hit rates on the radiologists' boxes, and the record of them for the model's config.
+    """Return a table of hit rates on radiologists' boxes, and the record of them for the model's config.
 
     Each of the `pieces` is a classifier, and images of patients that it has not seen.
     """
-    truth = find_ground_truth(sources.data, OBSERVATIONS)
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0
     for classifier, split in pieces:
@@ -426,9 +432,8 @@ def _boxes(
         [words, f"{hits[name]}", _interval(wilson_interval(hits[name], count))] for name, words in _POINTERS.items()
     ]
     lines = [
-        "### Do the maps point at findings?",
         "",
-        f"{count} boxes that radiologists of the NIH drew: whether the map's maximum lies in the box.",
+        f"Whether the map's maximum lies in one of the {reference}; {count} findings:",
         "",
         *_table(["pointer", "hits", "hit rate"], rows),
     ]
@@ -439,5 +444,5 @@ def _boxes(
         "hit_rate": round(hits[MODEL] / count, 3),
         "constant_point": round(constant / count, 3),
         "n": count,
-        "reference": "boxes drawn by radiologists of the NIH",
+        "reference": reference,
     }

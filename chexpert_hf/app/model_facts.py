@@ -163,19 +163,24 @@ class ModelFacts:
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one."""
+    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one.
+
+    With several references, the one on which the maps did worst decides.
+    """
     if not evaluation:
         return ""
-    rate, chance, number = (evaluation[name] for name in ("hit_rate", "constant_point", "n"))
-    measured = (
-        f"the maximum of the map lay in {rate * 100:.0f}\u00a0% of {number:,} marked findings, the best constant point "
-        f"in {chance * 100:.0f}\u00a0% (reference: {evaluation['reference']})."
+    records = [evaluation, *evaluation.get("further", ())]
+    measured = "; ".join(
+        f"the maximum of the map lay in {one['hit_rate'] * 100:.0f}\u00a0% of {one['n']:,} marked findings, the best "
+        f"constant point in {one['constant_point'] * 100:.0f}\u00a0% (reference: {one['reference']})"
+        for one in records
     )
-    if rate <= chance:
-        return f"These maps did not point at findings when tested: {measured}"
-    if wilson_interval(round(rate * number), number).low <= chance:
-        return f"When tested, these maps hit findings hardly more often than chance: {measured}"
-    return f"When these maps were tested, {measured}"
+    lows = [wilson_interval(round(one["hit_rate"] * one["n"]), one["n"]).low for one in records]
+    if any(one["hit_rate"] <= one["constant_point"] for one in records):
+        return f"These maps did not point at findings when tested: {measured}."
+    if any(low <= one["constant_point"] for low, one in zip(lows, records, strict=True)):
+        return f"When tested, these maps hit findings hardly more often than chance: {measured}."
+    return f"When these maps were tested, {measured}."
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:

@@ -192,6 +192,7 @@ def test_choices_redraw_without_asking_the_server(page: Any, phantom_png: bytes,
     page.locator("#result .score", has_text=EMPTY).click()
     assert "The map is empty" in page.inner_text("#result .map-text")
     assert canvas_pixels(page)[..., 3].max() == 0
+    assert not page.locator("#result .color-bar").is_visible()  # three times 0.00 otherwise
     page.locator("#result .score", has_text="Cardiomegaly").click()
     assert canvas_pixels(page)[..., 3].max() >= 250  # each map on its own scale
     assert 0 < float(page.locator(".color-bar b").first.inner_text()) < 1

@@ -285,6 +285,12 @@ def test_maps_are_judged_by_their_numbers_beside_chance() -> None:
     hardly = "When tested, these maps hit findings hardly more often than chance: "
     assert describe_map_evaluation(few | {"hit_rate": 0.244}).startswith(hardly)
     assert describe_map_evaluation(few | {"hit_rate": 0.29}).startswith("When these maps were tested, ")
+    both = describe_map_evaluation(MAPS | {"hit_rate": 0.4, "further": [MAPS | {"n": 190}]})
+    assert both.startswith(
+        "These maps did not point at findings when tested: the maximum of the map lay in 40\u00a0% of 1,036"
+    )
+    assert both.count("(reference: ") == 2
+    assert "; the maximum of the map lay in 6\u00a0% of 190 marked findings" in both
 
 
 def test_start_says_what_the_model_was_evaluated_against(folder: Path) -> None:
@@ -308,7 +314,9 @@ def test_footer_has_links_to_the_api_and_the_card_where_they_are_served(folder: 
     assert 'href="docs"' not in alone
 
 
-@pytest.mark.parametrize("change", [{"hit_rate": 1.1}, {"constant_point": None}, {"n": 0}, {"reference": "a\nb"}])
+@pytest.mark.parametrize(
+    "change", [{"hit_rate": 1.1}, {"constant_point": None}, {"n": 0}, {"reference": "a\nb"}, {"further": [{"n": 3}]}]
+)
 def test_an_evaluation_of_maps_that_cannot_be_one_is_refused(folder: Path, change: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS | change}), encoding="utf-8")

@@ -164,7 +164,7 @@ export class Viewer {
     const isShown = this.map !== null && this.on.map;
     for (const layer of [this.heat, this.outline]) layer.style.display = this.map ? "" : "none";
     this.heat.style.visibility = isShown ? "" : "hidden";
-    this.one(".color-bar").hidden = !isShown;
+    this.one(".color-bar").hidden = !isShown || !Math.max(...this.map.levels); // an empty map has no scale
     if (!this.map) return;
     const [left, top, right, bottom] = this.map.box;
     for (const layer of [this.heat, this.outline]) {
