@@ -1,4 +1,4 @@
-"""Fits the gate's discriminant of children's radiographs and writes `chexpert_hf/gate/children.safetensors`.
+"""Fits the gate's discriminant of children's radiographs and writes `chexpert_hf/gate/children.json`.
 
     python -m train.child_discriminant NIH --children views/children
 

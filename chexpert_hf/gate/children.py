@@ -1,16 +1,15 @@
 """Tells frontal radiographs of children from those of adults, by a linear discriminant of the gate's features.
 
-Its weights are in `children.safetensors`; `python -m train.child_discriminant` makes that file.
+Its weights are in `children.json`; `python -m train.child_discriminant` makes that file.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+import numpy as np
 
-from chexpert_hf.files import make_readable
+from chexpert_hf.files import write_json
 from chexpert_hf.gate.features import Floats
 
 CHILD_AGE = 12
@@ -19,7 +18,7 @@ CHILD_AGE = 12
 CHILD_QUANTILE = 0.995
 """Fraction of adults whose radiographs are not taken for a child's."""
 
-FILE = Path(__file__).with_name("children.safetensors")
+FILE = Path(__file__).with_name("children.json")
 
 
 def child_scores(features: Floats) -> Floats:
@@ -34,11 +33,10 @@ def least_child_limit() -> float:
 
 @cache
 def _discriminant() -> tuple[Floats, float]:
-    with safe_open(FILE, framework="pt") as opened:
-        return opened.get_tensor("weights").double().numpy(), float(opened.metadata()["limit"])
+    record = json.loads(FILE.read_text(encoding="utf-8"))
+    return np.array(record["weights"]), record["limit"]
 
 
 def save_discriminant(file: Path, weights: Floats, limit: float, data: str) -> None:
     """Write the weights `(NUM_FEATURES,)`, the limit and a line on the data that they were fitted on."""
-    save_file({"weights": torch.from_numpy(weights).float()}, file, metadata={"limit": repr(limit), "data": data})
-    make_readable(file)
+    write_json(file, {"data": data, "limit": limit, "weights": [float(f"{weight:.7g}") for weight in weights]})

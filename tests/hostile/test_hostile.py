@@ -90,8 +90,8 @@ def still_right(page, capfd):
 
 def lines_of(html: str) -> list[str]:
     """What the page says was wrong, each view of a study for itself."""
-    lines = [unescape(one or other) for one, other in LINE.findall(html)]
-    return [part for line in lines for part in re.split(r" ?View \d+: ", line) if part]
+    lines = [unescape(one or other) for one, other in LINE.findall(html.replace('<b class="given"></b>', ""))]
+    return [part for line in lines for part in re.split(r" ?View \d+ \(film\) has no scores: ", line) if part]
 
 
 class Clock:
