@@ -37,16 +37,17 @@ def check(
     Recomputes its reference scores in every runtime that is installed, and checks checksums, card, code and config. The
     exit code is 1 if anything FAILED.
     """
-    from chexpert_hf.models.model_files import write_checksums
+    from chexpert_hf.models.model_files import ensemble_members, write_checksums
     from chexpert_hf.models.repositories import model_folder
     from chexpert_hf.publishing.check import check_folder
 
     hide_bars()
     folder = Path(model)
     if accept:
-        if not (folder / "config.json").is_file():
-            raise InputError(f"--accept is for a model folder, which {model} is not.")
-        write_checksums(folder)
+        for each in map(Path, ensemble_members(folder)):
+            if not (each / "config.json").is_file():
+                raise InputError(f"--accept is for a model folder, which {each} is not.")
+            write_checksums(each)
     report = check_folder(folder if folder.is_dir() else model_folder(model, revision, files=None))
     show({"is_ok": report.is_ok, **asdict(report)}, report.as_table(), as_json)
     if not report.is_ok:

@@ -21,6 +21,8 @@ from chexpert_hf.models.repositories import model_folder
 
 _verbosity_lock = Lock()
 
+_MAX_SIDE = 8192  # pixels, of what a network sees
+
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
@@ -101,8 +103,13 @@ def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImagePro
     """
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
-        processor(np.zeros((8, 8), np.uint8), return_tensors="pt")  # most values are checked by their use only
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if not 0 < min(processor.output_size) <= max(processor.output_size) <= _MAX_SIDE:
+            raise ValueError(f"expected images of 1 to {_MAX_SIDE} pixels a side, got {processor.output_size}")
+        # Most values are checked by their use only.
+        values = processor(np.zeros((8, 8), np.uint8), return_tensors="pt")["pixel_values"]
+        if not values.isfinite().all():
+            raise ValueError("the pixel values of a black image are not finite")
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         if not (folder / IMAGE_PROCESSOR_NAME).is_file():
             raise ModelFolderError(
                 f"{name or folder} has no image processor; expected {IMAGE_PROCESSOR_NAME} beside config.json."

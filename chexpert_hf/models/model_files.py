@@ -167,6 +167,9 @@ def ensemble_members(model: str | Path) -> list[str | Path]:
     if not path.is_file():
         return [model]
     try:
-        return [path.parent / name for name in json.loads(path.read_text(encoding="utf-8"))["members"]]
+        members = json.loads(path.read_text(encoding="utf-8"))["members"]
+        if not members or isinstance(members, str):
+            raise ValueError(members)
+        return [path.parent / name for name in members]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{path} is damaged; expected a list 'members' of folders.") from error

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -87,9 +88,13 @@ def check_folder(folder: Path) -> CheckReport:
 def _checks(folder: Path) -> dict[str, Callable[[], str]]:
     """Return the checks of a model folder or an ensemble by their subject; InputError if it is neither."""
     if (folder / ENSEMBLE_FILE).is_file():
-        parts = {"checksums": _sums, "code": _code, "model": _model}
+        parts = {"files": _no_pickle, "checksums": _sums, "code": _code, "model": _model}
         members = [Path(member) for member in model_files.ensemble_members(folder)]
-        return {f"{one.name}, {name}": partial(check, one) for one in members for name, check in parts.items()}
+        return {
+            f"{os.path.relpath(one, folder)}, {name}": partial(check, one)
+            for one in members
+            for name, check in parts.items()
+        }
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; expected a model folder.")
     checks = {"files": _files, "checksums": _sums, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
@@ -104,6 +109,10 @@ def _checks(folder: Path) -> dict[str, Callable[[], str]]:
 def _files(folder: Path) -> str:
     if missing := model_files.missing_files(folder):
         raise InputError(f"{', '.join(missing)} missing")
+    return _no_pickle(folder)
+
+
+def _no_pickle(folder: Path) -> str:
     known = model_files.summed_files(folder)
     unknown = [
         path.as_posix()

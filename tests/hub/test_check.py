@@ -178,6 +178,7 @@ def test_a_runtime_that_does_not_take_the_model_is_left_out(
 def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no config\.json; expected a model folder"):
         check_folder(tmp_path)
-    (tmp_path / "ensemble.json").write_text("{}")
-    with pytest.raises(InputError, match=r"ensemble\.json is damaged"):
-        check_folder(tmp_path)
+    for text in ("{}", '{"members": []}', '{"members": "ab"}'):
+        (tmp_path / "ensemble.json").write_text(text)
+        with pytest.raises(InputError, match=r"ensemble\.json is damaged"):
+            check_folder(tmp_path)

@@ -167,7 +167,12 @@ def test_a_folder_without_processor_damaged_weights_and_impossible_configs_are_r
 
 
 @pytest.mark.parametrize(
-    "changes", [{"size": "big"}, {"size": -5}, {"image_mean": "x"}, {"rescale_factor": "big"}, {"gray_range": {"a": 1}}]
+    "changes",
+    [
+        *({"size": "big"}, {"size": -5}, {"image_mean": "x"}, {"rescale_factor": "big"}, {"gray_range": {"a": 1}}),
+        *({"image_std": [1, 1]}, {"image_mean": []}, {"image_std": [0, 0, 0]}, {"size": {"shortest_edge": 5}}),
+        *({"size": {"height": 10**12, "width": 64}}, {"do_center_crop": True, "crop_size": {"height": 0, "width": 0}}),
+    ],
 )
 def test_wrong_values_in_the_file_of_the_processor_are_one_error_about_it(tiny_folder, changes):
     file = tiny_folder / "preprocessor_config.json"

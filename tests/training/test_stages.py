@@ -220,11 +220,15 @@ def test_an_ensemble_has_a_gate_and_is_checked_like_any_folder(tmp_path):
     assert CheXpertClassifier.from_pretrained(folder).predict(image).gate == fitted
     report = check_folder(folder)
     assert report.is_ok
-    assert [line.subject for line in report.lines[:3]] == ["01, checksums", "01, code", "01, model"]
-    assert "with a gate" in report.lines[2].text
+    parts = ["files", "checksums", "code", "model"]
+    assert [line.subject for line in report.lines[:4]] == [f"members/01, {part}" for part in parts]
+    assert "with a gate" in report.lines[3].text
+    (gate.parent / "evil.pkl").write_bytes(b"")
+    assert "evil.pkl: may run code" in check_folder(folder).lines[0].text
+    (gate.parent / "evil.pkl").unlink()
     content = gate.read_bytes()
     gate.write_bytes(content[:-1] + b"?")
-    assert "gate.safetensors is not as it was saved" in check_folder(folder).lines[0].text
+    assert "gate.safetensors is not as it was saved" in check_folder(folder).lines[1].text
     with pytest.raises(ChecksumError, match=r"gate\.safetensors is not as it was saved"):
         CheXpertClassifier.from_pretrained(folder)
     gate.unlink()
@@ -233,6 +237,9 @@ def test_an_ensemble_has_a_gate_and_is_checked_like_any_folder(tmp_path):
     assert CliRunner().invoke(app, ["gate", str(root), "--model", str(folder)]).exit_code == 0
     assert gate.is_file()
     assert check_folder(folder).is_ok
+    (gate.parent / "checksums.json").unlink()  # as in ensembles of earlier versions
+    assert CliRunner().invoke(app, ["check", "--model", str(folder)]).exit_code == 1
+    assert CliRunner().invoke(app, ["check", "--model", str(folder), "--accept"]).exit_code == 0
 
 
 def test_an_ensembles_probabilities_and_maps_are_the_means_of_its_members(phantoms, ensemble):
