@@ -311,7 +311,10 @@ class CheXpertConfig(PreTrainedConfig):
         """Raise ValueError if the evaluation of the maps lacks a value or has an impossible one."""
         if self.map_evaluation is None:
             return
-        for record in (self.map_evaluation, *self.map_evaluation.get("further", ())):
+        further = self.map_evaluation.get("further", [])
+        for record in (self.map_evaluation, *(further if isinstance(further, list) else [further])):
+            if not isinstance(record, dict):
+                raise ValueError(f"map_evaluation's further must be a list of such dictionaries, got {further!r}.")
             rates = [record.get(name) for name in ("hit_rate", "constant_point")]
             n, reference = record.get("n"), record.get("reference")
             are_rates = all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in rates)

@@ -8,7 +8,7 @@ from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasPath, BaseModel, Field, ValidationError
+from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
 
 from chexpert_hf.evaluation.intervals import Estimate, newcombe_interval, wilson_interval
 from chexpert_hf.files import sha256_of
@@ -31,10 +31,10 @@ class Calls(BaseModel):
     """The calls of one observation at an operating point, as counts of studies."""
 
     threshold: float
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
+    true_positives: NonNegativeInt
+    false_positives: NonNegativeInt
+    true_negatives: NonNegativeInt
+    false_negatives: NonNegativeInt
 
     @property
     def false_share(self) -> float:
@@ -137,7 +137,11 @@ class ModelFacts:
     def false_alarms(self, above: Sequence[str]) -> tuple[str, ...]:
         """Return a sentence on how often such calls were wrong when tested; nothing where that is not known."""
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
-        shares = {each.observation: each.calls.false_share for each in figures if each and each.calls}
+        shares = {
+            each.observation: each.calls.false_share
+            for each in figures
+            if each and each.calls and each.num_negative >= FEW_STUDIES
+        }
         if self.metrics is None or not shares:
             return ()
         rare, often = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
 from chexpert_hf.app.model_facts import NO_METRICS, ModelFacts, describe_map_evaluation, facts_of
@@ -322,3 +323,23 @@ def test_an_evaluation_of_maps_that_cannot_be_one_is_refused(folder: Path, chang
     (folder / "config.json").write_text(json.dumps(config | {"map_evaluation": MAPS | change}), encoding="utf-8")
     with pytest.raises(ModelFolderError, match="map_evaluation must have hit_rate"):
         CheXpertClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("further", [5, None, {"a": 1}, "abc", [5]])
+def test_further_evaluations_of_maps_are_dictionaries(further: object) -> None:
+    with pytest.raises(StrictDataclassError, match=r"map_evaluation"):
+        CheXpertConfig(map_evaluation=MAPS | {"further": further})
+
+
+def test_wrong_calls_are_not_stated_of_a_few_studies_and_negative_counts_are_no_metrics(folder: Path) -> None:
+    calls = {"threshold": 0.5, "true_positives": 3, "false_positives": 1, "true_negatives": 0, "false_negatives": 2}
+    entry = {**EVALUATION["observations"][0], "num_positive": 5, "num_negative": 1}
+
+    def facts(changes: dict[str, int]) -> ModelFacts:
+        record = {**EVALUATION, "observations": [{**entry, "operating_point": calls | changes}]}
+        (folder / "evaluation.json").write_text(json.dumps(record))
+        return facts_of(CheXpertClassifier.from_pretrained(folder))
+
+    assert facts({}).metrics is not None
+    assert facts({}).false_alarms([entry["observation"]]) == ()
+    assert facts({"true_positives": -1}).metrics is None
