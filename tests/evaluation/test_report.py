@@ -59,6 +59,8 @@ def folder(data, tmp_path_factory):
 def test_no_plot_of_an_earlier_report_is_left(data, tmp_path):
     write_report(tmp_path, data)
     (tmp_path / "mine.png").touch()
+    with (tmp_path / "report.md").open("ab") as report:
+        report.write(b"\n![x](mine.png) \xff\n")  # added by hand, in no encoding
     assert len(list(tmp_path.glob("*.png"))) > 1
     write_report(tmp_path, replace(data, truth=np.full_like(data.truth, np.nan)))
     assert [path.name for path in tmp_path.glob("*.png")] == ["mine.png"]

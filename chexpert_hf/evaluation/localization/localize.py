@@ -5,6 +5,7 @@ points of `localization.PRIORS`. A map that is no better than these baselines ca
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from chexpert_hf.evaluation.sanity.checks import (
 )
 from chexpert_hf.folders.dataset import read_file
 from chexpert_hf.radiographs.archives import RadiographFile
-from chexpert_hf.radiographs.radiograph import Radiograph
+from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import SaliencyMaps
 
@@ -187,7 +188,10 @@ def untrained_like(
     Its BatchNorm has the statistics of `files`, one batch; with those of a new model, all images have nearly one map.
     """
     untrained = CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
-    images = [read_file(classifier, file).image for file in files]
+    images = []
+    for file in files:
+        with suppress(RadiographError):  # if it has a truth, scoring it says so
+            images.append(read_file(classifier, file).image)
     estimate_statistics(untrained.model, pixel_values_of(untrained, images))
     return untrained
 

@@ -159,7 +159,10 @@ def write_report(folder: Path, data: ReportData) -> None:
 def _delete_pictures(folder: Path) -> None:
     """Delete the plots of an earlier report, which may have some that the new one lacks."""
     report = folder / "report.md"
-    for name in re.findall(r"\]\((\w+\.png)\)", report.read_text(encoding="utf-8") if report.is_file() else ""):
+    text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
+    for name in re.findall(
+        r"\]\(((?:roc|precision_recall|reliability|histograms|subgroups|sanity(?:_\d+)?)\.png)\)", text
+    ):
         (folder / name).unlink(missing_ok=True)
 
 
