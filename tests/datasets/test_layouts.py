@@ -12,6 +12,7 @@ import pytest
 import chexpert_hf
 from chexpert_hf.datasets.cells import DatasetError
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.datasets.layouts import nih
 from chexpert_hf.datasets.layouts.table import table_layout
 from chexpert_hf.datasets.loading import BadFilesError, label_set_of, load_dataset
 from chexpert_hf.datasets.sources import find_layout, has_dataset
@@ -144,6 +145,14 @@ def test_nihs_header_with_commas_and_impossible_ages_are_read(tree: Path) -> Non
     assert frame["age"].iloc[1] == 51
     assert frame.loc["00000001_000.png", ["Cardiomegaly", "Effusion", "Hernia"]].tolist() == [1, 1, 0]
     assert frame["split"].value_counts().to_dict() == {"train": 6, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "years"), [("58", 58), ("058Y", 58), ("011M", 0), ("030M", 2), ("024D", 0), ("414", None)]
+)
+def test_ages_of_nih_in_months_and_days_are_of_infants(text: str, years: int | None) -> None:
+    parse, _ = nih.PARSERS["Patient Age"]
+    assert parse(text) == years
 
 
 @named("nih")

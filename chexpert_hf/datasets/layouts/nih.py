@@ -26,9 +26,14 @@ _FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Pati
 _SEX = ("Patient Gender", "Patient Sex")  # the later edition's name comes second
 _NO_FINDING, _BOXES = "No Finding", "BBox_List_2017.csv"
 
+
+def _years(text: str) -> int:
+    return int(text.rstrip("YMD")) // {"M": 12, "D": 365}.get(text[-1:], 1)
+
+
 PARSERS: dict[str, Parser] = {
     # Ages above 120, of up to 414, stand in 16 rows of the first edition.
-    _AGE: (lambda text: age if (age := int(text.rstrip("YMD"))) <= MAX_AGE else None, "whole years"),
+    _AGE: (lambda text: age if (age := _years(text)) <= MAX_AGE else None, "whole years, or such as 058Y, 011M, 024D"),
     **dict.fromkeys(_SEX, (lambda text: {"M": "Male", "F": "Female"}[text], "M, F")),
     _VIEW: (lambda text: {"AP": "AP", "PA": "PA"}[text], "AP, PA"),
 }
