@@ -24,6 +24,7 @@ from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, FILE, save_discriminant
 from chexpert_hf.gate.features import Floats, gate_features, gray_levels
 from chexpert_hf.phantoms import render_phantom
+from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import read_radiograph
 
 SIDE = 192  # pixels, to which radiographs are read
@@ -84,10 +85,13 @@ def main() -> None:
 
     train = load_dataset(options.data, frontal_only=True)["train"]
     for file, patient, age in zip(image_files(train), train["patient"][:], train["age"][:], strict=True):
-        if age < CHILD_AGE or age >= ADULT:
+        if age is not None and (age < CHILD_AGE or age >= ADULT):
             row = ("nih", patient, age < CHILD_AGE)
             add(read_radiograph(file, target_size=SIDE), row, CHILD_COPIES if row[2] else ADULT_COPIES)
-    for file in sorted(options.children.rglob("*.jpg")):
+    children = find_radiographs([options.children]).files
+    if not children:
+        parser.error(f"{options.children} holds no radiograph")
+    for file in map(Path, children):
         add(
             read_radiograph(file, target_size=SIDE),
             ("children", "-".join(file.stem.split("_")[0].split("-")[:2]), True),
@@ -99,18 +103,22 @@ def main() -> None:
 
     x, first = np.array(features), np.array(is_original)
     source, patient, y = (np.array(column) for column in zip(*rows, strict=True))
-    scores = np.empty(len(y))
-    for fitted, held_out in GroupKFold(5, shuffle=True, random_state=0).split(x, groups=patient):
-        scores[held_out] = discriminant().fit(x[fitted], y[fitted]).decision_function(x[held_out])
     adults = first & ~y & (source == "nih")
-    limit = float(np.quantile(scores[adults], CHILD_QUANTILE))
+
+    def cross_validated(used: NDArray[np.bool_]) -> tuple[Floats, float]:
+        """Return scores of all rows by models fitted on `used` rows of other patients, and the limit for adults."""
+        scores = np.empty(len(y))
+        for others, held_out in GroupKFold(5, shuffle=True, random_state=0).split(x, groups=patient):
+            fitted = others[used[others]]
+            scores[held_out] = discriminant().fit(x[fitted], y[fitted]).decision_function(x[held_out])
+        return scores, float(np.quantile(scores[adults], CHILD_QUANTILE))
+
+    scores, limit = cross_validated(np.ones(len(y), dtype=bool))
     report("cross-validation", scores > limit, source, y, first)
     for left_out in ("nih", "children"):
-        fitted = ~((source == left_out) & y)
-        model = discriminant().fit(x[fitted], y[fitted])
-        own = model.decision_function(x)
-        own_limit = np.quantile(own[adults], CHILD_QUANTILE)
-        report(f"children of {left_out} not fitted on", own > own_limit, source, y, first & ~fitted)
+        used = ~((source == left_out) & y)
+        own, own_limit = cross_validated(used)
+        report(f"children of {left_out} not fitted on", own > own_limit, source, y, first & ~used)
 
     model = discriminant().fit(x, y)
     scale, coefficients = model[0], model[1].coef_[0]
