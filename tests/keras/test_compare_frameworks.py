@@ -47,4 +47,4 @@ def test_the_table_says_what_it_does_and_does_not_show():
     assert "| Keras jax | 10.0 | 0.200 | 30.0 | 1.5 | 1,000 | 500 | 0.750 | 3e-06 | 0e+00 |" in second
     text = " ".join(words)
     assert "DenseNet121 from imagenet weights, 320 pixels" in text
-    assert "It does not show" in text
+    assert "The table does not show" in text
