@@ -114,7 +114,7 @@ def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImagePro
             raise ModelFolderError(
                 f"{name or folder} has no image processor; expected {IMAGE_PROCESSOR_NAME} beside config.json."
             ) from error
-        reason = first_line(error).rstrip(".")
+        reason = first_line(error, limit=400).rstrip(".")
         raise ModelFolderError(
             f"The {IMAGE_PROCESSOR_NAME} of {name or folder} cannot be used: {reason}. Correct it, or copy or "
             "download it again."

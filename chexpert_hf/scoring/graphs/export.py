@@ -106,10 +106,7 @@ def export_model(
     network = load_model(source, name=str(model)).float().eval()
     target = _target(model, source, output)
     processor = load_processor(source, name=str(model))
-    try:
-        input_size = processor.output_size
-    except ValueError as error:
-        raise InputError(f"A graph needs a fixed height and width. {error}") from error
+    input_size = processor.output_size
     with _staging(target) as staging:
         images, data = _images(source, is_int8, processor, calibration, say)
         values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
