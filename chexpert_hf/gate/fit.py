@@ -1,5 +1,6 @@
 """Fits the gate on a model's training images and synthetic lateral views; it needs no images of anything else."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date as calendar
 from functools import cache
@@ -110,7 +111,8 @@ def fit_gate(
         pose_margins=pose_margins,
         lateral_weights=lateral_weights,
         lateral_limit=lateral_limit,
-        child_limit=_child_limit(upright, ages),
+        # The discriminant knows frontal views only, and nothing tells lateral ones apart here.
+        child_limit=math.inf if knows_laterals else _child_limit(upright, ages),
         least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,

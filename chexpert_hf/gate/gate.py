@@ -157,7 +157,7 @@ class Gate:
     num_images: int  # number of images that it was fitted on
     data_name: str  # name of the data that it was fitted on
     date: str  # when it was fitted, such as "2025-01-31"
-    child_limit: float = math.inf  # a frontal view with a larger `child_scores` is a child's; infinite in older gates
+    child_limit: float = math.inf  # a frontal view with larger `child_scores` is a child's; infinite: no warning
     knows_laterals: bool = False  # whether lateral views were among the images, so that they get no warning
 
     @staticmethod

@@ -216,6 +216,7 @@ def test_the_word_of_the_file_about_the_view_counts_more_than_the_pixels(gate, p
 def test_a_gate_fitted_on_lateral_views_too_does_not_warn_of_them(gate, phantoms, laterals, tmp_path):
     knowing = fit_gate([*phantoms, *laterals], data_name="phantoms", date="-", knows_laterals=True)
     knowing.save(tmp_path)
+    assert knowing.child_limit == math.inf  # of a lateral view, it would say that it looks like a child's
     for one in (knowing, Gate.load(tmp_path)):
         assert all(warnings_of(one, image, is_lateral=True) == "" for image in laterals)
         assert not any(LATERAL in judge(one, image).warnings for image in laterals)
