@@ -9,7 +9,9 @@ cross-validation by patient, and how many children of one hospital do if those o
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.errors import InputError
 from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, FILE, save_discriminant
 from chexpert_hf.gate.features import Floats, gate_features, gray_levels
 from chexpert_hf.phantoms import render_phantom
@@ -54,14 +57,63 @@ def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((255 * levels).astype(np.uint8))
 
 
-def features_of(image: Image.Image) -> Floats:
-    """Return the gate's features `(NUM_FEATURES,)` of an image."""
-    return gate_features(gray_levels(image)[None])[0]
+class Samples(NamedTuple):
+    """The radiographs and their changed copies, a row each."""
+
+    features: Floats  # (num_rows, NUM_FEATURES)
+    source: NDArray[np.str_]  # "nih", "children" or "phantom"
+    patient: NDArray[np.str_]
+    is_child: NDArray[np.bool_]
+    is_original: NDArray[np.bool_]
+
+    @property
+    def adults(self) -> NDArray[np.bool_]:
+        """Which rows are radiographs of adults as they are."""
+        return self.is_original & ~self.is_child & (self.source == "nih")
 
 
-def discriminant() -> Pipeline:
-    """Return the unfitted discriminant."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=5000, class_weight="balanced"))
+def radiographs(data: Path, children: Path) -> Iterator[tuple[Image.Image, str, str, bool]]:
+    """Yield radiographs with source, patient and whether it is a child; InputError if `children` holds none."""
+    train = load_dataset(data, frontal_only=True)["train"]
+    for file, patient, age in zip(image_files(train), train["patient"][:], train["age"][:], strict=True):
+        if age is not None and (age < CHILD_AGE or age >= ADULT):
+            yield read_radiograph(file, target_size=SIDE), "nih", patient, age < CHILD_AGE
+    files = find_radiographs([children]).files
+    if not files:
+        raise InputError(f"{children} holds no radiograph.")
+    for file in map(Path, files):  # such as person1004_virus_1686.jpg and IM-0439-0001-0001.jpg
+        patient = "-".join(file.stem.split("_")[0].split("-")[:2])
+        yield read_radiograph(file, target_size=SIDE), "children", patient, True
+    for seed in range(PHANTOMS):
+        drawn = render_phantom(seed, projection="PA" if seed % 2 else "AP").image
+        yield Image.fromarray(drawn), "phantom", f"phantom{seed}", False
+
+
+def samples(data: Path, children: Path) -> Samples:
+    """Return the features of all radiographs, and of changed copies of the real ones."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for image, source, patient, is_child in radiographs(data, children):
+        copies = 0 if source == "phantom" else CHILD_COPIES if is_child else ADULT_COPIES
+        for number in range(1 + copies):
+            features = gate_features(gray_levels(changed(image, rng) if number else image)[None])[0]
+            rows.append((features, source, patient, is_child, number == 0))
+    return Samples(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def fitted(known: Samples, rows: NDArray[Any]) -> Pipeline:
+    """Return the discriminant, fitted on some of the rows."""
+    regression = LogisticRegression(C=REGULARISATION, max_iter=5000, class_weight="balanced")
+    return make_pipeline(StandardScaler(), regression).fit(known.features[rows], known.is_child[rows])
+
+
+def cross_validated(known: Samples, used: NDArray[np.bool_]) -> tuple[Floats, float]:
+    """Return scores of all rows by models fitted on the `used` rows of other patients, and the limit for adults."""
+    scores = np.empty(len(used))
+    for others, held_out in GroupKFold(5, shuffle=True, random_state=0).split(scores, groups=known.patient):
+        model = fitted(known, others[used[others]])
+        scores[held_out] = model.decision_function(known.features[held_out])
+    return scores, float(np.quantile(scores[known.adults], CHILD_QUANTILE))
 
 
 def main() -> None:
@@ -72,69 +124,28 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args()
 
-    rng = np.random.default_rng(0)
-    features: list[Floats] = []
-    rows: list[tuple[str, str, bool]] = []  # source, patient, whether it is a child
-    is_original: list[bool] = []
-
-    def add(image: Image.Image, row: tuple[str, str, bool], copies: int) -> None:
-        for number in range(1 + copies):
-            features.append(features_of(changed(image, rng) if number else image))
-            rows.append(row)
-            is_original.append(not number)
-
-    train = load_dataset(options.data, frontal_only=True)["train"]
-    for file, patient, age in zip(image_files(train), train["patient"][:], train["age"][:], strict=True):
-        if age is not None and (age < CHILD_AGE or age >= ADULT):
-            row = ("nih", patient, age < CHILD_AGE)
-            add(read_radiograph(file, target_size=SIDE), row, CHILD_COPIES if row[2] else ADULT_COPIES)
-    children = find_radiographs([options.children]).files
-    if not children:
-        parser.error(f"{options.children} holds no radiograph")
-    for file in map(Path, children):
-        add(
-            read_radiograph(file, target_size=SIDE),
-            ("children", "-".join(file.stem.split("_")[0].split("-")[:2]), True),
-            CHILD_COPIES,
-        )
-    for seed in range(PHANTOMS):
-        drawn = render_phantom(seed, projection="PA" if seed % 2 else "AP").image
-        add(Image.fromarray(drawn), ("phantom", f"phantom{seed}", False), 0)
-
-    x, first = np.array(features), np.array(is_original)
-    source, patient, y = (np.array(column) for column in zip(*rows, strict=True))
-    adults = first & ~y & (source == "nih")
-
-    def cross_validated(used: NDArray[np.bool_]) -> tuple[Floats, float]:
-        """Return scores of all rows by models fitted on `used` rows of other patients, and the limit for adults."""
-        scores = np.empty(len(y))
-        for others, held_out in GroupKFold(5, shuffle=True, random_state=0).split(x, groups=patient):
-            fitted = others[used[others]]
-            scores[held_out] = discriminant().fit(x[fitted], y[fitted]).decision_function(x[held_out])
-        return scores, float(np.quantile(scores[adults], CHILD_QUANTILE))
-
-    scores, limit = cross_validated(np.ones(len(y), dtype=bool))
-    report("cross-validation", scores > limit, source, y, first)
+    known = samples(options.data, options.children)
+    scores, limit = cross_validated(known, np.ones(len(known.features), dtype=bool))
+    report("cross-validation", known, scores > limit, known.is_original)
     for left_out in ("nih", "children"):
-        used = ~((source == left_out) & y)
-        own, own_limit = cross_validated(used)
-        report(f"children of {left_out} not fitted on", own > own_limit, source, y, first & ~used)
+        used = ~((known.source == left_out) & known.is_child)
+        own, own_limit = cross_validated(known, used)
+        report(f"children of {left_out} not fitted on", known, own > own_limit, known.is_original & ~used)
 
-    model = discriminant().fit(x, y)
-    scale, coefficients = model[0], model[1].coef_[0]
-    weights = coefficients / scale.scale_
-    offset = float(model[1].intercept_[0] - scale.mean_ @ weights)  # moved into the limit
+    model = fitted(known, np.arange(len(known.features)))
+    scale, regression = model[0], model[1]
+    weights = regression.coef_[0] / scale.scale_
+    offset = float(regression.intercept_[0] - scale.mean_ @ weights)  # moved into the limit
     data = "NIH ChestX-ray14; Kermany et al. 2018, CC BY 4.0"
     save_discriminant(options.output, weights, limit - offset, data)
 
 
-def report(title: str, exceeds: NDArray[np.bool_], source: NDArray, y: NDArray, counted: NDArray[np.bool_]) -> None:
-    """Print how many children and others of each source exceed the limit."""
-    for name in np.unique(source):
-        for is_child in (True, False):
-            group = counted & (source == name) & (y == is_child)
+def report(title: str, known: Samples, exceeds: NDArray[np.bool_], counted: NDArray[np.bool_]) -> None:
+    """Print how many children and adults of each source exceed the limit."""
+    for name in np.unique(known.source):
+        for is_child, who in ((True, "children"), (False, "adults")):
+            group = counted & (known.source == name) & (known.is_child == is_child)
             if group.any():
-                who = "children" if is_child else "adults"
                 print(f"{title}: {exceeds[group].sum()} of {group.sum()} {who} of {name}")
 
 
