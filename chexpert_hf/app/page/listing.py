@@ -162,7 +162,8 @@ class Listing:
         folder = Path(mkdtemp(dir=cache))
         path = folder / "overlays.zip"
         try:
-            shown, drawn = _shown(done, event), list[int]()
+            drawn: list[int] = []
+            shown = _shown(done, event)
             for seconds in _paced(write_overlays(path, shown), drawn):
                 yield self._show_progress(len(drawn), len(shown), seconds, "Drawn")
         except BaseException:
