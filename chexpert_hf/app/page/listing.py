@@ -3,6 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
@@ -25,6 +27,28 @@ Rows = tuple[ListedFile, ...]
 _T = TypeVar("_T")
 
 
+@dataclass(eq=False)
+class KeptList:
+    """What a session keeps of the list that its visitor looks at, changed in place: by its scoring, too.
+
+    Gradio could cancel the scoring, but what it had sent would then be shown after what came instead of it.
+    """
+
+    id: str = ""
+    """The table's in the page; the scoring of a list ends once the session keeps another one."""
+    rows: Rows = ()
+    is_stopped: bool = False
+
+    def begin(self, rows: Rows) -> None:
+        """Forget the list before and keep `rows`."""
+        self.rows, self.is_stopped, self.id = rows, False, uuid4().hex
+
+    @property
+    def scored(self) -> Rows:
+        """The rows before the first one that has neither scores nor an error yet."""
+        return scored_of(self.rows)
+
+
 class Listing:
     """The Gradio components of the list, laid out; a click on a row opens it in a Panel.
 
@@ -34,51 +58,59 @@ class Listing:
 
     def __init__(self, classifier: CheXpertClassifier) -> None:
         self._classifier, self._names = classifier, clinical_order(classifier.observations)
-        self._rows = gr.State((), time_to_live=SESSION_SECONDS)
+        self.kept = gr.State(KeptList(), time_to_live=SESSION_SECONDS)
         self._status = gr.HTML(visible=False, js_on_load=asset("actions.js"), elem_id="list-status", **PLAIN)
         self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
         self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
         table = asset("table.js")
         self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
         self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="list-delivery", **PLAIN)
-        self.outputs: list[Any] = [self._rows, self._status, self._stop, self._archive, self._table]
+        self.outputs: list[Any] = [self.kept, self._status, self._stop, self._archive, self._table]
         """The components that `begun` and `cleared` change."""
 
-    def cleared(self) -> Updates:
-        """Return updates of the components that empty and hide the list."""
+    def cleared(self, kept: KeptList) -> Updates:
+        """Return updates of the components that empty and hide the list; its scoring ends."""
+        kept.begin(())
         return {
-            self._rows: (),
+            self.kept: kept,
             **self._show_status(""),
             self._stop: gr.Button(visible=False),
             self._archive: gr.DownloadButton(visible=False),
             self._table: gr.HTML("", visible=False),
         }
 
-    def begun(self, items: Rows, notes: Sequence[str] = ()) -> Updates:
+    def begun(self, kept: KeptList, items: Rows, notes: Sequence[str] = ()) -> Updates:
         """Return updates that show an empty table for `items`; the browser then asks for their scores."""
+        updates = self.cleared(kept)
+        kept.begin(items)
         return {
-            **self.cleared(),
-            self._rows: items,
+            **updates,
             **self._show_progress(0, len(items), 0.0, "Scored"),
             self._stop: gr.Button(visible=True),
-            self._table: self._empty_table(notes),
+            self._table: self._empty_table(kept, notes),
         }
 
-    def _empty_table(self, notes: Sequence[str] = (), scored: int = 0) -> gr.HTML:
-        table = render("table.html", id=uuid4().hex, names=self._names, notes=notes, is_new=not scored)
+    def _empty_table(self, kept: KeptList, notes: Sequence[str] = ()) -> gr.HTML:
+        scored = len(kept.scored)
+        table = render("table.html", id=kept.id, names=self._names, notes=notes, is_new=not scored)
         return gr.HTML(table, visible=True, scored=scored, rows=None)
 
-    def _run(self, items: Rows) -> Iterator[Updates]:
-        done: list[ListedFile] = []
-        for seconds in _paced(score_items(self._classifier, items, is_gated=True), done):
+    def _run(self, kept: KeptList) -> Iterator[Updates]:
+        of, items, done = kept.id, kept.rows, list[ListedFile]()
+        scored = score_items(self._classifier, items, is_gated=True)
+        for seconds in _paced(takewhile(lambda _: kept.id == of and not kept.is_stopped, scored), done):
+            kept.rows = (*done, *items[len(done) :])
             progress = self._show_progress(len(done), len(items), seconds, "Scored")
-            yield {self._rows: (*done, *items[len(done) :]), self._table: gr.HTML(scored=len(done)), **progress}
-        yield self._finished(tuple(done))
+            yield {self.kept: kept, self._table: gr.HTML(scored=len(done)), **progress}
+        if kept.id == of:
+            kept.rows = tuple(done)
+            yield self._finished(kept)
+        else:
+            yield {self._stop: gr.skip()}  # Gradio sends the last updates again, now after those of another list
 
-    def _finished(self, rows: Rows) -> Updates:
-        done = scored_of(rows)
-        table = gr.HTML(scored=len(done), visible=bool(done))
-        return {self._rows: done, **self._summary(done), self._stop: gr.Button(visible=False), self._table: table}
+    def _finished(self, kept: KeptList) -> Updates:
+        table, hidden = gr.HTML(scored=len(kept.rows), visible=bool(kept.rows)), gr.Button(visible=False)
+        return {self.kept: kept, **self._summary(kept.rows), self._stop: hidden, self._table: table}
 
     def _summary(self, done: Rows) -> Updates:
         return self._show_status(render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS))
@@ -90,27 +122,30 @@ class Listing:
         left = seconds / done * (total - done) if done else None
         return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
 
-    def connect(self, bar: gr.HTML, panel: Panel) -> Any:
-        """Attach the event handlers of list and panel; return the event that scores the list and can be cancelled."""
+    def connect(self, bar: gr.HTML, panel: Panel) -> None:
+        """Attach the event handlers of list and panel."""
         table, status, classifier = self._table, self._status, self._classifier
 
-        def send_rows(event: gr.EventData, rows: Rows) -> Updates:
+        def send_rows(event: gr.EventData, kept: KeptList) -> Updates:
+            if event.id != kept.id:  # of a list that the visitor has left
+                return {table: gr.skip()}
             start = int(event.start)
-            part = scored_of(rows)[start : start + _ROWS_AT_ONCE]
+            part = kept.scored[start : start + _ROWS_AT_ONCE]
             new = render("rows.html", rows=part, start=start, names=self._names)
             return {table: gr.HTML(rows={"id": event.id, "start": start, "html": new})}
 
-        def open_row(event: gr.EventData, done: Rows) -> Updates:
+        def open_row(event: gr.EventData, kept: KeptList) -> Updates:
             number = int(event.row)
-            if not 0 <= number < len(scored_of(done)):
+            if not 0 <= number < len(kept.scored):
                 return self._show_status(error_html(EXPIRED))
-            row = done[number]
+            row = kept.rows[number]
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
             chosen = dict(enumerate(self._names)).get(int(event.observation))
             # A row that was scored in spite of the gate opens without it.
             return panel.show([row.path], is_gated=row.prediction is None, chosen=chosen, bar=title)
 
-        def show_study(done: Rows) -> Updates:
+        def show_study(kept: KeptList) -> Updates:
+            done = kept.rows
             if not 0 < len(done) <= MAX_VIEWS:
                 return self._show_status(error_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
@@ -119,41 +154,44 @@ class Listing:
         def close_row() -> Updates:
             return panel.cleared(bar_html())
 
-        def score_refused(done: Rows) -> Updates:
+        def score_refused(kept: KeptList) -> Updates:
+            done = kept.rows
             if not done:
                 return self._show_status(error_html(EXPIRED))
             numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
-            rows = tuple(anyway.get(number, row) for number, row in enumerate(done))
-            return {**self._finished(rows), self._table: self._empty_table(scored=len(rows))}
+            kept.begin(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+            return {**self._finished(kept), self._table: self._empty_table(kept)}
+
+        def stop(kept: KeptList) -> None:
+            kept.is_stopped = True
 
         def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
-            def deliver_table(event: gr.EventData, done: Rows) -> Updates:
-                if not done:
+            def deliver_table(event: gr.EventData, kept: KeptList) -> Updates:
+                if not kept.rows:
                     return self._show_status(error_html(EXPIRED))
-                content = make(_shown(done, event), classifier.observations)
+                content = make(_shown(kept.rows, event), classifier.observations)
                 return {self._delivery: delivery_html(content, name, media_type)}
 
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        kept, shown, file = [self._rows], [status, *panel.outputs], [self._delivery, status]
+        kept, shown, file = [self.kept], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        run = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
+        table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
         table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
         table.open(open_row, kept, shown, **panel.busy)
         status.study(show_study, kept, shown, **panel.busy)
         bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **quiet)
         status.override(score_refused, kept, self.outputs, **panel.busy)
-        self._stop.click(self._finished, kept, self.outputs, cancels=[run], **quiet)
+        self._stop.click(stop, kept, None, **quiet)
         status.csv(deliver(csv_of, "scores.csv", "text/csv"), kept, file, **quiet)
         status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), kept, file, **quiet)
         status.overlays(self._prepare_overlays, kept, [status, self._archive], **quiet)
-        return run
 
-    def _prepare_overlays(self, event: gr.EventData, done: Rows) -> Iterator[Updates]:
-        if not done:
+    def _prepare_overlays(self, event: gr.EventData, kept: KeptList) -> Iterator[Updates]:
+        if not (done := kept.rows):
             yield self._show_status(error_html(EXPIRED))
             return
         # Files in Gradio's cache are served from there and deleted with the uploads.
@@ -162,13 +200,16 @@ class Listing:
         folder = Path(mkdtemp(dir=cache))
         path = folder / "overlays.zip"
         try:
-            drawn: list[int] = []
-            shown = _shown(done, event)
-            for seconds in _paced(write_overlays(path, shown), drawn):
+            of, shown, drawn = kept.id, _shown(done, event), list[int]()
+            for seconds in _paced(takewhile(lambda _: kept.id == of, write_overlays(path, shown)), drawn):
                 yield self._show_progress(len(drawn), len(shown), seconds, "Drawn")
         except BaseException:
             shutil.rmtree(folder)
             raise
+        if kept.id != of:
+            shutil.rmtree(folder)
+            yield {self._archive: gr.skip()}
+            return
         label = f"Download overlays.zip ({len(shown):,} of {len(done):,}, {path.stat().st_size / 1_000_000:.1f} MB)"
         yield {**self._summary(done), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}
 

@@ -777,6 +777,20 @@ def test_a_running_list_stops_when_the_visitor_goes_back_and_is_there_again_forw
     assert 0 < len(names_in_list(page)) < 1000
 
 
+def test_a_list_that_follows_at_once_on_one_that_was_left_holds_its_own_files(
+    page: Any, phantom_png: bytes, other_png: bytes
+) -> None:
+    upload(page, ("many.zip", thousand(phantom_png)))
+    page.locator(".row-open").first.wait_for()
+    page.evaluate("history.back()")
+    page.locator("#start").wait_for()
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 2")
+    page.wait_for_timeout(700)  # what was still being scored would have come meanwhile
+    assert page.inner_text(".list-summary strong") == "2 of 2"
+    assert names_in_list(page) == ["a.png", "b.png"]
+
+
 def test_a_row_that_is_still_being_opened_stays_closed_once_the_visitor_has_left_it(
     page: Any, phantom_png: bytes, other_png: bytes
 ) -> None:

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.app.page.listing import MAX_VIEWS
+from chexpert_hf.app.page.listing import MAX_VIEWS, KeptList
 from chexpert_hf.app.page.panel import SESSION_SECONDS, Kept
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -27,17 +27,17 @@ def call(demo: gr.Blocks, handler: str, *arguments: Any, place: int = 0) -> dict
     if inspect.isgenerator(answer):
         merged: dict[Any, Any] = {}
         for update in answer:
-            merged |= update
+            merged |= {part: value for part, value in update.items() if value != gr.skip()}
         answer = merged
-    return {part.elem_id or type(part).__name__: value for part, value in answer.items()}
+    return {part.elem_id or type(part).__name__: value for part, value in (answer or {}).items()}
 
 
 ROW = SimpleNamespace(row=0, shown=1, of=2, hidden=[], observation=-1)
 
 
 def list_of(demo: gr.Blocks, *paths: Path) -> Any:
-    """The rows of a list of files, as the session keeps them."""
-    return call(demo, "_run", call(demo, "show_uploads", uploads(*paths))["State"])["State"]
+    """A list of files, scored, as the session keeps it."""
+    return call(demo, "_run", call(demo, "show_uploads", uploads(*paths), KeptList())["State"])["State"]
 
 
 def uploads(*paths: Path) -> list[dict[str, str]]:
@@ -47,7 +47,7 @@ def uploads(*paths: Path) -> list[dict[str, str]]:
 def test_handler_shows_the_scores_of_predict(
     demo: gr.Blocks, classifier: CheXpertClassifier, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_uploads", uploads(files["phantom"]))
+    answer = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())
     expected = classifier.predict(files["phantom"].read_bytes())
     rows = rows_of(answer["result"].value)
     assert {row["name"]: row["value"] for row in rows} == {k: f"{v:.3f}" for k, v in expected.probabilities.items()}
@@ -59,7 +59,7 @@ def test_handler_shows_the_scores_of_predict(
 def test_handler_refuses_a_broken_file_in_one_line_and_drops_the_last_reading(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_uploads", uploads(files["broken"]))
+    answer = call(demo, "show_uploads", uploads(files["broken"]), KeptList())
     assert answer["State"] is None
     assert answer["result"].visible is False
     assert answer["result"].value == ""
@@ -73,7 +73,7 @@ def test_error_is_escaped(demo: gr.Blocks, files: dict[str, Path], monkeypatch: 
         raise RadiographError("expected <b>pixels</b>")
 
     monkeypatch.setattr("chexpert_hf.app.page.reading.read", refuse)
-    answer = call(demo, "show_uploads", uploads(files["phantom"]))
+    answer = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())
     assert "expected &lt;b&gt;pixels&lt;/b&gt;" in answer["message"].value
 
 
@@ -91,19 +91,19 @@ def test_buttons_say_that_the_session_expired(demo: gr.Blocks, handler: str) -> 
 )
 def test_list_says_that_the_session_expired(demo: gr.Blocks, handler: str, place: int) -> None:
     event = [ROW] if handler in ("open_row", "deliver_table") else []
-    assert EXPIRED in call(demo, handler, *event, (), place=place)["list-status"].value
-    assert EXPIRED in call(demo, "_prepare_overlays", ROW, ())["list-status"].value
+    assert EXPIRED in call(demo, handler, *event, KeptList(), place=place)["list-status"].value
+    assert EXPIRED in call(demo, "_prepare_overlays", ROW, KeptList())["list-status"].value
 
 
 def test_row_whose_upload_was_deleted_says_so(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    rows = list_of(demo, files["phantom"], files["other"])
+    kept = list_of(demo, files["phantom"], files["other"])
     files["phantom"].unlink()
-    answer = call(demo, "open_row", ROW, rows)
+    answer = call(demo, "open_row", ROW, kept)
     assert EXPIRED in answer["message"].value
 
 
 def test_refused_image_can_be_scored_anyway(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    refused = call(demo, "show_uploads", uploads(files["blank"]))
+    refused = call(demo, "show_uploads", uploads(files["blank"]), KeptList())
     assert refused["result"].visible is False
     kept = refused["State"]
     assert isinstance(kept, Kept)
@@ -115,23 +115,25 @@ def test_refused_image_can_be_scored_anyway(demo: gr.Blocks, files: dict[str, Pa
 def test_refused_images_of_a_list_are_scored_on_request_and_open_without_the_gate(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    rows = list_of(demo, files["blank"], files["phantom"], files["broken"], files["blank"])
-    assert [row.prediction is None for row in rows] == [True, False, True, True]
-    assert call(demo, "open_row", ROW, rows)["result"].visible is False
-    anyway = call(demo, "score_refused", rows)["State"]
-    assert [row.prediction is None for row in anyway] == [False, False, True, False]
-    assert [row.error for row in anyway] == [None, None, rows[2].error, None]
-    assert anyway[1] is rows[1]
-    assert call(demo, "open_row", ROW, anyway)["result"].visible is True
+    kept = list_of(demo, files["blank"], files["phantom"], files["broken"], files["blank"])
+    before, table = kept.rows, kept.id
+    assert [row.prediction is None for row in before] == [True, False, True, True]
+    assert call(demo, "open_row", ROW, kept)["result"].visible is False
+    assert call(demo, "score_refused", kept)["State"] is kept
+    assert kept.id != table
+    assert [row.prediction is None for row in kept.rows] == [False, False, True, False]
+    assert [row.error for row in kept.rows] == [None, None, before[2].error, None]
+    assert kept.rows[1] is before[1]
+    assert call(demo, "open_row", ROW, kept)["result"].visible is True
 
 
 def test_several_files_are_a_list_and_one_of_an_archive_is_not(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    answer = call(demo, "show_uploads", uploads(files["phantom"], files["broken"]))
+    answer = call(demo, "show_uploads", uploads(files["phantom"], files["broken"]), KeptList())
     assert answer["list"].visible is True
     assert answer["result"].visible is False
     assert 'class="bar"' in answer["bar"]
     (files["phantom"].parent / "one.zip").write_bytes(zipped({"a.png": files["phantom"].read_bytes()}))
-    answer = call(demo, "show_uploads", uploads(files["phantom"].parent / "one.zip"))
+    answer = call(demo, "show_uploads", uploads(files["phantom"].parent / "one.zip"), KeptList())
     assert answer["result"].visible is True
     assert answer["list"].visible is False
 
@@ -139,27 +141,27 @@ def test_several_files_are_a_list_and_one_of_an_archive_is_not(demo: gr.Blocks, 
 def test_nothing_that_is_dropped_vanishes_without_a_message(demo: gr.Blocks, files: dict[str, Path]) -> None:
     report = files["phantom"].parent / "report.dcm"
     report.write_bytes(dicom_without_pixels("1.2.840.10008.5.1.4.1.1.88.11"))
-    answer = call(demo, "show_uploads", uploads(report))
+    answer = call(demo, "show_uploads", uploads(report), KeptList())
     assert "Expected radiographs, got none." in answer["message"].value
     assert answer["bar"] == ""  # the start stays
-    answer = call(demo, "show_uploads", uploads(report, files["phantom"]))
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"]), KeptList())
     assert "were skipped: 1." in answer["message"].value
     assert answer["result"].visible is True
-    answer = call(demo, "show_uploads", uploads(report, files["phantom"], files["other"]))
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"], files["other"]), KeptList())
     assert "were skipped: 1." in answer["list"].value
     assert "an empty folder" in call(demo, "explain", SimpleNamespace(is_busy=False))["message"].value
 
 
 def test_a_list_of_few_can_be_read_as_views_of_one_study(demo: gr.Blocks, files: dict[str, Path]) -> None:
     for count in (MAX_VIEWS, MAX_VIEWS + 1):
-        begun = call(demo, "show_uploads", uploads(*[files["phantom"]] * count))
+        begun = call(demo, "show_uploads", uploads(*[files["phantom"]] * count), KeptList())
         status = call(demo, "_run", begun["State"])["list-status"].value
         assert ("views of one study" in status) is (count == MAX_VIEWS)
 
 
 def test_views_are_numbered_and_named_only_where_they_have_no_scores(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    rows = list_of(demo, files["phantom"], files["broken"], files["other"])
-    answer = call(demo, "show_study", rows)
+    kept = list_of(demo, files["phantom"], files["broken"], files["other"])
+    answer = call(demo, "show_study", kept)
     assert "A study of 3 views" in answer["bar"]
     html = answer["result"].value
     assert "View 2 (broken.png) has no scores" in html
@@ -171,7 +173,7 @@ def test_views_are_numbered_and_named_only_where_they_have_no_scores(demo: gr.Bl
 
 
 def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_uploads", uploads(files["phantom"]))["State"]
+    kept = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())["State"]
     html = call(demo, "show_activations", SimpleNamespace(view=0), kept)["activations"].value
     for stage in ("stem", "dense block 1", "transition 1", "dense block 2", "last feature maps"):
         assert f"<strong>{stage}</strong>" in html
@@ -180,13 +182,13 @@ def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], f
 
 
 def test_report_needs_no_forward_pass(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_uploads", uploads(files["phantom"]))["State"]
+    kept = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())["State"]
     assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), kept)["result-delivery"]
     assert forward_passes == [1]
 
 
 def test_new_clears_result_and_list_and_back_the_result_alone(demo: gr.Blocks) -> None:
-    cleared = call(demo, "begin_again")
+    cleared = call(demo, "begin_again", KeptList())
     assert cleared["bar"] == ""
     assert cleared["result"].visible is cleared["list"].visible is False
     closed = call(demo, "close_row")
@@ -201,15 +203,44 @@ def test_sessions_end(demo: gr.Blocks) -> None:
     assert {state.time_to_live for state in states} == {SESSION_SECONDS}
 
 
+def test_a_list_that_the_visitor_has_left_neither_shows_nor_keeps_anything_more(
+    demo: gr.Blocks, files: dict[str, Path]
+) -> None:
+    """What is still being scored or drawn of it ends at the next radiograph, without a word; its rows are not given."""
+    both = uploads(files["phantom"], files["other"])
+    for handler, event in (("_run", []), ("_prepare_overlays", [ROW])):
+        kept = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
+        left = kept.id
+        function = next(item.fn for item in demo.fns.values() if item.fn is not None and item.fn.__name__ == handler)
+        answers = function(*event, kept)
+        next(answers)
+        call(demo, "show_uploads", both, kept)
+        assert [list(answer.values()) for answer in answers] == [[gr.skip()]]
+        assert [row.prediction for row in kept.rows] == [None, None]
+        more = SimpleNamespace(id=left, start=0)
+        assert call(demo, "send_rows", more, kept) == {"list": gr.skip()}
+
+
+def test_a_stopped_list_keeps_what_was_scored(demo: gr.Blocks, files: dict[str, Path]) -> None:
+    kept = KeptList()
+    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), kept)
+    answers = next(item.fn for item in demo.fns.values() if getattr(item.fn, "__name__", "") == "_run")(kept)
+    next(answers)
+    call(demo, "stop", kept)
+    status = {part.elem_id: value for part, value in next(answers).items()}["list-status"].value
+    assert "<strong>1 of 1</strong>" in status
+    assert len(kept.rows) == len(kept.scored) == 1
+
+
 def test_upload_that_is_cleared_changes_nothing(demo: gr.Blocks) -> None:
-    assert call(demo, "show_uploads", []) == {"file": None}
+    assert call(demo, "show_uploads", [], KeptList()) == {"file": None}
 
 
 def test_overlays_are_of_the_rows_that_are_shown_and_the_list_keeps_its_buttons(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    rows = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
-    told = call(demo, "_prepare_overlays", SimpleNamespace(hidden=[0, 2]), rows)
+    kept = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
+    told = call(demo, "_prepare_overlays", SimpleNamespace(hidden=[0, 2]), kept)
     with zipfile.ZipFile(told["list-archive"].value["path"]) as overlays:
         assert {name.split("/")[0] for name in overlays.namelist()} == {"0001_phantom", "README.txt"}
     assert "(1 of 3, " in told["list-archive"].label

@@ -89,7 +89,15 @@ def test_verdicts_and_notes_are_in_the_rows(server, monkeypatch):
 def test_many_clients_at_once_get_each_its_own_answer(server, classifier):
     with ThreadPoolExecutor(16) as clients:
         rows = list(clients.map(lambda seed: predict(server, png(seed))[0], range(64)))
-    assert [row["probabilities"] for row in rows] == [classifier.predict(png(seed)).probabilities for seed in range(64)]
+    alone = [classifier.predict(png(seed)).probabilities for seed in range(64)]
+    assert [list(row["probabilities"]) for row in rows] == [list(scores) for scores in alone]
+    given, expected = (
+        np.array([list(scores.values()) for scores in all_scores])
+        for all_scores in ([row["probabilities"] for row in rows], alone)
+    )
+    gaps = np.abs(given[:, None] - expected).max(-1)
+    # In PyTorch, the last bits depend on how many were scored together; the scores of others are further away.
+    assert gaps.diagonal().max() < 1e-6 < 1e-5 < gaps[~np.eye(64, dtype=bool)].min()
 
 
 def test_maps_are_drawn_over_the_radiograph_or_given_alone_or_as_numbers(server, classifier):

@@ -72,7 +72,7 @@ document.addEventListener("step-in-list", (event) => {
 
 // Rows come in parts, while the list is being scored, too: as many as are there are asked for until all are here.
 const id = () => element.querySelector(".list-head")?.dataset.id;
-const fetchRows = () => rows().length < props.scored && trigger("more", { id: id(), start: rows().length });
+const fetchRows = () => id() && rows().length < props.scored && trigger("more", { id: id(), start: rows().length });
 watch("scored", fetchRows);
 watch("rows", () => {
   const { id: list, start, html } = props.rows ?? {};
