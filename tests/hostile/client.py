@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -199,6 +200,9 @@ def _detail(answer: httpx.Response) -> str:
     return f"{answer.status_code} {answer.json()['detail']}"
 
 
+_TABLE = re.compile(r'class="list-head" data-id="(\w+)"')
+
+
 @dataclass
 class Visitor:
     """What a browser does with the page: one session, and the handlers behind the page's events through the queue.
@@ -206,10 +210,12 @@ class Visitor:
     Attributes:
         http: A connection.
         session: Its name, under which the server keeps what the visitor was shown last.
+        table: The id of the last list's table.
     """
 
     http: httpx.Client
     session: str = field(default_factory=lambda: uuid4().hex)
+    table: str = ""
 
     def __post_init__(self) -> None:
         config = self.http.get("/config").json()
@@ -226,7 +232,7 @@ class Visitor:
         Args:
             component: Its id in the page.
             event: Of the component.
-            data: The values of the handler's inputs; None for what the server keeps itself.
+            data: The values of the inputs; None for what the server keeps itself, which may be left out at the end.
             event_data: What the event tells.
 
         Returns:
@@ -236,7 +242,8 @@ class Visitor:
             RefusedError: If the answer is an error.
         """
         handler = self._handlers[component, event]
-        call = {"data": list(data), "fn_index": handler["id"], "session_hash": self.session, "event_data": event_data}
+        values = [*data, *[None] * (len(handler["inputs"]) - len(data))]
+        call = {"data": values, "fn_index": handler["id"], "session_hash": self.session, "event_data": event_data}
         answer = self.http.post("/gradio_api/queue/join", json=call)
         if answer.status_code != 200:
             raise RefusedError(_detail(answer))
@@ -246,7 +253,10 @@ class Visitor:
         if not end["success"]:
             raise RefusedError(str(end["output"].get("error")))
         shown = zip(handler["outputs"], end["output"]["data"], strict=True)
-        return {self._names[part]: _text(value) for part, value in shown if self._names.get(part) and value is not None}
+        told = {self._names[part]: _text(value) for part, value in shown if self._names.get(part) and value is not None}
+        if table := _TABLE.search(told.get("list", "")):
+            self.table = table[1]
+        return told
 
     def scored_list(self) -> str:
         """Scores the list that an upload began, and fetches its rows, as the page's script does; their HTML."""
@@ -257,7 +267,9 @@ class Visitor:
         """The rows of a list that is scored."""
         rows, part = "", " data-place="
         while " data-place=" in part:
-            part = self.act("list", "more", None, event_data={"id": "", "start": rows.count(" data-place=")})["list"]
+            part = self.act("list", "more", None, event_data={"id": self.table, "start": rows.count(" data-place=")})[
+                "list"
+            ]
             rows += part
         return rows
 

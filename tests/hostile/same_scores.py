@@ -18,6 +18,7 @@ import gradio as gr
 import httpx
 
 from chexpert_hf.app.demo import build_demo
+from chexpert_hf.app.page.listing import KeptList
 from chexpert_hf.app.page.panel import Kept
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.folders.scoring import score_files
@@ -69,9 +70,12 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     demo = build_demo(classifier)
     uploads = [{"path": str(file), "orig_name": file.name} for file in files]
     try:
-        single = [_kept(demo, "show_uploads", [one]) for one in uploads]
-        rows = _rows(_call(demo, "score_refused", _rows(_call(demo, "show_uploads", uploads))))
-        studies = [_kept(demo, "show_study", rows[at : at + VIEWS]) for at in range(0, len(rows), VIEWS)]
+        single = [_kept(demo, "show_uploads", [one], KeptList()) for one in uploads]
+        listed = KeptList()
+        for handler in (("show_uploads", uploads), ("_run",), ("score_refused",)):
+            _call(demo, *handler, listed)
+        rows = listed.rows
+        studies = [_kept(demo, "show_study", KeptList(rows=rows[at : at + VIEWS])) for at in range(0, len(rows), VIEWS)]
     finally:
         classifier.close()
     return {
@@ -81,8 +85,8 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     }
 
 
-def _kept(demo: gr.Blocks, handler: str, files: Any) -> Scores:
-    kept = next(value for value in _states(_call(demo, handler, files)) if not isinstance(value, tuple))
+def _kept(demo: gr.Blocks, handler: str, *arguments: Any) -> Scores:
+    kept = next(value for value in _states(_call(demo, handler, *arguments)) if not isinstance(value, KeptList))
     if kept is not None and (kept.study is None or kept.study.failures):  # the gate took one for something else
         (kept,) = _states(_call(demo, "score_anyway", kept))
     return dict(kept.study.probabilities) if isinstance(kept, Kept) and kept.study else {}
@@ -101,10 +105,6 @@ def _call(demo: gr.Blocks, handler: str, *arguments: Any) -> dict[Any, Any]:
 
 def _states(answer: dict[Any, Any]) -> list[Any]:
     return [value for part, value in answer.items() if isinstance(part, gr.State)]
-
-
-def _rows(answer: dict[Any, Any]) -> Any:
-    return next(value for value in _states(answer) if isinstance(value, tuple))
 
 
 def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> dict[str, int]:

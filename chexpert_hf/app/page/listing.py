@@ -29,19 +29,20 @@ _T = TypeVar("_T")
 
 @dataclass(eq=False)
 class KeptList:
-    """What a session keeps of the list that its visitor looks at, changed in place: by its scoring, too.
+    """The list that a visitor sees, one object per session; the page's buttons and the scoring change it in place.
 
-    Gradio could cancel the scoring, but what it had sent would then be shown after what came instead of it.
+    The scoring ends when it finds another `id` here, or `is_stopped`. If Gradio cancelled it, updates that are on their
+    way could still overwrite the list that replaced this one.
     """
 
     id: str = ""
-    """The table's in the page; the scoring of a list ends once the session keeps another one."""
+    """Identifies the table in the page; empty while no list is shown."""
     rows: Rows = ()
     is_stopped: bool = False
 
-    def begin(self, rows: Rows) -> None:
-        """Forget the list before and keep `rows`."""
-        self.rows, self.is_stopped, self.id = rows, False, uuid4().hex
+    def replace(self, rows: Rows) -> None:
+        """Forget the previous list and keep `rows`, under a new id."""
+        self.rows, self.is_stopped, self.id = rows, False, uuid4().hex if rows else ""
 
     @property
     def scored(self) -> Rows:
@@ -70,7 +71,7 @@ class Listing:
 
     def cleared(self, kept: KeptList) -> Updates:
         """Return updates of the components that empty and hide the list; its scoring ends."""
-        kept.begin(())
+        kept.replace(())
         return {
             self.kept: kept,
             **self._show_status(""),
@@ -82,7 +83,7 @@ class Listing:
     def begun(self, kept: KeptList, items: Rows, notes: Sequence[str] = ()) -> Updates:
         """Return updates that show an empty table for `items`; the browser then asks for their scores."""
         updates = self.cleared(kept)
-        kept.begin(items)
+        kept.replace(items)
         return {
             **updates,
             **self._show_progress(0, len(items), 0.0, "Scored"),
@@ -104,13 +105,17 @@ class Listing:
             yield {self.kept: kept, self._table: gr.HTML(scored=len(done)), **progress}
         if kept.id == of:
             kept.rows = tuple(done)
-            yield self._finished(kept)
-        else:
-            yield {self._stop: gr.skip()}  # Gradio sends the last updates again, now after those of another list
+        # Gradio sends the last updates twice, the second time maybe after those of another list.
+        yield {self.kept: kept}
 
     def _finished(self, kept: KeptList) -> Updates:
-        table, hidden = gr.HTML(scored=len(kept.rows), visible=bool(kept.rows)), gr.Button(visible=False)
-        return {self.kept: kept, **self._summary(kept.rows), self._stop: hidden, self._table: table}
+        """Return updates for whatever list is kept now, unless it is still being scored."""
+        done = kept.scored
+        if len(done) < len(kept.rows):
+            return {self._stop: gr.skip()}
+        status = self._summary(done) if kept.id else self._show_status("")
+        table = gr.HTML(scored=len(done), visible=bool(done))
+        return {self.kept: kept, **status, self._stop: gr.Button(visible=False), self._table: table}
 
     def _summary(self, done: Rows) -> Updates:
         return self._show_status(render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS))
@@ -161,7 +166,7 @@ class Listing:
             numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
-            kept.begin(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+            kept.replace(tuple(anyway.get(number, row) for number, row in enumerate(done)))
             return {**self._finished(kept), self._table: self._empty_table(kept)}
 
         def stop(kept: KeptList) -> None:
@@ -179,7 +184,8 @@ class Listing:
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
         kept, shown, file = [self.kept], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
+        scoring = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
+        scoring.then(self._finished, kept, self.outputs, **quiet)
         table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
         table.open(open_row, kept, shown, **panel.busy)
         status.study(show_study, kept, shown, **panel.busy)
