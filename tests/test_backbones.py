@@ -191,6 +191,7 @@ def test_equalising_a_resnet_before_int8_changes_neither_logits_nor_maps():
 
 @pytest.mark.parametrize("runtime", [RuntimeName.ONNX, RuntimeName.OPENVINO])
 @pytest.mark.parametrize("network", ["convnext_tiny", "timm:test_convnext", "timm:test_efficientnet"])
+@pytest.mark.slow
 def test_an_exported_graph_gives_the_networks_logits_and_maps(network, runtime, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
@@ -221,6 +222,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_works_in_a_process_without_this_package_and_without_timm_where_it_is_not_timms(tmp_path):
     folders, expected = {}, {}
     for network in ("convnext_tiny", TIMM[1]):

@@ -79,6 +79,7 @@ def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     assert heavy == []
 
 
+@pytest.mark.slow
 def test_scoring_imports_nothing_that_only_tables_pictures_and_the_page_need():
     unneeded = {"datasets", "pandas", "pyarrow", "matplotlib", "sklearn", "gradio"}
     # Earlier releases of transformers import some of them themselves.

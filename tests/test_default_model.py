@@ -50,6 +50,7 @@ def test_it_is_calibrated_and_has_operating_points_that_the_validation_split_did
     assert all(config.operating_points[name] != 0.5 for name in config.calibration["slopes"])
 
 
+@pytest.mark.slow
 def test_check_finds_nothing_wrong_and_its_card_is_complete():
     assert [line for line in check_folder(DEFAULT_MODEL).lines if line.result == "FAILED"] == []
     card = (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
@@ -122,6 +123,7 @@ def judged(classifier, real_data: Path):
     return predict_dataset(classifier, valid), split_labels(valid, "negative")
 
 
+@pytest.mark.slow
 def test_on_the_real_validation_split_it_has_the_aurocs_of_its_card(classifier, judged):
     found = dict(zip(classifier.observations, aurocs(*judged), strict=True))
     stored = json.loads((DEFAULT_MODEL / "evaluation.json").read_text())
@@ -132,6 +134,7 @@ def test_on_the_real_validation_split_it_has_the_aurocs_of_its_card(classifier, 
     assert np.mean([found[name] for name in five]) >= 0.78
 
 
+@pytest.mark.slow
 def test_it_judges_hearts_of_other_hospitals_whatever_gray_range_they_use(classifier, real_data: Path):
     index = pd.read_csv(real_data / "external" / "index.csv")
     for source, least in (("wingspan", 0.85), ("jsrt", 0.75)):

@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu():
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", "cpu", "--quick"]
     found = subprocess.run(command, capture_output=True, text=True)

@@ -30,6 +30,7 @@ def test_pixel_values_follow_from_resize_rescale_and_normalise():
     torch.testing.assert_close(pixels(GRAY)[0], (resized - mean) / std, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_pixel_values_are_the_same_bits_whatever_the_processor_can_do():
     program = """
 import hashlib

@@ -78,6 +78,7 @@ def done(radiographs: Path, shared_tiny_model: CheXpertForImageClassification) -
     return [Done(int(code), *texts) for code, *texts in zip(out[1::2], out[:-1:2], err[:-1:2], strict=True)]
 
 
+@pytest.mark.slow
 def test_names_of_files_are_utf_8_on_standard_output_and_in_tables(radiographs, done):
     expected = [*NAMES, "archive.zip/Lunge rechts ä.png"]
     shown, written, _ = done

@@ -80,6 +80,7 @@ def interrupt(process: subprocess.Popen[str]) -> int:
 PAGE = r"The page is at (http://127\.0\.0\.1:\d+/)"
 
 
+@pytest.mark.slow
 def test_the_page_serves_the_bundled_model_while_another_is_trained_and_then_that_one(start, tmp_path):
     process = start(FEW)
     address = wait_for(process, PAGE)[1]
@@ -95,6 +96,7 @@ def test_the_page_serves_the_bundled_model_while_another_is_trained_and_then_tha
     assert missing_files(tmp_path / "out" / "model") == differences(tmp_path / "out" / "model") == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_leaves_nothing(start, tmp_path):
     process = start(MANY, "--no-serve")
     wait_for(process, "Drawing radiographs")

@@ -91,6 +91,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_works_in_a_process_that_cannot_import_this_package(others, tiny_folder, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8))
     image.save(tmp_path / "image.png")

@@ -32,6 +32,7 @@ def spec_of(folder) -> Spec:
     return Spec(REFERENCE, partial(RuntimeContender, str(folder), "torch", "fp32", 2, False), 2)
 
 
+@pytest.mark.slow
 def test_contenders_score_the_same_files_alike_and_a_broken_one_does_not_stop_the_others(tiny_folder, files):
     pipeline = Spec("transformers pipeline", partial(PipelineContender, str(tiny_folder), 2), 2)
     broken = Spec("chexpert-hf, torch bf16", partial(Broken, "no such folder"), 2)
@@ -57,6 +58,7 @@ def test_every_contenders_scores_are_the_models(tiny_folder, files):
     np.testing.assert_allclose(PipelineContender(str(tiny_folder), 2).score(files), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_leaves_the_others_comparable(tiny_folder, files):
     Path(files[1]).write_bytes(b"no image")
     scores = spec_of(tiny_folder).make().score(files)
@@ -134,6 +136,7 @@ def test_phantoms_stand_in_for_radiographs_and_a_folders_are_taken_up_to_the_lim
     assert radiographs(tmp_path / "radiographs", 2, tmp_path) == files[:2]
 
 
+@pytest.mark.slow
 def test_bench_prints_json_that_holds_every_figure(monkeypatch, capsys, tiny_folder, files, tmp_path):
     arguments = [
         "bench",

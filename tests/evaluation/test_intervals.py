@@ -222,6 +222,7 @@ def squared_error(scores, labels):
     return np.mean((scores - labels) ** 2)
 
 
+@pytest.mark.slow
 def test_with_one_study_per_patient_the_interval_is_scipys():
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat([0.0, 1.0], [90, 60]))

@@ -149,6 +149,7 @@ def test_a_card_loads_the_model_from_its_folder_until_it_is_pushed(
     assert ModelCard(renamed).data.model_name == "tb"
 
 
+@pytest.mark.slow
 def test_a_card_never_shows_an_absolute_path_and_an_imported_one_the_final_folder(
     tiny_model: CheXpertForImageClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def assert_same_logits(model: CheXpertForImageClassification, network: nn.Module
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "densenet121"])
+@pytest.mark.slow
 def test_a_network_is_recognised_and_gives_torchvisions_logits(name, tmp_path):
     network = network_of(name)
     foreign = read_source(saved(tmp_path / "model.pth", network), labels=LABELS)
@@ -120,6 +121,7 @@ def test_what_is_no_such_network_is_refused_in_one_line(change, message, tmp_pat
 
 
 @pytest.mark.parametrize("name", TIMM_ARCHITECTURES[1:])
+@pytest.mark.slow
 def test_timm_gives_the_logits_of_an_exported_network_and_it_comes_back(name, tmp_path):
     timm, safetensors = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
     foreign = read_source(saved(tmp_path / "model.pth", network_of(name)), labels=LABELS)

@@ -37,6 +37,7 @@ def loaded(folder):
     return classifier
 
 
+@pytest.mark.slow
 def test_imagenets_backbone_comes_with_a_head_that_judges_nothing(imagenet, tmp_path):
     torch.save(imagenet.state_dict(), tmp_path / "densenet121.pth")
     imported = import_model("torchvision", tmp_path / "out", file=tmp_path / "densenet121.pth")
@@ -148,6 +149,7 @@ def test_a_timm_state_dict_is_named_by_the_user_and_imagenets_classes_make_a_bac
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_timm_folder_says_how_images_are_prepared(tmp_path, values, expected):
     network, folder = densenet(3), tmp_path / "timm"
     folder.mkdir()

@@ -113,6 +113,7 @@ def test_a_model_that_cannot_be_seen_or_a_folder_in_use_is_refused(hub: Hub, api
         stage_space("me/tiny", "me/page", tmp_path, revision=SHA)
 
 
+@pytest.mark.slow
 def test_the_folder_alone_answers_without_the_package_being_installed(
     model_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

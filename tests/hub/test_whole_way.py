@@ -38,6 +38,7 @@ score(*sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_loaded_by_others_online_and_offline(
     saved_folder: Path, hub: Hub, api: HfApi, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
 def test_reading_processes_end_with_their_parent(images, tmp_path, kind):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "script.py", *images[4:8]]

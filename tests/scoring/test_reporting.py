@@ -23,6 +23,7 @@ def dataset(tmp_path_factory):
     return load_dataset(root, splits=["valid"])["valid"]
 
 
+@pytest.mark.slow
 def test_what_is_shown_as_an_error_is_on_the_wrong_side_of_the_operating_point(dataset, tiny_folder):
     classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
     classifier.model.config.operating_points |= {"Edema": 1.0, "Support Devices": 0.0}

@@ -12,6 +12,7 @@ from chexpert_hf.phantoms import write_phantoms
 from train import child_discriminant
 
 
+@pytest.mark.slow
 def test_children_of_both_sources_exceed_the_limit_that_is_written_and_adults_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def phantoms(tmp_path_factory) -> Path:
 SMALL = ("--image-size", 64, "--epochs", 1, "--batch-size", 8, "--workers", 0)
 
 
+@pytest.mark.slow
 def test_a_backbone_is_trained_and_scored_by_the_commands_and_named_on_its_card(
     monkeypatch, capsys, phantoms, tmp_path
 ):

@@ -56,6 +56,7 @@ def resume(folder: Path) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_file_operation_of_a_save_ends_in_the_same_bits(finished, tmp_path):
     folder = tmp_path / "run"
     states: dict[int, Path] = {}
@@ -193,6 +194,7 @@ FULL_AT = {
 
 
 @pytest.mark.parametrize("part", FULL_AT)
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_that_names_the_intact_checkpoint(finished, tmp_path, monkeypatch, part):
     owner, name, num_before, error = FULL_AT[part]
     original, calls = getattr(owner, name), iter(range(100))

@@ -86,6 +86,7 @@ def test_fewer_patients_than_parts_are_refused(split):
         fold_of_images(one_patient, 2)
 
 
+@pytest.mark.slow
 def test_the_lines_are_those_through_the_logits_of_models_that_did_not_see_the_patient(split, calibrated):
     parts = fold_of_images(split, 3)
     logits = np.empty((len(split), len(NAMES)))

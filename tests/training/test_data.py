@@ -143,6 +143,7 @@ def test_the_checkpoint_is_chosen_by_the_headline_of_the_label_set(phantoms: Pat
     assert chosen["eval_mean_auroc"] == chosen["eval_auroc/Lung Opacity"], chosen
 
 
+@pytest.mark.slow
 def test_a_model_of_two_data_sets_is_trained_and_evaluated_on_both_and_on_each(
     phantoms: Path,
     nih: Path,

@@ -83,6 +83,7 @@ def table(folder: Path, films: Sequence[np.ndarray]) -> None:
         (table, ("TB", "Normal"), "labels of the data set"),
     ],
 )
+@pytest.mark.slow
 def test_commands_run_on_a_layout(
     make: Callable[..., None],
     observations: tuple[str, ...],

@@ -131,6 +131,7 @@ def test_the_model_is_the_checkpoint_with_the_best_mean_auroc(finished):
     assert json.loads((finished / "evaluation.json").read_text())["mean_auroc"] == pytest.approx(known[best])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(phantoms, finished, tmp_path):
     RECIPE.save(tmp_path / "recipe.yaml")
     output = tmp_path / "model"
@@ -376,6 +377,7 @@ def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_drop
     assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batches
 
 
+@pytest.mark.slow
 def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
     few(num_patients=17, images_per_checkpoint=8).save(tmp_path / "recipe.yaml")
     arguments = [phantoms, "--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "model", "--json"]

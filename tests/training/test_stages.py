@@ -85,6 +85,7 @@ def test_the_teacher_ignores_uncertain_labels_of_what_it_teaches_and_the_student
 
 
 @pytest.mark.parametrize("where", ["step 3", "saving 6"])
+@pytest.mark.slow
 def test_a_kill_in_the_first_or_second_stage_resumes_to_the_same_bits(phantoms, self_trained, tmp_path, where):
     output = tmp_path / "model"
     RECIPE.save(tmp_path / "recipe.yaml")

@@ -791,6 +791,7 @@ def test_a_list_that_follows_at_once_on_one_that_was_left_holds_its_own_files(
     assert names_in_list(page) == ["a.png", "b.png"]
 
 
+@pytest.mark.slow
 def test_a_row_that_is_still_being_opened_stays_closed_once_the_visitor_has_left_it(
     page: Any, phantom_png: bytes, other_png: bytes
 ) -> None:
@@ -1243,6 +1244,7 @@ def test_page_fits_a_phone(page: Any, phantom_png: bytes) -> None:
     assert all(name in page.inner_text(".about") for name in OBSERVATIONS)
 
 
+@pytest.mark.slow
 def test_an_open_page_reloads_once_another_server_answers_where_it_came_from(chromium, classifier):
     build = lambda: build_demo(classifier)  # noqa: E731
     page = chromium.new_page()

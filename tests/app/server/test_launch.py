@@ -65,6 +65,7 @@ def process(tiny_folder, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_on_sigterm_each_who_waits_is_told_nothing_is_left_and_the_exit_is_clean(process, tmp_path):
     url = process.stdout.readline().split()[-1].rstrip("/")
 
@@ -241,6 +242,7 @@ def alone(shared_tiny_model, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_page_starts_at_each_own_address_whatever_the_proxies(alone):
     shown = ["127.0.0.1", "localhost", "[::1]", "[::1]", "[::1]", "localhost"]
     assert [[re.sub(r":\d+/", "/", url), *codes] for url, *codes in alone["pages"]] == [

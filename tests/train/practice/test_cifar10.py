@@ -24,6 +24,7 @@ def fitted_figures(output):
     return json.loads((output / "figures.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_digits_are_learned_from_scratch(tmp_path, capsys):
     assert cifar10.main(["--data", "digits", "--output", str(tmp_path), "--epochs", "3"]) == 0
     figures = fitted_figures(tmp_path)
