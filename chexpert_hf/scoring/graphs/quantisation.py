@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import takewhile
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ _POOLING = ("ReduceMean", "GlobalAveragePool")  # the exporters' global average 
 _EQUALISED_BATCH = 8
 _SMALLEST = 0.01  # fraction of the largest range; a channel silent on these images may be active on others
 _TINY = 1e-6
+
+_quiet_lock = RLock()
 
 
 @torch.no_grad()
@@ -78,14 +81,17 @@ def _floored(ranges: Tensor) -> Tensor:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Context manager: hide standard output (NNCF's progress bars) and log messages up to warnings (ONNX Runtime's)."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
+    """Context manager: hide standard output (NNCF's progress bars) and log messages up to warnings (ONNX Runtime's).
+
+    Both hold for the whole process, so one thread at a time may be inside.
+    """
+    with _quiet_lock, redirect_stdout(io.StringIO()):
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
             yield
-    finally:
-        logging.disable(level)
+        finally:
+            logging.disable(level)
 
 
 @_quietly()
