@@ -54,7 +54,7 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """Return the calibration for data of prevalence `wanted`; `fitted` is the prevalence where it was fitted.
+        """Return the calibration for data of prevalence `wanted`; `fitted` is that of the data it was fitted to.
 
         Both are in (0, 1). Source: Saerens et al. 2002, equation 2.4.
         """
