@@ -1,4 +1,4 @@
-"""The contenders of `chexpert-hf bench`, this package in each runtime and precision, and what they score."""
+"""The contenders of `chexpert-hf bench` (this package in each runtime and precision), and the files that they score."""
 
 import platform
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ class RuntimeContender(Contender):
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
-    """Return a spec for each runtime and precision that is installed; if `saliency`, a second one that computes maps.
+    """Return a spec for each runtime (if installed) and precision; if `saliency`, a second one that computes maps, too.
 
     int8 takes part where the model folder has an exported int8 graph.
     """

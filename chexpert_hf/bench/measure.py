@@ -65,21 +65,21 @@ class Figures:
 
     name: str
     saliency: bool = False
-    end_to_end: list[float] = field(default_factory=list)  # images per second from files to scores, of each round
-    model_only: list[float] = field(default_factory=list)  # images per second through the network, of each round
-    latencies: list[float] = field(default_factory=list)  # seconds of single images through the network
+    end_to_end: list[float] = field(default_factory=list)  # images per second from files to scores, in each round
+    model_only: list[float] = field(default_factory=list)  # images per second through the network, in each round
+    latencies: list[float] = field(default_factory=list)  # seconds of the network for one image, several in each round
     mebibytes: float | None = None  # peak memory of the process
-    difference: float | None = None  # of a probability from that of `REFERENCE`, the largest; None if not comparable
+    difference: float | None = None  # largest, of a probability from that of `REFERENCE`; None if not comparable
     failure: str | None = None  # why there are no results
 
     @property
     def title(self) -> str:
-        """The contender's name, with the addition "with maps" if it computes maps."""
+        """The contender's name, followed by "with maps" if it computes maps."""
         return f"{self.name}, with maps" if self.saliency else self.name
 
 
 class _Process:
-    """A process with one contender, in its global `_loaded`; `figures` are the contender's results so far."""
+    """A process that runs one contender, held in the global `_loaded` there; `figures` are its results so far."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
@@ -132,7 +132,7 @@ def _load(make: Callable[[], Contender]) -> None:
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
-    """Call a method of this process's contender; return its result, and the seconds that it took."""
+    """Call a method of this process's contender with one argument; return the result, and the seconds that it took."""
     start = time.perf_counter()
     result = getattr(_loaded[0], method)(argument)
     return result, time.perf_counter() - start

@@ -56,7 +56,7 @@ class _Figures(NamedTuple):
     """A model's metrics on all studies, and on each bootstrap resample of them."""
 
     scores: FloatArray  # (num_studies, num_labels): probabilities
-    values: FloatArray  # (num_labels, num_metrics)
+    values: FloatArray  # (num_labels, num_metrics), in the order of `WeightedFigures.NAMES`
     replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
     mean: tuple[float, FloatArray]  # mean AUROC, and its values (num_replicates,) on the resamples
 
@@ -76,8 +76,8 @@ def assess(
 
     Each model after the first is compared with the first. A subgroup is scored on its own views only, such as the
     frontal views of each study. The gap of a subgroup column is its highest minus its lowest AUROC; the gap's interval
-    ignores that these two groups were chosen on the same data. All intervals but Wilson's, of the metrics at
-    operating points, account for patients with several studies.
+    ignores that these two groups were chosen on the same data. All intervals account for patients with several studies,
+    except for those of the metrics at operating points, which are Wilson's.
 
     Args:
         models: One or more, with different names.
@@ -85,15 +85,16 @@ def assess(
         studies: The study of each view, unique across patients, such as "patient00001/study1".
         patients: The patient of each view.
         observations: The names of the `num_labels` columns.
-        subgroups: Column -> group of each view, such as `{"sex": ["F", "M", None]}`; None belongs to no group.
+        subgroups: Column -> group of each view, such as `{"sex": ["F", "M", None]}`; None for a view of no group.
         aggregation: How the views of a study are combined; one of `metrics.AGGREGATIONS`.
         replicates: Number of bootstrap resamples of patients.
         headline: The observations whose mean AUROC is computed; see `averaged_observations`.
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
-        `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high`, `method` (in a comparison
-        beside `difference`, not inside), and for a bootstrap `left_out`: in how many resamples it was undefined.
+        `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high`, `method` (which in a
+        comparison stands beside the estimate `difference`), and for a bootstrap `left_out`, the number of resamples
+        in which the value was undefined.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
@@ -126,7 +127,7 @@ def assess(
 
 
 class _Assessment:
-    """The studies on which all models are evaluated, and the parts of the result of `assess`."""
+    """Holds the labels and patients of all studies, and computes the parts of the result of `assess`."""
 
     def __init__(
         self,
@@ -154,7 +155,7 @@ class _Assessment:
         return _Figures(scores, values, replicates, mean)
 
     def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
-        """Return a model's entry in `models` of the result of `assess`."""
+        """Return a model's entry in the list `models` of the result of `assess`, whose `subgroups` are `columns`."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
@@ -315,7 +316,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 
 
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
-    """Return the patient of each study, in order of first view; ValueError if lengths differ or a study has two."""
+    """Return each study's patient, in order of first views; ValueError if lengths or a study's patients differ."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
     for name, values in {"study": studies, "patient": patients, **columns}.items():

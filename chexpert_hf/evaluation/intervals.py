@@ -98,7 +98,7 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Compute metrics `(..., replicates)` on all resamples; `figures` maps a block of `weights` to `(..., n)`."""
+        """Compute metrics `(..., replicates)` on all resamples; `figures` maps `weights` of n of them to `(..., n)`."""
         return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
 
 
@@ -127,7 +127,7 @@ def ratio_interval(
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Return the two-sided p-value for no difference, from the differences on resamples; NaN if all are NaN.
 
-    It is twice the share of resamples on the rarer side of 0; one is added to them and to all, so that it is never 0.
+    It is twice the share of resamples on the rarer side of 0, with 1 added to numerator and denominator: never 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())
@@ -135,7 +135,7 @@ def bootstrap_p_value(differences: FloatArray) -> float:
 
 
 def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return, for each positive study, the share of negatives below it, and for each negative, of positives above it.
+    """Return the share of negatives that score below each positive study, and of positives above each negative one.
 
     Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC; both are NaN if a
     class is missing. Arguments are as for `delong_interval`.
@@ -152,7 +152,10 @@ def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, Floa
 
 
 def delong_variance(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> float:
-    """Return DeLong's variance of one observation's AUROC; NaN if a class has studies of fewer than two patients."""
+    """Return DeLong's variance of one observation's AUROC; NaN if a class has studies of fewer than two patients.
+
+    Arguments are as for `delong_interval`.
+    """
     return _variance(*placements(scores, labels), labels, patients)[0]
 
 
@@ -216,7 +219,7 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 
 
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
-    """Return the variance of an AUROC by its `placements` (or of a difference), and each class's number of patients."""
+    """Return an AUROC's variance from its `placements` (or their differences), and each class's number of patients."""
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)
     unique, number = np.unique(names[known], return_inverse=True)

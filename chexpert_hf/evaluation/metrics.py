@@ -3,7 +3,7 @@
 Unknown labels are NaN and are ignored. A metric that is undefined, such as an AUROC with one class only, is NaN.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). What that paper calls "scaled" Brier scores are as large as plain ones, unlike
+over the five competition observations). The "scaled" Brier scores in that paper are as large as plain ones, unlike
 `scaled_brier`.
 """
 
@@ -73,8 +73,8 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
     """Convert the labels of a data set to those that an evaluation compares with: 0, 1, or NaN (unknown).
 
     Input labels are 1, 0, -1 (uncertain), NaN (blank), -100 (not stated by this data set), or the share of readers who
-    called it positive. Uncertain and -100 become NaN. A blank becomes 0, as in the paper, or NaN, by `blank`. A share
-    above .5 becomes 1, any other 0.
+    called the observation positive. Uncertain and -100 become NaN. A blank becomes 0, as in the paper, or NaN, as
+    `blank` says. A share above .5 becomes 1, any other 0.
     """
     labels = np.where((labels > NEGATIVE) & (labels < POSITIVE), labels > 0.5, labels)
     if BlankPolicy(blank) is BlankPolicy.NEGATIVE:
@@ -114,7 +114,7 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
 
 
 def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
-    """Return metric -> value of one observation, for `WeightedFigures.NAMES`; NaN where undefined.
+    """Compute the metrics in `WeightedFigures.NAMES` for one observation: name -> value, NaN where undefined.
 
     Probabilities and labels in {0, 1}, NaN where unknown, are `(num_studies,)`.
 
@@ -180,7 +180,7 @@ class WeightedFigures:
         return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
 
     def __call__(self, weights: FloatArray) -> FloatArray:
-        """Return metrics `(num_metrics, num_weightings)`, or NaN, for weights `(num_studies, num_weightings)`."""
+        """Return the metrics `NAMES`, `(num_metrics, num_weightings)`, for weights `(num_studies, num_weightings)`."""
         positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
         num_positive = positive.sum(axis=0)
         pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
@@ -209,7 +209,9 @@ class WeightedFigures:
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
         """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half.
 
-        Rows are steps: weights of their positives, of negatives that score as high or higher, and (tied steps) as high.
+        Arguments are sums of weights, a column per weighting. Rows are distinct scores of positives: `positive` sums
+        the positives with the score, `false` the negatives with it or a higher one, `tied` those with exactly it (only
+        rows that have any).
         """
         pairs = positive.sum(axis=0) * num_negative
         wrong = np.einsum("sw,sw->w", positive, false)
@@ -218,7 +220,7 @@ class WeightedFigures:
 
 
 def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """Return the observations whose labels `(num_studies, num_labels)` have `MIN_STUDIES_PER_CLASS` of each class."""
+    """Return observations with `MIN_STUDIES_PER_CLASS` studies per class in `labels` `(num_studies, num_labels)`."""
     has_both = np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= MIN_STUDIES_PER_CLASS
     return tuple(name for name, both in zip(observations, has_both, strict=True) if both)
 
@@ -228,7 +230,8 @@ def averaged_observations(
 ) -> tuple[str, ...]:
     """Return the observations over which a mean is taken.
 
-    They are those of `headline` that have enough studies of both classes; if there are none, all that have enough.
+    They are those of `headline` with enough studies of both classes in `labels` `(num_studies, num_labels)`; if there
+    are none, all with enough.
     """
     judged = judged_observations(labels, observations)
     return tuple(name for name in judged if name in headline) or judged
@@ -244,8 +247,8 @@ def evaluate_probabilities(
 ) -> Evaluation:
     """Compute AUROCs per study from probabilities `(num_views, num_labels)` and labels from `evaluation_labels`.
 
-    `headline` is as for `averaged_observations`; `aggregation` is one of `AGGREGATIONS`. Raises ValueError if the
-    shapes do not fit or a probability is NaN.
+    `studies` names the study of each view; `headline` is as for `averaged_observations`; `aggregation` is one of
+    `AGGREGATIONS`. Raises ValueError if the shapes do not fit or a probability is NaN.
     """
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(

@@ -36,7 +36,7 @@ def hash_patients(patients: Iterable[str], salt: str) -> list[str]:
 
 
 def _names_of(patient: str) -> set[str]:
-    """Return a patient's id, and also the bare one if the name of a merged data set is in front: "NIH/00000001"."""
+    """Return a patient's id and, if it begins with a data set's name as in "NIH/00000001", the id without that."""
     return {patient, patient.partition("/")[2] or patient}
 
 

@@ -45,7 +45,7 @@ class StudyScores:
 
 
 def roc_figure(scores: StudyScores, aurocs: Mapping[tuple[str, str], str]) -> Figure:
-    """Draw ROC curves with 95 % bands, labelled by `aurocs[model, observation]`, and CheXpert's radiologists."""
+    """Draw ROC curves with 95 % bands, labelled by `aurocs[model, observation]`; points are CheXpert's radiologists."""
     figure, panels = _grid(scores, "False positive rate", "True positive rate")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
@@ -159,7 +159,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _models(scores: StudyScores, observation: str) -> Iterator[tuple[str, FloatArray, FloatArray, dict[str, Any]]]:
-    """Yield each model's name, its scores and labels of an observation where known, and its line style."""
+    """Yield (name, scores, labels, line style) of each model, over the studies whose label is known."""
     for number, model in enumerate(scores.probabilities):
         yield model, *scores.known(model, observation), _style(number)
 

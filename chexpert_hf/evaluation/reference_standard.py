@@ -31,7 +31,7 @@ def assess_reference(
     has others.
 
     Args:
-        paths: Paths of the views, from the split's name on ("train/patient00001/study1/view1_frontal.jpg").
+        paths: Paths of the views as in `load_dataset`, such as "train/patient00001/study1/view1_frontal.jpg".
         reference: From `read_reference` with the same observations.
         labels: `(num_views, num_labels)`: the data set's own labels.
         labels_name: Who set the data set's own labels, such as "text-mined labels".

@@ -1,8 +1,8 @@
 """Reads and prepares files in worker processes, which share no interpreter lock: in order, in constant memory.
 
-If a process dies, because a decoder crashes or memory runs out, no other file is lost. The files that were being read
-are read again one by one in a new process, and a file on which that one dies, too, alone in a third. Only if this dies
-as well is the file reported as unreadable.
+If a process dies, because a decoder crashes or memory runs out, no other file is lost. The files whose results are
+missing are read again one by one in a new process; if that dies, too, each file that it had been handed is read alone
+in a process of its own, and reported as unreadable if this dies as well.
 """
 
 import multiprocessing
@@ -55,15 +55,15 @@ class Read(NamedTuple):
 
 _Chunk: TypeAlias = tuple[RadiographFile, ...]
 _Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
-"""A chunk as a worker returns it: gray levels stacked for each member of the ensemble, and radiographs without them."""
+"""A worker's results for a chunk: gray levels, stacked for each member; and radiographs without them, or errors."""
 
 
 @dataclass(frozen=True)
 class ReadingProcesses:
     """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
-    With `for_gate`, they also ask the gate whether an image is a chest radiograph. `waiting` is the number of
-    radiographs that may wait for the network; shared memory has to hold them, too.
+    With `for_gate`, the processes also ask the gate whether an image is a chest radiograph. `waiting` is the number of
+    radiographs that may wait for the network after `read` has yielded them; shared memory has to hold them, too.
     """
 
     preparation: Preparation
@@ -90,7 +90,7 @@ class ReadingProcesses:
                     yield Read(chunk[0], RadiographError(_KILLED))
 
     def _run(self, chunks: Iterator[_Chunk], processes: int) -> Generator[Read, None, list[_Chunk]]:
-        """Yield a Read for each file of the chunks; if a process dies, stop and return the chunks that were lost."""
+        """Yield a Read for each file of the chunks; if a process dies, stop and return the chunks without results."""
         pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
         arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
         context = _KeptProcesses(_context())
@@ -113,7 +113,7 @@ class ReadingProcesses:
             pool.shutdown(cancel_futures=True)
 
     def _fits_shared_memory(self, processes: int) -> bool:
-        """Whether shared memory has room for the gray levels: a process that finds it full is killed."""
+        """Whether shared memory has room for all gray levels at a time: a process that finds it full is killed."""
         if not sys.platform.startswith("linux"):
             return True
         sides = [processor.output_size for processor in self.preparation.processors]
@@ -126,8 +126,8 @@ class ReadingProcesses:
 class _KeptProcesses:
     """A context of multiprocessing that remembers its processes, so that `kill` can end all of them.
 
-    When a ProcessPoolExecutor breaks, it waits for its processes to end, also for one that it has just started and that
-    would never end.
+    A ProcessPoolExecutor in which a process died waits for the others to end, also for one that has just been started
+    and would never end.
     """
 
     def __init__(self, context: BaseContext) -> None:
@@ -199,7 +199,7 @@ def _read_chunk(files: _Chunk) -> _Packed:
 def read_one(
     reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool
 ) -> Prepared | RadiographError:
-    """Read and prepare a file; return the radiograph, or the RadiographError."""
+    """Read and prepare a file; return the prepared radiograph, or the RadiographError that says why there is none."""
     try:
         return reader.prepare(reader.read(file), for_gate=for_gate)
     except RadiographError as error:

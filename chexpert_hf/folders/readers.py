@@ -40,10 +40,10 @@ def read_prepared(
     """Yield a Read for each file, in order, with the prepared radiograph or a RadiographError.
 
     Args:
-        classifier: Its `read` and `prepare` are used.
-        files: Taken as they are needed.
-        for_gate: Whether to prepare the input of the classifier's gate, too; processes ask the gate at once.
-        batch_size: Radiographs in a batch of the network.
+        classifier: Its `read` and `prepare` read the files.
+        files: Taken from the iterable as they are needed.
+        for_gate: Whether to prepare the input of the classifier's gate, too; processes also ask the gate.
+        batch_size: Radiographs per forward pass, which sets how many are read ahead.
         workers: Number of processes; 0 for threads; "auto" for a process per processor if the network is on a GPU and
             there are at least `FILES_FOR_PROCESSES` files, else threads. A script that starts processes needs a
             `__main__` guard.
@@ -97,7 +97,7 @@ def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> 
 def read_ahead(
     function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 2 * BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Map `function` over `items` in threads, in order, at most `ahead` of them started or waiting to be taken.
+    """Map `function` over `items` in threads, in order, with at most `ahead` items handed out but not yet yielded.
 
     When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others are
     waited for. Exceptions of `function` are raised in the place of their item.

@@ -27,7 +27,7 @@ _SAME_SCORE = 5e-4  # on another processor or GPU the same model's scores move b
 
 _COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
 _DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
-"""Values of these keys in records that were written before the keys existed."""
+"""Values of settings that are missing in records written before these settings existed."""
 
 _REMEDY = "choose another output, or score again with --overwrite."
 
@@ -45,7 +45,7 @@ class ScoreOutput:
     """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
     `gate` and `positives` add columns, see `RowFormat`; `overlays` is the folder for overlays, None for none. Raise
-    InputError if the suffix is another, or if the output exists and `existing` is REFUSE.
+    InputError if the suffix is none of these, or if the output exists and `existing` is REFUSE.
     """
 
     path: Path
@@ -91,11 +91,11 @@ class ScoreOutput:
         return first if runtime == "auto" else runtime, second if precision == "auto" else precision
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Write the record of a new run, or compare `record` with that of the run that is resumed.
+        """Write `record`, the settings of a new run, or compare it with the record of the run that is resumed.
 
-        With OVERWRITE, the output and the files beside it are deleted first. Returns the values that `finish` recorded;
-        None if it has not: the run is not complete, or its output grows itself. Raise InputError if the output was
-        started with other settings, or its record is missing.
+        With OVERWRITE, the output and the files beside it are deleted first. Returns the values that `finish` recorded
+        if the run to resume is complete and its output was made at the end, else None. Raise InputError if the output
+        was started with other settings, or its record is missing.
         """
         if self.existing is Existing.OVERWRITE:
             with writing(self.path):
@@ -114,7 +114,7 @@ class ScoreOutput:
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
         """Record that an output that is made at the end is complete, with the values `finished`.
 
-        The rows that it was made from, `<output>.views.jsonl`, are deleted. Not for an output that grows itself.
+        The rows that it was made from, `<output>.views.jsonl`, are deleted. Do not call it for an output that grows.
         """
         self._save({**record, "finished": finished})
         self.growing.unlink(missing_ok=True)

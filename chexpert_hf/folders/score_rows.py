@@ -35,17 +35,17 @@ def study_of(path: str) -> str:
 class _Study:
     """The row of a study, gathered from its views."""
 
-    scores: array = field(default_factory=lambda: array("d"))  # and calls; compact for 100,000 studies
-    views: int = 0  # with scores
+    scores: array = field(default_factory=lambda: array("d"))  # then calls (0 or 1); compact for 100,000 studies
+    views: int = 0  # number of views with scores
     failed: list[str] = field(default_factory=list)  # "view (reason)"
     notes: list[str] = field(default_factory=list)
-    gate: Cell = None
+    gate: Cell = None  # the worst verdict on a view
     gate_reasons: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table; makes the rows from results."""
+    """The columns of a score table; makes its rows from `FileResult`s, and rows of studies from rows of views."""
 
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`

@@ -46,7 +46,7 @@ On an H100 it takes 9 s, and saves .06 ms an image where 16 processes read 5,645
 """
 
 Watch: TypeAlias = Callable[[Iterator[FileResult], int, int], Iterator[FileResult]]
-"""Passes results on and shows progress, given the numbers of radiographs that an earlier run has scored, and of all."""
+"""Passes results on and shows progress: (results, number scored by an earlier run, number in all) -> results."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def score_to_file(
     runtime, observations, batch size, shard and columns must be the same; the model is identified by its scores of a
     test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, `models` names for the record, `workers` as in `readers.read_prepared`, `maps` the
-    observations that get an overlay, by default all, and `watch` as in `Watch`. Raise InputError if the output cannot
-    be resumed or written.
+    `files` are those of all shards, `models` the models' names for the record, `workers` as in `readers.read_prepared`,
+    and `maps` the observations that get an overlay, by default all. `watch`, a `Watch`, may show progress. Raise
+    InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
@@ -126,7 +126,7 @@ def score_with_overlays(
     workers: Workers = 0,
     maps: Sequence[str] | None = None,
 ) -> Iterator[FileResult]:
-    """Score files; write each one's overlays before its result is yielded, which then has no maps.
+    """Score files and yield the results; a file's overlays are written before, and its result then has no maps.
 
     Overlays of the observations `maps`, or of all, go to the folder `overlays`, in the layout that the files have below
     the folder `common`; None for no overlays. Raise InputError if they cannot be written.

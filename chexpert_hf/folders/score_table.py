@@ -90,7 +90,7 @@ def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
 
 
 def readable(text: str) -> str:
-    r"""Return a file name as valid Unicode, which every format takes; bytes that are no UTF-8 become `\udc..` in text.
+    r"""Return a file name as valid Unicode, which every format takes; bytes that are not UTF-8 become text, `\udc..`.
 
     Where the locale's encoding is ASCII, Python decodes every byte of a UTF-8 name to a surrogate; these are joined.
     """
@@ -124,7 +124,7 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Append rows so that a killed process loses none, and a power failure at most those of `SYNC_SECONDS`."""
+        """Append rows so that a killed process loses none, a power failure about those of the last `SYNC_SECONDS`."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
@@ -136,8 +136,8 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Truncate the table of an earlier run to whole batches, unless it is complete, and count the rows that are kept.
 
-    Raise InputError if its header differs, a row cannot be read, or its rows are not the first of `names`, in order;
-    the file then stays as it is.
+    `names` are the run's radiographs, in order. Raise InputError if the header differs, a row cannot be read, or the
+    rows are not those of the first radiographs; the file then stays as it is.
     """
     if not path.exists():
         return KeptRows()

@@ -42,7 +42,7 @@ class FileResult:
 
     @property
     def is_no_radiograph(self) -> bool:
-        """Whether the gate judged that the image is no chest radiograph; False if it was not asked."""
+        """Whether the gate judged that the image is no chest radiograph; False if the gate was not asked."""
         return self.gate is not None and not self.gate.is_chest_radiograph
 
 
@@ -139,7 +139,7 @@ def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]
 def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:
     """Return the folder for a file's overlays: `root` with the file's path below `common`, suffix included.
 
-    So no two files share one; for a file in an archive, its name there is added.
+    So no two files share a folder. For a file in an archive, its name in the archive is added.
     """
     member = file.name if isinstance(file, ArchiveMember) else ""
     return root / _path_on_disk(file).relative_to(common) / member

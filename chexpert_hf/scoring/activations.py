@@ -14,7 +14,7 @@ STRONGEST = 5
 
 
 class Stage(NamedTuple):
-    """The feature maps `(channels, h, w)` of one radiograph after one stage, such as "stem" or "dense block 2"."""
+    """The feature maps `(channels, h, w)` of one radiograph after one stage of the network, such as "dense block 2"."""
 
     name: str
     maps: Tensor

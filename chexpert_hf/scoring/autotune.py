@@ -43,7 +43,7 @@ class Choice:
     skipped: Sequence[str]  # a line for each runtime that could not be opened, with the reason
 
     def note(self) -> str:
-        """Return the speeds and skipped runtimes as text to append to a runtime's description."""
+        """Return the speeds and skipped runtimes as text that is appended to a runtime's `reason`."""
         ordered = sorted(self.images_per_second.items(), key=lambda item: -item[1])
         timed = f"; timed: {', '.join(f'{name} {rate:.0f}' for name, rate in ordered)} images/s" if ordered else ""
         return timed + (f". Skipped: {'; '.join(self.skipped)}." if self.skipped else ".")
@@ -52,7 +52,7 @@ class Choice:
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
-    """Return the path in the user's cache of the choice for a model on this machine; the file need not exist.
+    """Return the path of the file, in the user's cache, with the choice for a model on this machine; it need not exist.
 
     Args:
         model: Only its architecture counts, not its weights.
@@ -104,7 +104,7 @@ def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], ski
 
 
 def fastest(rates: Mapping[Candidate, float]) -> Candidate:
-    """Return the key of the best rate in fp32, or of the best one in bf16 if that is `LEAST_GAIN` times as high."""
+    """Return the fastest candidate in fp32, or the fastest in bf16 if that is at least `LEAST_GAIN` times as fast."""
 
     def rate_of(precision: Precision) -> float:
         return max((rate for (_, each), rate in rates.items() if each is precision), default=0)

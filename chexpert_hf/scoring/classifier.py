@@ -283,7 +283,7 @@ class CheXpertClassifier:
 
     @property
     def preparation(self) -> Preparation:
-        """The members' image processors and the gate, without the models: can be pickled for another process."""
+        """The members' image processors and the gate without the models, so that it can be sent to another process."""
         return Preparation(tuple(member.processor for member in self.members), self.gate)
 
     def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
@@ -327,8 +327,7 @@ class CheXpertClassifier:
     def compiled(self) -> "CheXpertClassifier":
         """Return a classifier with compiled networks; this one where compiling does not help (see `Runtime.compiled`).
 
-        The first call compiles, which takes about a minute; later calls are faster. Scores differ by rounding errors
-        only.
+        The first batch is slow, since it compiles; later ones are faster. Scores differ by rounding errors only.
         """
         faster = [member.runtime.compiled() for member in self.members]
         if faster == [member.runtime for member in self.members]:

@@ -157,9 +157,9 @@ class Prediction:
         return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
 
     def _pictures(self, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
-        """Return the radiograph and the overlay of an observation's map (default as in `plot`), each with a title.
+        """Return (title, picture) of the radiograph, and of the map of an observation over it (if None, as in `plot`).
 
-        They are at most `side` pixels large; what is not available is left out.
+        Pictures are at most `side` pixels large; those that are not available are left out.
         """
         image = self._radiograph(side)
         if image is None:
@@ -200,7 +200,7 @@ def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -
 
 
 def called_above(probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None) -> list[str]:
-    """Return the observations that are called positive, by falling probability, `without` No Finding."""
+    """Return the observations that are called positive, by falling probability, except `without` (No Finding)."""
     return [name for name in by_probability(probabilities) if positives[name] and name != without]
 
 

@@ -55,7 +55,7 @@ def open_runtime(
     input_size: tuple[int, int],
     autotune: bool = True,
 ) -> Runtime:
-    """Open a model in a runtime, with `reason` set to a line on the choice.
+    """Open a model in a runtime, whose `reason` says in a line which one was chosen and why.
 
     Args:
         model: The model. PyTorch uses it without a copy: it is moved to the device.
@@ -136,9 +136,9 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """Open the choice stored in `file`; else open all runtimes, time them on images of `shape` and return the fastest.
+    """Open the choice stored in `file`; else open the runtimes `names`, time them on images of `shape`, and choose.
 
-    The choice is stored unless an installed runtime could not be opened. Returns None if none could.
+    The new choice is stored unless an installed runtime could not be opened. Returns None if none could be opened.
     """
     if known := tuning.recall(file):
         with suppress(Exception):  # it has broken since: what there is now is timed
@@ -207,7 +207,7 @@ def _open_graph(
     folder: Path | None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Open the exported graph; without a usable one, for fp32 and bf16 a cached or new graph, else raise GraphError."""
+    """Open an exported graph; without a usable one, a cached or new one for fp32 and bf16, else raise GraphError."""
     precision = asked
     if asked in (Precision.AUTO, Precision.BF16):
         precision = Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32

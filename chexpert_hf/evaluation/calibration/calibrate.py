@@ -1,4 +1,4 @@
-"""Calibrates a model: fits its logits on a split, folds the result into the head, and records it in the config.
+"""Calibrates a model: fits slopes and intercepts on a split, folds them into the head, and records them in the config.
 
 Calibration replaces a logit z by slope * z + intercept. Since this only rescales rows of the head's last layer, a plain
 sigmoid then gives calibrated probabilities in every runtime.
@@ -53,13 +53,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """How `calibrate_model` calibrated a model, which it changed in place, and how well."""
+    """The result of `calibrate_model`: the calibration, operating points chosen with it, and a check of all methods."""
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
     without_point: Mapping[str, str]  # observation -> why no point was chosen; empty if none was asked for
-    num_studies: int
-    check: fits.CalibrationCheck | None = None  # None if there are too few studies; `prevalences` play no part in it
+    num_studies: int  # of the split
+    check: fits.CalibrationCheck | None = None  # without the `prevalences`; None if there are too few studies
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain types for JSON."""
@@ -103,7 +103,7 @@ def load_uncalibrated(source: Path) -> CheXpertClassifier:
 
 
 def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
-    """Raise CalibrationError if, by its hashed ids, the model folder `source` was trained on some of `patients`."""
+    """Raise CalibrationError if the model in `source` was, by the hashed ids there, trained on any of `patients`."""
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
@@ -116,9 +116,9 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
 def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path, patients: Sequence[str]) -> None:
     """Write a calibrated model to `output`, a new or empty folder, with the other files of its folder `source`.
 
-    The hashed ids of `patients` are written to `calibration_patients.json`. Subfolders of `source`, its exported
-    graphs, `reference.json` and checksums are not copied, for they belong to the old weights; call `refresh_folder`
-    for new reference scores and checksums.
+    The hashed ids of `patients`, on whom the model was calibrated, are written to `calibration_patients.json`. Not
+    copied are subfolders of `source`, and exported graphs, `reference.json` and checksums, which belong to the old
+    weights; call `refresh_folder` for new reference scores and checksums.
     """
     with new_folder(output) as folder:
         for path in source.iterdir():
@@ -137,7 +137,7 @@ def dataset_logits(
 ) -> NDArray[np.float64]:
     """Return a model's logits `(num_views, num_labels)` for the images of a split from `load_dataset`, in float64.
 
-    Probabilities would not do: near 1, float32 loses the logit. `progress` is called with the size of each batch.
+    Logits made from float32 probabilities would be inexact near 1. `progress` is called with the size of each batch.
     """
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
@@ -168,8 +168,8 @@ def calibrate_model(
         dataset: A split from `load_dataset` whose labels are the model's observations, in its order.
         origin: Where the dataset comes from, for the record.
         method: Platt scaling, or one temperature.
-        rule: How operating points are chosen on the calibrated probabilities; None: not at all. Thresholds not chosen
-            anew, except the default, are converted so that they mark the same logit as before.
+        rule: How operating points are chosen on the calibrated probabilities; None: none are chosen. A threshold that
+            is not chosen anew is converted to mark the same uncalibrated logit as before, unless it is the default, .5.
         prevalences: Observation -> prevalence where the model will be used, in (0, 1), if it differs from that of this
             split; with Platt scaling only.
 

@@ -1,7 +1,7 @@
 """Platt scaling, temperature scaling and operating points: fitted per study, and cross-validated by patient.
 
-All functions take one logit per study and observation: the largest over the study's views, as for every metric. A
-line with positive slope commutes with the maximum, so what was fitted may be applied to the logit of each view.
+All functions take one score (logit or probability) per study and observation: the largest over the study's views. As
+slopes are positive, the largest stays the largest, so a calibration fitted to studies may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
@@ -54,19 +54,19 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """Return the calibration for data of prevalence `wanted`, given the prevalence `fitted` of its own data.
+        """Return the calibration for data of prevalence `wanted`; `fitted` is that of the data it was fitted to.
 
-        Source: Saerens et al. 2002, equation 2.4; both are in (0, 1).
+        Both are in (0, 1). Source: Saerens et al. 2002, equation 2.4.
         """
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A method fitted to all observations that allow it."""
+    """The result of `fit_calibration`: a slope and an intercept for each observation that can be calibrated."""
 
     method: Method
-    lines: Mapping[str, Platt]  # observation -> its line; for a temperature T: slope 1 / T, intercept 0
+    lines: Mapping[str, Platt]  # observation -> slope and intercept; for a temperature T: 1 / T and 0
     left_out: Mapping[str, str]  # observation -> why it could not be calibrated
 
 
@@ -116,9 +116,9 @@ class OperatingPoint:
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     """Fit Platt scaling to one observation by maximum likelihood.
 
-    Logits and labels are `(num_studies,)`, labels in {0, 1}, NaN where unknown. Targets are smoothed as by Platt: with
-    N+ positive and N- negative studies, (N+ + 1) / (N+ + 2) and 1 / (N- + 2). So the fit is finite even if the logits
-    separate the classes.
+    Logits and labels are `(num_studies,)`, labels in {0, 1}, NaN where unknown. As in Platt's paper,
+    targets are smoothed: with N+ positive and N- negative studies, (N+ + 1) / (N+ + 2) for the positive and
+    1 / (N- + 2) for the negative ones. So the fit is finite even if the logits separate the classes.
 
     Raises:
         CalibrationError: If all logits are equal, the best slope is not above 0, or a class has too few studies (see
@@ -138,7 +138,7 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
 
 
 def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
-    """Fit one temperature, by which the logits of all observations are divided, by maximum likelihood.
+    """Fit, by maximum likelihood, one temperature: the number that divides the logits of all observations.
 
     Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown. Targets are smoothed as in
     `fit_platt`, while Guo et al. use 1 and 0. Raises CalibrationError if a column has too few studies, all logits are
@@ -167,7 +167,7 @@ def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Calibrate each observation that has enough studies; the others are listed in the result's `left_out`.
+    """Fit `method` to each observation that allows it; the result's `left_out` says why the others do not.
 
     Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown.
     """
@@ -200,9 +200,9 @@ def fit_calibration(
 class CalibrationCheck:
     """Cross-validated metrics of each of `METHODS` ("raw" is no calibration), as means over observations."""
 
-    observations: tuple[str, ...]  # those to which every method could be fitted, for each fold
+    observations: tuple[str, ...]  # those to which every method could be fitted in every fold
     folds: int  # number of folds, by patient
-    scaled_brier: dict[str, float]  # method -> Brier score: 0 is perfect, 1 is always answering the prevalence
+    scaled_brier: dict[str, float]  # method -> relative Brier score: 0 is perfect, 1 always answering the prevalence
     calibration_error: dict[str, float]  # method -> expected calibration error, in [0, 1]
 
     def as_table(self) -> str:

@@ -1,4 +1,4 @@
-"""Look-up in a model's config of how an observation was calibrated, or its operating point chosen."""
+"""Looks up in a model's config how an observation was calibrated, or how its operating point was chosen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ def record_of(records: Mapping[str, Any] | None, observation: str) -> Mapping[st
     Args:
         records: `calibration` or `operating_points_source` of a config: the latest record, which may hold the previous
             one as `earlier`. Records with the observation in their `left_out` are passed over.
-        observation: One of the model's.
+        observation: The name of one of the model's observations.
     """
     while records and observation in records.get("left_out", ()):
         records = records.get("earlier")

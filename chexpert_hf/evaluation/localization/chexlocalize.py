@@ -75,7 +75,7 @@ class RunLengths:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel is set, found without building the mask."""
+        """Whether no pixel of the mask is set; the mask is not decompressed for that."""
         return not any(_from_text(self.counts)[1::2])
 
 

@@ -1,7 +1,7 @@
 """Where findings are in the images of a data set: masks of phantoms or readers, boxes, or cheXlocalize's segmentations.
 
 Each class gives the located `findings(path)` of an image, and the `mask(path, observation, shape)` of one of them, read
-when asked for. `path` is as in `load_dataset`, from the split's name on; `shape` is (height, width) of the image.
+when asked for. `path` is the image's path as in `load_dataset`; `shape` is its (height, width).
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ class GroundTruthError(InputError):
 
 
 class MaskFolder:
-    """A folder of masks, as phantoms have it: `valid/patient00001/study1/view1_frontal/Edema.png`."""
+    """A folder with a mask per finding, as phantoms have it: `valid/patient00001/study1/view1_frontal/Edema.png`."""
 
     source = "masks"  # name in reports
     is_complete = True  # whether a finding without a mask or box is known to be absent
@@ -84,7 +84,7 @@ class Segmentations:
 
 
 class LayoutMasks:
-    """Masks in the own files of a data set, such as SIIM's, read by its layout; without one, a finding is absent."""
+    """Masks in a data set's own files, such as SIIM's, read by its layout; a finding without a mask is absent."""
 
     is_complete = True
 

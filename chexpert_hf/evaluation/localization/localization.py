@@ -66,7 +66,7 @@ class Localization:
     num_patients: int
     num_empty: int  # images whose map has no positive value: misses for the hit rate, left out of the mIoU
     hit_rate: Estimate
-    hit_interval: str  # the kind of its interval: "wilson" or "bootstrap"
+    hit_interval: str  # the kind of the hit rate's interval: "wilson" or "bootstrap"
     miou: BootstrapEstimate  # over the images where it is defined
 
 
@@ -176,10 +176,10 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
-    """Summarise the scores of maps of one observation, one score and patient per image, as hit rate and mean IoU.
+    """Summarise one observation's maps by hit rate and mean IoU; `scores` and `patients` have an entry per image.
 
-    The hit rate has Wilson's interval if each patient has one image, else that of resampled patients. If all images are
-    hits, or none, all resamples are equal: then, too, the interval is Wilson's, with a trial per patient.
+    The interval of the hit rate is Wilson's if each patient has one image, else from a bootstrap of patients. If all
+    images are hits, or none, all resamples are equal: then, too, it is Wilson's, with a trial per patient.
 
     Source: Saporta et al. 2022, methods: 1,000 replicates, but of images.
     """
@@ -203,7 +203,7 @@ def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: i
 def mean_interval(values: ArrayLike, patients: Sequence[str], replicates: int = 1000) -> BootstrapEstimate:
     """Return the mean of the values `(num_images,)` that are not NaN, with a bootstrap interval over patients.
 
-    Resamples in which all values are NaN are left out and counted. All is NaN if all values are.
+    Resamples in which all values are NaN are counted in `left_out`. Mean and interval are NaN if all values are.
     """
     values = np.asarray(values, dtype=float)
     is_defined = ~np.isnan(values)

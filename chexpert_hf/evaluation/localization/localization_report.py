@@ -82,7 +82,7 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
 
 
 def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
-    """Return a table of `figure` by observation and pointer, and its means over observations where all are defined."""
+    """Return a table of `figure` by observation and pointer, and means over observations where all pointers have it."""
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:

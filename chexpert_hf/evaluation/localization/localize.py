@@ -47,7 +47,7 @@ _THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, te
 class Located:
     """One finding in one image, and the score of each pointer's map of it."""
 
-    path: str  # of the image, from the split's name on
+    path: str  # of the image, as in `load_dataset`
     patient: str
     observation: str
     probability: float  # the model's
@@ -59,9 +59,9 @@ class Located:
 class ObservationLocalization:
     """The metrics of one observation, for each pointer.
 
-    `full_set_miou` is the model's mIoU over all images: a map that marks pixels where there is no finding counts as 0,
-    and one whose probability is below the operating point as empty. It is None if the ground truth does not tell which
-    findings are absent.
+    `full_set_miou` is the model's mIoU over all images, also those without the finding, in which a map that marks any
+    pixel has an IoU of 0. Where the probability is below the operating point, the map counts as empty. None if the
+    ground truth does not tell which findings are absent.
     """
 
     observation: str
@@ -79,7 +79,7 @@ class LocalizationResult:
     num_images: int  # that were scored; see `rows_with_truth`
     source: str  # of the ground truth, for reports
     threshold: float | None  # of the maps' masks; None: Otsu's on each map
-    replicates: int
+    replicates: int  # number of bootstrap resamples
 
 
 def localize_dataset(
@@ -97,11 +97,11 @@ def localize_dataset(
     Images are read in batches, and maps are not kept in memory.
 
     Args:
-        classifier: The model; an ensemble's maps are compared with one random network of its first model's
-            architecture.
+        classifier: The model; the untrained network beside it has the same architecture (that of an ensemble's first
+            member).
         dataset: The split.
         truth: From `find_ground_truth`.
-        threshold: In (0, 1): where the map of any pointer, scaled to [0, 1], is above it, the map marks a pixel. None:
+        threshold: In (0, 1): each pointer's map, scaled to [0, 1], marks the pixels where it is above this. None:
             Otsu's threshold of each map.
         replicates: Number of bootstrap resamples of patients.
         maps_folder: If given, the maps are written there as cheXlocalize's pickles, and the ground truth as
@@ -151,7 +151,7 @@ def localize_dataset(
 
 
 def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations: Sequence[str]) -> list[int]:
-    """Return the rows to score: all if the ground truth tells what is absent, else those with a located finding.
+    """Return the rows to score: all if the ground truth tells which findings are absent, else those with a finding.
 
     Raises InputError if no image has a located finding among `observations`.
     """
@@ -183,9 +183,10 @@ def scored_images(
 def untrained_like(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int = 0
 ) -> CheXpertClassifier:
-    """Return a classifier with new random weights, in the architecture of a model (an ensemble's first member).
+    """Return a classifier with random weights and the architecture of `classifier` (an ensemble's first member).
 
-    Its BatchNorm has the statistics of `files`, one batch; with those of a new model, all images have nearly one map.
+    Its BatchNorm layers get the statistics of the images `files`, taken as one batch; with the statistics of a new
+    model, the maps of all images would be nearly the same.
     """
     untrained = CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
     images = []
@@ -197,9 +198,9 @@ def untrained_like(
 
 
 def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
-    """Return the positive part of an observation's map over the whole image, `(h, w)`, at the network's resolution.
+    """Return the positive part of an observation's map over the whole image, `(h, w)` as in the last feature maps.
 
-    If the network saw only a part of the image, the map is `_COARSE_SIDE` wide and high, to show where that part is.
+    If the network saw only a part of the image, h and w are `_COARSE_SIDE`, and the map is 0 outside that part.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()
@@ -226,7 +227,7 @@ def _summary(items: Sequence[Located], full_miou: BootstrapEstimate | None, repl
 def _write_maps(
     folder: Path, name: str, image: Image.Image, prediction: Prediction, found: Mapping[str, Mask]
 ) -> dict[str, RunLengths]:
-    """Write an image's maps as cheXlocalize's pickles, and return its ground truth's masks in compressed form."""
+    """Write the maps of the image with the id `name` as cheXlocalize's pickles; return the compressed true masks."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])
     shown = image.copy()

@@ -72,7 +72,7 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _not_judged(item: Mapping[str, Any]) -> str | None:
-    """Return why the report gives no AUROC for an observation, by its entry in metrics.json; None if it gives one."""
+    """Return why the report gives no AUROC for `item`, an observation's entry in metrics.json; None if it gives one."""
     is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
     return item["undefined"] or (_FEW if is_few else None)
 
@@ -157,7 +157,7 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 
 def _delete_pictures(folder: Path) -> None:
-    """Delete the plots of an earlier report, which may have some that the new one lacks."""
+    """Delete the plots of an earlier report in this folder, since the new one may not replace all of them."""
     report = folder / "report.md"
     text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
     for name in re.findall(
@@ -167,7 +167,7 @@ def _delete_pictures(folder: Path) -> None:
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's entry of metrics.json with what the templates need besides: a summary, sorted subgroups."""
+    """Return a model's entry in metrics.json, with a summary and the result of `_subgroups` added for the templates."""
     observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
     shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
     return {**model, **shown}
@@ -176,7 +176,8 @@ def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
     """Sort a model's subgroup entries for the templates.
 
-    Those of columns with several groups are `compared`: either `scored` or `too_small`. `single` are other columns.
+    `compared` are the entries of columns with several groups. `scored` are those of them with an AUROC, `too_small`
+    the others, as text by group. `single` names the columns with only one group.
     """
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:

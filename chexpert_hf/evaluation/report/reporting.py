@@ -35,7 +35,7 @@ _THUMBNAIL_SIDE = 320
 
 
 def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> Evaluation:
-    """Score a split, whose labels are the model's observations in its order, and compute the AUROCs per study."""
+    """Score a split, whose labels are the model's observations in the model's order, and compute AUROCs per study."""
     return evaluate_predictions(predict_dataset(classifier, dataset), dataset, classifier.model.config)
 
 
@@ -159,7 +159,7 @@ def reference_figures(
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
     """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown.
 
-    From `labels` `(num_views, num_labels)` come those with and without support devices.
+    The groups with and without support devices come from `labels` `(num_views, num_labels)`.
     """
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
@@ -180,7 +180,7 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return the warnings of `seen_patients` for each model that is a folder, with its name in front."""
+    """Return the warnings of `seen_patients` for each model that is a folder, each after the folder's name."""
     folders = [Path(model) for model in models if Path(model).is_dir()]
     return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
 
@@ -218,7 +218,7 @@ def _thumbnails(
     observations: Sequence[str],
     count: int,
 ) -> list[tuple[str, bytes]]:
-    """Return captions and PNGs with map overlays of the `count` worst false positives and negatives by observation."""
+    """Return captions and PNGs (with map) of each observation's `count` worst false positives and false negatives."""
     files, paths = image_files(dataset), dataset["path"][:]
     pictures = []
     for column, name in enumerate(observations):

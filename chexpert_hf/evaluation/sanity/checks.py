@@ -1,8 +1,8 @@
 """Runs the sanity checks of `sanity` on a model's saliency maps of radiographs.
 
 The checks of weights and regions take three forward passes per radiograph; the deletion and insertion curves take at
-most `3 * STEPS - 1` for each of up to `PAIRS` pairs. To remove a cell of the map, its block of pixels is blurred.
-Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
+most `3 * STEPS - 1` for each of up to `PAIRS` pairs (radiograph, observation). To remove a cell of the map, its block
+of pixels is blurred. Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
 
 Source: Petsiuk et al. 2018, arXiv:1806.07421.
 """
@@ -57,8 +57,8 @@ def check_sanity(
 
     Curves are made for observations that the model calls positive at its operating points, and for those that
     `is_positive` `(num_files, num_labels)` marks; regions are checked for the former only. `patients` names the patient
-    of each file; None: all differ. `progress` is called with the number of radiographs, then of curves, that were just
-    done.
+    of each file; None: all differ. `progress` is called with the number of radiographs that were just scored, then
+    with 1 for each pair of a radiograph and an observation whose curves were made.
 
     Raises:
         InputError: If the model is an ensemble, there are fewer than two radiographs or one cannot be read.
@@ -115,7 +115,7 @@ def redrawn_networks(
 ) -> tuple[CheXpertForImageClassification, CheXpertForImageClassification]:
     """Return two copies of a model: with a randomised head, and with all weights randomised as in a new model.
 
-    The second one's BatchNorm needs `estimate_statistics`: its statistics are those of a new model.
+    Call `estimate_statistics` on the second: its BatchNorm layers still have the statistics of a new model.
     """
     stream = np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64).item()
     with torch.random.fork_rng(devices=[]):
@@ -128,7 +128,7 @@ def redrawn_networks(
 
 
 def pixel_values_of(classifier: CheXpertClassifier, images: Sequence[Image.Image]) -> Tensor:
-    """Return the normalised pixel values `(N, channels, height, width)` of images, as the classifier's model wants."""
+    """Return normalised pixel values `(N, channels, height, width)` of images, with the model's dtype and device."""
     pixel_values: Tensor = classifier.processor(images, return_tensors="pt")["pixel_values"]
     return pixel_values.to(classifier.model.device, classifier.model.dtype)
 
@@ -189,7 +189,7 @@ def _scores_and_maps(
 
 
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
-    """Return name -> mask of what the model sees: surroundings and marker (found on all of the radiograph), frame."""
+    """Return region -> mask of the part of the image that the model sees; body and marker are sought in all of it."""
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
     x, y = _SIZE[0] / image.width, _SIZE[1] / image.height

@@ -38,7 +38,7 @@ _GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
 class Verdict(str, Enum):
-    """The outcome of a check that compares an estimate with a bound, with the word that reports show."""
+    """The outcome of a check that compares an estimate with a bound; the values are the words that reports show."""
 
     PASSED = "yes"
     FAILED = "FAILED"
@@ -49,7 +49,7 @@ class Verdict(str, Enum):
 def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
     """Return PASSED if the whole interval is on the good side of the bound, FAILED if the value itself is not.
 
-    UNCLEAR: the value is on the good side, but not all of the interval, or it is NaN. NOT_JUDGED: the value is NaN.
+    UNCLEAR: the value is on the good side, but an end of the interval is not, or is NaN. NOT_JUDGED: the value is NaN.
     """
     if isnan(estimate.value):
         return Verdict.NOT_JUDGED
@@ -63,9 +63,9 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 class WeightCheck:
     """The similarity of a model's maps to those of the same network with randomised weights; low is good.
 
-    Similarity is Spearman's correlation of the signed maps at the network's resolution. Its absolute value counts,
-    since a random head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window is as large as
-    such a map.
+    Similarity is Spearman's correlation of the signed maps, which are as small as the last feature maps. Its absolute
+    value counts, since a random head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window
+    is as large as such a map.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"
@@ -104,7 +104,8 @@ class RegionCheck:
 class RemovalCheck:
     """Probability of an observation while cells are removed (deletion) or inserted in the map's order, highest first.
 
-    A gain is the area by which deletion is below random order, or insertion above; if positive, the map beats chance.
+    `deletion_gain` is the area by which the curve lies below that of random order, `insertion_gain` the area by which
+    it lies above; if positive, the map beats chance. Both are means over the curves.
     """
 
     observations: Sequence[str]  # the observation of each curve
@@ -117,7 +118,7 @@ class RemovalCheck:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """The verdicts on "deletion" and "insertion"."""
+        """The verdicts on "deletion" and "insertion": PASSED if the interval of the gain is above 0."""
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
@@ -136,7 +137,7 @@ class SanityChecks:
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compare signed maps `(num_images, num_labels, h, w)` with those after randomising the weights `redrawn`."""
+    """Compare signed maps `(num_images, num_labels, h, w)` with `others`, those after randomising weights `redrawn`."""
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
@@ -214,7 +215,7 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """Return the mask of the outer frame of a picture of `shape` (height, width): as wide as `FRAME` of a side."""
+    """Return the mask of the outer frame of a picture of `shape` (height, width); its width is `FRAME` of each side."""
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)
     mask[rows:-rows, columns:-columns] = False

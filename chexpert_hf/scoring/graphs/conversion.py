@@ -143,7 +143,7 @@ def measure_parity(
     Returns:
         `num_images`; the largest differences `max_abs_logit_difference`, `max_abs_probability_difference` and
         `max_relative_saliency_difference` (as a fraction of the largest absolute value in the model's maps); and
-        `p99_abs_probability_difference`, the 99th percentile of the largest ones of each image.
+        `p99_abs_probability_difference`, the 99th percentile over images of each image's largest difference.
     """
     batches = pixel_values.split(_COMPARED_BATCH)
     expected = [model(batch, output_saliency=True) for batch in batches]
@@ -184,7 +184,7 @@ def cache_folder() -> Path:
 def converted_graph(
     model: CheXpertForImageClassification, runtime: RuntimeName, key: str, input_size: tuple[int, int]
 ) -> Iterator[tuple[Path, str]]:
-    """Context manager: the path of a model's float32 graph, and a text on where the graph comes from.
+    """Context manager: give the path of a model's float32 graph, and a text that says where the graph comes from.
 
     The graph is from the user's cache, or it is converted now, compared with the model and put into the cache. If the
     cache cannot be written, the graph is deleted when the context ends. `key` is the model's `fingerprint`.

@@ -1,4 +1,4 @@
-"""Export a model as a graph to the model folder or a copy of it; one that differs too much from the model is refused.
+"""Export a model as a graph to the model folder or a copy of it; refuse a graph that differs too much from the model.
 
 A graph is made and compared in a temporary folder on the same disk, then moved, so that it is written whole or not at
 all. The images to compare on, and to quantise on for int8, are phantoms (synthetic radiographs) or, for int8 only, a
@@ -174,9 +174,9 @@ def _make(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Write a graph of a `kind` to `folder`; return `measure_parity` of it on the pixel values `compared`.
+    """Write a graph of a `kind` to `folder`; return its `measure_parity` on the pixel values `compared`.
 
-    `calibration` holds the pixel values to quantise on, for int8. Raises InputError if the differences are too large.
+    `calibration` are the pixel values to quantise on, for int8. Raises InputError if the graph differs too much.
     """
     runtime, precision = kind
     say(f"Converting to {runtime.value}, {precision.value}")
@@ -200,7 +200,7 @@ def _make(
 
 
 def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
-    """Move a graph and its record into a model folder; the record comes last, since a graph without one is not used."""
+    """Move the graph `name` from `made` to a model folder, then add its record: without one, no graph is used."""
     records = graph_files.read_records(folder)
     for file in files_of(name):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -212,9 +212,9 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
 def _images(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Return images to compare on, for int8 followed by twice as many to quantise on, and the name of the data.
+    """Return images, and the name of the data: all are to compare on, but for int8 the last two thirds to quantise on.
 
-    `source` is the model folder, whose reference phantom is used for other precisions.
+    For int8 they are from `calibration`, or phantoms; else phantoms, the first that of the model folder `source`.
     """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
@@ -227,7 +227,7 @@ def _images(
 
 
 def phantoms(count: int, *, seed: int) -> list[Image.Image]:
-    """Draw `count` phantoms of all projections and observations in turn; phantom i is drawn with `seed + i`."""
+    """Draw `count` phantoms of all projections and observations in turn; phantom i has the seed `seed + i`."""
     drawn = (
         render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
         for number in range(count)
@@ -236,7 +236,7 @@ def phantoms(count: int, *, seed: int) -> list[Image.Image]:
 
 
 def reference_phantom(folder: Path) -> list[Image.Image]:
-    """Draw the phantom of a model folder's reference scores (`reference.json`); an empty list without that file.
+    """Return, as a list, the phantom of a model folder's reference scores (`reference.json`); empty without that file.
 
     Raises:
         InputError: If the file is damaged.

@@ -82,7 +82,7 @@ def openvino_has_bf16() -> bool:
 
 
 class Runtime(ABC):
-    """A model opened in one of the libraries; calling it scores a batch, and any thread may call it.
+    """A model opened in PyTorch, ONNX Runtime or OpenVINO; calling it scores a batch, and any thread may call it.
 
     Attributes:
         name: "torch", "onnx" or "openvino".
@@ -118,8 +118,8 @@ class Runtime(ABC):
     def side_by_side(self) -> "Sequence[Runtime]":
         """Return runtimes of the same model to use at the same time, each in its own thread; by default only this one.
 
-        Together they score more images per second than this one, whose threads wait for each other at every layer; a
-        single call takes longer.
+        Together they score more images per second than this one, in which the threads of a call wait for each other at
+        every layer; a single call takes longer.
         """
         return [self]
 
@@ -164,7 +164,7 @@ class TorchRuntime(Runtime):
 
 
 class OpenVINORuntime(Runtime):
-    """A graph, an `.xml` file, in OpenVINO on the CPU. All threads work on one call; further calls wait.
+    """A graph, an `.xml` file, in OpenVINO on the CPU. All of OpenVINO's threads work on one call; other calls wait.
 
     The precision must fit the graph: FP32 or BF16 for float32 weights, else that of the export, FP16 or INT8.
     """
@@ -202,7 +202,7 @@ class OpenVINORuntime(Runtime):
         return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """Return a runtime per OpenVINO stream, at most `MOST_SIDE_BY_SIDE`; the first call compiles. See `Runtime`."""
+        """Return as many runtimes as OpenVINO advises, at most `MOST_SIDE_BY_SIDE`; compile the graph for them once."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
