@@ -73,7 +73,7 @@ class Shell:
         users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; empty if they are not.
+        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; "" to accept them.
 
     Attributes:
         is_stopping: Set to refuse new requests.
