@@ -417,7 +417,7 @@ def _boxes(
 ) -> tuple[list[str], dict[str, Any]]:
     """Return a table of hit rates on radiologists' boxes, and the record of them for the model's config.
 
-    Each of the `pieces` is a classifier, and images of patients that it has not seen.
+    Each of the `pieces` is a classifier, and images of patients that it has not seen. `reference` names the boxes.
     """
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0
