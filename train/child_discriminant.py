@@ -108,7 +108,7 @@ def fitted(known: Samples, rows: NDArray[Any]) -> Pipeline:
 
 
 def cross_validated(known: Samples, used: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """Return scores of all rows by models fitted on the `used` rows of other patients, and a quantile of adults'."""
+    """Return all rows' scores, by models fitted on `used` rows of other patients, and a quantile of adults' scores."""
     scores = np.empty(len(used))
     for others, held_out in GroupKFold(5, shuffle=True, random_state=0).split(scores, groups=known.patient):
         model = fitted(known, others[used[others]])

@@ -48,7 +48,7 @@ _SECOND_STANDARDS = "second_reference_standards"
 def assess_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities; by `assess`.
+    """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities; an entry of `assess`.
 
     `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
     same order. `replicates` is the number of bootstrap resamples of patients.
@@ -251,7 +251,7 @@ def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) ->
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
-    """Score a phantom; return the contents of `reference.json`: the phantom's values, image hash and probabilities."""
+    """Score a phantom; return the contents of `reference.json`: phantom settings, image hash and probabilities."""
     image = render_phantom(**REFERENCE_PHANTOM).image
     scores = dict(classifier.predict(image).probabilities)
     return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sum(image), "probabilities": scores}

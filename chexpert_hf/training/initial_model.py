@@ -133,7 +133,7 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 
 
 def changes_to_initial(recipe: Recipe) -> list[str]:
-    """Return lines for the user on the model to fine-tune: the observations that it lacks, and the image size."""
+    """Return lines for the user: observations that the model to fine-tune lacks, and image size; [] for a new model."""
     if recipe.init in ("imagenet", "random"):
         return []
     folder, lines = model_folder(recipe.init), []

@@ -58,7 +58,7 @@ REPORTERS = ("none", "tensorboard", "trackio")
 class TrainingResult:
     """A model folder, its evaluation on the validation split, and which checkpoint it holds.
 
-    `chosen` describes the checkpoint, such as "step 300, the best on these same studies": those of the evaluation.
+    `chosen` describes the checkpoint, such as "step 300, the best on these same studies", the evaluation's own.
     """
 
     folder: Path

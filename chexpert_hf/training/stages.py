@@ -1,4 +1,4 @@
-"""Trains a run's auxiliary models in its subfolders: teachers, a conditional first stage, a model without each fold.
+"""Trains a run's auxiliary models in its subfolders: teachers, a conditional first stage, models without one fold.
 
 U-SelfTrained: a teacher trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can
 be inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.

@@ -132,7 +132,7 @@ def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Comput
 
 
 def keeps_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
-    """Whether `other` gives the same scores, to the last bit, in batches of these sizes as `classifier` one by one.
+    """Whether `other`, in batches of these sizes, gives to the last bit the scores that `classifier` gives one by one.
 
     This is tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.
     """

@@ -57,7 +57,7 @@ class DurableCheckpoints(Trainer):
     _is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; CheckpointError if the one to resume from is damaged, or one cannot be written."""
+        """Train as `Trainer` does; CheckpointError if the checkpoint to resume from is damaged, or saving fails."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
         else:
