@@ -209,7 +209,7 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
 
 
 def _mean(scored: Scored, columns: Sequence[int], resamples: int = 1000) -> str:
-    """Return the mean AUROC over columns, with a bootstrap interval by patient, as text."""
+    """Return the mean AUROC of the observations in `columns`, with a bootstrap interval by patient, as text."""
     figures = [WeightedFigures(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
 
     def mean(weights: FloatArray) -> FloatArray:

@@ -73,7 +73,7 @@ class Samples(NamedTuple):
 
 
 def radiographs(data: Path, children: Path) -> Iterator[tuple[Image.Image, str, str, bool]]:
-    """Yield radiographs with source, patient and whether it is a child; InputError if `children` holds none."""
+    """Yield (image, source, patient, whether it is a child) of radiographs; InputError if `children` holds none."""
     train = load_dataset(data, frontal_only=True)["train"]
     for file, patient, age in zip(image_files(train), train["patient"][:], train["age"][:], strict=True):
         if age is not None and (age < CHILD_AGE or age >= ADULT):

@@ -145,7 +145,7 @@ def _write_labels(root: Path, labels: pd.DataFrame) -> None:
 
 
 def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from: float) -> pd.DataFrame:
-    """Return the true labels: planted findings are positive, pneumothoraces from the fraction `counts_from` on."""
+    """Return the true labels: planted findings are positive, pneumothoraces only from a size of `counts_from`."""
     hidden = planted[list(OBSERVATIONS)].astype(float)
     hidden[MIDDLE_CLASS] = (sizes[MIDDLE_CLASS] >= counts_from).astype(float)
     return hidden

@@ -74,7 +74,7 @@ def load_data(
 
 
 def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
-    """Return each split's numbers of images, studies, patients and positive labels, for the model card."""
+    """Return the data's name, and each split's numbers of images, studies, patients and positives, for the card."""
     folders = [roots] if isinstance(roots, Path) else roots
     described: dict[str, Any] = {"name": data_name(roots)}
     if len(folders) > 1:

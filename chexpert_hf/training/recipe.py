@@ -279,7 +279,7 @@ class Recipe:
 
     @property
     def policies(self) -> dict[str, str]:
-        """Observation -> policy; before `observations` is filled in, for CheXpert's and those named in `policy`."""
+        """Observation -> policy; while `observations` is empty, of CheXpert's 14 and those that `policy` names."""
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):
             named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)

@@ -43,12 +43,12 @@ def bar_html(title: str = "", **options: Any) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """A session's state: the uploads, and the study that was read from them; None if no view could be scored."""
+    """A session's state: the uploads of the result that is shown, and the study that was read from them."""
 
     files: tuple[RadiographFile, ...]
-    study: Study | None
+    study: Study | None  # None if no view could be scored
     names: tuple[str, ...] = ()  # of the files, if they are views of a study, which are numbered
-    bar: str | None = None  # the bar of a list's row or study, or of an example
+    bar: str | None = None  # HTML of the bar above a list's row or study, or an example; None above an upload
 
 
 class Panel:

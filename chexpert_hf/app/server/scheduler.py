@@ -26,11 +26,11 @@ class UnavailableError(InputError):
 
 @dataclass(eq=False)
 class _Request:
-    """A submitted request: `answer` is what `submit` returns; `item` is set once it has been prepared."""
+    """A request to `submit`."""
 
-    kind: Hashable
-    answer: "Future[Any]" = field(default_factory=Future)
-    item: Any = None
+    kind: Hashable  # only requests of equal kind share a batch
+    answer: "Future[Any]" = field(default_factory=Future)  # which `submit` returns
+    item: Any = None  # from `prepare`; None until then
 
 
 class Scheduler(Generic[Source, Item, Result]):

@@ -35,7 +35,7 @@ class SharedClassifier(CheXpertClassifier):
     """A classifier that any number of threads may call; `close` ends its own threads.
 
     Args:
-        classifier: Computes the scores; nobody else may use it meanwhile.
+        classifier: The wrapped classifier, which computes the scores; nobody else may use it meanwhile.
         max_waiting: Number of unanswered radiographs from which on the scheduler may refuse more.
 
     Attributes:

@@ -28,7 +28,7 @@ class Limits:
     upload_bytes: int = 1_000_000_000  # one upload, all its files together
     json_bytes: int = 1_000_000  # any other body
     mcp_bytes: int = 40_000_000  # a call by MCP, which holds files as base64
-    stall_seconds: float = 15  # without a byte
+    stall_seconds: float = 15  # between two parts of a body
     upload_seconds: float = 300  # for a whole body
     uploads: int = 300  # bodies that are being received at once
     waiting: int = 256  # calls in Gradio's queue
