@@ -209,7 +209,7 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
 
 
 def _mean(scored: Scored, columns: Sequence[int], resamples: int = 1000) -> str:
-    """Return the mean AUROC over columns, with a bootstrap interval by patient, as text."""
+    """Return the mean AUROC of the observations in `columns`, with a bootstrap interval by patient, as text."""
     figures = [WeightedFigures(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
 
     def mean(weights: FloatArray) -> FloatArray:
@@ -417,7 +417,7 @@ def _boxes(
 ) -> tuple[list[str], dict[str, Any]]:
     """Return a table of hit rates on radiologists' boxes, and the record of them for the model's config.
 
-    Each of the `pieces` is a classifier, and images of patients that it has not seen.
+    Each of the `pieces` is a classifier, and images of patients that it has not seen. `reference` names the boxes.
     """
     hits = dict.fromkeys(_POINTERS, 0)
     count = 0

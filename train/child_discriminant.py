@@ -58,7 +58,7 @@ def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class Samples(NamedTuple):
-    """The radiographs and their changed copies, a row each."""
+    """Gate features and origin of the radiographs and of their changed copies, a row each."""
 
     features: Floats  # (num_rows, NUM_FEATURES)
     source: NDArray[np.str_]  # "nih", "children" or "phantom"
@@ -68,12 +68,12 @@ class Samples(NamedTuple):
 
     @property
     def adults(self) -> NDArray[np.bool_]:
-        """Which rows are radiographs of adults as they are."""
+        """Which rows are NIH's radiographs of adults, unchanged."""
         return self.is_original & ~self.is_child & (self.source == "nih")
 
 
 def radiographs(data: Path, children: Path) -> Iterator[tuple[Image.Image, str, str, bool]]:
-    """Yield radiographs with source, patient and whether it is a child; InputError if `children` holds none."""
+    """Yield (image, source, patient, whether it is a child) of radiographs; InputError if `children` holds none."""
     train = load_dataset(data, frontal_only=True)["train"]
     for file, patient, age in zip(image_files(train), train["patient"][:], train["age"][:], strict=True):
         if age is not None and (age < CHILD_AGE or age >= ADULT):
@@ -102,13 +102,13 @@ def samples(data: Path, children: Path) -> Samples:
 
 
 def fitted(known: Samples, rows: NDArray[Any]) -> Pipeline:
-    """Return the discriminant, fitted on some of the rows."""
+    """Return the discriminant of children, fitted on the rows with indices `rows`."""
     regression = LogisticRegression(C=REGULARISATION, max_iter=5000, class_weight="balanced")
     return make_pipeline(StandardScaler(), regression).fit(known.features[rows], known.is_child[rows])
 
 
 def cross_validated(known: Samples, used: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """Return scores of all rows by models fitted on the `used` rows of other patients, and the limit for adults."""
+    """Return all rows' scores, by models fitted on `used` rows of other patients, and a quantile of adults' scores."""
     scores = np.empty(len(used))
     for others, held_out in GroupKFold(5, shuffle=True, random_state=0).split(scores, groups=known.patient):
         model = fitted(known, others[used[others]])
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def report(title: str, known: Samples, exceeds: NDArray[np.bool_], counted: NDArray[np.bool_]) -> None:
-    """Print how many children and adults of each source exceed the limit."""
+    """Print how many children and adults of each source exceed the limit; `counted` marks the rows that count."""
     for name in np.unique(known.source):
         for is_child, who in ((True, "children"), (False, "adults")):
             group = counted & (known.source == name) & (known.is_child == is_child)

@@ -208,7 +208,7 @@ def contenders() -> list[str]:
 
 
 def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Measure all contenders, each in its own process, and how far their first scores are from PyTorch's.
+    """Measure all contenders, each in its own process, and how far their scores before training are from PyTorch's.
 
     Returns one dictionary of metrics per contender; contenders that fail are skipped.
 
@@ -241,7 +241,7 @@ def compare(root: Path, recipe: Recipe, output: Path, say: Callable[[str], None]
 
 
 def _differences(name: str, output: Path) -> dict[str, float]:
-    """Return the largest differences of a contender's first logits and maps from PyTorch's."""
+    """Return the largest differences of a contender's logits and maps before training from PyTorch's."""
     reference = output / f"{_file_name(TORCH)}.npz"
     if not reference.exists():
         return {}

@@ -212,7 +212,7 @@ def train(recipe: Recipe, root: Path, output: Path, *, say: Callable[[str], None
 def evaluate(
     scorer: keras.Model, processor: CheXpertImageProcessor, dataset: datasets.Dataset, recipe: Recipe
 ) -> Evaluation:
-    """Compute the metrics of the network on a split, per study."""
+    """Compute the metrics of a network from `compiled` on a split, per study."""
     rows = RadiographDataset(dataset, processor, lambda _labels, _index: {})
     logits = predict(scorer, processor, [rows[index]["pixel_values"] for index in range(len(rows))])
     labels = split_labels(dataset, recipe.blank_labels)

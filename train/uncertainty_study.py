@@ -99,7 +99,7 @@ def _parse() -> argparse.Namespace:
 
 
 def train_policy(policy: str, seed: int, data: Path, output: Path) -> Path:
-    """Train or resume one model and return its folder; U-SelfTrained's teacher is the U-Ignore model of its seed."""
+    """Train or resume one model and return its folder; U-SelfTrained's teacher is the U-Ignore model of that seed."""
     recipe = RECIPE.override(policy=policy, seed=seed)
     if policy == UncertaintyPolicy.U_SELF_TRAINED.value:
         recipe = recipe.override(teacher=str(output / f"{UncertaintyPolicy.U_IGNORE.value}-{seed}"))
@@ -128,7 +128,10 @@ def draw(data: Path, unseen: Path, num_studies: int) -> None:
 
 
 def planted_and_sizes(root: Path) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """Return the findings drawn in each image, and the fraction of it that its effusion and its pneumothorax cover."""
+    """Return a table of the findings drawn in each image, and observation -> fraction of each image that it covers.
+
+    The fractions are for effusions and pneumothoraces; both are indexed by the images' paths.
+    """
     planted = pd.read_csv(root / "truth.csv").set_index("Path")
     return planted, {name: _mask_sizes(root, planted, name) for name in (MOSTLY_POSITIVE, MIDDLE_CLASS)}
 
@@ -142,7 +145,7 @@ def _write_labels(root: Path, labels: pd.DataFrame) -> None:
 
 
 def hidden_truth(planted: pd.DataFrame, sizes: dict[str, pd.Series], counts_from: float) -> pd.DataFrame:
-    """Return the true labels: planted findings are positive, pneumothoraces only if they cover `counts_from`."""
+    """Return the true labels: planted findings are positive, pneumothoraces only from a size of `counts_from`."""
     hidden = planted[list(OBSERVATIONS)].astype(float)
     hidden[MIDDLE_CLASS] = (sizes[MIDDLE_CLASS] >= counts_from).astype(float)
     return hidden
@@ -170,7 +173,7 @@ def _some(candidates: pd.Series, share: float, rng: np.random.Generator) -> pd.S
 
 
 def _mask_sizes(root: Path, truth: pd.DataFrame, observation: str) -> pd.Series:
-    """Return the fraction of each image that a planted finding covers; 0 where there is none."""
+    """Return the fraction of each image that the planted `observation` covers, by path; 0 where there is none."""
 
     def size(path: str) -> float:
         view = Path(path).relative_to(root.name).with_suffix("")

@@ -53,7 +53,10 @@ def build_demo(
 
 
 def look(*, reloads: bool = False) -> dict[str, Any]:
-    """Return Gradio's options for the look of the page; with `reloads` it reloads once another server answers."""
+    """Return Gradio's options for the look of the page.
+
+    With `reloads`, the page reloads once another server answers at its address.
+    """
     head = f"<script>{asset('reload.js')}</script>" if reloads else None
     return {
         "theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS),

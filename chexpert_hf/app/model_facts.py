@@ -66,7 +66,7 @@ class ObservationMetrics(BaseModel):
     def estimate(self) -> Estimate | None:
         """The AUROC with its 95 % interval; None if the AUROC was not measured.
 
-        Without an interval in the file, Newcombe's is computed from the numbers of studies.
+        If `evaluation.json` has no interval, Newcombe's is computed from the numbers of studies.
         """
         if self.auroc is None or not isfinite(self.auroc):
             return None
@@ -81,13 +81,13 @@ class Metrics(BaseModel):
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
     split: str
-    described: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))
+    described: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
     num_studies: int
     mean_auroc: float | None
-    mean_over: tuple[str, ...]
+    mean_over: tuple[str, ...]  # observations
     observations: tuple[ObservationMetrics, ...]
     intervals: str = "95 %, from the numbers of studies"
-    was_chosen_on_it: bool = True
+    was_chosen_on_it: bool = True  # whether the checkpoint was chosen on this split
 
     @property
     def reference_standard(self) -> str:
@@ -135,7 +135,7 @@ class ModelFacts:
         )
 
     def false_alarms(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return a sentence on how often such calls were wrong when tested; nothing where that is not known."""
+        """Return a sentence on how often studies without the findings `above` were called positive; () if unknown."""
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {
             each.observation: each.calls.false_share
@@ -167,9 +167,9 @@ class ModelFacts:
 
 
 def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    """Return whether maps point at findings, in a sentence, from `CheXpertConfig.map_evaluation`; empty without one.
+    """Return a sentence on whether maps point at findings, from `CheXpertConfig.map_evaluation`; "" if that is empty.
 
-    With several references, the one on which the maps did worst decides.
+    With several reference standards, the one on which the maps did worst decides.
     """
     if not evaluation:
         return ""
@@ -207,7 +207,7 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
 
 
 def _folder(places: list[str]) -> Path | None:
-    """Return the folder of a model or ensemble by its members' paths; None if unknown, or if they are of several."""
+    """Return the folder of a model or ensemble by its members' paths; None if unknown or not one folder for all."""
     folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
     folder = folders.pop()
     is_one = not folders and places[0] and (len(places) == 1 or (folder / ENSEMBLE_FILE).is_file())

@@ -84,8 +84,8 @@ def load_classifier(
 ) -> "CheXpertClassifier":
     """Load one model, or several as an ensemble, and print its warnings on standard error.
 
-    Without `runtime` and `precision` it computes in PyTorch and float32, as evaluations need it. With `runtime`, such
-    as "auto", a line says which one was chosen and why. `autotune` is as in `from_pretrained`.
+    Without `runtime` and `precision` the classifier computes in PyTorch and float32, as evaluations need it. With
+    `runtime`, such as "auto", a line says which one was chosen and why. `autotune` is as in `from_pretrained`.
     """
     from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -120,7 +120,8 @@ def load_reference(
 ) -> "Reference | None":
     """Load the second source of labels, the file of `--reference`; None if there is no file.
 
-    Raise InputError if there is none, but another option `--reference-*`: `mapping`, `name` or `against`.
+    Raise InputError if there is no file, but `mapping`, `name` or `against`: the options `--reference-map`,
+    `--reference-name` and `--reference-against`.
     """
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference

@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
-    """Return each model as a list of one, by its folder's name, or by its path where two folders have one name."""
+    """Return name -> [model]; the name is that of the model's folder, or the path where two folders have one name."""
     short = [Path(model).name or model for model in models]
     return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
@@ -146,7 +146,7 @@ def _results(
     second: Mapping[str, Any] | None,
     aggregation: str,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluate each model; return values for JSON, and tables; `second`, if any, are the metrics on --reference."""
+    """Evaluate each model; return (values for JSON, tables); `second` are metrics on --reference, to show as well."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations

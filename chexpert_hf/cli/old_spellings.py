@@ -22,7 +22,7 @@ _FORMER = {
 
 
 class _Word(str):
-    """A word of the command line, to be told from equal words by identity (`is`)."""
+    """A word of the command line, as an object of its own: `is` tells it from an equal word elsewhere."""
 
 
 class Group(TyperGroup):

@@ -85,7 +85,7 @@ def _bundled_page() -> Iterator[str]:
     """Serve the app with the bundled model from another process while this context is open; yield its URL.
 
     Training starts processes by fork, which the threads of a server in the same process would endanger. The other
-    process has a session of its own, so that Ctrl-C is for this process alone, and ends when this one does.
+    process has a session of its own, so that Ctrl-C is for this process alone; it ends when this one does.
     """
     command = [sys.executable, "-c", f"from {__name__} import serve_bundled_model as serve; serve()"]
     with TemporaryFile("w+", encoding="utf-8") as log:

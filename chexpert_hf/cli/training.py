@@ -25,13 +25,13 @@ _PANELS = {
     "epochs": "Optimisation",
     "runs": "Runs and machine",
 }
-"""Panels of the recipe's options in `train --help`, by their first field."""
+"""First recipe field of each panel in `train --help` -> the panel's title; the following fields are in it, too."""
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's `**flags` by an option for each recipe field that has one.
+    """Replace a command's `**flags` by an option for each recipe field that has a flag.
 
-    The command gets them as keyword arguments, None for those that are not given.
+    The command gets the options as keyword arguments, None for those that are not given.
     """
     own, hints, added, panel = signature(command), get_type_hints(Recipe), [], ""
     for item in (item for item in fields(Recipe) if item.metadata.get("flag")):

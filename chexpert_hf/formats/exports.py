@@ -127,7 +127,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
 def _largest_difference(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> float:
-    """Read a written timm folder; return the largest difference of its probabilities from the model's on phantoms."""
+    """Return by how much probabilities of the written timm folder differ at most from the model's, on phantoms."""
     written = read_source(f"timm:{folder}", labels=[str(row) for row in range(model.config.num_labels)])
     images = phantoms(_COMPARED_PHANTOMS, seed=_COMPARED_SEED)
     pairs = ((written.build(), written.processor), (model, processor))

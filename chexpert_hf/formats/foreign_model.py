@@ -54,7 +54,7 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return weight and bias, by name, of a linear layer with one row per output, for these outputs only."""
+        """Return the rows of these outputs from the weight and bias of a linear layer in `tensors`, by tensor name."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -91,7 +91,7 @@ def outputs_named(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] = (1,),
 ) -> Outputs:
-    """Match a source's outputs to observations: CheXpert's name of the finding, or the output's own if there is none.
+    """Match a source's outputs to observations, under CheXpert's names or, where it has none, the outputs' own names.
 
     Args:
         names: Names of all outputs in the source, None if it has none. An output with an empty name, which was never

@@ -32,7 +32,7 @@ Labels = Sequence[str] | None
 
 SOURCES = "torchvision:NAME_OR_FILE, torchxrayvision:NAME, stanford:FILE, student:FILE, timm:FILE_OR_FOLDER"
 TIMM_ARCHITECTURES = ("densenet121", "densenet169", "densenet201", "resnet50")
-"""The networks to which timm gives torchvision's names of weights."""
+"""The networks whose weights have the same names in timm as in torchvision."""
 TIMM_RESAMPLING = {name: PILImageResampling[name.upper()] for name in ("bilinear", "bicubic", "nearest")}
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 _NUM_IMAGENET_CLASSES = 1000
@@ -95,7 +95,7 @@ def _square(side: int = 224) -> CheXpertImageProcessor:
 def _untrained(
     recognised: Recognised, processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
-    """Put a new head of zeros on an ImageNet backbone, for the observations `labels`, or all 14 if None."""
+    """Put a new head of zeros on an ImageNet backbone, for the observations `labels`, or CheXpert's 14 if None."""
     try:
         observations = check_observations(OBSERVATIONS if labels is None else labels)
     except ValueError as error:

@@ -193,10 +193,10 @@ def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
 
 
 def _features(images: Any, config: CheXpertConfig) -> Any:
-    """Return the last feature maps `(batch, h, w, channels)`, after the ReLU, of `(batch, height, width, channels)`.
+    """Return the last feature maps `(batch, h, w, C)`, after the ReLU, of `images` `(batch, height, width, channels)`.
 
-    Padding has its own layers, for with stride 2 PyTorch pads on both sides, Keras's "same" mostly on one. The input of
-    maximum pooling is not negative, so zeros do the same as PyTorch's -inf.
+    Padding has its own layers: with stride 2, PyTorch pads on both sides, Keras's "same" mostly on one. The input of
+    maximum pooling is not negative, so padding with zeros does the same as PyTorch's padding with -inf.
     """
     width = config.bn_size * config.growth_rate
     features = layers.ZeroPadding2D(3, **_CHANNELS)(images)
@@ -231,7 +231,7 @@ def _norm_relu(name: str, features: Any) -> Any:
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """Return the matrix `(num_outputs, num_labels)` that makes logits of outputs; None if each output is a logit."""
+    """Return the matrix `(num_outputs, num_labels)` that turns outputs into logits; None if each output is a logit."""
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):

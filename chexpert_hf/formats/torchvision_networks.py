@@ -23,9 +23,9 @@ class Recognised(NamedTuple):
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
-    """Find the network that shares the most weights, by name and shape, with a state dict, and rename them.
+    """Find the network that shares the most weights, by name and shape, with a state dict; rename the dict's weights.
 
-    Its head is the one linear layer outside the backbone, whatever its name. Other weights keep their names, and
+    The head is the one linear layer outside the backbone, whatever its name. Unknown weights keep their names, and
     missing ones stay missing: `ForeignModel.build` names both in its error.
 
     Raises:

@@ -142,7 +142,7 @@ def without_persistent_classes(content: bytes) -> bytes:
 
 
 def _split(content: Any, path: Path) -> WeightFile:
-    """Split a checkpoint into its weights, which are all of it or stand under a key of `_INSIDE`, and the rest."""
+    """Split a checkpoint into its weights and the rest; the weights are all of it, or under a key of `_INSIDE`."""
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
         return WeightFile(tensors, {})

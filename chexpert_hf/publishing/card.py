@@ -148,7 +148,7 @@ def _estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def _section(name: str, **values: Any) -> str:
-    """Render one block of model_card.md and an empty line; an empty text if the block has no content."""
+    """Render the block `name` of model_card.md and an empty line after it; "" if the block has no content."""
     template = read_template(project_path("model_card.md"))
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
@@ -203,9 +203,9 @@ def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
-    """Return a card with a new section on other reference standards, from the content of `evaluation.json`.
+    """Return a card with a new section on other reference standards, from `record`, the contents of `evaluation.json`.
 
-    It replaces the old section, if any, and stands after the evaluation.
+    The new section replaces the old one, if any, and follows the evaluation.
     """
     section, rest = _section("references", record=record), _REFERENCES.sub("", text)
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)

@@ -40,7 +40,7 @@ class CheckLine:
 
     subject: str  # such as "checksums"
     result: str  # "ok", "FAILED", or "skipped" for a runtime that does not support this model
-    text: str
+    text: str  # the details, or why the check failed or was skipped
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class _SkippedError(Exception):
 def check_folder(folder: Path) -> CheckReport:
     """Check a model folder's files, checksums, code, card, exported graphs, weights and reference scores.
 
-    Of an ensemble's members, which have no card or reference scores, checksums, code and weights are checked. Failures
-    are lines of the report, not errors.
+    An ensemble's members have no card or reference scores: their files, checksums, code and weights are checked.
+    Failures are lines of the report, not errors.
 
     Raises:
         InputError: If it is neither a model folder nor an ensemble, or `ensemble.json` is damaged.
@@ -205,7 +205,7 @@ def _graph(folder: Path, runtime: RuntimeName, precision: Precision) -> str | No
 
 
 def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
-    """Return the phantom of `reference.json`, drawn anew, and the probabilities that it records, by observation.
+    """Render the phantom that `reference.json` describes; return its image, and observation -> recorded probability.
 
     Raises InputError if the file is damaged, or this version of the package draws the phantom differently.
     """

@@ -57,8 +57,8 @@ class ImportedFrom(Terms):
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
     """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
 
-    It is what `labels_by`, a column of its rows, says. If that is empty, the folder's name, the split and its number of
-    patients decide; `OWN_LABELS` if unknown.
+    The data set's column `labels_by` says it. If that is empty, the folder's name `data_name`, the split and its number
+    of patients decide; `OWN_LABELS` if they are unknown.
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
@@ -82,9 +82,9 @@ def data_names(data: Mapping[str, Any]) -> Sequence[str]:
 
 
 def terms_of(names: Sequence[str]) -> Terms:
-    """Return the combined terms of the data sets in folders of these names; unknown ones refer to the data's provider.
+    """Return the joined terms of the data sets in folders of these names; `license_id` is "other" if there are several.
 
-    The terms of several data sets are joined, for all hold; the licence is then "other".
+    The terms of an unknown data set refer to its provider.
     """
     found = each_terms(names)
     if len(found) == 1:
@@ -97,7 +97,7 @@ def terms_of(names: Sequence[str]) -> Terms:
 
 
 def each_terms(names: Sequence[str]) -> list[Terms]:
-    """Return the terms of each of these folders' data; equal ones only once."""
+    """Return the terms of each data set in folders of these names; equal ones only once."""
     found = {}
     for name in names:
         given = _entry(name)["terms"]
@@ -114,7 +114,7 @@ def write_terms(folder: Path, terms: Sequence[Terms]) -> None:
 def read_terms(folder: Path) -> list[Terms]:
     """Read the terms of all data and models that the weights in a folder come from; empty if unknown or unreadable.
 
-    A folder of an earlier version has no `terms.json`; then they are those of the training data in `evaluation.json`.
+    A folder of an earlier version has no `terms.json`; then return those of the data sets in its `evaluation.json`.
     """
     names = [item.name for item in fields(Terms)]
     try:

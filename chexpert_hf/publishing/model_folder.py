@@ -48,9 +48,10 @@ _SECOND_STANDARDS = "second_reference_standards"
 def assess_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Compute a model's entry of `assess` (metrics with 95 % intervals, also by subgroup) from its probabilities.
+    """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities; an entry of `assess`.
 
-    Probabilities are `(num_views, num_labels)` for the split, whose labels are the model's observations in its order.
+    `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
+    same order. `replicates` is the number of bootstrap resamples of patients.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(
@@ -75,8 +76,8 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """Return the contents of `evaluation.json`: counts, AUROCs and their intervals, calls, subgroups.
 
-    Calibrating the model changes none of these but the calls at its operating points, which `refresh_folder` removes:
-    it moves probabilities, but not their order.
+    If the model is calibrated later, only the calls at its operating points become wrong, and `refresh_folder` removes
+    them: calibration moves probabilities, but not their order.
 
     Args:
         evaluation: On the validation split.
@@ -205,14 +206,15 @@ def _write(
 
 
 def _place(folder: Path) -> str:
-    """Return the place from which a card loads the model: the folder as given, or its name if that is absolute."""
+    """Return the path from which a card's examples load the model: as given, or its last part if it is absolute."""
     return readable(folder.name if folder.is_absolute() else folder.as_posix())
 
 
 def refresh_folder(folder: Path) -> None:
     """Update reference scores, card and checksums of a folder whose weights or config have changed.
 
-    The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`.
+    The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`. Calls at
+    the former operating points are removed from `evaluation.json`.
     """
     (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
     if (file := folder / EVALUATION_FILE).exists():
@@ -231,9 +233,10 @@ def refresh_folder(folder: Path) -> None:
 
 
 def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
-    """Add a result of `assess_reference` to the `evaluation.json`, card and checksums of a model folder.
+    """Add a result of `assess_reference` to the `evaluation.json` and the card of a model folder; renew its checksums.
 
-    It replaces an earlier one against the same standard on the same `data`, a name such as "NIH, valid".
+    It replaces an earlier result against the same reference standard on data of the same name, `data`, such as
+    "NIH, valid".
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -248,7 +251,7 @@ def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) ->
 
 
 def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
-    """Score a phantom, and return the contents of `reference.json`: its parameters, SHA-256, and the probabilities."""
+    """Score a phantom; return the contents of `reference.json`: phantom settings, image hash and probabilities."""
     image = render_phantom(**REFERENCE_PHANTOM).image
     scores = dict(classifier.predict(image).probabilities)
     return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sum(image), "probabilities": scores}

@@ -154,7 +154,7 @@ def send_folder(
     """Send all files of a folder in one commit to a repository, or to a Space if `repo_type` is "space".
 
     Files of the repository that the folder lacks are deleted if `is_ours(path)` says that this package wrote them.
-    Other arguments and HubError are as for `push_model`.
+    `message` is the commit's; other arguments and HubError are as for `push_model`.
     """
     expect_token(api)
     files = listing(folder)

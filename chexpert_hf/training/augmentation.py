@@ -72,7 +72,7 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """Return rotations, zooms and shifts as matrices `(batch, 2, 3)` for affine_grid, where a side has length 2."""
+        """Turn random numbers in [-1, 1] into affine_grid's matrices `(batch, 2, 3)`; a side has length 2 for it."""
         angle = drawn[:, 0] * math.radians(self.recipe.rotation_degrees)
         zoom = 1 / (1 + self.recipe.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]

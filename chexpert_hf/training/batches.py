@@ -25,8 +25,8 @@ _SMOOTHING_STREAM = 1_000_003
 class RadiographDataset(torch.utils.data.Dataset):
     """The radiographs of a split from `load_dataset`, read on demand and not yet augmented.
 
-    `to_targets` maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets. If `images` is given,
-    the array from `cache.kept_images`, no file is read.
+    `to_targets` maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets. `images` is the array
+    from `cache.kept_images`; no file is read if it is given.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RadiographDataset(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Turns a row's raw labels (1, 0, -1 uncertain, NaN blank) into targets, by the policies of a model's config."""
+    """Turns raw labels (1, 0, -1 uncertain, NaN blank, -100 not stated) into targets, by a model config's policies."""
 
     config: CheXpertConfig
     seed: int = 0  # of label smoothing, which is drawn once for each row and observation
@@ -72,9 +72,9 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None  # (num_labels,), weights of positive labels; all 1 if None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """Return `labels` and, with positive weights, `loss_weights`, `(num_labels,)` each.
+        """Return a row's targets as `labels` and, if there are positive weights, `loss_weights`; `(num_labels,)` each.
 
-        A label is in [0, 1], -1 (uncertain, as a third class) or -100 (ignored).
+        A target is in [0, 1], -1 (uncertain, as a third class) or -100 (ignored). `index` is the row's number.
         """
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:
@@ -98,7 +98,7 @@ class TrainingTargets:
 
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 without 0s or 1s."""
+    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 if it lacks either."""
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)
     return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

@@ -1,6 +1,6 @@
 """Calibration by cross-validation: each fold of the training patients is scored by a model trained without it.
 
-The calibration is fitted to the logits of these models and applied to the one trained on all patients. That one may
+The calibration is fitted to the logits of these models and applied to a model trained on all patients. That model may
 be a little more confident, so the calibration is approximate. Source: Platt 1999, section 2.1; CalibratedClassifierCV
 of scikit-learn with `ensemble=False`.
 """
@@ -56,10 +56,10 @@ def calibrate_by_folds(
     data_name: str,
     train_without: Callable[[int], Path],
 ) -> CalibratedModel:
-    """Calibrate a model in place and choose its operating points, on logits of training images that were held out.
+    """Calibrate a model in place and choose its operating points, by logits for the images in `train`.
 
-    `train_without` takes the number of a fold, from 0, and returns the folder of a model trained without it, which
-    scores that fold. `data_name` is recorded in the model's config.
+    Each fold's logits come from a model that has not seen it: `train_without` takes the number of the fold, from 0, and
+    returns that model's folder. `data_name` is recorded in the config of the calibrated model.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds)

@@ -19,7 +19,7 @@ Roots: TypeAlias = Path | Sequence[Path]
 
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
-    """Return the recipe with `observations` and `label_set` filled in, from its `labels` or else from the data.
+    """Return a recipe with `observations` and `label_set` filled in, from its field `labels` or else from the data.
 
     Raises:
         InputError: If `labels` is no label set, or the data have no layout that is recognised.
@@ -64,8 +64,8 @@ def load_data(
 ) -> datasets.DatasetDict:
     """Load the splits `train` and `valid` of a recipe whose labels are filled in.
 
-    Options and errors are those of `load_dataset`. With `held_out_fold`, that fold of the training images is `valid`.
-    Which patients are held out does not depend on the seed.
+    Options and errors are those of `load_dataset`. If the recipe has a `held_out_fold`, that fold of the training
+    images becomes `valid`. Which patients are held out does not depend on the seed.
     """
     names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
     options = {name: getattr(recipe, name) for name in names}
@@ -74,7 +74,7 @@ def load_data(
 
 
 def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
-    """Return each split's numbers of images, studies, patients and positive labels, for the model card."""
+    """Return the data's name, and each split's numbers of images, studies, patients and positives, for the card."""
     folders = [roots] if isinstance(roots, Path) else roots
     described: dict[str, Any] = {"name": data_name(roots)}
     if len(folders) > 1:

@@ -1,4 +1,4 @@
-"""Builds the initial model and image processor of a recipe, and checks that its batches can be trained on."""
+"""Builds the initial model and image processor of a recipe, and checks that the recipe can be trained with them."""
 
 import importlib
 from bisect import bisect_left
@@ -98,8 +98,9 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     """Build a model that starts from the weights of the model `recipe.init`.
 
-    The backbone is copied, and so is the head if it has the same form and observations. Otherwise, if both heads are
-    linear, the rows of shared observations are copied; all else in the head is random.
+    The backbone is copied. So is the head if both models have the same observations, hidden layer and multiclass
+    observations. Otherwise, if neither has a hidden layer or multiclass observations, the rows of the observations that
+    both have are copied; all else in the head is random.
     """
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
@@ -132,7 +133,7 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 
 
 def changes_to_initial(recipe: Recipe) -> list[str]:
-    """Return notes for the user on outputs that a model to fine-tune lacks, and on image size; none for a new model."""
+    """Return lines for the user: observations that the model to fine-tune lacks, and image size; [] for a new model."""
     if recipe.init in ("imagenet", "random"):
         return []
     folder, lines = model_folder(recipe.init), []
@@ -152,7 +153,7 @@ def changes_to_initial(recipe: Recipe) -> list[str]:
 
 
 def image_size_of(recipe: Recipe) -> int:
-    """Return height and width in pixels of a run's images: the recipe's, or the default of its initial model."""
+    """Return the side in pixels of a run's square images: the recipe's `image_size`, or that of its initial model."""
     if recipe.image_size is not None:
         return recipe.image_size
     if recipe.init in ("imagenet", "random"):
@@ -161,10 +162,10 @@ def image_size_of(recipe: Recipe) -> int:
 
 
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
-    """Build the image processor at the recipe's size: that of the model to fine-tune, or a new one.
+    """Build the image processor: a new one, or that of the model to fine-tune; both resize to the recipe's image size.
 
-    A new one normalises by the statistics of ImageNet, or of a pretrained timm backbone; a single channel by their mean
-    over the three channels.
+    A new one normalises by the mean and standard deviation of ImageNet, or of a pretrained timm backbone; a single
+    channel by these values averaged over the three channels.
     """
     side = image_size_of(recipe)
     values: dict[str, Any] = {"size": {"height": side, "width": side}}
@@ -189,7 +190,8 @@ def num_devices() -> int:
 def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
     """Raise RecipeError if BatchNorm gets a single value per channel in some batch of the run.
 
-    Also if `drop_last` leaves no batch, or with `sync_batch_norm` without GPUs or on several GPUs in one process.
+    Raise it also if `drop_last` leaves no batch, or if `sync_batch_norm` is set without GPUs or for several GPUs in one
+    process.
     """
     devices, gpus = num_devices(), torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():

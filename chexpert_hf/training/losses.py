@@ -69,7 +69,7 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """Return the mean squared length, in units of `CENTRED` and clipped at 5, of `offsets_of_peaks`, `(batch, 2)`."""
+    """Return the mean squared length of `offsets_of_peaks` `(batch, 2)` in units of `CENTRED`, each clipped at 5."""
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 
@@ -97,12 +97,12 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
 
 
 def _pixel_centres(count: int, like: Tensor) -> Tensor:
-    """Return the positions of the pixels' centres along a side, `(count,)`, as fractions of its length."""
+    """Return the positions of a side's pixel centres, `(count,)`, as fractions of the side; on the device of `like`."""
     return (torch.arange(count, device=like.device) + 0.5) / count
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean and variance of each column, `(num_labels,)` each; 0 where all weights are 0."""
+    """Return the weighted mean and variance of each column of `scores`, `(num_labels,)`; 0 where all weights are 0."""
     total = weights.sum(dim=0).clamp(min=torch.finfo(weights.dtype).tiny)
     mean = (scores * weights).sum(dim=0) / total
     return mean, ((scores - mean) ** 2 * weights).sum(dim=0) / total

@@ -58,7 +58,7 @@ def _value(default: Any, text: str, expected: str | None = None, *, flag: bool |
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a training run; `metadata["text"]` of each dataclass field describes it."""
+    """All settings of a training run; each field is described by its `metadata["text"]` or by a comment."""
 
     # Labels
     observations: tuple[str, ...] = _value((), "Comma-separated; all of the label set if not given.", flag=True)
@@ -279,7 +279,7 @@ class Recipe:
 
     @property
     def policies(self) -> dict[str, str]:
-        """The policy of each observation; while there are none, of CheXpert's observations and those in `policy`."""
+        """Observation -> policy; while `observations` is empty, of CheXpert's 14 and those that `policy` names."""
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):
             named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)
@@ -322,7 +322,7 @@ class Recipe:
     def override(self, **values: Any) -> "Recipe":
         """Return a copy with other values; raise RecipeError if a field is unknown or a value is not valid.
 
-        If `observations` is among them and `label_set` is not, the label set is reduced to these observations.
+        If `observations` is among `values` and `label_set` is not, the label set is reduced to these observations.
         """
         hints = get_type_hints(Recipe)
         for name, value in values.items():

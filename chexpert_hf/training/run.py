@@ -58,7 +58,7 @@ REPORTERS = ("none", "tensorboard", "trackio")
 class TrainingResult:
     """A model folder, its evaluation on the validation split, and which checkpoint it holds.
 
-    `chosen` tells the checkpoint, such as "step 300, the best on these same studies" (of the validation split).
+    `chosen` describes the checkpoint, such as "step 300, the best on these same studies", the evaluation's own.
     """
 
     folder: Path
@@ -200,7 +200,8 @@ def train(
 def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder `output` and write the recipe into it, so that it belongs to this run.
 
-    Raise RecipeError if it holds other files; with `resume`, if it holds files but no run, or a run of another recipe.
+    Raise RecipeError if `output` is a file, or holds anything but a recipe; with `resume`, if it holds files but no
+    run, or a run of another recipe.
     """
     if PartialState().is_main_process:
         if output.exists() and not output.is_dir():
@@ -218,7 +219,7 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: bool) -> None:
-    """Write hashes of the training patients; with `has_chosen` also of the validation patients, who chose a checkpoint.
+    """Write hashes of the training patients' ids; and of the validation patients' if a checkpoint was chosen on them.
 
     By these files, a later evaluation on the same patients is detected.
     """
@@ -228,7 +229,7 @@ def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: boo
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train a recipe's `runs` with successive seeds; write the ensemble of their best, or last, checkpoints."""
+    """Train a recipe `runs` times with successive seeds; write the ensemble of all runs' best (or last) checkpoints."""
     recipe, output = stages.recipe, stages.output
     is_best = recipe.checkpoint == "best" and bool(_judged_observations(data, recipe))
     members: list[Path] = []
@@ -259,7 +260,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 def _judged_observations(
     data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
 ) -> tuple[str, ...]:
-    """Return the observations that the validation studies can evaluate, by the rule of `judged_observations`.
+    """Return the observations that can be evaluated on the validation studies, by the rule of `judged_observations`.
 
     `say` is called with the numbers of images, studies and such observations, and with a warning if there are none.
     """

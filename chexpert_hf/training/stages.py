@@ -1,4 +1,4 @@
-"""Trains the models that a run needs besides its own: teachers, a conditional (first) stage, folds; in subfolders.
+"""Trains a run's auxiliary models in its subfolders: teachers, a conditional first stage, models without one fold.
 
 U-SelfTrained: a teacher trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can
 be inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
@@ -29,7 +29,10 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 @dataclass(frozen=True)
 class Stages:
-    """Trains the stages that a run of `recipe` in `output` needs, each by `run(recipe, output=..., resume=...)`."""
+    """Trains the auxiliary models ("stages") of a run of `recipe` in `output`, by `run`; `say` shows lines to the user.
+
+    `run(recipe, output=..., resume=...)` trains one model.
+    """
 
     recipe: Recipe
     output: Path
@@ -37,7 +40,7 @@ class Stages:
     say: Callable[[str], None]
 
     def trained(self, recipe: Recipe, name: str) -> Path:
-        """Train a stage in the subfolder `name`, or resume it, unless it is complete; return its model folder."""
+        """Return the model folder of a stage, the subfolder `name`; if it is not complete, train or resume it first."""
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
         is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the file written last before them
@@ -66,8 +69,9 @@ class Stages:
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
         """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
 
-        They are read from the CSV file `recipe.teacher`, or else from `soft_labels.csv`. If that is missing, the model
-        `recipe.teacher`, or one trained here, makes it first. None if no observation is under U-SelfTrained.
+        They are read from `recipe.teacher` if that is a CSV file, or else from `soft_labels.csv` in the run's folder,
+        which is first made by the model `recipe.teacher`, or by a teacher trained here, if it is missing. Return None
+        if no observation is under U-SelfTrained.
         """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:
@@ -152,8 +156,8 @@ def _without_self_training(recipe: Recipe, **values: Any) -> Recipe:
 def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, teacher: CheXpertClassifier) -> None:
     """Write a teacher's probabilities of uncertain labels as CSV.
 
-    It has the columns `path` and the observations under U-SelfTrained, and a row for each image with an uncertain
-    label; the other cells are blank. Raise RecipeError if the teacher lacks an observation.
+    The columns are `path` and the observations under U-SelfTrained; there is a row for each image with an uncertain
+    label, in which all other labels are blank. Raise RecipeError if the teacher lacks an observation.
     """
     observations = list(recipe.self_trained_observations)
     missing = [name for name in observations if name not in teacher.observations]

@@ -70,8 +70,8 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and the teachers' probabilities mixed into `labels`. `inputs` itself loses its
-        `index`.
+        In training, images are augmented and the teachers' probabilities mixed into `labels`. `index` is removed from
+        `inputs` itself.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
@@ -85,7 +85,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
     @torch.no_grad()
     def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
-        """Mix the teachers' mean probability into targets `(batch, num_labels)`; negative ones stay.
+        """Mix the teachers' mean probability into targets `(batch, num_labels)`; -1 and -100 stay as they are.
 
         Cross-entropy is linear in its targets, so this is the weighted sum of the losses for labels and for teachers.
         """
@@ -288,7 +288,10 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return each observation's AUROC by study, and as `METRIC` the mean over `known.headline`; NaN if diverged."""
+    """Return AUROCs over studies: each observation's, and as `METRIC` the mean over `known.headline`; NaN if diverged.
+
+    `studies` names the study of each image.
+    """
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run
     probabilities = torch.from_numpy(np.asarray(prediction.predictions)).float().sigmoid().numpy()

@@ -40,7 +40,7 @@ TRANSFER_SIZE = 224
 LEARNING_RATES = {"two-block": 0.1, "bc-100-12": 0.1, "frozen": 0.1, "fine-tuned": 0.01}
 BATCH_SIZE = 64
 SHIFT_SHARE = 8
-"""CIFAR's usual shift: 4 of 32 pixels."""
+"""Images are shifted by up to their size divided by this, as is usual for CIFAR: 4 of 32 pixels."""
 
 
 class PracticeModel(nn.Module):
@@ -50,7 +50,7 @@ class PracticeModel(nn.Module):
         net: The network.
         mean: Of the gray levels of each channel, in [0, 1].
         std: Their standard deviation.
-        size: To which images are brought first; None to leave them.
+        size: Side in pixels to which images are resized first; None to leave them.
         is_frozen: Whether only the classifier learns; the backbone's BatchNorm statistics stay, too.
         mirrors: Whether images are mirrored at random in training.
     """
@@ -72,14 +72,14 @@ class PracticeModel(nn.Module):
         return self
 
     def pixel_values_of(self, images: Tensor) -> Tensor:
-        """Normalises uint8 images `(batch, channels, size, size)`; repeats one channel if three are needed."""
+        """Normalise uint8 images `(batch, channels, side, side)`; repeat one channel if three are needed."""
         scaled = images.float() / 255
         if self.size is not None:
             scaled = functional.interpolate(scaled, size=(self.size, self.size), mode="bilinear")
         return (scaled - self.mean) / self.std
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """`logits` (batch, num_classes), and `loss` if there are labels."""
+        """Return `logits` (batch, num_classes), and `loss` if there are labels."""
         if self.training:
             images = augmented(images, mirrors=self.mirrors)
         logits = self.net(self.pixel_values_of(images))
@@ -91,7 +91,7 @@ class PracticeModel(nn.Module):
 
 
 def augmented(images: Tensor, *, mirrors: bool) -> Tensor:
-    """Shifts every image by up to an eighth of its size, with a black border, and mirrors half of them."""
+    """Shift every image by up to an eighth of its size, with a black border, and mirror half of them if `mirrors`."""
     batch, _, height, width = images.shape
     pad = max(1, height // SHIFT_SHARE)
     padded = functional.pad(images, (pad, pad, pad, pad))
@@ -110,13 +110,13 @@ def augmented(images: Tensor, *, mirrors: bool) -> Tensor:
 def build_model(
     name: str, train: ImageSet, weights: Callable[[], dict[str, Tensor]] = imagenet_state_dict
 ) -> PracticeModel:
-    """A network for the images, with random weights from torch's global generator.
+    """Build a network for the images; random weights are from torch's global generator.
 
     Args:
         name: "two-block", the student project's small net: two dense blocks of six layers, k = 12; "bc-100-12", the
             paper's DenseNet-BC; "frozen" or "fine-tuned", DenseNet121 from ImageNet weights at 224 pixels.
-        train: Gives classes, channels, and mean and standard deviation where no ImageNet weights do.
-        weights: Gives torchvision's DenseNet121 weights.
+        train: Images that determine the classes and channels, and without ImageNet weights the mean and deviation.
+        weights: Returns torchvision's DenseNet121 weights.
 
     Raises:
         WeightsError: If ImageNet weights are asked for and cannot be fetched.
@@ -138,7 +138,7 @@ def build_model(
 def train_and_test(
     name: str, train: ImageSet, test: ImageSet, output: Path, *, epochs: int, learning_rate: float, seed: int
 ) -> dict[str, Any]:
-    """Trains, tests, and writes weights, metrics and pictures into `output`; returns the metrics."""
+    """Train and test a network, write weights, metrics and pictures into `output`, and return the metrics."""
     set_seed(seed)
     start = time.perf_counter()
     model = build_model(name, train)
@@ -172,7 +172,7 @@ def train_and_test(
 
 
 def training_arguments(output: Path, epochs: int, seed: int) -> TrainingArguments:
-    """The Trainer's arguments; optimizer and schedule are passed as objects."""
+    """Return the Trainer's arguments; optimizer and schedule are passed as objects."""
     return TrainingArguments(
         output_dir=str(output),
         num_train_epochs=epochs,
@@ -211,7 +211,7 @@ def _write(output: Path, model: PracticeModel, test: ImageSet, predicted: Any, f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns 2 for bad input."""
+    """Run the command and return its exit code: 2 for bad input, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, cifar10, or a folder (see train/practice/README.md)")
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, metrics and pictures")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 IMAGENET_121 = (6, 12, 24, 16)
-"""Layers in each dense block of DenseNet-121: 2 convolutions in each, and stem, 3 transitions, classifier. Table 1."""
+"""Layers in each dense block, of 2 convolutions each; with stem, 3 transitions and classifier 121 in all. Table 1."""
 
 CIFAR_BC_100 = (16, 16, 16)
 """Layers per block of DenseNet-BC with 100 layers, (100 - 4) / 3 / 2 in three blocks of the same depth. Section 3."""

@@ -51,7 +51,7 @@ class ImageSet:
 
 
 def load_image_sets(data: str) -> tuple[ImageSet, ImageSet]:
-    """The training and test images.
+    """Return the training and test images.
 
     Args:
         data: "digits"; "cifar10", from the Hub; or a folder with CIFAR's binary files (`data_batch_1.bin`, ...,
@@ -104,7 +104,7 @@ def _from_hub() -> tuple[ImageSet, ImageSet]:
 
 
 def from_dataset(split: datasets.Dataset) -> ImageSet:
-    """A split of CIFAR-10 from the Hub, with the columns `img` and `label`."""
+    """Convert a split of CIFAR-10 from the Hub, with the columns `img` and `label`."""
     images = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
     classes = tuple(split.features["label"].names)
     return ImageSet(images.transpose(0, 3, 1, 2), np.asarray(split["label"][:], np.int64), classes, mirrors=True)
@@ -120,7 +120,7 @@ def _cifar_binary(folder: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def _records(files: Sequence[Path], classes: tuple[str, ...]) -> ImageSet:
-    """CIFAR's binary layout: for each image a byte for the class, then red, green and blue, row by row."""
+    """Read CIFAR's binary layout: for each image a byte for the class, then red, green and blue, row by row."""
     size = 1 + int(np.prod(CIFAR_SHAPE))
     parts = []
     for file in files:

@@ -14,14 +14,14 @@ MAPS_SHOWN = 8
 
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Counts `(num_classes, num_classes)`: rows are true classes, columns predicted ones."""
+    """Return counts `(num_classes, num_classes)`: rows are true classes, columns predicted ones."""
     matrix = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
 
 
 def plot_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], title: str, path: Path) -> None:
-    """Draws the matrix with its counts, coloured by the share of each true class."""
+    """Draw a confusion matrix with its counts as a PNG, each cell coloured by its share of the true class's images."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 0.55 * len(classes) + 2
     figure = Figure(figsize=(side + 0.6, side), dpi=130, layout="constrained")
@@ -41,7 +41,7 @@ def plot_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], title: s
 
 @torch.inference_mode()
 def block_maps(model: DenseNet, pixel_values: Tensor) -> dict[str, Tensor]:
-    """The feature maps `(channels, h, w)` of one image after the stem and each dense block, by name.
+    """Return the feature maps `(channels, h, w)` of one image after the stem and each dense block, by name.
 
     Args:
         model: In evaluation mode.
@@ -60,7 +60,7 @@ def block_maps(model: DenseNet, pixel_values: Tensor) -> dict[str, Tensor]:
 
 
 def plot_block_maps(image: NDArray[np.uint8], maps: dict[str, Tensor], title: str, path: Path) -> None:
-    """Draws a row for each stage: the image, the mean of the maps, and those that vary most over the image.
+    """Draw a row for each stage: the image, the mean of the maps, and those that vary most over the image.
 
     Args:
         image: `(channels, height, width)`.

@@ -54,7 +54,7 @@ class ListedFile(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of row for the page's filters, of "scored", "warned", "refused" (by the gate) and "unreadable"."""
+        """The row's kinds for the page's filters: of "scored", "warned", "refused" (by the gate) and "unreadable"."""
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -179,7 +179,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
 
 
 def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
-    """Add the overlays of one radiograph to the archive; if it cannot be read any more, return the reason."""
+    """Add the overlays of row `number` to the archive; if its radiograph cannot be read any more, return the reason."""
     try:
         image = shown_image(bytes_of(item.path))
     except RadiographError as error:

@@ -16,7 +16,10 @@ _THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for hig
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Return the radiographs in a folder of examples, then its drawings whose observation the model calls positive."""
+    """Return the radiographs in a folder of examples, then the drawings whose observation the model calls positive.
+
+    Without a classifier there are no drawings.
+    """
     radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:
         return tuple(radiographs)

@@ -32,7 +32,7 @@ def asset(name: str) -> str:
 
 
 def clinical_order(observations: Iterable[str]) -> list[str]:
-    """Return observations in the order of CheXpert's files; others come last, in the model's order."""
+    """Return observations in the order of CheXpert's files; others come last, in the order given."""
     return CHEXPERT.in_order(observations)
 
 
@@ -89,7 +89,7 @@ def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
 def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:
     """Return the footer: links, a sheet about the model, and one about use from programs.
 
-    The browser puts the server's address into the latter.
+    The browser puts the server's address into the second sheet.
     """
     return render(
         "footer.html",
@@ -103,6 +103,6 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
 
 
 def _code_address() -> str | None:
-    """Return the repository's URL from the package's metadata; None if they name none."""
+    """Return the URL of the source code's repository from the package's metadata; None if it is not there."""
     urls = (entry.split(", ", 1) for entry in metadata("chexpert-hf").get_all("Project-URL") or ())
     return next((url for label, url in urls if label.lower() in ("repository", "source", "code")), None)

@@ -33,25 +33,26 @@ PLAIN: dict[str, Any] = {"apply_default_css": False}
 
 
 def bar_html(title: str = "", **options: Any) -> str:
-    """Return the bar above results; without a title the browser fills in the name of the file that it has uploaded.
+    """Return the bar above results as HTML; without a title the browser fills in the name of the uploaded file.
 
-    `place` is (number, count) of a row that was opened from a list, and `has_back` offers the way back to the list.
+    `options` may be `place`, the (number, count) of a row that was opened from a list, and `has_back`, whether the bar
+    offers the way back to the list.
     """
     return render("bar.html", **({"id": uuid4().hex, "title": title, "place": None, "has_back": False} | options))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A session's state: the uploads, and the study that was read from them; None if no view could be scored."""
+    """A session's state: the uploads of the result that is shown, and the study that was read from them."""
 
     files: tuple[RadiographFile, ...]
-    study: Study | None
+    study: Study | None  # None if no view could be scored
     names: tuple[str, ...] = ()  # of the files, if they are views of a study, which are numbered
-    bar: str | None = None  # the bar of a list's row or study, or of an example
+    bar: str | None = None  # HTML of the bar above a list's row or study, or an example; None above an upload
 
 
 class Panel:
-    """The Gradio components that show a result, with their event handlers; `bar` and `message` lie elsewhere."""
+    """The Gradio components that show a result, with their event handlers; the caller lays out `bar` and `message`."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
@@ -79,8 +80,8 @@ class Panel:
     ) -> Updates:
         """Score files as views of one study; return updates that show the result, or the reasons for none.
 
-        With `is_gated`, the gate may refuse images; with `names` of files, these are numbered as views of a study. The
-        viewer opens on the `chosen` observation; `note` is shown above the result, and `bar` replaces the bar.
+        With `is_gated`, the gate may refuse images. If the files' `names` are given, the views are numbered. The viewer
+        opens on the `chosen` observation; `note` is shown above the result, and `bar` is the new HTML of the bar.
         """
         study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=bool(names))
         kept = Kept(tuple(files), study if study.views else None, tuple(names), bar)
@@ -102,7 +103,7 @@ class Panel:
     def refuse(self, message: str, kept: Kept | None = None, bar: str | None = None) -> Updates:
         """Return updates that show `message` instead of a result: earlier scores must not stand beside it.
 
-        `kept` becomes the session's state.
+        `kept` becomes the session's state, and `bar` the HTML of the bar.
         """
         return {
             self._kept: kept,

@@ -24,14 +24,14 @@ DISPLAY_SIZE = 1024
 """Longest side in pixels of the image that comes with the scores. The model gets the file itself."""
 
 DETAIL_SIZE = 4096
-"""Longest side in pixels of the image that the viewer asks for once it is zoomed beyond the first one."""
+"""Longest side in pixels of the image that the viewer asks for when it is zoomed beyond the first image's pixels."""
 
 _QUALITY = 90
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 class ExpiredError(RadiographError):
-    """An upload has been deleted since."""
+    """An upload has been deleted, so that its radiograph cannot be read again."""
 
     def __init__(self) -> None:
         super().__init__(EXPIRED)
@@ -82,7 +82,7 @@ class Study:
         return {name: self.views[number].prediction.positives[name] for name, number in self.view_of().items()}
 
     def view_of(self) -> dict[str, int]:
-        """Return the number of the view whose probability counts for each observation; of equal ones the first."""
+        """Return observation -> number of the view whose probability counts; of equal probabilities the first."""
         scores = {number: view.prediction.probabilities for number, view in self.views.items()}
         return {
             name: (min if name == self.none_of_these else max)(scores, key=lambda number: scores[number][name])
@@ -129,7 +129,7 @@ class Study:
         ]
 
     def missing(self, names: Sequence[str] = ()) -> list[str]:
-        """Return a sentence for each view without scores: its number, its file by the `names` of all, the reason."""
+        """Return a sentence for each view without scores: number, file (`names` has those of all views), reason."""
         files = {number: f" ({name})" for number, name in enumerate(names, start=1)}
         return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
 

@@ -45,10 +45,10 @@ def result_html(
     chosen: str | None = None,
     files: Sequence[str] = (),
 ) -> str:
-    """Return the viewer, and the scores sorted by probability; each of them is a button for its map.
+    """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
-    The viewer opens on the map of the `chosen` observation, or else the most probable one. `files` are the names of the
-    views' files.
+    The viewer opens on the map of the `chosen` observation, or else the most probable one. `files` are the names of all
+    views' files, for messages on views without scores.
     """
     names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
     content = {
@@ -83,7 +83,7 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
 
 
 def detail_of(reading: Reading) -> str:
-    """Return a radiograph at up to `DETAIL_SIZE` pixels, as a `data:` URL; ExpiredError if it has been deleted."""
+    """Return a radiograph at up to `DETAIL_SIZE` pixels as a `data:` URL; ExpiredError if its upload was deleted."""
     return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
 
 
@@ -136,9 +136,9 @@ def _small_jpeg(image: Image.Image) -> str:
 
 
 def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:
-    """Return images of the network's feature maps of one radiograph, from a forward pass of its own.
+    """Return HTML with images of the network's feature maps for one radiograph, from a separate forward pass.
 
-    For an ensemble, they are those of its first member.
+    For an ensemble, the network is its first member.
 
     Raises:
         RadiographError: If the file cannot be read or has been deleted.

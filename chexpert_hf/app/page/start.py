@@ -22,6 +22,8 @@ _MAX_NAME = 200
 class Start:
     """The Gradio components of the start, laid out: the field for files, and `examples` from `examples.find_examples`.
 
+    `count` is the number of observations that the model detects.
+
     Gradio's own preprocessing would leave an empty temporary file behind for each upload, so it is off. The field has
     no file types, since Gradio would drop the many DICOM files without a suffix, and takes several files, since the
     browser would drop others than the first without a message.

@@ -14,7 +14,7 @@ _WEAK = 0.25  # the peak of a map, below which its evidence is called weak
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
     """Return sentences: the observations `above` their thresholds, the call of No Finding, and if they contradict.
 
-    `none_of_these` is the name of No Finding or its equivalent.
+    `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether that is above its threshold.
     """
     sentences = [f"Above its threshold: {', '.join(above)}." if above else "No finding is above its threshold."]
     if none_of_these is not None:
@@ -37,7 +37,7 @@ def describe_map(observation: str, peak: float) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note for the film: if the observation is below its operating point, and how weak its evidence is."""
+    """Return a note on a map: whether its observation is below the operating point, and how weak the evidence is."""
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")

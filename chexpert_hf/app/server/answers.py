@@ -43,7 +43,7 @@ class GateVerdict(TypedDict):
 
 
 class Common(TypedDict):
-    """Fields of every row: `error` is null if there are scores, `gate` if there are none, or no gate in the model."""
+    """Fields of every row: `error` is null if there are scores; `gate` if there are none, or the model has no gate."""
 
     error: str | None
     notes: list[str]
@@ -51,11 +51,11 @@ class Common(TypedDict):
 
 
 class Film(NamedTuple):
-    """A radiograph of a request: the number of its file from 1, and in an archive (else None) its number and name."""
+    """A radiograph of a request: a file, an archive's member, or an archive without a radiograph, for its error."""
 
-    file: int
-    member: int | None
-    name: str | None
+    file: int  # number of the file or archive in the request, from 1
+    member: int | None  # number in the archive, from 1; None if it is no member
+    name: str | None  # in the archive; None if it is no member
     source: Path | BinaryIO | ArchiveMember
 
 
@@ -129,7 +129,7 @@ async def draw(
 
 
 async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: object) -> SaliencyMaps:
-    """Return the maps of a radiograph; InputError if the model has no such observation or the file cannot be read."""
+    """Return all maps of a radiograph; InputError if the model lacks `observation`, or the file cannot be read."""
     if observation not in classifier.observations:
         raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
     return (await score(classifier, data, saliency=True, may_refuse=True)).maps
@@ -141,7 +141,7 @@ def names_of(classifier: CheXpertClassifier) -> str:
 
 
 def common_of(result: Prediction | RadiographError) -> Common:
-    """Return the fields of an answer that are the same in every format."""
+    """Return the fields that the answers of all APIs share, for one radiograph's result."""
     if isinstance(result, RadiographError):
         return {"error": result.reason, "notes": [], "gate": None}
     if (gate := result.gate) is None:
@@ -173,7 +173,7 @@ def _is_zip(file: Path | BinaryIO) -> bool:
 
 
 def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
-    """Return the file; an archive without a path is first written to a temporary file, deleted with `stack`."""
+    """Return the file; an archive without a path is first written to a temporary file, deleted when `stack` closes."""
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"

@@ -66,7 +66,7 @@ PAGE_OPTIONS: dict[str, Any] = {
 
 
 def queued(page: Page, limits: Limits) -> Page:
-    """Limit a page's queue and return the page; also switches telemetry off in this process."""
+    """Apply `limits` to a page's queue and return the page; also switch telemetry off in this process."""
     os.environ.update(_QUIET)
     page.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
     return page

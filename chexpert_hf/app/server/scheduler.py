@@ -26,11 +26,11 @@ class UnavailableError(InputError):
 
 @dataclass(eq=False)
 class _Request:
-    """A submitted request: `answer` is what `submit` returns; `item` is set once it has been prepared."""
+    """A request to `submit`."""
 
-    kind: Hashable
-    answer: "Future[Any]" = field(default_factory=Future)
-    item: Any = None
+    kind: Hashable  # only requests of equal kind share a batch
+    answer: "Future[Any]" = field(default_factory=Future)  # which `submit` returns
+    item: Any = None  # from `prepare`; None until then
 
 
 class Scheduler(Generic[Source, Item, Result]):
@@ -41,7 +41,7 @@ class Scheduler(Generic[Source, Item, Result]):
     Args:
         prepare: Makes an item from a caller's source; several threads call it at once.
         compute: Functions that compute a batch, as `Compute` says; each has one batch at a time.
-        readers: Executor for `prepare`; `close` shuts it down.
+        readers: Executor that runs `prepare`; `close` shuts it down.
         workers: Executor with a thread for each function of `compute`; `close` shuts it down.
         batch_size: Largest batch. Waiting requests are divided among the functions.
         max_waiting: Number of unanswered requests from which on `submit` may refuse more.

@@ -1,6 +1,6 @@
 """A classifier for many callers at once, whose requests share batches.
 
-The bits of a score must not depend on what else is in the batch. In ONNX Runtime and OpenVINO they do not; where a
+The bits of a score must not depend on the other images of the batch. In ONNX Runtime and OpenVINO they do not; where a
 trial at the start finds that they do, as in PyTorch, every radiograph gets a batch of its own.
 """
 
@@ -35,7 +35,7 @@ class SharedClassifier(CheXpertClassifier):
     """A classifier that any number of threads may call; `close` ends its own threads.
 
     Args:
-        classifier: Computes the scores; nobody else may use it meanwhile.
+        classifier: The wrapped classifier, which computes the scores; nobody else may use it meanwhile.
         max_waiting: Number of unanswered radiographs from which on the scheduler may refuse more.
 
     Attributes:
@@ -132,9 +132,9 @@ def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Comput
 
 
 def keeps_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
-    """Whether `other` scores in batches of these sizes as `classifier` scores single radiographs, to the last bit.
+    """Whether `other`, in batches of these sizes, gives to the last bit the scores that `classifier` gives one by one.
 
-    Tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.
+    This is tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (max(sizes), _TRIAL_SIDE, _TRIAL_SIDE), dtype=np.uint8)
     images = [classifier.prepare(Image.fromarray(image)) for image in pixels]

@@ -28,7 +28,7 @@ class Limits:
     upload_bytes: int = 1_000_000_000  # one upload, all its files together
     json_bytes: int = 1_000_000  # any other body
     mcp_bytes: int = 40_000_000  # a call by MCP, which holds files as base64
-    stall_seconds: float = 15  # without a byte
+    stall_seconds: float = 15  # between two parts of a body
     upload_seconds: float = 300  # for a whole body
     uploads: int = 300  # bodies that are being received at once
     waiting: int = 256  # calls in Gradio's queue
@@ -73,7 +73,7 @@ class Shell:
         users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; empty if they are not.
+        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; "" to accept them.
 
     Attributes:
         is_stopping: Set to refuse new requests.

@@ -119,7 +119,7 @@ def expect_intact(checkpoint: Path) -> None:
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Within this context, turn any error of loading `checkpoint`, None for none, into a one-line CheckpointError."""
+    """Turn errors of loading a checkpoint within this context into a CheckpointError, one line that names the path."""
     try:
         yield
     except CheckpointError:
@@ -131,7 +131,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 
 
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
-    """Return in one line why `checkpoint`, saved into `unfinished`, was not written, and which newest one is intact."""
+    """Return a line: why `checkpoint` could not be written to `unfinished`, and which intact checkpoint is newest."""
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
     advice = f"{newest.name} is intact: fix this and resume" if newest else "there is no earlier checkpoint"
@@ -139,7 +139,7 @@ def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> st
 
 
 def _why(folder: Path, error: BaseException) -> str:
-    """Return why a write to `folder` failed, after another write as a test.
+    """Return why a write to `folder` failed with `error`; if that does not tell, by writing a test file.
 
     torch.save hides the cause, such as a full disk, behind "unexpected pos 24128 vs 24020".
     """

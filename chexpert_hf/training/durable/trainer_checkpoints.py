@@ -57,7 +57,7 @@ class DurableCheckpoints(Trainer):
     _is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; CheckpointError if a checkpoint is damaged (to resume from) or not writable."""
+        """Train as `Trainer` does; CheckpointError if the checkpoint to resume from is damaged, or saving fails."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_intact_checkpoint(logger.warning, trial)
         else:
@@ -97,7 +97,7 @@ class DurableCheckpoints(Trainer):
         return str(newest)
 
     def _clean(self, folder: Path, damaged: list[Path]) -> None:
-        """Delete `_unfinished`, which a killed save leaves behind, and rename damaged checkpoints."""
+        """Delete `_unfinished` from `folder`, which a killed save leaves behind, and rename the damaged checkpoints."""
         self.accelerator.wait_for_everyone()  # all processes have looked before anything changes
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
