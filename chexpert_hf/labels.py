@@ -106,8 +106,8 @@ class LabelSet:
         names: The observations, in the order of the table's columns or the model's outputs.
         headline: The observations whose mean AUROC is the headline metric; empty for all.
         parents: Child -> parent: a child that is positive makes its parent positive.
-        none_of_these: The observation that says that all others are absent, such as No Finding; it has no place in the
-            image.
+        none_of_these: The observation that says that all others are absent, such as No Finding; no place in the image
+            shows it.
         definitions: Observation -> meaning, in one line.
     """
 
