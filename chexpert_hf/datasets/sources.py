@@ -218,7 +218,7 @@ def shuffled(patients: pd.Series) -> list[str]:
 def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
-    """Return observation -> columns that give its labels, () if none do; DatasetError if it is known nowhere."""
+    """Return observation -> columns that give its labels, () if none do; DatasetError if no label set has it."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS}):
