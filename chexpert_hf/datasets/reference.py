@@ -70,7 +70,7 @@ class Reference:
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """Return the positions in `paths`, a split's, of images that are in the file; ReferenceFileError if none is."""
+        """Return the indices of those `paths` of a split that the file covers; ReferenceFileError if it covers none."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -147,7 +147,7 @@ def read_reference(
 
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
-    """Return a data set's boxes as a reference standard, a target per observation; None if there are no boxes."""
+    """Return a data set's boxes as a reference standard, a `Target` per observation; None if there are no boxes."""
     try:
         table = None if layout.boxes is None else layout.boxes(folder)
     except (ValueError, KeyError) as error:

@@ -45,7 +45,7 @@ LAYOUTS: tuple[Layout, ...] = (
 """The layouts that are recognised by their files, in this order: CheXpert is last, as its file names are common."""
 
 FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT, VINDR_VOTES_LAYOUT)
-"""The layout of folders without a table, and those that are chosen by name only, as others have the same files."""
+"""Layouts of image folders, tried last, and those that are chosen by name only, as another has the same files."""
 
 
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
