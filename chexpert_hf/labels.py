@@ -134,7 +134,7 @@ class LabelSet:
         return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes except `names` for JSON, without empty ones."""
+        """Return the attributes that are not empty, except `names`, for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "names" and value}
 
     @classmethod

@@ -73,7 +73,7 @@ class CheXpertOutput(ModelOutput):
 class CheXpertForImageClassification(PreTrainedModel):
     """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    Weights of the backbone are named `features.` and then as in its library. Those of a linear head are `classifier`;
+    Weights of the backbone are named `features.` and then as in torchvision or timm. A linear head is `classifier`, one
     with a hidden layer `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
     """
 
