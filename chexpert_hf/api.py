@@ -1,7 +1,7 @@
 """Functions to evaluate and calibrate a model, to localize findings with it, and to save one as a model folder.
 
-The first three do the same as the commands of their names. Messages of a command on the data, such as missing labels,
-are issued as warnings.
+`evaluate`, `calibrate` and `localize` do the same as the commands of these names. Where a command prints messages about
+the data, such as missing labels, the function issues warnings.
 """
 
 import warnings
@@ -112,10 +112,10 @@ def calibrate(
         split: As in `evaluate`; recorded in the model's config.
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
         operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5"; if None, those
-            that were chosen earlier move along with the probabilities.
+            chosen earlier are converted, so that they call the same images positive.
         prevalences: Observation -> prevalence where the model will be used, if it differs from this split's.
-        are_other_people: Whether equal ids in the split and the training data name different people; if False, they
-            raise InputError.
+        are_other_people: Whether equal patient ids in the split and the training data name different people; if False,
+            equal ids raise InputError.
         data_name: Name of the data, for the record; the folder's if None.
         progress: Called after each batch with its number of images.
 
@@ -144,7 +144,7 @@ def calibrate(
 def localize(
     model: Model, data: str | Path, *, split: str | None = None, annotations: str | Path | None = None
 ) -> LocalizationResult:
-    """Measure how often a model's saliency maps point at annotated findings, and how often baselines do.
+    """Measure how often a model's saliency maps point at annotated findings, and how often fixed points do.
 
     Args:
         model: As in `evaluate`.
@@ -154,7 +154,7 @@ def localize(
             masks or boxes in the data set's own files.
 
     Raises:
-        InputError: If there are no annotations, or none of the split's images.
+        InputError: If there are no annotations, or none is of an image of the split.
 
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
@@ -178,8 +178,8 @@ def save_model_folder(
 
     Args:
         folder: The folder, created if it does not exist; files in it are overwritten.
-        model: In float32 on the CPU.
-        processor: Its image processor.
+        model: The model, in float32 on the CPU.
+        processor: The model's image processor.
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
@@ -218,7 +218,7 @@ def _folders(model: Model) -> list[str]:
 
 
 def _warn(model: Model, patients: Sequence[str]) -> list[str]:
-    """Issue warnings if a model folder has already seen some of these patients; return the warnings."""
+    """Issue and return warnings if a folder's model was trained, selected or calibrated on some of these patients."""
     notes = patient_warnings(_folders(model), patients)
     for note in notes:
         warnings.warn(note, stacklevel=3)

@@ -36,8 +36,8 @@ class Backbone(nn.Sequential):
     Attributes:
         num_channels: Channels of the pixel values.
         num_features: Channels of the last feature maps.
-        block_title: How the titles of a network's main blocks begin. Their maps are a model's `hidden_states`, and
-            gradient checkpointing recomputes them.
+        block_title: Beginning of the titles of a network's main blocks. The maps after these blocks are a model's
+            `hidden_states`; gradient checkpointing recomputes the blocks.
     """
 
     block_title = "stage"
@@ -46,7 +46,7 @@ class Backbone(nn.Sequential):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
 
     def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
-        """Take the layers by name, in order; `titles` gives the title of each stage by the name of its last layer."""
+        """Take `layers`, name -> layer, in order; `titles` is name of a stage's last layer -> title of the stage."""
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
@@ -69,7 +69,7 @@ class Backbone(nn.Sequential):
         return self.stages(pixel_values)[LAST_STAGE]
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Return the feature maps `(batch, channels, h, w)` after each stage by title, in order; last `LAST_STAGE`."""
+        """Return stage title -> feature maps `(batch, channels, h, w)` after the stage, in order; last `LAST_STAGE`."""
         features, stages = pixel_values, {}
         is_recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for name, layer in self.named_children():
@@ -101,12 +101,15 @@ class Backbone(nn.Sequential):
                 init.ones_(scale)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Select the backbone's weights from a state dict of the library's network, and name them as in this class."""
+        """Select the backbone's weights from a state dict of torchvision or timm, and name them as in this class."""
         own = {name for name, _ in self.named_children()}
         return {name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in own}
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """Return pairs of a BatchNorm and the convolution that alone gets its output, after a ReLU; empty if none."""
+        """Return pairs of a BatchNorm and the only convolution that takes its output, after a ReLU; empty if none.
+
+        Int8 quantisation rescales the channels between the two.
+        """
         return []
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
@@ -171,7 +174,7 @@ class ResNetBackbone(Backbone):
         super().__init__(layers, titles, network.fc.in_features)
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """See `Backbone`; without each block's third BatchNorm: the shortcut is added between it and its ReLU."""
+        """See `Backbone`; a block's third BatchNorm has no pair, since the shortcut is added before the ReLU."""
         blocks: list[Any] = [block for block in self.modules() if isinstance(block, Bottleneck)]
         return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
 
@@ -309,13 +312,13 @@ def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> torch.Size:
-    """Return the shape of a network's output in evaluation mode for an input of a shape, without computing it."""
+    """Return the shape of a network's output in evaluation mode for an input of this shape, without computing it."""
     probe = copy.deepcopy(network).to("meta").eval()
     return probe(torch.empty(shape, device="meta", dtype=next(probe.parameters()).dtype)).shape
 
 
 def _lost_on_loading(network: nn.Module) -> list[str]:
-    """Return names of buffers that `from_pretrained` could not restore: neither saved nor made by the network."""
+    """Return names of buffers that `from_pretrained` cannot restore: not saved, and not recreated by their module."""
     remade = [name for name, module in network.named_modules() if hasattr(module, "init_non_persistent_buffers")]
     unsaved = [name for name, _ in network.named_buffers() if name not in network.state_dict()]
     return [name for name in unsaved if name.rpartition(".")[0] not in remade]

@@ -16,7 +16,7 @@ DEFAULT_OPERATING_POINT = 0.5
 
 DENSENET, TIMM_PREFIX = "densenet", "timm:"
 DENSENET_FIELDS = ("growth_rate", "block_config", "num_init_features", "bn_size")
-"""Fields that define a DenseNet; `drop_rate` matters in training only."""
+"""Fields that define a DenseNet; not `drop_rate`, which matters in training only."""
 
 NETWORKS = {
     "densenet121": "DenseNet121",
@@ -74,10 +74,10 @@ class CheXpertConfig(PreTrainedConfig):
         operating_points_source: Method and data by which the operating points were chosen, for the record, or None.
         calibration: Method and data by which the head was calibrated, for the record, or None. Its `slopes` and
             `intercepts` are already in the weights and must not be applied again.
-        map_evaluation: How well maps point at annotated findings: the fraction of findings that contain their map's
-            maximum (`hit_rate`) or the best point that is the same in all images (`constant_point`), the number of
-            findings (`n`), and who marked them (`reference`, a noun phrase); with other findings as well, `further`
-            is a list of such dictionaries. None if not measured.
+        map_evaluation: How well maps point at annotated findings: the fraction of findings whose region contains the
+            map's maximum (`hit_rate`), and the same for the best point that is fixed for all images
+            (`constant_point`); the number of findings (`n`), and who marked them (`reference`, a noun phrase). If
+            measured on other findings, too, `further` is a list of such dictionaries. None if not measured.
         model_name: Name of the model, or None.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
@@ -334,7 +334,7 @@ def fields_of(network: str) -> dict[str, Any]:
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
-    """Remove the labels from keyword arguments and return them by index; None if the stored labels stay."""
+    """Pop `num_labels`, `id2label` and `label2id`; return index -> label, or None if the stored labels stay."""
     num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     if id2label is None and label2id is not None:
         id2label = {index: name for name, index in label2id.items()}

@@ -19,7 +19,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def dialect_of(file: Path) -> tuple[str, str]:
-    """Return encoding and delimiter of a CSV file, possibly gzipped: the header's most frequent of `,`, `;` and tab."""
+    """Return encoding and delimiter (`,`, `;` or tab: the header's most frequent) of a CSV file, possibly gzipped."""
     import pyarrow as pa  # not for scoring, which needs `encoding_of` alone
 
     with pa.input_stream(str(file)) as stream:

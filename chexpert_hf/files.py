@@ -49,7 +49,7 @@ def text_beside(module: str, name: str) -> str:
 
 
 def data_beside(module: str) -> Any:
-    """Load the YAML file that has a module's name and folder; `module` is the module's `__file__`."""
+    """Load the YAML file beside a module, `a.yaml` for `a.py`; `module` is the module's `__file__`."""
     return yaml.safe_load(text_beside(module, f"{Path(module).stem}.yaml"))
 
 
@@ -116,7 +116,7 @@ def sha256_of(path: Path) -> str | None:
 
 
 def first_line(error: object, limit: int = 200) -> str:
-    """Return the first line of an error's message, at most `limit` characters; the class's name if it is empty."""
+    """Return the first line of an error's message, at most `limit` characters; the class's name if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 

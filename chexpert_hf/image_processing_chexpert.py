@@ -231,7 +231,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         image_mean: Any,
         image_std: Any,
     ) -> torch.Tensor:
-        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`; as given if both are off."""
+        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`; unchanged if both are off."""
         if not (do_rescale or do_normalize):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)

@@ -106,8 +106,8 @@ class LabelSet:
         names: The observations, in the order of the table's columns or the model's outputs.
         headline: The observations whose mean AUROC is the headline metric; empty for all.
         parents: Child -> parent: a child that is positive makes its parent positive.
-        none_of_these: The observation that says that all others are absent, such as No Finding; it has no place in the
-            image.
+        none_of_these: The observation that says that all others are absent, such as No Finding; no place in the image
+            shows it.
         definitions: Observation -> meaning, in one line.
     """
 
@@ -134,7 +134,7 @@ class LabelSet:
         return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes except `names` for JSON, without empty ones."""
+        """Return the attributes that are not empty, except `names`, for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "names" and value}
 
     @classmethod

@@ -73,7 +73,7 @@ class CheXpertOutput(ModelOutput):
 class CheXpertForImageClassification(PreTrainedModel):
     """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    Weights of the backbone are named `features.` and then as in its library. Those of a linear head are `classifier`;
+    Weights of the backbone are named `features.` and then as in torchvision or timm. A linear head is `classifier`, one
     with a hidden layer `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
     """
 
@@ -126,7 +126,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a module: of the head as in torchvision's DenseNet, of the backbone as in its library."""
+        """Initialise a module of the head as torchvision's DenseNet does, one of the backbone as its library does."""
         if not any(module is part for part in self.classifier.modules()):
             self.features.initialise(module, super()._init_weights)
         elif isinstance(module, nn.Linear):
@@ -215,7 +215,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Return the feature maps `(batch, channels, h, w)` after each stage of the backbone, in order.
 
-        Keys: for DenseNet "stem", "dense block 1", "transition 1", ..., and always `LAST_STAGE`, which the head pools.
+        Keys: for DenseNet "stem", "dense block 1", "transition 1", ...; last always `LAST_STAGE`, which the head pools.
         """
         return self.features.stages(pixel_values)
 
@@ -299,7 +299,7 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
         config: Its `label_parents` are the hierarchy.
 
     Returns:
-        Logits of the same shape: of the product of the probabilities from the observation to its root.
+        Logits of the same shape, each of the product of the probabilities of an observation and all its ancestors.
 
     Source: Pham et al. 2019, arXiv:1911.06475.
     """

@@ -26,7 +26,7 @@ SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "te
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 Parser: TypeAlias = tuple[Callable[[str], Any], str]
-"""A function that parses a cell's text, or raises ValueError or KeyError; and the expected values as error text."""
+"""A function that parses a cell's text or raises ValueError or KeyError, and the expected values, for messages."""
 
 _MAX_LISTED = 5
 _HEADER_BYTES = 65_536
@@ -118,7 +118,7 @@ def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: S
 
 
 def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[str, Parser]) -> NDArray[np.object_]:
-    """Parse a column of `read_cells` by its entry in `parsers`, else as labels; return one value per row.
+    """Parse a column of `read_cells` with the parser that `parsers` has for it, else as labels; one value per row.
 
     Blank cells and missing columns become None, or NaN for labels. Raises DatasetError for the first wrong cell.
     """

@@ -86,9 +86,10 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
     """Write each split as image files in `images/` and a CSV file: `train.csv`, `valid.csv` or `test.csv`.
 
     Args:
-        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. A class or a list
-            of classes becomes a column per class. Texts, numbers, classes that are facts, such as the sex, and those
-            of one observation ("unlabeled", "uncertain", "absent", "present") become one column. Others are dropped.
+        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. A feature of
+            classes, or of lists of them, becomes a column of 1 and 0 per class. Texts, numbers, facts such as the sex,
+            and classes of one observation ("unlabeled", "uncertain", "absent", "present") become one column each.
+            Other features are dropped.
         folder: The existing folder to write to.
 
     Raises:
@@ -121,7 +122,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
 
 
 def _parts(name: str, feature: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield name and function from value to cell for each column of the CSV file that a feature becomes."""
+    """Yield (column name, function from value to cell) for each of the CSV columns that one feature is split into."""
     of_list = getattr(feature, "feature", None)
     if isinstance(feature, datasets.ClassLabel) and {each.lower() for each in feature.names} <= set(_CELLS):
         cells = [_CELLS[each.lower()] for each in feature.names]

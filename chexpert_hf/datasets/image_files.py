@@ -60,7 +60,7 @@ def find_bad_files(
 
 
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
-    """Return a file's fault, or None; append its path to `links` if it or (by `is_link`) a folder above is a link."""
+    """Return a file's fault, or None; append its path to `links` if it or a folder above it is a link (`is_link`)."""
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)

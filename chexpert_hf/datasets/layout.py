@@ -67,7 +67,8 @@ class Layout:
     columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
     answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Observation of another label set -> names in this one that imply it: it is positive if any of these is."""
-    patients: str | None = None  # id prefix among several data sets, equal for shared patients; the folder's if None
+    patients: str | None = None
+    """Prefix of patient ids if several data sets are loaded, equal where they share patients; folder's name if None."""
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
     masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew
@@ -107,15 +108,15 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Return a `has_split` for data sets that have only train and need all `tables`, each given by possible names."""
+    """Return a `has_split` for data sets with a train split only; each of `tables` lists a needed table's names."""
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
     """Find images that may be anywhere below a folder, or in another format; return one path per expected path.
 
-    It is the expected one if that exists, else an image of the same name elsewhere, else one that differs in suffix
-    only, else the expected one after all. Folders whose name contains "mask" are skipped.
+    Each is the expected path if it exists, else an image of the same name in another folder, else one whose name
+    differs in the suffix only, else the expected path anyway. Folders whose name contains "mask" are skipped.
     """
     paths: set[str] = set()
     by_name: dict[str, str] = {}
@@ -145,7 +146,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
 
 def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask of `size` (height, width) from lengths of runs, outside and inside it in turn, column by column.
+    """Return a mask of `size` (height, width) from run lengths, alternately outside and inside, column by column.
 
     Pixels after the last run are outside. Raises ValueError if a run is negative, or their sum exceeds the size.
     """
@@ -207,7 +208,7 @@ def _texts(values: Sequence[str], index: pd.Index) -> pd.Series:
 
 
 def refuse_repeated(table: pd.DataFrame, file: Path, column: str) -> pd.DataFrame:
-    """Return a table of `rows` unchanged; DatasetError, naming the file and its column of paths, if one is repeated."""
+    """Return a table of `rows` unchanged; DatasetError, naming `file` and `column`, if it has a path twice."""
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         row, path = next(iter(repeated.items()))

@@ -33,7 +33,7 @@ _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others a
 
 
 class BadFilesError(DatasetError):
-    """Image files cannot be used; `faults` is the column `path` of `load_dataset` -> fault as in `find_bad_files`."""
+    """Image files cannot be used; `faults` maps their `path` in a loaded data set to a fault of `find_bad_files`."""
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -139,7 +139,7 @@ def data_name(roots: str | Path | Sequence[str | Path]) -> str:
 
 
 def label_set_of(root: str | Path | Sequence[str | Path], layout: str | Layout | None = None) -> LabelSet:
-    """Return the observations that are loaded by default from a data set, or the union of several."""
+    """Return the observations that are loaded by default from a data set, or their union over several."""
     roots = [root] if isinstance(root, str | Path) else list(root)
     found = [find_layout(each, layout) for each in roots]
     return union(each.labels_in(folder) for each, folder in found)
@@ -157,7 +157,7 @@ def _read(
     """Return the tables of `read_splits` with the columns `folder`, `file` (its path in the folder) and `source`.
 
     If several data sets are loaded, `known` holds the labels of all, and names of patients, studies and images get a
-    prefix, so that they are unique. It is empty for a single data set, whose names stay and whose `source` is None.
+    prefix, so that they are unique. For a single data set, `known` is empty, names stay, and `source` is None.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}

@@ -36,7 +36,7 @@ _BROADER_NAMES = {
 
 _FINDING_COLUMN = "Observation"
 _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
-"""Label -> certainty; the highest of an image's rows counts."""
+"""Label -> certainty; if an image has several rows, the highest counts."""
 
 
 class ReferenceFileError(InputError):
@@ -56,7 +56,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference standard for some images."""
+    """A reference standard for some images of a data set: labels of findings, and boxes around them, if any."""
 
     name: str  # who set the labels, for reports
     file: str  # name of the file
@@ -70,7 +70,7 @@ class Reference:
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """Return the indices of those of a split's `paths` that are in the file; ReferenceFileError if none is."""
+        """Return the indices of those `paths` of a split that the file covers; ReferenceFileError if it covers none."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -147,7 +147,7 @@ def read_reference(
 
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
-    """Return a data set's boxes as a reference standard, a target per observation; None if there are no boxes."""
+    """Return a data set's boxes as a reference standard, a `Target` per observation; None if there are no boxes."""
     try:
         table = None if layout.boxes is None else layout.boxes(folder)
     except (ValueError, KeyError) as error:
@@ -285,7 +285,10 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label, NaN if uncertain; of rows that differ, which must each have a box, the highest counts."""
+    """Return path -> label, NaN if uncertain. Rows of one image may differ only if each has a box; the highest counts.
+
+    `values` are certainties by row, `boxed` the rows with a box, and `where` names file and column in errors.
+    """
     grouped = values.groupby(paths, sort=False)
     highest = grouped.max()
     for path in highest.index[highest > grouped.min()]:

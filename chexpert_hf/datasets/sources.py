@@ -45,7 +45,7 @@ LAYOUTS: tuple[Layout, ...] = (
 """The layouts that are recognised by their files, in this order: CheXpert is last, as its file names are common."""
 
 FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT, VINDR_VOTES_LAYOUT)
-"""The layout of folders without a table, and those that are chosen by name only, as others have the same files."""
+"""Layouts of image folders, tried last, and those that are chosen by name only, as another has the same files."""
 
 
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
@@ -218,7 +218,7 @@ def shuffled(patients: pd.Series) -> list[str]:
 def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
-    """Return observation -> columns that give its labels, () if none do; DatasetError if it is known nowhere."""
+    """Return observation -> columns that give its labels, () if none do; DatasetError if no label set has it."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS}):

@@ -27,7 +27,7 @@ def child_scores(features: Floats) -> Floats:
 
 
 def least_child_limit() -> float:
-    """Return the `CHILD_QUANTILE` of the scores of adults in the cross-validation of the discriminant."""
+    """Return the lowest limit of any gate: `CHILD_QUANTILE` of adults' scores in cross-validation are below it."""
     return _discriminant()[1]
 
 

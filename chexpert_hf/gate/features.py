@@ -38,7 +38,7 @@ def gray_levels(image: Image.Image) -> Tensor:
 
 
 def detail(gray: Tensor) -> Floats:
-    """Return the share of fine structure, `(batch,)`, in images `(batch, 1, height, width)`; 0 if all is smooth."""
+    """Return fine structure relative to contrast, `(batch,)`, in images `(batch, 1, height, width)`; 0 if smooth."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
@@ -84,7 +84,7 @@ def _mean_of_3x3(levels: Tensor) -> Tensor:
 
 
 def _edges(smooth: Tensor) -> Tensor:
-    """Return edge strengths by direction, `(batch, directions, height, width)`; 0 where gray levels fall that way."""
+    """Return how steeply gray levels rise in each direction, `(batch, directions, height, width)`; 0 if they fall."""
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
     steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT

@@ -87,9 +87,9 @@ def fit_gate(
     ages: Sequence[int | None] = (),
     knows_laterals: bool = False,
 ) -> Gate:
-    """Fit a gate on training images from `read_radiograph`, grouped by patient; `MAX_IMAGES` of them are enough.
+    """Fit a gate on training images from `read_radiograph`, each patient's in a row; `MAX_IMAGES` are enough.
 
-    `data_name` and `date` are recorded in the gate; `ages` are the patients' in years, one for each image or none;
+    `data_name` and `date` are recorded in the gate; `ages` are the patients' in years, one for each image, or empty;
     `knows_laterals` says whether there are lateral views among the images. Raises InputError if there are fewer than
     `MIN_IMAGES`.
     """
@@ -133,9 +133,10 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def fit_distance(features: Floats) -> Distance:
-    """Return how far other images are from training images with these features, `(num_images, num_features)`.
+    """Fit the function that measures how far images are from training images.
 
-    Mean, spread, principal directions and the variances along them are estimated.
+    `features`, `(num_images, num_features)`, are those of the training images. Their mean, spread, principal directions
+    and variances along these are estimated.
     """
     centre, spread = features.mean(axis=0), features.std(axis=0)
     # A filter that hardly responds to any training image must not decide by its small values.
@@ -150,9 +151,9 @@ def fit_distance(features: Floats) -> Distance:
 def distance_limits(features: Floats) -> tuple[float, float]:
     """Return the distances below which 99.5 % and 95 % of unseen images like these are.
 
-    They are quantiles of the distances of each fifth of the images from the other four. Of fewer than 200 images, the
-    first quantile would be little more than the maximum; if that of a log-normal distribution is larger, it is used
-    instead.
+    They are quantiles in cross-validation, where each fifth of the images is measured from the other four fifths. With
+    fewer than 200 images, the 99.5 % quantile is hardly below the maximum; if that of a log-normal distribution fitted
+    to the distances is larger, it is used instead.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))
@@ -172,8 +173,9 @@ def _fold_of(count: int) -> NDArray[np.int64]:
 def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
     """Fit linear discriminants of poses; return weights `(num_features, num_poses)`, biases and margins `(num_poses,)`.
 
-    `features` has the same images in each pose, upright first. A margin, at least 0, is the excess of a pose's score
-    over the upright one's that only .5 % of unseen upright images exceed.
+    `features` has the same images in each pose, upright first. An image is taken to be in another pose if that pose's
+    score exceeds the upright one by more than the pose's margin. Margins are at least 0, and .5 % or fewer of unseen
+    upright images exceed each.
     """
     count = len(features[0])
     rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)
@@ -190,8 +192,8 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
 def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
     """Return a limit of `child_scores` that hardly any adult among the training images exceeds.
 
-    A few children among them do not count. With more of them, or without ages, the limit lies above children's scores,
-    too, so that no warning is given for a model that was trained on children.
+    Up to a tenth of children among them is not counted. With more children, or without ages, all images are counted:
+    then the limit lies above children's scores, too, and a model trained on children gives no warning.
     """
     is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
     counted = features if is_child.mean() > _MOST_CHILDREN else features[~is_child]
@@ -207,10 +209,11 @@ def _drawn_laterals() -> Floats:
 
 
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
-    """Return weights and limit that tell lateral thumbnails from these frontal ones, .3 % of which exceed the limit.
+    """Fit a discriminant of lateral views; return weights `(num_cells,)` and the limit that .3 % of `frontal` exceed.
 
-    The lateral views are synthetic and vary less than real ones, so only their mean, facing either way, is used, and
-    the covariance of the frontal views is strongly shrunk towards a diagonal.
+    `frontal` are thumbnails `(num_images, num_cells)` of the training images. The lateral views are synthetic
+    and vary less than real ones. So only the mean of all of them, facing left and right, is used, and the covariance of
+    the frontal views is strongly shrunk towards a diagonal.
     """
     lateral = _drawn_laterals()
     centre, spread = frontal.mean(axis=0), frontal.std(axis=0) + _TINY

@@ -96,7 +96,7 @@ class Verdict:
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
-    distance: float  # divided by the limit; that of the corrected image if it is accepted; infinite if not computed
+    distance: float  # divided by the limit; after correction if accepted with it; infinite if refused before computing
 
     @property
     def state(self) -> str:
@@ -143,14 +143,18 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """A fitted gate, from `fit_gate` or `Gate.load`."""
+    """A fitted gate, from `fit_gate` or `Gate.load`: accepts images as chest radiographs, and warns of pose and view.
+
+    An image is accepted if its `distance` from the training images is at most `limit`, or at most `strict_limit` once
+    its pose is corrected. Lateral views may be farther.
+    """
 
     distance: Distance
     limit: float  # the largest distance that is accepted
-    strict_limit: float  # the same for a corrected image, since this second way to pass admits more other images
+    strict_limit: float  # the same after correction of the pose; lower, as a second try admits more other images
     pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
     pose_biases: Floats  # (num_poses,)
-    pose_margins: Floats  # (num_poses,), by how much a pose must exceed UPRIGHT
+    pose_margins: Floats  # (num_poses,), by how much a pose's score must exceed that of UPRIGHT
     lateral_weights: Floats  # (THUMBNAIL_SIDE ** 2,), of a linear discriminant of lateral thumbnails
     lateral_limit: float  # a thumbnail whose weighted sum is larger is a lateral view
     least_detail: float  # smoother images are refused; see `features.detail`
@@ -215,7 +219,10 @@ class Gate:
         return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Return why to refuse an image without computing features, as the end of a sentence; "" to go on."""
+        """Return why an image is refused without computing features, as the end of a sentence; "" if it is not.
+
+        `fine` is the image's `features.detail`, `correlation` its `features.neighbour_correlation`.
+        """
         width, height = one.size
         if one.other_subject:
             return f"its DICOM header says that {one.other_subject}."

@@ -96,7 +96,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Load the image processor of a folder, called `name` in messages, by default the folder itself.
+    """Load the image processor of a model folder; messages call the folder `name`, or by its path if None.
 
     Raises:
         ModelFolderError: If there is none, or its values cannot be used.

@@ -20,7 +20,7 @@ def normal_chest(
 ) -> tuple[Scene, Floats]:
     """Return a chest without findings: a `Scene` to plant them in, and the thickness of all but the lung vessels.
 
-    Thickness is `(height, width)` in cm of water, negative for air. `engorged` multiplies the width of lung vessels;
+    Thickness is `(height, width)` in cm of water, less the air. `engorged` multiplies the width of lung vessels;
     `breaks` are drawn into the ribs.
     """
     if isinstance(frame, FrontalFrame):

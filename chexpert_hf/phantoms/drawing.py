@@ -15,7 +15,7 @@ _OVERSAMPLING = 2
 
 
 class Layer:
-    """An image of shapes with values in [0, 1]; a shape replaces what is below it.
+    """An image of shapes with values in [0, 1]; each shape replaces those that were drawn before it.
 
     It is drawn at twice the resolution for antialiased edges. All positions and lengths are in pixels of the final
     image.
@@ -44,7 +44,7 @@ class Layer:
             self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
-        """Draw a tube or long bone as X-rays show it: walls of value `rim`, `cortex` thick, around value `core`."""
+        """Draw a tube or long bone as X-rays show it: walls of value `rim`, `cortex` pixels thick, inside `core`."""
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 

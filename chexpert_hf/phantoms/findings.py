@@ -1,6 +1,6 @@
 """Draws the findings of phantoms as radiologists describe them, each with its exact mask.
 
-Every `plant_*` function adds thickness to a `Scene` and yields the mask of each addition, `(height, width)` boolean.
+Every `plant_*` function is a generator that adds thickness to a `Scene` and yields `(height, width)` boolean masks.
 `rng` begins in the same state for all views of a study, so that they show the same finding. Descriptions follow
 Hansell et al. 2008, "Fleischner Society: Glossary of Terms for Thoracic Imaging", Radiology 246(3).
 """
@@ -27,7 +27,7 @@ def reshaped(streams: Mapping[str, Generator]) -> Shape:
 
 
 def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add a pneumothorax: a fine pleural line, and black, vessel-free space between it and the chest wall."""
+    """Add a fine pleural line and black, vessel-free space between it and the chest wall; yield the space's mask."""
     side, size = either_side(rng), float(rng.uniform(0.58, 0.84))
     frame, lung = scene.frame, scene.lungs[side]
     v, pivot_u, pivot_v = np.linspace(0.0, 1.08, 40), 0.2, 0.95
@@ -47,7 +47,7 @@ def plant_pneumothorax(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add fluid in the costophrenic angle, its upper edge a meniscus that climbs the chest wall."""
+    """Add fluid in one or both costophrenic angles, with a meniscus up the chest wall; yield a mask per side."""
     frame, first, amount = scene.frame, either_side(rng), rng.uniform(0.1, 0.5) ** 1.1
     for side in SIDES if rng.random() < 0.35 else (first,):
         level = 1.02 - amount * (1.0 if side == first else rng.uniform(0.5, 0.9))
@@ -59,7 +59,7 @@ def plant_pleural_effusion(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add pleural thickening along the lateral wall, and calcified plaques."""
+    """Add pleural thickening along the lateral wall, and calcified plaques; yield one mask of both."""
     frame, rind, plaques = scene.frame, Layer(scene.frame.shape), Layer(scene.frame.shape)
     angles, t = np.linspace(0, 2 * np.pi, 15)[:-1], np.linspace(0, 1, 30)
     first, is_bilateral = either_side(rng), rng.random() < 0.5
@@ -83,7 +83,7 @@ def plant_pleural_other(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_lung_opacity(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add one to three hazy, ill-defined patches through which vessels still show (ground glass)."""
+    """Add one to three hazy, ill-defined patches through which vessels show (ground glass); yield a mask of each."""
     frame, side = scene.frame, either_side(rng)
     for number in range(int(rng.integers(1, 4))):
         side = side if number != 1 else -side
@@ -95,7 +95,7 @@ def plant_lung_opacity(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add round, well-defined nodules or a mass, denser than vessels."""
+    """Add round, well-defined nodules or a mass, denser than vessels; yield a mask of each."""
     frame, is_mass = scene.frame, rng.random() < 0.4
     for _ in range(1 if is_mass else int(rng.choice([1, 2, 4, 6], p=[0.45, 0.25, 0.2, 0.1]))):
         side = either_side(rng)
@@ -110,7 +110,7 @@ def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add perihilar haze of both lungs in the shape of bat's wings, with septal (Kerley B) lines at the bases."""
+    """Add bat's-wing haze at both hila, and septal (Kerley B) lines at the bases; yield masks of hazes and lines."""
     frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
     for side in SIDES:
@@ -128,7 +128,7 @@ def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add a dense lobe with a straight fissure and air bronchograms."""
+    """Add a dense lobe with a straight fissure and air bronchograms; yield its mask."""
     lobe = str(rng.choice(["upper", "middle", "lower", "lower"]))
     side = RIGHT if lobe == "middle" else either_side(rng)
     density = np.float32(rng.uniform(0.66, 0.88))
@@ -166,7 +166,7 @@ def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Flo
 
 
 def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add a segmental consolidation: patchy, confluent, denser than haze, not bound to a lobe."""
+    """Add one or two patchy, confluent consolidations, denser than haze, not bound to a lobe; yield a mask of each."""
     frame, side = scene.frame, either_side(rng)
     for number in range(int(rng.choice([1, 2], p=[0.7, 0.3]))):
         side = -side if number else side
@@ -190,7 +190,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm that `reshaped` raised; the mask includes the lung it displaced."""
+    """Add plate-like bands above the hemidiaphragm raised by `reshaped`; yield a mask of them and the lost lung."""
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):
@@ -213,7 +213,7 @@ PLANTERS: dict[str, Callable[[Scene, Generator], Iterator[Mask]]] = {
     "Pneumothorax": plant_pneumothorax, "Pleural Effusion": plant_pleural_effusion,
     "Pleural Other": plant_pleural_other,
 }  # fmt: skip
-"""The findings that are added to the scene; the others change outlines, break ribs or are devices."""
+"""Finding -> function that adds it to a scene; the other findings change outlines, break ribs or are devices."""
 
 NOT_IN_LATERAL = ("Enlarged Cardiomediastinum", "Pneumothorax", "Pleural Other", "Fracture")
 """The findings that lateral views do not show."""

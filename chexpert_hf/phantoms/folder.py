@@ -130,7 +130,10 @@ def _patient_and_study(index: int) -> tuple[int, int]:
 
 
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
-    """Draw and write the views and masks of the study `index`; return pairs of a table's name and a row for it."""
+    """Draw and write the views and masks of the study `index`; return pairs of a table's name and a row for it.
+
+    Studies from the index `first_valid` on are in the valid split.
+    """
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
     rng = np.random.default_rng([*key, 5])

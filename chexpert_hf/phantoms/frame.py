@@ -70,7 +70,7 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Set, in pixels, half the thorax's breadth, lung height, row of `v` 0, column of `u` 0, length of `u` 1."""
+        """Set, in pixels: half breadth of thorax, lung height, row of `v` = 0, column of `u` = 0, length of `u` = 1."""
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
@@ -83,12 +83,12 @@ class _Frame:
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return nodes `(u, v)`, mirrored for side RIGHT, then moved by `shift` (also u, v), as pixels, `(n, 2)`."""
+        """Return nodes `(u, v)`, mirrored for side RIGHT, then moved by `shift` (u, v), as pixels (x, y), `(n, 2)`."""
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return a smooth line, `(24, 2)` in pixels, along the nodes as `trace` returns them."""
+        """Return a smooth line, `(24, 2)` in pixels, along the points that `trace` returns for these arguments."""
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
@@ -164,11 +164,14 @@ class FrontalFrame(_Frame):
         return {LEFT: middle + half * edges[0], RIGHT: middle - half * edges[1]}
 
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
-        """Return a point in a lung as a pixel (x, y): `lateral` 0 mediastinum to 1 wall, `depth` 0 front to 1 back."""
+        """Return a point in a lung as a pixel (x, y).
+
+        `lateral` is 0 at the mediastinum and 1 at the wall, `depth` 0 in front and 1 at the back; each view uses one.
+        """
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
     def across(self, side: int) -> Floats:
-        """Return 0 at a lung's inner edge to 1 at the wall, `(height, width)`; in lateral views, from front to back."""
+        """Return places across a lung, `(height, width)`: 0 inner edge, 1 wall; lateral view: 0 front, 1 back."""
         inner, outer = self.medial[side][:, None], self.wall[side][:, None]
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
@@ -248,7 +251,10 @@ class Scene:
     vascular: Floats  # vessels and texture of the lungs, (height, width) in cm of water; 0 outside them
 
     def fill(self, side: int, share: Floats, threshold: float = 0.25) -> Mask:
-        """Fill a `share`, `(height, width)`, of a lung; return where it exceeds `threshold`, and the lung .8 cm."""
+        """Replace a share, `(height, width)` in [0, 1], of a lung's air by fluid; return the finding's mask.
+
+        The mask is where `share` exceeds `threshold` and rays pass through more than .8 cm of lung.
+        """
         self.extra += np.float32(AIR_CONTRAST) * self.lungs[side] * share
         return (share > threshold) & (self.lungs[side] > 0.8)
 

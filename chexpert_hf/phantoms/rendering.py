@@ -104,7 +104,7 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
 
 
 def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:
-    """Return the geometry of the chest in one view, as the findings in `planted` change it."""
+    """Return the geometry of the chest in one view; findings in `planted` change it, and `key` seeds the posture."""
     change = reshaped({name: _stream(key, name) for name in planted})
     frame = LateralFrame if projection == "Lateral" else FrontalFrame
     return frame(patient, np.random.default_rng([*key, 2, PROJECTIONS.index(projection)]), projection, change)

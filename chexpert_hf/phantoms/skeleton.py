@@ -25,7 +25,7 @@ class Break(NamedTuple):
     """A displaced fracture of one rib."""
 
     side: int  # LEFT or RIGHT
-    rib: int  # from 0
+    rib: int  # index, 0 is the topmost
     position: float  # along the posterior arc: 0 at the spine, 1 at the lateral wall
     step: float  # displacement across the rib, in rib widths
     has_callus: bool
@@ -61,7 +61,7 @@ def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior
 
 
 def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
-    """Draw all ribs, with the given fractures."""
+    """Draw all ribs, with the given fractures, `(height, width)` in cm of water."""
     posterior, anterior, width = Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
     for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
@@ -111,7 +111,7 @@ def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
 
 
 def girdle(frame: FrontalFrame) -> Floats:
-    """Draw clavicles, scapulae and humeral heads."""
+    """Draw clavicles, scapulae and humeral heads, `(height, width)` in cm of water."""
     layer, faint = Layer(frame.shape), Layer(frame.shape)
     lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
     elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
@@ -133,7 +133,7 @@ def girdle(frame: FrontalFrame) -> Floats:
 
 
 def spine(frame: FrontalFrame) -> Floats:
-    """Draw vertebral bodies with discs, pedicles and spinous processes."""
+    """Draw vertebral bodies with discs, pedicles and spinous processes, `(height, width)` in cm of water."""
     reach = 0.17 * frame.half
     columns = slice(max(0, int(frame.midline.min() - reach)), int(frame.midline.max() + reach))
     halfwidth = frame.half * curve(frame.v, ((-0.3, 0.095), (0.1, 0.1), (1.3, 0.13)), 4)[:, None]
@@ -156,7 +156,7 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
 
 
 def vessels(frame: FrontalFrame, engorged: float) -> Floats:
-    """Draw pulmonary arteries and veins branching from the hila; `engorged` multiplies their width."""
+    """Draw lung vessels from the hila, `(height, width)` in cm of water; `engorged` multiplies their width."""
     rng, hila = np.random.default_rng(frame.patient.vessel_seed), ((RIGHT, 0.5), (LEFT, 0.46))
     roots = [(side, frame.place(side * 0.17 + frame.rotation * 0.5, v)) for side, v in hila]
     trees = [vessel_tree(rng, hilum, side, 0.22 * frame.height) for side, hilum in roots]
@@ -205,7 +205,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
 
 
 def gas(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Draw air in trachea, main bronchi, stomach and bowel."""
+    """Draw air in trachea, main bronchi, stomach and bowel, `(height, width)` in cm."""
     layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]

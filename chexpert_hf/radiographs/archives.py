@@ -26,7 +26,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
-    """Path of a ZIP archive and name of a file in it; "" if the archive cannot be read or holds no radiograph."""
+    """A ZIP archive's path and the name of a file in it; the name is "" if it is unreadable or has no radiograph."""
 
     archive: str
     name: str
@@ -105,7 +105,7 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Open an archive, or return it open if it is one of the last two, of unchanged size and modification time."""
+    """Return an open archive; the last two are kept open and reused while size and modification time are the same."""
     with refusing("File not found, expected a ZIP archive; check the path."):
         status = Path(path).stat()
     return _open(path, status.st_mtime_ns, status.st_size)

@@ -192,7 +192,7 @@ class _Walk:
         self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
 
     def files(self) -> Iterator[str]:
-        """Yield the radiographs, sorted folder by folder, and unreadable folders, so that reading them reports this."""
+        """Yield the radiographs, sorted folder by folder, and unreadable folders, for the reader to report."""
         for path, sort in self._below(self._root, self._real_root):
             if sort == "unreadable folder" or (sort != "folder" and self._is_radiograph(path)):
                 self._found.num_links += sort == "link"
@@ -207,7 +207,7 @@ class _Walk:
         return self._is_outside(os.path.realpath(path))
 
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
-        """Return whether a link leads outside, and whether to a folder; `real_folder` is its folder, fully resolved."""
+        """Return whether a link leads out of the root, and whether to a folder; `real_folder`, resolved, holds it."""
         try:
             return self._sort_of(os.path.join(real_folder, os.readlink(link)))
         except OSError:  # it has gone since the folder was listed

@@ -30,8 +30,8 @@ class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
     `reason` is one line of at most 200 characters: what was expected, what was given and what to do. It never holds a
-    path, a file name or text from the input, so that it can be shown and logged. `name`, which `str()` puts in front,
-    is set by `naming`.
+    path, a file name or text from the input, so that it can be shown and logged. `naming` sets `name`, such as a path,
+    and `str()` puts it before the reason.
     """
 
     def __init__(self, reason: str) -> None:

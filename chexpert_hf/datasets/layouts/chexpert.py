@@ -1,4 +1,4 @@
-"""CheXpert's layout, `train.csv` and `valid.csv`, and a checked table from one of its CSV files.
+"""CheXpert's layout: reads its tables, `train.csv`, `valid.csv` and those of the test set.
 
 Every cell that is used is checked here, so that no later module meets a value that CheXpert does not define.
 
@@ -35,7 +35,7 @@ _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
 _PROJECTIONS = {"AP": "AP", "PA": "PA", "LL": None, "RL": None}
-"""Cell -> projection. LL and RL, laterals, stand in 17 frontal rows of `train.csv`: which frontal one is unknown."""
+"""Cell -> projection. LL and RL, laterals, stand in 17 frontal rows of `train.csv`: whether AP or PA is unknown."""
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"
@@ -50,7 +50,7 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """Return the columns of the first table that exists, but for path and facts; CheXpert's 14 if none exists."""
+    """Return the columns that may be labels in the first table that exists; CheXpert's 14 observations if none does."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]

@@ -79,4 +79,4 @@ MIMIC_LAYOUT = _layout("mimic", _CHEXPERT, _NEGBIO)
 """The 377,110 radiographs of 65,379 patients, with labels of CheXpert's labeler, or else of NegBio."""
 
 MIMIC_NEGBIO_LAYOUT = _layout("mimic-negbio", _NEGBIO)
-"""The same radiographs with the labels of NegBio."""
+"""MIMIC's radiographs with the labels of NegBio, even if those of CheXpert's labeler are there."""

@@ -41,7 +41,7 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return the same as `_votes`, from a table with a row for each reader's box, or one if a reader found nothing."""
+    """Return the same as `_votes`, from a table with a row per reader and box, or one row for a reader without any."""
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])
     expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)
@@ -109,7 +109,7 @@ VINDR_LAYOUT = _layout("vindr", VINDR, _PHYSIONET_FILES, _votes)
 """15,000 radiographs in train, labelled by the majority of their three readers; 3,000 in test, by consensus."""
 
 VINDR_VOTES_LAYOUT = _layout("vindr-votes", VINDR, _PHYSIONET_FILES, _votes, is_majority=False)
-"""The same radiographs with the share of the readers as label: 0, 1/3, 2/3, 1. Metrics take the majority."""
+"""VinDr's radiographs with the share of the readers as label: 0, 1/3, 2/3, 1. Metrics take the majority."""
 
 VINBIGDATA_LAYOUT = _layout("vinbigdata", KAGGLE_LABELS, f"{_KAGGLE_FILES[0]} with {_CLASS}", _kaggle_votes)
 """Kaggle's edition of the 15,000 radiographs in train."""

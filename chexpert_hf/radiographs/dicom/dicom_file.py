@@ -23,7 +23,7 @@ _MAX_REST_BYTES = 1_000_000
 
 
 class InflatedStream(BytesIO):
-    """A deflated data set, decompressed: `read` gives its first 8 MB, `read_last` the pixels, of any size."""
+    """A deflated data set, decompressed: `read` is for the header, up to 8 MB, `read_last` for pixels of any size."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -39,7 +39,10 @@ class InflatedStream(BytesIO):
         return data
 
     def read_last(self, size: int) -> bytes:
-        """Read the pixels, `size` bytes; EOFError if the compressed data break off in them or in the next 1 MB."""
+        """Read the pixels, `size` bytes, as the last read of the stream.
+
+        Up to 1 MB more is decompressed, to notice a truncated file: EOFError if the compressed data break off by then.
+        """
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
         if not self._inflater.eof and len(rest) < size - len(data) + _MAX_REST_BYTES:
@@ -48,7 +51,7 @@ class InflatedStream(BytesIO):
 
 
 class _MeteredStream:
-    """A stream that raises RadiographError at a header of too many parts or bytes; pydicom sets no limit."""
+    """A stream for reading a header: RadiographError after too many reads or bytes, since pydicom sets no limit."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell

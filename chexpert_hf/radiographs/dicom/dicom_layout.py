@@ -110,10 +110,10 @@ def read_bits(header: Header, frame: Frame, measured: int, precision: int | None
 def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[str, FrameHeader | None]:
     """Return the name of the pydicom plugin to decode a compressed image with, and the image's own header.
 
-    The header is None for RLE, which has none. The plugin is named because pydicom would else try all that are
-    installed, so that pixels depended on them, and after one that finds damage also one that ignores it. Raises
-    RadiographError if no decoder is installed, the image's header differs from the DICOM header, or samples have more
-    than 16 bits; EOFError or struct.error if the image's header is not complete.
+    The header is None for RLE, which has none. One plugin is chosen because pydicom would otherwise try all installed
+    ones in turn: the pixels would depend on what is installed, and a plugin that ignores damage could follow one that
+    reports it. Raises RadiographError if no decoder is installed, the image's header differs from the DICOM header, or
+    samples have more than 16 bits; EOFError or struct.error if the image's header is not complete.
     """
     is_j2k = syntax in JPEG2000TransferSyntaxes
     is_ours = is_j2k or syntax == RLELossless  # for which this package requires plugins
@@ -149,7 +149,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """Return the number of frames; an unreadable one is 1 for uncompressed pixels, whose amount is checked later."""
+    """Return the number of frames; 1 if it is unreadable and pixels are uncompressed: their amount is checked later."""
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)

@@ -95,7 +95,7 @@ class Header:
         return [Header(item, self.notes) for item in items or []]
 
     def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
-        """Return an element's bytes (empty if missing), byte order ("<", ">"), and representation or None."""
+        """Return an element's bytes (empty if missing), byte order ("<", ">"), and value representation, if stated."""
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None

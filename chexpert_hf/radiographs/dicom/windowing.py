@@ -55,7 +55,7 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
 
 def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
-    """Apply the modality table, or the rescaling, if there is one, to `levels`; return None if it is not usable."""
+    """Map stored values by the header's modality table or rescaling, if any; None if the rescaling is not usable."""
     values = levels.astype(np.float64)
     if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
         return _through_table(values, *modality[:2])
@@ -76,7 +76,8 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `used` is the part of `values` from smallest to largest pixel. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `values` are all that a pixel may have, `used` those from the smallest to the largest pixel. Source: DICOM PS3.3,
+    C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
