@@ -26,7 +26,7 @@ def child_scores(features: Floats) -> Floats:
     return features @ _discriminant()[0]
 
 
-def least_child_limit() -> float:
+def lowest_child_limit() -> float:
     """Return the lowest limit of any gate: `CHILD_QUANTILE` of adults' scores in cross-validation are below it."""
     return _discriminant()[1]
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, child_scores, least_child_limit
+from chexpert_hf.gate.children import CHILD_AGE, CHILD_QUANTILE, child_scores, lowest_child_limit
 from chexpert_hf.gate.features import STRUCTURES, THUMBNAIL, Floats, detail, gate_features, gray_levels
 from chexpert_hf.gate.gate import GATE_FILE, Distance, Gate, Pose
 from chexpert_hf.models.loading import load_processor
@@ -197,7 +197,7 @@ def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
     """
     is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
     counted = features if is_child.mean() > _MOST_CHILDREN else features[~is_child]
-    return max(least_child_limit(), float(np.quantile(child_scores(counted), CHILD_QUANTILE)))
+    return max(lowest_child_limit(), float(np.quantile(child_scores(counted), CHILD_QUANTILE)))
 
 
 @cache

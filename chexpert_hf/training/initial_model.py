@@ -187,7 +187,7 @@ def num_devices() -> int:
     return processes if processes > 1 else max(1, torch.cuda.device_count())
 
 
-def expect_statistics(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
+def expect_trainable_batches(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
     """Raise RecipeError if BatchNorm gets a single value per channel in some batch of the run.
 
     Raise it also if `drop_last` leaves no batch, or if `sync_batch_norm` is set without GPUs or for several GPUs in one

@@ -44,7 +44,7 @@ from chexpert_hf.training.initial_model import (
     build_model,
     build_processor,
     changes_to_initial,
-    expect_statistics,
+    expect_trainable_batches,
     image_size_of,
 )
 from chexpert_hf.training.recipe import Recipe, RecipeError
@@ -123,7 +123,7 @@ def train(
     recipe = recipe.override(image_size=image_size_of(recipe))
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
-    expect_statistics(recipe, build_model(recipe), data["train"])
+    expect_trainable_batches(recipe, build_model(recipe), data["train"])
     _claim(output, recipe, resume)
     for line in about:
         tell(line)
@@ -182,7 +182,7 @@ def train(
             best_step=best_step,
             assessment=assess_predictions(probabilities, data["valid"], final.config),
         )
-        _write_patients(output, data, has_chosen=is_best)
+        _write_patients(output, data, was_checkpoint_chosen=is_best)
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
             say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
@@ -218,13 +218,13 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
     PartialState().wait_for_everyone()
 
 
-def _write_patients(output: Path, data: datasets.DatasetDict, *, has_chosen: bool) -> None:
+def _write_patients(output: Path, data: datasets.DatasetDict, *, was_checkpoint_chosen: bool) -> None:
     """Write hashes of the training patients' ids; and of the validation patients' if a checkpoint was chosen on them.
 
     By these files, a later evaluation on the same patients is detected.
     """
     write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
-    if has_chosen:  # the checkpoint
+    if was_checkpoint_chosen:  # the checkpoint
         write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
 
 
@@ -247,7 +247,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
         for gate in folder.glob(GATE_FILE):  # of the last run; all runs have the same training images
             shutil.copy(gate, first)
             renew_checksums(first, [GATE_FILE])
-        _write_patients(output, data, has_chosen=is_best)
+        _write_patients(output, data, was_checkpoint_chosen=is_best)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:

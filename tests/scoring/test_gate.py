@@ -285,7 +285,7 @@ def test_of_a_childs_radiograph_that_is_upright_and_frontal_the_gate_warns(gate,
 
 
 def test_a_few_children_among_the_training_images_do_not_raise_the_limit_and_many_do(phantoms, monkeypatch):
-    monkeypatch.setattr("chexpert_hf.gate.fit.least_child_limit", lambda: -math.inf)
+    monkeypatch.setattr("chexpert_hf.gate.fit.lowest_child_limit", lambda: -math.inf)
     scores = child_scores(gate_features(torch.stack([gray_levels(image) for image in phantoms[:60]])))
     order = np.argsort(-scores)  # the likest to a child first
 

@@ -34,8 +34,8 @@ from chexpert_hf.evaluation.localization.localization_report import (
 )
 from chexpert_hf.evaluation.localization.localize import (
     BASELINES,
-    coarse_map,
     localize_dataset,
+    map_before_resizing,
     scored_images,
     untrained_like,
 )
@@ -275,12 +275,12 @@ def test_maps_of_an_ensemble_are_those_that_predict_gives(classifier, dataset, f
         assert scored.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
         for name in ("Edema", "Fracture"):
             assert np.allclose(scored.maps.at_size((70, 56))[name], prediction.saliency[name], atol=1e-5)
-            assert coarse_map(scored.maps, name).size < 56 * 70 / 8
+            assert map_before_resizing(scored.maps, name).size < 56 * 70 / 8
 
 
 def test_a_coarse_map_of_a_part_of_the_image_lies_on_that_part():
     maps = SaliencyMaps(torch.ones(1, 2, 2), ["Edema"], (80, 40), (20.0, 0.0, 60.0, 40.0))
-    coarse = coarse_map(maps, "Edema")
+    coarse = map_before_resizing(maps, "Edema")
     assert coarse[:, 80:240].min() == pytest.approx(1)
     assert coarse[:, :79].max() == coarse[:, 241:].max() == 0
 

@@ -21,7 +21,7 @@ from chexpert_hf.evaluation.sanity.checks import (
     check_sanity,
     choose_pairs,
     estimate_statistics,
-    redrawn_networks,
+    randomised_networks,
     removal_check,
     removal_curves,
     sample_rows,
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_one_others(classifier,
 
 
 def test_only_the_head_is_redrawn_and_then_everything(tiny_model):
-    other_head, fresh = redrawn_networks(tiny_model, 0)
+    other_head, fresh = randomised_networks(tiny_model, 0)
     for name, value in tiny_model.state_dict().items():
         assert torch.equal(other_head.state_dict()[name], value) != (name == "classifier.weight")
         if name.endswith("weight") and value.ndim > 1:
@@ -98,11 +98,11 @@ def test_only_the_head_is_redrawn_and_then_everything(tiny_model):
 def test_the_seed_of_the_training_does_not_bring_its_initial_weights_back():
     torch.manual_seed(0)
     model = CheXpertForImageClassification(CheXpertForImageClassification.config_class(**TINY))
-    assert not torch.equal(redrawn_networks(model, 0)[0].classifier.weight, model.classifier.weight)
+    assert not torch.equal(randomised_networks(model, 0)[0].classifier.weight, model.classifier.weight)
 
 
 def test_a_random_network_gets_the_statistics_of_the_radiographs(tiny_model):
-    fresh = redrawn_networks(tiny_model, 0)[1]
+    fresh = randomised_networks(tiny_model, 0)[1]
     pixel_values = torch.randn(6, 3, 64, 64) * 3 + 1
     estimate_statistics(fresh, pixel_values)
     with torch.no_grad():

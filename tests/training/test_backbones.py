@@ -14,7 +14,7 @@ from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.configuration_chexpert import NETWORKS, fields_of
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.card import card_problems
-from chexpert_hf.training.initial_model import build_model, expect_statistics
+from chexpert_hf.training.initial_model import build_model, expect_trainable_batches
 from chexpert_hf.training.recipe import BACKBONES, Recipe, RecipeError
 from tests.commands import run
 
@@ -112,10 +112,10 @@ def test_the_size_that_is_named_is_the_smallest_that_trains_on_a_single_image(ba
     images = datasets.Dataset.from_dict({"labels": [[0.0] * 14] * 9})
     recipe = Recipe(init="random", backbone=backbone, batch_size=8, image_size=32)
     with pytest.raises(RecipeError, match="set --image-size to at least 33, or --drop-last"):
-        expect_statistics(recipe, model, images)
+        expect_trainable_batches(recipe, model, images)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         model(torch.randn(1, 3, 32, 32))
-    expect_statistics(recipe.override(image_size=33), model, images)
+    expect_trainable_batches(recipe.override(image_size=33), model, images)
     model(torch.randn(1, 3, 33, 33))
 
 
@@ -123,5 +123,6 @@ def test_a_network_without_batchnorm_trains_on_a_single_image_of_any_size():
     model = CheXpertForImageClassification(CheXpertConfig(backbone="convnext_tiny")).train()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     images = datasets.Dataset.from_dict({"labels": [[0.0] * 14] * 9})
-    expect_statistics(Recipe(init="random", backbone="convnext_tiny", batch_size=8, image_size=32), model, images)
+    recipe = Recipe(init="random", backbone="convnext_tiny", batch_size=8, image_size=32)
+    expect_trainable_batches(recipe, model, images)
     model(torch.randn(1, 3, 32, 32), labels=torch.ones(1, 14)).loss.backward()

@@ -6,7 +6,7 @@ from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpert
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.data import load_data
-from chexpert_hf.training.initial_model import expect_statistics
+from chexpert_hf.training.initial_model import expect_trainable_batches
 from chexpert_hf.training.recipe import Recipe, RecipeError
 from chexpert_hf.training.trainer import build_trainer
 
@@ -39,11 +39,11 @@ def test_the_size_that_is_named_is_the_smallest_that_trains_on_a_single_image(nu
     with pytest.raises(
         RecipeError, match=rf"^9 training images in batches of 8 .* set --image-size to at least {smallest}, "
     ):
-        expect_statistics(recipe(image_size=smallest - 1, architecture=architecture), model, images(9))
+        expect_trainable_batches(recipe(image_size=smallest - 1, architecture=architecture), model, images(9))
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         model(torch.randn(1, 3, smallest - 1, smallest - 1))
 
-    expect_statistics(recipe(image_size=smallest, architecture=architecture), model, images(9))
+    expect_trainable_batches(recipe(image_size=smallest, architecture=architecture), model, images(9))
     model(torch.randn(1, 3, smallest, smallest))
 
 
@@ -58,24 +58,24 @@ def test_the_size_that_is_named_is_the_smallest_that_trains_on_a_single_image(nu
     ],
 )
 def test_what_leaves_no_single_image_is_not_refused(values, count):
-    expect_statistics(recipe(**values), network([2, 2]), images(count))
+    expect_trainable_batches(recipe(**values), network([2, 2]), images(count))
 
 
 def test_batches_of_one_image_are_refused_with_what_helps():
     with pytest.raises(RecipeError, match=r"or --batch-size to at least 2\.$"):
-        expect_statistics(recipe(batch_size=1, drop_last=True), network([2, 2]), images(8))
+        expect_trainable_batches(recipe(batch_size=1, drop_last=True), network([2, 2]), images(8))
 
 
 def test_each_part_that_a_calibration_trains_without_is_looked_at():
     # Two of 18 images in three parts of 6 leave 12; batches of 11 then end with one.
     folds = recipe(calibration_folds=3, checkpoint="last", batch_size=11)
     with pytest.raises(RecipeError, match=r"^12 training images in batches of 11 give a batch of one image"):
-        expect_statistics(folds, network([2, 2]), images(18))
+        expect_trainable_batches(folds, network([2, 2]), images(18))
 
 
 def test_drop_last_that_leaves_nothing_is_refused():
     with pytest.raises(RecipeError, match="drop_last leaves no batch: there are 7 training images for batches of 8"):
-        expect_statistics(recipe(drop_last=True), network([2, 2]), images(7))
+        expect_trainable_batches(recipe(drop_last=True), network([2, 2]), images(7))
 
 
 @pytest.mark.parametrize(
@@ -96,22 +96,22 @@ def test_what_the_gpus_of_one_process_get_of_the_last_batch_is_looked_at(monkeyp
     assert (1 in shares) == is_refused  # as DataParallel scatters it
     if is_refused:
         with pytest.raises(RecipeError, match="give a batch of one image"):
-            expect_statistics(recipe(), network([2, 2]), images(num_images))
+            expect_trainable_batches(recipe(), network([2, 2]), images(num_images))
     else:
-        expect_statistics(recipe(), network([2, 2]), images(num_images))
+        expect_trainable_batches(recipe(), network([2, 2]), images(num_images))
 
 
 def test_synchronised_statistics_are_refused_without_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"sync_batch_norm needs GPUs: .* Omit --sync-batch-norm"):
-        expect_statistics(recipe(sync_batch_norm=True), network([2, 2]), images(8))
+        expect_trainable_batches(recipe(sync_batch_norm=True), network([2, 2]), images(8))
 
 
 def test_synchronised_statistics_are_refused_in_one_process_with_several_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RecipeError, match=r"needs a process for each of the 2 GPUs: .* torchrun --nproc_per_node 2"):
-        expect_statistics(recipe(sync_batch_norm=True), network([2, 2]), images(8))
+        expect_trainable_batches(recipe(sync_batch_norm=True), network([2, 2]), images(8))
 
 
 def test_a_synchronised_model_is_saved_as_any_other(tiny_model, tmp_path):

@@ -47,10 +47,10 @@ class SharedClassifier(CheXpertClassifier):
         super().__init__(classifier.model, classifier.processor, runtime=runtime, gate=gate)
         self.members, self._classifier = classifier.members, classifier
         workers, batch_size = [classifier], 1
-        if keeps_bits(classifier, classifier, (2, _TRIAL_ROWS, _BATCH_SIZE)):
+        if gives_same_bits(classifier, classifier, (2, _TRIAL_ROWS, _BATCH_SIZE)):
             batch_size = _BATCH_SIZE
             side_by_side = classifier.side_by_side()
-            if len(side_by_side) > 1 and keeps_bits(classifier, side_by_side[0], (1, _TRIAL_ROWS)):
+            if len(side_by_side) > 1 and gives_same_bits(classifier, side_by_side[0], (1, _TRIAL_ROWS)):
                 workers, batch_size = [*side_by_side], ROWS_SIDE_BY_SIDE
         self.scheduler: Scheduler[Source, Prepared, Prediction] = Scheduler(
             self._read_and_prepare,
@@ -131,7 +131,7 @@ def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Comput
     return compute
 
 
-def keeps_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
+def gives_same_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
     """Whether `other`, in batches of these sizes, gives to the last bit the scores that `classifier` gives one by one.
 
     This is tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.

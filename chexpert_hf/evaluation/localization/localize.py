@@ -26,7 +26,7 @@ from chexpert_hf.evaluation.metrics import NAN
 from chexpert_hf.evaluation.sanity.checks import (
     estimate_statistics,
     pixel_values_of,
-    redrawn_networks,
+    randomised_networks,
     sample_rows,
 )
 from chexpert_hf.folders.dataset import read_file
@@ -134,7 +134,7 @@ def localize_dataset(
             called = pointed[MODEL].mask & prediction.positives[name]
             full_set[name].append(localization.iou(called, mask, true_positives_only=False))
         for name in full_set.keys() - found.keys():
-            saliency = coarse_map(prediction.maps, name)
+            saliency = map_before_resizing(prediction.maps, name)
             marks_something = prediction.positives[name] and bool(saliency.max() > saliency.min())
             full_set[name].append(0.0 if marks_something else NAN)
         if maps_folder:
@@ -188,7 +188,7 @@ def untrained_like(
     Its BatchNorm layers get the statistics of the images `files`, taken as one batch; with the statistics of a new
     model, the maps of all images would be nearly the same.
     """
-    untrained = CheXpertClassifier(redrawn_networks(classifier.model, seed)[1], classifier.processor)
+    untrained = CheXpertClassifier(randomised_networks(classifier.model, seed)[1], classifier.processor)
     images = []
     for file in files:
         with suppress(RadiographError):  # if it has a truth, scoring it says so
@@ -197,7 +197,7 @@ def untrained_like(
     return untrained
 
 
-def coarse_map(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
+def map_before_resizing(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
     """Return the positive part of an observation's map over the whole image, `(h, w)` as in the last feature maps.
 
     If the network saw only a part of the image, h and w are `_COARSE_SIDE`, and the map is 0 outside that part.
@@ -237,7 +237,7 @@ def _write_maps(
             folder,
             name,
             observation,
-            coarse_map(prediction.maps, observation),
+            map_before_resizing(prediction.maps, observation),
             probability=prediction.probabilities[observation],
             is_positive=observation in found,
             size=(width, height),

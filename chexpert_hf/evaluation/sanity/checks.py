@@ -110,7 +110,7 @@ def sample_rows(count: int, limit: int, seed: int = 0) -> list[int]:
     return sorted(rows.tolist())
 
 
-def redrawn_networks(
+def randomised_networks(
     model: CheXpertForImageClassification, seed: int
 ) -> tuple[CheXpertForImageClassification, CheXpertForImageClassification]:
     """Return two copies of a model: with a randomised head, and with all weights randomised as in a new model.
@@ -157,7 +157,7 @@ def _scores_and_maps(
     Returns the model's probabilities `(n, L)`; network -> maps `(n, L, h, w)`; region -> the share of each of the
     model's maps that lies in it, `(n, L)`; and region -> its share of the picture, `(n,)`.
     """
-    other_head, fresh = redrawn_networks(classifier.model, seed)
+    other_head, fresh = randomised_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
     probabilities: list[FloatArray] = []
     maps: dict[str, list[FloatArray]] = {name: [] for name in networks}

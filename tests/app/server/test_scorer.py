@@ -10,7 +10,7 @@ import torch
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.app.server.scheduler import UnavailableError
-from chexpert_hf.app.server.scorer import SharedClassifier, keeps_bits
+from chexpert_hf.app.server.scorer import SharedClassifier, gives_same_bits
 from chexpert_hf.radiographs.radiograph import RadiographError
 from tests.app.server.conftest import StubGate, png
 
@@ -114,7 +114,7 @@ def computed_by(classifier):
 @pytest.mark.parametrize(("sizes", "is_kept"), [((), True), ((2,), False), ((3,), False), ((8,), False)])
 def test_scores_that_depend_on_the_batch_are_found_out(computed_by, sizes, is_kept):
     classifier = computed_by(TableRuntime(sizes_that_differ=sizes))
-    assert keeps_bits(classifier, classifier, (2, 3, 8)) is is_kept
+    assert gives_same_bits(classifier, classifier, (2, 3, 8)) is is_kept
 
 
 def test_where_scores_depend_on_the_batch_every_radiograph_has_one_of_its_own(computed_by):
