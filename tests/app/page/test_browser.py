@@ -377,11 +377,18 @@ def test_zoom_keeps_the_point_under_the_pointer_and_is_bounded(viewer: Any) -> N
             at,
         )
 
+    is_kept = """() => {
+        const away = new WheelEvent("wheel", { deltaY: 200, bubbles: true, cancelable: true });
+        document.querySelector(".stage").dispatchEvent(away);
+        return away.defaultPrevented;
+    }"""
+    assert viewer.evaluate(is_kept) is False  # fitted, there is nothing to zoom out of: the page scrolls
     before = under_pointer()
     viewer.mouse.move(*at)
     viewer.mouse.wheel(0, -200)
     viewer.wait_for_function("fitted => viewer.zoom.scale > fitted * 1.3", arg=fitted)
     assert under_pointer() == pytest.approx(before, abs=0.01)
+    assert viewer.evaluate(is_kept) is True
     viewer.keyboard.press("1")
     assert scale(viewer) == pytest.approx(max(1, fitted))
     for _ in range(40):
