@@ -202,7 +202,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return super()._preprocess(images, do_resize=do_resize, size=size, **kwargs)
 
     def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
-        """Resize uint8 gray levels `(..., height, width)` with Pillow, which rounds alike on every processor.
+        """Resize uint8 gray levels `(..., height, width)` with Pillow, which rounds alike on every CPU.
 
         torchvision's antialiased resizing of 8-bit images differs by a level between instruction sets and versions.
         """

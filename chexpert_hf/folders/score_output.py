@@ -78,9 +78,9 @@ class ScoreOutput:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
-        """Return the runtime and precision, with "auto" replaced by those that the run to resume was started with.
+        """Return (runtime, precision), with "auto" replaced by the value that the run to resume was started with.
 
-        Both are returned unchanged for a new run, and if the members of an ensemble had different ones.
+        Both are returned unchanged for a new run, and for an ensemble whose members ran with different ones.
         """
         if self.existing is not Existing.RESUME or not self.record_file.exists():
             return runtime, precision
@@ -91,11 +91,11 @@ class ScoreOutput:
         return first if runtime == "auto" else runtime, second if precision == "auto" else precision
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Write `record`, the settings of a new run, or compare it with the record of the run that is resumed.
+        """Write `record`, the settings of a new run, or compare it with the record of the run to resume.
 
-        With OVERWRITE, the output and the files beside it are deleted first. Returns the values that `finish` recorded
-        if the run to resume is complete and its output was made at the end, else None. Raise InputError if the output
-        was started with other settings, or its record is missing.
+        If `existing` is OVERWRITE, delete the output and the files beside it first. Return the `finished` values if
+        `finish` has marked the output as complete, else None. Raise InputError if the output was started with other
+        settings, or its record is missing or damaged.
         """
         if self.existing is Existing.OVERWRITE:
             with writing(self.path):
@@ -112,9 +112,9 @@ class ScoreOutput:
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Record that an output that is made at the end is complete, with the values `finished`.
+        """Mark an output as complete: add the values `finished` to its record, and delete `<output>.views.jsonl`.
 
-        The rows that it was made from, `<output>.views.jsonl`, are deleted. Do not call it for an output that grows.
+        Only for Parquet or a row per study (`is_made_at_the_end`): of other outputs, the rows would be deleted.
         """
         self._save({**record, "finished": finished})
         self.growing.unlink(missing_ok=True)

@@ -45,7 +45,7 @@ class _Study:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table; makes its rows from `FileResult`s, and rows of studies from rows of views."""
+    """The columns of a score table; `rows` makes a row per radiograph, `study_rows` merges these into one per study."""
 
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`

@@ -74,12 +74,12 @@ def score_to_file(
     """Score files and write their rows as they come, in the order of the files.
 
     A run that was interrupted and is resumed leaves the same bytes as one that was not. To resume, the paths, model,
-    runtime, observations, batch size, shard and columns must be the same; the model is identified by its scores of a
-    test pattern. A batch that was not finished is scored again.
+    runtime, observations, batch size, shard, gate mode and columns must be the same; the model is identified by its
+    scores of a test pattern. A batch that was not finished is scored again.
 
     `files` are those of all shards, `models` the models' names for the record, `workers` as in `readers.read_prepared`,
-    and `maps` the observations that get an overlay, by default all. `watch`, a `Watch`, may show progress. Raise
-    InputError if the output cannot be resumed or written.
+    and `maps` the observations that get an overlay, by default all. `watch` gets the iterator of results and returns
+    one that also shows progress (see `Watch`). Raise InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)

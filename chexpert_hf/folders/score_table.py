@@ -124,7 +124,7 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Append rows so that a killed process loses none, a power failure about those of the last `SYNC_SECONDS`."""
+        """Append rows. If the process is killed, none are lost; in a power failure, those of about `SYNC_SECONDS`."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
@@ -134,10 +134,11 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 
 
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
-    """Truncate the table of an earlier run to whole batches, unless it is complete, and count the rows that are kept.
+    """Truncate the table of an earlier run to whole batches, and count the rows that are kept.
 
-    `names` are the run's radiographs, in order. Raise InputError if the header differs, a row cannot be read, or the
-    rows are not those of the first radiographs; the file then stays as it is.
+    `names` are the run's radiographs, in order; if all have a row, a last batch that is not full is kept, too. Raise
+    InputError if the header differs, a row cannot be read, or the rows are not those of the first radiographs; the
+    file then stays as it is.
     """
     if not path.exists():
         return KeptRows()

@@ -59,7 +59,10 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 
 
 def refuse_model(config: CheXpertConfig, target: str) -> None:
-    """Raise FormatError unless `target` has the network, and the head is linear without U-MultiClass or hierarchy."""
+    """Raise FormatError if `target`, "timm" or "torchxrayvision", cannot express the network.
+
+    The reason is another backbone, a hidden layer in the head, U-MultiClass or a label hierarchy.
+    """
     supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
     titles = " or ".join(NETWORKS[network] for network in supported)
     reasons = {
@@ -187,7 +190,7 @@ def write_torchxrayvision(
 
 
 def _differences(processor: CheXpertImageProcessor) -> Iterator[str]:
-    """Yield a line for each difference from how torchxrayvision's examples crop and resize."""
+    """Yield a remark for each way in which `processor` crops or resizes unlike torchxrayvision's examples."""
     if processor.do_center_crop:
         middle = f"the middle {processor.crop_size['height']} x {processor.crop_size['width']} pixels after resizing"
         yield f"This model takes {middle}: do so instead of XRayCenterCrop, which torchxrayvision's examples have."

@@ -54,7 +54,7 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the rows of these outputs from the weight and bias of a linear layer in `tensors`, by tensor name."""
+        """Return the weight and the bias of the linear layer `layer`, reduced to `rows`: tensor name -> tensor."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -67,10 +67,10 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """Combine a source's backbone (and other weights outside of the classifier) with a head for these observations.
+        """Return a model for `observations` with the weights `tensors` of a source, but the classifier `head`.
 
-        The head is `head`, weights by name, or the rows of the source's own classifier if None. `config` are further
-        fields of the model's config, such as those of the network.
+        `head` maps names to weights; if None, it is the source's own classifier, reduced to `rows`. `remarks` are for
+        the user, `config` further fields of the model's config, such as `head_hidden_size`.
         """
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),

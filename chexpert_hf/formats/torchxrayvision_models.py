@@ -101,7 +101,10 @@ def from_torchxrayvision(model: PublishedModel, tensors: Mapping[str, Tensor], s
 
 
 def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """Return output -> operating point in the weights, without NaN; None if they have none, WeightsError if invalid."""
+    """Return output -> operating point from the buffer `op_threshs`, without NaN; None if there is no such buffer.
+
+    Raises WeightsError if it has another length, or a value outside of [0, 1].
+    """
     values = tensors.get(_THRESHOLDS)
     if values is None:
         return None

@@ -117,11 +117,12 @@ def _read_pickle(path: Path) -> Any:
 
 
 def without_persistent_classes(content: bytes) -> bytes:
-    """Rewrite a file of PyTorch before 1.6 so that no class is a persistent object, which `weights_only` refuses.
+    """Rewrite a file in the format of PyTorch before 1.6, so that `torch.load(weights_only=True)` can read it.
 
-    The pickle's instructions are parsed, not run: such an object becomes a call of the harmless `_CLASS_OF`, which
-    `_read_pickle` allows. Nothing else changes, so `weights_only` still checks everything that the file names. Raises
-    ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
+    That format stores the class of a module as a persistent object of the pickle (with the class's source code), which
+    `weights_only` refuses. The pickle's instructions are parsed, not run: each such object becomes a call of the
+    harmless `_CLASS_OF`, which `_read_pickle` allows. Nothing else changes, so `weights_only` still checks everything
+    that the file names. Raises ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):
@@ -142,7 +143,10 @@ def without_persistent_classes(content: bytes) -> bytes:
 
 
 def _split(content: Any, path: Path) -> WeightFile:
-    """Split a checkpoint into its weights and the rest; the weights are all of it, or under a key of `_INSIDE`."""
+    """Split a checkpoint into its weights and the rest; raise WeightsError if it has no weights.
+
+    `content` is either the weights themselves, or a mapping that holds them under a key of `_INSIDE`.
+    """
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
         return WeightFile(tensors, {})

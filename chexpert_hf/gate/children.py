@@ -27,7 +27,10 @@ def child_scores(features: Floats) -> Floats:
 
 
 def lowest_child_limit() -> float:
-    """Return the lowest limit of any gate: `CHILD_QUANTILE` of adults' scores in cross-validation are below it."""
+    """Return the lower bound of every gate's `child_limit`.
+
+    In cross-validation, the fraction `CHILD_QUANTILE` of adults had `child_scores` below it.
+    """
     return _discriminant()[1]
 
 

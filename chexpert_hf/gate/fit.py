@@ -52,10 +52,11 @@ T = TypeVar("T")
 def fit_folder_gate(
     folder: Path, dataset: datasets.Dataset, data_name: str, progress: Callable[[int], None] | None = None
 ) -> Gate:
-    """Fit a gate on a model's training split, write it into the model folder and update the folder's checksums.
+    """Fit a gate on a model's training images, write it into the model folder and update the folder's checksums.
 
-    `data_name` is recorded in the gate; `progress` is called with 1 after each radiograph. Raises InputError if there
-    are fewer than `MIN_IMAGES` radiographs, or the processor or a radiograph cannot be read.
+    `dataset` is the split that the model was trained on; `data_name` is recorded in the gate; `progress` is called
+    with 1 after each radiograph. Raises InputError if there are fewer than `MIN_IMAGES` radiographs, or the processor
+    or a radiograph cannot be read.
     """
     processor = load_processor(folder)
 
@@ -87,9 +88,10 @@ def fit_gate(
     ages: Sequence[int | None] = (),
     knows_laterals: bool = False,
 ) -> Gate:
-    """Fit a gate on training images from `read_radiograph`, each patient's in a row; `MAX_IMAGES` are enough.
+    """Fit a gate on training images from `read_radiograph`.
 
-    `data_name` and `date` are recorded in the gate; `ages` are the patients' in years, one for each image, or empty;
+    Images of the same patient should follow one another, and more than `MAX_IMAGES` are not needed. `data_name` and
+    `date` are recorded in the gate; `ages` are the patients' ages in years, one for each image, or empty;
     `knows_laterals` says whether there are lateral views among the images. Raises InputError if there are fewer than
     `MIN_IMAGES`.
     """
@@ -192,8 +194,8 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
 def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
     """Return a limit of `child_scores` that hardly any adult among the training images exceeds.
 
-    Up to a tenth of children among them is not counted. With more children, or without ages, all images are counted:
-    then the limit lies above children's scores, too, and a model trained on children gives no warning.
+    Children's images are ignored if they are at most a tenth. If there are more, or ages are unknown, all images are
+    counted: then the limit lies above children's scores, too, and a model trained on children gives no warning.
     """
     is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
     counted = features if is_child.mean() > _MOST_CHILDREN else features[~is_child]

@@ -100,7 +100,7 @@ class Verdict:
 
     @property
     def state(self) -> str:
-        """The verdict as a word for tables: "pass", "warning" or "flagged" (refused)."""
+        """The verdict as a word for tables: "pass", "warning", or "flagged" if it is no chest radiograph."""
         return "flagged" if not self.is_chest_radiograph else "warning" if self.warnings else "pass"
 
     @property
@@ -132,8 +132,9 @@ class Distance(NamedTuple):
     def __call__(self, features: Floats) -> Floats:
         """Return distances `(batch,)`, 2 on average for the training images.
 
-        A distance is the mean square along the directions, each in units of its variance, plus the square outside of
-        them, in units of its mean. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
+        An image's standardised features are split into components along `directions` and a rest. The distance is the
+        mean of the squared components, each divided by its variance, plus the rest's squared length divided by
+        `residual`. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
         """
         scaled = (features - self.centre) / self.spread
         along = scaled @ self.directions.T

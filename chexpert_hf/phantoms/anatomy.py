@@ -18,10 +18,10 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 def normal_chest(
     frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
 ) -> tuple[Scene, Floats]:
-    """Return a chest without findings: a `Scene` to plant them in, and the thickness of all but the lung vessels.
+    """Return a chest's lungs and vessels as a `Scene`, to which findings are added, and the thickness of all the rest.
 
-    Thickness is `(height, width)` in cm of water, less the air. `engorged` multiplies the width of lung vessels;
-    `breaks` are drawn into the ribs.
+    The thickness, `(height, width)` in cm of water, is that of body and bones, less what air takes away. `engorged`
+    multiplies the width of lung vessels (1 is normal); `breaks` are fractures to draw into the ribs of a frontal view.
     """
     if isinstance(frame, FrontalFrame):
         solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)
