@@ -149,7 +149,7 @@ def _lateral_bones(frame: LateralFrame) -> Floats:
 
 
 def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
-    """Draw the vessels of the hila and their branches, `(height, width)` in cm of water."""
+    """Draw the hila and their vessels, `(height, width)` in cm of water; `engorged` multiplies the vessels' width."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
     layer, hub = Layer(frame.shape), frame.place(0.5, 0.47)
     skeleton.draw_vessels(layer, [skeleton.vessel_tree(rng, hub, way, 0.2 * frame.height) for way in (-1, 1)], engorged)

@@ -44,7 +44,11 @@ class Layer:
             self._draw.line(coordinates, fill=round(255 * value), width=pixels)
 
     def tube(self, points: Points, width: float | Points, rim: float, core: float, cortex: float = 1.0) -> None:
-        """Draw a tube or long bone as X-rays show it: walls of value `rim`, `cortex` pixels thick, inside `core`."""
+        """Draw a tube or long bone along `points`, `(n, 2)` as x, y, as X-rays show it: two walls with space between.
+
+        `width` is the outer width and `cortex` the thickness of each wall, in pixels. The walls have the value `rim`,
+        the space the value `core`.
+        """
         self.polygon(ribbon(points, width), rim)
         self.polygon(ribbon(points, np.maximum(np.asarray(width) - 2 * cortex, 0.5)), core)
 
@@ -63,7 +67,10 @@ class Layer:
 
 
 def ribbon(points: Points, width: float | Points) -> Points:
-    """Return the outline, `(..., 2 n, 2)`, of bands along lines `(..., n, 2)`; `width` may differ between points."""
+    """Return the outlines of bands around lines, as polygons with `(..., 2 n, 2)` corners.
+
+    `points` are the lines, `(..., n, 2)` as x, y; `width` is one number or one per point.
+    """
     padded = np.concatenate([points[..., :1, :], points, points[..., -1:, :]], axis=-2)
     tangents = padded[..., 2:, :] - padded[..., :-2, :]
     scale = np.asarray(width) / (2 * np.maximum(np.hypot(tangents[..., 0], tangents[..., 1]), 1e-6))

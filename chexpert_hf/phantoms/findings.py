@@ -15,7 +15,7 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """Return how findings change the outlines of the chest; `streams` is finding to draw -> random generator."""
+    """Return how findings change the outlines of the chest; `streams` maps each finding to its random generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -110,7 +110,10 @@ def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def plant_edema(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add bat's-wing haze at both hila, and septal (Kerley B) lines at the bases; yield masks of hazes and lines."""
+    """Add bat's-wing haze at both hila, and in frontal views septal (Kerley B) lines at the bases of the lungs.
+
+    Yield a mask of the haze on each side, then one mask of all lines.
+    """
     frame, strength, reach = scene.frame, rng.uniform(0.4, 0.68), rng.uniform(0.85, 1.15)
     ripple, lines = cloud(rng, frame.shape, 14), Layer(frame.shape)
     for side in SIDES:
@@ -153,7 +156,10 @@ def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
 
 
 def _bronchogram(frame: Frame, rng: Generator, side: int, heading: float) -> Floats:
-    """Return air-filled bronchi, `(height, width)` in [0, 1], around `heading` (radians, 0 is up) from the hilum."""
+    """Return air-filled bronchi that spread from the hilum of a lung, `(height, width)` in [0, 1].
+
+    `heading` is their mean direction in radians: 0 is up, pi / 2 is outwards (in lateral views, to the back).
+    """
     layer, hilum = Layer(frame.shape), frame.spot(side, 0.1, 0.55, 0.5)
     way = side if frame.is_frontal else 1
     for _ in range(4):
@@ -190,7 +196,10 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm raised by `reshaped`; yield a mask of them and the lost lung."""
+    """Add plate-like bands above the hemidiaphragm that `reshaped` raised.
+
+    Yield one mask, of the bands and of the region that was lung before the rise.
+    """
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)
     for level in rng.uniform(0.64, 0.7) + 0.085 * np.arange(count):

@@ -130,9 +130,9 @@ def _patient_and_study(index: int) -> tuple[int, int]:
 
 
 def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tuple[str, _Row]]:
-    """Draw and write the views and masks of the study `index`; return pairs of a table's name and a row for it.
+    """Draw and write the views and masks of the study `index`; return rows for the CSV tables, as pairs (table, row).
 
-    Studies from the index `first_valid` on are in the valid split.
+    The table is "train", "valid" or "truth". Studies from the index `first_valid` on are in the valid split.
     """
     patient_number, study_number = _patient_and_study(index)
     patient, key = Patient((seed, 2, patient_number)), (seed, 1, index)
@@ -162,7 +162,7 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draw a study's positive observations, with their parents; No Finding if there are none but Support Devices."""
+    """Draw a study's positive observations, with their parents; add No Finding if there are only devices or none."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 

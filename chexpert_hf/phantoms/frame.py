@@ -41,7 +41,7 @@ class Patient:
 
 @dataclass
 class Shape:
-    """How findings change the outlines of the chest: factors of the normal size, and raised hemidiaphragms."""
+    """How findings change the outlines of the chest: factors of the normal sizes, and the rise of hemidiaphragms."""
 
     heart_left: float = 1.0
     heart_right: float = 1.0
@@ -50,7 +50,7 @@ class Shape:
 
 
 class _Frame:
-    """Geometry of the chest in one radiograph: outlines in pixels, and positions `(u, v)` as pixels.
+    """Geometry of the chest in one radiograph: outlines in pixels, and the conversion of positions `(u, v)` to pixels.
 
     `rng` draws the patient's posture and the size of the image; `change` comes from `findings.reshaped`.
     """
@@ -166,12 +166,16 @@ class FrontalFrame(_Frame):
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
         """Return a point in a lung as a pixel (x, y).
 
-        `lateral` is 0 at the mediastinum and 1 at the wall, `depth` 0 in front and 1 at the back; each view uses one.
+        `lateral` is 0 at the mediastinum and 1 at the wall; lateral views ignore it and `side`. `depth` is 0 in front
+        and 1 at the back; frontal views ignore it.
         """
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
     def across(self, side: int) -> Floats:
-        """Return places across a lung, `(height, width)`: 0 inner edge, 1 wall; lateral view: 0 front, 1 back."""
+        """Return how far across a lung each pixel is, `(height, width)` in [0, 1].
+
+        In frontal views 0 is the inner edge and 1 the chest wall; in lateral views 0 is the front and 1 the back.
+        """
         inner, outer = self.medial[side][:, None], self.wall[side][:, None]
         return np.clip((self.x - inner) / (outer - inner), 0, 1)
 
@@ -243,7 +247,7 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """The lungs of a normal chest, and the thickness that findings add to it."""
+    """The parts of a phantom that findings are added to: the lungs, their vessels, and the thickness added so far."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm

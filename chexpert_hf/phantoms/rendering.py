@@ -123,10 +123,10 @@ def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
 
 
 def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Floats:
-    """Turn thickness, `(height, width)` in cm of water, into grey levels in [0, 255].
+    """Turn thickness, `(height, width)` in cm of water, into grey levels, 0 black and 255 white, not yet clipped.
 
-    Exposure follows the patient's build (`fat`), as with automatic exposure control; portable AP views are noisier,
-    softer and flatter.
+    Exposure follows the patient's build (`fat`, 0 thin, 1 obese), as with automatic exposure control; portable AP views
+    are noisier, softer and flatter.
     """
     is_ap, is_lateral = projection == "AP", projection == "Lateral"
     centre = float(12.4 + 4.4 * fat + 2.2 * is_lateral + rng.normal(0, 0.55))  # shown as mid grey

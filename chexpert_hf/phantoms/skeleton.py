@@ -22,7 +22,7 @@ _RIB_WIDTH = 0.034  # in lung heights
 
 
 class Break(NamedTuple):
-    """A displaced fracture of one rib."""
+    """A displaced fracture of one rib: which rib, where along it, and how far its ends are displaced (`step`)."""
 
     side: int  # LEFT or RIGHT
     rib: int  # index, 0 is the topmost

@@ -176,7 +176,7 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without paths of this machine: models (`MODEL_FIELDS`) are named without their folders."""
+    """Return a recipe without paths of this machine: its models (`MODEL_FIELDS`) are named as by `public_name`."""
     return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
 
 
@@ -216,7 +216,7 @@ def rename_card(text: str, name: str, place: str | None = None) -> str:
 
     Args:
         text: The card.
-        name: The new name; of a repository's id, the last part becomes the title.
+        name: The new name; if it is a repository's id, its last part becomes the title.
         place: The path or repository id from which the card's examples load the model; `name` if None.
     """
     card = ModelCard(text)

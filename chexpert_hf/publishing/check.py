@@ -86,7 +86,10 @@ def check_folder(folder: Path) -> CheckReport:
 
 
 def _checks(folder: Path) -> dict[str, Callable[[], str]]:
-    """Return the checks of a model folder or an ensemble by their subject; InputError if it is neither."""
+    """Return the checks of a folder, as subject -> function; InputError if it is neither model folder nor ensemble.
+
+    A function returns the details of a passed check; it raises `_SkippedError` or any other error if not passed.
+    """
     if (folder / ENSEMBLE_FILE).is_file():
         parts = {"files": _no_pickle, "checksums": _sums, "code": _code, "model": _model}
         members = [Path(member) for member in model_files.ensemble_members(folder)]

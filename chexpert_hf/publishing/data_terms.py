@@ -127,9 +127,9 @@ def read_terms(folder: Path) -> list[Terms]:
 
 
 def with_initial_terms(own: Terms, initial: Sequence[Terms], name: str) -> Terms:
-    """Return the terms of a fine-tuned model: its own data's, and licences and citations of its initial model, `name`.
+    """Return the terms of a fine-tuned model from those of its own data and those of its initial model.
 
-    The limits of the initial model's data are left out.
+    `name` is the initial model's name. The limits of the initial model's data are left out.
     """
     if not initial:
         return own

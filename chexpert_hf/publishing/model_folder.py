@@ -48,10 +48,11 @@ _SECOND_STANDARDS = "second_reference_standards"
 def assess_predictions(
     probabilities: NDArray[np.floating], dataset: datasets.Dataset, config: CheXpertConfig, replicates: int = 1000
 ) -> dict[str, Any]:
-    """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities; an entry of `assess`.
+    """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities.
 
     `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
-    same order. `replicates` is the number of bootstrap resamples of patients.
+    same order. `replicates` is the number of bootstrap resamples of patients. Returns the model's entry in `models` of
+    the result of `assessment.assess`, and `replicates`.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(
@@ -74,10 +75,11 @@ def evaluation_record(
     was_chosen_on_it: bool,
     assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of `evaluation.json`: counts, AUROCs and their intervals, calls, subgroups.
+    """Return the contents of `evaluation.json`: counts and AUROCs.
 
-    If the model is calibrated later, only the calls at its operating points become wrong, and `refresh_folder` removes
-    them: calibration moves probabilities, but not their order.
+    With `assessment`, also intervals, subgroups and their gaps, and the numbers of true and false positives and
+    negatives at each operating point. If the model is calibrated later, only the results at operating points become
+    wrong, and `refresh_folder` removes them: calibration moves probabilities, but not their order.
 
     Args:
         evaluation: On the validation split.

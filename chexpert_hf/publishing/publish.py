@@ -54,7 +54,7 @@ class PublishError(InputError):
 
 @dataclass(frozen=True)
 class Published:
-    """The result of sending a folder to the Hub, or of a dry run."""
+    """The result of sending a folder to the Hub, or of a dry run; `files` are those sent, with their sizes."""
 
     repo_id: str
     url: str  # of the commit or pull request; empty for a dry run

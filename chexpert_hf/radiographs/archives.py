@@ -26,7 +26,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
-    """A ZIP archive's path and the name of a file in it; the name is "" if it is unreadable or has no radiograph."""
+    """A ZIP archive's path and the name of a file in it; "" if the archive is unreadable or has no radiograph."""
 
     archive: str
     name: str
@@ -40,7 +40,7 @@ RadiographFile: TypeAlias = str | Path | ArchiveMember
 
 
 class Archive:
-    """An open ZIP archive; opening one that is damaged, too full, or too large unpacked is a RadiographError."""
+    """An open ZIP archive; RadiographError if it is damaged, has too many files, or is too large unpacked."""
 
     def __init__(self, path: str) -> None:
         with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):

@@ -207,7 +207,10 @@ class _Walk:
         return self._is_outside(os.path.realpath(path))
 
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
-        """Return whether a link leads out of the root, and whether to a folder; `real_folder`, resolved, holds it."""
+        """Return whether a link leads out of the root, and whether it leads to a folder.
+
+        `real_folder` is the folder that holds the link, with all links in its own path resolved.
+        """
         try:
             return self._sort_of(os.path.join(real_folder, os.readlink(link)))
         except OSError:  # it has gone since the folder was listed

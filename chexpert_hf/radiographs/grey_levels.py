@@ -59,7 +59,7 @@ def naming(name: object) -> Iterator[None]:
 
 @contextmanager
 def refusing(reason: str) -> Iterator[None]:
-    """Context manager that turns what decoders raise on malformed files into RadiographError with this reason."""
+    """Context manager that turns errors of decoders on malformed files (`MALFORMED`) into RadiographError(reason)."""
     try:
         yield
     except RadiographError:

@@ -146,7 +146,7 @@ def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> Radiogr
 
 
 def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, bool]:
-    """Convert a Pillow image to upright mode L; return it and if it was in colour (False without `with_colour`)."""
+    """Convert a Pillow image to upright mode L. Also return whether it was in colour; False without `with_colour`."""
     check_size(*image.size)
     with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)

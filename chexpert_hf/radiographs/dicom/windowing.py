@@ -55,7 +55,10 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
 
 def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
-    """Map stored values by the header's modality table or rescaling, if any; None if the rescaling is not usable."""
+    """Map stored values by the header's modality table or rescaling, if any; None if the rescaling is not usable.
+
+    `levels` are the stored values, `dtype` is that of the pixels.
+    """
     values = levels.astype(np.float64)
     if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
         return _through_table(values, *modality[:2])
@@ -76,8 +79,8 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `values` are all that a pixel may have, `used` those from the smallest to the largest pixel. Source: DICOM PS3.3,
-    C.11.2.1.2 and C.11.2.1.3.
+    Both arrays come from `_modality`: `values` for every stored value that is mapped, `used` for those from the
+    smallest to the largest in the image. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
@@ -120,7 +123,8 @@ def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
 def _table(header: Header, keyword: str, dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
     """Return a modality or VOI lookup table: first mapped value, entries, and bits per entry; None if there is none.
 
-    Entries of 8 bits may take one byte or two, so the amount of data decides. Source: DICOM PS3.3, C.11.1.1.
+    `dtype` is that of the pixels. Entries of 8 bits may take one byte or two, so the amount of data decides. Source:
+    DICOM PS3.3, C.11.1.1.
     """
     items = header.items(keyword)
     if not items:
