@@ -154,7 +154,10 @@ def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, 
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:
-    """Check a PNG's lengths, checksums and end mark, which Pillow does not. Source: PNG (Third Edition), section 5."""
+    """Check a PNG's lengths, checksums and end mark, which Pillow does not, and its numbers of chunks and of texts.
+
+    Raise RadiographError for too many, EOFError or struct.error for damage. Source: PNG (Third Edition), section 5.
+    """
     num_texts = 0
     stream.seek(8)
     for _ in range(_MAX_PNG_CHUNKS):

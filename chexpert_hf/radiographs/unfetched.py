@@ -18,7 +18,10 @@ _TARGETS = {
 
 
 def why_missing(path: str | os.PathLike[str]) -> str | None:
-    """Return a sentence on why a broken link has no target and how to fetch that; None if the path is no link."""
+    """Return a sentence on why a link's target is missing and how to get it back; None if the path is no link.
+
+    Whether the target is really missing is not checked.
+    """
     try:
         target = os.readlink(path).replace("\\", "/")
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 10, 1.5  # after the fewest rounds, 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen runtime and precision, and why they were chosen."""
+    """The chosen runtime and precision, the measured speeds if several opened, and the runtimes that were skipped."""
 
     runtime: RuntimeName
     precision: Precision

@@ -136,7 +136,10 @@ class Prediction:
         }
 
     def to_pandas(self) -> "DataFrame":
-        """Return `probability`, `operating_point` and `is_positive` by observation: positives first, then by score."""
+        """Return a table indexed by observation: positive ones first, then by falling probability.
+
+        Its columns are `probability`, `operating_point` and `is_positive`.
+        """
         import pandas as pd
 
         return pd.DataFrame(self._rows()).set_index("observation")
@@ -157,9 +160,10 @@ class Prediction:
         return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
 
     def _pictures(self, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
-        """Return (title, picture) of the radiograph, and of the map of an observation over it (if None, as in `plot`).
+        """Return (title, picture) for the radiograph, and for the radiograph with a map drawn over it.
 
-        Pictures are at most `side` pixels large; those that are not available are left out.
+        The map is that of `observation`; None has the same meaning as in `plot`. Pictures are at most `side` pixels
+        large; those that are not available are left out.
         """
         image = self._radiograph(side)
         if image is None:

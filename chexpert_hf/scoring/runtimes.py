@@ -65,7 +65,7 @@ def open_runtime(
             CPU with PyTorch or OpenVINO; see `autotune`), else fp32. fp16 needs PyTorch on a GPU, or an exported graph;
             int8 needs an exported graph.
         device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
-        input_size: (height, width) of `pixel_values`.
+        input_size: (height, width) in pixels of the images to score.
         autotune: Whether "auto" on a CPU is the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime only
             without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. If False, it
             is the first that opens of OpenVINO, ONNX Runtime and PyTorch, in bf16 if the CPU supports it.
@@ -136,9 +136,11 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """Open the choice stored in `file`; else open the runtimes `names`, time them on images of `shape`, and choose.
+    """Open the choice stored in `file`; without a usable one, time the runtimes `names` and open the fastest.
 
-    The new choice is stored unless an installed runtime could not be opened. Returns None if none could be opened.
+    `precision` is the one asked for, which may be AUTO; `open_one` opens a runtime in one precision; `shape` is that
+    of the images to time on. The new choice is stored unless an installed runtime could not be opened. Returns None if
+    none could be opened.
     """
     if known := tuning.recall(file):
         with suppress(Exception):  # it has broken since: what there is now is timed
@@ -207,7 +209,11 @@ def _open_graph(
     folder: Path | None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Open an exported graph; without a usable one, a cached or new one for fp32 and bf16, else raise GraphError."""
+    """Open an exported graph; if none is usable, open a cached or newly converted one, for fp32 and bf16 only.
+
+    AUTO is bf16 in OpenVINO if the processor supports it, else fp32. Raise GraphError if the precision is not
+    supported, or there is no graph and none can be converted.
+    """
     precision = asked
     if asked in (Precision.AUTO, Precision.BF16):
         precision = Precision.BF16 if name is RuntimeName.OPENVINO and openvino_has_bf16() else Precision.FP32

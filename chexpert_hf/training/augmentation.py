@@ -19,7 +19,10 @@ _CHANCE_OF_WHITE = 0.3  # of frames; the others are black
 
 
 class RadiographAugmentation:
-    """Random rotation, shift, zoom, gamma, contrast and frames, as large as a recipe's values (default 0) allow."""
+    """Random rotation, shift, zoom, gamma, contrast, and black or white frames around images.
+
+    The recipe's fields `rotation_degrees` to `border` set how large each may be; 0, the default, switches it off.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -72,7 +75,10 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """Turn random numbers in [-1, 1] into affine_grid's matrices `(batch, 2, 3)`; a side has length 2 for it."""
+        """Return the matrices `(batch, 2, 3)` for `affine_grid`, in whose coordinates a side of an image has length 2.
+
+        The first four columns of `drawn`, in [-1, 1], decide: rotation, zoom, horizontal shift and vertical shift.
+        """
         angle = drawn[:, 0] * math.radians(self.recipe.rotation_degrees)
         zoom = 1 / (1 + self.recipe.scaling * drawn[:, 1])
         aspect = images.shape[-1] / images.shape[-2]

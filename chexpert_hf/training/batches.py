@@ -64,7 +64,11 @@ class RadiographDataset(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Turns raw labels (1, 0, -1 uncertain, NaN blank, -100 not stated) into targets, by a model config's policies."""
+    """Turns raw labels (1, 0, -1 uncertain, NaN blank, -100 not stated) into targets, by a model config's policies.
+
+    `soft_labels` are a teacher's probabilities, which replace uncertain labels. `positive_weights` are factors by which
+    the loss of positive labels is multiplied.
+    """
 
     config: CheXpertConfig
     seed: int = 0  # of label smoothing, which is drawn once for each row and observation

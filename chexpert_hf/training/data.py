@@ -74,7 +74,11 @@ def load_data(
 
 
 def describe_data(data: datasets.DatasetDict, roots: Roots, observations: Sequence[str]) -> dict[str, Any]:
-    """Return the data's name, and each split's numbers of images, studies, patients and positives, for the card."""
+    """Return what the model card says about the data: their `name`, `sources` if several, and an entry per split.
+
+    A split's entry counts `images`, `studies`, `patients` and `positives` (by observation); `labels_by` lists the
+    reference standards of the labels if they are known. `observations` names the columns of the labels.
+    """
     folders = [roots] if isinstance(roots, Path) else roots
     described: dict[str, Any] = {"name": data_name(roots)}
     if len(folders) > 1:

@@ -133,7 +133,10 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 
 
 def changes_to_initial(recipe: Recipe) -> list[str]:
-    """Return lines for the user: observations that the model to fine-tune lacks, and image size; [] for a new model."""
+    """Return lines for the user on how a run differs from the model that it fine-tunes; empty for a new model.
+
+    They name the observations that this model lacks, and the run's image size unless the recipe sets the model's own.
+    """
     if recipe.init in ("imagenet", "random"):
         return []
     folder, lines = model_folder(recipe.init), []

@@ -49,7 +49,7 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
 def map_loss(
     outputs: Any, targets: Tensor, weights: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Return the cross-entropy of logits in which a saliency map's strongest cells replace its mean.
+    """Return the cross-entropy of logits made from the strongest cells of the saliency maps instead of their means.
 
     The model's logit is the mean of the map plus the head's bias, which lets a network spread its evidence over the
     whole image. With log-mean-exp in place of the mean, an image with the finding needs a strong cell. Source: Pinheiro
@@ -69,7 +69,10 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """Return the mean squared length of `offsets_of_peaks` `(batch, 2)` in units of `CENTRED`, each clipped at 5."""
+    """Return the mean squared length of the offsets `(batch, 2)` from `offsets_of_peaks`.
+
+    Lengths are in units of `CENTRED`; a length above 5 counts as 5.
+    """
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 
 

@@ -279,7 +279,10 @@ class Recipe:
 
     @property
     def policies(self) -> dict[str, str]:
-        """Observation -> policy; while `observations` is empty, of CheXpert's 14 and those that `policy` names."""
+        """The policy for uncertain labels of each observation.
+
+        While the recipe's `observations` are empty, these are CheXpert's 14 and any others that `policy` names.
+        """
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):
             named = (item.partition("=")[0].strip() for item in self.policy.split(",") if "=" in item)

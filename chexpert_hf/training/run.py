@@ -56,9 +56,10 @@ REPORTERS = ("none", "tensorboard", "trackio")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A model folder, its evaluation on the validation split, and which checkpoint it holds.
+    """A model folder, its evaluation on the validation split, and which checkpoint it holds (several: an ensemble).
 
-    `chosen` describes the checkpoint, such as "step 300, the best on these same studies", the evaluation's own.
+    `chosen` describes the checkpoint, such as "step 300, the best on these same studies"; "these" are the studies of
+    the evaluation.
     """
 
     folder: Path
@@ -260,9 +261,10 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 def _judged_observations(
     data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
 ) -> tuple[str, ...]:
-    """Return the observations that can be evaluated on the validation studies, by the rule of `judged_observations`.
+    """Return the observations with enough positive and negative validation studies, by `judged_observations`.
 
-    `say` is called with the numbers of images, studies and such observations, and with a warning if there are none.
+    `say` is called with a line on the numbers of images, validation studies and returned observations, and with a
+    warning if no observation is returned.
     """
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])

@@ -29,9 +29,10 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 
 @dataclass(frozen=True)
 class Stages:
-    """Trains the auxiliary models ("stages") of a run of `recipe` in `output`, by `run`; `say` shows lines to the user.
+    """Trains the auxiliary models ("stages") of a training run, such as teachers.
 
-    `run(recipe, output=..., resume=...)` trains one model.
+    `recipe` and `output` are the recipe and the folder of the whole run; a stage gets a subfolder. The function
+    `run(recipe, output=..., resume=...)` trains one model. `say` is called with lines for the user.
     """
 
     recipe: Recipe

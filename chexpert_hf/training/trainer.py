@@ -288,9 +288,10 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return AUROCs over studies: each observation's, and as `METRIC` the mean over `known.headline`; NaN if diverged.
+    """Return the AUROC over studies of each observation that has one, and as `METRIC` the mean AUROC.
 
-    `studies` names the study of each image.
+    `studies` names the study of each image. The mean is over the `averaged_observations` of `known.headline`. If the
+    model diverged, there is only `METRIC`, which is NaN.
     """
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run

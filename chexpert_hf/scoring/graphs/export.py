@@ -200,7 +200,10 @@ def _make(
 
 
 def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
-    """Move the graph `name` from `made` to a model folder, then add its record: without one, no graph is used."""
+    """Move the graph `name` from the folder `made` to the model folder `folder`, and add its record and checksums.
+
+    The record is written after the graph, since a graph without a record is not used.
+    """
     records = graph_files.read_records(folder)
     for file in files_of(name):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -212,9 +215,11 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
 def _images(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Return images, and the name of the data: all are to compare on, but for int8 the last two thirds to quantise on.
+    """Return images to compare a graph with its model on, and the name of the data that they are from.
 
-    For int8 they are from `calibration`, or phantoms; else phantoms, the first that of the model folder `source`.
+    They are phantoms; the first is that of the reference scores in the model folder `source`, if there are any. For
+    int8 they are radiographs from `calibration`, or other phantoms if it is None, and only the first third is to
+    compare on; the rest is to quantise on.
     """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"

@@ -45,7 +45,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def seal(folder: Path, values: Mapping[str, Any]) -> None:
-    """Flush all files below a folder to the disk, then write a manifest with their checksums and `values`."""
+    """Flush all files below a folder to the disk, then write a manifest with their checksums.
+
+    `values` are further entries of the manifest, such as the step.
+    """
     names = _names(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(to_disk, folder.rglob("*")))
@@ -119,7 +122,7 @@ def expect_intact(checkpoint: Path) -> None:
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Turn errors of loading a checkpoint within this context into a CheckpointError, one line that names the path."""
+    """Context manager: turn errors in loading `checkpoint` into a CheckpointError, one line that names its path."""
     try:
         yield
     except CheckpointError:
@@ -131,7 +134,10 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 
 
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
-    """Return a line: why `checkpoint` could not be written to `unfinished`, and which intact checkpoint is newest."""
+    """Return the message for a failed save: the checkpoint, the cause, and the newest checkpoint that is intact.
+
+    `checkpoint` is its final path; `unfinished` is the folder into which it was being written.
+    """
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
     advice = f"{newest.name} is intact: fix this and resume" if newest else "there is no earlier checkpoint"

@@ -97,7 +97,7 @@ class DurableCheckpoints(Trainer):
         return str(newest)
 
     def _clean(self, folder: Path, damaged: list[Path]) -> None:
-        """Delete `_unfinished` from `folder`, which a killed save leaves behind, and rename the damaged checkpoints."""
+        """Delete the subfolder `_unfinished`, left behind by a killed save, and rename the damaged checkpoints."""
         self.accelerator.wait_for_everyone()  # all processes have looked before anything changes
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
