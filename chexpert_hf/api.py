@@ -61,11 +61,11 @@ def evaluate(
         model: A model folder, repository id, "nih", or a `CheXpertClassifier`.
         data: A folder that `load_dataset` reads, or a split that it returned, with the labels of the model's
             observations.
-        split: The split to load from a folder, "valid" if None; its name in the report if `data` is a split.
+        split: The split to load from a folder, "valid" if None. If `data` is a split, a name for it in the report.
         output: Folder for the full report with intervals, calibration and subgroups, created if needed; no report if
             None.
-        allow_calibration_patients: Whether the split may contain patients that the model was calibrated on (known for
-            model folders only): True warns, False raises InputError.
+        allow_calibration_patients: Whether the split may contain patients that the model was calibrated on. If it
+            does, True gives a warning and False an InputError. Only local model folders are checked.
 
     Raises:
         InputError: If the model or the data cannot be loaded, the model was calibrated on patients of the split, or the
@@ -106,14 +106,15 @@ def calibrate(
     """Calibrate a model on a split and write it to a new model folder.
 
     Args:
-        model: Folder of a single model, or "nih".
+        model: A model folder, but not an ensemble's, or "nih".
         data: As in `evaluate`.
         output: The new folder.
         split: As in `evaluate`; recorded in the model's config.
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
-        operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5"; if None, those
-            chosen earlier are converted, so that they call the same images positive.
-        prevalences: Observation -> prevalence where the model will be used, if it differs from this split's.
+        operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5". If None, those
+            chosen earlier (not the default of .5) are converted, so that the same images stay positive.
+        prevalences: Observation -> prevalence where the model will be used, if it differs from this split's; for
+            "platt" only.
         are_other_people: Whether equal patient ids in the split and the training data name different people; if False,
             equal ids raise InputError.
         data_name: Name of the data, for the record; the folder's if None.

@@ -69,7 +69,10 @@ class Backbone(nn.Sequential):
         return self.stages(pixel_values)[LAST_STAGE]
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Return stage title -> feature maps `(batch, channels, h, w)` after the stage, in order; last `LAST_STAGE`."""
+        """Return stage title -> feature maps `(batch, channels, h, w)` after the stage, in order.
+
+        The last key is `LAST_STAGE`: the maps that `forward` returns.
+        """
         features, stages = pixel_values, {}
         is_recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for name, layer in self.named_children():

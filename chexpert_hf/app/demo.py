@@ -1,8 +1,8 @@
 """The app: `build_demo` builds the page around a model, `launch` serves it.
 
 Uploads are deleted after `KEEP_SECONDS`. Images and maps stay in the visitor's session until `SESSION_SECONDS` after
-they were made, or for an hour (Gradio's choice) if the page was closed. The server sends names of files only to the
-visitor who uploaded them, in the list and for views of a study that have no scores.
+they were made, or for an hour (Gradio's choice) if the page was closed. The server sends the name of a file only to
+the visitor who uploaded it.
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ _METADATA = re.compile(r"---\n.*?\n---\n+", re.DOTALL)
 
 
 class Calls(BaseModel):
-    """The calls of one observation at an operating point, as counts of studies."""
+    """Numbers of studies that are called positive or negative, rightly or wrongly, at one observation's threshold."""
 
     threshold: float
     true_positives: NonNegativeInt
@@ -76,7 +76,11 @@ class ObservationMetrics(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The metrics in a model folder's `evaluation.json`, which training writes."""
+    """The metrics of a model on one split, read from its folder's `evaluation.json`, which training writes.
+
+    `described` describes the split, `mean_over` are the observations in the mean AUROC, and `was_chosen_on_it` is
+    whether the checkpoint was chosen on this split.
+    """
 
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
@@ -135,7 +139,10 @@ class ModelFacts:
         )
 
     def false_alarms(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return a sentence on how often studies without the findings `above` were called positive; () if unknown."""
+        """Return one sentence on false positives of the findings `above` (those called positive); () if unknown.
+
+        It says how many of 100 studies without the finding were called positive when the model was evaluated.
+        """
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {
             each.observation: each.calls.false_share
@@ -207,7 +214,10 @@ def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
 
 
 def _folder(places: list[str]) -> Path | None:
-    """Return the folder of a model or ensemble by its members' paths; None if unknown or not one folder for all."""
+    """Return the folder of a model, or the one that holds all members of an ensemble; None if there is none.
+
+    `places` are the paths that the members were loaded from, "" if unknown.
+    """
     folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
     folder = folders.pop()
     is_one = not folders and places[0] and (len(places) == 1 or (folder / ENSEMBLE_FILE).is_file())
@@ -215,7 +225,10 @@ def _folder(places: list[str]) -> Path | None:
 
 
 def _metrics(folder: Path | None, operating_points: Mapping[str, float]) -> Metrics | None:
-    """Return a folder's metrics, without calls at other operating points than those in use; None if it has none."""
+    """Read a folder's `evaluation.json`; None if it has no valid one.
+
+    An observation's `calls` are dropped if they were counted at another threshold than the one in `operating_points`.
+    """
     if folder is None:
         return None
     with suppress(OSError, ValidationError):

@@ -68,9 +68,10 @@ class RuntimeContender(Contender):
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
-    """Return a spec for each runtime (if installed) and precision; if `saliency`, a second one that computes maps, too.
+    """Return a contender's spec for each compared pair of runtime (if installed) and precision, such as torch in bf16.
 
-    int8 takes part where the model folder has an exported int8 graph.
+    If `saliency`, each is followed by one that also computes maps. int8 takes part where the model folder has an
+    exported int8 graph.
     """
     has_openvino, has_onnx = find_spec("openvino") is not None, find_spec("onnxruntime") is not None
     openvino_graphs = [path.stem for path in (model / "openvino").glob("*.xml")]

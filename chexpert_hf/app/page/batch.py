@@ -54,7 +54,7 @@ class ListedFile(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The row's kinds for the page's filters: of "scored", "warned", "refused" (by the gate) and "unreadable"."""
+        """The page's filters that show the row: some of "scored", "warned", "refused" (by the gate), "unreadable"."""
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -69,7 +69,9 @@ class ListedFile(FileResult):
 
 
 def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
-    """Return the radiographs in `uploads` (names and paths) and in archives among them; `found` counts skipped files.
+    """Return the radiographs in `uploads` (names and paths) and in archives among them.
+
+    Skipped files are counted in `found`.
 
     Raises:
         InputError: If there are more than `MAX_FILES`, or none.

@@ -80,7 +80,7 @@ def note_html(note: str) -> Markup:
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     """Return HTML by which `assets/delivery.js` downloads a file in the browser.
 
-    A new id each time lets the same file be downloaded twice.
+    The script starts when the HTML changes. An id that is new each time lets the same file be downloaded twice.
     """
     file = base64.b64encode(content).decode()
     return render("delivery.html", id=uuid4().hex, name=name, media_type=media_type, file=file)

@@ -31,8 +31,8 @@ _T = TypeVar("_T")
 class KeptList:
     """The list that a visitor sees, one object per session; the page's buttons and the scoring change it in place.
 
-    The scoring ends when it finds another `id` here, or `is_stopped`. If Gradio cancelled it, updates that are on their
-    way could still overwrite the list that replaced this one.
+    The scoring ends by itself once `id` has changed or `is_stopped` is set. It is not cancelled through Gradio, since
+    updates that are on their way could then overwrite the next list.
     """
 
     id: str = ""
@@ -70,7 +70,7 @@ class Listing:
         """The components that `begun` and `cleared` change."""
 
     def cleared(self, kept: KeptList) -> Updates:
-        """Return updates of the components that empty and hide the list; its scoring ends."""
+        """Empty `kept`, which ends its scoring, and return updates that hide the list's components."""
         kept.replace(())
         return {
             self.kept: kept,
@@ -109,7 +109,10 @@ class Listing:
         yield {self.kept: kept}
 
     def _finished(self, kept: KeptList) -> Updates:
-        """Return updates for whatever list is kept now, unless it is still being scored."""
+        """Return updates that show a summary in place of the progress and hide the Stop button.
+
+        They change nothing if `kept` is being scored: it may hold a new list by now.
+        """
         done = kept.scored
         if len(done) < len(kept.rows):
             return {self._stop: gr.skip()}
@@ -128,7 +131,7 @@ class Listing:
         return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
 
     def connect(self, bar: gr.HTML, panel: Panel) -> None:
-        """Attach the event handlers of list and panel."""
+        """Attach the list's event handlers: a row opens in `panel`, and the button "List" in `bar` closes it."""
         table, status, classifier = self._table, self._status, self._classifier
 
         def send_rows(event: gr.EventData, kept: KeptList) -> Updates:
@@ -221,7 +224,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[_T], done: list[_T]) -> Iterator[float]:
-    """Move parts to `done` as they come; yield the seconds since the start with the first, then at intervals."""
+    """Append parts to `done` as they come; at the first, then every `_PROGRESS_SECONDS`, yield the seconds so far."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

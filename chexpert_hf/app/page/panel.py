@@ -43,7 +43,10 @@ def bar_html(title: str = "", **options: Any) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """A session's state: the uploads of the result that is shown, and the study that was read from them."""
+    """A session's state: the uploads of the result that is shown, and the study that was read from them.
+
+    `names` are those of the files, and `bar` is the HTML of the bar above the result.
+    """
 
     files: tuple[RadiographFile, ...]
     study: Study | None  # None if no view could be scored

@@ -20,13 +20,13 @@ _MAX_NAME = 200
 
 
 class Start:
-    """The Gradio components of the start, laid out: the field for files, and `examples` from `examples.find_examples`.
+    """The Gradio components at the start of the page: a line about the model, the field for files, and examples.
 
-    `count` is the number of observations that the model detects.
+    `examples` are the files from `examples.find_examples`, `count` is the number of observations of the model.
 
     Gradio's own preprocessing would leave an empty temporary file behind for each upload, so it is off. The field has
     no file types, since Gradio would drop the many DICOM files without a suffix, and takes several files, since the
-    browser would drop others than the first without a message.
+    browser would otherwise drop all but the first without a message.
     """
 
     def __init__(self, facts: ModelFacts, count: int, examples: Sequence[Path]) -> None:
@@ -51,7 +51,10 @@ class Start:
             )
 
     def connect(self, bar: gr.HTML, panel: Panel, listing: Listing) -> None:
-        """Attach the event handlers: one radiograph goes to the panel, several to the list; the bar leads back here."""
+        """Attach the event handlers, also those of `listing`: one radiograph opens in `panel`, several in `listing`.
+
+        The button "New radiograph" in `bar` leads back to the start.
+        """
         files = self._files
 
         def show_uploads(value: list[dict[str, Any]] | None, kept: KeptList) -> Updates:

@@ -12,7 +12,7 @@ _WEAK = 0.25  # the peak of a map, below which its evidence is called weak
 
 
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
-    """Return sentences: the observations `above` their thresholds, the call of No Finding, and if they contradict.
+    """Return sentences: the findings `above` their thresholds, whether No Finding is above its own, any contradiction.
 
     `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether that is above its threshold.
     """

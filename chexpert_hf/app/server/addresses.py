@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 def without_proxies() -> AbstractContextManager[None]:
     """Make HTTP clients ignore the proxies that environment variables name, within this context.
 
-    For the import of Gradio, which creates a client: a SOCKS proxy makes httpx fail even for an address that `no_proxy`
-    excludes by name; only `*` switches proxies off.
+    The import of Gradio needs this, since it creates an HTTP client. With a SOCKS proxy, httpx fails even for an
+    address that `no_proxy` names; only `no_proxy=*` switches proxies off.
     """
     return environment(no_proxy="*", NO_PROXY="*")

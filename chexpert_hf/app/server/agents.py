@@ -51,7 +51,7 @@ _TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
-    """Return the routes that serve the tools, and a context that must be open while they are served.
+    """Return the routes that serve the MCP tools, and a context that must be open while they are served.
 
     Raises:
         InputError: If MCP is not installed.

@@ -43,7 +43,10 @@ class GateVerdict(TypedDict):
 
 
 class Common(TypedDict):
-    """Fields of every row: `error` is null if there are scores; `gate` if there are none, or the model has no gate."""
+    """The fields that the results of all APIs share, for one radiograph.
+
+    `error` is null if it was scored. `gate` is null if it was not scored, or if the model has no gate.
+    """
 
     error: str | None
     notes: list[str]
@@ -51,7 +54,10 @@ class Common(TypedDict):
 
 
 class Film(NamedTuple):
-    """A radiograph of a request: a file, an archive's member, or an archive without a radiograph, for its error."""
+    """A radiograph of a request: a file, or a member of a ZIP archive.
+
+    An archive that cannot be read or holds nothing to score is a Film without `member`; scoring it gives the error.
+    """
 
     file: int  # number of the file or archive in the request, from 1
     member: int | None  # number in the archive, from 1; None if it is no member

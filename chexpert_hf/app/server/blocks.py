@@ -75,7 +75,7 @@ def is_uploaded(path: object) -> bool:
 
 
 def _is_allowed(item: dict[str, Any]) -> bool:
-    """Whether a dictionary among a call's inputs is no file, or an uploaded one: Gradio would fetch any other."""
+    """Whether a dictionary among a call's inputs names no file, or an uploaded one: Gradio would fetch other files."""
     return not {"path", "url"} & item.keys() or is_uploaded(item.get("path"))
 
 

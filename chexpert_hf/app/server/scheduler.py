@@ -26,7 +26,7 @@ class UnavailableError(InputError):
 
 @dataclass(eq=False)
 class _Request:
-    """A request to `submit`."""
+    """A request that `Scheduler.submit` took: its `kind`, the future `answer`, and the prepared `item`."""
 
     kind: Hashable  # only requests of equal kind share a batch
     answer: "Future[Any]" = field(default_factory=Future)  # which `submit` returns
