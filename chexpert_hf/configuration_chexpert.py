@@ -1,6 +1,6 @@
 """The configuration of a CheXpert model: architecture, observations, uncertainty policies and operating points.
 
-This file is copied into saved models (remote code), so it imports only the other files that are.
+This file is copied into saved models (remote code), so it imports only files of the package that are copied, too.
 """
 
 import re

@@ -44,7 +44,10 @@ class Contender(ABC):
         """Run the network alone, on one batch of `count` images in memory."""
 
     def forward_batches(self, times: int) -> None:
-        """Run the network alone on `times` full batches, in parallel if `score` does so."""
+        """Run the network alone on `times` full batches, one after the other.
+
+        Override this if `score` runs several batches in parallel.
+        """
         for _ in range(times):
             self.forward(self.batch_size)
 
@@ -79,7 +82,7 @@ class Figures:
 
 
 class _Process:
-    """A process that runs one contender, held in the global `_loaded` there; `figures` are its results so far."""
+    """A child process, which holds one contender in its `_loaded`; `figures` are the contender's results so far."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.figures = spec, Figures(spec.name, spec.saliency)

@@ -22,7 +22,7 @@ _FORMER = {
 
 
 class _Word(str):
-    """A word of the command line, as an object of its own: `is` tells it from an equal word elsewhere."""
+    """A word typed on the command line: its type tells it from a default value, and `is` from another equal word."""
 
 
 class Group(TyperGroup):

@@ -86,14 +86,14 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
     """Write each split as image files in `images/` and a CSV file: `train.csv`, `valid.csv` or `test.csv`.
 
     Args:
-        splits: A `datasets.DatasetDict` or `IterableDatasetDict`, in which one feature is an image. A feature of
-            classes, or of lists of them, becomes a column of 1 and 0 per class. Texts, numbers, facts such as the sex,
-            and classes of one observation ("unlabeled", "uncertain", "absent", "present") become one column each.
-            Other features are dropped.
+        splits: A `datasets.DatasetDict` or `IterableDatasetDict` with a feature of images. Texts and numbers become one
+            column each. So does a feature of classes that is a fact such as the sex, or whose classes are the states of
+            one observation ("unlabeled", "uncertain", "absent", "present"). Any other feature of classes, or of lists
+            of classes, becomes a column of 1 and 0 per class. Other features are dropped.
         folder: The existing folder to write to.
 
     Raises:
-        DatasetError: If an image is missing, or a split is none of train, valid and test.
+        DatasetError: If an image is missing, or a split has no feature of images or is none of train, valid and test.
     """
     for split, data in splits.items():
         name = SPLIT_OF.get(split)

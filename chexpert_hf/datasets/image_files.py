@@ -36,11 +36,12 @@ def find_bad_files(
 
     A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
     file, which has no end mark. Files of other formats are decoded. Links may lead out of the folder if `follow_links`
-    is set, as in snapshots of the Hub's cache, datalad and DVC; `say` gets a line on how many files links lead to.
+    is set, as in snapshots of the Hub's cache, datalad and DVC. `say` is called with a line on how many good files are
+    reached through links, if any are.
 
     Returns:
         Bad path -> fault, in the order of `paths`: "missing", "empty", "not a file", "outside the folder" (by a link),
-        "not an image", or a message of the operating system, `why_missing` or `read_radiograph`.
+        "not an image", or a message that says why the file cannot be opened or decoded.
     """
     root = os.path.realpath(folder)
     is_link = cache(lambda directory: os.path.islink(os.path.join(root, directory)))
@@ -60,7 +61,10 @@ def find_bad_files(
 
 
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
-    """Return a file's fault, or None; append its path to `links` if it or a folder above it is a link (`is_link`)."""
+    """Return the fault of the file at `path` below `root`; None if it has none.
+
+    Append `path` to `links` if the file is reached through a link. `is_link` says whether a folder below `root` is one.
+    """
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)

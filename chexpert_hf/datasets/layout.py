@@ -108,7 +108,10 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Return a `has_split` for data sets with a train split only; each of `tables` lists a needed table's names."""
+    """Return a `has_split` for data sets with a train split only, which exists if all `tables` do.
+
+    Each of `tables` is the possible names of one table.
+    """
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 

@@ -154,10 +154,10 @@ def _read(
     say: Callable[[str], None] | None,
     known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of `read_splits` with the columns `folder`, `file` (its path in the folder) and `source`.
+    """Return split -> table of `read_splits`, with the columns `folder`, `file` (the image's path in it) and `source`.
 
-    If several data sets are loaded, `known` holds the labels of all, and names of patients, studies and images get a
-    prefix, so that they are unique. For a single data set, `known` is empty, names stay, and `source` is None.
+    If several data sets are loaded, `known` holds the label names of all, and `path`, `study` and `patient` get a
+    prefix, so that they are unique. For a single data set, `known` is empty, no prefix is added, and `source` is None.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
@@ -169,7 +169,10 @@ def _read(
 
 
 def _expect_distinct(found: Sequence[tuple[Layout, Path]], say: Callable[[str], None] | None) -> None:
-    """Raise DatasetError if two data sets have one name; call `say` if layouts name the same images differently."""
+    """Raise DatasetError if two data sets have the same name.
+
+    Warn through `say` if data sets may share radiographs under different file names, as some made of NIH's do.
+    """
     names = [folder.name for _, folder in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(

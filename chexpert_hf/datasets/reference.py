@@ -92,7 +92,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A column, its text that is positive (None if cells are numbers), and the observation it is compared with."""
+    """A column of a reference standard, and the observation that its labels are compared with.
+
+    `value` is the text that is positive; None if cells are numbers, or if the observation's name is positive.
+    """
 
     column: str
     value: str | None
@@ -116,8 +119,8 @@ def read_reference(
         mapping: Which observation a column is compared with: "Target=Lung Opacity", or "Class:Normal=No Finding" for a
             column of text, in which "Normal" is positive. Several in one text are separated by commas. Columns that are
             named like an observation need no mapping.
-        against: For each condition, such as "Class=Normal", all targets are added once more, without the negatives that
-            do not meet it.
+        against: Conditions on the negatives, such as "Class=Normal". For each condition, every target is added once
+            more, with all its positives but only those negatives that meet the condition.
         name: Who set the labels; the file's name if None.
 
     Raises:
@@ -185,7 +188,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
-    """Return row label of `cells` -> box, for rows with a box.
+    """Return row number in the file (the index of `cells`) -> box, for rows with a box.
 
     Raises ReferenceFileError, with the name of `file`, if columns of a box are missing or a box is malformed.
     """

@@ -1,4 +1,7 @@
-"""Finds the layout of a data set's folder, and reads its splits as tables, also with the labels of other label sets."""
+"""Finds the layout of a data set's folder, and reads its splits as tables.
+
+Observations may also be asked for by their names in other label sets; their labels are taken from matching columns.
+"""
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -157,12 +160,14 @@ def read_splits(
 ) -> dict[str, pd.DataFrame]:
     """Return the table of each split, as `Layout.read` returns it, with a column of labels per observation.
 
-    If there is no valid split, `valid_fraction` of the patients of train become valid. Where the data set has no labels
-    for an observation of a built-in label set or of `known` (the labels of all data sets loaded together), these are
-    `IGNORED`: unknown, not negative. `say` is called with lines for the user on both.
+    If there is no valid split, `valid_fraction` of the patients of train become valid. An observation of a built-in
+    label set or of `known` (the label names of all data sets loaded together) may be missing from this data set: its
+    labels are then `IGNORED`, that is unknown, not negative. `say` is called with lines for the user on missing
+    observations and on held-out patients.
 
     Raises:
-        DatasetError: If a table is wrong, a split is missing or empty, or the data set has none of the observations.
+        DatasetError: If a table is wrong, a split is missing or empty, an observation is in no label set, or (with
+            empty `known`) the data set has none of the observations.
     """
     sources = _sources(layout, folder, observations, known)
     if unstated := [name for name, columns in sources.items() if not columns]:
@@ -252,9 +257,10 @@ def _answered(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.D
 
 
 def _highest(labels: np.ndarray) -> np.ndarray:
-    """Return one label per row of `(num_rows, num_columns)`: positive, else uncertain, else NaN, else the highest.
+    """Combine the labels in each row of `(num_rows, num_columns)` to one, and return `(num_rows,)`.
 
-    Without columns, all are `IGNORED`.
+    The result is positive if any label is, else uncertain if any is, else NaN if any is, else the highest; without
+    columns it is `IGNORED`.
     """
     if not labels.shape[1]:
         return np.full(len(labels), IGNORED, dtype=np.float32)

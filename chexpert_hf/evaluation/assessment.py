@@ -92,9 +92,9 @@ def assess(
 
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
-        `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high`, `method` (which in a
-        comparison stands beside the estimate `difference`), and for a bootstrap `left_out`, the number of resamples
-        in which the value was undefined.
+        `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high` and `method`; for a bootstrap
+        also `left_out`, the number of resamples in which the value was undefined. Only the estimate `difference` in an
+        entry of `comparisons` lacks `method`, which is a key of the entry itself.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
@@ -155,7 +155,7 @@ class _Assessment:
         return _Figures(scores, values, replicates, mean)
 
     def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
-        """Return a model's entry in the list `models` of the result of `assess`, whose `subgroups` are `columns`."""
+        """Return a model's entry for `models` in the result of `assess`; `columns` is the `subgroups` given to it."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,

@@ -88,7 +88,7 @@ class _Columns:
     split: str | None = None
 
     def facts(self, header: Sequence[str]) -> dict[str, str]:
-        """Return fact -> column, for facts with a given column, or with a usual one in this header."""
+        """Return fact -> its column: the one named in this object, else one of `header` with a usual name, if any."""
         plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
         usual = {fact: next((plain[n] for n in names if n in plain), None) for fact, names in _USUAL_NAMES.items()}
         found = {fact: getattr(self, fact) or usual[fact] for fact in _USUAL_NAMES}
@@ -112,7 +112,8 @@ def table_layout(
 
     A column that is None is looked for by its usual names, such as those below, in capitals or not. Images are given as
     paths relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere
-    below that folder. Without a column of patients each image counts as a patient of its own.
+    below that folder. Without a column of patients each study counts as a patient, or each image if there is no column
+    of studies either.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
@@ -166,7 +167,10 @@ def _tables(split: str) -> list[str]:
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
-    """Return the table that holds a split; None if there is none, or it has no image column or is CheXpert's."""
+    """Return the table that holds a split; None if there is none, or it has no image column or is CheXpert's.
+
+    `file` is the name of the only table to look for; if None, tables are looked for by their usual names.
+    """
     own = None if file else find_table(folder, _tables(split))
     single = None if own else find_table(folder, [file] if file else SINGLE_TABLES)
     table = own or single
@@ -191,7 +195,10 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """Return the columns of a table that look like labels; `_changed`, its time of change, renews the cache."""
+    """Return the columns of a table that look like labels.
+
+    `_changed` is the file's modification time; it is part of the cache's key, so that a changed file is read again.
+    """
     header = header_of(table)
     facts = columns.facts(header)
     if "image" not in facts:

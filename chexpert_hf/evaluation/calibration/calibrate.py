@@ -44,7 +44,7 @@ _COPIED_SUFFIXES = {"", ".csv", ".json", ".md", ".png", ".txt", ".yaml"}
 
 @dataclass(frozen=True)
 class Origin:
-    """The data on which a calibration was fitted, as the config records it."""
+    """The data on which a calibration was fitted, and the day of the fit, as the config records them."""
 
     data: str  # name of the data set
     split: str
@@ -53,7 +53,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The result of `calibrate_model`: the calibration, operating points chosen with it, and a check of all methods."""
+    """The result of `calibrate_model`: the calibration, and the operating points chosen with it.
+
+    `check` compares all calibration methods, and none, by cross-validation on the same split.
+    """
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
@@ -168,8 +171,9 @@ def calibrate_model(
         dataset: A split from `load_dataset` whose labels are the model's observations, in its order.
         origin: Where the dataset comes from, for the record.
         method: Platt scaling, or one temperature.
-        rule: How operating points are chosen on the calibrated probabilities; None: none are chosen. A threshold that
-            is not chosen anew is converted to mark the same uncalibrated logit as before, unless it is the default, .5.
+        rule: How operating points are chosen on the calibrated probabilities; None: none are chosen. An
+            earlier operating point that is not replaced is converted like the scores, so that the same views stay
+            positive; the default, .5, is not converted.
         prevalences: Observation -> prevalence where the model will be used, in (0, 1), if it differs from that of this
             split; with Platt scaling only.
 
