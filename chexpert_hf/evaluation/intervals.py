@@ -98,12 +98,18 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Compute metrics `(..., replicates)` on all resamples; `figures` maps `weights` of n of them to `(..., n)`."""
+        """Compute metrics on all resamples; return them as `(..., replicates)`.
+
+        `figures` computes them for n resamples at a time, from `(num_studies, n)` weights to `(..., n)` metrics.
+        """
         return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
 
 
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
-    """Return `value` with the 2.5 and 97.5 % quantiles of its `replicates` `(num_replicates,)`, leaving out NaN."""
+    """Return `value` with an interval: the 2.5 and 97.5 % quantiles of `replicates`, its values on resamples.
+
+    `replicates` is `(num_replicates,)`; NaN in it are left out and counted in the result's `left_out`.
+    """
     defined = replicates[~np.isnan(replicates)]
     low, high = NAN, NAN
     if len(defined) and not np.isnan(value):
@@ -162,9 +168,10 @@ def delong_variance(scores: FloatArray, labels: FloatArray, patients: Patients =
 def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> Estimate:
     """Return the AUROC of one observation with DeLong's interval, on the logit scale and with Student's t.
 
-    Scores `(num_studies,)` are higher where a positive is likelier; labels are in {0, 1}, NaN where unknown. The
-    interval is within [0, 1], NaN unless both classes occur, and Newcombe's where the variance is 0 or undefined, as
-    when the scores separate the classes perfectly.
+    Scores `(num_studies,)` are higher where a positive is likelier; labels are in {0, 1}, NaN where unknown.
+    `patients` has the patient of each study; None if no patient has several. All values are NaN unless both classes
+    occur. The interval is within [0, 1]. It is Newcombe's where the variance is 0 or undefined, as when the scores
+    separate the classes perfectly.
 
     On the AUROC's own scale the interval of a high AUROC would exceed 1 and cover too rarely. The degrees of freedom of
     t are the number of patients of the rarer class minus 1 (`python -m tests.benchmarks.delong_coverage` measures

@@ -209,9 +209,10 @@ class WeightedFigures:
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
         """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half.
 
-        Arguments are sums of weights, a column per weighting. Rows are distinct scores of positives: `positive` sums
-        the positives with the score, `false` the negatives with it or a higher one, `tied` those with exactly it (only
-        rows that have any).
+        Arguments are sums of weights, with a column per weighting and a row per distinct score of the positives. For
+        each score, `positive` sums the positives that have it, `false` the negatives that have it or a higher one, and
+        `tied` the negatives that have it; scores without such negatives have no row in `tied`. `num_negative`
+        `(num_weightings,)` sums all negatives.
         """
         pairs = positive.sum(axis=0) * num_negative
         wrong = np.einsum("sw,sw->w", positive, false)

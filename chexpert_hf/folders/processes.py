@@ -113,7 +113,10 @@ class ReadingProcesses:
             pool.shutdown(cancel_futures=True)
 
     def _fits_shared_memory(self, processes: int) -> bool:
-        """Whether shared memory has room for all gray levels at a time: a process that finds it full is killed."""
+        """Whether shared memory has room for all radiographs that may be in it at one time.
+
+        A process that finds it full is killed. True on systems other than Linux.
+        """
         if not sys.platform.startswith("linux"):
             return True
         sides = [processor.output_size for processor in self.preparation.processors]

@@ -72,10 +72,10 @@ def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile
 def read_for(
     classifier: CheXpertClassifier, function: Callable[[T], R], items: Iterable[T], batch_size: int = BATCH_SIZE
 ) -> Generator[R, None, None]:
-    """Map `function` over `items` in threads, in order: while a network on a GPU computes, or between batches on a CPU.
+    """Map `function` over `items` in threads, in order, at times that do not slow the classifier's network down.
 
-    On a CPU, the network's threads wait for each other at every layer: one that shares its core with a reader delays
-    all of them.
+    If it computes on a GPU, items are read meanwhile. If it computes on a CPU, items are read only between its batches:
+    its threads wait for each other at every layer, so one that shares its core with a reader delays all of them.
     """
     if classifier.is_on_cpu:
         return read_in_waves(function, items, batch_size)

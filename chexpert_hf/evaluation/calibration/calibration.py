@@ -198,7 +198,10 @@ def fit_calibration(
 
 @dataclass(frozen=True)
 class CalibrationCheck:
-    """Cross-validated metrics of each of `METHODS` ("raw" is no calibration), as means over observations."""
+    """Cross-validated metrics of each of `METHODS`, as means over observations.
+
+    The methods are "raw" (no calibration), those of `Method`, and "isotonic" (regression, only for comparison).
+    """
 
     observations: tuple[str, ...]  # those to which every method could be fitted in every fold
     folds: int  # number of folds, by patient

@@ -158,7 +158,7 @@ def write_map(
     Args:
         folder: An existing folder.
         image: The image's id; see `image_id`.
-        observation: A key of `TASK_OF`.
+        observation: One of the ten that cheXlocalize has masks of: a key of `TASK_OF`.
         saliency: `(h, w)` of any resolution; cheXlocalize's scripts resize it bilinearly to `size`.
         probability: The model's, for this observation.
         is_positive: Whether the ground truth has the observation.

@@ -1,4 +1,4 @@
-"""Where findings are in the images of a data set: masks of phantoms or readers, boxes, or cheXlocalize's segmentations.
+"""Where findings are in the images of a data set, from masks, boxes, or cheXlocalize's segmentations.
 
 Each class gives the located `findings(path)` of an image, and the `mask(path, observation, shape)` of one of them, read
 when asked for. `path` is the image's path as in `load_dataset`; `shape` is its (height, width).
@@ -33,7 +33,10 @@ class GroundTruthError(InputError):
 
 
 class MaskFolder:
-    """A folder with a mask per finding, as phantoms have it: `valid/patient00001/study1/view1_frontal/Edema.png`."""
+    """A folder with a mask per finding, such as `valid/patient00001/study1/view1_frontal/Edema.png`.
+
+    `phantoms` writes such a folder beside its synthetic radiographs.
+    """
 
     source = "masks"  # name in reports
     is_complete = True  # whether a finding without a mask or box is known to be absent
@@ -84,7 +87,10 @@ class Segmentations:
 
 
 class LayoutMasks:
-    """Masks in a data set's own files, such as SIIM's, read by its layout; a finding without a mask is absent."""
+    """Masks in a data set's own files, such as SIIM's, read by the data set's `Layout`.
+
+    A finding without a mask counts as absent.
+    """
 
     is_complete = True
 
@@ -105,8 +111,8 @@ class LayoutMasks:
 class Boxes:
     """Boxes of some findings in some images; a finding without a box may still be present.
 
-    All boxes of one observation in one image make one mask. Boxes come from a reference standard, or from a CSV file
-    that `read_reference` reads without `mapping`, such as one with the columns Path, Observation, x, y, width, height.
+    All boxes of one observation in one image make one mask. Boxes come from a `Reference`, or from a CSV file with the
+    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`).
     """
 
     is_complete = False
@@ -146,14 +152,14 @@ GroundTruth: TypeAlias = MaskFolder | Segmentations | LayoutMasks | Boxes
 def find_ground_truth(
     root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
 ) -> GroundTruth:
-    """Find the ground truth of a data set, in the file `annotations` or else in its folder `root`.
+    """Find the ground truth of a data set, in the file `annotations` or, if that is None, in the folder `root`.
 
-    The file is a CSV file of boxes or cheXlocalize's JSON. If it is None, these are tried: `masks/` and `boxes.csv` in
-    the folder, then masks or boxes that its layout reads; their findings are matched to `observations`. `layout` is
-    the layout's name, recognised if None.
+    The file is a CSV file of boxes or cheXlocalize's JSON. In the folder, these are tried in turn: `masks/`,
+    `boxes.csv`, and masks or boxes in the data set's own files, whose names of findings are matched to `observations`.
+    `layout` is the name of the data set's layout, recognised if None.
 
     Raises:
-        InputError: If there is none (GroundTruthError), or a file cannot be read (as its reader says).
+        InputError: If there is no ground truth (GroundTruthError), or a file cannot be read.
     """
     if annotations is not None:
         if not annotations.is_file():

@@ -51,7 +51,7 @@ def as_text(result: LocalizationResult) -> str:
 
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
-    """Format a Markdown report: both tables, gains over the baselines, and explanations."""
+    """Format a Markdown report: tables of hit rate, mIoU and gains over the baselines, and explanations."""
     tables, remarks = _tables(result), _remarks(result)
     content = {"result": result, "tables": tables, "remarks": remarks, "baselines": BASELINES, "priors": PRIORS}
     return render("localization.md", title=title, warnings=warnings, **content) + "\n"
@@ -82,7 +82,10 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
 
 
 def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
-    """Return a table of `figure` by observation and pointer, and means over observations where all pointers have it."""
+    """Return the cells of a table of one metric, which `figure` selects: observations as rows, pointers as columns.
+
+    If there are several observations, a last row has the means over those with the metric defined for all pointers.
+    """
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:

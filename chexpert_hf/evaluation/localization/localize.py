@@ -45,7 +45,7 @@ _THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, te
 
 @dataclass(frozen=True)
 class Located:
-    """One finding in one image, and the score of each pointer's map of it."""
+    """One finding in one image, and the metrics of each pointer's map; pointers are sources of maps, see `POINTERS`."""
 
     path: str  # of the image, as in `load_dataset`
     patient: str
@@ -57,9 +57,9 @@ class Located:
 
 @dataclass(frozen=True)
 class ObservationLocalization:
-    """The metrics of one observation, for each pointer.
+    """The metrics of one observation, for each pointer (source of maps; see `POINTERS`).
 
-    `full_set_miou` is the model's mIoU over all images, also those without the finding, in which a map that marks any
+    `full_set_miou` is the model's mIoU over all images, with or without the finding. Without it, a map that marks any
     pixel has an IoU of 0. Where the probability is below the operating point, the map counts as empty. None if the
     ground truth does not tell which findings are absent.
     """
@@ -183,7 +183,7 @@ def scored_images(
 def untrained_like(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int = 0
 ) -> CheXpertClassifier:
-    """Return a classifier with random weights and the architecture of `classifier` (an ensemble's first member).
+    """Return a classifier with random weights and the architecture of `classifier`; of an ensemble, its first member's.
 
     Its BatchNorm layers get the statistics of the images `files`, taken as one batch; with the statistics of a new
     model, the maps of all images would be nearly the same.
@@ -227,7 +227,10 @@ def _summary(items: Sequence[Located], full_miou: BootstrapEstimate | None, repl
 def _write_maps(
     folder: Path, name: str, image: Image.Image, prediction: Prediction, found: Mapping[str, Mask]
 ) -> dict[str, RunLengths]:
-    """Write the maps of the image with the id `name` as cheXlocalize's pickles; return the compressed true masks."""
+    """Write the maps of the image with the id `name` as cheXlocalize's pickles; return observation -> compressed mask.
+
+    `found` has the ground truth: observation -> mask. If it is empty, one empty mask is returned, for the image's size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])
     shown = image.copy()

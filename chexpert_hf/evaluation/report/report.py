@@ -174,10 +174,10 @@ def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort a model's subgroup entries for the templates.
+    """Sort a model's subgroup entries in metrics.json for the templates.
 
-    `compared` are the entries of columns with several groups. `scored` are those of them with an AUROC, `too_small`
-    the others, as text by group. `single` names the columns with only one group.
+    `compared` are the entries of columns with several groups. Of these, `scored` are the ones with an AUROC, and
+    `too_small` is group -> text on the ones without. `single` has a text for each column with only one group.
     """
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:

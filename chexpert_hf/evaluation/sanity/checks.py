@@ -55,10 +55,11 @@ def check_sanity(
 ) -> sanity.SanityChecks:
     """Check the maps of one model on two or more radiographs.
 
-    Curves are made for observations that the model calls positive at its operating points, and for those that
-    `is_positive` `(num_files, num_labels)` marks; regions are checked for the former only. `patients` names the patient
-    of each file; None: all differ. `progress` is called with the number of radiographs that were just scored, then
-    with 1 for each pair of a radiograph and an observation whose curves were made.
+    Weights are checked with all maps. Regions are checked with the maps of observations that the model calls positive
+    at its operating points. Deletion and insertion curves are made for at most `PAIRS` maps: of these observations, or
+    of those that `is_positive` `(num_files, num_labels)` marks. The label `none_of_these`, No Finding, has neither.
+    `patients` names the patient of each file; None: all differ. `progress` is called with the number of radiographs
+    that were just scored, then with 1 for each map whose curves were made.
 
     Raises:
         InputError: If the model is an ensemble, there are fewer than two radiographs or one cannot be read.
@@ -189,7 +190,10 @@ def _scores_and_maps(
 
 
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
-    """Return region -> mask of the part of the image that the model sees; body and marker are sought in all of it."""
+    """Return region -> mask over the part of the image that the model sees.
+
+    Body and side marker are looked for in the whole image; the frame is that of the part.
+    """
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
     x, y = _SIZE[0] / image.width, _SIZE[1] / image.height

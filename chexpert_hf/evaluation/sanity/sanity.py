@@ -77,7 +77,10 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps change enough; NOT_JUDGED if `by_chance` reaches the bound, as for very coarse maps."""
+        """PASSED if the maps change enough; NOT_JUDGED if the mean of `by_chance` reaches the bound `MOST_ALIKE`.
+
+        The latter happens with very coarse maps.
+        """
         if _mean(self.by_chance, 0) >= MOST_ALIKE:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MOST_ALIKE, is_good_below=True)
@@ -102,10 +105,11 @@ class RegionCheck:
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """Probability of an observation while cells are removed (deletion) or inserted in the map's order, highest first.
+    """Deletion and insertion curves: an observation's probability while cells are removed or inserted step by step.
 
-    `deletion_gain` is the area by which the curve lies below that of random order, `insertion_gain` the area by which
-    it lies above; if positive, the map beats chance. Both are means over the curves.
+    Cells are the parts of the radiograph under the cells of the map, in the map's order, highest first; a removed one
+    is blurred. `deletion_gain` is the area by which the curve lies below that of random order, `insertion_gain` the
+    area by which it lies above; if positive, the map beats chance. Both are means over the curves.
     """
 
     observations: Sequence[str]  # the observation of each curve
@@ -137,7 +141,10 @@ class SanityChecks:
 
 
 def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compare signed maps `(num_images, num_labels, h, w)` with `others`, those after randomising weights `redrawn`."""
+    """Compare a model's maps with `others`, those of the network with randomised weights.
+
+    Both are signed, `(num_images, num_labels, h, w)`. `redrawn` names the randomised weights.
+    """
     first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells

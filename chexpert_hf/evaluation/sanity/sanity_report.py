@@ -145,7 +145,10 @@ def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Est
 
 
 def _unchanged(observations: Sequence[str], check: WeightCheck) -> str:
-    """Return a sentence that names the observations at or over the bound, which the mean may hide; empty if none is."""
+    """Return a sentence that names the observations whose similarity is `MOST_ALIKE` or more; empty if none is.
+
+    The mean over observations may hide them.
+    """
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""
