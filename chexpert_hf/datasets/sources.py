@@ -189,7 +189,7 @@ def read_splits(
     tables = {split: _answered(layout.read(folder, split, names), sources) for split in wanted}
     if "train" in tables and not has_valid:
         if say is not None and valid_fraction and tables["train"]["patient"].equals(tables["train"]["study"]):
-            say(f"{folder.name} names no patients: each study or image counts as one, so train and valid may share them.")
+            say(f"{folder.name} names no patients: train and valid may hold studies of the same one.")
         patients = shuffled(tables["train"]["patient"])
         count = max(1, round(valid_fraction * len(patients))) if valid_fraction else 0
         is_held_out = tables["train"]["patient"].isin(patients[:count])

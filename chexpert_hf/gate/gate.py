@@ -220,9 +220,9 @@ class Gate:
         return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Return why an image is refused without computing features, as the end of a sentence; "" if it is not.
+        """Return why an image is refused before its distance is computed, as the end of a sentence; "" if it is not.
 
-        `fine` is the image's `features.detail`, `correlation` its `features.neighbour_correlation`.
+        `fine` and `correlation` are the values of `detail` and `neighbour_correlation` for the image.
         """
         width, height = one.size
         if one.other_subject:

@@ -97,6 +97,7 @@ def read_raster(
     """Decode one image file, whose format is given as `format_of` returns it; RadiographError if it is damaged.
 
     Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
+    A large JPEG may be decoded smaller, if its sides stay well above `target_size` pixels; in full size if it is None.
     Colour is checked only if `with_colour` is set (False otherwise), since a colour JPEG must be decoded twice for it.
     """
     try:

@@ -69,9 +69,10 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """Return the mean squared length of the offsets `(batch, 2)` from `offsets_of_peaks`.
+    """Return a loss that brings each map's peak to the image region that drives it: the mean squared length of offsets.
 
-    Lengths are in units of `CENTRED`; a length above 5 counts as 5.
+    The offsets `(batch, 2)` are those of `offsets_of_peaks`, as fractions of the image's sides. Lengths are divided by
+    `CENTRED`, about the length that does not matter; above 5 they count as 5.
     """
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
 

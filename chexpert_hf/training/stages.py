@@ -70,9 +70,9 @@ class Stages:
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
         """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
 
-        They are read from `recipe.teacher` if that is a CSV file, or else from `soft_labels.csv` in the run's folder,
-        which is first made by the model `recipe.teacher`, or by a teacher trained here, if it is missing. Return None
-        if no observation is under U-SelfTrained.
+        They are read from `recipe.teacher` if that is a CSV file, or else from `soft_labels.csv` in the run's folder.
+        If that file is missing, the model `recipe.teacher` makes it, or a teacher that is trained for it if the recipe
+        names none. Return None if no observation is under U-SelfTrained.
         """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:

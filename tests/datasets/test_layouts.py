@@ -102,7 +102,7 @@ def test_where_no_patients_are_named_a_warning_says_that_splits_may_share_them(t
     for file in [*tree.rglob("validation/*/*"), *tree.rglob("test/*/*")]:
         file.unlink()
     load_dataset(tree, splits=["train"], valid_fraction=0.3, say=lines.append)
-    assert "data names no patients: each study or image counts as one, so train and valid may share them." in lines
+    assert "data names no patients: train and valid may hold studies of the same one." in lines
 
 
 @named("mimic", "padchest", "nih", "table")

@@ -117,9 +117,9 @@ def table_layout(
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
-        label_columns: The observations, with cells 1, 0, -1 (uncertain) or blank. If None, all other columns in which
-            at least three quarters of the non-blank cells are 1, 0, -1 or words like yes and no. If such a column is
-            loaded, cells that are not 1, 0, -1 or blank, including yes and no, are an error that names the row.
+        label_columns: The observations. Cells must be 1, 0, -1 (uncertain) or blank; others are an error that names the
+            row. If None, all other columns in which at least three quarters of the non-blank cells are 1, 0, -1 or
+            words like yes and no; the words are errors, too, so that no label is left out without a message.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.
