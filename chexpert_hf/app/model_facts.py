@@ -37,17 +37,22 @@ class Calls(BaseModel):
     false_negatives: NonNegativeInt
 
     @property
-    def false_share(self) -> float:
-        """The share in percent of the studies without the observation that are called positive."""
-        return 100 * self.false_positives / max(1, self.false_positives + self.true_negatives)
+    def positives(self) -> int:
+        """The number of studies that are called positive."""
+        return self.true_positives + self.false_positives
+
+    @property
+    def rates(self) -> tuple[Estimate, Estimate]:
+        """Sensitivity and specificity, with intervals."""
+        true, false = self.true_positives, self.true_negatives
+        return wilson_interval(true, true + self.false_negatives), wilson_interval(false, false + self.false_positives)
 
     def __str__(self) -> str:
-        true, false = self.true_positives, self.true_negatives
-        rates = wilson_interval(true, true + self.false_negatives), wilson_interval(false, false + self.false_positives)
-        sensitivity, specificity = (f"{each.value:.2f}, {each.low:.2f} to {each.high:.2f}" for each in rates)
+        true = self.true_positives
+        sensitivity, specificity = (f"{each.value:.2f}, {each.low:.2f} to {each.high:.2f}" for each in self.rates)
         return (
             f"Called above: {true:,} of those with it (sensitivity {sensitivity}) and {self.false_positives:,} of "
-            f"those without (specificity {specificity})."
+            f"those without (specificity {specificity}); {true:,} of {self.positives:,} such calls were right."
         )
 
 
@@ -138,24 +143,25 @@ class ModelFacts:
             f"Reference standard: {metrics.reference_standard}.{few}"
         )
 
-    def false_alarms(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return one sentence on false positives of the findings `above` (those called positive); () if unknown.
+    def right_calls(self, above: Sequence[str]) -> tuple[str, ...]:
+        """Return one sentence on how many calls of the findings `above` were right when tested; () if unknown.
 
-        It says how many of 100 studies without the finding were called positive when the model was evaluated.
+        That share is the positive predictive value.
         """
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {
-            each.observation: each.calls.false_share
+            each.observation: 100 * each.calls.true_positives / each.calls.positives
             for each in figures
-            if each and each.calls and each.num_negative >= FEW_STUDIES
+            if each and each.calls and each.calls.positives >= FEW_STUDIES
         }
         if self.metrics is None or not shares:
             return ()
-        rare, often = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
-        called = f"{shares[rare]:.0f} of 100 without {rare}"
+        least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+        right = f"{shares[least]:.0f} of 100 such calls of {least}"
         if len(shares) > 1:
-            called = f"{shares[rare]:.0f} ({rare}) to {shares[often]:.0f} ({often}) of 100 without the finding"
-        return (f"When tested on {self.metrics.num_studies:,} studies, {called} were called above all the same.",)
+            right = f"{shares[least]:.0f} ({least}) to {shares[most]:.0f} ({most}) of 100 such calls"
+        tested = f"When tested on {self.metrics.num_studies:,} studies, {right} were right"
+        return (f"{tested}; where findings are rarer, fewer are.",)
 
     @property
     def metrics_line(self) -> str:

@@ -170,7 +170,7 @@ class Prediction:
             return []
         if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
-        name = observation or shown_first(self.probabilities, self.labels.none_of_these)[0]
+        name = observation or shown_first(self.probabilities, self.positives, self.labels.none_of_these)[0]
         return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
 
     def _map_title(self, observation: str) -> str:
@@ -194,12 +194,14 @@ def by_probability(probabilities: Mapping[str, float]) -> list[str]:
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
 
 
-def shown_first(probabilities: Mapping[str, float], none_of_these: str | None) -> list[str]:
-    """Sort observations by falling probability, without `none_of_these` (No Finding), unless it is the only one.
+def shown_first(
+    probabilities: Mapping[str, float], positives: Mapping[str, bool], none_of_these: str | None
+) -> list[str]:
+    """Sort observations: those that are called positive, then the others, each by falling probability.
 
-    The map of `none_of_these` points at nothing.
+    `none_of_these` (No Finding) is left out, unless it is the only one: its map points at nothing.
     """
-    names = by_probability(probabilities)
+    names = sorted(by_probability(probabilities), key=lambda name: not positives[name])
     return [name for name in names if name != none_of_these] or names
 
 

@@ -188,7 +188,7 @@ class Listing:
         kept, shown, file = [self.kept], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
         scoring = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
-        scoring.then(self._finished, kept, self.outputs, **quiet)
+        scoring.then(self._finished, kept, self.outputs, trigger_mode="multiple", **quiet)
         table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
         table.open(open_row, kept, shown, **panel.busy)
         status.study(show_study, kept, shown, **panel.busy)

@@ -108,8 +108,8 @@ class Study:
         return describe_calls(self.above, none, bool(none and self.positives[none]))
 
     def shown_first(self) -> list[str]:
-        """Return the observations in the order in which their maps are shown: by probability, without No Finding."""
-        return shown_first(self.probabilities, self.none_of_these)
+        """Return the observations in the order in which their maps are shown, as `prediction.shown_first` does."""
+        return shown_first(self.probabilities, self.positives, self.none_of_these)
 
     @property
     def has_gate(self) -> bool:

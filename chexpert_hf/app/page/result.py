@@ -75,7 +75,7 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
         "box": maps.box,
         "grid": levels.shape[1:],
         "maps": base64.b64encode(levels.tobytes()).decode(),
-        "texts": [describe_map(name, maps.peak(name)) for name in probabilities],
+        "texts": [describe_map(name, maps.peak(name), levels.shape[1:]) for name in probabilities],
         "notes": [describe_strength(maps.peak(name), is_above) for name, is_above in positives.items()],
         "positives": list(positives.values()),
         "probabilities": [round(value, 3) for value in probabilities.values()],

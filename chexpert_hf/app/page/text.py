@@ -8,6 +8,7 @@ BUSY = "A list is being scored; stop it before you give other files."
 NO_GATE = "This model cannot tell whether an image is a chest radiograph: it gives scores for any image."
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
+_NAMED = 3  # findings that the verdict names; the others are counted
 _WEAK = 0.25  # the peak of a map, below which its evidence is called weak
 
 
@@ -16,23 +17,34 @@ def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_abov
 
     `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether that is above its threshold.
     """
-    sentences = [f"Above its threshold: {', '.join(above)}." if above else "No finding is above its threshold."]
+    names = ", ".join(above[:_NAMED])
+    if not above:
+        first = "No finding is above its threshold."
+    elif len(above) > _NAMED + 1:
+        first = f"{len(above)} findings are above their thresholds: {names} and {len(above) - _NAMED} more."
+    else:
+        first = f"Above {'its threshold' if len(above) == 1 else 'their thresholds'}: {', '.join(above)}."
+    sentences = [first]
     if none_of_these is not None:
         sentences.append(f"{none_of_these}: {'above' if is_none_above else 'below'}.")
         if bool(above) == is_none_above:
-            sentences.append("These contradict each other." if above else "The model is undecided.")
+            sentences.append("This contradicts the findings." if above else "The model is undecided.")
     return tuple(sentences)
 
 
-def describe_map(observation: str, peak: float) -> str:
-    """Return a sentence on a map by its peak in [0, 1]; 1 is the strongest evidence for any observation."""
+def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
+    """Return sentences on a map: its peak in [0, 1], and its `grid` (rows, columns) of values.
+
+    A peak of 1 is the strongest evidence for any observation.
+    """
     if peak <= 0:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
+    cells = f"It was enlarged from {grid[0]} x {grid[1]} values."
     if peak >= 1:
-        return "The strongest evidence for any observation in this radiograph is in this map."
+        return f"The strongest evidence for any observation in this radiograph is in this map. {cells}"
     return (
         f"At its brightest, the map reaches {_share(peak)} of the strongest evidence for any observation in this "
-        "radiograph."
+        f"radiograph. {cells}"
     )
 
 

@@ -162,13 +162,17 @@ def test_notes_on_a_file_come_before_the_warnings(classifier: CheXpertClassifier
 
 def _study(**probabilities: float) -> Study:
     class Stub:
-        prediction = Prediction({name.replace("_", " "): value for name, value in probabilities.items()}, {})
+        prediction = Prediction(
+            {name.replace("_", " "): value for name, value in probabilities.items()},
+            {name.replace("_", " "): name == "Edema" for name in probabilities},
+        )
 
     return Study({1: Stub()})  # type: ignore[dict-item]
 
 
-def test_no_finding_is_not_the_first_map() -> None:
-    assert _study(No_Finding=0.9, Edema=0.2, Fracture=0.3).shown_first()[0] == "Fracture"
+def test_what_is_called_positive_is_shown_first_and_no_finding_is_not() -> None:
+    study = _study(No_Finding=0.9, Pneumonia=0.3, Edema=0.2, Fracture=0.4)
+    assert study.shown_first() == ["Edema", "Fracture", "Pneumonia"]
     assert _study(No_Finding=0.9).shown_first()[0] == "No Finding"
 
 

@@ -215,11 +215,11 @@ def test_each_row_says_how_well_its_observation_is_told(
     [
         (
             {"No Finding": 0.1, "Edema": 0.6, "Pleural Effusion": 0.9},
-            ("Above its threshold: Pleural Effusion, Edema.", "No Finding: below."),
+            ("Above their thresholds: Pleural Effusion, Edema.", "No Finding: below."),
         ),
         (
             {"No Finding": 0.8, "Edema": 0.6},
-            ("Above its threshold: Edema.", "No Finding: above.", "These contradict each other."),
+            ("Above its threshold: Edema.", "No Finding: above.", "This contradicts the findings."),
         ),
         ({"No Finding": 0.8, "Edema": 0.1}, ("No finding is above its threshold.", "No Finding: above.")),
         (
@@ -227,6 +227,10 @@ def test_each_row_says_how_well_its_observation_is_told(
             ("No finding is above its threshold.", "No Finding: below.", "The model is undecided."),
         ),
         ({"Edema": 0.5}, ("Above its threshold: Edema.",)),
+        (
+            {"Edema": 0.9, "Fracture": 0.8, "Pneumonia": 0.7, "Lung Lesion": 0.6, "Consolidation": 0.55},
+            ("5 findings are above their thresholds: Edema, Fracture, Pneumonia and 2 more.",),
+        ),
     ],
 )
 def test_verdict_says_what_is_above_and_where_the_calls_contradict_each_other(
@@ -337,7 +341,7 @@ def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(
     expected = '<p class="maps-note">These maps did not point at &lt;findings&gt;.</p>'
     assert '<p class="map-text" aria-live="polite"></p>' + expected in html
     report = report_html(single, replace(facts, maps_note=note), points)
-    assert "Maps that are empty are left out.</p>" + expected in report
+    assert "of findings above their thresholds first.</p>" + expected in report
     for silent in (result_html(single, facts, points), report_html(single, facts, points)):
         assert 'class="maps-note"' not in silent
 

@@ -74,12 +74,14 @@ def test_no_rule_has_the_whole_list_styled_anew_when_a_text_beside_it_changes() 
 
 
 def test_map_that_is_nowhere_positive_is_said_to_be_empty() -> None:
-    assert describe_map("Edema", 0.0) == "The map is empty: nothing in this radiograph is evidence for Edema."
+    assert describe_map("Edema", 0.0, (6, 6)) == "The map is empty: nothing in this radiograph is evidence for Edema."
 
 
 @pytest.mark.parametrize(("peak", "share"), [(1e-6, "under 1 %"), (0.01, "1 %"), (0.345, "34 %"), (0.999, "99 %")])
 def test_map_says_how_strong_its_evidence_is(peak: float, share: str) -> None:
-    assert f"reaches {share} of" in describe_map("Edema", peak)
+    text = describe_map("Edema", peak, (6, 7))
+    assert f"reaches {share} of" in text
+    assert text.endswith(" It was enlarged from 6 x 7 values.")
 
 
 # What the model folder says
@@ -140,7 +142,7 @@ def test_table_of_the_model_says_figures_intervals_and_what_is_too_few(folder: P
         for name in ("Edema", "Fracture", "Pneumonia", "Hernia")
     )
     low, high = newcombe_interval(0.9, 20, 80).low, newcombe_interval(0.9, 20, 80).high
-    assert f"<td>0.900 ({low:.2f} to {high:.2f})</td><td>20 / 80</td>" in edema
+    assert f"<td>0.900 ({low:.2f} to {high:.2f})</td><td></td><td></td><td>20 / 80</td>" in edema
     assert CHEXPERT.definitions["Edema"] in edema
     assert "too few studies" in fracture
     assert "too few" not in edema
@@ -165,10 +167,13 @@ def test_calls_are_those_of_the_model_folder_at_the_operating_point_in_use(folde
     assert f"Called above: 15 of those with it (sensitivity 0.75, {low:.2f} to {high:.2f}) and 8 of those without " in (
         facts.evidence("Edema")
     )
+    assert "; 15 of 23 such calls were right." in facts.evidence("Edema")
+    about = render("about.html", facts=facts, operating_points={"Edema": 0.25})
+    assert "<td>0.75</td><td>0.90</td>" in re.sub(r">\s+<", "><", about)
     assert "Called above" not in facts.evidence("Fracture")  # counted at another threshold
-    assert facts.false_alarms(["Fracture"]) == facts.false_alarms([]) == ()
-    assert facts.false_alarms(["Fracture", "Edema"]) == (
-        "When tested on 100 studies, 10 of 100 without Edema were called above all the same.",
+    assert facts.right_calls(["Fracture"]) == facts.right_calls([]) == ()
+    assert facts.right_calls(["Fracture", "Edema"]) == (
+        "When tested on 100 studies, 65 of 100 such calls of Edema were right; where findings are rarer, fewer are.",
     )
 
 
@@ -331,7 +336,7 @@ def test_further_evaluations_of_maps_are_dictionaries(further: object) -> None:
         CheXpertConfig(map_evaluation=MAPS | {"further": further})
 
 
-def test_wrong_calls_are_not_stated_of_a_few_studies_and_negative_counts_are_no_metrics(folder: Path) -> None:
+def test_right_calls_are_not_stated_of_a_few_studies_and_negative_counts_are_no_metrics(folder: Path) -> None:
     calls = {"threshold": 0.5, "true_positives": 3, "false_positives": 1, "true_negatives": 0, "false_negatives": 2}
     entry = {**EVALUATION["observations"][0], "num_positive": 5, "num_negative": 1}
 
@@ -341,5 +346,5 @@ def test_wrong_calls_are_not_stated_of_a_few_studies_and_negative_counts_are_no_
         return facts_of(CheXpertClassifier.from_pretrained(folder))
 
     assert facts({}).metrics is not None
-    assert facts({}).false_alarms([entry["observation"]]) == ()
+    assert facts({}).right_calls([entry["observation"]]) == ()
     assert facts({"true_positives": -1}).metrics is None

@@ -70,8 +70,9 @@ function sort(byProbability) {
 }
 
 element.addEventListener("click", (event) => {
-  const { index, view: place, action } = event.target.closest("button")?.dataset ?? {};
-  if (action) trigger(action, { observation: chosen, view });
+  const { index, view: place, action, skip } = event.target.closest("button")?.dataset ?? {};
+  if (skip !== undefined) one(".score").focus();
+  else if (action) trigger(action, { observation: chosen, view });
   else if (place !== undefined) show(Number(place), chosen);
   else if (index !== undefined) show(data.viewOf[index], Number(index));
 });

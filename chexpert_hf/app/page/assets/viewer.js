@@ -12,7 +12,7 @@
 const HEAT = 448; // pixels of the longer side of the enlarged map
 const CONTOUR = 120; // cells along the longer side in which contours are traced
 const MAX_ZOOM = 12; // times the fitted size
-const FAINTEST = 0.35; // of the opacity of a map with the strongest evidence
+const FAINTEST = 0.45; // of the opacity of a map with the strongest evidence
 const FULL_WINDOW = { center: 127.5, width: 255 };
 
 // Command, key, label on the button, meaning.
@@ -40,14 +40,15 @@ const MOUSE = [
 ];
 const FIELDS = "input:not([type=range], [type=checkbox], [type=radio]), select, textarea, dialog";
 
+// A button whose label is a word is called by that word; the title then describes it.
 const button = ([command, key, label, title]) =>
   `<button type="button" data-command="${command}" title="${title} (${key.toUpperCase()})"
-    aria-label="${title}" aria-keyshortcuts="${key}">${label}</button>`;
+    ${/^[A-Z][a-z]/.test(label) ? "" : `aria-label="${label === "1:1" ? "1:1, o" + title.slice(1) : title}"`} aria-keyshortcuts="${key}">${label}</button>`;
 const buttons = (...names) => COMMANDS.filter(([name]) => names.includes(name)).map(button).join("");
 const keys = (rows) => rows.map(([key, meaning]) => `<dt><kbd>${key}</kbd></dt><dd>${meaning}</dd>`).join("");
-const slider = (name, label) =>
-  `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="50" aria-label="${label}"
-    title="${label}"><output>50 %</output></span>`;
+const slider = (name, label, value) =>
+  `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="${value}" aria-label="${label}"
+    title="${label}"><output></output></span>`;
 const pane = (map) =>
   `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt="">${map}</div>
     <span class="stage-name"></span></div>`;
@@ -58,8 +59,8 @@ const MARKUP = `
     <feComponentTransfer>${["R", "G", "B"].map((name) => `<feFunc${name} type="linear"/>`).join("")}</feComponentTransfer>
   </filter></svg>
   <div class="viewer-bar" role="toolbar" aria-label="Viewer">
-    <span class="tools">${buttons("map")}${slider("opacity", "Opacity of the map")}</span>
-    <span class="tools">${buttons("contour")}${slider("threshold", "Threshold of the contour")}</span>
+    <span class="tools">${buttons("map")}${slider("opacity", "Opacity of the map", 35)}</span>
+    <span class="tools">${buttons("contour")}${slider("threshold", "Threshold of the contour", 50)}</span>
     <span class="tools">${buttons("split")}</span>
     <label class="own-scale" title="Each map on its own scale; otherwise 1 is the strongest evidence for any observation">
       <input type="checkbox" checked>Own scale</label>
@@ -67,7 +68,7 @@ const MARKUP = `
     <span class="tools">${buttons("out", "in", "fit", "actual", "reset", "full", "help")}</span>
   </div>
   <div class="panes">${pane(MAP)}${pane("")}
-    <div class="color-bar" aria-hidden="true"><i></i><b style="top: 0"></b><b style="top: 50%"></b><b style="top: 100%"></b></div>
+    <div class="color-bar" aria-hidden="true"><span>evidence</span><i></i><b style="top: 0"></b><b style="top: 50%"></b><b style="top: 100%"></b></div>
     <output class="stage-state" aria-hidden="true"></output>
   </div>
   <dialog class="sheet viewer-help" aria-label="Keys and mouse">
@@ -87,7 +88,6 @@ export class Viewer {
     this.one("filter").id = `gray-window-${++count}`;
     this.heat = this.one(".heat");
     this.outline = this.one(".outline");
-    this.one(".color-bar i").style.background = gradient(colors);
     this.pointers = new Map();
     this.map = null;
     this.size = [1, 1];
@@ -174,7 +174,9 @@ export class Viewer {
     paint(this.heat, this.map, this.colors, peak);
     // On a scale of its own, a map of hardly any evidence has the colours of the strongest.
     const strength = Math.sqrt(peak) * (this.map.isFaint ? 0.6 : 1);
-    this.heat.style.opacity = this.amount("opacity") * Math.max(FAINTEST, strength);
+    const opacity = this.amount("opacity") * Math.max(FAINTEST, strength);
+    this.heat.style.opacity = opacity;
+    this.one(".color-bar i").style.background = gradient(this.colors, opacity);
     this.heat.setAttribute("aria-label", `Map of ${this.map.name}. ${this.map.text}`);
     const path = this.on.contour ? contour(this.map, this.amount("threshold") * 255 * peak) : "";
     this.outline.setAttribute("viewBox", `0 0 ${right - left} ${bottom - top}`);
@@ -342,9 +344,13 @@ export class Viewer {
   }
 }
 
-function gradient(colors) {
-  const stops = Array.from({ length: 17 }, (_, place) => 3 * Math.min(255, 16 * place));
-  return `linear-gradient(to top, ${stops.map((at) => `rgb(${colors.slice(at, at + 3).join(",")})`).join(",")})`;
+/** The colours of a map as they are on a film from black to white: a map is the more transparent the weaker it is. */
+function gradient(colors, opacity) {
+  const stops = Array.from({ length: 17 }, (_, place) => {
+    const at = 3 * Math.min(255, 16 * place);
+    return `rgb(${colors.slice(at, at + 3).join(" ")} / ${(opacity * place) / 16})`;
+  });
+  return `linear-gradient(to top, ${stops.join(",")}), linear-gradient(to right, #222 50%, #ccc 50%)`;
 }
 
 /** A map's levels at the centres of `width` x `height` pixels, enlarged bilinearly as torch does without corners aligned. */
