@@ -34,6 +34,8 @@ from .labels import (
 
 logger = logging.getLogger(__name__)
 
+_HIGHEST_LOGIT = 80.0  # its sigmoid's complement is still a normal number in float32
+
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
     UncertaintyPolicy.U_ZEROS: NEGATIVE,
@@ -257,9 +259,11 @@ class CheXpertForImageClassification(PreTrainedModel):
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
-        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root.
-        p = unconditional_logits(logits, self.config).sigmoid()
-        share = (1 - logits.sigmoid())[:, None, :] / (1 - p)[:, :, None] * _paths(self.config).to(logits)
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root. Both are 0 / 0 for high
+        # logits, in bf16 soon, unless they are computed from the small numbers themselves, in float32.
+        given, paths = logits.float().clamp(max=_HIGHEST_LOGIT), _paths(self.config).to(logits.device)
+        log_p = (functional.logsigmoid(given)[:, None, :] * paths).sum(dim=2)
+        share = (-given).sigmoid()[:, None, :] / -torch.expm1(log_p)[:, :, None] * paths
         return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
 
     def _loss(
