@@ -185,7 +185,8 @@ class CheXpertForImageClassification(PreTrainedModel):
                 sum of the losses is divided by it. If None, by this batch's own number.
 
         Raises:
-            ValueError: If the shapes do not fit the model.
+            ValueError: If the shapes do not fit the model, or labels on the CPU have other values. On a GPU, where a
+                check would make the CPU wait, the loss is then NaN.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -271,14 +272,23 @@ class CheXpertForImageClassification(PreTrainedModel):
     ) -> Tensor:
         logits = self._positive_minus_negative(outputs)
         if labels.ndim == 1 and not labels.is_floating_point() and self.num_labels > 1:
-            labels = functional.one_hot(labels, self.num_labels)  # (B, num_labels)
+            if _is_any((labels < 0) | (labels >= self.num_labels)):
+                raise ValueError(f"labels has class indices {labels.tolist()}, expected 0 to {self.num_labels - 1}.")
+            labels = functional.one_hot(labels.long(), self.num_labels)  # (B, num_labels)
             if num_items_in_batch is not None:
                 num_items_in_batch = num_items_in_batch * self.num_labels
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        targets = resolve_labels(labels.float(), self.config)  # as integers they would round smoothed labels
+        labels = labels.float()  # as integers they would round smoothed labels
+        is_wrong = (labels > POSITIVE) | ((labels < NEGATIVE) & (labels != UNCERTAIN) & (labels != IGNORED))
+        if _is_any(is_wrong):
+            raise ValueError(
+                f"labels has the value {labels[is_wrong][0].item():g}, expected 1, 0, -1 (uncertain), NaN (blank), -100 "
+                "(no loss), or a target between 0 and 1."
+            )
+        targets = resolve_labels(labels, self.config)
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
         if columns := self._multiclass_columns:
             negative, positive, uncertain = self._classes(outputs).float().log_softmax(dim=2).unbind(dim=2)
@@ -288,7 +298,13 @@ class CheXpertForImageClassification(PreTrainedModel):
             losses = losses.index_copy(1, torch.tensor(columns, device=losses.device), cross_entropy)
         if weights is not None:
             losses = losses * weights
+        losses = losses.masked_fill(is_wrong, math.nan)  # where nothing was raised
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _is_any(condition: Tensor) -> bool:
+    """Return whether a condition holds anywhere; False on a GPU, which would have to be waited for, and in a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.any())
 
 
 def _is_trained(module: nn.Module) -> bool:

@@ -180,8 +180,10 @@ def test_class_indices_are_one_positive_label_each(tiny_model):
     indices = torch.tensor([5, 0, 13])
     assert torch.equal(tiny_model(pixel_values, labels=indices).loss, tiny_model(pixel_values, labels=one_hot).loss)
     # The Trainer counts three labels, where 3 x 14 take part.
-    whole = tiny_model(pixel_values, labels=indices, num_items_in_batch=3).loss
+    whole = tiny_model(pixel_values, labels=indices.int(), num_items_in_batch=3).loss
     torch.testing.assert_close(whole, tiny_model(pixel_values, labels=one_hot).loss)
+    with pytest.raises(ValueError, match="class indices .*, expected 0 to 13"):
+        tiny_model(pixel_values, labels=indices + 1)
 
 
 @pytest.mark.parametrize("norms", [[], ["norm0", "norm", "norm1", "norm2", "norm5"]])

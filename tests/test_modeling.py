@@ -169,6 +169,16 @@ def test_pixel_values_of_another_shape_are_refused(tiny_model, shape):
         tiny_model(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("value", [2, 255, -2, -9, math.inf, 1.01])
+def test_label_values_that_mean_nothing_are_refused(tiny_model, value):
+    labels = torch.zeros(2, 14)
+    labels[1, 3] = value
+    with pytest.raises(ValueError, match=f"labels has the value {value:g}, expected 1, 0, -1"):
+        tiny_model(torch.zeros(2, 3, 64, 64), labels=labels)
+    labels[1, 3] = math.nan
+    tiny_model(torch.zeros(2, 3, 64, 64), labels=labels)
+
+
 def test_labels_of_another_shape_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"labels has shape \(1, 5\), expected \(1, 14\)"):
         tiny_model(torch.zeros(1, 3, 64, 64), labels=torch.zeros(1, 5))
