@@ -126,6 +126,13 @@ class CheXpertForImageClassification(PreTrainedModel):
                 model.config.forget_head()
         return (model, info) if wants_info else model
 
+    @classmethod
+    def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
+        """Make a new model for `AutoModel...from_config`; nothing that a config records of a trained head holds."""
+        model = super()._from_config(config, **kwargs)
+        model.config.forget_head()
+        return model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module: of the head as in torchvision's DenseNet, of the backbone as in its library."""

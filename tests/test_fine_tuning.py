@@ -53,6 +53,7 @@ def trained_folder(request, tmp_path) -> Path:
 
 OTHER_LABELS = {
     "a number": ({"num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    "two, whose names are transformers' defaults": ({"num_labels": 2}, ["LABEL_0", "LABEL_1"]),
     "names": ({"id2label": {0: "TB", 1: "Normal"}}, ["TB", "Normal"]),
     "names both ways, indices as text": (
         {"num_labels": 2, "label2id": {"TB": "0", "Normal": "1"}, "id2label": {"0": "TB", "1": "Normal"}},
@@ -171,6 +172,21 @@ def test_labels_that_contradict_their_number_are_refused(trained_folder):
         AutoConfig.from_pretrained(trained_folder, num_labels=3, id2label={0: "TB", 1: "Normal"})
     with pytest.raises(StrictDataclassError, match=r"id2label has the indices \[1, 2\], expected 0, 1"):
         AutoConfig.from_pretrained(trained_folder, id2label={1: "TB", 2: "Normal"})
+    with pytest.raises(ValueError, match="but label2id is .*; expected the same pairs or one of them"):
+        AutoConfig.from_pretrained(trained_folder, id2label={0: "TB", 1: "Normal"}, label2id={"TB": 1, "Normal": 0})
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 0}, {"id2label": {}}, {"id2label": {0: "TB", 1: " "}}])
+def test_a_model_without_labels_or_names_of_them_is_refused(trained_folder, labels):
+    with pytest.raises(StrictDataclassError, match="expected at least one label, and a name for each"):
+        AutoConfig.from_pretrained(trained_folder, **labels)
+
+
+def test_a_model_made_anew_from_a_config_has_nothing_of_the_head_trained_with_it(trained_folder):
+    model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(trained_folder))
+    assert model.config.operating_points["Edema"] == 0.5
+    assert model.config.calibration is None
+    assert_new(model.last_layer)
 
 
 def test_class_indices_are_one_positive_label_each(tiny_model):
