@@ -267,8 +267,8 @@ class CheXpertForImageClassification(PreTrainedModel):
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
-        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root. Both are 0 / 0 for high
-        # logits, in bf16 soon, unless they are computed from the small numbers themselves, in float32.
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root. As differences, both
+        # would be 0 for high logits, in bf16 from 6 on.
         given, paths = logits.float().clamp(max=_HIGHEST_LOGIT), _paths(self.config).to(logits.device)
         log_p = (functional.logsigmoid(given)[:, None, :] * paths).sum(dim=2)
         share = (-given).sigmoid()[:, None, :] / -torch.expm1(log_p)[:, :, None] * paths
@@ -292,8 +292,8 @@ class CheXpertForImageClassification(PreTrainedModel):
         is_wrong = (labels > POSITIVE) | ((labels < NEGATIVE) & (labels != UNCERTAIN) & (labels != IGNORED))
         if _is_any(is_wrong):
             raise ValueError(
-                f"labels has the value {labels[is_wrong][0].item():g}, expected 1, 0, -1 (uncertain), NaN (blank), -100 "
-                "(no loss), or a target between 0 and 1."
+                f"labels has the value {labels[is_wrong][0].item():g}, expected 1, 0, -1 (uncertain), NaN (blank), "
+                "-100 (no loss), or a target between 0 and 1."
             )
         targets = resolve_labels(labels, self.config)
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")

@@ -172,7 +172,7 @@ def test_labels_that_contradict_their_number_are_refused(trained_folder):
         AutoConfig.from_pretrained(trained_folder, num_labels=3, id2label={0: "TB", 1: "Normal"})
     with pytest.raises(StrictDataclassError, match=r"id2label has the indices \[1, 2\], expected 0, 1"):
         AutoConfig.from_pretrained(trained_folder, id2label={1: "TB", 2: "Normal"})
-    with pytest.raises(ValueError, match="but label2id is .*; expected the same pairs or one of them"):
+    with pytest.raises(ValueError, match=r"but label2id is .*; expected the same pairs or one of them"):
         AutoConfig.from_pretrained(trained_folder, id2label={0: "TB", 1: "Normal"}, label2id={"TB": 1, "Normal": 0})
 
 
@@ -198,7 +198,7 @@ def test_class_indices_are_one_positive_label_each(tiny_model):
     # The Trainer counts three labels, where 3 x 14 take part.
     whole = tiny_model(pixel_values, labels=indices.int(), num_items_in_batch=3).loss
     torch.testing.assert_close(whole, tiny_model(pixel_values, labels=one_hot).loss)
-    with pytest.raises(ValueError, match="class indices .*, expected 0 to 13"):
+    with pytest.raises(ValueError, match=r"class indices .*, expected 0 to 13"):
         tiny_model(pixel_values, labels=indices + 1)
 
 
