@@ -5,7 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -187,8 +187,8 @@ class CheXpertClassifier:
         """Score one radiograph or a list of them; the gate, if there is one, judges each.
 
         Args:
-            inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these gives a list of
-                results.
+            inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these, or a column of a
+                `datasets.Dataset`, gives a list of results.
             saliency: Whether to compute saliency maps, too.
             batch_size: Radiographs per forward pass.
             errors: Treatment of inputs that cannot be read. "raise": the first one's RadiographError is raised.
@@ -200,10 +200,11 @@ class CheXpertClassifier:
             InputError: If `errors` or `batch_size` is invalid.
         """
         _check_options(errors, batch_size)
-        sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        is_list = sources is inputs
+        is_list = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray))
+        sources: Iterable[Any] = inputs if is_list else [inputs]  # type: ignore[assignment]
         results: list[Prediction | RadiographError] = []
-        for source, result in zip(sources, self._each(sources, saliency, batch_size), strict=True):
+        named, read = tee(sources)  # a column decodes its images each time
+        for source, result in zip(named, self._each(read, saliency, batch_size), strict=True):
             if isinstance(result, RadiographError):
                 result.name = f"{f'inputs[{len(results)}] ' if is_list else ''}{name_of(source)}".rstrip()
                 if errors == "raise":

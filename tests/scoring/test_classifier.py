@@ -1,8 +1,10 @@
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -45,6 +47,10 @@ def test_a_list_gives_a_list_and_a_single_input_a_single_prediction(classifier, 
         assert prediction.probabilities == pytest.approx(single.probabilities, abs=1e-6)
     assert several[4].probabilities != pytest.approx(single.probabilities, abs=1e-6)
     assert classifier.predict([]) == []
+    column = Dataset.from_dict({"image": [str(form) for form in forms[:2]]}).cast_column("image", datasets.Image())[
+        "image"
+    ]
+    assert [each.probabilities for each in classifier.predict(column)] == [single.probabilities] * 2
 
 
 def test_notes_of_the_reader_are_in_the_prediction(classifier):

@@ -252,3 +252,10 @@ def test_a_damaged_member_of_an_archive_is_a_row(classifier, file):
 def test_options_out_of_range_are_refused(classifier, file, options):
     with pytest.raises(InputError, match=r"batch_size of at least 1|errors='raise' or"):
         classifier.predict_folder(file.parent, **options)
+
+
+def test_predictions_with_maps_are_compared_by_value(classifier, file):
+    one, same = (classifier.predict(file, saliency=True) for _ in range(2))
+    assert one == same
+    assert one != classifier.predict(file)
+    assert one.maps != one.maps.at_size((9, 9))
