@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import datasets
 
-from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.loading import expect_labels, load_dataset
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.calibration.calibrate import (
@@ -158,6 +158,10 @@ def localize(
 
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
+    if isinstance(data, (datasets.Dataset, datasets.DatasetDict)):
+        raise InputError(
+            f"Expected the folder of a data set, which also has the annotations, got a {type(data).__name__}."
+        )
     classifier = _classifier(model)
     truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
@@ -200,16 +204,13 @@ def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Data
         for line in said:
             warnings.warn(line, stacklevel=3)
         return dataset
-    given = data.features["labels"].length
-    if given != len(observations):
-        raise InputError(
-            f"The data have {given} labels, the model {len(observations)} observations; load them with observations="
-            "classifier.observations."
-        )
-    return data
+    expect_labels(data, observations)
+    return data.with_format(None)
 
 
 def _split_name(data: Data, split: str | None) -> str:
+    if isinstance(data, datasets.DatasetDict):
+        raise InputError(f"Expected one split, such as data[{next(iter(data))!r}], got a DatasetDict.")
     return split or (str(data.split or "data") if isinstance(data, datasets.Dataset) else "valid")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from datasets import concatenate_datasets
 from PIL import Image
 
 import chexpert_hf
@@ -85,6 +86,33 @@ def test_data_with_other_labels_than_the_models_are_refused(classifier, phantoms
     data = load_dataset(phantoms, splits=["valid"], observations=["Edema"])["valid"]
     with pytest.raises(InputError, match="have 1 labels, the model 14 observations"):
         evaluate(classifier, data)
+
+
+def test_data_with_the_models_labels_in_another_order_are_refused(folder, classifier, phantoms, tmp_path):
+    data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations[::-1])["valid"]
+    for given in (data, data.filter(lambda row: row["is_frontal"]), concatenate_datasets([data, data])):
+        with pytest.raises(InputError, match=r"labels Support Devices, .*, in this order, the model No Finding, "):
+            evaluate(classifier, given)
+    with pytest.raises(InputError, match="in this order"):
+        calibrate(folder, data, tmp_path / "calibrated")
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_split_changes_nothing(classifier, phantoms, form):
+    data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations)["valid"]
+    assert evaluate(classifier, data.with_format(form, columns=["labels"])) == evaluate(classifier, data)
+
+
+def test_what_is_no_split_is_refused_in_one_line(classifier, phantoms):
+    data = load_dataset(phantoms, observations=classifier.observations)
+    with pytest.raises(InputError, match=r"Expected one split, such as data\['train'\], got a DatasetDict"):
+        evaluate(classifier, data)
+    with pytest.raises(InputError, match="no column 'study'; expected a split from load_dataset"):
+        evaluate(classifier, data["valid"].remove_columns("study"))
+    with pytest.raises(InputError, match="The image of row 0 is no file"):
+        evaluate(classifier, data["valid"].map(lambda row: {"image": row["image"].resize((9, 9))}))
+    with pytest.raises(InputError, match="Expected the folder of a data set, which also has the annotations"):
+        localize(classifier, data["valid"])
 
 
 def test_a_calibrated_folder_is_complete(folder, phantoms, tmp_path):
