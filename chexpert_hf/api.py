@@ -177,8 +177,11 @@ def save_model_folder(
     data: str,
     licence: str,
     source: str = "a training run outside of this package, such as with the Trainer of transformers",
+    keep_records: bool = False,
 ) -> None:
     """Write a model that was trained elsewhere as a complete model folder: with card, reference scores and checksums.
+
+    What its config records of an earlier model, from which the training started, is dropped with a warning.
 
     Args:
         folder: The folder, created if it does not exist; files in it are overwritten.
@@ -187,7 +190,16 @@ def save_model_folder(
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
+        keep_records: Whether the calibration, operating points and evaluation of maps in the config are of these very
+            weights; if False, they are reset, also in `model`.
     """
+    if model.config.has_records and not keep_records:
+        model.config.forget_head()
+        warnings.warn(
+            "The config's calibration, operating points and evaluation of maps are dropped, as training made them "
+            "wrong; if they are of these weights, pass keep_records=True.",
+            stacklevel=2,
+        )
     conversion = "none; no metrics were recorded with it"
     origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
     save_imported_folder(Path(folder), model, processor, origin)

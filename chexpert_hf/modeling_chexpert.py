@@ -99,7 +99,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load a model as in transformers, but re-initialise a head saved for other labels, even one of the same size.
 
-        If the head is new, the config's operating points, calibration and evaluation of maps are reset.
+        If the head is new, the config's operating points, calibration, evaluation of maps, name and warnings are reset.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
@@ -124,6 +124,9 @@ class CheXpertForImageClassification(PreTrainedModel):
                 )
             if is_new:
                 model.config.forget_head()
+                for name in ("model_name", "warnings"):  # of the model that was loaded, unless others were given
+                    if getattr(model.config, name) == getattr(trained, name):
+                        setattr(model.config, name, None)
         return (model, info) if wants_info else model
 
     @classmethod

@@ -11,6 +11,7 @@ from PIL import Image
 import chexpert_hf
 from chexpert_hf import (
     CheXpertClassifier,
+    CheXpertForImageClassification,
     CheXpertImageProcessor,
     calibrate,
     evaluate,
@@ -149,6 +150,25 @@ def test_maps_are_compared_with_the_masks_of_phantoms(classifier, phantoms):
 def test_a_saved_folder_passes_the_check_and_names_its_data(folder):
     assert check_folder(folder).is_ok
     assert "drawings" in (folder / "README.md").read_text()
+
+
+def test_a_folder_of_a_model_that_was_trained_further_does_not_call_it_calibrated(folder, phantoms, tmp_path):
+    calibrate(folder, phantoms, tmp_path / "calibrated", operating_points="sensitivity=.5")
+    files = {"processor": CheXpertImageProcessor.from_pretrained(folder), "data": "films", "licence": "As you like."}
+    model = CheXpertForImageClassification.from_pretrained(tmp_path / "calibrated")
+    save_model_folder(tmp_path / "same", model, **files, keep_records=True)
+    with pytest.warns(UserWarning, match="calibration, operating points .* dropped") as caught:
+        save_model_folder(tmp_path / "trained", model, **files)
+    assert [warning.filename for warning in caught] == [__file__]
+    same, trained = (CheXpertClassifier.from_pretrained(tmp_path / name) for name in ("same", "trained"))
+    assert same.model.config.calibration is not None
+    assert trained.model.config.calibration is None
+    assert set(trained.operating_points.values()) == {0.5} != set(same.operating_points.values())
+    for name, is_calibrated in (("same", True), ("trained", False)):
+        assert ("By platt on" in (tmp_path / name / "README.md").read_text()) == is_calibrated
+    model.config.operating_points = {**model.config.operating_points, "Edema": 0.3}  # chosen by the user
+    save_model_folder(tmp_path / "chosen", model, **files)
+    assert CheXpertClassifier.from_pretrained(tmp_path / "chosen").operating_points["Edema"] == 0.3
 
 
 def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):

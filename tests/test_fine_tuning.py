@@ -147,6 +147,18 @@ def test_a_head_of_the_same_size_for_other_labels_is_reported_as_new(trained_fol
         assert "was trained for other labels (No Finding, " in caplog.text
 
 
+def test_a_model_with_a_new_head_does_not_go_by_the_name_of_the_old_one(tmp_path):
+    told = {"model_name": "old", "warnings": ["Trained on old films."]}
+    save_trained(CheXpertConfig(**TINY, **told), tmp_path)
+    load = AutoModelForImageClassification.from_pretrained
+    new = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True).config
+    assert (new.model_name, new.warnings) == (None, None)
+    named = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True, model_name="mine").config
+    assert (named.model_name, named.warnings) == ("mine", None)
+    same = load(tmp_path).config
+    assert (same.model_name, same.warnings) == ("old", told["warnings"])
+
+
 def test_another_set_of_three_class_observations_is_another_head(tmp_path):
     config = CheXpertConfig(**TINY, **RECORDS, uncertainty_policies={"Edema": "u-multiclass"})
     save_trained(config, tmp_path)
