@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import datasets
+import torch
 
 from chexpert_hf.datasets.loading import expect_labels, load_dataset
 from chexpert_hf.default_model import resolve_model
@@ -192,7 +193,14 @@ def save_model_folder(
         source: Where the weights come from, as a phrase for the card.
         keep_records: Whether the calibration, operating points and evaluation of maps in the config are of these very
             weights; if False, they are reset, also in `model`.
+
+    Raises:
+        InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
     """
+    if hasattr(model, "merge_and_unload"):
+        raise InputError("Expected the model itself, got one with a LoRA adapter: pass model.merge_and_unload().")
+    if model.dtype != torch.float32:
+        raise InputError(f"Expected a model in float32, got {model.dtype}: pass model.float().")
     if model.config.has_records and not keep_records:
         model.config.forget_head()
         warnings.warn(

@@ -1,5 +1,6 @@
 """The functions of `import chexpert_hf` that do what commands do."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -169,6 +170,17 @@ def test_a_folder_of_a_model_that_was_trained_further_does_not_call_it_calibrate
     model.config.operating_points = {**model.config.operating_points, "Edema": 0.3}  # chosen by the user
     save_model_folder(tmp_path / "chosen", model, **files)
     assert CheXpertClassifier.from_pretrained(tmp_path / "chosen").operating_points["Edema"] == 0.3
+
+
+def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, tmp_path):
+    files = {"processor": CheXpertImageProcessor(), "data": "films", "licence": "As you like."}
+    with pytest.raises(InputError, match=r"in float32, got torch.bfloat16: pass model.float\(\)"):
+        save_model_folder(tmp_path / "model", copy.deepcopy(shared_tiny_model).bfloat16(), **files)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(copy.deepcopy(shared_tiny_model), peft.LoraConfig(target_modules=["conv1"]))
+    with pytest.raises(InputError, match=r"pass model.merge_and_unload\(\)"):
+        save_model_folder(tmp_path / "model", adapted, **files)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):
