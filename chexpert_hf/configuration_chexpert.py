@@ -143,6 +143,8 @@ class CheXpertConfig(PreTrainedConfig):
         return (config, unused) if wants_unused else config
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "operating_points" and isinstance(value, dict) and self.__dict__.get("id2label"):
+            value = {**dict.fromkeys(self.observations, DEFAULT_OPERATING_POINT), **value}
         if name != "id2label" or value is None:
             super().__setattr__(name, value)
             return

@@ -53,7 +53,7 @@ class CheXpertClassifier:
     """Scores chest radiographs with one model. Not a medical device.
 
     Args:
-        model: The network; it is put into evaluation mode.
+        model: The network; it is put into evaluation mode, and scores in it even if it is trained meanwhile.
         processor: The model's image processor.
         runtime: The network opened in a library, from `open_runtime`; PyTorch in float32 on the model's device if None.
         gate: Judges whether an image is a chest radiograph at all; no such check if None.
@@ -197,7 +197,7 @@ class CheXpertClassifier:
 
         Raises:
             RadiographError: If an input cannot be read, and `errors` is "raise".
-            InputError: If `errors` or `batch_size` is invalid.
+            InputError: If `errors` or `batch_size` is invalid, or scores are NaN because the model is damaged.
         """
         _check_options(errors, batch_size)
         is_list = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray))
@@ -368,6 +368,11 @@ class CheXpertClassifier:
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on a row's position.
             mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
             maps = self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
+            if mean.isnan().any():
+                raise ModelFolderError(
+                    "The model's scores are not numbers: its weights or its image processor's values are damaged, or "
+                    "fp16 cannot hold them."
+                )
             scores = dict(zip(self.observations, mean.tolist(), strict=True))
             positives = {name: score >= points[name] for name, score in scores.items()}
             yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)
