@@ -26,6 +26,7 @@ from chexpert_hf.datasets.layouts.rsna import RSNA_LAYOUT
 from chexpert_hf.datasets.layouts.siim import SIIM_LAYOUT
 from chexpert_hf.datasets.layouts.table import SINGLE_TABLES, TABLE_LAYOUT, table_layout
 from chexpert_hf.datasets.layouts.vindr import VINBIGDATA_LAYOUT, VINDR_LAYOUT, VINDR_VOTES_LAYOUT
+from chexpert_hf.folders.score_rows import OTHER_COLUMNS
 from chexpert_hf.labels import IGNORED, POSITIVE, UNCERTAIN
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -221,7 +222,7 @@ def _sources(
     """Return observation -> columns that give its labels, () if none do; DatasetError if it is known nowhere."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
-    if taken := sorted({*observations} & {*COLUMNS}):
+    if taken := sorted({*observations} & {*COLUMNS, *OTHER_COLUMNS}):
         raise DatasetError(f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it.")
     for name in observations:
         same = same_label(name, own)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
 # As in CheXpert's own Path column; the folders above stay, since two data sets may have a patient00001 each.
 _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
+
+
+OTHER_COLUMNS = ("path", "study", "views", "gate", "gate_reason", "note", "error")
+"""The columns of score tables besides those of observations."""
 
 
 def study_of(path: str) -> str:
@@ -45,21 +50,35 @@ class _Study:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table; makes the rows from results."""
+    """The columns of a score table; makes the rows from results.
+
+    Raises:
+        InputError: If two columns would have the same name.
+    """
 
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`
     positives: bool = False  # whether there are columns `<observation> positive`: 1 or 0, at the operating point
     none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
+    def __post_init__(self) -> None:
+        columns = [*OTHER_COLUMNS, *self.observations, *self._calls]
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise InputError(
+                f"{twice!r} is an observation of the model and another column of the table; rename it in config.json."
+            )
+
+    @property
+    def _calls(self) -> list[str]:
+        return [f"{name} positive" for name in self.observations] if self.positives else []
+
     def columns(self, *, by_study: bool = False) -> list[str]:
         """Return the names of the columns of a table with a row per radiograph, or per study."""
-        positives = [f"{name} positive" for name in self.observations] if self.positives else []
         gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
         return [
             *(("study", "views") if by_study else ("path",)),
             *self.observations,
-            *positives,
+            *self._calls,
             *gate,
             "note",
             "error",

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
+from chexpert_hf.folders.score_rows import RowFormat
+from chexpert_hf.folders.score_table import GateMode
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
@@ -260,13 +262,15 @@ class CheXpertClassifier:
             file) and `error`; with a gate also `gate` ("pass", "warning" or "flagged") and `gate_reason`.
 
         Raises:
-            InputError: If the folder does not exist, there are no radiographs in it, or an option is invalid.
+            InputError: If the folder does not exist, there are no radiographs in it, an option is invalid, or an
+                observation has the name of another column.
             RadiographError: If a file cannot be read, and `errors` is "raise"; the message names the file.
         """
         import pandas as pd
         from tqdm.auto import tqdm
 
         _check_options(errors, batch_size)
+        columns = RowFormat(self.observations, GateMode.FLAG if self.has_gate else GateMode.OFF, positives).columns()
         found = find_radiographs([str(folder)])
         for note in found.notes():
             warnings.warn(note, stacklevel=2)
@@ -278,9 +282,7 @@ class CheXpertClassifier:
                     raise result
                 rows.append({"path": str(file), **_cells(result, positives)})
                 bar.update()
-        gate = ["gate", "gate_reason"] if self.has_gate else []
-        calls = [f"{name} positive" for name in self.observations] if positives else []
-        return pd.DataFrame(rows, columns=["path", *self.observations, *calls, *gate, "note", "error"])
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def preparation(self) -> Preparation:

@@ -259,3 +259,11 @@ def test_predictions_with_maps_are_compared_by_value(classifier, file):
     assert one == same
     assert one != classifier.predict(file)
     assert one.maps != one.maps.at_size((9, 9))
+
+
+@pytest.mark.parametrize("names", [("Edema", "error"), ("path", "Edema"), ("Edema", "Edema positive")])
+def test_an_observation_with_the_name_of_another_column_is_no_lost_column(classifier, file, names):
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, id2label=dict(enumerate(names))))
+    other = CheXpertClassifier(model, classifier.processor)
+    with pytest.raises(InputError, match="is an observation of the model and another column of the table"):
+        other.predict_folder(file, positives=True)
