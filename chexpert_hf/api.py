@@ -124,9 +124,13 @@ def calibrate(
         InputError: If the folder does not hold a single model, the model was trained on patients of the split or cannot
             be calibrated on it, `output` is not new, an image cannot be read, or an option is unknown.
     """
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"Expected the folder of a model, whose files are calibrated, got a {type(model).__name__}.")
     if method not in [each.value for each in Method]:
         raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
-    rule = OperatingRule.parse(operating_points) if isinstance(operating_points, str) else operating_points
+    rule = operating_points
+    if not (rule is None or isinstance(rule, OperatingRule)):
+        rule = OperatingRule.parse(str(rule))
     source, output, split = Path(resolve_model(model)), Path(output), _split_name(data, split)
     require_empty(output, "the calibrated model is written to a new folder")
     classifier = load_uncalibrated(source)

@@ -183,6 +183,25 @@ def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_is_no_folder_is_refused_in_one_line(classifier, phantoms, tmp_path):
+    with pytest.raises(InputError, match=r"Expected the folder of a model, .* got a CheXpertClassifier"):
+        calibrate(classifier, phantoms, tmp_path / "calibrated")
+    with pytest.raises(InputError, match="got a CheXpertForImageClassification; CheXpertClassifier"):
+        evaluate(classifier.model, phantoms)
+
+
+@pytest.mark.parametrize("points", [0.5, {"Edema": 0.5}])
+def test_a_rule_for_operating_points_that_is_none_is_refused(folder, phantoms, tmp_path, points):
+    with pytest.raises(InputError, match="Expected operating points by 'youden', "):
+        calibrate(folder, phantoms, tmp_path / "calibrated", operating_points=points)
+
+
+@pytest.mark.parametrize("wrong", [{"splits": "valid"}, {"observations": "Edema"}, {"observations": {"Edema"}}])
+def test_names_that_are_no_list_are_refused(phantoms, wrong):
+    with pytest.raises(ValueError, match=f"Expected {next(iter(wrong))} in a list, which has an order, got "):
+        load_dataset(phantoms, **wrong)
+
+
 def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):
     with pytest.raises(InputError, match="Expected method platt or temperature, got 'isotonic'"):
         calibrate(folder, phantoms, tmp_path / "calibrated", method="isotonic")

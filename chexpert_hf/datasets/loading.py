@@ -98,6 +98,9 @@ def load_dataset(
             two data sets have the same name, `frontal_only` leaves nothing, or train has fewer than `num_patients`.
         ValueError: If `splits`, `valid_fraction` or `observations` has a value that is not allowed.
     """
+    for name, given in (("splits", splits), ("observations", observations)):
+        if isinstance(given, str | set | frozenset):
+            raise ValueError(f"Expected {name} in a list, which has an order, got {given!r}.")
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
     if not 0 <= valid_fraction <= 1:

@@ -109,6 +109,11 @@ class CheXpertClassifier:
             HubError: If the model is not a local folder, and the repository cannot be downloaded.
             InputError: If the runtime or precision is not available.
         """
+        if not isinstance(model, (str, Path, Sequence)):
+            raise ModelFolderError(
+                f"Expected a folder or repository, got a {type(model).__name__}; CheXpertClassifier(model, processor) "
+                "takes a model itself."
+            )
         names = [model] if isinstance(model, (str, Path)) else list(model)
         folders = [member for name in names for member in ensemble_members(name)]
         if not folders:
