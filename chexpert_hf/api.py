@@ -47,6 +47,8 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 Model: TypeAlias = str | Path | CheXpertClassifier
 Data: TypeAlias = str | Path | datasets.Dataset
 
+_RECORDS = ("calibration", "operating_points_source", "map_evaluation")
+
 
 def evaluate(
     model: Model,
@@ -205,7 +207,8 @@ def save_model_folder(
         raise InputError("Expected the model itself, got one with a LoRA adapter: pass model.merge_and_unload().")
     if model.dtype != torch.float32:
         raise InputError(f"Expected a model in float32, got {model.dtype}: pass model.float().")
-    if model.config.has_records and not keep_records:
+    has_records = any(getattr(model.config, name, None) is not None for name in _RECORDS)  # also in older remote code
+    if has_records and not keep_records:
         model.config.forget_head()
         warnings.warn(
             "The config's calibration, operating points and evaluation of maps are dropped, as training made them "

@@ -166,11 +166,6 @@ class CheXpertConfig(PreTrainedConfig):
         self.label_parents = parents_among(observations, self.label_parents or {}) or None
         self.forget_head()
 
-    @property
-    def has_records(self) -> bool:
-        """Whether a calibration, chosen operating points or an evaluation of maps are recorded."""
-        return any(getattr(self, name) is not None for name in _RECORDS_OF_HEAD if name != "operating_points")
-
     def forget_head(self) -> None:
         """Reset operating points, calibration and evaluation of maps, which describe a head that is no longer there."""
         for name in _RECORDS_OF_HEAD:

@@ -112,7 +112,8 @@ class CheXpertForImageClassification(PreTrainedModel):
             trained = cls.config_class.from_dict(stored)
             not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
             is_new = any(key.startswith("classifier.") for key in not_loaded)
-            if not is_new and trained.head_outputs != model.config.head_outputs:
+            is_adapted = hasattr(model, "peft_config")  # by an adapter, which may bring a head of its own
+            if not (is_new or is_adapted) and trained.head_outputs != model.config.head_outputs:
                 is_new, last = True, model.last_layer
                 last.reset_parameters()
                 nn.init.zeros_(last.bias)
@@ -122,7 +123,7 @@ class CheXpertForImageClassification(PreTrainedModel):
                     f"The head in {path} was trained for other labels ({', '.join(trained.observations)}), so its last "
                     f"layer is newly initialised for {', '.join(model.config.observations)}. Train it before use."
                 )
-            if is_new:
+            if is_new or is_adapted:
                 model.config.forget_head()
                 for name in ("model_name", "warnings"):  # of the model that was loaded, unless others were given
                     if getattr(model.config, name) == getattr(trained, name):
@@ -148,8 +149,18 @@ class CheXpertForImageClassification(PreTrainedModel):
     @property
     def last_layer(self) -> nn.Linear:
         """The last layer of the head, with a row of weights for each output."""
-        last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        head = self._head
+        last: Any = head[-1] if isinstance(head, nn.Sequential) else head
         return last
+
+    @property
+    def _head(self) -> nn.Module:
+        """The head; of a model with an adapter of peft that has a trained copy of the head, this copy."""
+        wrapper: Any = self.classifier
+        if not hasattr(wrapper, "modules_to_save"):
+            return self.classifier
+        copy = wrapper.modules_to_save[wrapper.active_adapters[0]] if wrapper.active_adapters else None
+        return wrapper.original_module if copy is None or wrapper.disable_adapters else copy
 
     def freeze_backbone(self) -> None:
         """Freeze the backbone, including its BatchNorm statistics, so that only the head is trained."""
@@ -260,11 +271,13 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
         """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
-        weight = self._positive_minus_negative(self.last_layer.weight.T).T  # (num_labels, C or hidden)
-        if isinstance(self.classifier, nn.Sequential):
-            first = self.classifier[0]
+        head = self._head
+        width = pooled.shape[1] if self.config.head_hidden_size is None else self.config.head_hidden_size
+        weight = self._positive_minus_negative(_weight(self.last_layer, width).T).T  # (num_labels, C or hidden)
+        if isinstance(head, nn.Sequential):
+            first: Any = head[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
-            gradients = (weight * active[:, None, :]) @ first.weight  # (B, num_labels, C)
+            gradients = (weight * active[:, None, :]) @ _weight(first, pooled.shape[1])  # (B, num_labels, C)
             maps = torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
         else:
             maps = functional.conv2d(features, weight[:, :, None, None])
@@ -310,6 +323,14 @@ class CheXpertForImageClassification(PreTrainedModel):
             losses = losses * weights
         losses = losses.masked_fill(is_wrong, math.nan)  # where nothing was raised
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _weight(layer: nn.Linear, width: int) -> Tensor:
+    """Return a layer's weight `(outputs, width)`; with an adapter, such as LoRA's, that of both together."""
+    if type(layer) is nn.Linear:
+        return layer.weight
+    unit = torch.eye(width, dtype=layer.weight.dtype, device=layer.weight.device)
+    return (layer(unit) - layer(torch.zeros_like(unit))).T
 
 
 def _is_any(condition: Tensor) -> bool:

@@ -299,3 +299,38 @@ def test_all_of_a_lora_adapter_is_trained_under_gradient_checkpointing(tiny_mode
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 2 * 4  # two matrices for each convolution of four layers
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+
+
+@pytest.mark.parametrize("head_hidden_size", [None, 8])
+@pytest.mark.parametrize(
+    "adapter",
+    [{"target_modules": "all-linear"}, {"target_modules": ["conv1"], "modules_to_save": ["classifier"]}],
+)
+def test_maps_of_a_model_with_an_adapter_are_those_of_the_merged_model(adapter, head_hidden_size):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)
+    model = peft.get_peft_model(CheXpertForImageClassification(config), peft.LoraConfig(**adapter)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.3 * parameter.requires_grad
+    pixel_values = torch.randn(2, 3, 64, 64)
+    maps = model(pixel_values=pixel_values, output_saliency=True).saliency
+    with model.disable_adapter():
+        without = model(pixel_values=pixel_values, output_saliency=True).saliency
+    merged = model.merge_and_unload()(pixel_values, output_saliency=True).saliency
+    torch.testing.assert_close(maps, merged, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(without, merged, atol=1e-2)
+
+
+def test_the_head_of_an_adapter_folder_is_loaded_and_not_initialised_anew(trained_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    options = {"id2label": {index: f"finding {index}" for index in range(14)}, "ignore_mismatched_sizes": True}
+    base = AutoModelForImageClassification.from_pretrained(trained_folder, **options)
+    lora = peft.LoraConfig(target_modules=["conv1"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(base, lora).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    pixel_values = torch.randn(2, base.config.num_channels, 64, 64)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "adapter", **options).eval()
+    torch.testing.assert_close(again(pixel_values).logits, model(pixel_values=pixel_values).logits, atol=1e-5, rtol=0)
+    assert again.config.calibration is None
