@@ -12,7 +12,7 @@ import pandas as pd
 
 from chexpert_hf.datasets.cells import DatasetError, header_of, listed
 from chexpert_hf.datasets.hub import fetch, is_repository
-from chexpert_hf.datasets.label_sets import LABEL_SETS, is_known, same_label
+from chexpert_hf.datasets.label_sets import LABEL_SETS, SCORE_COLUMNS, is_known, same_label
 from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
 from chexpert_hf.datasets.layouts.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.layouts.chexpert_plus import CHEXPERT_PLUS_LAYOUT
@@ -26,7 +26,6 @@ from chexpert_hf.datasets.layouts.rsna import RSNA_LAYOUT
 from chexpert_hf.datasets.layouts.siim import SIIM_LAYOUT
 from chexpert_hf.datasets.layouts.table import SINGLE_TABLES, TABLE_LAYOUT, table_layout
 from chexpert_hf.datasets.layouts.vindr import VINBIGDATA_LAYOUT, VINDR_LAYOUT, VINDR_VOTES_LAYOUT
-from chexpert_hf.folders.score_rows import OTHER_COLUMNS
 from chexpert_hf.labels import IGNORED, POSITIVE, UNCERTAIN
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -222,7 +221,7 @@ def _sources(
     """Return observation -> columns that give its labels, () if none do; DatasetError if it is known nowhere."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
-    if taken := sorted({*observations} & {*COLUMNS, *OTHER_COLUMNS}):
+    if taken := sorted({*observations} & {*COLUMNS, *SCORE_COLUMNS}):
         raise DatasetError(f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it.")
     for name in observations:
         same = same_label(name, own)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from chexpert_hf.errors import InputError
+from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
 from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
 # As in CheXpert's own Path column; the folders above stay, since two data sets may have a patient00001 each.
 _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
-
-
-OTHER_COLUMNS = ("path", "study", "views", "gate", "gate_reason", "note", "error")
-"""The columns of score tables besides those of observations."""
 
 
 def study_of(path: str) -> str:
@@ -62,11 +58,7 @@ class RowFormat:
     none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
     def __post_init__(self) -> None:
-        columns = [*OTHER_COLUMNS, *self.observations, *self._calls]
-        if twice := next((name for name in columns if columns.count(name) > 1), None):
-            raise InputError(
-                f"{twice!r} is an observation of the model and another column of the table; rename it in config.json."
-            )
+        expect_columns_of_their_own(self.observations, self._calls)
 
     @property
     def _calls(self) -> list[str]:

@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, printable
-from chexpert_hf.folders.score_rows import RowFormat
-from chexpert_hf.folders.score_table import GateMode
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
@@ -275,7 +274,8 @@ class CheXpertClassifier:
         from tqdm.auto import tqdm
 
         _check_options(errors, batch_size)
-        columns = RowFormat(self.observations, GateMode.FLAG if self.has_gate else GateMode.OFF, positives).columns()
+        calls = [f"{name} positive" for name in self.observations] if positives else []
+        expect_columns_of_their_own(self.observations, calls)
         found = find_radiographs([str(folder)])
         for note in found.notes():
             warnings.warn(note, stacklevel=2)
@@ -287,7 +287,8 @@ class CheXpertClassifier:
                     raise result
                 rows.append({"path": str(file), **_cells(result, positives)})
                 bar.update()
-        return pd.DataFrame(rows, columns=columns)
+        gate = ["gate", "gate_reason"] if self.has_gate else []
+        return pd.DataFrame(rows, columns=["path", *self.observations, *calls, *gate, "note", "error"])
 
     @property
     def preparation(self) -> Preparation:
