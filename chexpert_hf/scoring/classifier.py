@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.errors import InputError, ModelFolderError, printable
+from chexpert_hf.errors import InputError, ModelFolderError, NotANumberError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
@@ -377,7 +377,7 @@ class CheXpertClassifier:
             mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
             maps = self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
             if mean.isnan().any():
-                raise ModelFolderError(
+                raise NotANumberError(
                     "The model's scores are not numbers: its weights or its image processor's values are damaged, or "
                     "fp16 cannot hold them."
                 )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from chexpert_hf.datasets.loading import BadFilesError, data_name
+from chexpert_hf.errors import NotANumberError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
@@ -169,9 +169,10 @@ def train(
     if recipe.stored_precision == "fp16":
         final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
-    probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
-    if not np.isfinite(probabilities).all():  # of weights that are finite and too large
-        raise RecipeError(diverged)
+    try:
+        probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
+    except NotANumberError as error:  # of weights that are finite and too large
+        raise RecipeError(diverged) from error
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
         save_trained_folder(
