@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import datasets
+import torch
 
-from chexpert_hf.datasets.loading import load_dataset
+from chexpert_hf.datasets.loading import expect_labels, load_dataset
 from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.calibration.calibrate import (
@@ -45,6 +46,8 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 Model: TypeAlias = str | Path | CheXpertClassifier
 Data: TypeAlias = str | Path | datasets.Dataset
+
+_RECORDS = ("calibration", "operating_points_source", "map_evaluation")
 
 
 def evaluate(
@@ -124,9 +127,13 @@ def calibrate(
         InputError: If the folder does not hold a single model, the model was trained on patients of the split or cannot
             be calibrated on it, `output` is not new, an image cannot be read, or an option is unknown.
     """
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"Expected the folder of a model, whose files are calibrated, got a {type(model).__name__}.")
     if method not in [each.value for each in Method]:
         raise InputError(f"Expected method {' or '.join(each.value for each in Method)}, got {method!r}.")
-    rule = OperatingRule.parse(operating_points) if isinstance(operating_points, str) else operating_points
+    rule = operating_points
+    if not (rule is None or isinstance(rule, OperatingRule)):
+        rule = OperatingRule.parse(str(rule))
     source, output, split = Path(resolve_model(model)), Path(output), _split_name(data, split)
     require_empty(output, "the calibrated model is written to a new folder")
     classifier = load_uncalibrated(source)
@@ -159,6 +166,10 @@ def localize(
 
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
+    if isinstance(data, (datasets.Dataset, datasets.DatasetDict)):
+        raise InputError(
+            f"Expected the folder of a data set, which also has the annotations, got a {type(data).__name__}."
+        )
     classifier = _classifier(model)
     truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
@@ -174,8 +185,11 @@ def save_model_folder(
     data: str,
     licence: str,
     source: str = "a training run outside of this package, such as with the Trainer of transformers",
+    keep_records: bool = False,
 ) -> None:
     """Write a model that was trained elsewhere as a complete model folder: with card, reference scores and checksums.
+
+    What its config records of an earlier model, from which the training started, is dropped with a warning.
 
     Args:
         folder: The folder, created if it does not exist; files in it are overwritten.
@@ -184,7 +198,24 @@ def save_model_folder(
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
+        keep_records: Whether the calibration, operating points and evaluation of maps in the config are of these very
+            weights; if False, they are reset, also in `model`.
+
+    Raises:
+        InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
     """
+    if hasattr(model, "merge_and_unload"):
+        raise InputError("Expected the model itself, got one with a LoRA adapter: pass model.merge_and_unload().")
+    if model.dtype != torch.float32:
+        raise InputError(f"Expected a model in float32, got {model.dtype}: pass model.float().")
+    has_records = any(getattr(model.config, name, None) is not None for name in _RECORDS)  # also in older remote code
+    if has_records and not keep_records:
+        model.config.forget_head()
+        warnings.warn(
+            "The config's calibration, operating points and evaluation of maps are dropped, as training made them "
+            "wrong; if they are of these weights, pass keep_records=True.",
+            stacklevel=2,
+        )
     conversion = "none; no metrics were recorded with it"
     origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
     save_imported_folder(Path(folder), model, processor, origin)
@@ -201,16 +232,13 @@ def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Data
         for line in said:
             warnings.warn(line, stacklevel=3)
         return dataset
-    given = data.features["labels"].length
-    if given != len(observations):
-        raise InputError(
-            f"The data have {given} labels, the model {len(observations)} observations; load them with observations="
-            "classifier.observations."
-        )
-    return data
+    expect_labels(data, observations)
+    return data.with_format(None)
 
 
 def _split_name(data: Data, split: str | None) -> str:
+    if isinstance(data, datasets.DatasetDict):
+        raise InputError(f"Expected one split, such as data[{next(iter(data))!r}], got a DatasetDict.")
     return split or (str(data.split or "data") if isinstance(data, datasets.Dataset) else "valid")
 
 

@@ -131,7 +131,8 @@ class CheXpertConfig(PreTrainedConfig):
         """Make a config from a dictionary as in transformers; `num_labels`, `id2label` or `label2id` replace labels.
 
         Raises:
-            ValueError: If `num_labels` differs from the number of labels in `id2label` or `label2id`.
+            ValueError: If `num_labels` differs from the number of labels in `id2label` or `label2id`, or these two
+                contradict each other.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         labels = _labels_asked_for(kwargs, len(config_dict.get("id2label") or CHEXPERT.names))
@@ -142,6 +143,8 @@ class CheXpertConfig(PreTrainedConfig):
         return (config, unused) if wants_unused else config
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "operating_points" and isinstance(value, dict) and self.__dict__.get("id2label"):
+            value = {**dict.fromkeys(self.observations, DEFAULT_OPERATING_POINT), **value}
         if name != "id2label" or value is None:
             super().__setattr__(name, value)
             return
@@ -203,6 +206,11 @@ class CheXpertConfig(PreTrainedConfig):
         values: dict[str, Any] = super().to_dict()
         unused = () if self.backbone == DENSENET else (*DENSENET_FIELDS, "drop_rate")
         return {name: value for name, value in values.items() if name not in unused}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the fields to be saved: as in transformers, which leaves out two labels without names, and labels."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        return {**super().to_diff_dict(), **labels}
 
     @property
     def backbone_fields(self) -> dict[str, Any]:
@@ -275,6 +283,8 @@ class CheXpertConfig(PreTrainedConfig):
     def validate_labels(self) -> None:
         """Raise ValueError if policies, hierarchy or operating points do not fit the observations."""
         observations = self.observations
+        if not observations or not all(str(name).strip() for name in observations):
+            raise ValueError(f"id2label is {self.id2label}, expected at least one label, and a name for each.")
         if sorted(self.id2label) != list(range(len(observations))):
             raise ValueError(f"id2label has the indices {sorted(self.id2label)}, expected 0, 1, ... without a gap.")
         if len(set(observations)) < len(observations):
@@ -336,8 +346,10 @@ def fields_of(network: str) -> dict[str, Any]:
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
     """Pop `num_labels`, `id2label` and `label2id`; return index -> label, or None if the stored labels stay."""
     num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
-    if id2label is None and label2id is not None:
-        id2label = {index: name for name, index in label2id.items()}
+    indices = None if label2id is None else {int(index): name for name, index in label2id.items()}
+    if id2label is not None and indices not in (None, {int(index): name for index, name in id2label.items()}):
+        raise ValueError(f"id2label is {id2label}, but label2id is {label2id}; expected the same pairs or one of them.")
+    id2label = indices if id2label is None else id2label
     if id2label is None:
         return None if num_labels in (None, num_stored) else {index: f"LABEL_{index}" for index in range(num_labels)}
     if num_labels not in (None, len(id2label)):

@@ -6,6 +6,7 @@ This file is copied into saved models. To read DICOM and 16-bit files, use
 `chexpert_hf.radiographs.radiograph.read_radiograph` first.
 """
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -150,7 +151,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """Open paths with PIL, so that 16-bit files are refused, not clipped to 8 bits; keep inputs of other types."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str):
+        if isinstance(images, (str, os.PathLike)):
             with Image.open(images) as image:
                 image.load()
                 return image
@@ -159,7 +160,11 @@ class CheXpertImageProcessor(TorchvisionBackend):
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
         images = self.fetch_images(images)
         if isinstance(images, (list, tuple)):
-            return [_with_channel_axis(image) for image in images]
+            if not images:
+                raise ValueError(f"Got an empty list; {_EXPECTED}.")
+            return [one for image in images for one in self._prepare_images_structure(image, expected_ndims)]
+        if not isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+            raise ValueError(f"Got {type(images).__name__}; {_EXPECTED}.")
         return make_flat_list_of_images(_with_channel_axis(images), expected_ndims=expected_ndims)
 
     def process_image(
@@ -207,7 +212,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         torchvision's antialiased resizing of 8-bit images differs by a level between instruction sets and versions.
         """
         height, width = self._resized_shape(image.shape[-2], image.shape[-1], size)
-        method = PILImageResampling(resample) if isinstance(resample, int) else PILImageResampling.BILINEAR
+        method = PILImageResampling.BILINEAR if resample is None else _pil_method(resample)
         planes = [
             np.array(Image.fromarray(plane).resize((width, height), method))
             for plane in image.cpu().reshape(-1, *image.shape[-2:]).numpy()
@@ -329,6 +334,17 @@ def _cropped(side: int, crop: int) -> tuple[int, int]:
     return first, first + crop
 
 
+def _pil_method(resample: Any) -> PILImageResampling:
+    """Return Pillow's resampling method, given its number, its name, or torchvision's `InterpolationMode`."""
+    if isinstance(resample, int):
+        return PILImageResampling(resample)
+    name = str(getattr(resample, "value", resample)).upper()
+    if name not in PILImageResampling.__members__:
+        known = ", ".join(sorted(PILImageResampling.__members__)).lower()
+        raise ValueError(f"resample is {resample!r}, expected a method of Pillow: {known}, or its number.")
+    return PILImageResampling[name]
+
+
 def _with_channel_axis(image: Any) -> Any:
     return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
 
@@ -345,9 +361,9 @@ def _gray_from_pil(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("L")))[None]
 
 
-def _gray_from_array(image: Any, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise ValueError(f"Got {type(image).__name__}; {_EXPECTED}.")
+def _gray_from_array(
+    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None
+) -> torch.Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     if tensor.dtype != torch.uint8:
         raise ValueError(f"Got values of type {image.dtype}; {_EXPECTED}.")
@@ -356,6 +372,8 @@ def _gray_from_array(image: Any, input_data_format: str | ChannelDimension | Non
     layout = input_data_format or infer_channel_dimension_format(tensor, num_channels=(1, 3))
     if layout == ChannelDimension.LAST:
         tensor = tensor.permute(2, 0, 1)
+    if tensor.shape[0] not in (1, 3):
+        raise ValueError(f"Got an array of shape {tuple(image.shape)} with {layout}; {_EXPECTED}.")
     if tensor.shape[0] == 1:
         return tensor
     red, green, blue = tensor.to(torch.int32)

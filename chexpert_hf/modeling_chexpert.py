@@ -34,6 +34,8 @@ from .labels import (
 
 logger = logging.getLogger(__name__)
 
+_HIGHEST_LOGIT = 80.0  # its sigmoid's complement is still a normal number in float32
+
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,
     UncertaintyPolicy.U_ZEROS: NEGATIVE,
@@ -97,7 +99,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load a model as in transformers, but re-initialise a head saved for other labels, even one of the same size.
 
-        If the head is new, the config's operating points, calibration and evaluation of maps are reset.
+        If the head is new, the config's operating points, calibration, evaluation of maps, name and warnings are reset.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
@@ -110,7 +112,8 @@ class CheXpertForImageClassification(PreTrainedModel):
             trained = cls.config_class.from_dict(stored)
             not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
             is_new = any(key.startswith("classifier.") for key in not_loaded)
-            if not is_new and trained.head_outputs != model.config.head_outputs:
+            is_adapted = hasattr(model, "peft_config")  # by an adapter, which may bring a head of its own
+            if not (is_new or is_adapted) and trained.head_outputs != model.config.head_outputs:
                 is_new, last = True, model.last_layer
                 last.reset_parameters()
                 nn.init.zeros_(last.bias)
@@ -120,9 +123,19 @@ class CheXpertForImageClassification(PreTrainedModel):
                     f"The head in {path} was trained for other labels ({', '.join(trained.observations)}), so its last "
                     f"layer is newly initialised for {', '.join(model.config.observations)}. Train it before use."
                 )
-            if is_new:
+            if is_new or is_adapted:
                 model.config.forget_head()
+                for name in ("model_name", "warnings"):  # of the model that was loaded, unless others were given
+                    if getattr(model.config, name) == getattr(trained, name):
+                        setattr(model.config, name, None)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
+        """Make a new model for `AutoModel...from_config`; nothing that a config records of a trained head holds."""
+        model = super()._from_config(config, **kwargs)
+        model.config.forget_head()
+        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,8 +149,18 @@ class CheXpertForImageClassification(PreTrainedModel):
     @property
     def last_layer(self) -> nn.Linear:
         """The last layer of the head, with a row of weights for each output."""
-        last: Any = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        head = self._head
+        last: Any = head[-1] if isinstance(head, nn.Sequential) else head
         return last
+
+    @property
+    def _head(self) -> nn.Module:
+        """The head; of a model with an adapter of peft that has a trained copy of the head, this copy."""
+        wrapper: Any = self.classifier
+        if not hasattr(wrapper, "modules_to_save"):
+            return self.classifier
+        copy = wrapper.modules_to_save[wrapper.active_adapters[0]] if wrapper.active_adapters else None
+        return wrapper.original_module if copy is None or wrapper.disable_adapters else copy
 
     def freeze_backbone(self) -> None:
         """Freeze the backbone, including its BatchNorm statistics, so that only the head is trained."""
@@ -183,7 +206,8 @@ class CheXpertForImageClassification(PreTrainedModel):
                 sum of the losses is divided by it. If None, by this batch's own number.
 
         Raises:
-            ValueError: If the shapes do not fit the model.
+            ValueError: If the shapes do not fit the model, or labels on the CPU have other values. On a GPU, where a
+                check would make the CPU wait, the loss is then NaN.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -247,19 +271,23 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
         """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
-        weight = self._positive_minus_negative(self.last_layer.weight.T).T  # (num_labels, C or hidden)
-        if isinstance(self.classifier, nn.Sequential):
-            first = self.classifier[0]
+        head = self._head
+        width = pooled.shape[1] if self.config.head_hidden_size is None else self.config.head_hidden_size
+        weight = self._positive_minus_negative(_weight(self.last_layer, width).T).T  # (num_labels, C or hidden)
+        if isinstance(head, nn.Sequential):
+            first: Any = head[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
-            gradients = (weight * active[:, None, :]) @ first.weight  # (B, num_labels, C)
+            gradients = (weight * active[:, None, :]) @ _weight(first, pooled.shape[1])  # (B, num_labels, C)
             maps = torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
         else:
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
-        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root.
-        p = unconditional_logits(logits, self.config).sigmoid()
-        share = (1 - logits.sigmoid())[:, None, :] / (1 - p)[:, :, None] * _paths(self.config).to(logits)
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root. As differences, both
+        # would be 0 for high logits, in bf16 from 6 on.
+        given, paths = logits.float().clamp(max=_HIGHEST_LOGIT), _paths(self.config).to(logits.device)
+        log_p = (functional.logsigmoid(given)[:, None, :] * paths).sum(dim=2)
+        share = (-given).sigmoid()[:, None, :] / -torch.expm1(log_p)[:, :, None] * paths
         return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
 
     def _loss(
@@ -267,14 +295,23 @@ class CheXpertForImageClassification(PreTrainedModel):
     ) -> Tensor:
         logits = self._positive_minus_negative(outputs)
         if labels.ndim == 1 and not labels.is_floating_point() and self.num_labels > 1:
-            labels = functional.one_hot(labels, self.num_labels)  # (B, num_labels)
+            if _is_any((labels < 0) | (labels >= self.num_labels)):
+                raise ValueError(f"labels has class indices {labels.tolist()}, expected 0 to {self.num_labels - 1}.")
+            labels = functional.one_hot(labels.long(), self.num_labels)  # (B, num_labels)
             if num_items_in_batch is not None:
                 num_items_in_batch = num_items_in_batch * self.num_labels
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        targets = resolve_labels(labels.float(), self.config)  # as integers they would round smoothed labels
+        labels = labels.float()  # as integers they would round smoothed labels
+        is_wrong = (labels > POSITIVE) | ((labels < NEGATIVE) & (labels != UNCERTAIN) & (labels != IGNORED))
+        if _is_any(is_wrong):
+            raise ValueError(
+                f"labels has the value {labels[is_wrong][0].item():g}, expected 1, 0, -1 (uncertain), NaN (blank), "
+                "-100 (no loss), or a target between 0 and 1."
+            )
+        targets = resolve_labels(labels, self.config)
         losses = functional.binary_cross_entropy_with_logits(logits.float(), targets.clamp(min=0), reduction="none")
         if columns := self._multiclass_columns:
             negative, positive, uncertain = self._classes(outputs).float().log_softmax(dim=2).unbind(dim=2)
@@ -284,7 +321,21 @@ class CheXpertForImageClassification(PreTrainedModel):
             losses = losses.index_copy(1, torch.tensor(columns, device=losses.device), cross_entropy)
         if weights is not None:
             losses = losses * weights
+        losses = losses.masked_fill(is_wrong, math.nan)  # where nothing was raised
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
+
+
+def _weight(layer: nn.Linear, width: int) -> Tensor:
+    """Return a layer's weight `(outputs, width)`; with an adapter, such as LoRA's, that of both together."""
+    if type(layer) is nn.Linear:
+        return layer.weight
+    unit = torch.eye(width, dtype=layer.weight.dtype, device=layer.weight.device)
+    return (layer(unit) - layer(torch.zeros_like(unit))).T
+
+
+def _is_any(condition: Tensor) -> bool:
+    """Return whether a condition holds anywhere; False on a GPU, which would have to be waited for, and in a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.any())
 
 
 def _is_trained(module: nn.Module) -> bool:

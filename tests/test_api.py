@@ -1,15 +1,18 @@
 """The functions of `import chexpert_hf` that do what commands do."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
+from datasets import concatenate_datasets
 from PIL import Image
 
 import chexpert_hf
 from chexpert_hf import (
     CheXpertClassifier,
+    CheXpertForImageClassification,
     CheXpertImageProcessor,
     calibrate,
     evaluate,
@@ -87,6 +90,33 @@ def test_data_with_other_labels_than_the_models_are_refused(classifier, phantoms
         evaluate(classifier, data)
 
 
+def test_data_with_the_models_labels_in_another_order_are_refused(folder, classifier, phantoms, tmp_path):
+    data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations[::-1])["valid"]
+    for given in (data, data.filter(lambda row: row["is_frontal"]), concatenate_datasets([data, data])):
+        with pytest.raises(InputError, match=r"labels Support Devices, .*, in this order, the model No Finding, "):
+            evaluate(classifier, given)
+    with pytest.raises(InputError, match="in this order"):
+        calibrate(folder, data, tmp_path / "calibrated")
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_split_changes_nothing(classifier, phantoms, form):
+    data = load_dataset(phantoms, splits=["valid"], observations=classifier.observations)["valid"]
+    assert evaluate(classifier, data.with_format(form, columns=["labels"])) == evaluate(classifier, data)
+
+
+def test_what_is_no_split_is_refused_in_one_line(classifier, phantoms):
+    data = load_dataset(phantoms, observations=classifier.observations)
+    with pytest.raises(InputError, match=r"Expected one split, such as data\['train'\], got a DatasetDict"):
+        evaluate(classifier, data)
+    with pytest.raises(InputError, match="no column 'study'; expected a split from load_dataset"):
+        evaluate(classifier, data["valid"].remove_columns("study"))
+    with pytest.raises(InputError, match="The image of row 0 is no file"):
+        evaluate(classifier, data["valid"].map(lambda row: {"image": row["image"].resize((9, 9))}))
+    with pytest.raises(InputError, match="Expected the folder of a data set, which also has the annotations"):
+        localize(classifier, data["valid"])
+
+
 def test_a_calibrated_folder_is_complete(folder, phantoms, tmp_path):
     result = calibrate(folder, phantoms, tmp_path / "calibrated", operating_points="youden")
     config = CheXpertClassifier.from_pretrained(tmp_path / "calibrated").model.config
@@ -121,6 +151,55 @@ def test_maps_are_compared_with_the_masks_of_phantoms(classifier, phantoms):
 def test_a_saved_folder_passes_the_check_and_names_its_data(folder):
     assert check_folder(folder).is_ok
     assert "drawings" in (folder / "README.md").read_text()
+
+
+def test_a_folder_of_a_model_that_was_trained_further_does_not_call_it_calibrated(folder, phantoms, tmp_path):
+    calibrate(folder, phantoms, tmp_path / "calibrated", operating_points="sensitivity=.5")
+    files = {"processor": CheXpertImageProcessor.from_pretrained(folder), "data": "films", "licence": "As you like."}
+    model = CheXpertForImageClassification.from_pretrained(tmp_path / "calibrated")
+    save_model_folder(tmp_path / "same", model, **files, keep_records=True)
+    with pytest.warns(UserWarning, match="calibration, operating points .* dropped") as caught:
+        save_model_folder(tmp_path / "trained", model, **files)
+    assert [warning.filename for warning in caught] == [__file__]
+    same, trained = (CheXpertClassifier.from_pretrained(tmp_path / name) for name in ("same", "trained"))
+    assert same.model.config.calibration is not None
+    assert trained.model.config.calibration is None
+    assert set(trained.operating_points.values()) == {0.5} != set(same.operating_points.values())
+    for name, is_calibrated in (("same", True), ("trained", False)):
+        assert ("By platt on" in (tmp_path / name / "README.md").read_text()) == is_calibrated
+    model.config.operating_points = {**model.config.operating_points, "Edema": 0.3}  # chosen by the user
+    save_model_folder(tmp_path / "chosen", model, **files)
+    assert CheXpertClassifier.from_pretrained(tmp_path / "chosen").operating_points["Edema"] == 0.3
+
+
+def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, tmp_path):
+    files = {"processor": CheXpertImageProcessor(), "data": "films", "licence": "As you like."}
+    with pytest.raises(InputError, match=r"in float32, got torch.bfloat16: pass model.float\(\)"):
+        save_model_folder(tmp_path / "model", copy.deepcopy(shared_tiny_model).bfloat16(), **files)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(copy.deepcopy(shared_tiny_model), peft.LoraConfig(target_modules=["conv1"]))
+    with pytest.raises(InputError, match=r"pass model.merge_and_unload\(\)"):
+        save_model_folder(tmp_path / "model", adapted, **files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_no_folder_is_refused_in_one_line(classifier, phantoms, tmp_path):
+    with pytest.raises(InputError, match=r"Expected the folder of a model, .* got a CheXpertClassifier"):
+        calibrate(classifier, phantoms, tmp_path / "calibrated")
+    with pytest.raises(InputError, match="got a CheXpertForImageClassification; CheXpertClassifier"):
+        evaluate(classifier.model, phantoms)
+
+
+@pytest.mark.parametrize("points", [0.5, {"Edema": 0.5}])
+def test_a_rule_for_operating_points_that_is_none_is_refused(folder, phantoms, tmp_path, points):
+    with pytest.raises(InputError, match="Expected operating points by 'youden', "):
+        calibrate(folder, phantoms, tmp_path / "calibrated", operating_points=points)
+
+
+@pytest.mark.parametrize("wrong", [{"splits": "valid"}, {"observations": "Edema"}, {"observations": {"Edema"}}])
+def test_names_that_are_no_list_are_refused(phantoms, wrong):
+    with pytest.raises(ValueError, match=f"Expected {next(iter(wrong))} in a list, which has an order, got "):
+        load_dataset(phantoms, **wrong)
 
 
 def test_an_unknown_method_is_refused_before_anything_is_written(folder, phantoms, tmp_path):

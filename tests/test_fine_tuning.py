@@ -53,6 +53,7 @@ def trained_folder(request, tmp_path) -> Path:
 
 OTHER_LABELS = {
     "a number": ({"num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    "two, whose names are transformers' defaults": ({"num_labels": 2}, ["LABEL_0", "LABEL_1"]),
     "names": ({"id2label": {0: "TB", 1: "Normal"}}, ["TB", "Normal"]),
     "names both ways, indices as text": (
         {"num_labels": 2, "label2id": {"TB": "0", "Normal": "1"}, "id2label": {"0": "TB", "1": "Normal"}},
@@ -146,6 +147,18 @@ def test_a_head_of_the_same_size_for_other_labels_is_reported_as_new(trained_fol
         assert "was trained for other labels (No Finding, " in caplog.text
 
 
+def test_a_model_with_a_new_head_does_not_go_by_the_name_of_the_old_one(tmp_path):
+    told = {"model_name": "old", "warnings": ["Trained on old films."]}
+    save_trained(CheXpertConfig(**TINY, **told), tmp_path)
+    load = AutoModelForImageClassification.from_pretrained
+    new = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True).config
+    assert (new.model_name, new.warnings) == (None, None)
+    named = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True, model_name="mine").config
+    assert (named.model_name, named.warnings) == ("mine", None)
+    same = load(tmp_path).config
+    assert (same.model_name, same.warnings) == ("old", told["warnings"])
+
+
 def test_another_set_of_three_class_observations_is_another_head(tmp_path):
     config = CheXpertConfig(**TINY, **RECORDS, uncertainty_policies={"Edema": "u-multiclass"})
     save_trained(config, tmp_path)
@@ -171,6 +184,21 @@ def test_labels_that_contradict_their_number_are_refused(trained_folder):
         AutoConfig.from_pretrained(trained_folder, num_labels=3, id2label={0: "TB", 1: "Normal"})
     with pytest.raises(StrictDataclassError, match=r"id2label has the indices \[1, 2\], expected 0, 1"):
         AutoConfig.from_pretrained(trained_folder, id2label={1: "TB", 2: "Normal"})
+    with pytest.raises(ValueError, match=r"but label2id is .*; expected the same pairs or one of them"):
+        AutoConfig.from_pretrained(trained_folder, id2label={0: "TB", 1: "Normal"}, label2id={"TB": 1, "Normal": 0})
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 0}, {"id2label": {}}, {"id2label": {0: "TB", 1: " "}}])
+def test_a_model_without_labels_or_names_of_them_is_refused(trained_folder, labels):
+    with pytest.raises(StrictDataclassError, match="expected at least one label, and a name for each"):
+        AutoConfig.from_pretrained(trained_folder, **labels)
+
+
+def test_a_model_made_anew_from_a_config_has_nothing_of_the_head_trained_with_it(trained_folder):
+    model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(trained_folder))
+    assert model.config.operating_points["Edema"] == 0.5
+    assert model.config.calibration is None
+    assert_new(model.last_layer)
 
 
 def test_class_indices_are_one_positive_label_each(tiny_model):
@@ -180,8 +208,10 @@ def test_class_indices_are_one_positive_label_each(tiny_model):
     indices = torch.tensor([5, 0, 13])
     assert torch.equal(tiny_model(pixel_values, labels=indices).loss, tiny_model(pixel_values, labels=one_hot).loss)
     # The Trainer counts three labels, where 3 x 14 take part.
-    whole = tiny_model(pixel_values, labels=indices, num_items_in_batch=3).loss
+    whole = tiny_model(pixel_values, labels=indices.int(), num_items_in_batch=3).loss
     torch.testing.assert_close(whole, tiny_model(pixel_values, labels=one_hot).loss)
+    with pytest.raises(ValueError, match=r"class indices .*, expected 0 to 13"):
+        tiny_model(pixel_values, labels=indices + 1)
 
 
 @pytest.mark.parametrize("norms", [[], ["norm0", "norm", "norm1", "norm2", "norm5"]])
@@ -269,3 +299,38 @@ def test_all_of_a_lora_adapter_is_trained_under_gradient_checkpointing(tiny_mode
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 2 * 4  # two matrices for each convolution of four layers
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+
+
+@pytest.mark.parametrize("head_hidden_size", [None, 8])
+@pytest.mark.parametrize(
+    "adapter",
+    [{"target_modules": "all-linear"}, {"target_modules": ["conv1"], "modules_to_save": ["classifier"]}],
+)
+def test_maps_of_a_model_with_an_adapter_are_those_of_the_merged_model(adapter, head_hidden_size):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)
+    model = peft.get_peft_model(CheXpertForImageClassification(config), peft.LoraConfig(**adapter)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.3 * parameter.requires_grad
+    pixel_values = torch.randn(2, 3, 64, 64)
+    maps = model(pixel_values=pixel_values, output_saliency=True).saliency
+    with model.disable_adapter():
+        without = model(pixel_values=pixel_values, output_saliency=True).saliency
+    merged = model.merge_and_unload()(pixel_values, output_saliency=True).saliency
+    torch.testing.assert_close(maps, merged, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(without, merged, atol=1e-2)
+
+
+def test_the_head_of_an_adapter_folder_is_loaded_and_not_initialised_anew(trained_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    options = {"id2label": {index: f"finding {index}" for index in range(14)}, "ignore_mismatched_sizes": True}
+    base = AutoModelForImageClassification.from_pretrained(trained_folder, **options)
+    lora = peft.LoraConfig(target_modules=["conv1"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(base, lora).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    pixel_values = torch.randn(2, base.config.num_channels, 64, 64)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "adapter", **options).eval()
+    torch.testing.assert_close(again(pixel_values).logits, model(pixel_values=pixel_values).logits, atol=1e-5, rtol=0)
+    assert again.config.calibration is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from chexpert_hf import CheXpertImageProcessor
 from chexpert_hf.image_processing_chexpert import to_gray_range
@@ -74,6 +75,8 @@ def test_one_mean_makes_one_channel():
         torch.from_numpy(GRAY),
         torch.from_numpy(GRAY)[None].expand(3, -1, -1),
         np.repeat(GRAY[..., None], 3, axis=2),
+        [[Image.fromarray(GRAY)]],
+        [GRAY[None, None]],
     ],
 )
 def test_one_image_in_any_form_gives_the_same_pixel_values(same):
@@ -117,11 +120,33 @@ def test_without_rescaling_gray_levels_come_back_and_can_be_normalised_later():
         (Image.fromarray(GRAY.astype(np.float32)), "more than 8 bits"),
         (RNG.integers(0, 256, (4, 90, 70), dtype=np.uint8), r"shape \(4, 90, 70\)"),
         (np.zeros((0, 70), dtype=np.uint8), "no pixels"),
+        (b"a file's content", "^Got bytes; expected an 8-bit image"),
+        ([], "Got an empty list"),
+        ([None], "Got NoneType"),
     ],
 )
 def test_what_is_not_an_8_bit_image_is_refused(image, message):
     with pytest.raises(ValueError, match=message):
         pixels(image)
+
+
+def test_channels_that_are_said_to_be_elsewhere_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(90, 70, 3\) with channels_first"):
+        CheXpertImageProcessor()(np.repeat(GRAY[..., None], 3, axis=2), input_data_format="channels_first")
+
+
+def test_a_file_is_named_by_text_or_a_path(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "film.png")
+    for name in (tmp_path / "film.png", str(tmp_path / "film.png")):
+        assert torch.equal(pixels(name), pixels(GRAY))
+
+
+@pytest.mark.parametrize("method", ["bicubic", InterpolationMode.BICUBIC, Image.Resampling.BICUBIC])
+def test_a_method_of_resampling_is_named_by_number_name_or_torchvisions_mode(method):
+    assert torch.equal(pixels(GRAY, resample=method), pixels(GRAY, resample=3))
+    assert not torch.equal(pixels(GRAY, resample=method), pixels(GRAY))
+    with pytest.raises(ValueError, match="resample is 'cubic', expected a method of Pillow: bicubic, "):
+        pixels(GRAY, resample="cubic")
 
 
 def test_a_16_bit_file_is_refused_and_not_saturated(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification
-from chexpert_hf.labels import OBSERVATIONS, PARENTS
+from chexpert_hf.labels import OBSERVATIONS, PARENTS, ancestors
 
 from .conftest import TINY
 
@@ -83,6 +84,27 @@ def test_maps_equal_autograd_grad_cam_before_its_relu(head_hidden_size, options)
         torch.testing.assert_close(output.saliency[:, label], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [0.0, 8.0, 20.0, 200.0])
+def test_maps_under_a_hierarchy_are_right_for_high_logits(bias, dtype):
+    torch.manual_seed(1)
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, label_parents=PARENTS)).eval()
+    torch.nn.init.constant_(model.classifier.bias, bias)
+    plain = CheXpertForImageClassification(CheXpertConfig(**TINY)).eval()
+    plain.load_state_dict(model.state_dict())
+    pixel_values = torch.randn(2, 3, 64, 64)
+    each = plain(pixel_values, output_saliency=True)
+    maps = model.to(dtype)(pixel_values.to(dtype), output_saliency=True).saliency.float()
+    conditional = each.logits.double().clamp(max=30).detach().requires_grad_()  # at 30, float64 is exact
+    for name in OBSERVATIONS:
+        path = [OBSERVATIONS.index(one) for one in (name, *ancestors(name))]
+        log_p = functional.logsigmoid(conditional[:, path]).sum(dim=1)
+        (shares,) = torch.autograd.grad((log_p - torch.log(-torch.expm1(log_p))).sum(), conditional)
+        expected = torch.einsum("bl,blhw->bhw", shares.float(), each.saliency)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.1 * expected.abs().max().item()
+        torch.testing.assert_close(maps[:, OBSERVATIONS.index(name)], expected, atol=tolerance, rtol=1e-4)
+
+
 def test_maps_in_bf16_are_those_in_float32_within_two_percent(tiny_model):
     pixel_values = torch.randn(2, 3, 64, 64)
     exact = tiny_model(pixel_values, output_saliency=True).saliency
@@ -145,6 +167,16 @@ def test_a_config_that_makes_no_sense_is_refused(values, message):
 def test_pixel_values_of_another_shape_are_refused(tiny_model, shape):
     with pytest.raises(ValueError, match="pixel_values has shape"):
         tiny_model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [2, 255, -2, -9, math.inf, 1.01])
+def test_label_values_that_mean_nothing_are_refused(tiny_model, value):
+    labels = torch.zeros(2, 14)
+    labels[1, 3] = value
+    with pytest.raises(ValueError, match=f"labels has the value {value:g}, expected 1, 0, -1"):
+        tiny_model(torch.zeros(2, 3, 64, 64), labels=labels)
+    labels[1, 3] = math.nan
+    tiny_model(torch.zeros(2, 3, 64, 64), labels=labels)
 
 
 def test_labels_of_another_shape_are_refused(tiny_model):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 
+from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.grey_levels import NotFetchedError
 from chexpert_hf.radiographs.radiograph import HEAD_BYTES, RadiographError, read_radiograph
 from chexpert_hf.radiographs.raster import format_of
@@ -106,5 +107,13 @@ def _content_fault(file: str, num_bytes: int) -> str | None:
 
 
 def image_files(dataset: datasets.Dataset) -> list[str]:
-    """Return the path of each image of a split, in the order of its rows, without decoding any."""
-    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+    """Return the path of each image of a split, in the order of its rows, without decoding any.
+
+    Raises:
+        InputError: If an image is in memory, such as one that `Dataset.map` made, and not a file.
+    """
+    images = dataset.with_format(None).cast_column("image", datasets.Image(decode=False))["image"][:]
+    for row, image in enumerate(images):
+        if image is None or image["bytes"] is not None or not image["path"]:
+            raise InputError(f"The image of row {row} is no file; expected a split as load_dataset returns it.")
+    return [image["path"] for image in images]

@@ -1,6 +1,6 @@
 """Built-in label sets, label sets from files, and the matching of names that mean the same in different sets."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,6 +14,9 @@ LABEL_SETS: Mapping[str, LabelSet] = {
     **{name: LabelSet.from_dict(values.pop("names"), values) for name, values in data_beside(__file__).items()},
 }
 """The built-in label sets by name."""
+
+SCORE_COLUMNS = ("path", "study", "views", "gate", "gate_reason", "note", "error")
+"""The columns of tables of scores besides those of observations."""
 
 _SAME = {
     "effusion": "pleural effusion",
@@ -94,3 +97,12 @@ def read_label_set(text: str) -> LabelSet:
         raise InputError(
             f"--labels {text!r:.90}: {first_line(error)} Expected one of {known}, a YAML file, or names."
         ) from None
+
+
+def expect_columns_of_their_own(observations: Sequence[str], calls: Sequence[str] = ()) -> None:
+    """Raise InputError if observations, or the columns of their calls, cannot be columns of a table of scores."""
+    columns = [*SCORE_COLUMNS, *observations, *calls]
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise InputError(
+            f"{twice!r} is an observation of the model and another column of the table; rename it in config.json."
+        )

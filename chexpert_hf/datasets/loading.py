@@ -98,6 +98,9 @@ def load_dataset(
             two data sets have the same name, `frontal_only` leaves nothing, or train has fewer than `num_patients`.
         ValueError: If `splits`, `valid_fraction` or `observations` has a value that is not allowed.
     """
+    for name, given in (("splits", splits), ("observations", observations)):
+        if isinstance(given, str | set | frozenset):
+            raise ValueError(f"Expected {name} in a list, which has an order, got {given!r}.")
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"Expected splits from {', '.join(SPLITS)}, got {unknown[0]!r}.")
     if not 0 <= valid_fraction <= 1:
@@ -221,6 +224,32 @@ def _refuse_bad_files(
         raise BadFilesError(line, faults)
 
 
+def expect_labels(data: Dataset, observations: Sequence[str]) -> None:
+    """Raise DatasetError if a split lacks a column, or has other labels than the observations, or in another order.
+
+    Which labels they are is known of splits from `load_dataset`, also if they were filtered or joined; of others, only
+    their number is.
+    """
+    if missing := [name for name in ("image", "path", "patient", "study", "labels") if name not in data.column_names]:
+        raise DatasetError(
+            f"The data have no column {missing[0]!r}; expected a split from load_dataset, got the columns "
+            f"{', '.join(data.column_names)}."
+        )
+    way_out = "load them with observations=classifier.observations."
+    if (given := getattr(data.features["labels"], "length", None)) != len(observations):
+        raise DatasetError(f"The data have {given} labels, the model {len(observations)} observations; {way_out}")
+    for line in data.info.description.split("\n\n"):
+        if line.startswith(_LABELS_LINE) and line != _labels_line(observations):
+            raise DatasetError(
+                f"The data have the labels {line.removeprefix(_LABELS_LINE)}, in this order, the model "
+                f"{', '.join(observations)}; {way_out}"
+            )
+
+
+def _labels_line(observations: Sequence[str]) -> str:
+    return _LABELS_LINE + ", ".join(observations)
+
+
 def _to_dataset(table: pd.DataFrame, split: str, observations: Sequence[str]) -> Dataset:
     labels_type = List(Value("float32"), length=len(observations))
     columns = {name: Value(_TYPES.get(name, "string")) for name in COLUMNS}
@@ -231,7 +260,7 @@ def _to_dataset(table: pd.DataFrame, split: str, observations: Sequence[str]) ->
     values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
     plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}
     arrow = pa.table({"image": images, **plain, "labels": pa.FixedSizeListArray.from_arrays(values, len(observations))})
-    info = DatasetInfo(description=_LABELS_LINE + ", ".join(observations), features=features)
+    info = DatasetInfo(description=_labels_line(observations), features=features)
     # Names the content, for the caches of datasets, which would pickle the whole table for that.
     digest = hashlib.blake2b(info.description.encode(), digest_size=8)
     for column in arrow.columns:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
 from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
@@ -45,21 +46,31 @@ class _Study:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a score table; `rows` makes a row per radiograph, `study_rows` merges these into one per study."""
+    """The columns of a score table; `rows` makes a row per radiograph, `study_rows` merges these into one per study.
+
+    Raises:
+        InputError: If two columns would have the same name.
+    """
 
     observations: tuple[str, ...]  # of the model, in its order
     gate: GateMode = GateMode.OFF  # unless it is OFF, there are the columns `gate` and `gate_reason`
     positives: bool = False  # whether there are columns `<observation> positive`: 1 or 0, at the operating point
     none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
+    def __post_init__(self) -> None:
+        expect_columns_of_their_own(self.observations, self._calls)
+
+    @property
+    def _calls(self) -> list[str]:
+        return [f"{name} positive" for name in self.observations] if self.positives else []
+
     def columns(self, *, by_study: bool = False) -> list[str]:
         """Return the names of the columns of a table with a row per radiograph, or per study."""
-        positives = [f"{name} positive" for name in self.observations] if self.positives else []
         gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
         return [
             *(("study", "views") if by_study else ("path",)),
             *self.observations,
-            *positives,
+            *self._calls,
             *gate,
             "note",
             "error",

@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
@@ -40,7 +41,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImageClassification:
-    """Load the network of a model folder or repository, from safetensors only.
+    """Load the network of a model folder or repository in float32, from safetensors only.
 
     Args:
         model: Path of a folder, "nih" or id of a repository.
@@ -63,7 +64,11 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
         network: CheXpertForImageClassification
         with _without_warnings():
             network, info = CheXpertForImageClassification.from_pretrained(
-                folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,  # not the type of the stored weights, in which it would compute
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
     except StrictDataclassError as error:
         reason = str(error).splitlines()[-1].strip()

@@ -101,7 +101,7 @@ def _open_stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
     if not hasattr(source, "read"):
         raise RadiographError(
             "Expected a path, bytes, a binary file object, a Pillow image or a numpy array, "
-            f"got {type(source).__name__[:40]}; open the file or convert it to one of these."
+            f"got {type(source).__name__[:40]}; open the file or convert it to one of these, several to a list."
         )
     with refusing("The file object cannot be read, expected an open one; open it in mode 'rb'."):
         data = source.read(_MAX_FILE_BYTES + 1)  # copied, since Pillow rewinds a stream

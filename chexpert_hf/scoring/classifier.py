@@ -5,7 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
 from chexpert_hf.default_model import DEFAULT_MODEL
-from chexpert_hf.errors import InputError, ModelFolderError, printable
+from chexpert_hf.errors import InputError, ModelFolderError, NotANumberError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
@@ -53,7 +54,7 @@ class CheXpertClassifier:
     """Scores chest radiographs with one model. Not a medical device.
 
     Args:
-        model: The network; it is put into evaluation mode.
+        model: The network; it is put into evaluation mode, and scores in it even if it is trained meanwhile.
         processor: The model's image processor.
         runtime: The network opened in a library, from `open_runtime`; PyTorch in float32 on the model's device if None.
         gate: Judges whether an image is a chest radiograph at all; no such check if None.
@@ -107,6 +108,11 @@ class CheXpertClassifier:
             HubError: If the model is not a local folder, and the repository cannot be downloaded.
             InputError: If the runtime or precision is not available.
         """
+        if not isinstance(model, (str, Path, Sequence)):
+            raise ModelFolderError(
+                f"Expected a folder or repository, got a {type(model).__name__}; CheXpertClassifier(model, processor) "
+                "takes a model itself."
+            )
         names = [model] if isinstance(model, (str, Path)) else list(model)
         folders = [member for name in names for member in ensemble_members(name)]
         if not folders:
@@ -187,8 +193,8 @@ class CheXpertClassifier:
         """Score one radiograph or a list of them; the gate, if there is one, judges each.
 
         Args:
-            inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these gives a list of
-                results.
+            inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these, or a column of a
+                `datasets.Dataset`, gives a list of results.
             saliency: Whether to compute saliency maps, too.
             batch_size: Radiographs per forward pass.
             errors: Treatment of inputs that cannot be read. "raise": the first one's RadiographError is raised.
@@ -197,13 +203,14 @@ class CheXpertClassifier:
 
         Raises:
             RadiographError: If an input cannot be read, and `errors` is "raise".
-            InputError: If `errors` or `batch_size` is invalid.
+            InputError: If `errors` or `batch_size` is invalid, or scores are NaN because the model is damaged.
         """
         _check_options(errors, batch_size)
-        sources = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        is_list = sources is inputs
+        is_list = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray))
+        sources: Iterable[Any] = inputs if is_list else [inputs]  # type: ignore[assignment]
         results: list[Prediction | RadiographError] = []
-        for source, result in zip(sources, self._each(sources, saliency, batch_size), strict=True):
+        named, read = tee(sources)  # a column decodes its images each time
+        for source, result in zip(named, self._each(read, saliency, batch_size), strict=True):
             if isinstance(result, RadiographError):
                 result.name = f"{f'inputs[{len(results)}] ' if is_list else ''}{name_of(source)}".rstrip()
                 if errors == "raise":
@@ -259,13 +266,16 @@ class CheXpertClassifier:
             file) and `error`; with a gate also `gate` ("pass", "warning" or "flagged") and `gate_reason`.
 
         Raises:
-            InputError: If the folder does not exist, there are no radiographs in it, or an option is invalid.
+            InputError: If the folder does not exist, there are no radiographs in it, an option is invalid, or an
+                observation has the name of another column.
             RadiographError: If a file cannot be read, and `errors` is "raise"; the message names the file.
         """
         import pandas as pd
         from tqdm.auto import tqdm
 
         _check_options(errors, batch_size)
+        calls = [f"{name} positive" for name in self.observations] if positives else []
+        expect_columns_of_their_own(self.observations, calls)
         found = find_radiographs([str(folder)])
         for note in found.notes():
             warnings.warn(note, stacklevel=2)
@@ -278,7 +288,6 @@ class CheXpertClassifier:
                 rows.append({"path": str(file), **_cells(result, positives)})
                 bar.update()
         gate = ["gate", "gate_reason"] if self.has_gate else []
-        calls = [f"{name} positive" for name in self.observations] if positives else []
         return pd.DataFrame(rows, columns=["path", *self.observations, *calls, *gate, "note", "error"])
 
     @property
@@ -366,6 +375,11 @@ class CheXpertClassifier:
             # Row by row: over a whole batch, the last bits of torch's sigmoid depend on a row's position.
             mean = torch.stack([logits[row].sigmoid() for logits, _ in outputs]).mean(dim=0)
             maps = self._mean_maps([maps[row] for _, maps in outputs if maps is not None], one.size)
+            if mean.isnan().any():
+                raise NotANumberError(
+                    "The model's scores are not numbers: its weights or its image processor's values are damaged, or "
+                    "fp16 cannot hold them."
+                )
             scores = dict(zip(self.observations, mean.tolist(), strict=True))
             positives = {name: score >= points[name] for name, score in scores.items()}
             yield Prediction(scores, positives, maps, one.notes, verdict, points, labels, one.source)

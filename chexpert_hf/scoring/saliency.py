@@ -80,6 +80,15 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self.observations)
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether the maps are those of the other one, also at the same size."""
+        if not isinstance(other, SaliencyMaps):
+            return NotImplemented
+        own, others = ((tuple(maps.observations), maps.size, maps.box) for maps in (self, other))
+        return own == others and torch.equal(self.positive, other.positive)
+
+    __hash__ = None  # type: ignore[assignment]  # as of all mappings that are compared by value
+
     def peak(self, observation: str) -> float:
         """Return the largest value of an observation's map before it is resized, in [0, 1].
 

@@ -3,19 +3,19 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from chexpert_hf.datasets.loading import BadFilesError, data_name
+from chexpert_hf.errors import NotANumberError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
@@ -69,8 +69,8 @@ class TrainingResult:
 
 def train(
     recipe: Recipe,
-    root: Roots,
-    output: Path,
+    root: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     resume: bool = False,
     report_to: str = "none",
@@ -100,21 +100,23 @@ def train(
         raise RecipeError(f"Cannot report to {report_to!r}; expected one of: {', '.join(REPORTERS)}.")
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise RecipeError(f"Reporting to {report_to} needs that package: pip install {report_to}.")
+    roots: Roots = Path(root) if isinstance(root, str | Path) else [Path(each) for each in root]
+    output = Path(output)
     torch.backends.cudnn.deterministic = True  # the same run gives the same bits on a GPU, too
     # Without `cpu`, processes that torchrun starts on a machine without GPUs do not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
     say = say if PartialState().is_main_process else (lambda _line: None)
-    recipe, told = with_labels(recipe, root), list[str]()
+    recipe, told = with_labels(recipe, roots), list[str]()
 
     def tell(line: str) -> None:
         told.append(line)
         say(line)
 
     try:
-        data = load_data(recipe, root, follow_links=follow_links, say=tell)
+        data = load_data(recipe, roots, follow_links=follow_links, say=tell)
         stated = with_stated_labels(recipe, data["train"], tell)
         if stated != recipe:
-            recipe, data = stated, load_data(stated, root, follow_links=follow_links, check_files=False)
+            recipe, data = stated, load_data(stated, roots, follow_links=follow_links, check_files=False)
     except BadFilesError as error:
         path = output.with_name(f"{output.name}.bad_files.csv")
         if PartialState().is_main_process:
@@ -133,10 +135,10 @@ def train(
         if line not in told:
             say(line)
 
-    run = partial(train, root=root, report_to=report_to, follow_links=follow_links, say=say_what_is_new)
+    run = partial(train, root=roots, report_to=report_to, follow_links=follow_links, say=say_what_is_new)
     stages = Stages(recipe, output, run, say)
     if recipe.runs > 1:
-        return _train_several(stages, data, root)
+        return _train_several(stages, data, roots)
     start = stages.start()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
 
@@ -164,13 +166,14 @@ def train(
     if not all(parameter.isfinite().all() for parameter in final.parameters()):
         raise RecipeError(diverged)
     if recipe.calibration_folds and recipe.held_out_fold is None:
-        calibrate_by_folds(final, data["train"], recipe, data_name(root), stages.without_fold)
+        calibrate_by_folds(final, data["train"], recipe, data_name(roots), stages.without_fold)
     if recipe.stored_precision == "fp16":
         final.load_state_dict(half_state_dict(final))  # the stored weights, which are evaluated
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
-    probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
-    if not np.isfinite(probabilities).all():  # of weights that are finite and too large
-        raise RecipeError(diverged)
+    try:
+        probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
+    except NotANumberError as error:  # of weights that are finite and too large
+        raise RecipeError(diverged) from error
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
         save_trained_folder(
@@ -178,7 +181,7 @@ def train(
             final.float().cpu(),
             processor,
             recipe=recipe.to_dict(),
-            data=describe_data(data, root, recipe.observations),
+            data=describe_data(data, roots, recipe.observations),
             evaluation=evaluation,
             best_step=best_step,
             assessment=assess_predictions(probabilities, data["valid"], final.config),
@@ -187,7 +190,7 @@ def train(
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
             say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
-            fit_folder_gate(output, data["train"], f"{data_name(root)} (train)")
+            fit_folder_gate(output, data["train"], f"{data_name(roots)} (train)")
         write_text(output / "history.json", json.dumps(trainer.state.log_history, indent=1))
         plot_curve(trainer.state.log_history, output / CURVE_FILE, best_step)
         write_checksums(output)

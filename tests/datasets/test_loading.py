@@ -431,7 +431,7 @@ def test_columns_of_ones_own_are_labels_and_a_wrong_name_gets_the_near_one(tmp_p
     write_table(tmp_path / "train.csv", [radiograph(1, {"TB": "1"}), radiograph(2, {"TB": ""})])
     labels = labels_only(tmp_path, observations=["TB", "Edema"], valid_fraction=0)["train"]["labels"]
     np.testing.assert_array_equal(labels, [[1, np.nan], [np.nan, np.nan]])
-    for name in ("age", "study", "path", "view", "source"):
+    for name in ("age", "study", "path", "view", "source", "note", "gate"):
         with pytest.raises(DatasetError, match=f"'{name}' is a reserved column name"):
             labels_only(tmp_path, observations=[name])
     for name in ("Age", "Path"):

@@ -1,8 +1,10 @@
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -45,6 +47,43 @@ def test_a_list_gives_a_list_and_a_single_input_a_single_prediction(classifier, 
         assert prediction.probabilities == pytest.approx(single.probabilities, abs=1e-6)
     assert several[4].probabilities != pytest.approx(single.probabilities, abs=1e-6)
     assert classifier.predict([]) == []
+    column = Dataset.from_dict({"image": [str(form) for form in forms[:2]]}).cast_column("image", datasets.Image())[
+        "image"
+    ]
+    assert [each.probabilities for each in classifier.predict(column)] == [single.probabilities] * 2
+
+
+def test_a_model_that_is_trained_meanwhile_scores_in_evaluation_mode_and_goes_on_training():
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, drop_rate=0.5))
+    classifier = CheXpertClassifier(model, CheXpertImageProcessor(size={"height": 64, "width": 64}))
+    before, state = classifier.predict(gray_image()), {name: one.clone() for name, one in model.state_dict().items()}
+    model.train()
+    assert classifier.predict(gray_image()) == before
+    assert model.training
+    assert model.features.norm0.training
+    assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_not_negative(classifier):
+    torch.nn.init.constant_(classifier.model.classifier.weight, torch.nan)
+    with pytest.raises(ModelFolderError, match="scores are not numbers: its weights or its image processor's values"):
+        classifier.predict(gray_image())
+
+
+def test_some_operating_points_may_be_set_on_a_loaded_model(classifier):
+    classifier.model.config.operating_points = {"Edema": 0.0, "Fracture": 1}
+    assert classifier.operating_points == {**dict.fromkeys(OBSERVATIONS, 0.5), "Edema": 0.0, "Fracture": 1}
+    positives = classifier.predict(gray_image()).positives
+    assert (positives["Edema"], positives["Fracture"]) == (True, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_folder_of_any_type_of_weights_is_computed_in_float32(tiny_model, tiny_folder, dtype):
+    tiny_model.to(dtype).save_pretrained(tiny_folder)
+    expected = CheXpertClassifier(tiny_model.float(), CheXpertImageProcessor.from_pretrained(tiny_folder))
+    classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
+    assert classifier.model.dtype == torch.float32
+    assert classifier.predict(gray_image()).probabilities == expected.predict(gray_image()).probabilities
 
 
 def test_notes_of_the_reader_are_in_the_prediction(classifier):

@@ -252,3 +252,18 @@ def test_a_damaged_member_of_an_archive_is_a_row(classifier, file):
 def test_options_out_of_range_are_refused(classifier, file, options):
     with pytest.raises(InputError, match=r"batch_size of at least 1|errors='raise' or"):
         classifier.predict_folder(file.parent, **options)
+
+
+def test_predictions_with_maps_are_compared_by_value(classifier, file):
+    one, same = (classifier.predict(file, saliency=True) for _ in range(2))
+    assert one == same
+    assert one != classifier.predict(file)
+    assert one.maps != one.maps.at_size((9, 9))
+
+
+@pytest.mark.parametrize("names", [("Edema", "error"), ("path", "Edema"), ("Edema", "Edema positive")])
+def test_an_observation_with_the_name_of_another_column_is_no_lost_column(classifier, file, names):
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, id2label=dict(enumerate(names))))
+    other = CheXpertClassifier(model, classifier.processor)
+    with pytest.raises(InputError, match="is an observation of the model and another column of the table"):
+        other.predict_folder(file, positives=True)

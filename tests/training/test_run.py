@@ -207,6 +207,11 @@ def test_batches_without_known_labels_leave_the_weights_finite(phantoms, tmp_pat
     assert all(tensor.isfinite().all() for tensor in weights(result.folder).values())
 
 
+def test_folders_may_be_named_by_text(phantoms, tmp_path):
+    recipe = RECIPE.override(epochs=0.2, workers=0)
+    assert train(recipe, str(phantoms), str(tmp_path / "model"), say=lambda line: None).folder == tmp_path / "model"
+
+
 def test_another_seed_gives_other_weights():
     def initial(seed):
         torch.manual_seed(seed)

@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,24 @@ class Runtime(ABC):
         return self
 
 
+@contextmanager
+def _evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Context manager: put a network that is being trained into evaluation mode, and back."""
+    if not network.training:
+        yield
+        return
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
 class TorchRuntime(Runtime):
     """PyTorch, on any of its devices; bf16 and fp16 use autocast, or on a CUDA GPU a copy of the model in that type.
 
-    The model is moved to the device, put into evaluation mode and laid out channels last, which speeds up convolutions.
+    The model is moved to the device and laid out channels last, which speeds up convolutions. It is put into evaluation
+    mode, also for each batch if it is being trained meanwhile.
     """
 
     name = RuntimeName.TORCH.value
@@ -145,12 +160,15 @@ class TorchRuntime(Runtime):
         if device.type == "cuda" and self._dtype is not None:  # autocast would convert around every BatchNorm
             self._model, self._dtype = copy.deepcopy(model).to(self._dtype), None
         self._model.to(memory_format=torch.channels_last)
-        self._weights = self._model.dtype
+        self._weights, self._network = self._model.dtype, self._model
 
     @torch.inference_mode()
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
         values = pixel_values.to(self.device, self._weights, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        with (
+            torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
+            _evaluation_mode(self._network),
+        ):
             output = self._model(values, output_saliency=saliency)
         return output.logits.float(), output.saliency.float() if saliency else None
 
