@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexpert_hf.csv_dialect import dialect_of
+from chexpert_hf.csv_dialect import dialect_of, why_unreadable
 from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
 from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.datasets.layout import BOX_SIDES, Layout
@@ -176,7 +176,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
         encoding, delimiter = dialect_of(file)
         cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
     except (OSError, ValueError) as error:
-        raise ReferenceFileError(f"{file} cannot be read as CSV: {first_line(error)}") from None
+        raise ReferenceFileError(f"{file} cannot be read as CSV: {why_unreadable(error)}") from None
     cells.columns = cells.columns.str.strip()
     if "Path" not in cells or cells.empty:
         came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
