@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
-# As in CheXpert's own Path column; the folders above stay, since two data sets may have a patient00001 each.
-_STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
+# As in CheXpert's own Path column, or in MIMIC-CXR's folders (p10/p10000032/s50414267). The folders above stay, since
+# two data sets may have a patient00001 each.
+_STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?(?:patient\d+[/\\]study\d+|p\d{8}[/\\]s\d{8}))[/\\][^/\\]+", re.DOTALL)
 
 
 def study_of(path: str) -> str:
-    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's layout.
+    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's or MIMIC's layout.
 
     Any other file is a study of its own, named by its path.
     """
@@ -53,10 +55,13 @@ class RowFormat:
     none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
     def columns(self, *, by_study: bool = False) -> list[str]:
-        """Return the names of the columns of a table with a row per radiograph, or per study."""
+        """Return the names of the columns of a table with a row per radiograph, or per study.
+
+        Raise InputError if an observation has the name of another column.
+        """
         positives = [f"{name} positive" for name in self.observations] if self.positives else []
         gate = [] if self.gate is GateMode.OFF else ["gate", "gate_reason"]
-        return [
+        names = [
             *(("study", "views") if by_study else ("path",)),
             *self.observations,
             *positives,
@@ -64,6 +69,12 @@ class RowFormat:
             "note",
             "error",
         ]
+        if repeated := [name for name in self.observations if names.count(name) > 1]:
+            raise InputError(
+                f"The model has an observation {repeated[0]!r}, and the table another column of this name; score in "
+                "Python, or name the observation otherwise when training."
+            )
+        return names
 
     def rows(self, results: "Iterable[FileResult]") -> Iterator[list[Cell]]:
         """Yield a row for each radiograph, with None in cells without a value."""

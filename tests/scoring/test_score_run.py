@@ -235,6 +235,7 @@ def test_a_study_is_named_by_its_folder_and_any_other_file_by_itself():
     assert study_of("a/patient1/study2/view1_frontal.jpg") == "a/patient1/study2"
     assert study_of("patient1/study2/x.dcm") == "patient1/study2"
     assert study_of("/d.zip/valid/patient1/study2/v.png") == "/d.zip/valid/patient1/study2"
+    assert study_of("files/p10/p10000032/s50414267/02aa804e.jpg") == "files/p10/p10000032/s50414267"
     for other in ("a/b.png", "patient1/study2.png", "patient1/study2/more/a.png", "impatient1/study1/a.png"):
         assert study_of(other) == other
 
