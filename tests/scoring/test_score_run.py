@@ -256,6 +256,21 @@ def test_studies_whose_views_lie_apart_or_have_all_failed():
     ]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("existing", list(Existing))
+def test_two_runs_never_write_one_output(classifier, files, tmp_path, name, existing):
+    output = ScoreOutput(tmp_path / name, existing=existing)
+
+    def second(results, *_):
+        with pytest.raises(InputError, match="is being written by another run; wait for its end, or stop it"):
+            score_to_file(classifier, files, output, batch_size=BATCH_SIZE)
+        yield from results
+
+    score_to_file(classifier, files, output, batch_size=BATCH_SIZE, watch=second)
+    run(classifier, files, tmp_path / f"alone-{name}")
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"alone-{name}").read_bytes()
+
+
 def test_an_output_that_is_there_is_neither_lost_nor_mixed_with_another(classifier, files, tmp_path, tiny_folder):
     path = tmp_path / "a.csv"
     run(classifier, files[:20], path, models=["tiny"])
