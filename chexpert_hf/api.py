@@ -160,8 +160,9 @@ def localize(
     Source: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
     """
     classifier = _classifier(model)
-    truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
+    file = None if annotations is None else Path(annotations)
+    truth = find_ground_truth(data, classifier.observations, file, images=dataset["path"][:])
     _warn(model, dataset["patient"][:])
     return localize_dataset(classifier, dataset, truth)
 

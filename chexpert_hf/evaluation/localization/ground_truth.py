@@ -112,13 +112,14 @@ class Boxes:
     """Boxes of some findings in some images; a finding without a box may still be present.
 
     All boxes of one observation in one image make one mask. Boxes come from a `Reference`, or from a CSV file with the
-    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`).
+    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`);
+    `images` are the paths in the data set.
     """
 
     is_complete = False
 
-    def __init__(self, boxes: Path | Reference) -> None:
-        reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
+    def __init__(self, boxes: Path | Reference, images: Sequence[str] = ()) -> None:
+        reference = boxes if isinstance(boxes, Reference) else read_reference(boxes, images=images)
         self._file = reference.file
         name = f" ({reference.name})" if reference.name != reference.file else ""
         self.source = f"boxes in {reference.file}{name}"
@@ -150,13 +151,18 @@ GroundTruth: TypeAlias = MaskFolder | Segmentations | LayoutMasks | Boxes
 
 
 def find_ground_truth(
-    root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
+    root: str | Path,
+    observations: Sequence[str],
+    annotations: Path | None = None,
+    layout: str | None = None,
+    images: Sequence[str] = (),
 ) -> GroundTruth:
     """Find the ground truth of a data set, in the file `annotations` or, if that is None, in the folder `root`.
 
     The file is a CSV file of boxes or cheXlocalize's JSON. In the folder, these are tried in turn: `masks/`,
     `boxes.csv`, and masks or boxes in the data set's own files, whose names of findings are matched to `observations`.
-    `layout` is the name of the data set's layout, recognised if None.
+    `layout` is the name of the data set's layout, recognised if None. `images` are the paths in the data set, by which
+    boxes in a CSV file are assigned.
 
     Raises:
         InputError: If there is no ground truth (GroundTruthError), or a file cannot be read.
@@ -164,12 +170,12 @@ def find_ground_truth(
     if annotations is not None:
         if not annotations.is_file():
             raise GroundTruthError(f"{annotations} is not a file; expected a CSV file of boxes or cheXlocalize's JSON.")
-        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+        return Boxes(annotations, images) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
     found, folder = find_layout(root, layout)
     if (folder / MASKS_FOLDER).is_dir():
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
-        return Boxes(folder / BOXES_FILE)
+        return Boxes(folder / BOXES_FILE, images)
     if found.masks is not None:
         return LayoutMasks(found, found.masks(folder), observations)
     if boxes := boxes_of(found, folder, observations):
