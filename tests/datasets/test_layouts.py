@@ -610,6 +610,21 @@ def test_folders_of_images_without_splits_are_train_and_one_folder_is_no_data_se
         load_dataset(tmp_path)
 
 
+def test_a_split_of_images_of_one_class_is_that_split_and_names_of_splits_may_have_capitals(tmp_path: Path) -> None:
+    films = ["Train/TB/1.png", "Train/Normal/2.png", "Val/Normal/3.png"]
+    write_films(tmp_path, films, "PNG")
+    data = load_dataset(tmp_path)
+    assert data["train"]["path"][:] == ["Train/Normal/2.png", "Train/TB/1.png"]
+    assert (data["valid"]["path"][:], data["valid"]["labels"][:]) == (["Val/Normal/3.png"], [[1, 0]])
+
+
+@pytest.mark.parametrize("nested", ["TB/site2/3.png", "Silicosis/site1/3.png"])
+def test_images_below_the_folder_of_a_class_are_refused_and_not_left_out(tmp_path: Path, nested: str) -> None:
+    write_films(tmp_path, ["TB/1.png", "TB/masks/1.png", "Normal/2.png", nested], "PNG")
+    with pytest.raises(DatasetError, match=rf"{nested} is in a folder below that of its class, {nested[:2]}"):
+        load_dataset(tmp_path)
+
+
 def test_a_table_goes_before_folders_of_images(tmp_path: Path) -> None:
     write_films(tmp_path, ["healthy/1.png", "ill/1.png"], "PNG")
     write_csv(tmp_path / "labels.csv", "file,TB", "healthy/1.png,0", "ill/1.png,1")
