@@ -360,6 +360,7 @@ def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiograph
         (["{folder}", "-o", "a.xlsx"], r"ends in \.xlsx, expected \.csv, \.jsonl, \.parquet"),
         (["{folder}", "-o", "a.csv", "--resume", "--overwrite"], "one of --resume and --overwrite"),
         (["{folder}", "--resume"], "Expected --output with --resume"),
+        (["{folder}", "-o", "."], r"ends in nothing, expected \.csv, \.jsonl, \.parquet"),
         (
             ["{folder}", "-o", "a.csv", "--num-shards", "2"],
             "--num-shards N with --shard from 0 to N - 1, got 2 and None",

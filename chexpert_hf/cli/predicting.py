@@ -198,7 +198,7 @@ def _output(
             raise InputError("Expected --output with --resume and --overwrite; say which file.")
         return None
     existing = Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE
-    return ScoreOutput(path.with_name(f"{path.stem}{suffix}{path.suffix}"), by_study, existing, overlays)
+    return ScoreOutput(path.parent / f"{path.stem}{suffix}{path.suffix}", by_study, existing, overlays)
 
 
 def _to_standard_output(
