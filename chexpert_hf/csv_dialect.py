@@ -3,8 +3,6 @@
 import codecs
 from pathlib import Path
 
-from chexpert_hf.files import first_line
-
 _HEAD_BYTES = 16_384  # the header line of a table, in any encoding
 
 
@@ -29,12 +27,3 @@ def dialect_of(file: Path) -> tuple[str, str]:
     encoding = encoding_of(head)
     lines = head.decode(encoding, errors="replace").splitlines() or [""]
     return encoding, max(",;\t", key=lines[0].count)
-
-
-def why_unreadable(error: Exception) -> str:
-    """Return why a CSV file cannot be read, as one line: the first of the error's text, or what to do about Latin-1."""
-    text = first_line(error)
-    # pandas, pyarrow's cells and pyarrow's header, which it compares with the one that was decoded here
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in text or "\N{REPLACEMENT CHARACTER}" in text:
-        return "it is not in UTF-8; save it as 'CSV UTF-8', or convert it: iconv -f WINDOWS-1252 -t UTF-8."
-    return text

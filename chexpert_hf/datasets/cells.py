@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from chexpert_hf.csv_dialect import dialect_of, why_unreadable
+from chexpert_hf.csv_dialect import dialect_of
 from chexpert_hf.errors import InputError
+from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, POSITIVE, UNCERTAIN
 
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
@@ -100,6 +101,15 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
     cells.attrs["header"] = header
     return cells
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why a CSV file cannot be read, as one line: the first of the error's text, or what to do about Latin-1."""
+    text = first_line(error)
+    # pandas, pyarrow's cells and pyarrow's header, which it compares with the one that was decoded here
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        return "it is not in UTF-8; save it as 'CSV UTF-8', or convert it: iconv -f WINDOWS-1252 -t UTF-8."
+    return text
 
 
 def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:

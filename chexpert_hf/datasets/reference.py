@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexpert_hf.csv_dialect import dialect_of, why_unreadable
-from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
+from chexpert_hf.csv_dialect import dialect_of
+from chexpert_hf.datasets.cells import BLANKS, listed, parse_number, why_unreadable
 from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.datasets.layout import BOX_SIDES, Layout
 from chexpert_hf.errors import InputError
