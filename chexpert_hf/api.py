@@ -171,8 +171,9 @@ def localize(
             f"Expected the folder of a data set, which also has the annotations, got a {type(data).__name__}."
         )
     classifier = _classifier(model)
-    truth = find_ground_truth(data, classifier.observations, None if annotations is None else Path(annotations))
     dataset = _split(data, _split_name(data, split), classifier.observations)
+    file = None if annotations is None else Path(annotations)
+    truth = find_ground_truth(data, classifier.observations, file, images=dataset["path"][:])
     _warn(model, dataset["patient"][:])
     return localize_dataset(classifier, dataset, truth)
 

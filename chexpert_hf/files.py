@@ -13,6 +13,11 @@ import yaml
 
 from chexpert_hf.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 _CHUNK = 1 << 20
 _READABLE = 0o644  # some libraries write for the owner alone, which hides a file from other users of a container
 
@@ -30,6 +35,41 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Context manager: lock an existing file or folder against other runs; FolderError if another one has it.
+
+    Where there are no such locks, as on Windows and on some network file systems, nothing is locked.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    _LOCKED.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderError(f"{path} is being written by another run; wait for its end, or stop it.") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        _LOCKED.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_locked() -> None:
+    for descriptor in _LOCKED:
+        os.close(descriptor)
+    _LOCKED.clear()
+
+
+_LOCKED: set[int] = set()
+if fcntl is not None:  # else a worker process would keep what a killed run had locked
+    os.register_at_fork(after_in_child=_close_locked)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -360,6 +360,7 @@ def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiograph
         (["{folder}", "-o", "a.xlsx"], r"ends in \.xlsx, expected \.csv, \.jsonl, \.parquet"),
         (["{folder}", "-o", "a.csv", "--resume", "--overwrite"], "one of --resume and --overwrite"),
         (["{folder}", "--resume"], "Expected --output with --resume"),
+        (["{folder}", "-o", "."], r"ends in nothing, expected \.csv, \.jsonl, \.parquet"),
         (
             ["{folder}", "-o", "a.csv", "--num-shards", "2"],
             "--num-shards N with --shard from 0 to N - 1, got 2 and None",
@@ -515,6 +516,20 @@ def test_predict_writes_only_the_maps_that_are_asked_for(
     code, _, err = run(monkeypatch, capsys, *arguments, "--map", "Edema")
     assert code == 2
     assert "--map needs --saliency" in err
+
+
+def test_predict_says_how_many_radiographs_are_in_no_folder_of_a_study(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path
+):
+    views = [tmp_path / "patient1" / "study1" / name for name in ("1.jpg", "2.jpg")]
+    views[0].parent.mkdir(parents=True)
+    for path in (*views, tmp_path / "a.jpg"):
+        shutil.copy(next(radiographs.glob("*.jpg")), path)
+    arguments = ["predict", "--model", tiny_folder, "--study"]
+    code, out, err = run(monkeypatch, capsys, *arguments, *views, tmp_path / "a.jpg")
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert "1 of 3 radiographs are in no folder like patient00001/study1" in err
+    assert "in no folder" not in run(monkeypatch, capsys, *arguments, *views)[2]
 
 
 @pytest.mark.parametrize("options", [[], ["--study"]])

@@ -113,12 +113,13 @@ def load_split(
 
 def load_reference(
     file: Path | None,
+    images: Sequence[str],
     observations: Sequence[str],
     mapping: Sequence[str] | None,
     name: str | None,
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
-    """Load the second source of labels, the file of `--reference`; None if there is no file.
+    """Load the second source of labels for these images, the file of `--reference`; None if there is no file.
 
     Raise InputError if there is no file, but `mapping`, `name` or `against`: the options `--reference-map`,
     `--reference-name` and `--reference-against`.
@@ -126,7 +127,8 @@ def load_reference(
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference
 
-        return read_reference(file, observations, mapping=mapping or (), against=against or (), name=name)
+        options: dict[str, Any] = {"mapping": mapping or (), "against": against or (), "name": name}
+        return read_reference(file, observations, images=images, **options)
     if mapping or name or against:
         raise InputError("--reference-map, --reference-against and --reference-name need --reference, the CSV file.")
     return None

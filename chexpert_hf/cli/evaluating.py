@@ -98,12 +98,12 @@ def evaluate(
     others = {name: [each for each in one.observations if each not in shared] for name, one in classifiers.items()}
     if further := [f"{name} scores {', '.join(each)}, too" for name, each in others.items() if each]:
         say(f"Evaluated are the observations that all models score: {', '.join(shared)}; {'; '.join(further)}.")
-    standard = load_reference(reference, shared, reference_map, reference_name, reference_against)
     settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}
     dataset, name = load_split(data, split, shared, **settings), data_name(data)
-    patients = dataset["patient"][:]
+    paths, patients = dataset["path"][:], dataset["patient"][:]
+    standard = load_reference(reference, paths, shared, reference_map, reference_name, reference_against)
     if standard is not None:
-        say(standard.coverage(dataset["path"][:]))
+        say(standard.coverage(paths))
     if labels_name is None:
         labels_name = known_labels(name, split, len(set(patients)), dataset["labels_by"][:])
     if not allow_calibration_patients:

@@ -59,12 +59,14 @@ def localize(
     from chexpert_hf.evaluation.report.reporting import patient_warnings
 
     classifier = load_classifier(model)
-    standard = load_reference(reference, classifier.observations, reference_map, reference_name)
-    truth = Boxes(standard) if standard else find_ground_truth(data, classifier.observations, annotations, layout)
+    judged = classifier.observations
     settings: dict[str, Any] = {"layout": layout, "frontal_only": frontal_only, "follow_links": follow_links}
     settings["valid_fraction"] = valid_fraction
-    dataset = load_split(data, split, classifier.observations, **settings)
-    rows = rows_with_truth(dataset, truth, classifier.observations)
+    dataset = load_split(data, split, judged, **settings)
+    paths = dataset["path"][:]
+    standard = load_reference(reference, paths, judged, reference_map, reference_name)
+    truth = Boxes(standard) if standard else find_ground_truth(data, judged, annotations, layout, paths)
+    rows = rows_with_truth(dataset, truth, judged)
     warnings = patient_warnings(model, dataset.select(rows)["patient"][:])
     with progress_bar(len(rows), "images") as bar:
         maps = output / "maps" if write_maps else None

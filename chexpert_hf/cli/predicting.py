@@ -14,7 +14,7 @@ from typer import Argument, Exit, Option, echo
 from chexpert_hf.cli import options
 from chexpert_hf.cli.app import DISCLAIMER, START, app, load_classifier, progress_bar, say
 from chexpert_hf.errors import InputError, printable
-from chexpert_hf.folders.score_rows import RowFormat
+from chexpert_hf.folders.score_rows import RowFormat, study_of
 from chexpert_hf.folders.score_table import GateMode
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _OUTPUT = ".csv, .jsonl or .parquet; if none, CSV on standard output, with --json JSON Lines."
 _PATHS = "Radiographs, folders, ZIP archives, or quoted patterns."
 _LIST = "Text file: a path per line, relative to the current folder."
+_STUDY = "A row per study, a folder such as patient00001/study1: maximum over its views; No Finding: minimum."
 _POSITIVES = "Add columns of calls at the operating points: 1 positive, 0 negative."
 _MAPS = "With --saliency, only the map of this observation; may be repeated."
 _BATCH = "Radiographs at once."
@@ -46,9 +47,7 @@ def predict(
     listed: Annotated[Path | None, Option("--list", help=_LIST)] = None,
     resume: Annotated[bool, Option("--resume", help="Resume an interrupted run.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Overwrite an output that exists.")] = False,
-    study: Annotated[
-        bool, Option("--study", help="A row per study: maximum over its views; No Finding: minimum.")
-    ] = False,
+    study: Annotated[bool, Option("--study", help=_STUDY)] = False,
     num_shards: Annotated[int | None, Option(min=1, help="Number of runs that divide the radiographs.")] = None,
     shard: Annotated[int | None, Option(min=0, help="Number of this run, from 0.")] = None,
     saliency: Annotated[Path | None, Option(help="Folder for overlays, a PNG per observation.")] = None,
@@ -80,6 +79,11 @@ def predict(
     found = find_radiographs(paths or [], read_list(listed) if listed else [], follow_links=follow_links)
     for note in found.notes():
         say(note)
+    if study and (alone := sum(study_of(name) == name for name in map(str, found.files))):
+        say(
+            f"{alone:,} of {len(found.files):,} radiographs are in no folder like patient00001/study1 or "
+            "p10000032/s50414267; each of them is a study of its own."
+        )
     for path in paths or []:
         if saliency and os.path.isdir(path) and saliency.resolve().is_relative_to(Path(path).resolve()):
             raise InputError(f"{saliency} is in {path}, where the overlays would be scored next time; choose another.")
@@ -194,7 +198,7 @@ def _output(
             raise InputError("Expected --output with --resume and --overwrite; say which file.")
         return None
     existing = Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE
-    return ScoreOutput(path.with_name(f"{path.stem}{suffix}{path.suffix}"), by_study, existing, overlays)
+    return ScoreOutput(path.parent / f"{path.stem}{suffix}{path.suffix}", by_study, existing, overlays)
 
 
 def _to_standard_output(

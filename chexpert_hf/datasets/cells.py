@@ -30,6 +30,7 @@ Parser: TypeAlias = tuple[Callable[[str], Any], str]
 
 _MAX_LISTED = 5
 _HEADER_BYTES = 65_536
+_BLOCK_BYTES = 1 << 24  # a row must fit in
 
 
 class DatasetError(InputError):
@@ -69,11 +70,11 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks: bool = False) -> pd.DataFrame:
+def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
     """Read columns of a CSV file: the one named `path` as strings, existing ones of `columns` as categories of strings.
 
-    Blanks around column names are removed. The index is the row number in the file, the header being row 1. Set
-    `has_line_breaks` for tables with reports, whose quoted cells extend over several lines.
+    Blanks around column names are removed. The index is the row number in the file, the header being row 1; a quoted
+    cell, such as a report, may extend over several lines.
 
     Raises:
         DatasetError: If the file cannot be read, or has one of these columns twice.
@@ -83,16 +84,16 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
     try:
         encoding, delimiter = dialect_of(file)
         # The parallel reader does not count rows in its messages.
-        serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding)
-        parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=has_line_breaks)
+        serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding, block_size=_BLOCK_BYTES)
+        parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         header = _header(file, encoding, delimiter)
         wanted = {name: types[name.strip()] for name in header if name.strip() in types}
         conversion = pa_csv.ConvertOptions(
             column_types=wanted, null_values=[""], strings_can_be_null=True, include_columns=[*wanted]
         )
         table = pa_csv.read_csv(file, serial, parsing, conversion)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file.name} cannot be read as CSV: {first_line(error)}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file.name} cannot be read as CSV: {why_unreadable(error)}") from None
     names = [name.strip() for name in header if name in wanted]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
@@ -100,6 +101,15 @@ def read_cells(file: Path, path: str, columns: Sequence[str], *, has_line_breaks
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
     cells.attrs["header"] = header
     return cells
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why a CSV file cannot be read, as one line: the first of the error's text, or what to do about Latin-1."""
+    text = first_line(error)
+    # pandas, pyarrow's cells and pyarrow's header, which it compares with the one that was decoded here
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        return "it is not in UTF-8; save it as 'CSV UTF-8', or convert it: iconv -f WINDOWS-1252 -t UTF-8."
+    return text
 
 
 def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: Sequence[str], file: Path) -> None:

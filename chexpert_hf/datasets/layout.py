@@ -120,10 +120,11 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
     Each is the expected path if it exists, else an image of the same name in another folder, else one whose name
     differs in the suffix only, else the expected path anyway. Folders whose name contains "mask" are skipped.
+    Raise DatasetError if several images elsewhere could be meant, such as an original and a smaller copy.
     """
     paths: set[str] = set()
-    by_name: dict[str, str] = {}
-    by_stem: dict[str, str] = {}
+    by_name: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
     entered: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         is_new = (real := os.path.realpath(place)) not in entered  # links may lead in a circle
@@ -135,15 +136,23 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
             stem, suffix = os.path.splitext(file)
             if suffix.lower() in IMAGE_SUFFIXES:
                 paths.add(path)
-                by_name.setdefault(file, path)
-                by_stem.setdefault(stem, path)
+                by_name.setdefault(file, []).append(path)
+                by_stem.setdefault(stem, []).append(path)
 
     if not by_name:  # only the tables are there
         return [*expected]
 
     def find(path: str) -> str:
+        if path in paths:
+            return path
         name = path.rpartition("/")[2]
-        return path if path in paths else by_name.get(name) or by_stem.get(os.path.splitext(name)[0]) or path
+        found = by_name.get(name) or by_stem.get(os.path.splitext(name)[0]) or [path]
+        if len(found) > 1:
+            raise DatasetError(
+                f"Several images in {str(folder)!r} could be {path!r}: {listed(found)}. Expected one: move the others "
+                "elsewhere, or state the path of each image in the table."
+            )
+        return found[0]
 
     return [find(path) for path in expected]
 

@@ -113,7 +113,7 @@ def load_dataset(
     _expect_distinct(found, say)
     known = [name for each, folder in found for name in each.names_in(folder)] if len(found) > 1 else []
     tables = _merged([_read(*each, splits, names, valid_fraction, say, known) for each in found])
-    _refuse_shared_patients(tables)
+    _refuse_shared(tables)
     for split, table in tables.items() if frontal_only else ():
         tables[split] = table[table["is_frontal"]]
         if tables[split].empty:
@@ -194,14 +194,16 @@ def _merged(sources: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFram
     return {split: pd.concat([source[split] for source in sources], ignore_index=True) for split in sources[0]}
 
 
-def _refuse_shared_patients(tables: Mapping[str, pd.DataFrame]) -> None:
-    patients = {split: set(table["patient"].unique()) for split, table in tables.items()}
-    for one, other in combinations(tables, 2):
-        if shared := sorted(patients[one] & patients[other]):
-            raise DatasetError(
-                f"{one} and {other} share {len(shared):,} patients ({listed(shared)}); expected none, or scores on "
-                f"{other} would be too good. Take their rows out of one of the tables."
-            )
+def _refuse_shared(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Raise DatasetError if splits share patients, or radiographs that they ascribe to different patients."""
+    for column, things in {"patient": "patients", "path": "radiographs"}.items():
+        names = {split: set(table[column].unique()) for split, table in tables.items()}
+        for one, other in combinations(tables, 2):
+            if shared := sorted(names[one] & names[other]):
+                raise DatasetError(
+                    f"{one} and {other} share {len(shared):,} {things} ({listed(shared)}); expected none, or scores on "
+                    f"{other} would be too good. Take their rows out of one of the tables."
+                )
 
 
 def _refuse_bad_files(

@@ -5,6 +5,7 @@ In a column `Observation`, each cell names one finding that is in the image; fin
 Rows with `x, y, width, height` are boxes, in pixels of the image as it is stored.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexpert_hf.csv_dialect import dialect_of
-from chexpert_hf.datasets.cells import BLANKS, listed, parse_number
+from chexpert_hf.datasets.cells import BLANKS, listed, parse_number, why_unreadable
 from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.datasets.layout import BOX_SIDES, Layout
 from chexpert_hf.errors import InputError
@@ -109,6 +110,7 @@ def read_reference(
     mapping: Sequence[str] = (),
     against: Sequence[str] = (),
     name: str | None = None,
+    images: Sequence[str] = (),
 ) -> Reference:
     """Read a reference standard from a CSV file.
 
@@ -122,12 +124,16 @@ def read_reference(
         against: Conditions on the negatives, such as "Class=Normal". For each condition, every target is added once
             more, with all its positives but only those negatives that meet the condition.
         name: Who set the labels; the file's name if None.
+        images: Paths of the images in the data set, which the file may state with further folders in front, or
+            without some of theirs. Other paths keep their last four parts, such as
+            "train/patient00001/study1/view1_frontal.jpg".
 
     Raises:
         ReferenceFileError: If the file cannot be read, has no labels, or a cell, a box, `mapping` or `against` is
-            wrong.
+            wrong; or if a path could be that of several `images`.
     """
     cells = _read_cells(file)
+    cells["Path"] = _paths_in(cells["Path"], images, file)
     boxes = _read_boxes(cells, file)
     asked = [_parse_choice(item, observations) for text in mapping for item in text.split(",")]
     taken = {choice.column for choice in asked}
@@ -176,15 +182,42 @@ def _read_cells(file: Path) -> pd.DataFrame:
         encoding, delimiter = dialect_of(file)
         cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
     except (OSError, ValueError) as error:
-        raise ReferenceFileError(f"{file} cannot be read as CSV: {first_line(error)}") from None
+        raise ReferenceFileError(f"{file} cannot be read as CSV: {why_unreadable(error)}") from None
     cells.columns = cells.columns.str.strip()
     if "Path" not in cells or cells.empty:
         came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
         raise ReferenceFileError(f"{file.name}: expected rows with the column Path and labels, {came}.")
     cells = cells.fillna("").apply(lambda column: column.str.strip())  # a short row has NaN
-    cells["Path"] = cells["Path"].str.replace("\\", "/").str.split("/").str[-4:].str.join("/")
     cells.index = pd.RangeIndex(2, len(cells) + 2)
     return cells
+
+
+def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series:
+    """Return the path of the image that each stated path means; see `images` of `read_reference`."""
+    known, ends = set(images), defaultdict(list)
+    for image in images:
+        for end in _ends(image)[1:]:
+            ends[end].append(image)
+
+    def find(path: str) -> str:
+        path = path.replace("\\", "/")
+        if exact := next((end for end in _ends(path) if end in known), None):
+            return exact
+        found = ends.get(path, ())
+        if len(found) > 1:
+            raise ReferenceFileError(
+                f"{file.name} row {stated.index[stated == path][0]}: Path is {path!r:.90}, which could be "
+                f"{listed(found)}; expected one of them."
+            )
+        return found[0] if found else "/".join(path.split("/")[-4:])
+
+    return stated.map({path: find(path) for path in stated.unique()})
+
+
+def _ends(path: str) -> list[str]:
+    """Return a path without its first 0, 1, 2 and so on folders."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:

@@ -119,12 +119,16 @@ def _recognised(found: Layout | None, root: Path, layouts: Sequence[Layout]) -> 
         advice = f" Its folder has the layout {of_folder.name}: pass {str(root.parent)!r}." if of_folder else ""
         raise DatasetError(f"{root} is no table of a data set: {_expected_columns(root)}{advice}")
     *others, last = layouts
-    also = f", and the files of {', '.join(each.name for each in others)}" if others else ""
+    also = (
+        f", the files of {', '.join(each.name for each in others)}, and a folder of images for each class"
+        if others
+        else ""
+    )
     tables = sorted(root.glob("*.csv"), key=lambda file: file.name not in SINGLE_TABLES)
     why = f" {tables[0].name} is there, but is none: {_expected_columns(tables[0])}" if tables else ""
     raise DatasetError(
         f"No table of a data set in {str(root)!r} or in a folder directly in it; looked for {last.files} "
-        f"({last.name}){also}. Pass the folder that holds the table.{why}"
+        f"({last.name}){also}. Pass the folder that holds the table, or those of the classes.{why}"
     )
 
 

@@ -16,6 +16,7 @@ SECOND_STANDARD = "second_reference_standard"  # key of the result of `assess_re
 def assess_reference(
     models: Sequence[ModelScores],
     paths: Sequence[str],
+    studies: Sequence[str],
     patients: Sequence[str],
     observations: Sequence[str],
     reference: Reference,
@@ -32,7 +33,7 @@ def assess_reference(
 
     Args:
         paths: Paths of the views as in `load_dataset`, such as "train/patient00001/study1/view1_frontal.jpg".
-        reference: From `read_reference` with the same observations.
+        reference: From `read_reference` with the same observations and these `images`.
         labels: `(num_views, num_labels)`: the data set's own labels.
         labels_name: Who set the data set's own labels, such as "text-mined labels".
 
@@ -72,7 +73,7 @@ def assess_reference(
     result = assess(
         scores,
         truth[:, order],
-        [paths[row].rpartition("/")[0] for row in rows],
+        [studies[row] for row in rows],
         [patients[row] for row in rows],
         list(names),
         aggregation=aggregation,

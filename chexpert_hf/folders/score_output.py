@@ -8,6 +8,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import replacing, write_text
+from chexpert_hf.files import alone_with, replacing, write_text
 from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -90,17 +91,34 @@ class ScoreOutput:
         first, second = started.pop().split()
         return first if runtime == "auto" else runtime, second if precision == "auto" else precision
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Context manager: keep other runs from writing the output; InputError if one does.
+
+        With OVERWRITE, the output and the files beside it are deleted first.
+        """
+        if self.existing is Existing.OVERWRITE and self.growing.exists():
+            with alone_with(self.growing):
+                self._delete()
+        elif self.existing is Existing.OVERWRITE:
+            self._delete()
+        with writing(self.path):
+            self.growing.parent.mkdir(parents=True, exist_ok=True)
+            self.growing.touch()
+        with alone_with(self.growing):
+            yield
+
+    def _delete(self) -> None:
+        with writing(self.path):
+            for path in (self.path, self.growing, self.record_file):
+                path.unlink(missing_ok=True)
+
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Write `record`, the settings of a new run, or compare it with the record of the run to resume.
 
-        If `existing` is OVERWRITE, delete the output and the files beside it first. Return the `finished` values if
-        `finish` has marked the output as complete, else None. Raise InputError if the output was started with other
-        settings, or its record is missing or damaged.
+        Return the `finished` values if `finish` has marked the output as complete, else None. Raise InputError if the
+        output was started with other settings, or its record is missing or damaged.
         """
-        if self.existing is Existing.OVERWRITE:
-            with writing(self.path):
-                for path in (self.path, self.growing, self.record_file):
-                    path.unlink(missing_ok=True)
         if not any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
             self._save(record)
             return None

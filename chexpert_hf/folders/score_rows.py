@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
-# As in CheXpert's own Path column; the folders above stay, since two data sets may have a patient00001 each.
-_STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?patient\d+[/\\]study\d+)[/\\][^/\\]+", re.DOTALL)
+# As in CheXpert's own Path column, or in MIMIC-CXR's folders (p10/p10000032/s50414267). The folders above stay, since
+# two data sets may have a patient00001 each.
+_STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?(?:patient\d+[/\\]study\d+|p\d{8}[/\\]s\d{8}))[/\\][^/\\]+", re.DOTALL)
 
 
 def study_of(path: str) -> str:
-    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's layout.
+    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's or MIMIC's layout.
 
     Any other file is a study of its own, named by its path.
     """

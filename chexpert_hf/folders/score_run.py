@@ -1,6 +1,6 @@
 """Scores any number of radiographs into a file; a run can be interrupted, resumed and divided with the same result."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -86,13 +86,29 @@ def score_to_file(
     if len(files) >= COMPILED_FROM * shard.count:  # not those that are left, whose last bits would be others
         classifier = classifier.compiled()
     names = shard.of(files, batch_size)
+    common = common_folder(files) if output.overlays else None
+    with output.claimed():
+        return _score_to_claimed(classifier, names, output, record, common, batch_size, workers, maps, watch)
+
+
+def _score_to_claimed(
+    classifier: CheXpertClassifier,
+    names: Sequence[RadiographFile],
+    output: ScoreOutput,
+    record: Mapping[str, Any],
+    common: Path | None,
+    batch_size: int,
+    workers: Workers,
+    maps: Sequence[str] | None,
+    watch: Watch,
+) -> ScoreSummary:
+    """Score files as `score_to_file` does, of one shard and with the settings in `record`, once no other run can."""
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
     lines = lines_of(output.growing, rows.columns())
     kept = resume_table(output.growing, lines, names, batch_size)
     failed, not_radiographs = kept.failed, kept.not_radiographs
-    common = common_folder(files) if output.overlays else None
     remaining = names[kept.rows :]
     speed: dict[str, Any] = {"batch_size": batch_size, "gate": output.gate, "workers": workers, "maps": maps}
     results = score_with_overlays(classifier, remaining, output.overlays, common, **speed)

@@ -6,6 +6,7 @@ the list of files, every batch is full, and a blank image replaces a file that c
 """
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -28,6 +29,7 @@ from chexpert_hf.scoring.saliency import overlay_of
 ROWS_SIDE_BY_SIDE = 4
 """Batch size of a thread that has one processor to itself: larger ones are slower there, and need more memory."""
 
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # of files, on Linux or Windows
 _PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for files a tenth smaller
 
 
@@ -120,8 +122,8 @@ def _result(file: RadiographFile, error: RadiographError | None, prediction: Pre
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
     """Write `<observation>.png` for each observation: the radiograph at its full size with the map over it.
 
-    The folder is made if needed. If a map is empty, a line of text in its picture says so. Returns the files' paths;
-    ValueError if the prediction has no maps.
+    The folder is made if needed. Characters that no file name may have, as in "Nodule/Mass", become "_". If a map is
+    empty, a line of text in its picture says so. Returns the files' paths; ValueError if the prediction has no maps.
     """
     if result.prediction is None or not result.prediction.saliency:
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
@@ -130,9 +132,9 @@ def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]
     image = read_radiograph(source_of(result.path))
     written = []
     for observation in observations:  # one map at a time: at full size each takes megabytes
-        written.append(folder / f"{observation}.png")
+        written.append(folder / f"{_NOT_IN_NAMES.sub('_', observation)}.png")
         picture = overlay_of(image, maps, observation)
-        picture.save(written[-1], compress_level=_PNG_COMPRESSION)
+        picture.save(written[-1], format="PNG", compress_level=_PNG_COMPRESSION)
     return written
 
 

@@ -17,7 +17,7 @@ from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.model_files import LOADED_FILES, verify_checksums
+from chexpert_hf.models.model_files import ENSEMBLE_FILE, LOADED_FILES, ensemble_members, verify_checksums
 from chexpert_hf.models.repositories import model_folder
 
 _verbosity_lock = Lock()
@@ -55,6 +55,10 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
     folder, name = model_folder(model), name or str(model)
     try:
         config, _ = CheXpertConfig.get_config_dict(folder)
+        if not config and (folder / ENSEMBLE_FILE).is_file():
+            raise ModelFolderError(
+                f"{name} is an ensemble, and one model is expected here: name a member, {ensemble_members(folder)[0]}."
+            )
         if not config:
             raise ModelFolderError(f"{name} holds no config.json; expected a model folder.")
         if config.get("model_type") != CheXpertConfig.model_type:

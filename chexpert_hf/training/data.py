@@ -10,12 +10,15 @@ import numpy as np
 
 from chexpert_hf.datasets.label_sets import read_label_set, same_label
 from chexpert_hf.datasets.loading import data_name, label_set_of, load_dataset
-from chexpert_hf.labels import CHEXPERT, IGNORED
+from chexpert_hf.labels import CHEXPERT, IGNORED, UNCERTAIN, BlankPolicy, UncertaintyPolicy
 from chexpert_hf.training.cross_fitting import hold_out_fold
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 Roots: TypeAlias = Path | Sequence[Path]
 """The folder of a data set, or several folders whose data sets are trained on as one."""
+
+_FROM_OTHERS = (UncertaintyPolicy.U_IGNORE, UncertaintyPolicy.U_SELF_TRAINED)
+"""Policies by which uncertain labels tell nothing to a model that has no teacher yet."""
 
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
@@ -37,20 +40,36 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
 
 
 def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
-    """Return the recipe without the observations for which every training image has the label -100 (not stated).
+    """Return the recipe without the observations of which it knows no training image's label.
 
-    Their outputs would stay random. `say` is called with a line that names them.
+    Their outputs would stay random: each label is -100 (not stated), blank where the recipe counts blanks as unknown,
+    or uncertain where its policy learns from the other labels. `say` is called with a line that names them, and with
+    one on observations that no training image has.
+
+    A run without one fold of the images has the outputs of the run on all of them: its recipe stays as it is.
 
     Raises:
         RecipeError: If no observation is left.
     """
-    is_unstated = (np.asarray(train["labels"][:]) == IGNORED).all(axis=0).tolist()
-    unstated = [name for name, is_one in zip(recipe.observations, is_unstated, strict=True) if is_one]
-    if not unstated:
+    if recipe.held_out_fold is not None:
         return recipe
+    labels, policies = np.asarray(train["labels"][:]), recipe.policies
+    learns_others = [policies[name] in _FROM_OTHERS and recipe.teacher is None for name in recipe.observations]
+    is_unknown = (labels == IGNORED) | ((labels == UNCERTAIN) & learns_others)
+    if recipe.blank_labels == BlankPolicy.UNKNOWN:
+        is_unknown |= np.isnan(labels)
+    can_be_present = ((labels > 0) | (labels == UNCERTAIN)).any(axis=0)
+    unstated = [name for name, column in zip(recipe.observations, is_unknown.T, strict=True) if column.all()]
     if len(unstated) == len(recipe.observations):
         raise RecipeError(f"No training image has a label for {', '.join(unstated)}; choose other --labels.")
-    say(f"The model has no output for {', '.join(unstated)}, which no training image has a label for.")
+    if unstated:
+        say(f"The model has no output for {', '.join(unstated)}, which no training image has a label for.")
+    found = dict(zip(recipe.observations, can_be_present.tolist(), strict=True))
+    if absent := [name for name, is_found in found.items() if not is_found and name not in unstated]:
+        say(
+            f"No training image has {', '.join(absent)}: the model only learns to deny it. --observations with the "
+            "other labels leaves it out."
+        )
     return recipe.override(observations=tuple(name for name in recipe.observations if name not in unstated))
 
 

@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from chexpert_hf.errors import NotANumberError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
-from chexpert_hf.files import write_json, write_text
+from chexpert_hf.files import alone_with, write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
@@ -127,18 +128,31 @@ def train(
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_trainable_batches(recipe, build_model(recipe), data["train"])
-    _claim(output, recipe, resume)
-    for line in about:
-        tell(line)
+    with _claimed(output, recipe, resume):
+        for line in about:
+            tell(line)
 
-    def say_what_is_new(line: str) -> None:  # each stage, run and fold would repeat these lines
-        if line not in told:
-            say(line)
+        def say_what_is_new(line: str) -> None:  # each stage, run and fold would repeat these lines
+            if line not in told:
+                say(line)
 
-    run = partial(train, root=roots, report_to=report_to, follow_links=follow_links, say=say_what_is_new)
-    stages = Stages(recipe, output, run, say)
-    if recipe.runs > 1:
-        return _train_several(stages, data, roots)
+        run = partial(train, root=roots, report_to=report_to, follow_links=follow_links, say=say_what_is_new)
+        stages = Stages(recipe, output, run, say)
+        if recipe.runs > 1:
+            return _train_several(stages, data, roots)
+        return _train_once(stages, data, roots, resume, report_to, progress)
+
+
+def _train_once(
+    stages: Stages,
+    data: datasets.DatasetDict,
+    roots: Roots,
+    resume: bool,
+    report_to: str,
+    progress: TrainerCallback | None,
+) -> TrainingResult:
+    """Train one run of a recipe, and complete its model folder; arguments are those of `train`."""
+    recipe, output, say = stages.recipe, stages.output, stages.say
     start = stages.start()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
 
@@ -201,25 +215,31 @@ def train(
     return TrainingResult(output, evaluation, f"step {best_step}, {why}")
 
 
-def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder `output` and write the recipe into it, so that it belongs to this run.
+@contextmanager
+def _claimed(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Context manager: make the folder `output` and write the recipe into it, so that it belongs to this run.
 
     Raise RecipeError if `output` is a file, or holds anything but a recipe; with `resume`, if it holds files but no
-    run, or a run of another recipe.
+    run, or a run of another recipe. Raise FolderError if another run writes into it.
     """
-    if PartialState().is_main_process:
-        if output.exists() and not output.is_dir():
-            raise RecipeError(f"{output} is a file; expected a folder to write.")
-        names = {path.name for path in output.iterdir()} if output.exists() else set()
+    if not PartialState().is_main_process:
+        PartialState().wait_for_everyone()
+        yield
+        return
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"{output} is a file; expected a folder to write.")
+    output.mkdir(parents=True, exist_ok=True)
+    with alone_with(output):
+        names = {path.name for path in output.iterdir()}
         if resume and RECIPE_FILE in names:
             expect_same_recipe(recipe, output)
         elif resume and names:
             raise RecipeError(f"{output} holds no {RECIPE_FILE}: there is no run to resume; choose its folder.")
         elif names - {RECIPE_FILE}:
             raise RecipeError(f"{output} is not empty: resume its run with --resume, or choose another folder.")
-        output.mkdir(parents=True, exist_ok=True)
         recipe.save(output / RECIPE_FILE)
-    PartialState().wait_for_everyone()
+        PartialState().wait_for_everyone()
+        yield
 
 
 def _write_patients(output: Path, data: datasets.DatasetDict, *, was_checkpoint_chosen: bool) -> None:

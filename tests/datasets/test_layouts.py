@@ -500,6 +500,56 @@ def test_columns_of_words_for_yes_and_no_are_named_and_those_of_other_numbers_ar
         load_dataset(tmp_path, check_files=False)
 
 
+def refusal(folder: Path, *lines: str) -> str:
+    """The error of loading a table, whose images need not exist."""
+    write_csv(folder / "labels.csv", *lines)
+    with pytest.raises(DatasetError) as refused:
+        load_dataset(folder, splits=["train", "valid"], check_files=False)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        ("image,patient,TB,split", ["a.png,007,1,train", "b.png,007 ,0,valid"], "share 1 patients (007)"),
+        ("image,patient,TB,split", ["a.png,1,1,train", "a.png,2,0,valid"], "share 1 radiographs (a.png)"),
+        ("image,patient,TB,split", ["x/a.png,1,1,train", ".//x/./a.png,2,0,valid"], "share 1 radiographs (x/a.png)"),
+        ("image,patient,TB", ["x/a.png,1,1", "./x/a.png,2,0"], "row 3: image is 'x/a.png', as in row 2"),
+        ("image,patient,TB", ["a.png,1,1", "b.png,NA,0"], "row 3: patient is 'NA', expected the name of a patient"),
+        ("image,patient,study,TB", ["a.png,1,1,1", "b.png,1, ,0"], "row 3: study is ' ', expected the name of a study"),
+        ("image,patient,TB", ["a.png,1,1", "nan,2,0"], "row 3: image is 'nan', expected the path of an image"),
+        ("image,patient,TB,split", ["a.png,1,1,train", "b.png,2,0,"], "row 3: split is blank, expected train, valid"),
+    ],
+)
+def test_cells_that_would_leak_merge_or_lose_radiographs_are_named(
+    tmp_path: Path, columns: str, rows: list[str], message: str
+) -> None:
+    assert message in refusal(tmp_path, columns, *rows)
+
+
+def test_a_name_that_several_images_below_the_folder_have_is_refused_unless_the_table_states_a_path(
+    tmp_path: Path,
+) -> None:
+    write_films(tmp_path, ["annotated/a.png", "original/a.png", "original/b.png"], "PNG")
+    assert "could be 'a.png': annotated/a.png, original/a.png." in refusal(tmp_path, "image,TB", "a.png,1", "b.png,0")
+    write_csv(tmp_path / "labels.csv", "image,TB", "original/a.png,1", "original/b.png,0")
+    assert as_frame(tmp_path, valid_fraction=0)["path"].tolist() == ["original/a.png", "original/b.png"]
+
+
+def test_reports_with_line_breaks_and_rows_of_megabytes_are_read_in_a_table_of_any_size(tmp_path: Path) -> None:
+    reports = ["\n".join(["No change, as before."] * lines) for lines in (3, 100_000, 5)]
+    write_csv(tmp_path / "labels.csv", "image,report,TB", *(f'{i}.png,"{text}",1' for i, text in enumerate(reports)))
+    assert len(as_frame(tmp_path, check_files=False, valid_fraction=0)) == 3
+
+
+@pytest.mark.parametrize(("header", "cell"), [("Größe", "a.png"), ("TB", "Müller.png")])
+def test_a_table_in_latin_1_is_refused_with_how_to_convert_it(tmp_path: Path, header: str, cell: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_bytes(f"image;{header}\n{cell};1\n".encode("cp1252"))
+    with pytest.raises(DatasetError, match=r"labels\.csv cannot be read as CSV: it is not in UTF-8; .* iconv"):
+        load_dataset(tmp_path)
+
+
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path: Path) -> None:
     write_csv(tmp_path / "labels.csv", "image, patient id, TB ", "a/1.png,1,1", "a/2.png,1,0")
     frame = as_frame(tmp_path, check_files=False)
@@ -557,6 +607,21 @@ def test_folders_of_images_without_splits_are_train_and_one_folder_is_no_data_se
     assert not has_dataset(tmp_path)  # commands that take folders of radiographs go on to do so
     (tmp_path / "ill" / "1.png").unlink()
     with pytest.raises(DatasetError, match="No table of a data set"):
+        load_dataset(tmp_path)
+
+
+def test_a_split_of_images_of_one_class_is_that_split_and_names_of_splits_may_have_capitals(tmp_path: Path) -> None:
+    films = ["Train/TB/1.png", "Train/Normal/2.png", "Val/Normal/3.png"]
+    write_films(tmp_path, films, "PNG")
+    data = load_dataset(tmp_path)
+    assert data["train"]["path"][:] == ["Train/Normal/2.png", "Train/TB/1.png"]
+    assert (data["valid"]["path"][:], data["valid"]["labels"][:]) == (["Val/Normal/3.png"], [[1, 0]])
+
+
+@pytest.mark.parametrize("nested", ["TB/site2/3.png", "Silicosis/site1/3.png"])
+def test_images_below_the_folder_of_a_class_are_refused_and_not_left_out(tmp_path: Path, nested: str) -> None:
+    write_films(tmp_path, ["TB/1.png", "TB/masks/1.png", "Normal/2.png", nested], "PNG")
+    with pytest.raises(DatasetError, match=rf"{nested} is in a folder below that of its class, {nested[:2]}"):
         load_dataset(tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_scores_are_judged_on_the_images_of_the_file_beside_the_labels_of_the_da
     )
     result = assess_reference(
         [ModelScores("model", probabilities, {"Pneumonia": 0.5, "Edema": 0.1}, {"Pneumonia": "youden"})],
-        paths, patients, JUDGED, reference, labels=labels, labels_name="text-mined labels", replicates=100,
+        paths, paths, patients, JUDGED, reference, labels=labels, labels_name="text-mined labels", replicates=100,
     )  # fmt: skip
     assert (result["images"], result["images_only_in_split"], result["images_only_in_reference"]) == (10, 20, 2)
     scores, truth = probabilities[:10, 1], np.array([0, 0, 1, 0, 0, 1, 0, 0, 1, 0], dtype=float)
@@ -180,11 +180,39 @@ def test_only_the_views_of_a_study_that_were_read_count(tmp_path):
     others = [path.replace("view1", "view2") for path in paths]  # not read, and misleading
     scores = np.array([[number % 2] for number in range(10)] + [[1]] * 10, dtype=float)
     patients = [path.split("/")[1] for path in paths + others]
+    studies = [path.rpartition("/")[0] for path in paths + others]
     result = assess_reference(
-        [ModelScores("m", scores)], paths + others, patients, ["Edema"], reference, replicates=100
+        [ModelScores("m", scores)], paths + others, studies, patients, ["Edema"], reference, replicates=100
     )
     assert result["studies"] == 10
     assert result["figures"][0]["auroc"]["value"] == 1
+
+
+@pytest.mark.parametrize("stated", ["{}", "T3/{}", "C:\\films\\T3\\{}", "d/e/{name}", "{name}"])
+def test_images_of_any_data_set_are_found_by_the_end_of_their_paths(tmp_path, stated):
+    images = [f"a/b/c/d/e/{number}.png" for number in range(3)]
+    rows = [
+        f"{stated.format(image, name=image.rpartition('/')[2])},{number % 2}" for number, image in enumerate(images)
+    ]
+    reference = read_reference(write(tmp_path, "Path,Edema", *rows), ["Edema"], images=images)
+    assert reference.labels(images).ravel().tolist() == [0, 1, 0]
+
+
+def test_a_path_that_could_be_several_images_is_refused(tmp_path):
+    file = write(tmp_path, "Path,Edema", "a/1.png,1", "2.png,1")
+    with pytest.raises(ReferenceFileError, match=r"row 3: Path is '2.png', which could be a/2.png, b/2.png; expected"):
+        read_reference(file, ["Edema"], images=["a/1.png", "b/1.png", "a/2.png", "b/2.png"])
+
+
+def test_studies_are_those_of_the_data_set_wherever_its_images_are(tmp_path):
+    paths = [f"films/{number}.png" for number in range(6)]
+    rows = [f"{path},{number % 2}" for number, path in enumerate(paths)]
+    reference = read_reference(write(tmp_path, "Path,Edema", *rows), ["Edema"], images=paths)
+    scores = [ModelScores("m", np.array([[0.1], [0.2], [0.3], [0.4], [0.5], [0.6]]))]
+    studies = ["p1/a", "p1/b", "p1/b", "p2/a", "p2/a", "p3/a"]
+    patients = [study.partition("/")[0] for study in studies]
+    result = assess_reference(scores, paths, studies, patients, ["Edema"], reference, replicates=100)
+    assert (result["images"], result["studies"], result["patients"]) == (6, 4, 3)
 
 
 def test_a_file_about_other_images_is_refused(readings):
@@ -192,4 +220,4 @@ def test_a_file_about_other_images_is_refused(readings):
     with pytest.raises(
         ReferenceFileError, match=r"none of its 12 images \(such as 'valid/patient00001.*another --split"
     ):
-        assess_reference([ModelScores("m", np.zeros((1, 3)))], [image(1, "train")], ["p"], JUDGED, reference)
+        assess_reference([ModelScores("m", np.zeros((1, 3)))], [image(1, "train")], ["s"], ["p"], JUDGED, reference)

@@ -465,6 +465,15 @@ def test_a_folder_without_ground_truth_and_a_ground_truth_of_other_images_are_re
         localize_dataset(classifier, dataset, Boxes(boxes))
 
 
+def test_a_file_of_boxes_may_name_labels_of_the_models_own_and_images_by_the_end_of_their_paths(folder, tmp_path):
+    boxes = write_boxes(tmp_path / "b.csv", [["1.png", "Silicosis", 1, 1, 1, 1], ["2.png", "Effusion", 1, 1, 1, 1]])
+    truth = find_ground_truth(folder, ["Silicosis", "Pleural effusion"], boxes, images=["a/1.png", "a/2.png"])
+    assert {path: truth.findings(path) for path in ("a/1.png", "a/2.png")} == {
+        "a/1.png": ("Silicosis",),
+        "a/2.png": ("Pleural effusion",),
+    }
+
+
 def test_the_boxes_of_real_radiographs_lie_in_them(real_data):
     boxes = find_ground_truth(real_data / "NIH-mini", OBSERVATIONS)
     assert len(boxes.images()) == 29

@@ -1,6 +1,7 @@
 """The sums of a model folder's files."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from transformers.utils import logging
 
 from chexpert_hf import CheXpertClassifier
+from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.models.loading import load_model
 from chexpert_hf.models.model_files import (
     CHECKSUMS_FILE,
@@ -18,6 +20,7 @@ from chexpert_hf.models.model_files import (
     renew_checksums,
     verify_checksums,
     write_checksums,
+    write_ensemble,
 )
 
 
@@ -107,3 +110,10 @@ def test_threads_that_load_at_the_same_time_leave_the_verbosity_of_transformers_
     with ThreadPoolExecutor(4) as threads:
         assert len(list(threads.map(load_model, [tiny_folder] * 16))) == 16
     assert logging.get_verbosity() == before
+
+
+def test_where_one_model_is_expected_an_ensemble_is_refused_with_its_members(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "both" / "one")
+    write_ensemble(tmp_path / "both", [tmp_path / "both" / "one"])
+    with pytest.raises(ModelFolderError, match=r"both is an ensemble, and one model is expected here: name a member, "):
+        load_model(tmp_path / "both")

@@ -191,6 +191,12 @@ def test_a_study_tells_which_view_is_no_radiograph(classifier, files, tmp_path):
     assert refused["Edema"].tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(("names", "positives"), [(("TB", "error"), False), (("TB", "TB positive"), True)])
+def test_an_observation_with_the_name_of_another_column_is_refused(names, positives):
+    with pytest.raises(InputError, match=f"{names[1]!r} is an observation of the model and another column"):
+        RowFormat(names, positives=positives)
+
+
 def test_no_finding_of_a_study_holds_only_if_every_view_says_so():
     study = "p/patient1/study1"
     views = [

@@ -235,6 +235,7 @@ def test_a_study_is_named_by_its_folder_and_any_other_file_by_itself():
     assert study_of("a/patient1/study2/view1_frontal.jpg") == "a/patient1/study2"
     assert study_of("patient1/study2/x.dcm") == "patient1/study2"
     assert study_of("/d.zip/valid/patient1/study2/v.png") == "/d.zip/valid/patient1/study2"
+    assert study_of("files/p10/p10000032/s50414267/02aa804e.jpg") == "files/p10/p10000032/s50414267"
     for other in ("a/b.png", "patient1/study2.png", "patient1/study2/more/a.png", "impatient1/study1/a.png"):
         assert study_of(other) == other
 
@@ -253,6 +254,21 @@ def test_studies_whose_views_lie_apart_or_have_all_failed():
         [second, 0, None, None, None, "2 of 2 views failed: a.png (why); b.png (that)"],
         ["b.png", 1, 0.5, 0.5, None, None],
     ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("existing", list(Existing))
+def test_two_runs_never_write_one_output(classifier, files, tmp_path, name, existing):
+    output = ScoreOutput(tmp_path / name, existing=existing)
+
+    def second(results, *_):
+        with pytest.raises(InputError, match="is being written by another run; wait for its end, or stop it"):
+            score_to_file(classifier, files, output, batch_size=BATCH_SIZE)
+        yield from results
+
+    score_to_file(classifier, files, output, batch_size=BATCH_SIZE, watch=second)
+    run(classifier, files, tmp_path / f"alone-{name}")
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"alone-{name}").read_bytes()
 
 
 def test_an_output_that_is_there_is_neither_lost_nor_mixed_with_another(classifier, files, tmp_path, tiny_folder):

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from chexpert_hf import CheXpertClassifier
+from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.readers import read_ahead, read_for, read_in_waves
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.scoring import FileResult, common_folder, overlay_folder, score_files, write_overlays
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.radiograph import RadiographError
+from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -290,6 +291,15 @@ def test_the_picture_of_an_empty_map_says_so_and_that_of_another_is_the_overlay(
     assert (empty[40:] == 128).all()  # the radiograph
     assert (full == full[0, 0]).all()
     assert full[0, 0].tolist() != [128] * 3
+
+
+def test_the_overlay_of_a_label_that_cannot_be_a_file_name_is_written_all_the_same(tmp_path):
+    config = CheXpertConfig(**TINY, id2label=dict(enumerate(["Nodule/Mass", "..", "Lesion: other"])))
+    classifier = CheXpertClassifier(CheXpertForImageClassification(config), CheXpertImageProcessor())
+    Image.new("L", (30, 20), 128).save(tmp_path / "a.png")
+    result = FileResult(tmp_path / "a.png", classifier.predict(tmp_path / "a.png", saliency=True))
+    write_overlays(result, tmp_path / "out", classifier.observations)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"Nodule_Mass.png", "...png", "Lesion_ other.png"}
 
 
 def test_overlays_need_maps(tmp_path):

@@ -196,6 +196,26 @@ def test_observations_and_labels_override_those_of_a_finished_run(nih: Path) -> 
     assert with_labels(other, nih).observations == OBSERVATIONS
 
 
+def test_labels_that_teach_nothing_have_no_output_and_absent_ones_are_named() -> None:
+    names = ("Fracture", "Edema", "Cardiomegaly", "Pneumonia")
+    rows = [[np.nan, -1, 0, 1], [IGNORED, np.nan, 0, 0]]
+    train_split = datasets.Dataset.from_dict({"labels": rows})
+    lines: list[str] = []
+
+    def outputs(**values: object) -> tuple[str, ...]:
+        lines.clear()
+        return with_stated_labels(SMALL.override(observations=names, **values), train_split, lines.append).observations
+
+    assert outputs(policy="u-ignore", blank_labels="unknown") == names[2:]
+    assert "no output for Fracture, Edema," in lines[0]
+    assert "No training image has Cardiomegaly: the model only learns to deny it." in lines[1]
+    assert outputs(policy="u-ones", blank_labels="unknown") == names[1:]
+    fold = {"checkpoint": "last", "calibration_folds": 2, "held_out_fold": 0}
+    assert outputs(policy="u-ignore", blank_labels="unknown", **fold) == names
+    assert outputs(policy="u-ignore", blank_labels="negative") == names
+    assert [line.partition(":")[0] for line in lines] == ["No training image has Fracture, Cardiomegaly"]
+
+
 def test_a_model_has_no_output_that_its_training_data_could_not_state(nih: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     recipe = SMALL.override(labels="chexpert", unconditional=True, num_patients=30)

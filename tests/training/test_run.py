@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.datasets.loading import BadFilesError
+from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.data import load_data
@@ -224,6 +226,22 @@ def test_another_seed_gives_other_weights():
 def test_a_folder_with_another_run_is_not_written_into(phantoms, finished):
     with pytest.raises(RecipeError, match="is not empty: resume its run with --resume"):
         train(RECIPE, phantoms, finished)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_never_train_into_one_folder(phantoms, tmp_path, resume):
+    class Second(TrainerCallback):
+        refusals = 0
+
+        def on_train_begin(self, *_args, **_options):
+            with pytest.raises(FolderError, match="model is being written by another run; wait for its end"):
+                train(few(), phantoms, tmp_path / "model", resume=resume, say=lambda line: None)
+            self.refusals += 1
+
+    second = Second()
+    train(few(), phantoms, tmp_path / "model", say=lambda line: None, progress=second)
+    assert second.refusals == 1
+    train(few(), phantoms, tmp_path / "model", say=lambda line: None, resume=True)  # not locked any more
 
 
 def test_resuming_with_another_recipe_is_refused_by_field(phantoms, finished):

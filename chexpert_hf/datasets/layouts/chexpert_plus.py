@@ -47,7 +47,7 @@ def _has_split(folder: Path, split: str) -> bool:
 
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     file = table_in(folder, _TABLES)
-    cells = read_cells(file, _IMAGE, [_SEX, _AGE, _SIDE, _VIEW, _SPLIT], has_line_breaks=True)
+    cells = read_cells(file, _IMAGE, [_SEX, _AGE, _SIDE, _VIEW, _SPLIT])
     expect_columns(cells, [_IMAGE, _SIDE, _SPLIT], [], file)
     cells = cells[parse_cells(cells, _SPLIT, file, _PARSERS) == split]
     parts = cells[_IMAGE].str.extract(_PATH)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexpert_hf.datasets.cells import SPLIT_NAMES, SPLIT_OF
+from chexpert_hf.datasets.cells import SPLIT_NAMES, SPLIT_OF, DatasetError
 from chexpert_hf.datasets.layout import IMAGE_SUFFIXES, Layout, rows
 from chexpert_hf.labels import LabelSet
 
@@ -27,20 +27,32 @@ def _images(folder: Path) -> list[str]:
 
 def _place(folder: Path, split: str) -> str | None:
     """Return a split's folder: "train/", or "" for train if no split has a folder; None if the split is missing."""
-    has_splits = [name for name in SPLIT_OF if (folder / name).is_dir()]
-    if not has_splits:
+    folders = {name.lower(): name for name in _entries(folder, is_folder=True)}
+    if folders.keys().isdisjoint(SPLIT_OF):
         return "" if split == "train" else None
-    return next((f"{name}/" for name in SPLIT_NAMES[split] if name in has_splits), None)
+    return next((f"{folders[name]}/" for name in SPLIT_NAMES[split] if name in folders), None)
 
 
 def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
-    """Return class -> names of its images, in a split; empty if there are fewer than two classes."""
-    place = _place(folder, split)
-    if place is None:
-        return {}
-    images = {name: _images(folder / place / name) for name in _entries(folder / place, is_folder=True)}
-    found = {name: files for name, files in images.items() if files}
-    return found if len(found) >= _MIN_CLASSES else {}
+    """Return class -> names of its images, in a split; empty if no split has two classes."""
+    found: dict[str, Mapping[str, list[str]]] = {}
+    for each in SPLIT_NAMES:
+        if (place := _place(folder, each)) is not None:
+            images = {name: _images(folder / place / name) for name in _entries(folder / place, is_folder=True)}
+            found[each] = {name: files for name, files in images.items() if files}
+    return found.get(split, {}) if max(map(len, found.values()), default=0) >= _MIN_CLASSES else {}
+
+
+def _refuse_nested(folder: Path) -> None:
+    """Raise DatasetError if there are images further below the folders of classes, which would be left out."""
+    for name in _entries(folder, is_folder=True):
+        for place, below, _ in os.walk(folder / name):
+            below[:] = sorted(each for each in below if not each.startswith("."))
+            if Path(place) != folder / name and (images := _images(Path(place))):
+                raise DatasetError(
+                    f"{Path(place) / images[0]} is in a folder below that of its class, {name}. Put all images of a "
+                    "class directly into its folder, or name them in a CSV file."
+                )
 
 
 def _labels(folder: Path) -> LabelSet:
@@ -48,11 +60,13 @@ def _labels(folder: Path) -> LabelSet:
 
 
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
+    place = _place(folder, split) or ""
+    _refuse_nested(folder / place)
     files = [(name, file) for name, files in _classes(folder, split).items() for file in files]
     classes = pd.Series([name for name, _ in files], index=pd.RangeIndex(1, len(files) + 1))
     return rows(
         classes.index,
-        [f"{_place(folder, split)}{name}/{file}" for name, file in files],
+        [f"{place}{name}/{file}" for name, file in files],
         None,
         None,
         pd.DataFrame({name: (classes == name).astype(float) for name in names}),

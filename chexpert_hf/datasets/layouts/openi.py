@@ -35,7 +35,7 @@ def _labels(text: str) -> Collection[str] | None:
 
 def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
     file, images_file = table_in(folder, _REPORTS), table_in(folder, _IMAGES)
-    reports = read_cells(file, _REPORT, [_TERMS], has_line_breaks=True)
+    reports = read_cells(file, _REPORT, [_TERMS])
     expect_columns(reports, [_REPORT, _TERMS], [], file)
     labels = findings(reports[_TERMS], names, _labels, None, file).set_axis(reports[_REPORT])
     cells = read_cells(images_file, _FILE, [_REPORT, _VIEW])

@@ -48,7 +48,7 @@ def _split_labels(text: str) -> Collection[str] | None:
 def _read(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
     file = table_in(folder, TABLES)
     columns = [_FOLDER, _PATIENT, _STUDY, _DATE, _BIRTH, _SEX, _VIEW, _LABELS, _METHOD]
-    cells = read_cells(file, _IMAGE, columns, has_line_breaks=True)
+    cells = read_cells(file, _IMAGE, columns)
     expect_columns(cells, [_IMAGE, _PATIENT, _STUDY, _VIEW, _LABELS], [], file)
     projection = parse_cells(cells, _VIEW, file, _PARSERS)
     study_year, birth_year = (pd.array(parse_cells(cells, name, file, _PARSERS), "Int32") for name in (_DATE, _BIRTH))

@@ -230,15 +230,19 @@ def _read(
     image = facts.pop("image")
     cells = read_cells(table, image, [*facts.values(), *names])
     expect_columns(cells, [image, *facts.values()], names, table)
-    refuse_cells(cells[image].isna(), cells[image], table, "the path of an image")
+    images = _names(cells[image], table, "the path of an image")
     parsers = {name: _PARSERS[fact] for fact, name in facts.items() if fact in _PARSERS}
     parsed = {fact: parse_cells(cells, name, table, parsers) for fact, name in facts.items() if fact in _PARSERS}
-    texts = {fact: cells[facts[fact]].astype(object) for fact in ("patient", "study") if fact in facts}
-    for fact, text in texts.items():
-        refuse_cells(text.isna(), text, table, f"the name of a {fact}")
+    if "split" in parsed:
+        refuse_cells(pd.isna(pd.Series(parsed["split"])), cells[facts["split"]], table, ", ".join(SPLIT_OF))
+    texts = {
+        fact: _names(cells[facts[fact]], table, f"the name of a {fact}")
+        for fact in ("patient", "study")
+        if fact in facts
+    }
     views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
     patients, studies = texts.get("patient"), texts.get("study")
-    paths = _paths(folder, table, cells[image])
+    paths = _paths(folder, table, images)
     if studies is None:  # named by the table, wherever the images are
         studies = paths.str.replace(r"\.[^./]*$", "", regex=True)
     made = rows(
@@ -254,6 +258,13 @@ def _read(
         labels_by=labels_by,
     )
     return refuse_repeated(made[parsed["split"] == split] if "split" in parsed else made, table, image)
+
+
+def _names(cells: pd.Series, table: Path, expected: str) -> pd.Series:
+    """Return the names in a column without blanks around them; DatasetError, which says what is expected, for none."""
+    names = cells.astype(object).str.strip()
+    refuse_cells(names.isna() | names.str.lower().isin(BLANKS), cells, table, expected)
+    return names
 
 
 def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFrame:
@@ -276,7 +287,8 @@ def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
 
     A table states them relative to its own folder or as absolute paths; absolute ones outside of it stay as they are.
     """
-    stated, place = stated.str.strip().str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
+    stated, place = stated.str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
+    stated = stated.str.replace(r"/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file
     below = stated if place == "." else f"{place}/" + stated
     return stated.str.removeprefix(f"{folder.as_posix()}/").where(stated.str.contains(r"^/|^[A-Za-z]:"), below)
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.datasets.layout import Layout, Masks
 from chexpert_hf.datasets.reference import Box, Reference, boxes_of, observation_named, read_reference
 from chexpert_hf.datasets.sources import find_layout
@@ -19,7 +20,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, image_id, read_segmentations
 from chexpert_hf.evaluation.localization.localization import Mask, box_mask
 from chexpert_hf.files import first_line
-from chexpert_hf.labels import CHEXPERT
+from chexpert_hf.labels import CHEXPERT, OBSERVATIONS
 
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
@@ -112,22 +113,27 @@ class Boxes:
     """Boxes of some findings in some images; a finding without a box may still be present.
 
     All boxes of one observation in one image make one mask. Boxes come from a `Reference`, or from a CSV file with the
-    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`).
+    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`);
+    `observations` are those of the model, and `images` the paths in the data set.
     """
 
     is_complete = False
 
-    def __init__(self, boxes: Path | Reference) -> None:
-        reference = boxes if isinstance(boxes, Reference) else read_reference(boxes)
-        self._file = reference.file
-        name = f" ({reference.name})" if reference.name != reference.file else ""
-        self.source = f"boxes in {reference.file}{name}"
+    def __init__(
+        self, boxes: Path | Reference, observations: Sequence[str] = OBSERVATIONS, images: Sequence[str] = ()
+    ) -> None:
+        if isinstance(boxes, Path):
+            others = (name for name in OBSERVATIONS if not same_label(name, observations))
+            boxes = read_reference(boxes, [*observations, *others], images=images)
+        self._file = boxes.file
+        name = f" ({boxes.name})" if boxes.name != boxes.file else ""
+        self.source = f"boxes in {boxes.file}{name}"
         self._boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
-        for target in reference.targets:
+        for target in boxes.targets:
             for path, found in target.boxes.items():
                 self._boxes[path][target.observation].extend(found)
         if not self._boxes:
-            raise GroundTruthError(f"{reference.file} holds no box; expected rows with x, y, width, height, in pixels.")
+            raise GroundTruthError(f"{boxes.file} holds no box; expected rows with x, y, width, height, in pixels.")
 
     def findings(self, path: str) -> tuple[str, ...]:
         return tuple(CHEXPERT.in_order(self._boxes.get(path, {})))
@@ -150,13 +156,18 @@ GroundTruth: TypeAlias = MaskFolder | Segmentations | LayoutMasks | Boxes
 
 
 def find_ground_truth(
-    root: str | Path, observations: Sequence[str], annotations: Path | None = None, layout: str | None = None
+    root: str | Path,
+    observations: Sequence[str],
+    annotations: Path | None = None,
+    layout: str | None = None,
+    images: Sequence[str] = (),
 ) -> GroundTruth:
     """Find the ground truth of a data set, in the file `annotations` or, if that is None, in the folder `root`.
 
     The file is a CSV file of boxes or cheXlocalize's JSON. In the folder, these are tried in turn: `masks/`,
     `boxes.csv`, and masks or boxes in the data set's own files, whose names of findings are matched to `observations`.
-    `layout` is the name of the data set's layout, recognised if None.
+    `layout` is the name of the data set's layout, recognised if None. `images` are the paths in the data set, by which
+    boxes in a CSV file are assigned.
 
     Raises:
         InputError: If there is no ground truth (GroundTruthError), or a file cannot be read.
@@ -164,12 +175,16 @@ def find_ground_truth(
     if annotations is not None:
         if not annotations.is_file():
             raise GroundTruthError(f"{annotations} is not a file; expected a CSV file of boxes or cheXlocalize's JSON.")
-        return Boxes(annotations) if annotations.suffix.lower() == ".csv" else Segmentations(annotations)
+        return (
+            Boxes(annotations, observations, images)
+            if annotations.suffix.lower() == ".csv"
+            else Segmentations(annotations)
+        )
     found, folder = find_layout(root, layout)
     if (folder / MASKS_FOLDER).is_dir():
         return MaskFolder(folder / MASKS_FOLDER)
     if (folder / BOXES_FILE).is_file():
-        return Boxes(folder / BOXES_FILE)
+        return Boxes(folder / BOXES_FILE, observations, images)
     if found.masks is not None:
         return LayoutMasks(found, found.masks(folder), observations)
     if boxes := boxes_of(found, folder, observations):

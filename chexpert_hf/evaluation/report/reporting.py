@@ -152,8 +152,8 @@ def reference_figures(
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
-    paths, patients, shared = dataset["path"][:], dataset["patient"][:], shared_observations(classifiers)
-    return assess_reference(scores, paths, patients, shared, reference, labels=labels, **options)
+    views = (dataset["path"][:], dataset["study"][:], dataset["patient"][:])
+    return assess_reference(scores, *views, shared_observations(classifiers), reference, labels=labels, **options)
 
 
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
