@@ -137,10 +137,12 @@ def in_browser(address: str, files: list[Path], table: Path, is_archive: bool) -
 
         page.evaluate("window.longest = 0")
         first = page.locator("#list .row-open")
-        page.get_by_role("button", name="File", exact=True).click()
+        for _ in range(3):  # by names, from A at last; by CSS, since a search by role keeps the page busy itself
+            page.locator("#list thead button").first.click()
+            page.wait_for_timeout(500)
+        result["longest_without_answer_while_sorting_ms"] = round(page.evaluate("window.longest"))
         names = first.all_text_contents()
         result["sorts"] = names == sorted(names)
-        result["longest_without_answer_while_sorting_ms"] = round(page.evaluate("window.longest"))
         with page.expect_download() as download:
             page.get_by_role("button", name="Download scores (CSV)").click()
         download.value.save_as(table)
