@@ -7,6 +7,7 @@ Sources: Zhou et al. 2016, arXiv:1512.04150 (class activation maps); Irvin et al
 policies, Grad-CAM at the last convolution).
 """
 
+import copy
 import logging
 import math
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     @classmethod
     def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
         """Make a new model for `AutoModel...from_config`; nothing that a config records of a trained head holds."""
-        model = super()._from_config(config, **kwargs)
+        model = super()._from_config(copy.deepcopy(config), **kwargs)  # which may be that of a model in use
         model.config.forget_head()
         return model
 
@@ -283,11 +284,10 @@ class CheXpertForImageClassification(PreTrainedModel):
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
-        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root. As differences, both
-        # would be 0 for high logits, in bf16 from 6 on.
-        given, paths = logits.float().clamp(max=_HIGHEST_LOGIT), _paths(self.config).to(logits.device)
-        log_p = (functional.logsigmoid(given)[:, None, :] * paths).sum(dim=2)
-        share = (-given).sigmoid()[:, None, :] / -torch.expm1(log_p)[:, :, None] * paths
+        # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root.
+        paths = _paths(self.config).to(logits.device)
+        absent, _, complement = _along(paths, logits)
+        share = absent[:, None, :] / complement[:, :, None] * paths
         return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
 
     def _loss(
@@ -357,11 +357,24 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
     if config.label_parents is None:
         return logits
     paths = _paths(config).to(logits.device)
-    # Not a matrix product, which autocast would compute in bf16, with ties.
-    log_p = (functional.logsigmoid(logits.float())[:, None, :] * paths).sum(dim=2)
     is_root = paths.sum(dim=1) == 1
-    product = log_p - torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
-    return torch.where(is_root, logits, product.to(logits.dtype))
+    _, log_p, complement = _along(paths, logits)
+    return torch.where(is_root, logits, (log_p - complement.log()).to(logits.dtype))
+
+
+def _along(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `(batch, num_labels)` each: 1 - sigmoid(logit), and of the unconditional p, log(p) and 1 - p.
+
+    1 - p is the sum over the path to the root of 1 - sigmoid(z_i) times the probability of i's parent. As a difference
+    from 1 it would be 0 for high logits, in bf16 from 6 on, and the sigmoids of other runtimes are 0 below -18.
+    """
+    given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
+    odds = (-given).exp()
+    log_s, absent = functional.logsigmoid(given), odds / (1 + odds)
+    # Not matrix products, which autocast would compute in bf16, with ties.
+    log_p = (log_s[:, None, :] * paths).sum(dim=2)
+    complement = ((absent * (log_p - log_s).exp())[:, None, :] * paths).sum(dim=2)
+    return absent, log_p, complement
 
 
 def _paths(config: CheXpertConfig) -> Tensor:

@@ -260,7 +260,7 @@ class Visitor:
 
     def scored_list(self) -> str:
         """Scores the list that an upload began, and fetches its rows, as the page's script does; their HTML."""
-        self.act("list", "run", None)
+        self.act("list", "run", None, event_data={"id": self.table})
         return self.list_rows()
 
     def list_rows(self) -> str:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -72,8 +73,9 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     try:
         single = [_kept(demo, "show_uploads", [one], KeptList()) for one in uploads]
         listed = KeptList()
-        for handler in (("show_uploads", uploads), ("_run",), ("score_refused",)):
-            _call(demo, *handler, listed)
+        _call(demo, "show_uploads", uploads, listed)
+        _call(demo, "_run", SimpleNamespace(id=listed.id), listed)
+        _call(demo, "score_refused", listed)
         rows = listed.rows
         studies = [_kept(demo, "show_study", KeptList(rows=rows[at : at + VIEWS])) for at in range(0, len(rows), VIEWS)]
     finally:

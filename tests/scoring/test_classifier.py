@@ -62,6 +62,10 @@ def test_a_model_that_is_trained_meanwhile_scores_in_evaluation_mode_and_goes_on
     assert model.training
     assert model.features.norm0.training
     assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+    model.features.norm0.eval()  # frozen, as is usual in fine-tuning
+    classifier.predict(gray_image())
+    assert model.training
+    assert not model.features.norm0.training
 
 
 def test_scores_that_are_no_numbers_are_an_error_and_not_negative(classifier):

@@ -143,6 +143,16 @@ def test_a_graph_in_fp32_gives_the_models_logits_and_maps_at_every_batch_size(na
         assert max(differences) < 1e-4, batch
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("bias", [14.0, 20.0, 60.0])
+def test_maps_of_a_graph_under_a_hierarchy_are_right_for_high_logits(name, bias, request):
+    request.getfixturevalue(name)
+    model = warmed(label_parents=PARENTS)
+    torch.nn.init.constant_(model.classifier.bias, bias)
+    _, difference = largest_difference(opened(model, name, "fp32"), model, images(3))
+    assert difference < 1e-4
+
+
 def test_torch_in_fp32_is_the_model(tiny_model):
     runtime = opened(copy.deepcopy(tiny_model), "torch", "fp32", device="cpu")
     assert max(largest_difference(runtime, tiny_model, images(3))) < 1e-5

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
-from chexpert_hf.errors import InputError
+from chexpert_hf.errors import InputError, NotANumberError
 from chexpert_hf.folders.score_table import CsvLines, readable
 from chexpert_hf.folders.scoring import FileResult
 from chexpert_hf.radiographs.archives import ArchiveMember
@@ -113,7 +113,7 @@ def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bo
         prediction = score(classifier, source, is_gated=is_gated)
     except RefusedError as refusal:
         return replace(item, error=str(refusal), gate=refusal.verdict)
-    except RadiographError as error:
+    except (RadiographError, NotANumberError) as error:
         return replace(item, error=str(error))
     return replace(item, prediction=prediction, gate=prediction.gate, error=None)
 

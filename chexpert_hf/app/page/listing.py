@@ -96,15 +96,17 @@ class Listing:
         table = render("table.html", id=kept.id, names=self._names, notes=notes, is_new=not scored)
         return gr.HTML(table, visible=True, scored=scored, rows=None)
 
-    def _run(self, kept: KeptList) -> Iterator[Updates]:
-        of, items, done = kept.id, kept.rows, list[ListedFile]()
+    def _run(self, event: gr.EventData, kept: KeptList) -> Iterator[Updates]:
+        of, items, done = event.id, kept.rows if event.id == kept.id else (), list[ListedFile]()
         scored = score_items(self._classifier, items, is_gated=True)
-        for seconds in _paced(takewhile(lambda _: kept.id == of and not kept.is_stopped, scored), done):
-            kept.rows = (*done, *items[len(done) :])
-            progress = self._show_progress(len(done), len(items), seconds, "Scored")
-            yield {self.kept: kept, self._table: gr.HTML(scored=len(done)), **progress}
-        if kept.id == of:
-            kept.rows = tuple(done)
+        try:
+            for seconds in _paced(takewhile(lambda _: kept.id == of and not kept.is_stopped, scored), done):
+                kept.rows = (*done, *items[len(done) :])
+                progress = self._show_progress(len(done), len(items), seconds, "Scored")
+                yield {self.kept: kept, self._table: gr.HTML(scored=len(done)), **progress}
+        finally:  # after an error, too, the list is of what was scored
+            if kept.id == of:
+                kept.rows = tuple(done)
         # Gradio sends the last updates twice, the second time maybe after those of another list.
         yield {self.kept: kept}
 

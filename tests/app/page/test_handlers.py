@@ -2,6 +2,8 @@
 
 import inspect
 import zipfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import gradio as gr
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.app.page.listing import MAX_VIEWS, KeptList
+from chexpert_hf.app.page.listing import MAX_VIEWS, KeptList, score_items
 from chexpert_hf.app.page.panel import SESSION_SECONDS, Kept
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
@@ -37,7 +39,9 @@ ROW = SimpleNamespace(row=0, shown=1, of=2, hidden=[], observation=-1)
 
 def list_of(demo: gr.Blocks, *paths: Path) -> Any:
     """A list of files, scored, as the session keeps it."""
-    return call(demo, "_run", call(demo, "show_uploads", uploads(*paths), KeptList())["State"])["State"]
+    kept = KeptList()
+    call(demo, "show_uploads", uploads(*paths), kept)
+    return call(demo, "_run", SimpleNamespace(id=kept.id), kept)["State"]
 
 
 def uploads(*paths: Path) -> list[dict[str, str]]:
@@ -154,8 +158,7 @@ def test_nothing_that_is_dropped_vanishes_without_a_message(demo: gr.Blocks, fil
 
 def test_a_list_of_few_can_be_read_as_views_of_one_study(demo: gr.Blocks, files: dict[str, Path]) -> None:
     for count in (MAX_VIEWS, MAX_VIEWS + 1):
-        begun = call(demo, "show_uploads", uploads(*[files["phantom"]] * count), KeptList())
-        status = call(demo, "_finished", call(demo, "_run", begun["State"])["State"])["list-status"].value
+        status = call(demo, "_finished", list_of(demo, *[files["phantom"]] * count))["list-status"].value
         assert ("views of one study" in status) is (count == MAX_VIEWS)
 
 
@@ -208,11 +211,12 @@ def test_a_list_that_the_visitor_has_left_neither_shows_nor_keeps_anything_more(
 ) -> None:
     """What is still being scored or drawn of it ends at the next radiograph, without a word; its rows are not given."""
     both = uploads(files["phantom"], files["other"])
-    for handler, event in (("_run", []), ("_prepare_overlays", [ROW])):
+    for handler in ("_run", "_prepare_overlays"):
         kept = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
         left = kept.id
+        event = SimpleNamespace(id=left, hidden=[])
         function = next(item.fn for item in demo.fns.values() if item.fn is not None and item.fn.__name__ == handler)
-        answers = function(*event, kept)
+        answers = function(event, kept)
         next(answers)
         call(demo, "show_uploads", both, kept)
         told = [value for answer in answers for value in answer.values()]
@@ -225,7 +229,8 @@ def test_a_list_that_the_visitor_has_left_neither_shows_nor_keeps_anything_more(
 def test_a_stopped_list_keeps_what_was_scored(demo: gr.Blocks, files: dict[str, Path]) -> None:
     kept = KeptList()
     call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), kept)
-    answers = next(item.fn for item in demo.fns.values() if getattr(item.fn, "__name__", "") == "_run")(kept)
+    run = next(item.fn for item in demo.fns.values() if getattr(item.fn, "__name__", "") == "_run")
+    answers = run(SimpleNamespace(id=kept.id), kept)
     next(answers)
     call(demo, "stop", kept)
     unfinished = call(demo, "_finished", kept)
@@ -236,6 +241,26 @@ def test_a_stopped_list_keeps_what_was_scored(demo: gr.Blocks, files: dict[str, 
     call(demo, "begin_again", kept)
     left = call(demo, "_finished", kept)
     assert [left[part].visible for part in ("list-status", "list-stop", "list")] == [False] * 3
+
+
+def test_a_list_whose_scoring_breaks_off_shows_what_was_scored_and_another_lists_event_scores_nothing(
+    demo: gr.Blocks, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptList()
+    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), kept)
+    assert call(demo, "_run", SimpleNamespace(id="another"), kept) == {"State": kept}
+    assert kept.scored == ()
+
+    def break_off(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from islice(score_items(*arguments, **options), 2)
+        raise MemoryError
+
+    monkeypatch.setattr("chexpert_hf.app.page.listing.score_items", break_off)
+    with pytest.raises(MemoryError):
+        call(demo, "_run", SimpleNamespace(id=kept.id), kept)
+    answer = call(demo, "_finished", kept)
+    assert "<strong>2 of 2</strong>" in answer["list-status"].value
+    assert answer["list-stop"].visible is False
 
 
 def test_upload_that_is_cleared_changes_nothing(demo: gr.Blocks) -> None:

@@ -84,7 +84,7 @@ watch("rows", () => {
 });
 function begin() {
   opened = null;
-  if (element.querySelector(".list-head")?.dataset.isNew === "1") trigger("run", {});
+  if (element.querySelector(".list-head")?.dataset.isNew === "1") trigger("run", { id: id() });
   else if (id()) fetchRows();
 }
 watch("value", begin);

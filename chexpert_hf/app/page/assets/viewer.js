@@ -314,7 +314,7 @@ export class Viewer {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     stage.addEventListener("wheel", (event) => {
-      if (this.zoom.isFitted && event.deltaY > 0) return; // there is nothing to zoom out of: the page scrolls
+      if (this.zoom.isFitted && event.deltaY > 0 && !event.ctrlKey) return; // there is nothing to zoom out of: the page scrolls
       event.preventDefault();
       this.zoomTo(this.zoom.scale * Math.exp(-event.deltaY / (event.ctrlKey ? 150 : 500)), at(event));
     }, { passive: false });
