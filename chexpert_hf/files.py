@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,26 +39,56 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Context manager: lock an existing file or folder against other runs; FolderError if another one has it.
+    """Context manager: keep other runs from writing a file or an existing folder; FolderError if one does.
 
-    Where there are no such locks, as on Windows and on some network file systems, nothing is locked.
+    For a file, `.NAME.lock` beside it is locked and deleted at the end, as a file that is locked on an SMB share cannot
+    be read or written by another descriptor. One that a killed run has left is used again. Where there are no such
+    locks, as on Windows and on some network file systems, nothing is locked.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    _LOCKED.add(descriptor)
+    lock = path if path.is_dir() else path.with_name(f".{path.name}.lock")
+    descriptor = _locked(lock, path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderError(f"{path} is being written by another run; wait for its end, or stop it.") from None
-        except OSError:
-            pass
         yield
     finally:
-        _LOCKED.discard(descriptor)
-        os.close(descriptor)
+        if descriptor is not None:
+            if lock != path:
+                with suppress(OSError):
+                    lock.unlink()  # while it is locked: later, it may be another run's
+            _unlock(descriptor)
+
+
+def _locked(lock: Path, path: Path) -> int | None:
+    """Open and lock the file or folder `lock`; None if it cannot be opened, FolderError if another run has `path`."""
+    for _ in range(_TRIES if fcntl is not None else 0):
+        try:
+            descriptor = _opened(lock)
+        except OSError:
+            return None
+        _LOCKED.add(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # PermissionError: on SMB shares
+            _unlock(descriptor)
+            raise FolderError(f"{path} is being written by another run; wait for its end, or stop it.") from None
+        except OSError:
+            return descriptor
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+        _unlock(descriptor)  # another run deleted it between the two steps
+    return None
+
+
+def _opened(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS does not lock what is open for reading alone
+    except OSError:  # a folder, or another user's file
+        return os.open(lock, os.O_RDONLY)
+
+
+def _unlock(descriptor: int) -> None:
+    _LOCKED.discard(descriptor)
+    os.close(descriptor)
 
 
 def _close_locked() -> None:
@@ -67,6 +97,7 @@ def _close_locked() -> None:
     _LOCKED.clear()
 
 
+_TRIES = 100  # bounded, as some network file systems may number the same file differently each time
 _LOCKED: set[int] = set()
 if fcntl is not None:  # else a worker process would keep what a killed run had locked
     os.register_at_fork(after_in_child=_close_locked)

@@ -97,15 +97,11 @@ class ScoreOutput:
 
         With OVERWRITE, the output and the files beside it are deleted first.
         """
-        if self.existing is Existing.OVERWRITE and self.growing.exists():
-            with alone_with(self.growing):
-                self._delete()
-        elif self.existing is Existing.OVERWRITE:
-            self._delete()
         with writing(self.path):
-            self.growing.parent.mkdir(parents=True, exist_ok=True)
-            self.growing.touch()
-        with alone_with(self.growing):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_with(self.path):
+            if self.existing is Existing.OVERWRITE:
+                self._delete()
             yield
 
     def _delete(self) -> None:

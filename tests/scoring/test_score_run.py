@@ -1,5 +1,7 @@
 """Killed and resumed, divided, by study: always the rows of one undisturbed run, to the last byte."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -7,6 +9,7 @@ import random
 import signal
 import time
 import weakref
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from PIL import Image
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import per_study
+from chexpert_hf.files import alone_with
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.score_rows import RowFormat, study_of
@@ -269,6 +273,79 @@ def test_two_runs_never_write_one_output(classifier, files, tmp_path, name, exis
     score_to_file(classifier, files, output, batch_size=BATCH_SIZE, watch=second)
     run(classifier, files, tmp_path / f"alone-{name}")
     assert (tmp_path / name).read_bytes() == (tmp_path / f"alone-{name}").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("existing", list(Existing))
+def test_the_files_that_a_run_reads_and_writes_are_not_locked(classifier, files, tmp_path, name, existing):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / f".{name}.lock").touch()  # by a run that was killed
+
+    def locked(results, *_):
+        yield next(results)
+        result = next(results)
+        assert {file.name for file in folder.iterdir()} > {f".{name}.lock", f"{name}.run.json"}
+        for file in folder.iterdir():
+            if file.name != f".{name}.lock":  # on an SMB share, locks bind the process that holds them, too
+                with file.open("rb") as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield result
+        yield from results
+
+    run(classifier, files, folder / name, existing=existing, watch=locked)
+    assert {file.name for file in folder.iterdir()} == {name, f"{name}.run.json"}
+
+
+@pytest.mark.parametrize("error", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_outputs_are_written_where_files_cannot_be_locked(classifier, files, tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run(classifier, files[:2], tmp_path / "out" / "a.csv")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"a.csv", "a.csv.run.json"}
+
+
+def test_outputs_are_written_where_no_lock_file_can_be(classifier, files, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".a.csv.lock").symlink_to(tmp_path / "none" / "lock")
+    run(classifier, files[:2], folder / "a.csv")
+    assert {file.name for file in folder.iterdir()} == {".a.csv.lock", "a.csv", "a.csv.run.json"}
+
+
+@pytest.mark.parametrize("refusal", [errno.EAGAIN, errno.EACCES])  # EACCES: on an SMB share
+def test_a_refused_lock_is_another_run(tmp_path, monkeypatch, refusal):
+    def refuse(*_):
+        raise OSError(refusal, "locked")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match=r"a\.csv is being written by another run"), alone_with(tmp_path / "a.csv"):
+        pass
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2])
+def test_a_run_that_locks_late_does_not_delete_the_output_of_another(tmp_path, monkeypatch, ended):
+    output, flock = ScoreOutput(tmp_path / "a.csv", existing=Existing.OVERWRITE), fcntl.flock
+    output.path.write_text("an older one")
+
+    with ExitStack() as first:
+
+        def late(*lock):  # the lock file was opened, and then others ran
+            monkeypatch.setattr(fcntl, "flock", flock)
+            for _ in range(ended):
+                with output.claimed():
+                    output.path.write_text("ended")
+            first.enter_context(output.claimed())
+            output.path.write_text("running")
+            flock(*lock)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pytest.raises(InputError, match="is being written by another run"), output.claimed():
+            pass
+        assert output.path.read_text() == "running"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_an_output_that_is_there_is_neither_lost_nor_mixed_with_another(classifier, files, tmp_path, tiny_folder):
