@@ -542,6 +542,33 @@ def test_reports_with_line_breaks_and_rows_of_megabytes_are_read_in_a_table_of_a
     assert len(as_frame(tmp_path, check_files=False, valid_fraction=0)) == 3
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "end"), [('"open', "1", "\n"), ('"open', '"good"', "\n"), ('"open', '"x', "")]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_cell_whose_quotation_mark_is_never_closed_is_named_and_swallows_no_rows(
+    tmp_path: Path, first: str, later: str, end: str, encoding: str
+) -> None:
+    notes = ["", '"two\nlines, ""quoted"""', *[""] * 10, first, *[""] * 10, later, *[""] * 5]
+    rows = [f"a/{i}.png,{i % 2},{note}" for i, note in enumerate(notes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,TB,remark", *rows]) + end, encoding=encoding)
+    with pytest.raises(DatasetError, match=r'labels\.csv line 15: a cell begins with a quotation mark .*: "open'):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
+def test_a_cell_that_is_open_for_longer_than_a_block_is_named_with_its_line(tmp_path: Path) -> None:
+    rows = [f'a/{i}.png,{i % 2},"open' if i == 20 else f"a/{i}.png,{i % 2},{'x' * 1000}" for i in range(20_000)]
+    write_csv(tmp_path / "labels.csv", "image,TB,remark", *rows)
+    with pytest.raises(DatasetError, match=r"labels\.csv line 22: a cell begins with a quotation mark"):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
+def test_quotation_marks_that_open_no_cell_or_are_followed_by_a_blank_are_legal(tmp_path: Path) -> None:
+    remarks = ['a 5" tube', '"a,"b', '"two\nlines" ', '"" quoted', '"a, b"', '"a 5"" tube"']
+    write_csv(tmp_path / "labels.csv", "image,remark,TB", *(f"a/{i}.png,{text},1" for i, text in enumerate(remarks)))
+    assert len(as_frame(tmp_path, check_files=False)) == 6
+
+
 @pytest.mark.parametrize(("header", "cell"), [("Größe", "a.png"), ("TB", "Müller.png")])
 def test_a_table_in_latin_1_is_refused_with_how_to_convert_it(tmp_path: Path, header: str, cell: str) -> None:
     table = tmp_path / "labels.csv"
