@@ -652,6 +652,17 @@ def test_images_below_the_folder_of_a_class_are_refused_and_not_left_out(tmp_pat
         load_dataset(tmp_path)
 
 
+def test_masks_and_trained_models_beside_or_below_classes_are_not_of_their_images(tmp_path: Path) -> None:
+    films = ["TB/1.png", "Normal/2.png"]
+    masks = ["masks/TB/1/TB.png", "Lung masks/TB/1.png", "TB/masks/site1/1.png"]
+    trained = {"runs/tb": "recipe.yaml", "model": "recipe.yaml", "TB/model": "config.json"}
+    write_films(tmp_path, [*films, *masks, *(f"{folder}/curve.png" for folder in trained)], "PNG")
+    for folder, name in trained.items():
+        (tmp_path / folder / name).touch()
+    assert as_frame(tmp_path)["path"].tolist() == [*reversed(films)]
+    assert label_set_of(tmp_path).names == ("Normal", "TB")
+
+
 def test_a_table_goes_before_folders_of_images(tmp_path: Path) -> None:
     write_films(tmp_path, ["healthy/1.png", "ill/1.png"], "PNG")
     write_csv(tmp_path / "labels.csv", "file,TB", "healthy/1.png,0", "ill/1.png,1")
