@@ -536,6 +536,18 @@ def test_a_name_that_several_images_below_the_folder_have_is_refused_unless_the_
     assert as_frame(tmp_path, valid_fraction=0)["path"].tolist() == ["original/a.png", "original/b.png"]
 
 
+def test_links_to_an_image_are_no_further_images_of_its_name(tmp_path: Path) -> None:
+    write_films(tmp_path, ["images_0/a.png", "images_1/b.png"], "PNG")
+    (tmp_path / "all").mkdir()
+    for name in ("images_0/a.png", "images_1/b.png"):
+        (tmp_path / "all" / name[-5:]).symlink_to(f"../{name}")
+    write_csv(tmp_path / "labels.csv", "image,TB", "a.png,1", "b.jpg,0")
+    assert as_frame(tmp_path)["path"].tolist() == ["all/a.png", "all/b.png"]
+    write_films(tmp_path, ["other/a.png"], "PNG")
+    with pytest.raises(DatasetError, match=r"could be 'a\.png': all/a\.png, other/a\.png\."):
+        as_frame(tmp_path)
+
+
 def test_reports_with_line_breaks_and_rows_of_megabytes_are_read_in_a_table_of_any_size(tmp_path: Path) -> None:
     reports = ["\n".join(["No change, as before."] * lines) for lines in (3, 100_000, 5)]
     write_csv(tmp_path / "labels.csv", "image,report,TB", *(f'{i}.png,"{text}",1' for i, text in enumerate(reports)))
