@@ -519,6 +519,7 @@ def refusal(folder: Path, *lines: str) -> str:
         ("image,patient,study,TB", ["a.png,1,1,1", "b.png,1, ,0"], "row 3: study is ' ', expected the name of a study"),
         ("image,patient,TB", ["a.png,1,1", "nan,2,0"], "row 3: image is 'nan', expected the path of an image"),
         ("image,patient,TB,split", ["a.png,1,1,train", "b.png,2,0,"], "row 3: split is blank, expected train, valid"),
+        ("image,TB,split", ["a.png,1,train", "b.png,0,", "c.png,0,NA"], "test; name the split of such rows (2 in all)"),
     ],
 )
 def test_cells_that_would_leak_merge_or_lose_radiographs_are_named(

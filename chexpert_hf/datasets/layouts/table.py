@@ -234,7 +234,9 @@ def _read(
     parsers = {name: _PARSERS[fact] for fact, name in facts.items() if fact in _PARSERS}
     parsed = {fact: parse_cells(cells, name, table, parsers) for fact, name in facts.items() if fact in _PARSERS}
     if "split" in parsed:
-        refuse_cells(pd.isna(pd.Series(parsed["split"])), cells[facts["split"]], table, ", ".join(SPLIT_OF))
+        is_blank = pd.isna(pd.Series(parsed["split"]))
+        advice = f"name the split of such rows ({is_blank.sum():,} in all), or remove them"
+        refuse_cells(is_blank, cells[facts["split"]], table, f"{', '.join(SPLIT_OF)}; {advice}")
     texts = {
         fact: _names(cells[facts[fact]], table, f"the name of a {fact}")
         for fact in ("patient", "study")
