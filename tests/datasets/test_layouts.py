@@ -598,6 +598,16 @@ def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path: Path) -> Non
     assert label_set_of(tmp_path).names == ("TB",)  # not the patient, whose number is a 1
 
 
+def test_columns_of_a_table_of_scores_are_no_labels_and_refused_if_asked_for(tmp_path: Path) -> None:
+    write_csv(tmp_path / "labels.csv", "image,TB,error,note,views,gate", "1.png,1,0,1,1,1", "2.png,0,0,0,1,1")
+    assert label_set_of(tmp_path).names == ("TB",)
+    assert stated(as_frame(tmp_path, check_files=False), "TB") == [1, 0]
+    with pytest.raises(
+        DatasetError, match=r"'gate' is a reserved .*; rename it, or leave it out with --observations\."
+    ):
+        as_frame(tmp_path, check_files=False, observations=["TB", "gate"])
+
+
 def test_a_file_without_any_of_its_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
     write_csv(tmp_path / "train-rle.csv", "image,mask", "a,b")
     with pytest.raises(DatasetError, match=r"lacks the columns 'ImageId', 'EncodedPixels'; it has image, mask\."):

@@ -22,6 +22,7 @@ from chexpert_hf.datasets.cells import (
     read_cells,
     refuse_cells,
 )
+from chexpert_hf.datasets.label_sets import SCORE_COLUMNS
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
@@ -203,7 +204,7 @@ def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, 
     facts = columns.facts(header)
     if "image" not in facts:
         return ()
-    taken = {*facts.values(), *COLUMNS, ""}
+    taken = {*facts.values(), *COLUMNS, *SCORE_COLUMNS, ""}
     cells = read_cells(table, facts["image"], [name for name in header if name not in taken])
     return tuple(name for name in cells.columns if name not in taken and _is_meant_as_labels(cells[name]))
 
