@@ -608,6 +608,11 @@ def test_columns_of_a_table_of_scores_are_no_labels_and_refused_if_asked_for(tmp
         as_frame(tmp_path, check_files=False, observations=["TB", "gate"])
 
 
+def test_paths_of_a_windows_share_keep_their_two_slashes(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "image,TB", r"\\srv\share\\films\.\a.png,1")
+    assert "row 2 '//srv/share/films/a.png'" in message
+
+
 def test_a_file_without_any_of_its_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
     write_csv(tmp_path / "train-rle.csv", "image,mask", "a,b")
     with pytest.raises(DatasetError, match=r"lacks the columns 'ImageId', 'EncodedPixels'; it has image, mask\."):

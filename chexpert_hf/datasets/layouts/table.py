@@ -291,7 +291,7 @@ def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
     A table states them relative to its own folder or as absolute paths; absolute ones outside of it stay as they are.
     """
     stated, place = stated.str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
-    stated = stated.str.replace(r"/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file
+    stated = stated.str.replace(r"(?<=.)/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file
     below = stated if place == "." else f"{place}/" + stated
     return stated.str.removeprefix(f"{folder.as_posix()}/").where(stated.str.contains(r"^/|^[A-Za-z]:"), below)
 
