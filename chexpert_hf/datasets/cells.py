@@ -1,8 +1,10 @@
 """Reads the cells of CSV files with labels, and parses them; used by all layouts."""
 
 import csv
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,12 +79,13 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
     cell, such as a report, may extend over several lines.
 
     Raises:
-        DatasetError: If the file cannot be read, or has one of these columns twice.
+        DatasetError: If the file cannot be read, has one of these columns twice, or a quoted cell that is not closed.
     """
     # Text, so that errors can quote the file; as dictionaries, so that each distinct value is parsed once.
     types = {path: pa.string(), **dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))}
     try:
         encoding, delimiter = dialect_of(file)
+        _refuse_open_cells(file, encoding, delimiter)
         # The parallel reader does not count rows in its messages.
         serial = pa_csv.ReadOptions(use_threads=False, encoding=encoding, block_size=_BLOCK_BYTES)
         parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
@@ -101,6 +104,25 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
     cells.index = pd.RangeIndex(2, len(cells) + 2, name="row")
     cells.attrs["header"] = header
     return cells
+
+
+def _refuse_open_cells(file: Path, encoding: str, delimiter: str) -> None:
+    """Raise DatasetError for a quoted cell that is never closed, or only by the opening mark of a later line's cell.
+
+    pyarrow reads the lines in between as the text of that cell, so their rows would be lost without a message.
+    """
+    with TextIOWrapper(pa.input_stream(str(file)), encoding, errors="replace", newline="") as lines:
+        if not any(line.count('"') % 2 for line in lines):  # each cell is closed on its line
+            return
+    with TextIOWrapper(pa.input_stream(str(file)), encoding, errors="replace", newline="") as lines:
+        text = lines.read()
+    for cell in re.finditer(rf'"(?<![^{delimiter}\r\n]")(?:[^"]+|"")*(?:("[ \t]*(?=[{delimiter}\r\n]|\Z))|")?', text):
+        if cell[1] is None and ("\n" in cell[0] or "\r" in cell[0]):
+            number = len(re.findall(r"\r\n|\r|\n", text[: cell.start()])) + 1
+            raise DatasetError(
+                f"{file.name} line {number}: a cell begins with a quotation mark that is not closed, so that it holds "
+                f"the lines after it, too: {cell[0].splitlines()[0]:.60}. Close it, or remove the mark."
+            )
 
 
 def why_unreadable(error: Exception) -> str:

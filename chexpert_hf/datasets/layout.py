@@ -120,7 +120,8 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
     Each is the expected path if it exists, else an image of the same name in another folder, else one whose name
     differs in the suffix only, else the expected path anyway. Folders whose name contains "mask" are skipped.
-    Raise DatasetError if several images elsewhere could be meant, such as an original and a smaller copy.
+    Raise DatasetError if several images elsewhere could be meant, such as an original and a smaller copy. Of links to
+    the same image, the first path counts.
     """
     paths: set[str] = set()
     by_name: dict[str, list[str]] = {}
@@ -131,7 +132,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if is_new and "mask" not in name.lower())
         relative = os.path.relpath(place, folder).replace(os.sep, "/")
-        for file in files:
+        for file in sorted(files):
             path = file if relative == "." else f"{relative}/{file}"
             stem, suffix = os.path.splitext(file)
             if suffix.lower() in IMAGE_SUFFIXES:
@@ -147,6 +148,8 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
             return path
         name = path.rpartition("/")[2]
         found = by_name.get(name) or by_stem.get(os.path.splitext(name)[0]) or [path]
+        if len(found) > 1:  # links may lead to the same image
+            found = [*{os.path.realpath(folder / each): each for each in reversed(found)}.values()][::-1]
         if len(found) > 1:
             raise DatasetError(
                 f"Several images in {str(folder)!r} could be {path!r}: {listed(found)}. Expected one: move the others "

@@ -231,7 +231,10 @@ def _sources(
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted({*observations} & {*COLUMNS, *SCORE_COLUMNS}):
-        raise DatasetError(f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it.")
+        raise DatasetError(
+            f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it, or leave it out with "
+            "--observations."
+        )
     for name in observations:
         same = same_label(name, own)
         if name in own or name in by_default:

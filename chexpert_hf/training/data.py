@@ -17,9 +17,6 @@ from chexpert_hf.training.recipe import Recipe, RecipeError
 Roots: TypeAlias = Path | Sequence[Path]
 """The folder of a data set, or several folders whose data sets are trained on as one."""
 
-_FROM_OTHERS = (UncertaintyPolicy.U_IGNORE, UncertaintyPolicy.U_SELF_TRAINED)
-"""Policies by which uncertain labels tell nothing to a model that has no teacher yet."""
-
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     """Return a recipe with `observations` and `label_set` filled in, from its field `labels` or else from the data.
@@ -54,7 +51,9 @@ def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[s
     if recipe.held_out_fold is not None:
         return recipe
     labels, policies = np.asarray(train["labels"][:]), recipe.policies
-    learns_others = [policies[name] in _FROM_OTHERS and recipe.teacher is None for name in recipe.observations]
+    # A teacher labels uncertain images of U-SelfTrained alone.
+    from_others = [UncertaintyPolicy.U_IGNORE, *([] if recipe.teacher else [UncertaintyPolicy.U_SELF_TRAINED])]
+    learns_others = [policies[name] in from_others for name in recipe.observations]
     is_unknown = (labels == IGNORED) | ((labels == UNCERTAIN) & learns_others)
     if recipe.blank_labels == BlankPolicy.UNKNOWN:
         is_unknown |= np.isnan(labels)

@@ -519,6 +519,7 @@ def refusal(folder: Path, *lines: str) -> str:
         ("image,patient,study,TB", ["a.png,1,1,1", "b.png,1, ,0"], "row 3: study is ' ', expected the name of a study"),
         ("image,patient,TB", ["a.png,1,1", "nan,2,0"], "row 3: image is 'nan', expected the path of an image"),
         ("image,patient,TB,split", ["a.png,1,1,train", "b.png,2,0,"], "row 3: split is blank, expected train, valid"),
+        ("image,TB,split", ["a.png,1,train", "b.png,0,", "c.png,0,NA"], "test; name the split of such rows (2 in all)"),
     ],
 )
 def test_cells_that_would_leak_merge_or_lose_radiographs_are_named(
@@ -536,10 +537,49 @@ def test_a_name_that_several_images_below_the_folder_have_is_refused_unless_the_
     assert as_frame(tmp_path, valid_fraction=0)["path"].tolist() == ["original/a.png", "original/b.png"]
 
 
+def test_links_to_an_image_are_no_further_images_of_its_name(tmp_path: Path) -> None:
+    write_films(tmp_path, ["images_0/a.png", "images_1/b.png"], "PNG")
+    (tmp_path / "all").mkdir()
+    for name in ("images_0/a.png", "images_1/b.png"):
+        (tmp_path / "all" / name[-5:]).symlink_to(f"../{name}")
+    write_csv(tmp_path / "labels.csv", "image,TB", "a.png,1", "b.jpg,0")
+    assert as_frame(tmp_path)["path"].tolist() == ["all/a.png", "all/b.png"]
+    write_films(tmp_path, ["other/a.png"], "PNG")
+    with pytest.raises(DatasetError, match=r"could be 'a\.png': all/a\.png, other/a\.png\."):
+        as_frame(tmp_path)
+
+
 def test_reports_with_line_breaks_and_rows_of_megabytes_are_read_in_a_table_of_any_size(tmp_path: Path) -> None:
     reports = ["\n".join(["No change, as before."] * lines) for lines in (3, 100_000, 5)]
     write_csv(tmp_path / "labels.csv", "image,report,TB", *(f'{i}.png,"{text}",1' for i, text in enumerate(reports)))
     assert len(as_frame(tmp_path, check_files=False, valid_fraction=0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "end"), [('"open', "1", "\n"), ('"open', '"good"', "\n"), ('"open', '"x', "")]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_cell_whose_quotation_mark_is_never_closed_is_named_and_swallows_no_rows(
+    tmp_path: Path, first: str, later: str, end: str, encoding: str
+) -> None:
+    notes = ["", '"two\nlines, ""quoted"""', *[""] * 10, first, *[""] * 10, later, *[""] * 5]
+    rows = [f"a/{i}.png,{i % 2},{note}" for i, note in enumerate(notes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,TB,remark", *rows]) + end, encoding=encoding)
+    with pytest.raises(DatasetError, match=r'labels\.csv line 15: a cell begins with a quotation mark .*: "open'):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
+def test_a_cell_that_is_open_for_longer_than_a_block_is_named_with_its_line(tmp_path: Path) -> None:
+    rows = [f'a/{i}.png,{i % 2},"open' if i == 20 else f"a/{i}.png,{i % 2},{'x' * 1000}" for i in range(20_000)]
+    write_csv(tmp_path / "labels.csv", "image,TB,remark", *rows)
+    with pytest.raises(DatasetError, match=r"labels\.csv line 22: a cell begins with a quotation mark"):
+        load_dataset(tmp_path, splits=["train"], check_files=False)
+
+
+def test_quotation_marks_that_open_no_cell_or_are_followed_by_a_blank_are_legal(tmp_path: Path) -> None:
+    remarks = ['a 5" tube', '"a,"b', '"two\nlines" ', '"" quoted', '"a, b"', '"a 5"" tube"']
+    write_csv(tmp_path / "labels.csv", "image,remark,TB", *(f"a/{i}.png,{text},1" for i, text in enumerate(remarks)))
+    assert len(as_frame(tmp_path, check_files=False)) == 6
 
 
 @pytest.mark.parametrize(("header", "cell"), [("Größe", "a.png"), ("TB", "Müller.png")])
@@ -556,6 +596,21 @@ def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path: Path) -> Non
     assert stated(frame, "TB") == [1, 0]
     assert frame["patient"].tolist() == ["1", "1"]
     assert label_set_of(tmp_path).names == ("TB",)  # not the patient, whose number is a 1
+
+
+def test_columns_of_a_table_of_scores_are_no_labels_and_refused_if_asked_for(tmp_path: Path) -> None:
+    write_csv(tmp_path / "labels.csv", "image,TB,error,note,views,gate", "1.png,1,0,1,1,1", "2.png,0,0,0,1,1")
+    assert label_set_of(tmp_path).names == ("TB",)
+    assert stated(as_frame(tmp_path, check_files=False), "TB") == [1, 0]
+    with pytest.raises(
+        DatasetError, match=r"'gate' is a reserved .*; rename it, or leave it out with --observations\."
+    ):
+        as_frame(tmp_path, check_files=False, observations=["TB", "gate"])
+
+
+def test_paths_of_a_windows_share_keep_their_two_slashes(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "image,TB", r"\\srv\share\\films\.\a.png,1")
+    assert "row 2 '//srv/share/films/a.png'" in message
 
 
 def test_a_file_without_any_of_its_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
@@ -623,6 +678,17 @@ def test_images_below_the_folder_of_a_class_are_refused_and_not_left_out(tmp_pat
     write_films(tmp_path, ["TB/1.png", "TB/masks/1.png", "Normal/2.png", nested], "PNG")
     with pytest.raises(DatasetError, match=rf"{nested} is in a folder below that of its class, {nested[:2]}"):
         load_dataset(tmp_path)
+
+
+def test_masks_and_trained_models_beside_or_below_classes_are_not_of_their_images(tmp_path: Path) -> None:
+    films = ["TB/1.png", "Normal/2.png"]
+    masks = ["masks/TB/1/TB.png", "Lung masks/TB/1.png", "TB/masks/site1/1.png"]
+    trained = {"runs/tb": "recipe.yaml", "model": "recipe.yaml", "TB/model": "config.json"}
+    write_films(tmp_path, [*films, *masks, *(f"{folder}/curve.png" for folder in trained)], "PNG")
+    for folder, name in trained.items():
+        (tmp_path / folder / name).touch()
+    assert as_frame(tmp_path)["path"].tolist() == [*reversed(films)]
+    assert label_set_of(tmp_path).names == ("Normal", "TB")
 
 
 def test_a_table_goes_before_folders_of_images(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def test_broader_labels_are_answered_whatever_their_spelling(tmp_path: Path) -> 
 def test_columns_of_ones_own_in_chexperts_layout_are_the_default(tmp_path: Path) -> None:
     path = "train/patient{:05}/study1/view1_frontal.jpg".format
     columns = {"Path": [path(1), path(2)], "Sex": ["Male"] * 2, "Age": [50] * 2, "Frontal/Lateral": ["Frontal"] * 2}
-    folder = table(tmp_path, "train.csv", **columns, **{"AP/PA": ["PA"] * 2, "TB": [1, 0], "Normal": [0, 1]})
+    own = {"AP/PA": ["PA"] * 2, "TB": [1, 0], "Normal": [0, 1], "note": [1, 1]}  # a note is a column of scores
+    folder = table(tmp_path, "train.csv", **columns, **own)
     train = load_dataset(folder, splits=["train"], **ALL)["train"]
     assert train.info.description.endswith(": TB, Normal")
     assert labels(train) == [[1, 0], [0, 1]]

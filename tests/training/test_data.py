@@ -210,6 +210,10 @@ def test_labels_that_teach_nothing_have_no_output_and_absent_ones_are_named() ->
     assert "no output for Fracture, Edema," in lines[0]
     assert "No training image has Cardiomegaly: the model only learns to deny it." in lines[1]
     assert outputs(policy="u-ones", blank_labels="unknown") == names[1:]
+    assert outputs(policy="u-self-trained", blank_labels="unknown") == names[2:]
+    assert outputs(policy="u-self-trained", blank_labels="unknown", teacher="model") == names[1:]
+    mixed = "Pneumonia=u-self-trained"  # the others are ignored
+    assert outputs(policy=mixed, blank_labels="unknown", teacher="model") == names[2:]
     fold = {"checkpoint": "last", "calibration_folds": 2, "held_out_fold": 0}
     assert outputs(policy="u-ignore", blank_labels="unknown", **fold) == names
     assert outputs(policy="u-ignore", blank_labels="negative") == names

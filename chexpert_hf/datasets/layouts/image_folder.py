@@ -11,6 +11,7 @@ from chexpert_hf.datasets.layout import IMAGE_SUFFIXES, Layout, rows
 from chexpert_hf.labels import LabelSet
 
 _MIN_CLASSES = 2
+_FILES_OF_MODELS = ("recipe.yaml", "config.json")  # a training's output has images, too: its curve
 
 
 def _entries(folder: Path, *, is_folder: bool) -> list[str]:
@@ -19,9 +20,13 @@ def _entries(folder: Path, *, is_folder: bool) -> list[str]:
     return sorted(found)
 
 
+def _folders(folder: Path) -> list[str]:
+    """Return the names of folders that may be classes: those without "mask" in their name, and without a model."""
+    names = [name for name in _entries(folder, is_folder=True) if "mask" not in name.lower()]
+    return [name for name in names if not any((folder / name / file).is_file() for file in _FILES_OF_MODELS)]
+
+
 def _images(folder: Path) -> list[str]:
-    if "mask" in folder.name.lower():  # beside images, not a class of them
-        return []
     return [name for name in _entries(folder, is_folder=False) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
@@ -38,16 +43,16 @@ def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
     found: dict[str, Mapping[str, list[str]]] = {}
     for each in SPLIT_NAMES:
         if (place := _place(folder, each)) is not None:
-            images = {name: _images(folder / place / name) for name in _entries(folder / place, is_folder=True)}
+            images = {name: _images(folder / place / name) for name in _folders(folder / place)}
             found[each] = {name: files for name, files in images.items() if files}
     return found.get(split, {}) if max(map(len, found.values()), default=0) >= _MIN_CLASSES else {}
 
 
 def _refuse_nested(folder: Path) -> None:
     """Raise DatasetError if there are images further below the folders of classes, which would be left out."""
-    for name in _entries(folder, is_folder=True):
+    for name in _folders(folder):
         for place, below, _ in os.walk(folder / name):
-            below[:] = sorted(each for each in below if not each.startswith("."))
+            below[:] = _folders(Path(place))
             if Path(place) != folder / name and (images := _images(Path(place))):
                 raise DatasetError(
                     f"{Path(place) / images[0]} is in a folder below that of its class, {name}. Put all images of a "

@@ -22,6 +22,7 @@ from chexpert_hf.datasets.cells import (
     read_cells,
     refuse_cells,
 )
+from chexpert_hf.datasets.label_sets import SCORE_COLUMNS
 from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
@@ -203,7 +204,7 @@ def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, 
     facts = columns.facts(header)
     if "image" not in facts:
         return ()
-    taken = {*facts.values(), *COLUMNS, ""}
+    taken = {*facts.values(), *COLUMNS, *SCORE_COLUMNS, ""}
     cells = read_cells(table, facts["image"], [name for name in header if name not in taken])
     return tuple(name for name in cells.columns if name not in taken and _is_meant_as_labels(cells[name]))
 
@@ -234,7 +235,9 @@ def _read(
     parsers = {name: _PARSERS[fact] for fact, name in facts.items() if fact in _PARSERS}
     parsed = {fact: parse_cells(cells, name, table, parsers) for fact, name in facts.items() if fact in _PARSERS}
     if "split" in parsed:
-        refuse_cells(pd.isna(pd.Series(parsed["split"])), cells[facts["split"]], table, ", ".join(SPLIT_OF))
+        is_blank = pd.isna(pd.Series(parsed["split"]))
+        advice = f"name the split of such rows ({is_blank.sum():,} in all), or remove them"
+        refuse_cells(is_blank, cells[facts["split"]], table, f"{', '.join(SPLIT_OF)}; {advice}")
     texts = {
         fact: _names(cells[facts[fact]], table, f"the name of a {fact}")
         for fact in ("patient", "study")
@@ -288,7 +291,7 @@ def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
     A table states them relative to its own folder or as absolute paths; absolute ones outside of it stay as they are.
     """
     stated, place = stated.str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
-    stated = stated.str.replace(r"/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file
+    stated = stated.str.replace(r"(?<=.)/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file
     below = stated if place == "." else f"{place}/" + stated
     return stated.str.removeprefix(f"{folder.as_posix()}/").where(stated.str.contains(r"^/|^[A-Za-z]:"), below)
 
