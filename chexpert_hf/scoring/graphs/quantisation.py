@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import takewhile
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -81,17 +81,23 @@ def _floored(ranges: Tensor) -> Tensor:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Context manager: hide standard output (NNCF's progress bars) and log messages up to warnings (ONNX Runtime's).
+    """Context manager: hide standard output (NNCF's progress bars) and this thread's warnings by NNCF and ONNX Runtime.
 
-    Both hold for the whole process, so one thread at a time may be inside.
+    Standard output is redirected for the whole process, so one thread at a time may be inside.
     """
+    thread, loggers = get_ident(), [logging.getLogger(), logging.getLogger("nncf")]
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
     with _quiet_lock, redirect_stdout(io.StringIO()):
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        for logger in loggers:
+            logger.addFilter(is_kept)
         try:
             yield
         finally:
-            logging.disable(level)
+            for logger in loggers:
+                logger.removeFilter(is_kept)
 
 
 @_quietly()
