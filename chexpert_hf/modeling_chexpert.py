@@ -160,8 +160,8 @@ class CheXpertForImageClassification(PreTrainedModel):
         wrapper: Any = self.classifier
         if not hasattr(wrapper, "modules_to_save"):
             return self.classifier
-        copy = wrapper.modules_to_save[wrapper.active_adapters[0]] if wrapper.active_adapters else None
-        return wrapper.original_module if copy is None or wrapper.disable_adapters else copy
+        adapted = wrapper.modules_to_save[wrapper.active_adapters[0]] if wrapper.active_adapters else None
+        return wrapper.original_module if adapted is None or wrapper.disable_adapters else adapted
 
     def freeze_backbone(self) -> None:
         """Freeze the backbone, including its BatchNorm statistics, so that only the head is trained."""

@@ -132,9 +132,11 @@ class Runtime(ABC):
 @contextmanager
 def _evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
     """Context manager: put a network that is being trained into evaluation mode, and back."""
+    if not network.training:
+        yield
+        return
     trained = [module for module in network.modules() if module.training]  # others may be frozen by their mode
-    if trained:
-        network.eval()
+    network.eval()
     try:
         yield
     finally:
