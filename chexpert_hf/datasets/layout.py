@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from chexpert_hf.datasets.cells import DatasetError, listed
+from chexpert_hf.datasets.label_sets import SCORE_COLUMNS
 from chexpert_hf.labels import LabelSet
 from chexpert_hf.radiographs.finding import IMAGE_SUFFIXES
 from chexpert_hf.radiographs.unfetched import why_missing
@@ -36,6 +37,9 @@ COLUMNS = (
     "labels_by",
 )
 """The columns of a loaded data set besides `image` and `labels`."""
+
+RESERVED = frozenset((*COLUMNS, *SCORE_COLUMNS))
+"""Names that no observation can have: those of columns of a loaded data set or of a table of scores."""
 
 BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the image as it is stored
 BOX_COLUMNS = ("path", "observation", *BOX_SIDES)

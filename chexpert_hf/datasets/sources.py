@@ -15,8 +15,8 @@ import pandas as pd
 
 from chexpert_hf.datasets.cells import DatasetError, header_of, listed
 from chexpert_hf.datasets.hub import fetch, is_repository
-from chexpert_hf.datasets.label_sets import LABEL_SETS, SCORE_COLUMNS, is_known, same_label
-from chexpert_hf.datasets.layout import COLUMNS, SPLITS, Layout
+from chexpert_hf.datasets.label_sets import LABEL_SETS, is_known, same_label
+from chexpert_hf.datasets.layout import RESERVED, SPLITS, Layout
 from chexpert_hf.datasets.layouts.chexpert import CHEXPERT_LAYOUT
 from chexpert_hf.datasets.layouts.chexpert_plus import CHEXPERT_PLUS_LAYOUT
 from chexpert_hf.datasets.layouts.google import GOOGLE_LAYOUT
@@ -230,7 +230,7 @@ def _sources(
     """Return observation -> columns that give its labels, () if none do; DatasetError if no label set has it."""
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
-    if taken := sorted({*observations} & {*COLUMNS, *SCORE_COLUMNS}):
+    if taken := sorted(RESERVED.intersection(observations)):
         raise DatasetError(
             f"{taken[0]!r} is a reserved column name, so it cannot be an observation; rename it, or leave it out with "
             "--observations."

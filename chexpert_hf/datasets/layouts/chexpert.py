@@ -26,8 +26,7 @@ from chexpert_hf.datasets.cells import (
     read_cells,
     refuse_cells,
 )
-from chexpert_hf.datasets.label_sets import SCORE_COLUMNS
-from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, Layout, find_table, refuse_repeated, rows, table_in
+from chexpert_hf.datasets.layout import MAX_AGE, RESERVED, Layout, find_table, refuse_repeated, rows, table_in
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
 _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
@@ -53,7 +52,7 @@ def _find_table(folder: Path, split: str) -> Path | None:
 def _columns(folder: Path) -> Sequence[str]:
     """Return possible label columns in the table of the first split that has one; else CheXpert's 14 observations."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
-    taken = {"Path", *_ACQUISITION_COLUMNS, *COLUMNS, *SCORE_COLUMNS}
+    taken = {"Path", *_ACQUISITION_COLUMNS, *RESERVED}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 

@@ -22,8 +22,16 @@ from chexpert_hf.datasets.cells import (
     read_cells,
     refuse_cells,
 )
-from chexpert_hf.datasets.label_sets import SCORE_COLUMNS
-from chexpert_hf.datasets.layout import COLUMNS, MAX_AGE, SPLITS, Layout, find_images, find_table, refuse_repeated, rows
+from chexpert_hf.datasets.layout import (
+    MAX_AGE,
+    RESERVED,
+    SPLITS,
+    Layout,
+    find_images,
+    find_table,
+    refuse_repeated,
+    rows,
+)
 from chexpert_hf.labels import CHEXPERT, LabelSet
 
 SINGLE_TABLES = ("labels.csv", "metadata.csv")
@@ -204,7 +212,7 @@ def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, 
     facts = columns.facts(header)
     if "image" not in facts:
         return ()
-    taken = {*facts.values(), *COLUMNS, *SCORE_COLUMNS, ""}
+    taken = {*facts.values(), *RESERVED, ""}
     cells = read_cells(table, facts["image"], [name for name in header if name not in taken])
     return tuple(name for name in cells.columns if name not in taken and _is_meant_as_labels(cells[name]))
 
