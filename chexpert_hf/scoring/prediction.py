@@ -97,7 +97,8 @@ class Prediction:
         The radiograph is left out if `source` cannot be read again, the map also if maps were not requested.
 
         Args:
-            observation: The map to show; if None, that of the most probable observation other than No Finding.
+            observation: The map to show; if None, that of the most probable positive observation, or of the most
+                probable one if none is positive. No Finding does not count.
 
         Raises:
             ValueError: If an observation is given, and maps were not requested.

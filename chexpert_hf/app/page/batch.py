@@ -154,8 +154,8 @@ def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes
 def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
     """Write a ZIP archive with a folder of overlays for each scored row.
 
-    Overlays are those of positive observations, and always of the most probable one. Rows that come after the archive
-    has reached `MAX_OVERLAYS_BYTES` get none; `README.txt` in the archive says what is missing.
+    Overlays are those of positive observations, or of the most probable one if none is positive. Rows that come after
+    the archive has reached `MAX_OVERLAYS_BYTES` get none; `README.txt` in the archive says what is missing.
 
     Yields:
         How many rows are done.
@@ -174,7 +174,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
         lines = (
             f"Overlays of chexpert-hf. {DISCLAIMER}",
             "A folder for each row of the table, by its number; in it the observations at or above their operating",
-            "points, and the most probable one.",
+            "points, or the most probable one if there is none.",
             *missing,
         )
         archive.writestr("README.txt", "\n".join(lines) + "\n")

@@ -47,8 +47,8 @@ def result_html(
 ) -> str:
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
-    The viewer opens on the map of the `chosen` observation, or else the most probable one. `files` are the names of all
-    views' files, for messages on views without scores.
+    The viewer opens on the map of the `chosen` observation, or else of the first of `study.shown_first`. `files` are
+    the names of all views' files, for messages on views without scores.
     """
     names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
     content = {
@@ -98,8 +98,8 @@ def report_html(
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then of the most probable ones. Its time is `now`, in
-    UTC, or the current time.
+    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then as `study.shown_first` sorts them. Its time is
+    `now`, in UTC, or the current time.
     """
     return render(
         "report.html",
@@ -115,7 +115,7 @@ def report_html(
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Yield captions and images: the views, then the maps of the chosen and the most probable observations."""
+    """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
     for number, reading in list(study.views.items())[:_MAX_VIEWS]:
         yield study.label(number), reading.image()
     names = [name for name in study.shown_first() if name != chosen]

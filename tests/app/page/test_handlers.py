@@ -253,10 +253,10 @@ def test_a_list_whose_scoring_breaks_off_shows_what_was_scored_and_another_lists
 
     def break_off(*arguments: Any, **options: Any) -> Iterator[Any]:
         yield from islice(score_items(*arguments, **options), 2)
-        raise MemoryError
+        raise MemoryError("full")
 
     monkeypatch.setattr("chexpert_hf.app.page.listing.score_items", break_off)
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match="full"):
         call(demo, "_run", SimpleNamespace(id=kept.id), kept)
     answer = call(demo, "_finished", kept)
     assert "<strong>2 of 2</strong>" in answer["list-status"].value

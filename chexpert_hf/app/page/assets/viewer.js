@@ -26,7 +26,7 @@ const COMMANDS = [
   ["out", "-", "−", "Zoom out"],
   ["in", "+", "+", "Zoom in"],
   ["fit", "f", "Fit", "Fit the image"],
-  ["actual", "1", "1:1", "One pixel of the image on one of the screen"],
+  ["actual", "1", "1:1", "1:1, one pixel of the image on one of the screen"],
   ["reset", "r", "Reset", "Undo window, zoom and inversion"],
   ["full", "x", `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4"/></svg>`, "Full screen"],
   ["help", "?", "?", "Keys and mouse"],
@@ -43,7 +43,7 @@ const FIELDS = "input:not([type=range], [type=checkbox], [type=radio]), select, 
 // A button whose label is a word is called by that word; the title then describes it.
 const button = ([command, key, label, title]) =>
   `<button type="button" data-command="${command}" title="${title} (${key.toUpperCase()})"
-    ${/^[A-Z][a-z]/.test(label) ? "" : `aria-label="${label === "1:1" ? "1:1, o" + title.slice(1) : title}"`} aria-keyshortcuts="${key}">${label}</button>`;
+    ${/^[A-Z][a-z]/.test(label) ? "" : `aria-label="${title}"`} aria-keyshortcuts="${key}">${label}</button>`;
 const buttons = (...names) => COMMANDS.filter(([name]) => names.includes(name)).map(button).join("");
 const keys = (rows) => rows.map(([key, meaning]) => `<dt><kbd>${key}</kbd></dt><dd>${meaning}</dd>`).join("");
 const slider = (name, label, value) =>
