@@ -341,7 +341,7 @@ def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(
     expected = '<p class="maps-note">These maps did not point at &lt;findings&gt;.</p>'
     assert '<p class="map-text" aria-live="polite"></p>' + expected in html
     report = report_html(single, replace(facts, maps_note=note), points)
-    assert "of findings above their thresholds first.</p>" + expected in report
+    assert "come first; empty ones and those without room are left out.</p>" + expected in report
     for silent in (result_html(single, facts, points), report_html(single, facts, points)):
         assert 'class="maps-note"' not in silent
 
