@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
             name: getattr(options, name) for name in ("image_size", "epochs", "batch_size", "learning_rate", "init")
         }
         recipe = Recipe() if options.recipe is None else Recipe.load(options.recipe)
-        recipe = recipe.override(**values)
+        recipe = recipe.override(**values, precision="fp32")  # what Keras computes in
         if options.output.exists():
             raise InputError(f"{options.output} is there already; choose a new folder.")
         options.output.mkdir(parents=True)

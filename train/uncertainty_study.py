@@ -60,6 +60,7 @@ RECIPE = Recipe(
     schedule="cosine",
     warmup=0.1,
     weight_decay=0.01,
+    precision="fp32",
     keep_checkpoints=1,
 )
 REPLICATES = 1000

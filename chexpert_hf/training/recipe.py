@@ -142,7 +142,7 @@ class Recipe:
     weight_decay: float = _value(0.0, "Weight decay of AdamW.", "at least 0", flag=True)
     max_grad_norm: float = _value(0.0, "Largest norm of the gradients, for clipping; 0 for no clipping.", "at least 0")
     precision: Literal["auto", "fp32", "bf16"] = _value(
-        "auto", "fp32, bf16, or auto: bf16 on a GPU that has it.", flag=True
+        "auto", "fp32, bf16, or auto: bf16 on a GPU or processor that multiplies it.", flag=True
     )
     channels_last: bool = _value(True, "Channels-last memory layout, faster on CPUs and GPUs.")
     compile: bool | None = _value(

@@ -26,6 +26,7 @@ from ..conftest import TINY
 from .processes import run_until_killed, torchrun
 
 # 40 images, 5 steps an epoch; checkpoints at steps 2, 4, ... inside the epochs.
+PRECISIONS = ("auto", "bf16", "fp32")
 RECIPE = Recipe(
     observations=OBSERVATIONS,
     init="random",
@@ -40,6 +41,7 @@ RECIPE = Recipe(
     epochs=3,
     batch_size=8,
     images_per_checkpoint=16,
+    precision="fp32",  # so that the evaluations during training are those after it
     learning_rate=3e-3,
     schedule="cosine",
     warmup=0.1,
@@ -195,6 +197,15 @@ def test_bf16_trains_on_this_machine(phantoms, tmp_path):
     weights_of = weights(train(recipe, phantoms, tmp_path / "bf16", say=lambda line: None).folder)
     assert all(tensor.isfinite().all() for tensor in weights_of.values())
     assert weights_of["classifier.weight"].dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="decides by the CPU's instructions")
+@pytest.mark.parametrize(("capabilities", "precision"), [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")])
+def test_auto_is_bf16_where_the_processor_multiplies_it(phantoms, tmp_path, monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    folders = {name: train(few(precision=name), phantoms, tmp_path / name, say=print).folder for name in PRECISIONS}
+    chosen, *others = (weights(folders[name])["classifier.weight"] for name in ("auto", *PRECISIONS[1:]))
+    assert [torch.equal(chosen, other) for other in others] == [precision == name for name in PRECISIONS[1:]]
 
 
 @pytest.mark.parametrize("batch_size", [4, 8])  # after two steps the weights are finite, and their outputs are not
