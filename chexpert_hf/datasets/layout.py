@@ -69,7 +69,7 @@ class Layout:
     has_split: Callable[[Path, str], bool]  # whether a folder has the table of a split
     read: Callable[[Path, str, Sequence[str]], pd.DataFrame]
     columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
-    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    implied_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Observation of another label set -> names in this one that imply it: it is positive if any of these is."""
     patients: str | None = None
     """Prefix of patient ids if several data sets are loaded, equal where they share patients; folder's name if None."""

@@ -149,7 +149,7 @@ def states_any(folder: Path, observations: Sequence[str]) -> bool:
     if not has_dataset(folder, ("train", "valid")):
         return False
     layout, _ = find_layout(folder)
-    named = [*layout.names_in(folder), *layout.labels_in(folder).names, *layout.answers]
+    named = [*layout.names_in(folder), *layout.labels_in(folder).names, *layout.implied_by]
     return any(same_label(name, named) for name in observations)
 
 
@@ -190,7 +190,7 @@ def read_splits(
             f"No table of the {missing[0]} split in {str(folder)!r}; looked for {layout.files}. "
             f"Add it, or choose from {there}."
         )
-    tables = {split: _answered(layout.read(folder, split, names), sources) for split in wanted}
+    tables = {split: _combine_columns(layout.read(folder, split, names), sources) for split in wanted}
     if "train" in tables and not has_valid:
         if say is not None and valid_fraction and tables["train"]["patient"].equals(tables["train"]["study"]):
             say(f"{folder.name} names no patients: train and valid may hold studies of the same one.")
@@ -239,8 +239,8 @@ def _sources(
         same = same_label(name, own)
         if name in own or name in by_default:
             sources[name] = (name,)
-        elif answer := same_label(name, layout.answers):
-            sources[name] = layout.answers[answer]
+        elif label := same_label(name, layout.implied_by):
+            sources[name] = layout.implied_by[label]
         elif same or is_known(name) or same_label(name, known):
             sources[name] = (same,) if same else ()
         else:
@@ -254,7 +254,7 @@ def _sources(
     return sources
 
 
-def _answered(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def _combine_columns(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Return the table with a column for each observation, computed from the columns in `sources`."""
     if all(columns == (name,) for name, columns in sources.items()):
         return table

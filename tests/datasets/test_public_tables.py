@@ -135,8 +135,8 @@ XRV_JOINS: Mapping[str, str | Sequence[str]] = {
 @pytest.fixture(scope="module")
 def padchest(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = linked(tmp_path_factory.mktemp("padchest"), tables / PADCHEST_FILE, PADCHEST_FILE)
-    answered = [name for name in OBSERVATIONS if name in PADCHEST_LAYOUT.answers]
-    return as_frame(folder, observations=[*PADCHEST_NAMES, *answered])
+    implied = [name for name in OBSERVATIONS if name in PADCHEST_LAYOUT.implied_by]
+    return as_frame(folder, observations=[*PADCHEST_NAMES, *implied])
 
 
 @pytest.fixture(scope="module")

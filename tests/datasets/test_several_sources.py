@@ -94,7 +94,7 @@ def test_nihs_test_images_are_not_trained_on_even_without_the_list_of_the_others
         load_dataset(folder, splits=["test"], **ALL)
 
 
-def test_broader_labels_are_answered_whatever_their_spelling(tmp_path: Path) -> None:
+def test_broader_labels_are_implied_whatever_their_spelling(tmp_path: Path) -> None:
     folder = nih(tmp_path, 2)
     for names in (["Lung Lesion", "Lung Opacity"], ["Nodule/Mass", "Airspace opacity"]):
         train = load_dataset(folder, splits=["train"], observations=names, **ALL)["train"]

@@ -100,7 +100,7 @@ NIH_LAYOUT = Layout(
     has_split=_has_split,
     read=_read,
     columns=lambda _: (*NIH.names, _NO_FINDING),
-    answers={
+    implied_by={
         "Lung Lesion": ("Nodule", "Mass"),
         "Lung Opacity": ("Infiltration", "Consolidation", "Edema", "Pneumonia", "Atelectasis", "Nodule", "Mass"),
         "Pleural Other": ("Pleural_Thickening",),

@@ -59,6 +59,6 @@ OPENI_LAYOUT = Layout(
     files=f"{_REPORTS[0]} and {_IMAGES[0]}",
     has_split=only_train(_REPORTS, _IMAGES),
     read=_read,
-    answers=_DATA["answers"],
+    implied_by=_DATA["implied_by"],
 )
 """The 7,466 radiographs of 3,851 reports. MeSH terms were set by hand from the reports, without the images."""

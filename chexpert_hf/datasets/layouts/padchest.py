@@ -74,6 +74,6 @@ PADCHEST_LAYOUT = Layout(
     has_split=only_train(TABLES),
     read=_read,
     columns=lambda _: NAMES,
-    answers=_DATA["answers"],
+    implied_by=_DATA["implied_by"],
 )
 """The 160,861 radiographs of 67,625 patients, all of them in the train split."""

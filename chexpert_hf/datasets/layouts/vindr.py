@@ -98,10 +98,10 @@ def _layout(
             labels_by=by.get(split, "consensus of radiologists"),
         )
 
-    answers: dict[str, Sequence[str]] = {"Pleural Other": ("Pleural thickening",)}
+    implied_by: dict[str, Sequence[str]] = {"Pleural Other": ("Pleural thickening",)}
     if not is_kaggle:
-        answers["Lung Lesion"] = ("Nodule/Mass", "Lung tumor")
-    return Layout(name, labels, files=files, has_split=has_split, read=read, answers=answers, boxes=_boxes)
+        implied_by["Lung Lesion"] = ("Nodule/Mass", "Lung tumor")
+    return Layout(name, labels, files=files, has_split=has_split, read=read, implied_by=implied_by, boxes=_boxes)
 
 
 _PHYSIONET_FILES = f"{_FILES['train'][0]} and {_FILES['test'][0]}"
