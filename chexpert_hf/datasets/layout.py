@@ -71,7 +71,7 @@ class Layout:
     columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
     implied_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Observation of another label set -> names in this one that imply it: it is positive if any of these is."""
-    patients: str | None = None
+    patient_prefix: str | None = None
     """Prefix of patient ids if several data sets are loaded, equal where they share patients; folder's name if None."""
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""

@@ -163,7 +163,7 @@ def _read(
     prefix, so that they are unique. For a single data set, `known` is empty, no prefix is added, and `source` is None.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
-    prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patients or folder.name}
+    prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patient_prefix or folder.name}
     for split, table in tables.items():
         renamed = {column: f"{prefix}/" + table[column] for column, prefix in prefixes.items() if known}
         source = folder.name if known else None

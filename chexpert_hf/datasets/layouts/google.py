@@ -38,6 +38,6 @@ GOOGLE_LAYOUT = Layout(
     files=_TABLES[0],
     has_split=lambda folder, split: split in ("valid", "test") and find_table(folder, _TABLES) is not None,
     read=_read,
-    patients="NIH",
+    patient_prefix="NIH",
 )
 """2,414 radiographs in the valid split and 1,962 in the test split; there is no train split."""

@@ -71,7 +71,7 @@ def _layout(name: str, *label_files: str) -> Layout:
         files=f"{_METADATA[0]}, {_SPLITS[0]} and {' or '.join(label_files)}",
         has_split=partial(_has_split, label_files),
         read=partial(_read, label_files),
-        patients="MIMIC-CXR",
+        patient_prefix="MIMIC-CXR",
     )
 
 

@@ -105,7 +105,7 @@ NIH_LAYOUT = Layout(
         "Lung Opacity": ("Infiltration", "Consolidation", "Edema", "Pneumonia", "Atelectasis", "Nodule", "Mass"),
         "Pleural Other": ("Pleural_Thickening",),
     },
-    patients="NIH",
+    patient_prefix="NIH",
     boxes=_boxes,
 )
 """The 112,120 radiographs of 30,805 patients. If the lists of the split are missing, all are in the train split."""
