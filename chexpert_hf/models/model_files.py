@@ -1,7 +1,7 @@
 """The files of a model folder or an ensemble, and their checksums, which detect any change.
 
-`checksums.json` holds the SHA-256 of a folder's `summed_files`. It has exactly one valid form, so that changes of it
-are detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
+`checksums.json` holds the SHA-256 of a folder's `checksummed_files`. It has exactly one valid form, so that changes of
+it are detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
 """
 
 import json
@@ -54,7 +54,7 @@ def published_files(folder: Path) -> list[str]:
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES))
 
 
-def summed_files(folder: Path) -> list[str]:
+def checksummed_files(folder: Path) -> list[str]:
     """Return the sorted relative paths of a folder's files that get a checksum, including those never published."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES, *_PRIVATE_FILES))
 
@@ -71,24 +71,24 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `checksums.json` for all files of a folder that get a checksum (`summed_files`)."""
-    _write(folder, {}, summed_files(folder))
+    """Write `checksums.json` for all files of a folder that get a checksum (`checksummed_files`)."""
+    _write(folder, {}, checksummed_files(folder))
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
     """Update the checksums of the named files, or drop those of missing ones; do nothing without `checksums.json`."""
-    sums = read_checksums(folder)
-    if sums is not None:
+    checksums = read_checksums(folder)
+    if checksums is not None:
         names = set(names)
-        kept = {name: value for name, value in sums.items() if name not in names}
+        kept = {name: value for name, value in checksums.items() if name not in names}
         _write(folder, kept, [name for name in names if (folder / name).is_file()])
 
 
 def _write(folder: Path, kept: Mapping[str, str], new: Iterable[str]) -> None:
-    sums = {**kept, **{name: sha256_of(folder / name) for name in new}}
-    if unreadable := [name for name, value in sums.items() if value is None]:
+    checksums = {**kept, **{name: sha256_of(folder / name) for name in new}}
+    if unreadable := [name for name, value in checksums.items() if value is None]:
         raise ChecksumError(f"{folder / unreadable[0]} cannot be read, so it has no checksum.")
-    write_json(folder / CHECKSUMS_FILE, {"sha256": dict(sorted(sums.items()))})
+    write_json(folder / CHECKSUMS_FILE, {"sha256": dict(sorted(checksums.items()))})
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
@@ -100,12 +100,12 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     except OSError as error:
         raise ChecksumError(f"{folder / CHECKSUMS_FILE} cannot be read: {error.strerror}.") from error
     try:
-        sums = {str(name): str(value) for name, value in json.loads(content)["sha256"].items()}
+        checksums = {str(name): str(value) for name, value in json.loads(content)["sha256"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        sums = {}
-    if content != (json.dumps({"sha256": dict(sorted(sums.items()))}, indent=2) + "\n").encode():
+        checksums = {}
+    if content != (json.dumps({"sha256": dict(sorted(checksums.items()))}, indent=2) + "\n").encode():
         raise ChecksumError(f"{folder / CHECKSUMS_FILE} is damaged; copy or download the folder again.")
-    return sums
+    return checksums
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
@@ -113,17 +113,17 @@ def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
 
     `names` are the files to compare; if None, all that have a checksum or should have one.
     """
-    sums = read_checksums(folder)
-    if sums is None:
+    checksums = read_checksums(folder)
+    if checksums is None:
         return []
     lines = []
-    for name in sorted({*sums, *summed_files(folder)} if names is None else set(names)):
+    for name in sorted({*checksums, *checksummed_files(folder)} if names is None else set(names)):
         is_there = (folder / name).is_file()
-        if name not in sums:
+        if name not in checksums:
             lines += [f"{name} has no checksum"] if is_there else []
         elif not is_there:
             lines.append(f"{name} is missing")
-        elif sha256_of(folder / name) != sums[name]:
+        elif sha256_of(folder / name) != checksums[name]:
             lines.append(f"{name} is not as it was saved")
     return lines
 

@@ -116,7 +116,7 @@ def _files(folder: Path) -> str:
 
 
 def _no_pickle(folder: Path) -> str:
-    known = model_files.summed_files(folder)
+    known = model_files.checksummed_files(folder)
     unknown = [
         path.as_posix()
         for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -132,12 +132,12 @@ def _no_pickle(folder: Path) -> str:
 
 
 def _sums(folder: Path) -> str:
-    sums = model_files.read_checksums(folder)
-    if sums is None:
+    checksums = model_files.read_checksums(folder)
+    if checksums is None:
         raise InputError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")
     if found := model_files.differences(folder):
         raise InputError("; ".join(found))
-    return f"{len(sums)} files are as they were saved"
+    return f"{len(checksums)} files are as they were saved"
 
 
 def _code(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The sums of a model folder's files."""
+"""The checksums of a model folder's files."""
 
 import json
 import shutil
@@ -100,9 +100,9 @@ def test_what_is_meant_for_others_is_listed_by_name(tiny_folder: Path) -> None:
         "modeling_chexpert.py",
         "preprocessor_config.json",
     }
-    sums = json.loads((tiny_folder / CHECKSUMS_FILE).read_text())["sha256"]
-    assert {"training_patients.json", "history.json", "onnx/model.onnx"} < sums.keys()
-    assert not {"optimizer.pt", "notes.txt", "onnx/a.pkl"} & sums.keys()
+    checksums = json.loads((tiny_folder / CHECKSUMS_FILE).read_text())["sha256"]
+    assert {"training_patients.json", "history.json", "onnx/model.onnx"} < checksums.keys()
+    assert not {"optimizer.pt", "notes.txt", "onnx/a.pkl"} & checksums.keys()
 
 
 def test_threads_that_load_at_the_same_time_leave_the_verbosity_of_transformers_as_it_was(tiny_folder: Path) -> None:
