@@ -17,7 +17,7 @@ from chexpert_hf.models.graph_files import GRAPH_FILES, Precision, RuntimeName, 
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, CODE_FILES, ENSEMBLE_FILE, RUN_FOLDERS
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.publishing.card import card_problems
-from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sum
+from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sha256
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 OK, FAILED, LEFT_OUT = "ok", "FAILED", "skipped"
@@ -218,7 +218,7 @@ def _reference(folder: Path) -> tuple[Any, dict[str, float]]:
         expected = {str(name): float(value) for name, value in content["probabilities"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{REFERENCE_FILE} is missing or damaged") from error
-    if image_sum(image) != content.get("image_sha256", image_sum(image)):
+    if image_sha256(image) != content.get("image_sha256", image_sha256(image)):
         raise InputError(
             f"chexpert-hf {chexpert_hf.__version__} draws the phantom of {REFERENCE_FILE} differently from the version "
             "that saved it, so its scores say nothing here"

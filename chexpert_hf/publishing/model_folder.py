@@ -256,9 +256,9 @@ def reference_scores(classifier: CheXpertClassifier) -> dict[str, Any]:
     """Score a phantom; return the contents of `reference.json`: phantom settings, image hash and probabilities."""
     image = render_phantom(**REFERENCE_PHANTOM).image
     scores = dict(classifier.predict(image).probabilities)
-    return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sum(image), "probabilities": scores}
+    return {"phantom": dict(REFERENCE_PHANTOM), "image_sha256": image_sha256(image), "probabilities": scores}
 
 
-def image_sum(image: NDArray[np.uint8]) -> str:
+def image_sha256(image: NDArray[np.uint8]) -> str:
     """Return the SHA-256 of an image's gray levels `(height, width)`, in hexadecimal digits."""
     return hashlib.sha256(image.tobytes()).hexdigest()
