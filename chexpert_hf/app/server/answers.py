@@ -53,10 +53,10 @@ class Common(TypedDict):
     gate: GateVerdict | None
 
 
-class Film(NamedTuple):
+class InputImage(NamedTuple):
     """A radiograph of a request: a file, or a member of a ZIP archive.
 
-    An archive that cannot be read or holds nothing to score is a Film without `member`; scoring it gives the error.
+    An archive that cannot be read or holds nothing to score is one without `member`; scoring it gives the error.
     """
 
     file: int  # number of the file or archive in the request, from 1
@@ -79,7 +79,7 @@ async def score(
 
 async def score_all(
     classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]
-) -> list[tuple[Film, Prediction | RadiographError]]:
+) -> list[tuple[InputImage, Prediction | RadiographError]]:
     """Score radiographs and those in ZIP archives; a file that cannot be read has an error in its place.
 
     Only the files that are being scored are in memory.
@@ -90,25 +90,25 @@ async def score_all(
     """
     with ExitStack() as stack:
         if any(map(_is_zip, files)):
-            films = await run_in_threadpool(lambda: _films([_stored(file, stack) for file in files]))
+            images = await run_in_threadpool(lambda: _images_of([_stored(file, stack) for file in files]))
         else:
-            films = _films(files)
+            images = _images_of(files)
         slots = asyncio.Semaphore(_ROWS_AT_ONCE)
 
-        async def one(film: Film, may_refuse: bool) -> Prediction | RadiographError:
+        async def one(image: InputImage, may_refuse: bool) -> Prediction | RadiographError:
             async with slots:
                 try:
-                    return await score(classifier, film.source, may_refuse=may_refuse)
+                    return await score(classifier, image.source, may_refuse=may_refuse)
                 except RadiographError as error:
                     return error
 
-        tasks = [asyncio.ensure_future(one(film, place == 0)) for place, film in enumerate(films)]
+        tasks = [asyncio.ensure_future(one(image, place == 0)) for place, image in enumerate(images)]
         try:
             results = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-    return list(zip(films, results, strict=True))
+    return list(zip(images, results, strict=True))
 
 
 async def draw(
@@ -157,18 +157,18 @@ def common_of(result: Prediction | RadiographError) -> Common:
     return {"error": None, "notes": [*result.notes], "gate": verdict}
 
 
-def _films(files: Sequence[Path | BinaryIO]) -> list[Film]:
-    films: list[Film] = []
+def _images_of(files: Sequence[Path | BinaryIO]) -> list[InputImage]:
+    images: list[InputImage] = []
     for number, file in enumerate(files, start=1):
         if isinstance(file, Path) and _is_zip(file):
             members = islice(archive_members(str(file), Found(), others=True), MAX_BATCH + 1)
             for place, member in enumerate(members, start=1):
-                films.append(Film(number, place if member.name else None, member.name or None, member))
+                images.append(InputImage(number, place if member.name else None, member.name or None, member))
         else:
-            films.append(Film(number, None, None, file))
-        if len(films) > MAX_BATCH:
+            images.append(InputImage(number, None, None, file))
+        if len(images) > MAX_BATCH:
             raise InputError(f"Expected at most {MAX_BATCH} radiographs at once, got more; call again for the others.")
-    return films
+    return images
 
 
 def _is_zip(file: Path | BinaryIO) -> bool:

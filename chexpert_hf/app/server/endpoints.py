@@ -110,9 +110,9 @@ async def score_one(classifier: CheXpertClassifier, data: bytes) -> Answer:
 async def score_rows(classifier: CheXpertClassifier, files: Sequence[Path | BinaryIO]) -> list[Row]:
     """Return the answer of `/batch`, a row for each radiograph."""
     rows: list[Row] = []
-    for film, result in await score_all(classifier, files):
+    for image, result in await score_all(classifier, files):
         scores = _scores(classifier, result) if isinstance(result, Prediction) else None
-        file, member, name, _ = film
+        file, member, name, _ = image
         rows.append({"file": file, "member": member, "name": name, "observations": scores, **common_of(result)})
     return rows
 

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from chexpert_hf import DISCLAIMER
 from chexpert_hf.app.model_facts import ModelFacts
-from chexpert_hf.app.server.answers import OPACITY, Common, Film, common_of, draw, maps_of, names_of, score_all
+from chexpert_hf.app.server.answers import OPACITY, Common, InputImage, common_of, draw, maps_of, names_of, score_all
 from chexpert_hf.app.server.blocks import INTERNAL
 from chexpert_hf.app.server.scheduler import UnavailableError
 from chexpert_hf.errors import InputError, printable
@@ -68,7 +68,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> 
     ) -> Response:
         """Score radiographs, also those in ZIP archives. Answers with a list of Row, one for each radiograph."""
         scored = await score_all(classifier, [_checked(file).file for file in files])
-        return JSONResponse([_row(files[film.file - 1], film, result) for film, result in scored])
+        return JSONResponse([_row(files[image.file - 1], image, result) for image, result in scored])
 
     @router.post("/saliency", response_model=Maps, responses={200: {"content": {"image/png": {}}}})
     async def saliency(
@@ -121,10 +121,10 @@ def _checked(file: UploadFile) -> UploadFile:
     return file
 
 
-def _row(file: UploadFile, film: Film, result: Prediction | RadiographError) -> Row:
+def _row(file: UploadFile, image: InputImage, result: Prediction | RadiographError) -> Row:
     name = printable((file.filename or "")[:_MAX_NAME])
     return {
-        "name": f"{name}/{film.name}" if film.name else name,
+        "name": f"{name}/{image.name}" if image.name else name,
         "probabilities": dict(result.probabilities) if isinstance(result, Prediction) else None,
         "positives": dict(result.positives) if isinstance(result, Prediction) else None,
         **common_of(result),
