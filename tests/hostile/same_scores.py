@@ -19,8 +19,8 @@ import gradio as gr
 import httpx
 
 from chexpert_hf.app.demo import build_demo
-from chexpert_hf.app.page.listing import KeptList
-from chexpert_hf.app.page.panel import Kept
+from chexpert_hf.app.page.listing import ListState
+from chexpert_hf.app.page.panel import ResultState
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.folders.scoring import score_files
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -71,13 +71,14 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     demo = build_demo(classifier)
     uploads = [{"path": str(file), "orig_name": file.name} for file in files]
     try:
-        single = [_kept(demo, "show_uploads", [one], KeptList()) for one in uploads]
-        listed = KeptList()
+        single = [_scores(demo, "show_uploads", [one], ListState()) for one in uploads]
+        listed = ListState()
         _call(demo, "show_uploads", uploads, listed)
         _call(demo, "_run", SimpleNamespace(id=listed.id), listed)
         _call(demo, "score_refused", listed)
         rows = listed.rows
-        studies = [_kept(demo, "show_study", KeptList(rows=rows[at : at + VIEWS])) for at in range(0, len(rows), VIEWS)]
+        groups = [ListState(rows=rows[at : at + VIEWS]) for at in range(0, len(rows), VIEWS)]
+        studies = [_scores(demo, "show_study", group) for group in groups]
     finally:
         classifier.close()
     return {
@@ -87,11 +88,11 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
     }
 
 
-def _kept(demo: gr.Blocks, handler: str, *arguments: Any) -> Scores:
-    kept = next(value for value in _states(_call(demo, handler, *arguments)) if not isinstance(value, KeptList))
-    if kept is not None and (kept.study is None or kept.study.failures):  # the gate took one for something else
-        (kept,) = _states(_call(demo, "score_anyway", kept))
-    return dict(kept.study.probabilities) if isinstance(kept, Kept) and kept.study else {}
+def _scores(demo: gr.Blocks, handler: str, *arguments: Any) -> Scores:
+    state = next(value for value in _states(_call(demo, handler, *arguments)) if not isinstance(value, ListState))
+    if state is not None and (state.study is None or state.study.failures):  # the gate took one for something else
+        (state,) = _states(_call(demo, "score_anyway", state))
+    return dict(state.study.probabilities) if isinstance(state, ResultState) and state.study else {}
 
 
 def _call(demo: gr.Blocks, handler: str, *arguments: Any) -> dict[Any, Any]:

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(eq=False)
-class KeptList:
+class ListState:
     """The list that a visitor sees, one object per session; the page's buttons and the scoring change it in place.
 
     The scoring ends by itself once `id` has changed or `is_stopped` is set. It is not cancelled through Gradio, since
@@ -59,68 +59,68 @@ class Listing:
 
     def __init__(self, classifier: CheXpertClassifier) -> None:
         self._classifier, self._names = classifier, clinical_order(classifier.observations)
-        self.kept = gr.State(KeptList(), time_to_live=SESSION_SECONDS)
+        self.state = gr.State(ListState(), time_to_live=SESSION_SECONDS)
         self._status = gr.HTML(visible=False, js_on_load=asset("actions.js"), elem_id="list-status", **PLAIN)
         self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
         self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
         table = asset("table.js")
         self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
         self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="list-delivery", **PLAIN)
-        self.outputs: list[Any] = [self.kept, self._status, self._stop, self._archive, self._table]
+        self.outputs: list[Any] = [self.state, self._status, self._stop, self._archive, self._table]
         """The components that `begun` and `cleared` change."""
 
-    def cleared(self, kept: KeptList) -> Updates:
-        """Empty `kept`, which ends its scoring, and return updates that hide the list's components."""
-        kept.replace(())
+    def cleared(self, state: ListState) -> Updates:
+        """Empty `state`, which ends its scoring, and return updates that hide the list's components."""
+        state.replace(())
         return {
-            self.kept: kept,
+            self.state: state,
             **self._show_status(""),
             self._stop: gr.Button(visible=False),
             self._archive: gr.DownloadButton(visible=False),
             self._table: gr.HTML("", visible=False),
         }
 
-    def begun(self, kept: KeptList, items: Rows, notes: Sequence[str] = ()) -> Updates:
+    def begun(self, state: ListState, items: Rows, notes: Sequence[str] = ()) -> Updates:
         """Return updates that show an empty table for `items`; the browser then asks for their scores."""
-        updates = self.cleared(kept)
-        kept.replace(items)
+        updates = self.cleared(state)
+        state.replace(items)
         return {
             **updates,
             **self._show_progress(0, len(items), 0.0, "Scored"),
             self._stop: gr.Button(visible=True),
-            self._table: self._empty_table(kept, notes),
+            self._table: self._empty_table(state, notes),
         }
 
-    def _empty_table(self, kept: KeptList, notes: Sequence[str] = ()) -> gr.HTML:
-        scored = len(kept.scored)
-        table = render("table.html", id=kept.id, names=self._names, notes=notes, is_new=not scored)
+    def _empty_table(self, state: ListState, notes: Sequence[str] = ()) -> gr.HTML:
+        scored = len(state.scored)
+        table = render("table.html", id=state.id, names=self._names, notes=notes, is_new=not scored)
         return gr.HTML(table, visible=True, scored=scored, rows=None)
 
-    def _run(self, event: gr.EventData, kept: KeptList) -> Iterator[Updates]:
-        of, items, done = event.id, kept.rows if event.id == kept.id else (), list[ListedFile]()
+    def _run(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:
+        of, items, done = event.id, state.rows if event.id == state.id else (), list[ListedFile]()
         scored = score_items(self._classifier, items, is_gated=True)
         try:
-            for seconds in _paced(takewhile(lambda _: kept.id == of and not kept.is_stopped, scored), done):
-                kept.rows = (*done, *items[len(done) :])
+            for seconds in _paced(takewhile(lambda _: state.id == of and not state.is_stopped, scored), done):
+                state.rows = (*done, *items[len(done) :])
                 progress = self._show_progress(len(done), len(items), seconds, "Scored")
-                yield {self.kept: kept, self._table: gr.HTML(scored=len(done)), **progress}
+                yield {self.state: state, self._table: gr.HTML(scored=len(done)), **progress}
         finally:  # after an error, too, the list is of what was scored
-            if kept.id == of:
-                kept.rows = tuple(done)
+            if state.id == of:
+                state.rows = tuple(done)
         # Gradio sends the last updates twice, the second time maybe after those of another list.
-        yield {self.kept: kept}
+        yield {self.state: state}
 
-    def _finished(self, kept: KeptList) -> Updates:
+    def _finished(self, state: ListState) -> Updates:
         """Return updates that show a summary in place of the progress and hide the Stop button.
 
-        They change nothing if `kept` is being scored: it may hold a new list by now.
+        They change nothing if `state` is being scored: it may hold a new list by now.
         """
-        done = kept.scored
-        if len(done) < len(kept.rows):
+        done = state.scored
+        if len(done) < len(state.rows):
             return {self._stop: gr.skip()}
-        status = self._summary(done) if kept.id else self._show_status("")
+        status = self._summary(done) if state.id else self._show_status("")
         table = gr.HTML(scored=len(done), visible=bool(done))
-        return {self.kept: kept, **status, self._stop: gr.Button(visible=False), self._table: table}
+        return {self.state: state, **status, self._stop: gr.Button(visible=False), self._table: table}
 
     def _summary(self, done: Rows) -> Updates:
         return self._show_status(render("list_status.html", rows=done, is_study_possible=1 < len(done) <= MAX_VIEWS))
@@ -136,26 +136,26 @@ class Listing:
         """Attach the list's event handlers: a row opens in `panel`, and the button "List" in `bar` closes it."""
         table, status, classifier = self._table, self._status, self._classifier
 
-        def send_rows(event: gr.EventData, kept: KeptList) -> Updates:
-            if event.id != kept.id:  # of a list that the visitor has left
+        def send_rows(event: gr.EventData, state: ListState) -> Updates:
+            if event.id != state.id:  # of a list that the visitor has left
                 return {table: gr.skip()}
             start = int(event.start)
-            part = kept.scored[start : start + _ROWS_AT_ONCE]
+            part = state.scored[start : start + _ROWS_AT_ONCE]
             new = render("rows.html", rows=part, start=start, names=self._names)
             return {table: gr.HTML(rows={"id": event.id, "start": start, "html": new})}
 
-        def open_row(event: gr.EventData, kept: KeptList) -> Updates:
+        def open_row(event: gr.EventData, state: ListState) -> Updates:
             number = int(event.row)
-            if not 0 <= number < len(kept.scored):
+            if not 0 <= number < len(state.scored):
                 return self._show_status(error_html(EXPIRED))
-            row = kept.rows[number]
+            row = state.rows[number]
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
             chosen = dict(enumerate(self._names)).get(int(event.observation))
             # A row that was scored in spite of the gate opens without it.
             return panel.show([row.path], is_gated=row.prediction is None, chosen=chosen, bar=title)
 
-        def show_study(kept: KeptList) -> Updates:
-            done = kept.rows
+        def show_study(state: ListState) -> Updates:
+            done = state.rows
             if not 0 < len(done) <= MAX_VIEWS:
                 return self._show_status(error_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
@@ -164,45 +164,45 @@ class Listing:
         def close_row() -> Updates:
             return panel.cleared(bar_html())
 
-        def score_refused(kept: KeptList) -> Updates:
-            done = kept.rows
+        def score_refused(state: ListState) -> Updates:
+            done = state.rows
             if not done:
                 return self._show_status(error_html(EXPIRED))
             numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
-            kept.replace(tuple(anyway.get(number, row) for number, row in enumerate(done)))
-            return {**self._finished(kept), self._table: self._empty_table(kept)}
+            state.replace(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+            return {**self._finished(state), self._table: self._empty_table(state)}
 
-        def stop(kept: KeptList) -> None:
-            kept.is_stopped = True
+        def stop(state: ListState) -> None:
+            state.is_stopped = True
 
         def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
-            def deliver_table(event: gr.EventData, kept: KeptList) -> Updates:
-                if not kept.rows:
+            def deliver_table(event: gr.EventData, state: ListState) -> Updates:
+                if not state.rows:
                     return self._show_status(error_html(EXPIRED))
-                content = make(_shown(kept.rows, event), classifier.observations)
+                content = make(_shown(state.rows, event), classifier.observations)
                 return {self._delivery: delivery_html(content, name, media_type)}
 
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        kept, shown, file = [self.kept], [status, *panel.outputs], [self._delivery, status]
+        state, shown, file = [self.state], [status, *panel.outputs], [self._delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        scoring = table.run(self._run, kept, self.outputs, trigger_mode="multiple", **quiet)
-        scoring.then(self._finished, kept, self.outputs, trigger_mode="multiple", **quiet)
-        table.more(send_rows, kept, [table], trigger_mode="multiple", **quiet)
-        table.open(open_row, kept, shown, **panel.busy)
-        status.study(show_study, kept, shown, **panel.busy)
+        scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **quiet)
+        scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **quiet)
+        table.more(send_rows, state, [table], trigger_mode="multiple", **quiet)
+        table.open(open_row, state, shown, **panel.busy)
+        status.study(show_study, state, shown, **panel.busy)
         bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **quiet)
-        status.override(score_refused, kept, self.outputs, **panel.busy)
-        self._stop.click(stop, kept, None, **quiet)
-        status.csv(deliver(csv_of, "scores.csv", "text/csv"), kept, file, **quiet)
-        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), kept, file, **quiet)
-        status.overlays(self._prepare_overlays, kept, [status, self._archive], **quiet)
+        status.override(score_refused, state, self.outputs, **panel.busy)
+        self._stop.click(stop, state, None, **quiet)
+        status.csv(deliver(csv_of, "scores.csv", "text/csv"), state, file, **quiet)
+        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), state, file, **quiet)
+        status.overlays(self._prepare_overlays, state, [status, self._archive], **quiet)
 
-    def _prepare_overlays(self, event: gr.EventData, kept: KeptList) -> Iterator[Updates]:
-        if not (done := kept.rows):
+    def _prepare_overlays(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:
+        if not (done := state.rows):
             yield self._show_status(error_html(EXPIRED))
             return
         # Files in Gradio's cache are served from there and deleted with the uploads.
@@ -211,13 +211,13 @@ class Listing:
         folder = Path(mkdtemp(dir=cache))
         path = folder / "overlays.zip"
         try:
-            of, shown, drawn = kept.id, _shown(done, event), list[int]()
-            for seconds in _paced(takewhile(lambda _: kept.id == of, write_overlays(path, shown)), drawn):
+            of, shown, drawn = state.id, _shown(done, event), list[int]()
+            for seconds in _paced(takewhile(lambda _: state.id == of, write_overlays(path, shown)), drawn):
                 yield self._show_progress(len(drawn), len(shown), seconds, "Drawn")
         except BaseException:
             shutil.rmtree(folder)
             raise
-        if kept.id != of:
+        if state.id != of:
             shutil.rmtree(folder)
             yield {self._archive: gr.skip()}
             return

@@ -42,7 +42,7 @@ def bar_html(title: str = "", **options: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResultState:
     """A session's state: the uploads of the result that is shown, and the study that was read from them.
 
     `names` are those of the files, and `bar` is the HTML of the bar above the result.
@@ -59,13 +59,13 @@ class Panel:
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
-        self._kept = gr.State(None, time_to_live=SESSION_SECONDS)
+        self._state = gr.State(None, time_to_live=SESSION_SECONDS)
         # Gradio runs scripts as functions, not as modules.
         script = asset("viewer.js").replace("\nexport ", "\n") + asset("result.js")
         self._result = gr.HTML(visible=False, js_on_load=script, elem_id="result", detail=None, **PLAIN)
         self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
         self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="result-delivery", **PLAIN)
-        self.outputs: list[Any] = [self._kept, bar, message, self._result, self._activations]
+        self.outputs: list[Any] = [self._state, bar, message, self._result, self._activations]
         """The components that `show`, `refuse` and `cleared` change."""
         self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}
         """Options of the events that make a result. A spinner over the result would take a processor from the model."""
@@ -87,29 +87,29 @@ class Panel:
         opens on the `chosen` observation; `note` is shown above the result, and `bar` is the new HTML of the bar.
         """
         study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=bool(names))
-        kept = Kept(tuple(files), study if study.views else None, tuple(names), bar)
+        state = ResultState(tuple(files), study if study.views else None, tuple(names), bar)
         if not study.views:
             reasons = study.missing(names) if names else list(study.failures.values())
             if study.is_any_refused:
                 text = render("refusal.html", reasons=reasons, is_of_file=bar is None)
-                return self.refuse(note_html(note) + text, kept, bar)
+                return self.refuse(note_html(note) + text, state, bar)
             return self.refuse(note_html(note) + error_html(" ".join(reasons), is_of_file=bar is None), None, bar)
         html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=names)
         return {
-            self._kept: kept,
+            self._state: state,
             self._message: gr.HTML(note_html(note), visible=bool(note)),
             self._result: gr.HTML(html, visible=True),
             self._activations: gr.HTML("", visible=False),
             self._bar: bar_html() if bar is None else bar,
         }
 
-    def refuse(self, message: str, kept: Kept | None = None, bar: str | None = None) -> Updates:
+    def refuse(self, message: str, state: ResultState | None = None, bar: str | None = None) -> Updates:
         """Return updates that show `message` instead of a result: earlier scores must not stand beside it.
 
-        `kept` becomes the session's state, and `bar` the HTML of the bar.
+        `state` becomes the session's state, and `bar` the HTML of the bar.
         """
         return {
-            self._kept: kept,
+            self._state: state,
             self._message: gr.HTML(message, visible=bool(message)),
             **dict.fromkeys((self._result, self._activations), gr.HTML("", visible=False)),
             self._bar: bar or "",
@@ -124,44 +124,44 @@ class Panel:
         return self.refuse("", None, bar)
 
     def _connect(self) -> None:
-        def score_anyway(kept: Kept | None) -> Updates:
-            if kept is None:
+        def score_anyway(state: ResultState | None) -> Updates:
+            if state is None:
                 return self.refuse(error_html(EXPIRED))
-            return self.show(kept.files, is_gated=False, names=kept.names, bar=kept.bar)
+            return self.show(state.files, is_gated=False, names=state.names, bar=state.bar)
 
-        def view_of(event: gr.EventData, kept: Kept | None) -> Reading:
-            if kept is None or kept.study is None:
+        def view_of(event: gr.EventData, state: ResultState | None) -> Reading:
+            if state is None or state.study is None:
                 raise ExpiredError
-            views = list(kept.study.views.values())
+            views = list(state.study.views.values())
             return views[min(int(event.view), len(views) - 1)]
 
-        def show_detail(event: gr.EventData, kept: Kept | None) -> Updates:
+        def show_detail(event: gr.EventData, state: ResultState | None) -> Updates:
             try:
-                detail = {"id": event.id, "view": event.view, "image": detail_of(view_of(event, kept))}
+                detail = {"id": event.id, "view": event.view, "image": detail_of(view_of(event, state))}
             except RadiographError as error:
                 return self.explain(str(error))
             return {self._result: gr.HTML(detail=detail)}
 
-        def show_activations(event: gr.EventData, kept: Kept | None) -> Updates:
+        def show_activations(event: gr.EventData, state: ResultState | None) -> Updates:
             try:
-                html = activations_html(self._classifier, view_of(event, kept).file)
+                html = activations_html(self._classifier, view_of(event, state).file)
             except RadiographError as error:
                 html = error_html(str(error))
             return {self._activations: gr.HTML(html, visible=True)}
 
-        def make_report(event: gr.EventData, kept: Kept | None) -> Updates:
-            if kept is None or kept.study is None:
+        def make_report(event: gr.EventData, state: ResultState | None) -> Updates:
+            if state is None or state.study is None:
                 return {self._delivery: "", self._message: gr.HTML(error_html(EXPIRED), visible=True)}
             names = self._classifier.observations
             chosen = names[min(int(event.observation), len(names) - 1)]
-            report = report_html(kept.study, self._facts, self._classifier.operating_points, chosen=chosen)
+            report = report_html(state.study, self._facts, self._classifier.operating_points, chosen=chosen)
             file = delivery_html(report.encode(), "report.html", "text/html")
             return {self._delivery: file, self._message: gr.skip()}
 
-        kept = [self._kept]
+        state = [self._state]
         for component in (self._message, self._result):
-            component.override(score_anyway, kept, self.outputs, **self.busy)
+            component.override(score_anyway, state, self.outputs, **self.busy)
         shown, quiet = [self._result, self._message], {"show_progress": "hidden", **PRIVATE}
-        self._result.detail(show_detail, kept, shown, **quiet)
-        self._result.activations(show_activations, kept, [self._activations], show_progress="minimal", **PRIVATE)
-        self._result.report(make_report, kept, [self._delivery, self._message], **quiet)
+        self._result.detail(show_detail, state, shown, **quiet)
+        self._result.activations(show_activations, state, [self._activations], show_progress="minimal", **PRIVATE)
+        self._result.report(make_report, state, [self._delivery, self._message], **quiet)

@@ -10,7 +10,7 @@ from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.batch import MAX_FILES, find_items
 from chexpert_hf.app.page.examples import examples_html, title_of
 from chexpert_hf.app.page.html import asset, error_html, render
-from chexpert_hf.app.page.listing import KeptList, Listing
+from chexpert_hf.app.page.listing import Listing, ListState
 from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, bar_html
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
@@ -57,7 +57,7 @@ class Start:
         """
         files = self._files
 
-        def show_uploads(value: list[dict[str, Any]] | None, kept: KeptList) -> Updates:
+        def show_uploads(value: list[dict[str, Any]] | None, state: ListState) -> Updates:
             if not value:
                 return {files: None}
             paths, found = [Path(file["path"]) for file in value], Found()
@@ -65,27 +65,27 @@ class Start:
             try:
                 items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
-                return {files: None, **listing.cleared(kept), **panel.refuse(error_html(str(error), is_of_file=True))}
+                return {files: None, **listing.cleared(state), **panel.refuse(error_html(str(error), is_of_file=True))}
             if len(items) == 1:
                 note = " ".join(found.notes())
-                return {files: None, **listing.cleared(kept), **panel.show([items[0].path], note=note)}
-            return {files: None, **panel.cleared(bar_html()), **listing.begun(kept, tuple(items), found.notes())}
+                return {files: None, **listing.cleared(state), **panel.show([items[0].path], note=note)}
+            return {files: None, **panel.cleared(bar_html()), **listing.begun(state, tuple(items), found.notes())}
 
-        def show_example(event: gr.EventData, kept: KeptList) -> Updates:
+        def show_example(event: gr.EventData, state: ListState) -> Updates:
             path = self._examples[int(event.index)]
-            return {**listing.cleared(kept), **panel.show([path], bar=bar_html(title_of(path)))}
+            return {**listing.cleared(state), **panel.show([path], bar=bar_html(title_of(path)))}
 
-        def begin_again(kept: KeptList) -> Updates:
-            return {files: None, **listing.cleared(kept), **panel.cleared()}
+        def begin_again(state: ListState) -> Updates:
+            return {files: None, **listing.cleared(state), **panel.cleared()}
 
         def explain(event: gr.EventData) -> Updates:
             return panel.explain(BUSY if event.is_busy else EMPTY_FOLDER)
 
         outputs = [files, *panel.outputs, *listing.outputs]
         busy = panel.busy | {"show_progress_on": [bar, files]}
-        files.upload(show_uploads, [files, listing.kept], outputs, preprocess=False, trigger_mode="multiple", **busy)
-        self._thumbnails.select(show_example, [listing.kept], outputs, **busy)
+        files.upload(show_uploads, [files, listing.state], outputs, preprocess=False, trigger_mode="multiple", **busy)
+        self._thumbnails.select(show_example, [listing.state], outputs, **busy)
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
         listing.connect(bar, panel)
-        bar.new(begin_again, [listing.kept], outputs, trigger_mode="multiple", **quiet)
+        bar.new(begin_again, [listing.state], outputs, trigger_mode="multiple", **quiet)
         bar.refused(explain, None, panel.outputs, **quiet)

@@ -12,8 +12,8 @@ import gradio as gr
 import pytest
 
 from chexpert_hf import CheXpertClassifier
-from chexpert_hf.app.page.listing import MAX_VIEWS, KeptList, score_items
-from chexpert_hf.app.page.panel import SESSION_SECONDS, Kept
+from chexpert_hf.app.page.listing import MAX_VIEWS, ListState, score_items
+from chexpert_hf.app.page.panel import SESSION_SECONDS, ResultState
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
 from tests.app.page.conftest import JUDGED, zipped
@@ -39,9 +39,9 @@ ROW = SimpleNamespace(row=0, shown=1, of=2, hidden=[], observation=-1)
 
 def list_of(demo: gr.Blocks, *paths: Path) -> Any:
     """A list of files, scored, as the session keeps it."""
-    kept = KeptList()
-    call(demo, "show_uploads", uploads(*paths), kept)
-    return call(demo, "_run", SimpleNamespace(id=kept.id), kept)["State"]
+    state = ListState()
+    call(demo, "show_uploads", uploads(*paths), state)
+    return call(demo, "_run", SimpleNamespace(id=state.id), state)["State"]
 
 
 def uploads(*paths: Path) -> list[dict[str, str]]:
@@ -51,7 +51,7 @@ def uploads(*paths: Path) -> list[dict[str, str]]:
 def test_handler_shows_the_scores_of_predict(
     demo: gr.Blocks, classifier: CheXpertClassifier, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(files["phantom"]), ListState())
     expected = classifier.predict(files["phantom"].read_bytes())
     rows = rows_of(answer["result"].value)
     assert {row["name"]: row["value"] for row in rows} == {k: f"{v:.3f}" for k, v in expected.probabilities.items()}
@@ -63,7 +63,7 @@ def test_handler_shows_the_scores_of_predict(
 def test_handler_refuses_a_broken_file_in_one_line_and_drops_the_last_reading(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    answer = call(demo, "show_uploads", uploads(files["broken"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(files["broken"]), ListState())
     assert answer["State"] is None
     assert answer["result"].visible is False
     assert answer["result"].value == ""
@@ -77,7 +77,7 @@ def test_error_is_escaped(demo: gr.Blocks, files: dict[str, Path], monkeypatch: 
         raise RadiographError("expected <b>pixels</b>")
 
     monkeypatch.setattr("chexpert_hf.app.page.reading.read", refuse)
-    answer = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(files["phantom"]), ListState())
     assert "expected &lt;b&gt;pixels&lt;/b&gt;" in answer["message"].value
 
 
@@ -95,23 +95,23 @@ def test_buttons_say_that_the_session_expired(demo: gr.Blocks, handler: str) -> 
 )
 def test_list_says_that_the_session_expired(demo: gr.Blocks, handler: str, place: int) -> None:
     event = [ROW] if handler in ("open_row", "deliver_table") else []
-    assert EXPIRED in call(demo, handler, *event, KeptList(), place=place)["list-status"].value
-    assert EXPIRED in call(demo, "_prepare_overlays", ROW, KeptList())["list-status"].value
+    assert EXPIRED in call(demo, handler, *event, ListState(), place=place)["list-status"].value
+    assert EXPIRED in call(demo, "_prepare_overlays", ROW, ListState())["list-status"].value
 
 
 def test_row_whose_upload_was_deleted_says_so(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    kept = list_of(demo, files["phantom"], files["other"])
+    state = list_of(demo, files["phantom"], files["other"])
     files["phantom"].unlink()
-    answer = call(demo, "open_row", ROW, kept)
+    answer = call(demo, "open_row", ROW, state)
     assert EXPIRED in answer["message"].value
 
 
 def test_refused_image_can_be_scored_anyway(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    refused = call(demo, "show_uploads", uploads(files["blank"]), KeptList())
+    refused = call(demo, "show_uploads", uploads(files["blank"]), ListState())
     assert refused["result"].visible is False
-    kept = refused["State"]
-    assert isinstance(kept, Kept)
-    answer = call(demo, "score_anyway", kept)
+    state = refused["State"]
+    assert isinstance(state, ResultState)
+    answer = call(demo, "score_anyway", state)
     assert len(rows_of(answer["result"].value)) == len(JUDGED)
     assert "it is &lt;blank&gt;" in answer["result"].value  # the reason stays beside the scores
 
@@ -119,25 +119,25 @@ def test_refused_image_can_be_scored_anyway(demo: gr.Blocks, files: dict[str, Pa
 def test_refused_images_of_a_list_are_scored_on_request_and_open_without_the_gate(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    kept = list_of(demo, files["blank"], files["phantom"], files["broken"], files["blank"])
-    before, table = kept.rows, kept.id
+    state = list_of(demo, files["blank"], files["phantom"], files["broken"], files["blank"])
+    before, table = state.rows, state.id
     assert [row.prediction is None for row in before] == [True, False, True, True]
-    assert call(demo, "open_row", ROW, kept)["result"].visible is False
-    assert call(demo, "score_refused", kept)["State"] is kept
-    assert kept.id != table
-    assert [row.prediction is None for row in kept.rows] == [False, False, True, False]
-    assert [row.error for row in kept.rows] == [None, None, before[2].error, None]
-    assert kept.rows[1] is before[1]
-    assert call(demo, "open_row", ROW, kept)["result"].visible is True
+    assert call(demo, "open_row", ROW, state)["result"].visible is False
+    assert call(demo, "score_refused", state)["State"] is state
+    assert state.id != table
+    assert [row.prediction is None for row in state.rows] == [False, False, True, False]
+    assert [row.error for row in state.rows] == [None, None, before[2].error, None]
+    assert state.rows[1] is before[1]
+    assert call(demo, "open_row", ROW, state)["result"].visible is True
 
 
 def test_several_files_are_a_list_and_one_of_an_archive_is_not(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    answer = call(demo, "show_uploads", uploads(files["phantom"], files["broken"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(files["phantom"], files["broken"]), ListState())
     assert answer["list"].visible is True
     assert answer["result"].visible is False
     assert 'class="bar"' in answer["bar"]
     (files["phantom"].parent / "one.zip").write_bytes(zipped({"a.png": files["phantom"].read_bytes()}))
-    answer = call(demo, "show_uploads", uploads(files["phantom"].parent / "one.zip"), KeptList())
+    answer = call(demo, "show_uploads", uploads(files["phantom"].parent / "one.zip"), ListState())
     assert answer["result"].visible is True
     assert answer["list"].visible is False
 
@@ -145,13 +145,13 @@ def test_several_files_are_a_list_and_one_of_an_archive_is_not(demo: gr.Blocks, 
 def test_nothing_that_is_dropped_vanishes_without_a_message(demo: gr.Blocks, files: dict[str, Path]) -> None:
     report = files["phantom"].parent / "report.dcm"
     report.write_bytes(dicom_without_pixels("1.2.840.10008.5.1.4.1.1.88.11"))
-    answer = call(demo, "show_uploads", uploads(report), KeptList())
+    answer = call(demo, "show_uploads", uploads(report), ListState())
     assert "Expected radiographs, got none." in answer["message"].value
     assert answer["bar"] == ""  # the start stays
-    answer = call(demo, "show_uploads", uploads(report, files["phantom"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"]), ListState())
     assert "were skipped: 1." in answer["message"].value
     assert answer["result"].visible is True
-    answer = call(demo, "show_uploads", uploads(report, files["phantom"], files["other"]), KeptList())
+    answer = call(demo, "show_uploads", uploads(report, files["phantom"], files["other"]), ListState())
     assert "were skipped: 1." in answer["list"].value
     assert "an empty folder" in call(demo, "explain", SimpleNamespace(is_busy=False))["message"].value
 
@@ -163,8 +163,8 @@ def test_a_list_of_few_can_be_read_as_views_of_one_study(demo: gr.Blocks, files:
 
 
 def test_views_are_numbered_and_named_only_where_they_have_no_scores(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    kept = list_of(demo, files["phantom"], files["broken"], files["other"])
-    answer = call(demo, "show_study", kept)
+    state = list_of(demo, files["phantom"], files["broken"], files["other"])
+    answer = call(demo, "show_study", state)
     assert "A study of 3 views" in answer["bar"]
     html = answer["result"].value
     assert "View 2 (broken.png) has no scores" in html
@@ -176,8 +176,8 @@ def test_views_are_numbered_and_named_only_where_they_have_no_scores(demo: gr.Bl
 
 
 def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())["State"]
-    html = call(demo, "show_activations", SimpleNamespace(view=0), kept)["activations"].value
+    state = call(demo, "show_uploads", uploads(files["phantom"]), ListState())["State"]
+    html = call(demo, "show_activations", SimpleNamespace(view=0), state)["activations"].value
     for stage in ("stem", "dense block 1", "transition 1", "dense block 2", "last feature maps"):
         assert f"<strong>{stage}</strong>" in html
     assert html.count("<figure>") == 5 * 6
@@ -185,13 +185,13 @@ def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], f
 
 
 def test_report_needs_no_forward_pass(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
-    kept = call(demo, "show_uploads", uploads(files["phantom"]), KeptList())["State"]
-    assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), kept)["result-delivery"]
+    state = call(demo, "show_uploads", uploads(files["phantom"]), ListState())["State"]
+    assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), state)["result-delivery"]
     assert forward_passes == [1]
 
 
 def test_new_clears_result_and_list_and_back_the_result_alone(demo: gr.Blocks) -> None:
-    cleared = call(demo, "begin_again", KeptList())
+    cleared = call(demo, "begin_again", ListState())
     assert cleared["bar"] == ""
     assert cleared["result"].visible is cleared["list"].visible is False
     closed = call(demo, "close_row")
@@ -212,44 +212,44 @@ def test_a_list_that_the_visitor_has_left_neither_shows_nor_keeps_anything_more(
     """What is still being scored or drawn of it ends at the next radiograph, without a word; its rows are not given."""
     both = uploads(files["phantom"], files["other"])
     for handler in ("_run", "_prepare_overlays"):
-        kept = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
-        left = kept.id
+        state = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
+        left = state.id
         event = SimpleNamespace(id=left, hidden=[])
         function = next(item.fn for item in demo.fns.values() if item.fn is not None and item.fn.__name__ == handler)
-        answers = function(event, kept)
+        answers = function(event, state)
         next(answers)
-        call(demo, "show_uploads", both, kept)
+        call(demo, "show_uploads", both, state)
         told = [value for answer in answers for value in answer.values()]
-        assert told in ([gr.skip()], [kept])
-        assert [row.prediction for row in kept.rows] == [None, None]
+        assert told in ([gr.skip()], [state])
+        assert [row.prediction for row in state.rows] == [None, None]
         more = SimpleNamespace(id=left, start=0)
-        assert call(demo, "send_rows", more, kept) == {"list": gr.skip()}
+        assert call(demo, "send_rows", more, state) == {"list": gr.skip()}
 
 
 def test_a_stopped_list_keeps_what_was_scored(demo: gr.Blocks, files: dict[str, Path]) -> None:
-    kept = KeptList()
-    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), kept)
+    state = ListState()
+    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), state)
     run = next(item.fn for item in demo.fns.values() if getattr(item.fn, "__name__", "") == "_run")
-    answers = run(SimpleNamespace(id=kept.id), kept)
+    answers = run(SimpleNamespace(id=state.id), state)
     next(answers)
-    call(demo, "stop", kept)
-    unfinished = call(demo, "_finished", kept)
+    call(demo, "stop", state)
+    unfinished = call(demo, "_finished", state)
     assert unfinished == {"list-stop": gr.skip()}
     assert [*answers]
-    assert "<strong>1 of 1</strong>" in call(demo, "_finished", kept)["list-status"].value
-    assert len(kept.rows) == len(kept.scored) == 1
-    call(demo, "begin_again", kept)
-    left = call(demo, "_finished", kept)
+    assert "<strong>1 of 1</strong>" in call(demo, "_finished", state)["list-status"].value
+    assert len(state.rows) == len(state.scored) == 1
+    call(demo, "begin_again", state)
+    left = call(demo, "_finished", state)
     assert [left[part].visible for part in ("list-status", "list-stop", "list")] == [False] * 3
 
 
 def test_a_list_whose_scoring_breaks_off_shows_what_was_scored_and_another_lists_event_scores_nothing(
     demo: gr.Blocks, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = KeptList()
-    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), kept)
-    assert call(demo, "_run", SimpleNamespace(id="another"), kept) == {"State": kept}
-    assert kept.scored == ()
+    state = ListState()
+    call(demo, "show_uploads", uploads(*[files["phantom"]] * 4), state)
+    assert call(demo, "_run", SimpleNamespace(id="another"), state) == {"State": state}
+    assert state.scored == ()
 
     def break_off(*arguments: Any, **options: Any) -> Iterator[Any]:
         yield from islice(score_items(*arguments, **options), 2)
@@ -257,21 +257,21 @@ def test_a_list_whose_scoring_breaks_off_shows_what_was_scored_and_another_lists
 
     monkeypatch.setattr("chexpert_hf.app.page.listing.score_items", break_off)
     with pytest.raises(MemoryError, match="full"):
-        call(demo, "_run", SimpleNamespace(id=kept.id), kept)
-    answer = call(demo, "_finished", kept)
+        call(demo, "_run", SimpleNamespace(id=state.id), state)
+    answer = call(demo, "_finished", state)
     assert "<strong>2 of 2</strong>" in answer["list-status"].value
     assert answer["list-stop"].visible is False
 
 
 def test_upload_that_is_cleared_changes_nothing(demo: gr.Blocks) -> None:
-    assert call(demo, "show_uploads", [], KeptList()) == {"file": None}
+    assert call(demo, "show_uploads", [], ListState()) == {"file": None}
 
 
 def test_overlays_are_of_the_rows_that_are_shown_and_the_list_keeps_its_buttons(
     demo: gr.Blocks, files: dict[str, Path]
 ) -> None:
-    kept = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
-    told = call(demo, "_prepare_overlays", SimpleNamespace(hidden=[0, 2]), kept)
+    state = list_of(demo, files["phantom"], files["phantom"], files["phantom"])
+    told = call(demo, "_prepare_overlays", SimpleNamespace(hidden=[0, 2]), state)
     with zipfile.ZipFile(told["list-archive"].value["path"]) as overlays:
         assert {name.split("/")[0] for name in overlays.namelist()} == {"0001_phantom", "README.txt"}
     assert "(1 of 3, " in told["list-archive"].label
