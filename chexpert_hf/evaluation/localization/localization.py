@@ -59,8 +59,8 @@ class MapScore:
 
 
 @dataclass(frozen=True)
-class Localization:
-    """The metrics of a model's or baseline's maps of one observation, over the images that have a ground truth."""
+class PointerMetrics:
+    """The metrics of one pointer (model or baseline) for one observation, over the images that have a ground truth."""
 
     num_images: int
     num_patients: int
@@ -175,7 +175,7 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
     return np.outer(down, across).astype(np.float32)
 
 
-def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> Localization:
+def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> PointerMetrics:
     """Summarise one observation's maps by hit rate and mean IoU; `scores` and `patients` have an entry per image.
 
     The interval of the hit rate is Wilson's if each patient has one image, else from a bootstrap of patients. If all
@@ -190,7 +190,7 @@ def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: i
         hit_rate, kind = wilson_interval(round(rate * num_patients) if num_patients else 0, num_patients), "wilson"
     else:
         hit_rate, kind = mean_interval(hits, patients, replicates), "bootstrap"
-    return Localization(
+    return PointerMetrics(
         num_images=len(hits),
         num_patients=num_patients,
         num_empty=sum(score.peak is None for score in scores),

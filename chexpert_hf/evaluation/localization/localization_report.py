@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.evaluation.intervals import Estimate
-from chexpert_hf.evaluation.localization.localization import PRIORS, Localization
+from chexpert_hf.evaluation.localization.localization import PRIORS, PointerMetrics
 from chexpert_hf.evaluation.localization.localize import BASELINES, MODEL, POINTERS, LocalizationResult
 from chexpert_hf.evaluation.metrics import plain
 from chexpert_hf.evaluation.tables import aligned, as_estimate, number, render
@@ -81,7 +81,7 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
     return {"Hit rate": _cells(result, lambda item: item.hit_rate), "mIoU": _cells(result, lambda item: item.miou)}
 
 
-def _cells(result: LocalizationResult, figure: Callable[[Localization], Estimate]) -> list[list[str]]:
+def _cells(result: LocalizationResult, figure: Callable[[PointerMetrics], Estimate]) -> list[list[str]]:
     """Return the cells of a table of one metric, which `figure` selects: observations as rows, pointers as columns.
 
     If there are several observations, a last row has the means over those with the metric defined for all pointers.

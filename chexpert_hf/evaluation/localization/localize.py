@@ -21,7 +21,7 @@ from chexpert_hf.evaluation.intervals import BootstrapEstimate
 from chexpert_hf.evaluation.localization import chexlocalize, localization
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, RunLengths, image_id
 from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
-from chexpert_hf.evaluation.localization.localization import PRIORS, Localization, Mask, indicate, mean_interval
+from chexpert_hf.evaluation.localization.localization import PRIORS, Mask, PointerMetrics, indicate, mean_interval
 from chexpert_hf.evaluation.metrics import NAN
 from chexpert_hf.evaluation.sanity.checks import (
     estimate_statistics,
@@ -65,7 +65,7 @@ class ObservationLocalization:
     """
 
     observation: str
-    pointers: Mapping[str, Localization]  # one of `POINTERS` -> its metrics
+    pointers: Mapping[str, PointerMetrics]  # one of `POINTERS` -> its metrics
     gains: Mapping[str, BootstrapEstimate]  # baseline -> hit rate of the model minus that of the baseline
     full_set_miou: BootstrapEstimate | None
 
