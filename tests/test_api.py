@@ -145,7 +145,7 @@ def test_a_split_that_is_given_names_itself(folder, phantoms, tmp_path):
 def test_maps_are_compared_with_the_masks_of_phantoms(classifier, phantoms):
     result = localize(classifier, phantoms)
     assert result.source == "masks"
-    assert len(result.located) == sum(each.pointers["model"].num_images for each in result.observations) > 0
+    assert len(result.findings) == sum(each.pointers["model"].num_images for each in result.observations) > 0
 
 
 def test_a_saved_folder_passes_the_check_and_names_its_data(folder):

@@ -424,10 +424,10 @@ def _boxes(
     for classifier, split in pieces:
         if not rows_with_truth(split, truth, classifier.observations):
             continue
-        for located in localize_dataset(classifier, split, truth).located:
+        for finding in localize_dataset(classifier, split, truth).findings:
             count += 1
             for pointer in hits:
-                hits[pointer] += bool(located.scores[pointer].hit)
+                hits[pointer] += bool(finding.scores[pointer].hit)
     rows = [
         [words, f"{hits[name]}", _interval(wilson_interval(hits[name], count))] for name, words in _POINTERS.items()
     ]

@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_maps_that_predict_gives(classifier, dataset, fo
     for path in (name_of(number) for number in range(NUM_IMAGES)):
         prediction = classifier.predict(folder / path, saliency=True)
         for name in [name for name in OBSERVATIONS if name in masks[path]]:
-            item, number = result.located[number], number + 1
+            item, number = result.findings[number], number + 1
             saliency, score = prediction.saliency[name], item.scores["model"]
             assert (item.path, item.observation, item.patient) == (path, name, path.split("/")[1])
             assert item.probability == pytest.approx(prediction.probabilities[name], abs=1e-6)
@@ -137,7 +137,7 @@ def test_scores_are_those_of_the_maps_that_predict_gives(classifier, dataset, fo
             if score.peak is not None:
                 assert saliency[score.peak] == pytest.approx(saliency.max(), rel=1e-4)
                 assert score.hit == masks[path][name][score.peak]
-    assert number == len(result.located) > 12
+    assert number == len(result.findings) > 12
     assert [item.observation for item in result.observations] == ["Cardiomegaly", "Lung Opacity", "Edema"]
 
 
@@ -170,9 +170,9 @@ def test_fixed_places_are_scored_at_their_places(classifier, dataset, tmp_path):
     ]
     result = localize_dataset(classifier, dataset, Boxes(write_boxes(tmp_path / "b.csv", rows)), replicates=100)
     assert result.num_images == 3  # what has no box may be there all the same
-    assert [item.scores["centre"].hit for item in result.located] == [1, 1, 0]
-    assert [item.scores["right lung"].hit for item in result.located] == [0, 1, 1]  # .3 x 70 = 21, .45 x 56 = 25.2
-    assert all(item.scores["untrained"].hit == 1 for item in result.located[1:2])
+    assert [item.scores["centre"].hit for item in result.findings] == [1, 1, 0]
+    assert [item.scores["right lung"].hit for item in result.findings] == [0, 1, 1]  # .3 x 70 = 21, .45 x 56 = 25.2
+    assert all(item.scores["untrained"].hit == 1 for item in result.findings[1:2])
 
 
 def test_the_full_set_counts_calls_without_finding_and_takes_what_is_not_called_as_empty(
@@ -204,7 +204,7 @@ def test_what_is_written_gives_the_same_figures_by_the_published_procedure(
     maps = tmp_path / "maps"
     result = localize_dataset(classifier, dataset, Segmentations(segmentations), replicates=100, maps_folder=maps)
     truths = json.loads((maps / "gt_segmentations.json").read_text())
-    ours = {("_".join(Path(item.path[:-4]).parts[1:]), item.observation): item for item in result.located}
+    ours = {("_".join(Path(item.path[:-4]).parts[1:]), item.observation): item for item in result.findings}
     files = sorted(maps.glob("*_map.pkl"))
     assert len(files) == NUM_IMAGES * len(TASKS)
     assert len({path for path, _ in ours}) < NUM_IMAGES  # some images have no finding, and files all the same
@@ -233,10 +233,10 @@ def test_maps_and_larger_masks_are_compared_at_the_masks_size(classifier, datase
     file = tmp_path / "large.json"
     write_segmentations(file, by_id(random_masks((560, 701))))
     large = localize_dataset(classifier, dataset, Segmentations(file), replicates=100, maps_folder=tmp_path / "maps")
-    assert {item.shape for item in large.located} == {(560, 701)}
+    assert {item.shape for item in large.findings} == {(560, 701)}
     write_segmentations(file, by_id(random_masks()))
     small = localize_dataset(classifier, dataset, Segmentations(file), replicates=100)
-    for one, other in zip(large.located, small.located, strict=True):
+    for one, other in zip(large.findings, small.findings, strict=True):
         assert one.scores["model"].iou == pytest.approx(other.scores["model"].iou, abs=0.05, nan_ok=True)
     with_truth = next((tmp_path / "maps").glob("patient*_map.pkl"))
     assert pickle.loads(with_truth.read_bytes())["cxr_dims"] == (701, 560)
@@ -325,7 +325,7 @@ def test_masks_of_phantoms_are_found_and_belong_to_their_images(tmp_path, classi
             file = root / "masks" / path.replace(".jpg", "") / f"{name}.png"
             assert np.array_equal(truth.mask(path, name, shape), np.asarray(Image.open(file)))
     result = localize_dataset(classifier, dataset, truth, replicates=100)
-    assert len(result.located) == sum(len(truth.findings(path)) for path in dataset["path"][:])
+    assert len(result.findings) == sum(len(truth.findings(path)) for path in dataset["path"][:])
     Image.fromarray(np.zeros(shape, dtype=bool)).save(file)
     with pytest.raises(GroundTruthError, match="marks no pixel"):
         localize_dataset(classifier, dataset, truth)
@@ -423,8 +423,8 @@ def test_run_lengths_of_siim_are_scored_like_the_boxes_that_they_fill(tmp_path, 
     assert truth.source == "masks in the files of siim"
     result = localize_dataset(classifier, dataset, truth, replicates=100)
     of_boxes = localize_dataset(classifier, dataset, Boxes(write_boxes(tmp_path / "b.csv", rows)), replicates=100)
-    assert len(result.located) == 2
-    assert result.located == of_boxes.located
+    assert len(result.findings) == 2
+    assert result.findings == of_boxes.findings
     assert (result.num_images, of_boxes.num_images) == (3, 2)  # "-1" says that there is nothing
 
 
@@ -493,8 +493,8 @@ def result(classifier, dataset, segmentations):
 def test_the_files_hold_every_finding_and_every_figure(result, tmp_path):
     write_localization(tmp_path, result, "noise, valid", ["Mind this."])
     rows = list(csv.DictReader((tmp_path / "localization.csv").open()))
-    assert len(rows) == len(result.located)
-    for row, item in zip(rows, result.located, strict=True):
+    assert len(rows) == len(result.findings)
+    for row, item in zip(rows, result.findings, strict=True):
         assert (row["path"], row["observation"]) == (item.path, item.observation)
         for pointer in ("model", *BASELINES):
             score, prefix = item.scores[pointer], pointer.replace(" ", "_")

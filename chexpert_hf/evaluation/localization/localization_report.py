@@ -22,7 +22,7 @@ def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
         "ground_truth": result.source,
         "threshold": "otsu" if result.threshold is None else result.threshold,
         "num_images": result.num_images,
-        "num_findings": len(result.located),
+        "num_findings": len(result.findings),
         "replicates": result.replicates,
         "observations": {
             item.observation: {
@@ -67,7 +67,7 @@ def write_localization(folder: Path, result: LocalizationResult, title: str, war
         writer = csv.writer(stream, lineterminator="\n")
         scores = [f"{pointer.replace(' ', '_')}_{name}" for pointer in POINTERS for name in ("hit", "iou", "x", "y")]
         writer.writerow(["path", "patient", "observation", "probability", "width", "height", *scores])
-        for item in result.located:
+        for item in result.findings:
             row: list[object] = [item.path, item.patient, item.observation, f"{item.probability:.6f}"]
             row += [item.shape[1], item.shape[0]]
             for pointer in POINTERS:
@@ -103,9 +103,9 @@ def _cells(result: LocalizationResult, figure: Callable[[PointerMetrics], Estima
 def _remarks(result: LocalizationResult) -> list[str]:
     method = "Otsu's threshold" if result.threshold is None else f"the threshold {result.threshold:g}"
     lines = [
-        f"Ground truth: {result.source}; {len(result.located):,} findings in "
-        f"{len({item.path for item in result.located}):,} images of "
-        f"{len({item.patient for item in result.located}):,} patients. Masks by {method}."
+        f"Ground truth: {result.source}; {len(result.findings):,} findings in "
+        f"{len({item.path for item in result.findings}):,} images of "
+        f"{len({item.patient for item in result.findings}):,} patients. Masks by {method}."
     ]
     empty = sum(item.pointers[MODEL].num_empty for item in result.observations)
     if empty:

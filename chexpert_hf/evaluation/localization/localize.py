@@ -44,8 +44,8 @@ _THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, te
 
 
 @dataclass(frozen=True)
-class Located:
-    """One finding in one image, and the metrics of each pointer's map; pointers are sources of maps, see `POINTERS`."""
+class Finding:
+    """One finding in one image, with the score of each pointer's map; pointers are sources of maps, see `POINTERS`."""
 
     path: str  # of the image, as in `load_dataset`
     patient: str
@@ -75,7 +75,7 @@ class LocalizationResult:
     """The result of `localize_dataset`."""
 
     observations: Sequence[ObservationLocalization]  # those with at least one ground truth, in the model's order
-    located: Sequence[Located]  # each finding of each image, in the order of the data
+    findings: Sequence[Finding]  # each finding of each image, in the order of the data
     num_images: int  # that were scored; see `rows_with_truth`
     source: str  # of the ground truth, for reports
     threshold: float | None  # of the maps' masks; None: Otsu's on each map
@@ -113,7 +113,7 @@ def localize_dataset(
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
-    located: list[Located] = []
+    findings: list[Finding] = []
     full_set: dict[str, list[float]] = {name: [] for name in names}  # IoU of each image
     written: dict[str, dict[str, RunLengths]] = {}
     all_files = image_files(dataset)
@@ -130,7 +130,7 @@ def localize_dataset(
                 **{prior: _prior_indication(prior, mask.shape, threshold) for prior in PRIORS},
             }
             scores = {pointer: localization.score_indication(each, mask) for pointer, each in pointed.items()}
-            located.append(Located(path, patients[row], name, prediction.probabilities[name], mask.shape, scores))
+            findings.append(Finding(path, patients[row], name, prediction.probabilities[name], mask.shape, scores))
             called = pointed[MODEL].mask & prediction.positives[name]
             full_set[name].append(localization.iou(called, mask, true_positives_only=False))
         for name in full_set.keys() - found.keys():
@@ -145,9 +145,9 @@ def localize_dataset(
         chexlocalize.write_segmentations(maps_folder / "gt_segmentations.json", written)
     whose = [patients[row] for row in rows]
     mious = {name: mean_interval(full_set[name], whose, replicates) if truth.is_complete else None for name in names}
-    by_name = {name: [item for item in located if item.observation == name] for name in names}
+    by_name = {name: [item for item in findings if item.observation == name] for name in names}
     observations = [_summary(items, mious[name], replicates) for name, items in by_name.items() if items]
-    return LocalizationResult(observations, located, len(rows), truth.source, threshold, replicates)
+    return LocalizationResult(observations, findings, len(rows), truth.source, threshold, replicates)
 
 
 def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations: Sequence[str]) -> list[int]:
@@ -212,7 +212,7 @@ def _prior_indication(prior: str, shape: tuple[int, int], threshold: float | Non
     return indicate(localization.prior_map(PRIORS[prior], shape), threshold)
 
 
-def _summary(items: Sequence[Located], full_miou: BootstrapEstimate | None, replicates: int) -> ObservationLocalization:
+def _summary(items: Sequence[Finding], full_miou: BootstrapEstimate | None, replicates: int) -> ObservationLocalization:
     patients = [item.patient for item in items]
     scores = {pointer: [item.scores[pointer] for item in items] for pointer in POINTERS}
     hits = {pointer: np.array([score.hit for score in values]) for pointer, values in scores.items()}
