@@ -28,7 +28,7 @@ _CELL = 16  # pixels; edges and finer structure are averaged over cells of this 
 _EDGE_DIRECTIONS = 8
 _GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
 # Added so that rounding errors do not dominate in images or cells without variation.
-_GRAY_LEVELS, _LEAST_EDGE, _LEAST_DETAIL, _LEAST_GRADIENT = 4.0, 1.0, 0.5, 1e-3
+_CONTRAST_EPS, _EDGE_EPS, _DETAIL_EPS, _GRADIENT_EPS = 4.0, 1.0, 0.5, 1e-3
 
 
 def gray_levels(image: Image.Image) -> Tensor:
@@ -65,10 +65,10 @@ def gate_features(gray: Tensor) -> Floats:
     thumbnail = functional.avg_pool2d(levels, RESOLUTION // THUMBNAIL_SIDE).flatten(1)
     thumbnail = thumbnail - thumbnail.mean(dim=1, keepdim=True)
     parts = [
-        thumbnail / (thumbnail.std(dim=1, keepdim=True) + _GRAY_LEVELS),
-        (_by_cell(_edges(smooth)) + _LEAST_EDGE).log(),
-        (_by_cell((levels - smooth).abs()) + _LEAST_DETAIL).log(),
-        (_by_cell((smooth - smoother).abs()) + _LEAST_DETAIL).log(),
+        thumbnail / (thumbnail.std(dim=1, keepdim=True) + _CONTRAST_EPS),
+        (_by_cell(_edges(smooth)) + _EDGE_EPS).log(),
+        (_by_cell((levels - smooth).abs()) + _DETAIL_EPS).log(),
+        (_by_cell((smooth - smoother).abs()) + _DETAIL_EPS).log(),
     ]
     return torch.cat(parts, dim=1).double().numpy()
 
@@ -87,7 +87,7 @@ def _edges(smooth: Tensor) -> Tensor:
     """Return how steeply gray levels rise in each direction, `(batch, directions, height, width)`; 0 if they fall."""
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
-    steepness = (across.square() + down.square()).sqrt() + _LEAST_GRADIENT
+    steepness = (across.square() + down.square()).sqrt() + _GRADIENT_EPS
     # A rise in one of the first half of the directions is a fall in the opposite one.
     angles = (torch.arange(_EDGE_DIRECTIONS // 2) * (2 * math.pi / _EDGE_DIRECTIONS))[:, None, None]
     rise = (across * angles.cos()).addcmul_(down, angles.sin())

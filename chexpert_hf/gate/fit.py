@@ -32,7 +32,7 @@ MAX_IMAGES = 1000
 MIN_IMAGES = 20
 
 _CROPPED_SIDE = 0.56  # share of each side in the middle: the lungs without shoulders, flanks and abdomen
-_LEAST_DETAIL = 0.5  # `Gate.least_detail` as a share of the detail of the least detailed training image
+_MIN_DETAIL_SHARE = 0.5  # `Gate.least_detail` as a share of the detail of the least detailed training image
 _NUM_PHANTOMS = 60
 _DIRECTIONS = 20  # the most principal directions of a `Distance`
 _IMAGES_PER_DIRECTION = 8
@@ -40,10 +40,10 @@ _FOLDS = 5
 _SHRINKAGE = 0.1
 _QUANTILE, _STRICT_QUANTILE = 0.995, 0.95
 _NORMAL_QUANTILE = 2.576  # standard normal at .995
-_ENOUGH_FOR_QUANTILE = 200  # images, so that one is above the quantile
+_MIN_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
 _LATERAL_RIDGE = 3.0  # added to the diagonal of a covariance, in units of the variance of a feature
-_MOST_CHILDREN = 0.1  # fraction of the training images up to which a model does not know children
+_MAX_CHILD_SHARE = 0.1  # fraction of the training images up to which a model does not know children
 _TINY = 1e-6
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def fit_gate(
         lateral_limit=lateral_limit,
         # The discriminant knows frontal views only, and nothing tells lateral ones apart here.
         child_limit=math.inf if knows_laterals else _child_limit(upright, ages),
-        least_detail=_LEAST_DETAIL * float(np.min(detail(whole))),
+        least_detail=_MIN_DETAIL_SHARE * float(np.min(detail(whole))),
         num_images=len(grays),
         data_name=data_name,
         date=date,
@@ -162,7 +162,7 @@ def distance_limits(features: Floats) -> tuple[float, float]:
     for fold in range(_FOLDS):
         distances[folds == fold] = fit_distance(features[folds != fold])(features[folds == fold])
     most, many = (float(value) for value in np.quantile(distances, (_QUANTILE, _STRICT_QUANTILE)))
-    if len(features) < _ENOUGH_FOR_QUANTILE:
+    if len(features) < _MIN_FOR_QUANTILE:
         logs = np.log(distances + _TINY)
         most = float(max(most, np.exp(logs.mean() + _NORMAL_QUANTILE * logs.std())))
     return most, many
@@ -198,7 +198,7 @@ def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
     counted: then the limit lies above children's scores, too, and a model trained on children gives no warning.
     """
     is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
-    counted = features if is_child.mean() > _MOST_CHILDREN else features[~is_child]
+    counted = features if is_child.mean() > _MAX_CHILD_SHARE else features[~is_child]
     return max(lowest_child_limit(), float(np.quantile(child_scores(counted), CHILD_QUANTILE)))
 
 

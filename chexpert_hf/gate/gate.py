@@ -41,17 +41,17 @@ _VERSION = "2"
 _NUMBERS = ("limit", "strict_limit", "residual", "least_detail", "lateral_limit")
 _POSITIVE = {"spread", "variances", "limit", "strict_limit", "residual", "least_detail"}
 
-_LEAST_SIDE = 64  # pixels; a smaller radiograph shows only lungs and heart
-_LONGEST_PROPORTION = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
+_MIN_SIDE = 64  # pixels; a smaller radiograph shows only lungs and heart
+_MAX_ASPECT_RATIO = 2.5  # chest radiographs are up to 1.5 times as long on one side as on the other
 
 _LATERAL = "This looks like a lateral view. The model was trained on frontal views only."
 _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model was trained on frontal views only."
 
 _CHILD = "This looks like a radiograph of a child. The model was trained on adults, or almost only on adults."
 
-_LEAST_CORRELATION = 0.6  # of neighbouring pixels at `RESOLUTION`; radiographs have at least .83, noise at most .28
-_LATERAL_REACH = 2.5  # largest distance of a lateral view, which is farther from frontal ones than they are
-_LEAST_CONTRAST = 2.0  # standard deviation in gray levels
+_MIN_CORRELATION = 0.6  # of neighbouring pixels at `RESOLUTION`; radiographs have at least .83, noise at most .28
+_MAX_LATERAL_DISTANCE = 2.5  # in limits; lateral views are farther from frontal ones than these from each other
+_MIN_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
 
@@ -200,7 +200,7 @@ class Gate:
                 if distance <= 1 or corrected <= self.strict_limit / self.limit:
                     return Verdict(True, "", warnings, corrected)
         views = self._view_warnings(features, one.is_lateral)
-        if distance <= (_LATERAL_REACH if views else 1):
+        if distance <= (_MAX_LATERAL_DISTANCE if views else 1):
             return Verdict(True, "", views or self._child_warnings(features), distance)
         reason = (
             f"its features are far from those of the {self.num_images:,} radiographs that the model was fitted on "
@@ -229,13 +229,13 @@ class Gate:
             return f"its DICOM header says that {one.other_subject}."
         if one.is_colour:
             return "it is a colour photograph or drawing."
-        if min(width, height) < _LEAST_SIDE:
+        if min(width, height) < _MIN_SIDE:
             return f"it has only {width} x {height} pixels."
-        if max(width, height) > _LONGEST_PROPORTION * min(width, height):
+        if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
             return f"it is {max(width, height) / min(width, height):.1f} times as long on one side as on the other."
-        if float(one.gray.float().std()) < _LEAST_CONTRAST:
+        if float(one.gray.float().std()) < _MIN_CONTRAST:
             return "all of it has about the same brightness."
-        if correlation < _LEAST_CORRELATION:
+        if correlation < _MIN_CORRELATION:
             return "it is noise: neighbouring pixels have nothing to do with each other."
         return "it is smooth everywhere and shows no structure." if fine < self.least_detail else ""
 

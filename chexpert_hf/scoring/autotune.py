@@ -26,11 +26,11 @@ from chexpert_hf.scoring.graphs.sessions import Runtime
 
 Candidate: TypeAlias = tuple[RuntimeName, Precision]
 
-LEAST_GAIN = 1.1
+MIN_GAIN = 1.1
 """How many times as fast as fp32 a less exact precision must be to be chosen."""
 
 _BATCH = 4  # images per timed call
-_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 10, 1.5  # after the fewest rounds, none begins after so many seconds
+_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 3, 10, 1.5  # of timing; no round beyond the minimum starts later
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], ski
 
 
 def fastest(rates: Mapping[Candidate, float]) -> Candidate:
-    """Return the fastest candidate in fp32, or the fastest in bf16 if that is at least `LEAST_GAIN` times as fast."""
+    """Return the fastest candidate in fp32, or the fastest in bf16 if that is at least `MIN_GAIN` times as fast."""
 
     def rate_of(precision: Precision) -> float:
         return max((rate for (_, each), rate in rates.items() if each is precision), default=0)
 
-    is_exact = rate_of(Precision.BF16) < LEAST_GAIN * rate_of(Precision.FP32)
+    is_exact = rate_of(Precision.BF16) < MIN_GAIN * rate_of(Precision.FP32)
     taken = {each: rate for each, rate in rates.items() if (each[1] is Precision.FP32) == is_exact}
     return max(taken or rates, key=(taken or rates).__getitem__)
 
@@ -123,8 +123,8 @@ def images_per_second(runtimes: Sequence[Runtime], shape: tuple[int, int, int]) 
     for runtime in runtimes:
         runtime(pixel_values)
     best, begin = [float("inf")] * len(runtimes), time.perf_counter()
-    for number in range(_MOST_ROUNDS):
-        if number >= _FEWEST_ROUNDS and time.perf_counter() - begin > _SECONDS:
+    for number in range(_MAX_ROUNDS):
+        if number >= _MIN_ROUNDS and time.perf_counter() - begin > _SECONDS:
             break
         for index, runtime in enumerate(runtimes):
             start = time.perf_counter()

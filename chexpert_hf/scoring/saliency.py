@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 COLORMAP = "inferno"  # perceptually uniform, and distinguishable with any colour vision
-_LEAST_TEXT = 8  # smallest height of a line of text in pixels
+_MIN_TEXT_HEIGHT = 8  # smallest height of a line of text in pixels
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 
 
@@ -172,7 +172,7 @@ def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity
         return picture
     text = f"{observation}: empty map, no positive evidence"
     draw, size = ImageDraw.Draw(picture), picture.width / 24
-    while size > _LEAST_TEXT and draw.textlength(text, ImageFont.load_default(size)) > 0.95 * picture.width:
+    while size > _MIN_TEXT_HEIGHT and draw.textlength(text, ImageFont.load_default(size)) > 0.95 * picture.width:
         size *= 0.9
     draw.rectangle((0, 0, picture.width, 1.8 * size), fill="black")
     draw.text((size / 3, size / 3), text, fill="white", font=ImageFont.load_default(size))

@@ -30,7 +30,7 @@ _GRAY_RANGE = {"low": 0.5, "high": 99.5, "median": 0.5}
 _ARCHITECTURE_FIELDS = (*DENSENET_FIELDS, "drop_rate")
 _BACKBONE_FIELDS = ("backbone", *_ARCHITECTURE_FIELDS)
 _DEFAULT_BACKBONE = "densenet121"
-_LARGEST_SIZE = 1024  # in pixels, of the search for the smallest size
+_MAX_SIZE = 1024  # in pixels, of the search for the smallest size
 
 
 def build_model(recipe: Recipe) -> CheXpertForImageClassification:
@@ -223,7 +223,7 @@ def expect_trainable_batches(recipe: Recipe, model: CheXpertForImageClassificati
             has_norm and not (recipe.freeze_backbone or is_shared) and _smallest_batch(recipe, num_images, devices) == 1
         )
         if has_single and _num_cells(model.features, image_size_of(recipe)) <= 1:
-            smallest = bisect_left(range(_LARGEST_SIZE), 2, key=lambda size: _num_cells(model.features, size))
+            smallest = bisect_left(range(_MAX_SIZE), 2, key=lambda size: _num_cells(model.features, size))
             cure = "--batch-size to at least 2" if recipe.batch_size == 1 else "--drop-last, or another --batch-size"
             raise RecipeError(
                 f"{num_images} training images in {batches} give a batch of one image, which BatchNorm cannot train on "

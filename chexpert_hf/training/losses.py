@@ -18,8 +18,8 @@ AUC_MARGIN = 1.0  # of Yuan et al. 2021 for CheXpert
 MAP_SHARPNESS = 4.0  # weight of a map's strongest cell in `map_loss`; 4 found focal findings of phantoms best
 CENTRED = 0.02  # unit of `centring_loss`, as a share of an image's side
 
-_FAR = 5.0  # units at which a distance is clipped
-_LEAST_MASS = 1e-20
+_MAX_OFFSET = 5.0  # units at which a distance is clipped
+_MIN_MASS = 1e-20
 
 
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
@@ -74,7 +74,7 @@ def centring_loss(offsets: Tensor) -> Tensor:
     The offsets `(batch, 2)` are those of `offsets_of_peaks`, as fractions of the image's sides. Lengths are divided by
     `CENTRED`, about the length that does not matter; above 5 they count as 5.
     """
-    return (offsets / CENTRED).square().sum(dim=1).clamp(max=_FAR**2).mean()
+    return (offsets / CENTRED).square().sum(dim=1).clamp(max=_MAX_OFFSET**2).mean()
 
 
 def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor, columns: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def offsets_of_peaks(model: CheXpertForImageClassification, pixel_values: Tensor
         peaks = maps.detach().argmax(dim=1)
         (gradient,) = torch.autograd.grad(maps.gather(1, peaks[:, None]).sum(), values, create_graph=True)
         mass = gradient.float().square().sum(dim=1)  # (B, height, width)
-        mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=_LEAST_MASS)
+        mass = mass / mass.sum(dim=(1, 2), keepdim=True).clamp(min=_MIN_MASS)
         cells = torch.stack([(peaks // width + 0.5) / height, (peaks % width + 0.5) / width], dim=1)
         down = (mass.sum(dim=2) * _pixel_centres(mass.shape[1], mass)).sum(dim=1)
         right = (mass.sum(dim=1) * _pixel_centres(mass.shape[2], mass)).sum(dim=1)

@@ -239,7 +239,7 @@ def test_side_by_side_openvino_gives_the_bits_that_it_gives_alone(tiny_model, op
 def test_what_does_not_compute_side_by_side_says_so(tiny_model, onnx, monkeypatch):
     for runtime in (opened(tiny_model, "torch", device="cpu"), opened(tiny_model, "onnx")):
         assert runtime.side_by_side() == [runtime]
-    monkeypatch.setattr(sessions, "MOST_SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(sessions, "MAX_PARALLEL", 1)
     one_call = opened(tiny_model, "openvino") if importlib.util.find_spec("openvino") else None
     assert one_call is None or one_call.side_by_side() == [one_call]
 

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, ratio_interval
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
-MOST_ALIKE = 0.5
+MAX_SIMILARITY = 0.5
 """Mean |rank correlation| from which on maps count as unchanged: they share a quarter of the variance of their ranks.
 Set before any model was evaluated."""
 
@@ -33,7 +33,7 @@ _ZONE_HEIGHT, _ZONE_WIDTH = 1 / 3, 1 / 4
 # Its strokes are brighter than both sides by this share of the range of grey levels ...
 _INK = 0.1
 # ... and narrower than this share of the picture; it is between these shares of the picture's height and width.
-_STROKE, _SMALLEST, _LARGEST = 0.04, 0.03, 0.2
+_STROKE, _MIN_MARKER, _MAX_MARKER = 0.04, 0.03, 0.2
 _GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
@@ -77,13 +77,13 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps change enough; NOT_JUDGED if the mean of `by_chance` reaches the bound `MOST_ALIKE`.
+        """PASSED if the maps change enough; NOT_JUDGED if the mean of `by_chance` reaches the bound `MAX_SIMILARITY`.
 
         The latter happens with very coarse maps.
         """
-        if _mean(self.by_chance, 0) >= MOST_ALIKE:
+        if _mean(self.by_chance, 0) >= MAX_SIMILARITY:
             return Verdict.NOT_JUDGED
-        return judge(self.similarity, MOST_ALIKE, is_good_below=True)
+        return judge(self.similarity, MAX_SIMILARITY, is_good_below=True)
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ def side_marker(picture: Picture) -> Mask:
     best, marker = 0.0, np.zeros(picture.shape, dtype=bool)
     for number, place in enumerate(ndimage.find_objects(letters), start=1):
         rows, columns = place[0].stop - place[0].start, place[1].stop - place[1].start
-        is_small = rows <= _LARGEST * height and columns <= _LARGEST * width
-        is_letter = rows >= _SMALLEST * height + 2 * reach and max(rows, columns) <= 4 * min(rows, columns)
+        is_small = rows <= _MAX_MARKER * height and columns <= _MAX_MARKER * width
+        is_letter = rows >= _MIN_MARKER * height + 2 * reach and max(rows, columns) <= 4 * min(rows, columns)
         contrast = float(ridge[place][ink[place] & (letters[place] == number)].mean())
         if is_small and is_letter and contrast > best:
             best, marker = contrast, np.zeros_like(marker)

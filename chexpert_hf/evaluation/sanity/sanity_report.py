@@ -14,7 +14,7 @@ from scipy.integrate import trapezoid
 from chexpert_hf.evaluation.intervals import Estimate
 from chexpert_hf.evaluation.metrics import FloatArray, plain
 from chexpert_hf.evaluation.plots import COLORS, simplify
-from chexpert_hf.evaluation.sanity.sanity import FRAME, MOST_ALIKE, RemovalCheck, SanityChecks, Verdict, WeightCheck
+from chexpert_hf.evaluation.sanity.sanity import FRAME, MAX_SIMILARITY, RemovalCheck, SanityChecks, Verdict, WeightCheck
 from chexpert_hf.evaluation.tables import DASH, aligned, as_estimate, number
 from chexpert_hf.files import data_beside, result_folder, write_json
 
@@ -54,7 +54,7 @@ def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
     }  # fmt: skip
     alike = {"weights": "".join(_unchanged(checks.observations, check) for check in checks.weights)}
     height, width = checks.map_size
-    gaps = {"height": height, "width": width, "bound": number(MOST_ALIKE, 2), "frame": FRAME}
+    gaps = {"height": height, "width": width, "bound": number(MAX_SIMILARITY, 2), "frame": FRAME}
     return [
         SanityTable(text["claim"], text["header"], rows[name], text["note"].format(**gaps) + alike.get(name, ""))
         for name, text in data_beside(__file__).items()
@@ -74,7 +74,7 @@ def as_dictionary(checks: SanityChecks) -> dict[str, Any]:
     """Return all results as plain types for JSON, with verdicts; None where undefined."""
     values: dict[str, Any] = plain(checks)
     for entry, weight in zip(values["weights"], checks.weights, strict=True):
-        entry |= {"verdict": weight.verdict.name.lower(), "bound": MOST_ALIKE}
+        entry |= {"verdict": weight.verdict.name.lower(), "bound": MAX_SIMILARITY}
     for entry, region in zip(values["regions"], checks.regions, strict=True):
         entry["verdict"] = region.verdict.name.lower()
     for name, verdict in checks.removal.verdicts.items():
@@ -121,7 +121,7 @@ def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
         axes.plot(check.by_observation, rows, marker, color=color, markersize=4.5, label=f"{check.redrawn} re-drawn")
         label = "other radiograph" if marker == "o" else None
         axes.plot(check.other_image, rows, "|", color=color, markersize=8, label=label)
-    axes.axvline(MOST_ALIKE, color=_GREY, linewidth=0.8, linestyle=":")
+    axes.axvline(MAX_SIMILARITY, color=_GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(rows, checks.observations)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -145,10 +145,10 @@ def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Est
 
 
 def _unchanged(observations: Sequence[str], check: WeightCheck) -> str:
-    """Return a sentence that names the observations whose similarity is `MOST_ALIKE` or more; empty if none is.
+    """Return a sentence that names the observations whose similarity is `MAX_SIMILARITY` or more; empty if none is.
 
     The mean over observations may hide them.
     """
     pairs = zip(observations, check.by_observation, strict=True)
-    names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MOST_ALIKE]
+    names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MAX_SIMILARITY]
     return f" At or over the bound ({check.redrawn}): {', '.join(names)}." if names else ""

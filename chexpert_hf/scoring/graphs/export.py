@@ -44,7 +44,7 @@ from chexpert_hf.scoring.graphs.sessions import SESSIONS
 CALIBRATION_IMAGES = 200
 """Number of images for quantisation to int8; half as many others are used for the comparison."""
 
-_FEWEST = 10  # calibration images; ranges of activations from fewer are unreliable
+_MIN_IMAGES = 10  # calibration images; ranges of activations from fewer are unreliable
 _REFERENCE_PHANTOMS = 16
 _REFERENCE_SEED, _CALIBRATION_SEED = 7_000, 8_000
 _WEIGHTS = "model.safetensors"
@@ -269,8 +269,8 @@ def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Im
         paths = sorted(map(str, find_radiographs([folder]).files))
     else:  # without the check of all 223,414 files: only a few hundred of them are read
         paths = image_files(load_dataset(folder, splits=[split], check_files=False, valid_fraction=0)[split])
-    if len(paths) < _FEWEST:
-        raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_FEWEST}.")
+    if len(paths) < _MIN_IMAGES:
+        raise InputError(f"{folder} holds {len(paths)} radiographs; expected at least {_MIN_IMAGES}.")
     images = []
     for index in np.random.default_rng(0).permutation(len(paths))[:count]:
         try:

@@ -36,7 +36,7 @@ Images = NDArray[np.float32]
 _FLOAT_CONVOLUTIONS = {RuntimeName.ONNX: 3, RuntimeName.OPENVINO: 0}
 _POOLING = ("ReduceMean", "GlobalAveragePool")  # the exporters' global average pooling, once in a graph
 _EQUALISED_BATCH = 8
-_SMALLEST = 0.01  # fraction of the largest range; a channel silent on these images may be active on others
+_MIN_RANGE = 0.01  # fraction of the largest range; a channel silent on these images may be active on others
 _TINY = 1e-6
 
 _quiet_lock = RLock()
@@ -76,7 +76,7 @@ def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> Che
 
 
 def _floored(ranges: Tensor) -> Tensor:
-    return ranges.clamp(min=max(ranges.max().item() * _SMALLEST, _TINY))
+    return ranges.clamp(min=max(ranges.max().item() * _MIN_RANGE, _TINY))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ OUTPUTS = ("logits", "saliency")
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _ERRORS_ONLY = 3
 
-MOST_SIDE_BY_SIDE = 8
+MAX_PARALLEL = 8
 """Largest number of simultaneous calls of OpenVINO; each needs memory for its own tensors."""
 
 _OPENVINO_BATCH = 2  # at once: the maps of more images leave the processor's cache before the next layer reads them
@@ -210,7 +210,7 @@ class OpenVINORuntime(Runtime):
         options = {
             "INFERENCE_PRECISION_HINT": self._hint,
             "PERFORMANCE_HINT": hint,
-            "PERFORMANCE_HINT_NUM_REQUESTS": str(MOST_SIDE_BY_SIDE),
+            "PERFORMANCE_HINT_NUM_REQUESTS": str(MAX_PARALLEL),
         }
         return self._core.compile_model(self._graph, "CPU", options)
 
@@ -222,11 +222,11 @@ class OpenVINORuntime(Runtime):
         return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """Return as many runtimes as OpenVINO advises, at most `MOST_SIDE_BY_SIDE`; compile the graph for them once."""
+        """Return as many runtimes as OpenVINO advises, at most `MAX_PARALLEL`; compile the graph for them once."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
-                count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), MOST_SIDE_BY_SIDE)
+                count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), MAX_PARALLEL)
                 self._streams = [copy.copy(self) for _ in range(count)]
                 for stream in self._streams:
                     stream._request, stream._lock = compiled.create_infer_request(), threading.Lock()
