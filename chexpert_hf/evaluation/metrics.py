@@ -133,13 +133,13 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 class WeightedFigures:
     """The metrics of one observation as functions of weights, which say how often each study counts, as in a bootstrap.
 
-    `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the scaled Brier score
+    `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score
     (divided by that of always answering the prevalence), and the calibration error over bins of equal width. Scores are
     sorted once; each metric is then made of sums of weights over fixed sets of studies, so that one sparse matrix
     product serves many weightings.
 
-    Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), who report 1 minus
-    this scaled Brier score; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
+    Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), whose scaled Brier
+    score is 1 minus the relative one; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
     """
 
     NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")

@@ -137,7 +137,7 @@ def test_average_precision_by_hand():
     assert figures["auprc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
-def test_always_answering_the_prevalence_has_a_scaled_brier_score_of_one():
+def test_always_answering_the_prevalence_has_a_relative_brier_score_of_one():
     labels = np.array([1.0, 0, 0, 0, NAN])
     assert observation_metrics(np.full(5, 0.25), labels)["scaled_brier"] == pytest.approx(1)
     assert observation_metrics(labels.copy(), labels)["scaled_brier"] == 0
