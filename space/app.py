@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starlette.middleware import Middleware
 
-from chexpert_hf.app.demo import build_demo, launch, look
+from chexpert_hf.app.demo import appearance, build_demo, launch
 from chexpert_hf.app.page.examples import find_examples
 from chexpert_hf.app.server.blocks import SESSIONS
 from chexpert_hf.app.server.launch import PAGE_OPTIONS, queued
@@ -51,7 +51,7 @@ def main() -> None:
     if spaces:
         classifier.predict = spaces.GPU(classifier.predict)
         middleware = PAGE_OPTIONS["app_kwargs"] | {"middleware": [Middleware(Shell)]}
-        options = PAGE_OPTIONS | {"app_kwargs": middleware, "state_session_capacity": SESSIONS} | look()
+        options = PAGE_OPTIONS | {"app_kwargs": middleware, "state_session_capacity": SESSIONS} | appearance()
         with private_folder():
             # ZeroGPU starts with Gradio's own launch, so that this server has no HTTP API beside it.
             queued(build_demo(classifier, examples, has_api=False), Limits()).launch(server_name="0.0.0.0", **options)

@@ -52,8 +52,8 @@ def build_demo(
     return demo
 
 
-def look(*, reloads: bool = False) -> dict[str, Any]:
-    """Return Gradio's options for the look of the page.
+def appearance(*, reloads: bool = False) -> dict[str, Any]:
+    """Return Gradio's options for the appearance of the page.
 
     With `reloads`, the page reloads once another server answers at its address.
     """
@@ -70,7 +70,7 @@ def launch(
 ) -> None:
     """Serve the page and the HTTP API until SIGINT or SIGTERM, then end the process with exit code 0.
 
-    `reloads` is as in `look`; `options` are those of `server.launch.serving`.
+    `reloads` is as in `appearance`; `options` are those of `server.launch.serving`.
     """
     build, facts = partial(build_demo, classifier, examples), facts_of(classifier)
-    server.launch(partial(build, facts), classifier, facts=facts, **look(reloads=reloads), **options)
+    server.launch(partial(build, facts), classifier, facts=facts, **appearance(reloads=reloads), **options)

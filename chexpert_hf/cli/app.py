@@ -146,11 +146,11 @@ def hide_bars() -> None:
     logging.disable_progress_bar()
 
 
-def progress_bar(total: int, unit: str = "", **look: Any) -> "tqdm":
+def progress_bar(total: int, unit: str = "", **options: Any) -> "tqdm":
     """Return a progress bar on standard error, if that is a terminal, to be used in a `with` statement.
 
-    `look` are options of tqdm.
+    `options` are those of tqdm.
     """
     from tqdm import tqdm  # takes 20 ms to import
 
-    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False, **look)
+    return tqdm(total=total, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False, **options)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.demo import appearance, build_demo
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.app.server.scorer import SharedClassifier
 from chexpert_hf.app.server.shell import Limits
@@ -48,5 +48,5 @@ def page(shared_tiny_model) -> Iterator[Page]:
         built.append(build_demo(shared))
         return built[0]
 
-    with serving(build, shared, limits=LIMITS, **look()) as url, connect(url.rstrip("/"), 60) as http:
+    with serving(build, shared, limits=LIMITS, **appearance()) as url, connect(url.rstrip("/"), 60) as http:
         yield Page(built[0], http, alone)

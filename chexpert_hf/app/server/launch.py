@@ -104,7 +104,7 @@ def serving(
     mcp: bool = False,
     limits: Limits | None = None,
     facts: ModelFacts | None = None,
-    **look: Any,
+    **appearance: Any,
 ) -> Iterator[str]:
     """Serve a page and the HTTP API while this context is open; yield the URL of the page.
 
@@ -118,7 +118,7 @@ def serving(
         mcp: Whether to serve the endpoints also as tools for agents (MCP).
         limits: The limits of requests.
         facts: Facts about the model; those of `facts_of` if None.
-        look: Theme, css and head, for `gr.mount_gradio_app`.
+        appearance: Theme, css and head, for `gr.mount_gradio_app`.
 
     Raises:
         InputError: If the port is taken, the address is not this machine's, or MCP is not installed.
@@ -134,7 +134,7 @@ def serving(
         app = FastAPI(routes=tools, lifespan=lambda _: running_tools, **about, **_CLOSED)
         add_api(app, classifier, facts or facts_of(classifier))
         page = queued(build(), limits)
-        gr.mount_gradio_app(app, page, "/", auth=list(auth) or None, mcp_server=False, **PAGE_OPTIONS, **look)
+        gr.mount_gradio_app(app, page, "/", auth=list(auth) or None, mcp_server=False, **PAGE_OPTIONS, **appearance)
         refusal = classifier.scheduler.refusal if isinstance(classifier, SharedClassifier) else str
         shell = Shell(app, auth, limits, mcp, refusal)
         quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}

@@ -22,7 +22,7 @@ from chexpert_hf import (
     CheXpertForImageClassification,
     CheXpertImageProcessor,
 )
-from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.demo import appearance, build_demo
 from chexpert_hf.app.model_facts import Metrics, facts_of
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.gate import Verdict
@@ -197,7 +197,7 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def address(classifier: CheXpertClassifier) -> Iterator[str]:
     facts = replace(facts_of(classifier), metrics=METRICS, maps_note=MAPS_NOTE)
-    with serving(lambda: build_demo(classifier, EXAMPLES, facts), classifier, **look()) as url:
+    with serving(lambda: build_demo(classifier, EXAMPLES, facts), classifier, **appearance()) as url:
         yield url
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier
-from chexpert_hf.app.demo import build_demo, look
+from chexpert_hf.app.demo import appearance, build_demo
 from chexpert_hf.app.page.html import asset, clinical_order
 from chexpert_hf.app.server.launch import serving
 from tests.app.page.conftest import (
@@ -1259,14 +1259,14 @@ def test_page_fits_a_phone(page: Any, phantom_png: bytes) -> None:
 def test_an_open_page_reloads_once_another_server_answers_where_it_came_from(chromium, classifier):
     build = lambda: build_demo(classifier)  # noqa: E731
     page = chromium.new_page()
-    with serving(build, classifier, **look(reloads=True)) as first:
+    with serving(build, classifier, **appearance(reloads=True)) as first:
         page.goto(first)
         page.locator("#file input[type=file]").wait_for(state="attached")
         page.wait_for_timeout(2500)
         page.evaluate("window.isOld = true")
         page.wait_for_timeout(2500)
         assert page.evaluate("window.isOld")  # as long as the server is the same
-    with serving(build, classifier, port=urlsplit(first).port, **look()) as second:
+    with serving(build, classifier, port=urlsplit(first).port, **appearance()) as second:
         page.wait_for_function("!window.isOld")
         assert page.url == second
     page.close()
