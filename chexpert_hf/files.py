@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Context manager: keep other runs from writing a file or an existing folder; FolderError if one does.
 
     For a file, `.NAME.lock` beside it is locked and deleted at the end, as a file that is locked on an SMB share cannot

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from chexpert_hf.errors import InputError
-from chexpert_hf.files import alone_with, replacing, write_text
+from chexpert_hf.files import exclusive, replacing, write_text
 from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of, writing
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -99,7 +99,7 @@ class ScoreOutput:
         """
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        with alone_with(self.path):
+        with exclusive(self.path):
             if self.existing is Existing.OVERWRITE:
                 self._delete()
             yield

@@ -20,7 +20,7 @@ from chexpert_hf.errors import NotANumberError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
 from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
-from chexpert_hf.files import alone_with, write_json, write_text
+from chexpert_hf.files import exclusive, write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.gate.fit import MIN_IMAGES, fit_folder_gate
@@ -229,7 +229,7 @@ def _claimed(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     if output.exists() and not output.is_dir():
         raise RecipeError(f"{output} is a file; expected a folder to write.")
     output.mkdir(parents=True, exist_ok=True)
-    with alone_with(output):
+    with exclusive(output):
         names = {path.name for path in output.iterdir()}
         if resume and RECIPE_FILE in names:
             expect_same_recipe(recipe, output)

@@ -21,7 +21,7 @@ from PIL import Image
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.metrics import per_study
-from chexpert_hf.files import alone_with
+from chexpert_hf.files import exclusive
 from chexpert_hf.folders import score_run
 from chexpert_hf.folders.score_output import Existing, ScoreOutput
 from chexpert_hf.folders.score_rows import RowFormat, study_of
@@ -321,7 +321,7 @@ def test_a_refused_lock_is_another_run(tmp_path, monkeypatch, refusal):
         raise OSError(refusal, "locked")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(InputError, match=r"a\.csv is being written by another run"), alone_with(tmp_path / "a.csv"):
+    with pytest.raises(InputError, match=r"a\.csv is being written by another run"), exclusive(tmp_path / "a.csv"):
         pass
 
 
