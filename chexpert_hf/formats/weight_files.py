@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chexpert_hf.files import first_line
-from chexpert_hf.models.weights import WeightsError, with_todays_names
+from chexpert_hf.models.weights import WeightsError, with_current_names
 
 _LAYERS = (
     nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.Sequential, nn.DataParallel, nn.ReLU, nn.Sigmoid, nn.AdaptiveAvgPool2d,
@@ -88,7 +88,7 @@ def read_weight_file(path: Path) -> WeightFile:
     named = {_PREFIX.sub("", name): tensor for name, tensor in file.tensors.items()}
     if len(named) < len(file.tensors):
         raise WeightsError(f"{path} holds several networks; expected one.")
-    return WeightFile(with_todays_names(named), file.beside)
+    return WeightFile(with_current_names(named), file.beside)
 
 
 def _read_pickle(path: Path) -> Any:

@@ -54,7 +54,7 @@ def imagenet_state_dict(network: str = "densenet121") -> dict[str, Tensor]:
             f"ImageNet weights could not be downloaded from {weights.url} ({first_line(error)}). Put that file at "
             f"{imagenet_cache_path(network)}; or train with --init random{from_file}."
         ) from error
-    return with_todays_names(state_dict)
+    return with_current_names(state_dict)
 
 
 def _timm_state_dict(network: str) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def _timm_state_dict(network: str) -> dict[str, Tensor]:
     return dict(state_dict)
 
 
-def with_todays_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_current_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a DenseNet's weights from 'norm.1', as in old files, to 'norm1'; add missing `num_batches_tracked` (0)."""
     renamed = {_OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
     means = [name for name in renamed if name.endswith(".running_mean")]
