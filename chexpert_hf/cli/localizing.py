@@ -101,7 +101,7 @@ def sanity(
     if output is not None:
         result_folder(output)
 
-    from chexpert_hf.datasets.sources import states_any
+    from chexpert_hf.datasets.sources import has_labels_for
     from chexpert_hf.evaluation.sanity.checks import PAIRS, check_sanity, dataset_sanity, sample_rows
     from chexpert_hf.evaluation.sanity.sanity_report import as_dictionary, as_text, write_sanity
     from chexpert_hf.radiographs.finding import find_radiographs
@@ -109,7 +109,7 @@ def sanity(
     classifier = load_classifier(model)
     with progress_bar(limit + PAIRS, "pictures") as bar:
         folder = Path(paths[0])
-        if len(paths) == 1 and states_any(folder, classifier.observations):
+        if len(paths) == 1 and has_labels_for(folder, classifier.observations):
             settings: dict[str, Any] = {"follow_links": follow_links, "valid_fraction": valid_fraction}
             data = load_split(folder, "valid", classifier.observations, **settings)
             checks = dataset_sanity(classifier, data, limit, seed=seed, progress=bar.update)

@@ -144,7 +144,7 @@ def has_dataset(folder: str | Path, splits: Sequence[str] = SPLITS) -> bool:
     return any(layout.has_split(Path(folder), split) for layout in LAYOUTS for split in splits)
 
 
-def states_any(folder: Path, observations: Sequence[str]) -> bool:
+def has_labels_for(folder: Path, observations: Sequence[str]) -> bool:
     """Return whether a folder itself holds a train or valid split with labels for some of the observations."""
     if not has_dataset(folder, ("train", "valid")):
         return False
