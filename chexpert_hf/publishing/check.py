@@ -20,7 +20,7 @@ from chexpert_hf.publishing.card import card_problems
 from chexpert_hf.publishing.model_folder import CARD_FILE, REFERENCE_FILE, image_sha256
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
-OK, FAILED, LEFT_OUT = "ok", "FAILED", "skipped"
+OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 PACKAGES = {RuntimeName.TORCH: "torch", RuntimeName.ONNX: "onnxruntime", RuntimeName.OPENVINO: "openvino"}
 """The package of each runtime whose scores are checked."""
 
@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> CheckReport:
         try:
             lines.append(CheckLine(subject, OK, check()))
         except _SkippedError as reason:
-            lines.append(CheckLine(subject, LEFT_OUT, str(reason)))
+            lines.append(CheckLine(subject, SKIPPED, str(reason)))
         except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
             lines.append(CheckLine(subject, FAILED, first_line(error, limit=5000)))
     return CheckReport(str(folder), lines)
@@ -91,7 +91,7 @@ def _checks(folder: Path) -> dict[str, Callable[[], str]]:
     A function returns the details of a passed check; it raises `_SkippedError` or any other error if not passed.
     """
     if (folder / ENSEMBLE_FILE).is_file():
-        parts = {"files": _no_pickle, "checksums": _sums, "code": _code, "model": _model}
+        parts = {"files": _no_pickle, "checksums": _hashes, "code": _code, "model": _model}
         members = [Path(member) for member in model_files.ensemble_members(folder)]
         return {
             f"{os.path.relpath(one, folder)}, {name}": partial(check, one)
@@ -100,7 +100,7 @@ def _checks(folder: Path) -> dict[str, Callable[[], str]]:
         }
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; expected a model folder.")
-    checks = {"files": _files, "checksums": _sums, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
+    checks = {"files": _files, "checksums": _hashes, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
     for runtime, package in PACKAGES.items():
         for precision in _BOUNDS if importlib.util.find_spec(package) else ():
             if precision is Precision.FP32 or _graph(folder, runtime, precision):
@@ -131,7 +131,7 @@ def _no_pickle(folder: Path) -> str:
     return f"{len(known)} files, no pickle{beside}"
 
 
-def _sums(folder: Path) -> str:
+def _hashes(folder: Path) -> str:
     checksums = model_files.read_checksums(folder)
     if checksums is None:
         raise InputError(f"there is no {CHECKSUMS_FILE}, so changes cannot be found; --accept writes it")

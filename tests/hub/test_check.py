@@ -13,7 +13,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.models.graph_files import RuntimeName
 from chexpert_hf.models.model_files import RUN_FOLDERS, write_checksums
 from chexpert_hf.publishing import check
-from chexpert_hf.publishing.check import FAILED, LEFT_OUT, OK, CheckReport, check_folder
+from chexpert_hf.publishing.check import FAILED, OK, SKIPPED, CheckReport, check_folder
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +172,7 @@ def test_a_runtime_that_does_not_take_the_model_is_left_out(
 
     monkeypatch.setattr(check.CheXpertClassifier, "from_pretrained", refuse)
     line = check_folder(model_folder).lines[-1]
-    assert (line.result, line.text) == (LEFT_OUT, "no such library")
+    assert (line.result, line.text) == (SKIPPED, "no such library")
 
 
 def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
