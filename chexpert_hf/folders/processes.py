@@ -93,7 +93,7 @@ class ReadingProcesses:
         """Yield a Read for each file of the chunks; if a process dies, stop and return the chunks without results."""
         pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
         arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
-        context = _KeptProcesses(_context())
+        context = _KillableContext(_context())
         pool = ProcessPoolExecutor(processes, cast(BaseContext, context), _start, arguments)
         try:
             _expect_start(pool)
@@ -126,7 +126,7 @@ class ReadingProcesses:
         return images * num_bytes < status.f_bavail * status.f_frsize
 
 
-class _KeptProcesses:
+class _KillableContext:
     """A context of multiprocessing that remembers its processes, so that `kill` can end all of them.
 
     A ProcessPoolExecutor in which a process died waits for the others to end, also for one that has just been started

@@ -26,7 +26,7 @@ class RadiographDataset(torch.utils.data.Dataset):
     """The radiographs of a split from `load_dataset`, read on demand and not yet augmented.
 
     `to_targets` maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets. `images` is the array
-    from `cache.kept_images`; no file is read if it is given.
+    from `cache.cached_images`; no file is read if it is given.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from chexpert_hf.scoring.preparation import Preparation
 from chexpert_hf.training.recipe import RecipeError
 
 
-def kept_images(
+def cached_images(
     files: Sequence[str], processor: CheXpertImageProcessor, cache: str, workers: Workers = 0
 ) -> NDArray[np.generic] | None:
     """Return all images as gray levels `(num_images, 1, height, width)`, or None if `cache` is "none".

@@ -26,7 +26,7 @@ from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolv
 from chexpert_hf.scoring.graphs.sessions import cuda_has_bf16, torch_has_bf16
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
-from chexpert_hf.training.cache import kept_images
+from chexpert_hf.training.cache import cached_images
 from chexpert_hf.training.checkpoints import SCORE, best_checkpoints, checkpoints_by_step
 from chexpert_hf.training.durable.trainer_checkpoints import DurableCheckpoints
 from chexpert_hf.training.initial_model import num_devices
@@ -222,7 +222,7 @@ def build_trainer(
 def _dataset(
     recipe: Recipe, split: datasets.Dataset, processor: CheXpertImageProcessor, to_targets: Any
 ) -> RadiographDataset:
-    images = kept_images(image_files(split), processor, recipe.cache, recipe.workers)
+    images = cached_images(image_files(split), processor, recipe.cache, recipe.workers)
     return RadiographDataset(split, processor, to_targets, images=images)
 
 

@@ -424,7 +424,7 @@ def test_conversions_at_the_same_time_leave_one_whole_graph(tiny_model, conversi
 
 
 def test_the_cache_keeps_what_was_used_last(tiny_model, conversions, empty_cache, monkeypatch):
-    monkeypatch.setattr(conversion, "KEPT", 2)
+    monkeypatch.setattr(conversion, "MAX_CACHED", 2)
     for name, seconds in [("openvino-old", 1), ("onnx-older", 0), ("onnx-used", 9)]:
         (empty_cache / "graphs" / name).mkdir(parents=True)
         os.utime(empty_cache / "graphs" / name, (seconds, seconds))

@@ -36,7 +36,7 @@ Our choice."""
 PACKAGES = ("chexpert-hf", "torch", "transformers", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 """Libraries that a graph may depend on; their versions are part of a cache entry's name and of `export.json`."""
 
-KEPT = 24
+MAX_CACHED = 24
 """Number of graphs that the cache keeps, the most recently used; each takes as much space as the weights in float32."""
 
 _COMPARED_BATCH = 8
@@ -233,10 +233,10 @@ def converted_graph(
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Delete all graphs in the cache's folder of graphs except the `KEPT` most recently used."""
+    """Delete all graphs in the cache's folder of graphs except the `MAX_CACHED` most recently used."""
     ages = {}
     for entry in folder.glob("*-*"):
         with suppress(OSError):  # another process deleted it
             ages[entry] = entry.stat().st_mtime_ns
-    for entry in sorted(ages, key=ages.__getitem__, reverse=True)[KEPT:]:
+    for entry in sorted(ages, key=ages.__getitem__, reverse=True)[MAX_CACHED:]:
         shutil.rmtree(entry, ignore_errors=True)
