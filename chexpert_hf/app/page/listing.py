@@ -67,7 +67,7 @@ class Listing:
         self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
         self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="list-delivery", **PLAIN)
         self.outputs: list[Any] = [self.state, self._status, self._stop, self._archive, self._table]
-        """The components that `begun` and `cleared` change."""
+        """The components that `started` and `cleared` change."""
 
     def cleared(self, state: ListState) -> Updates:
         """Empty `state`, which ends its scoring, and return updates that hide the list's components."""
@@ -80,7 +80,7 @@ class Listing:
             self._table: gr.HTML("", visible=False),
         }
 
-    def begun(self, state: ListState, items: Rows, notes: Sequence[str] = ()) -> Updates:
+    def started(self, state: ListState, items: Rows, notes: Sequence[str] = ()) -> Updates:
         """Return updates that show an empty table for `items`; the browser then asks for their scores."""
         updates = self.cleared(state)
         state.replace(items)

@@ -69,13 +69,13 @@ class Start:
             if len(items) == 1:
                 note = " ".join(found.notes())
                 return {files: None, **listing.cleared(state), **panel.show([items[0].path], note=note)}
-            return {files: None, **panel.cleared(bar_html()), **listing.begun(state, tuple(items), found.notes())}
+            return {files: None, **panel.cleared(bar_html()), **listing.started(state, tuple(items), found.notes())}
 
         def show_example(event: gr.EventData, state: ListState) -> Updates:
             path = self._examples[int(event.index)]
             return {**listing.cleared(state), **panel.show([path], bar=bar_html(title_of(path)))}
 
-        def begin_again(state: ListState) -> Updates:
+        def start_over(state: ListState) -> Updates:
             return {files: None, **listing.cleared(state), **panel.cleared()}
 
         def explain(event: gr.EventData) -> Updates:
@@ -87,5 +87,5 @@ class Start:
         self._thumbnails.select(show_example, [listing.state], outputs, **busy)
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
         listing.connect(bar, panel)
-        bar.new(begin_again, [listing.state], outputs, trigger_mode="multiple", **quiet)
+        bar.new(start_over, [listing.state], outputs, trigger_mode="multiple", **quiet)
         bar.refused(explain, None, panel.outputs, **quiet)

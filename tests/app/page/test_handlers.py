@@ -191,7 +191,7 @@ def test_report_needs_no_forward_pass(demo: gr.Blocks, files: dict[str, Path], f
 
 
 def test_new_clears_result_and_list_and_back_the_result_alone(demo: gr.Blocks) -> None:
-    cleared = call(demo, "begin_again", ListState())
+    cleared = call(demo, "start_over", ListState())
     assert cleared["bar"] == ""
     assert cleared["result"].visible is cleared["list"].visible is False
     closed = call(demo, "close_row")
@@ -238,7 +238,7 @@ def test_a_stopped_list_keeps_what_was_scored(demo: gr.Blocks, files: dict[str, 
     assert [*answers]
     assert "<strong>1 of 1</strong>" in call(demo, "_finished", state)["list-status"].value
     assert len(state.rows) == len(state.scored) == 1
-    call(demo, "begin_again", state)
+    call(demo, "start_over", state)
     left = call(demo, "_finished", state)
     assert [left[part].visible for part in ("list-status", "list-stop", "list")] == [False] * 3
 
