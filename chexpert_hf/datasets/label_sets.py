@@ -99,7 +99,7 @@ def read_label_set(text: str) -> LabelSet:
         ) from None
 
 
-def expect_columns_of_their_own(observations: Sequence[str], calls: Sequence[str] = ()) -> None:
+def refuse_duplicate_columns(observations: Sequence[str], calls: Sequence[str] = ()) -> None:
     """Raise InputError if observations, or the columns of their calls, cannot be columns of a table of scores."""
     columns = [*SCORE_COLUMNS, *observations, *calls]
     if twice := next((name for name in columns if columns.count(name) > 1), None):

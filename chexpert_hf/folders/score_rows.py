@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
+from chexpert_hf.datasets.label_sets import refuse_duplicate_columns
 from chexpert_hf.folders.score_table import NOT_RADIOGRAPH, Cell, GateMode, readable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RowFormat:
     none_of_these: str | None = None  # the observation that any finding rules out, such as No Finding
 
     def __post_init__(self) -> None:
-        expect_columns_of_their_own(self.observations, self._calls)
+        refuse_duplicate_columns(self.observations, self._calls)
 
     @property
     def _calls(self) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chexpert_hf.datasets.label_sets import expect_columns_of_their_own
+from chexpert_hf.datasets.label_sets import refuse_duplicate_columns
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import InputError, ModelFolderError, NotANumberError, printable
 from chexpert_hf.gate import GATE_FILE, Gate, Verdict
@@ -275,7 +275,7 @@ class CheXpertClassifier:
 
         _check_options(errors, batch_size)
         calls = [f"{name} positive" for name in self.observations] if positives else []
-        expect_columns_of_their_own(self.observations, calls)
+        refuse_duplicate_columns(self.observations, calls)
         found = find_radiographs([str(folder)])
         for note in found.notes():
             warnings.warn(note, stacklevel=2)
