@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.folders.processes import Read
+from chexpert_hf.folders.processes import ReadFile
 from chexpert_hf.folders.readers import Workers, read_prepared
 from chexpert_hf.radiographs.archives import RadiographFile, source_of
 from chexpert_hf.radiographs.grey_levels import naming
@@ -37,7 +37,7 @@ def predict_dataset(
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:
-        for prediction in classifier.predict_prepared(map(Read.expected, images)):
+        for prediction in classifier.predict_prepared(map(ReadFile.prepared, images)):
             rows.append([prediction.probabilities[name] for name in observations or classifier.observations])
             if progress:
                 progress(1)

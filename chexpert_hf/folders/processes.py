@@ -39,13 +39,13 @@ _preparation: Preparation  # of a reading process, with the arguments below
 _for_gate = _by_memory = False
 
 
-class Read(NamedTuple):
+class ReadFile(NamedTuple):
     """A file, and the radiograph that was read from it, or the RadiographError that says why there is none."""
 
     file: RadiographFile
     image: Prepared | RadiographError
 
-    def expected(self) -> Prepared:
+    def prepared(self) -> Prepared:
         """Return the radiograph; if there is none, raise its RadiographError with the file's name."""
         if isinstance(self.image, Prepared):
             return self.image
@@ -71,8 +71,8 @@ class ReadingProcesses:
     for_gate: bool = False
     waiting: int = 0
 
-    def read(self, files: Iterable[RadiographFile]) -> Generator[Read, None, None]:
-        """Yield a Read for each file, in order; exceptions other than RadiographError are raised.
+    def read(self, files: Iterable[RadiographFile]) -> Generator[ReadFile, None, None]:
+        """Yield a ReadFile for each file, in order; exceptions other than RadiographError are raised.
 
         Raises:
             InputError: If no process can be started.
@@ -82,15 +82,15 @@ class ReadingProcesses:
         while lost := (yield from self._run(chunks, self.processes)):
             yield from self._read_carefully(chain.from_iterable(lost))
 
-    def _read_carefully(self, files: Iterator[RadiographFile]) -> Generator[Read, None, None]:
+    def _read_carefully(self, files: Iterator[RadiographFile]) -> Generator[ReadFile, None, None]:
         chunks = ((file,) for file in files)
         while lost := (yield from self._run(chunks, 1)):
             for chunk in lost:
                 if (yield from self._run(iter([chunk]), 1)):
-                    yield Read(chunk[0], RadiographError(_KILLED))
+                    yield ReadFile(chunk[0], RadiographError(_KILLED))
 
-    def _run(self, chunks: Iterator[_Chunk], processes: int) -> Generator[Read, None, list[_Chunk]]:
-        """Yield a Read for each file of the chunks; if a process dies, stop and return the chunks without results."""
+    def _run(self, chunks: Iterator[_Chunk], processes: int) -> Generator[ReadFile, None, list[_Chunk]]:
+        """Yield a ReadFile for each file of the chunks; if a process dies, return the chunks without results."""
         pending: deque[tuple[_Chunk, Future[_Packed]]] = deque()
         arguments = (self.preparation, self.for_gate, self._fits_shared_memory(processes))
         context = _KillableContext(_context())
@@ -105,7 +105,7 @@ class ReadingProcesses:
                     return []
                 packed = pending[0][1].result()
                 chunk, _ = pending.popleft()
-                yield from map(Read, chunk, _unpacked(packed))
+                yield from map(ReadFile, chunk, _unpacked(packed))
         except BrokenProcessPool:
             context.kill()
             return [chunk for chunk, _ in pending]

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
-from chexpert_hf.folders.processes import Read, ReadingProcesses, read_one
+from chexpert_hf.folders.processes import ReadFile, ReadingProcesses, read_one
 from chexpert_hf.machine import num_processors
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
@@ -36,8 +36,8 @@ def read_prepared(
     for_gate: bool = False,
     batch_size: int = BATCH_SIZE,
     workers: Workers = 0,
-) -> Generator[Read, None, None]:
-    """Yield a Read for each file, in order, with the prepared radiograph or a RadiographError.
+) -> Generator[ReadFile, None, None]:
+    """Yield a ReadFile for each file, in order, with the prepared radiograph or a RadiographError.
 
     Args:
         classifier: Its `read` and `prepare` read the files.
@@ -55,9 +55,9 @@ def read_prepared(
     return read_for(classifier, function, files, batch_size)
 
 
-def read(classifier: CheXpertClassifier | Preparation, file: RadiographFile, for_gate: bool) -> Read:
-    """Read and prepare one file; the Read holds the radiograph or the RadiographError."""
-    return Read(file, read_one(classifier, file, for_gate))
+def read(classifier: CheXpertClassifier | Preparation, file: RadiographFile, for_gate: bool) -> ReadFile:
+    """Read and prepare one file; the ReadFile holds the radiograph or the RadiographError."""
+    return ReadFile(file, read_one(classifier, file, for_gate))
 
 
 def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile], workers: Workers) -> int:

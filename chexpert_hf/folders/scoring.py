@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from chexpert_hf.folders.readers import Read, Workers, batched, num_processes, read, read_ahead, read_prepared
+from chexpert_hf.folders.readers import ReadFile, Workers, batched, num_processes, read, read_ahead, read_prepared
 from chexpert_hf.folders.score_table import GateMode
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
@@ -68,7 +68,7 @@ def score_files(
     blank = classifier.prepare(Image.new("L", (32, 32)))
     for_gate = gate is not GateMode.OFF
 
-    def score(stream: CheXpertClassifier, images: Iterable[Read]) -> Iterator[FileResult]:
+    def score(stream: CheXpertClassifier, images: Iterable[ReadFile]) -> Iterator[FileResult]:
         taken: deque[tuple[RadiographFile, RadiographError | None]] = deque()
 
         def filled() -> Iterator[Prepared]:
@@ -92,15 +92,16 @@ def score_files(
     for stream in streams:
         free.put(stream)
 
-    def read_and_score(batch: list[RadiographFile | Read]) -> list[FileResult]:
+    def read_and_score(batch: list[RadiographFile | ReadFile]) -> list[FileResult]:
         stream = free.get()
         try:
-            return list(score(stream, [one if isinstance(one, Read) else read(stream, one, for_gate) for one in batch]))
+            images = [one if isinstance(one, ReadFile) else read(stream, one, for_gate) for one in batch]
+            return list(score(stream, images))
         finally:
             free.put(stream)
 
     with ExitStack() as stack:
-        items: Iterable[RadiographFile | Read] = files
+        items: Iterable[RadiographFile | ReadFile] = files
         if num_processes(classifier, files, workers):  # else the streams' own threads read
             reading = read_prepared(classifier, files, for_gate=for_gate, batch_size=size, workers=workers)
             items = stack.enter_context(closing(reading))

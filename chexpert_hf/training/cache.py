@@ -98,7 +98,7 @@ def _fill(
         reading = read_ahead(partial(read, preparation, for_gate=False), files)
     with closing(reading) as reads:
         for index, one in enumerate(reads):
-            images[index] = one.expected().gray[0].numpy()
+            images[index] = one.prepared().gray[0].numpy()
 
 
 def _fingerprint(files: Iterable[str], processor: CheXpertImageProcessor) -> str:
