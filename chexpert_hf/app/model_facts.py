@@ -125,7 +125,7 @@ class ModelFacts:
     definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # of its observations
 
     @property
-    def weights(self) -> str:
+    def short_checksums(self) -> str:
         """The first digits of the checksum of each member's weights, in one line."""
         return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
 

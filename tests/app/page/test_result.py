@@ -329,7 +329,7 @@ def test_report_says_all_that_it_must(classifier: CheXpertClassifier, facts: Mod
     assert 'Colours of the maps: 0 <img src="data:image/png;base64,' in html
     assert escape(single.verdict[0]) in html
     assert "chexpert-hf 0." in html
-    assert f"weights {facts.weights}" in html
+    assert f"weights {facts.short_checksums}" in html
 
 
 def test_viewer_and_report_say_under_the_maps_whether_they_point_at_findings(

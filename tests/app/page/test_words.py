@@ -203,7 +203,7 @@ def test_folder_without_usable_figures_is_said_to_have_none(tiny_folder: Path, c
 def test_weights_are_told_by_their_sum_and_the_path_stays_here(folder: Path) -> None:
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert facts.weights == f"SHA-256 {digest[:12]}"
+    assert facts.short_checksums == f"SHA-256 {digest[:12]}"
     html = hero_html(facts, 14) + render("about.html", facts=facts, operating_points={"Edema": 0.5})
     assert str(folder.parent) not in html
 
@@ -241,7 +241,7 @@ def test_ensemble_has_its_own_figures_and_the_weights_of_all_members(folder: Pat
     facts = facts_of(classifier)
     assert facts.metrics is not None
     assert facts.name == "of 2 members"
-    assert facts.weights.count("SHA-256") == 2
+    assert facts.short_checksums.count("SHA-256") == 2
 
 
 def test_split_that_judges_nothing_gives_no_mean(folder: Path) -> None:
