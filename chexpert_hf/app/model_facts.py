@@ -203,30 +203,30 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
     """Read the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
     models = [member.model for member in classifier.members]
-    places = [str(model.name_or_path or "") for model in models]
+    paths = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size
     return ModelFacts(
         name=f"of {len(models)} members" if others else model_name(model),
-        sha256=tuple(sha256_of(Path(place) / "model.safetensors") if place else None for place in places),
+        sha256=tuple(sha256_of(Path(path) / "model.safetensors") if path else None for path in paths),
         num_parameters=sum(parameter.numel() for each in models for parameter in each.parameters()),
         input_size=(size["height"], size["width"]),
-        metrics=_metrics(_folder(places), classifier.operating_points),
+        metrics=_metrics(_common_folder(paths), classifier.operating_points),
         maps_note="" if others else describe_map_evaluation(model.config.map_evaluation),
         warnings=model_warnings(models),
         network=", ".join(dict.fromkeys(model.config.network_title for model in models)),
         definitions=classifier.labels.definitions,
-        card=_card(_folder(places)),
+        card=_card(_common_folder(paths)),
     )
 
 
-def _folder(places: list[str]) -> Path | None:
+def _common_folder(paths: list[str]) -> Path | None:
     """Return the folder of a model, or the one that holds all members of an ensemble; None if there is none.
 
-    `places` are the paths that the members were loaded from, "" if unknown.
+    `paths` are the paths that the members were loaded from, "" if unknown.
     """
-    folders = {Path(place) if len(places) == 1 else Path(place).parent.parent for place in places}
+    folders = {Path(path) if len(paths) == 1 else Path(path).parent.parent for path in paths}
     folder = folders.pop()
-    is_one = not folders and places[0] and (len(places) == 1 or (folder / ENSEMBLE_FILE).is_file())
+    is_one = not folders and paths[0] and (len(paths) == 1 or (folder / ENSEMBLE_FILE).is_file())
     return folder if is_one else None
 
 
