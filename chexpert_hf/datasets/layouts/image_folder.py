@@ -30,7 +30,7 @@ def _images(folder: Path) -> list[str]:
     return [name for name in _entries(folder, is_folder=False) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _place(folder: Path, split: str) -> str | None:
+def _split_folder(folder: Path, split: str) -> str | None:
     """Return a split's folder: "train/", or "" for train if no split has a folder; None if the split is missing."""
     folders = {name.lower(): name for name in _entries(folder, is_folder=True)}
     if folders.keys().isdisjoint(SPLIT_OF):
@@ -42,7 +42,7 @@ def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
     """Return class -> names of its images, in a split; empty if no split has two classes."""
     found: dict[str, Mapping[str, list[str]]] = {}
     for each in SPLIT_NAMES:
-        if (place := _place(folder, each)) is not None:
+        if (place := _split_folder(folder, each)) is not None:
             images = {name: _images(folder / place / name) for name in _folders(folder / place)}
             found[each] = {name: files for name, files in images.items() if files}
     return found.get(split, {}) if max(map(len, found.values()), default=0) >= _MIN_CLASSES else {}
@@ -65,7 +65,7 @@ def _labels(folder: Path) -> LabelSet:
 
 
 def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
-    place = _place(folder, split) or ""
+    place = _split_folder(folder, split) or ""
     _refuse_nested(folder / place)
     files = [(name, file) for name, files in _classes(folder, split).items() for file in files]
     classes = pd.Series([name for name, _ in files], index=pd.RangeIndex(1, len(files) + 1))
