@@ -233,7 +233,7 @@ def _common_folder(paths: list[str]) -> Path | None:
 def _metrics(folder: Path | None, operating_points: Mapping[str, float]) -> Metrics | None:
     """Read a folder's `evaluation.json`; None if it has no valid one.
 
-    An observation's `calls` are dropped if they were counted at another threshold than the one in `operating_points`.
+    An observation's confusion matrix (`calls`) is dropped if its threshold is not the one in `operating_points`.
     """
     if folder is None:
         return None

@@ -215,7 +215,7 @@ def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series
 
 
 def _ends(path: str) -> list[str]:
-    """Return a path without its first 0, 1, 2 and so on folders."""
+    """Return all ends of a path: "a/b/c", "b/c" and "c" of "a/b/c"."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
 

@@ -97,12 +97,12 @@ class PatientBootstrap:
             times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(size, len(names))
             yield times.T[patient].astype(float)
 
-    def replicate(self, figures: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    def replicate(self, metrics: Callable[[FloatArray], FloatArray]) -> FloatArray:
         """Compute metrics on all resamples; return them as `(..., replicates)`.
 
-        `figures` computes them for n resamples at a time, from `(num_studies, n)` weights to `(..., n)` metrics.
+        `metrics` gets the studies' weights in n of the resamples, `(num_studies, n)`, and returns `(..., n)`.
         """
-        return np.concatenate([figures(weights) for weights in self.weights()], axis=-1)
+        return np.concatenate([metrics(weights) for weights in self.weights()], axis=-1)
 
 
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:

@@ -145,7 +145,7 @@ class WeightedFigures:
     NAMES = ("auroc", "auprc", "brier", "scaled_brier", "ece")
 
     def __init__(self, probabilities: FloatArray, labels: FloatArray) -> None:
-        """Prepare the sums for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
+        """Prepare for probabilities `(num_studies,)` and labels in {0, 1}, NaN where unknown."""
         known = np.flatnonzero(~np.isnan(labels))
         p, y = probabilities[known], labels[known] == 1
         # In descending order of the scores, recall rises only at some of them: the steps.

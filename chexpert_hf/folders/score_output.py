@@ -126,9 +126,9 @@ class ScoreOutput:
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Mark an output as complete: add the values `finished` to its record, and delete `<output>.views.jsonl`.
+        """Mark an output as complete: save `finished` in its record, and delete its temporary rows (`growing`).
 
-        Only for Parquet or a row per study (`is_made_at_the_end`): of other outputs, the rows would be deleted.
+        Call it only if the output `is_made_at_the_end`; the file `growing` of other outputs is the output itself.
         """
         self._save({**record, "finished": finished})
         self.growing.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
 
 
 def label_origins(data: Mapping[str, Any]) -> set[str]:
-    """Return who set a model's training labels (see `labels_name`), by the entry `data` of its `evaluation.json`."""
+    """Return who set a model's training labels (see `labels_name`); `data` is that entry of its `evaluation.json`."""
     train = data["train"]
     stated = set(train.get("labels_by", ()))
     named = {labels_name(name, "train", train["patients"]) for name in data_names(data)}

@@ -226,7 +226,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[_T], done: list[_T]) -> Iterator[float]:
-    """Append parts to `done` as they come; at the first, then every `_PROGRESS_SECONDS`, yield the seconds so far."""
+    """Append each part to `done`; after the first, and then every `_PROGRESS_SECONDS`, yield the seconds elapsed."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

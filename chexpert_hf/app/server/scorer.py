@@ -81,7 +81,7 @@ class SharedClassifier(CheXpertClassifier):
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """Return the wrapped one's `side_by_side`: classifiers to use at the same time, each in its own thread."""
+        """Return the wrapped classifier's `side_by_side`: copies to use at the same time, each in its own thread."""
         return self._classifier.side_by_side()
 
     def close(self) -> None:
