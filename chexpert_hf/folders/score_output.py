@@ -59,19 +59,19 @@ class ScoreOutput:
     def __post_init__(self) -> None:
         if self.path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{self.path} ends in {self.path.suffix or 'nothing'}, expected {', '.join(SUFFIXES)}.")
-        there = [path for path in (self.path, self.growing) if path.exists()]
+        there = [path for path in (self.path, self.rows_file) if path.exists()]
         if there and self.existing is Existing.REFUSE:
             raise InputError(f"{there[0]} exists already; --resume goes on with it, --overwrite scores again.")
 
     @property
-    def is_made_at_the_end(self) -> bool:
+    def is_written_at_end(self) -> bool:
         """Whether the output is written in one go at the end: Parquet, or a row per study. No rows can be appended."""
         return self.by_study or self.path.suffix.lower() == ".parquet"
 
     @property
-    def growing(self) -> Path:
+    def rows_file(self) -> Path:
         """The file that rows are appended to: the output itself, or `<output>.views.jsonl`."""
-        return self.path.with_name(f"{self.path.name}.views.jsonl") if self.is_made_at_the_end else self.path
+        return self.path.with_name(f"{self.path.name}.views.jsonl") if self.is_written_at_end else self.path
 
     @property
     def record_file(self) -> Path:
@@ -92,7 +92,7 @@ class ScoreOutput:
         return first if runtime == "auto" else runtime, second if precision == "auto" else precision
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Context manager: keep other runs from writing the output; InputError if one does.
 
         With OVERWRITE, the output and the files beside it are deleted first.
@@ -106,7 +106,7 @@ class ScoreOutput:
 
     def _delete(self) -> None:
         with writing(self.path):
-            for path in (self.path, self.growing, self.record_file):
+            for path in (self.path, self.rows_file, self.record_file):
                 path.unlink(missing_ok=True)
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -115,23 +115,23 @@ class ScoreOutput:
         Return the `finished` values if `finish` has marked the output as complete, else None. Raise InputError if the
         output was started with other settings, or its record is missing or damaged.
         """
-        if not any(path.exists() and path.stat().st_size for path in (self.path, self.growing)):
+        if not any(path.exists() and path.stat().st_size for path in (self.path, self.rows_file)):
             self._save(record)
             return None
         started = self._read_record()
         self._compare(started, record)
-        finished = started.get("finished") if self.is_made_at_the_end and self.path.exists() else None
+        finished = started.get("finished") if self.is_written_at_end and self.path.exists() else None
         if finished is not None:
-            self.growing.unlink(missing_ok=True)  # killed between the last two steps
+            self.rows_file.unlink(missing_ok=True)  # killed between the last two steps
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Mark an output as complete: save `finished` in its record, and delete its temporary rows (`growing`).
+        """Mark an output as complete: save `finished` in its record, and delete its temporary rows (`rows_file`).
 
-        Call it only if the output `is_made_at_the_end`; the file `growing` of other outputs is the output itself.
+        Call it only if the output `is_written_at_end`; the `rows_file` of other outputs is the output itself.
         """
         self._save({**record, "finished": finished})
-        self.growing.unlink(missing_ok=True)
+        self.rows_file.unlink(missing_ok=True)
 
     def _save(self, record: Mapping[str, Any]) -> None:
         with writing(self.record_file):

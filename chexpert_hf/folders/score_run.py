@@ -87,11 +87,11 @@ def score_to_file(
         classifier = classifier.compiled()
     names = shard.of(files, batch_size)
     common = common_folder(files) if output.overlays else None
-    with output.claimed():
-        return _score_to_claimed(classifier, names, output, record, common, batch_size, workers, maps, watch)
+    with output.locked():
+        return _score_to_locked(classifier, names, output, record, common, batch_size, workers, maps, watch)
 
 
-def _score_to_claimed(
+def _score_to_locked(
     classifier: CheXpertClassifier,
     names: Sequence[RadiographFile],
     output: ScoreOutput,
@@ -106,21 +106,21 @@ def _score_to_claimed(
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
-    lines = lines_of(output.growing, rows.columns())
-    kept = resume_table(output.growing, lines, names, batch_size)
+    lines = lines_of(output.rows_file, rows.columns())
+    kept = resume_table(output.rows_file, lines, names, batch_size)
     failed, not_radiographs = kept.failed, kept.not_radiographs
     remaining = names[kept.rows :]
     speed: dict[str, Any] = {"batch_size": batch_size, "gate": output.gate, "workers": workers, "maps": maps}
     results = score_with_overlays(classifier, remaining, output.overlays, common, **speed)
     results = watch(results, kept.rows, len(names))
-    with GrowingTable(output.growing, lines) as table:
+    with GrowingTable(output.rows_file, lines) as table:
         while batch := list(islice(results, batch_size)):
             table.append(rows.rows(batch))
             failed += sum(result.error is not None for result in batch)
             not_radiographs += sum(result.is_no_radiograph for result in batch)
     summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
-    if output.is_made_at_the_end:
-        views = read_rows(output.growing, rows.columns())
+    if output.is_written_at_end:
+        views = read_rows(output.rows_file, rows.columns())
         table_rows = rows.study_rows(views) if output.by_study else views
         write_table(output.path, rows.columns(by_study=output.by_study), table_rows)
         output.finish(record, {**asdict(summary), "paths": _digest(names)})

@@ -128,7 +128,7 @@ def train(
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_trainable_batches(recipe, build_model(recipe), data["train"])
-    with _claimed(output, recipe, resume):
+    with _locked_output(output, recipe, resume):
         for line in about:
             tell(line)
 
@@ -216,7 +216,7 @@ def _train_once(
 
 
 @contextmanager
-def _claimed(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+def _locked_output(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     """Context manager: make the folder `output` and write the recipe into it, so that it belongs to this run.
 
     Raise RecipeError if `output` is a file, or holds anything but a recipe; with `resume`, if it holds files but no

@@ -122,9 +122,9 @@ def test_killed_at_ten_random_points_and_resumed_the_bytes_are_the_same(classifi
         kill = killed_after(chance.randrange(BATCH_SIZE, 20))
         with pytest.raises(KilledError, match=r"^$"):
             run(classifier, files, path, by_study=by_study, existing=RESUME, watch=kill)
-        growing = ScoreOutput(path, by_study, RESUME).growing
+        rows_file = ScoreOutput(path, by_study, RESUME).rows_file
         if chance.random() < 0.7:
-            os.truncate(growing, chance.randrange(growing.stat().st_size + 1))
+            os.truncate(rows_file, chance.randrange(rows_file.stat().st_size + 1))
     summary = run(classifier, files, path, by_study=by_study, existing=RESUME)
     assert path.read_bytes() == whole.read_bytes()
     assert (summary.radiographs, summary.failed) == (NUM_FILES, len(BAD))
@@ -335,14 +335,14 @@ def test_a_run_that_locks_late_does_not_delete_the_output_of_another(tmp_path, m
         def late(*lock):  # the lock file was opened, and then others ran
             monkeypatch.setattr(fcntl, "flock", flock)
             for _ in range(ended):
-                with output.claimed():
+                with output.locked():
                     output.path.write_text("ended")
-            first.enter_context(output.claimed())
+            first.enter_context(output.locked())
             output.path.write_text("running")
             flock(*lock)
 
         monkeypatch.setattr(fcntl, "flock", late)
-        with pytest.raises(InputError, match="is being written by another run"), output.claimed():
+        with pytest.raises(InputError, match="is being written by another run"), output.locked():
             pass
         assert output.path.read_text() == "running"
     assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
