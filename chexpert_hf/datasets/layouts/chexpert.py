@@ -50,7 +50,7 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """Return possible label columns in the table of the first split that has one; else CheXpert's 14 observations."""
+    """Return the possible label columns of the first table found; CheXpert's 14 observations if there is none."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *RESERVED}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
