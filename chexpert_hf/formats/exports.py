@@ -130,7 +130,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
 def _largest_difference(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> float:
-    """Return by how much probabilities of the written timm folder differ at most from the model's, on phantoms."""
+    """Return the largest difference between the written timm folder's probabilities and the model's, on phantoms."""
     written = read_source(f"timm:{folder}", labels=[str(row) for row in range(model.config.num_labels)])
     images = phantoms(_COMPARED_PHANTOMS, seed=_COMPARED_SEED)
     pairs = ((written.build(), written.processor), (model, processor))

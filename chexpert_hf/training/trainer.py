@@ -132,7 +132,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Evaluates and saves the last step, too; deletes all checkpoints but the newest and the `count` best by AUROC."""
+    """Also evaluates and saves the last step; deletes all checkpoints but the newest and the `count` best by AUROC."""
 
     def __init__(self, count: int) -> None:
         self.count = count
