@@ -133,7 +133,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @classmethod
     def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
-        """Make a new model for `AutoModel...from_config`; nothing that a config records of a trained head holds."""
+        """Make a new model for `AutoModel...from_config`, without what the config records about a trained head."""
         model = super()._from_config(copy.deepcopy(config), **kwargs)  # which may be that of a model in use
         model.config.forget_head()
         return model
@@ -334,7 +334,7 @@ def _weight(layer: nn.Linear, width: int) -> Tensor:
 
 
 def _is_any(condition: Tensor) -> bool:
-    """Return whether a condition holds anywhere; False on a GPU, which would have to be waited for, and in a graph."""
+    """Return whether a condition holds anywhere; False on a GPU, where it would have to wait, and when compiled."""
     return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.any())
 
 
