@@ -34,7 +34,7 @@ from chexpert_hf.evaluation.localization.localize import MODEL, UNTRAINED, local
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     FloatArray,
-    WeightedFigures,
+    WeightedMetrics,
     observation_metrics,
     split_labels,
 )
@@ -210,7 +210,7 @@ def _text_mined(valid: Scored, train: Scored, observations: Sequence[str]) -> li
 
 def _mean(scored: Scored, columns: Sequence[int], resamples: int = 1000) -> str:
     """Return the mean AUROC of the observations in `columns`, with a bootstrap interval by patient, as text."""
-    figures = [WeightedFigures(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
+    figures = [WeightedMetrics(scored.probabilities[:, column], scored.truth[:, column]) for column in columns]
 
     def mean(weights: FloatArray) -> FloatArray:
         return np.mean([one.auroc(weights) for one in figures], axis=0)

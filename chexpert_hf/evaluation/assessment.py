@@ -14,7 +14,7 @@ from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
     NAN,
     FloatArray,
-    WeightedFigures,
+    WeightedMetrics,
     auroc,
     averaged_observations,
     judged_observations,
@@ -25,7 +25,7 @@ from chexpert_hf.labels import CHEXPERT
 
 SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
-_AUROC = WeightedFigures.NAMES.index("auroc")
+_AUROC = WeightedMetrics.NAMES.index("auroc")
 
 Groups = Mapping[str, Sequence[str | None]]  # column, such as "sex" -> the group of each view, None for none
 
@@ -52,11 +52,11 @@ class _Group(NamedTuple):
     labels: FloatArray
 
 
-class _Figures(NamedTuple):
+class _ModelMetrics(NamedTuple):
     """A model's metrics on all studies, and on each bootstrap resample of them."""
 
     scores: FloatArray  # (num_studies, num_labels): probabilities
-    values: FloatArray  # (num_labels, num_metrics), in the order of `WeightedFigures.NAMES`
+    values: FloatArray  # (num_labels, num_metrics), in the order of `WeightedMetrics.NAMES`
     replicates: FloatArray  # (num_labels, num_metrics, num_replicates)
     mean: tuple[float, FloatArray]  # mean AUROC, and its values (num_replicates,) on the resamples
 
@@ -103,7 +103,7 @@ def assess(
     _check_models(models, labels, observations)
     bootstrap = intervals.PatientBootstrap(_study_patients(labels, studies, patients, columns), replicates)
     task = _Assessment(labels, studies, observations, aggregation, bootstrap, headline)
-    figures = [task.figures(model) for model in models]
+    results = [task.model_metrics(model) for model in models]
     result: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
@@ -115,11 +115,11 @@ def assess(
             },
             "replicates": replicates,
             "seed": bootstrap.seed,
-            "models": [task.entry(*pair, columns) for pair in zip(models, figures, strict=True)],
+            "models": [task.entry(*pair, columns) for pair in zip(models, results, strict=True)],
             "comparisons": [
                 {"models": [model.name, models[0].name], **comparison}
-                for model, other in zip(models[1:], figures[1:], strict=True)
-                for comparison in task.comparisons(other, figures[0])
+                for model, other in zip(models[1:], results[1:], strict=True)
+                for comparison in task.comparisons(other, results[0])
             ],
         }
     )
@@ -144,29 +144,29 @@ class _Assessment:
         self.bootstrap = bootstrap
         self.patients = np.unique(bootstrap.patients, return_inverse=True)[1]  # numbers are sorted faster than names
 
-    def figures(self, model: ModelScores) -> _Figures:
+    def model_metrics(self, model: ModelScores) -> _ModelMetrics:
         scores, _ = per_study(model.probabilities, self.studies, self.aggregation)
-        weighted = [WeightedFigures(*pair) for pair in zip(scores.T, self.labels.T, strict=True)]
-        values = np.stack([figure(np.ones((len(scores), 1)))[:, 0] for figure in weighted])
-        replicates = self.bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in weighted]))
+        weighted = [WeightedMetrics(*pair) for pair in zip(scores.T, self.labels.T, strict=True)]
+        values = np.stack([metric(np.ones((len(scores), 1)))[:, 0] for metric in weighted])
+        replicates = self.bootstrap.replicate(lambda weights: np.stack([metric(weights) for metric in weighted]))
         mean = NAN, np.full(replicates.shape[-1], np.nan)
         if columns := [self.observations.index(name) for name in self.mean_over]:
             mean = float(values[columns, _AUROC].mean()), replicates[columns, _AUROC].mean(axis=0)
-        return _Figures(scores, values, replicates, mean)
+        return _ModelMetrics(scores, values, replicates, mean)
 
-    def entry(self, model: ModelScores, figures: _Figures, columns: Groups) -> dict[str, Any]:
+    def entry(self, model: ModelScores, results: _ModelMetrics, columns: Groups) -> dict[str, Any]:
         """Return a model's entry for `models` in the result of `assess`; `columns` is the `subgroups` given to it."""
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,
             "mean_over": self.mean_over,
-            "mean_auroc": _entry(intervals.percentile_interval(*figures.mean), BOOTSTRAP),
-            "observations": [self._observation(column, model, figures) for column in numbers],
+            "mean_auroc": _entry(intervals.percentile_interval(*results.mean), BOOTSTRAP),
+            "observations": [self._observation(column, model, results) for column in numbers],
             "subgroups": [self._subgroup(group, column) for group in groups for column in numbers],
             "gaps": self._gaps(groups),
         }
 
-    def comparisons(self, model: _Figures, first: _Figures) -> Iterator[dict[str, Any]]:
+    def comparisons(self, model: _ModelMetrics, first: _ModelMetrics) -> Iterator[dict[str, Any]]:
         """Yield how a model's AUROC differs from the first model's: for each observation, then for the mean."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
@@ -180,8 +180,8 @@ class _Assessment:
             "method": BOOTSTRAP,
         }
 
-    def _observation(self, column: int, model: ModelScores, figures: _Figures) -> dict[str, Any]:
-        observation, labels, scores = self.observations[column], self.labels[:, column], figures.scores[:, column]
+    def _observation(self, column: int, model: ModelScores, results: _ModelMetrics) -> dict[str, Any]:
+        observation, labels, scores = self.observations[column], self.labels[:, column], results.scores[:, column]
         counts = _counts(labels)
         num_known, undefined, point = sum(counts.values()), None, None
         if not num_known:
@@ -193,7 +193,7 @@ class _Assessment:
             threshold = float(model.operating_points[observation])
             point = {"threshold": threshold, "chosen_by": model.chosen_by.get(observation)}
             point |= _at_threshold(scores, labels, threshold)
-        metrics = zip(WeightedFigures.NAMES, figures.values[column].tolist(), figures.replicates[column], strict=True)
+        metrics = zip(WeightedMetrics.NAMES, results.values[column].tolist(), results.replicates[column], strict=True)
         bootstrapped = {
             name: _entry(intervals.percentile_interval(*item), BOOTSTRAP)
             for name, *item in metrics
@@ -238,7 +238,7 @@ class _Assessment:
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
         """Return the highest minus the lowest AUROC of large enough groups, by subgroup column and observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
-        pairs, figures = [], []
+        pairs, results = [], []
         for name in dict.fromkeys(group.column for group in groups):
             for column, observation in enumerate(self.observations):
                 scored = [group for group, enough in judged if group.column == name and observation in enough]
@@ -246,12 +246,12 @@ class _Assessment:
                     columns = [(group.scores[:, column], group.labels[:, column]) for group in scored]
                     lowest, *_, highest = np.argsort([auroc(*pair) for pair in columns], kind="stable").tolist()
                     pairs.append((observation, scored[highest], scored[lowest]))
-                    figures.append((WeightedFigures(*columns[highest]), WeightedFigures(*columns[lowest])))
+                    results.append((WeightedMetrics(*columns[highest]), WeightedMetrics(*columns[lowest])))
         if not pairs:
             return []
 
         def differences(weights: FloatArray) -> FloatArray:
-            return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in figures])
+            return np.stack([highest.auroc(weights) - lowest.auroc(weights) for highest, lowest in results])
 
         values = differences(np.ones((len(self.names), 1)))[:, 0].tolist()
         rows = zip(pairs, values, self.bootstrap.replicate(differences), strict=True)

@@ -11,12 +11,12 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as SequenceFeature
 
-from chexpert_hf.evaluation.metrics import WeightedFigures, averaged_observations, observation_metrics
+from chexpert_hf.evaluation.metrics import WeightedMetrics, averaged_observations, observation_metrics
 from chexpert_hf.labels import OBSERVATIONS
 
 
 class CheXpertMetric(evaluate.Metric):
-    """One metric, named by `config_name` (one of `WeightedFigures.NAMES`), of each observation, and its mean.
+    """One metric, named by `config_name` (one of `WeightedMetrics.NAMES`), of each observation, and its mean.
 
     `compute` takes `predictions`, probabilities in [0, 1], and `references`, labels in {0, 1} and NaN where unknown,
     both `(num_studies, num_labels)`, and the names of the columns as `observations`. It returns `{"auroc/Edema": ...,
@@ -24,8 +24,8 @@ class CheXpertMetric(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in WeightedFigures.NAMES:
-            expected = ", ".join(WeightedFigures.NAMES)
+        if self.config_name not in WeightedMetrics.NAMES:
+            expected = ", ".join(WeightedMetrics.NAMES)
             raise ValueError(f"Expected a metric of {expected}, got {self.config_name!r}.")
         row = SequenceFeature(Value("float64"))
         return evaluate.MetricInfo(

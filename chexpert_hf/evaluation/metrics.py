@@ -114,7 +114,7 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
 
 
 def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
-    """Compute the metrics in `WeightedFigures.NAMES` for one observation: name -> value, NaN where undefined.
+    """Compute the metrics in `WeightedMetrics.NAMES` for one observation: name -> value, NaN where undefined.
 
     Probabilities and labels in {0, 1}, NaN where unknown, are `(num_studies,)`.
 
@@ -126,11 +126,11 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
     known = probabilities[~np.isnan(labels)]
     if not ((known >= 0) & (known <= 1)).all():
         raise ValueError("Expected probabilities in [0, 1], got others; are they logits? Take the sigmoid of those.")
-    values = WeightedFigures(probabilities, labels)(np.ones((len(labels), 1)))[:, 0]
-    return dict(zip(WeightedFigures.NAMES, values.tolist(), strict=True))
+    values = WeightedMetrics(probabilities, labels)(np.ones((len(labels), 1)))[:, 0]
+    return dict(zip(WeightedMetrics.NAMES, values.tolist(), strict=True))
 
 
-class WeightedFigures:
+class WeightedMetrics:
     """The metrics of one observation as functions of weights, which say how often each study counts, as in a bootstrap.
 
     `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score

@@ -12,7 +12,7 @@ import numpy as np
 
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.intervals import PatientBootstrap
-from chexpert_hf.evaluation.metrics import WeightedFigures
+from chexpert_hf.evaluation.metrics import WeightedMetrics
 from chexpert_hf.labels import OBSERVATIONS
 
 
@@ -25,7 +25,7 @@ def example(num_studies, seed=0):
 
 
 def bootstrap_figures(scores, labels, patients, replicates):
-    figures = [WeightedFigures(*pair) for pair in zip(scores.T, labels.T, strict=True)]
+    figures = [WeightedMetrics(*pair) for pair in zip(scores.T, labels.T, strict=True)]
     bootstrap = PatientBootstrap(patients, replicates)
     return bootstrap.replicate(lambda weights: np.stack([figure(weights) for figure in figures]))
 

@@ -16,7 +16,7 @@ from chexpert_hf.evaluation.intervals import (
     placements,
     wilson_interval,
 )
-from chexpert_hf.evaluation.metrics import WeightedFigures, auroc
+from chexpert_hf.evaluation.metrics import WeightedMetrics, auroc
 from tests.benchmarks.delong_coverage import coverage
 from tests.evaluation.figures import FIGURES
 
@@ -145,7 +145,7 @@ def test_wilson_of_nothing_is_undefined_and_of_the_impossible_refused():
 def test_figures_with_all_weights_one_are_the_plain_figures():
     for seed in range(50):
         scores, labels = tied_case(seed)
-        values = WeightedFigures(scores, labels)(np.ones((30, 1)))[:, 0]
+        values = WeightedMetrics(scores, labels)(np.ones((30, 1)))[:, 0]
         for value, figure in zip(values, FIGURES.values(), strict=True):
             assert value == pytest.approx(figure(scores, labels), abs=1e-12)
 
@@ -155,7 +155,7 @@ def test_counting_a_study_twice_is_the_same_as_having_it_twice():
         scores, labels = tied_case(seed, levels=8 if seed % 2 else 10_000)
         weights = np.random.default_rng(seed).integers(0, 4, (30, 3)).astype(float)
         weights[:2] += 1  # both classes
-        weighted = WeightedFigures(scores, labels)(weights)
+        weighted = WeightedMetrics(scores, labels)(weights)
         for column in range(3):
             times = weights[:, column].astype(int)
             for value, figure in zip(weighted[:, column], FIGURES.values(), strict=True):
@@ -168,7 +168,7 @@ def test_weighted_figures_equal_scikit_learns():
         weights = np.random.default_rng(seed).random((30, 1))
         is_known = ~np.isnan(labels)
         data, weight = (labels[is_known], scores[is_known]), weights[is_known, 0]
-        figures = WeightedFigures(scores, labels)
+        figures = WeightedMetrics(scores, labels)
         values = figures(weights)[:, 0]
         assert values[0] == pytest.approx(roc_auc_score(*data, sample_weight=weight), abs=1e-12)
         assert values[1] == pytest.approx(average_precision_score(*data, sample_weight=weight), abs=1e-12)
@@ -178,11 +178,11 @@ def test_weighted_figures_equal_scikit_learns():
 
 def test_a_weighting_without_a_class_is_undefined_where_it_must_be():
     weights = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    values = WeightedFigures(np.array([0.2, 0.7]), np.array([0.0, 1.0]))(weights)
+    values = WeightedMetrics(np.array([0.2, 0.7]), np.array([0.0, 1.0]))(weights)
     assert np.isnan(values[[0, 1, 3]]).all()
     np.testing.assert_allclose(values[2], [0.04, 0.09, NAN])
     np.testing.assert_allclose(values[4], [0.2, 0.3, NAN])
-    assert np.isnan(WeightedFigures(np.array([0.2, 0.7]), np.array([NAN, NAN]))(weights)).all()
+    assert np.isnan(WeightedMetrics(np.array([0.2, 0.7]), np.array([NAN, NAN]))(weights)).all()
 
 
 def test_the_bootstrap_draws_whole_patients_and_as_many_as_there_are():
@@ -206,7 +206,7 @@ def test_a_bootstrap_of_nothing_is_refused(patients, replicates):
 
 
 def bootstrapped(scores, labels, patients, replicates=4000, seed=0):
-    figures = WeightedFigures(scores, labels)
+    figures = WeightedMetrics(scores, labels)
     values = PatientBootstrap(patients, replicates, seed).replicate(figures)
     return [percentile_interval(0.0, row) for row in values]
 
