@@ -84,13 +84,13 @@ def evaluate(
     from chexpert_hf.evaluation.report.reporting import (
         assess_dataset,
         patient_warnings,
-        reference_figures,
+        reference_metrics,
         refuse_calibration_patients,
         shared_observations,
     )
     from chexpert_hf.folders.dataset import predict_dataset
     from chexpert_hf.publishing.data_terms import labels_name as known_labels
-    from chexpert_hf.publishing.model_folder import add_reference_figures
+    from chexpert_hf.publishing.model_folder import add_reference_metrics
 
     models = {"ensemble": model} if ensemble else _by_name(model)
     classifiers = {name: load_classifier(paths) for name, paths in models.items()}
@@ -116,7 +116,7 @@ def evaluate(
                 name: predict_dataset(one, dataset, bar.update, workers=workers, observations=shared)
                 for name, one in classifiers.items()
             }
-            second = reference_figures(classifiers, scores, dataset, standard, **settings) if standard else None
+            second = reference_metrics(classifiers, scores, dataset, standard, **settings) if standard else None
         else:
             settings |= {"num_thumbnails": thumbnails, "num_sanity": sanity, "warnings": warnings, "workers": workers}
             settings |= {"title": f"{name}, {split}", "reference": standard, "progress": bar.update}
@@ -124,7 +124,7 @@ def evaluate(
             write_report(output, report)
             scores, second = report.view_scores, report.metrics.get(SECOND_STANDARD)
             if update_card:
-                add_reference_figures(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
+                add_reference_metrics(Path(model[0]), report.metrics[SECOND_STANDARD], report.title)
     result, text = _results(classifiers, scores, dataset, second, aggregation)
     for warning in warnings:
         say(f"Note: {warning}")

@@ -234,7 +234,7 @@ def refresh_folder(folder: Path) -> None:
     write_checksums(folder)
 
 
-def add_reference_figures(folder: Path, result: Mapping[str, Any], data: str) -> None:
+def add_reference_metrics(folder: Path, result: Mapping[str, Any], data: str) -> None:
     """Add a result of `assess_reference` to the `evaluation.json` and the card of a model folder; renew its checksums.
 
     It replaces an earlier result against the same reference standard on data of the same name, `data`, such as

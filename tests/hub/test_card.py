@@ -18,7 +18,7 @@ from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
 from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
 from chexpert_hf.publishing.model_folder import (
-    add_reference_figures,
+    add_reference_metrics,
     refresh_folder,
     save_imported_folder,
     save_trained_folder,
@@ -342,8 +342,8 @@ def test_figures_against_another_reference_standard_replace_earlier_ones_in_card
     result = {"reference": "two readers", "file": "r.csv", "images": 16, "patients": 12, "figures": [figure]}
     for value in (0.65, 0.75):
         figure["auroc"]["value"] = value
-        add_reference_figures(tiny_folder, result, "data, valid")
-    add_reference_figures(tiny_folder, result | {"figures": []}, "data, train")
+        add_reference_metrics(tiny_folder, result, "data, valid")
+    add_reference_metrics(tiny_folder, result | {"figures": []}, "data, train")
     text = card.read_text()
     assert text.count("## Other reference standards") == 1
     assert "| Edema | two readers | Target, against Class=Normal | 7 | 9 | 0.750 (0.500 to 0.900) |" in text

@@ -116,7 +116,7 @@ def assess_dataset(
     metrics["reference_standard"] = labels_name
     if reference is not None:
         options["labels_name"] = labels_name
-        metrics[SECOND_STANDARD] = reference_figures(classifiers, probabilities, dataset, reference, **options)
+        metrics[SECOND_STANDARD] = reference_metrics(classifiers, probabilities, dataset, reference, **options)
     if sanity:
         metrics["sanity"] = {name: as_dictionary(checks) for name, checks in sanity.items()}
     truth, names = per_study(labels, studies)
@@ -138,7 +138,7 @@ def assess_dataset(
     )
 
 
-def reference_figures(
+def reference_metrics(
     classifiers: Mapping[str, CheXpertClassifier],
     probabilities: Mapping[str, FloatArray],
     dataset: datasets.Dataset,
