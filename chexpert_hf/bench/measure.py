@@ -63,7 +63,7 @@ class Spec:
 
 
 @dataclass
-class Figures:
+class Measurements:
     """The measured results of one contender."""
 
     name: str
@@ -82,32 +82,32 @@ class Figures:
 
 
 class _Process:
-    """A child process, which holds one contender in its `_loaded`; `figures` are the contender's results so far."""
+    """A child process, which holds one contender in its `_loaded`; `measured` are the contender's results so far."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
-        self.spec, self.figures = spec, Figures(spec.name, spec.saliency)
+        self.spec, self.measured = spec, Measurements(spec.name, spec.saliency)
         # Spawned: a forked process would share the memory of this one.
         self.pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence))
         self.ask(_load, spec.make)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the process and return its result; None if this call or an earlier one failed."""
-        if self.figures.failure is not None:
+        if self.measured.failure is not None:
             return None
         try:
             return self.pool.submit(_call, function, *arguments).result()
         except RuntimeError as error:  # from `_call`, or because the process has died
-            self.figures.failure = first_line(error)
+            self.measured.failure = first_line(error)
             return None
 
     def take_turn(self, paths: Sequence[str]) -> None:
         if answer := self.ask(_timed, "score", paths):
-            self.figures.end_to_end.append(len(paths) / answer[1])
+            self.measured.end_to_end.append(len(paths) / answer[1])
         if answer := self.ask(_timed, "forward_batches", _BATCHES):
-            self.figures.model_only.append(_BATCHES * self.spec.batch_size / answer[1])
+            self.measured.model_only.append(_BATCHES * self.spec.batch_size / answer[1])
         for _ in range(_SINGLES):
             if answer := self.ask(_timed, "forward", 1):
-                self.figures.latencies.append(answer[1])
+                self.measured.latencies.append(answer[1])
 
 
 _loaded: list[Contender] = []
@@ -152,7 +152,7 @@ def _peak_mebibytes() -> float | None:
 
 def run_benchmark(
     specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
-) -> list[Figures]:
+) -> list[Measurements]:
     """Measure all contenders on radiographs, and return their results in the order of `specs`.
 
     Args:
@@ -166,25 +166,25 @@ def run_benchmark(
         for spec in specs:  # one after the other: loading and converting take all cores
             process = _Process(spec, stack)
             processes.append(process)
-            title, failure = process.figures.title, process.figures.failure
+            title, failure = process.measured.title, process.measured.failure
             say(f"{title} does not take part: {failure}" if failure else f"Loaded {title}.")
         # Every contender scores the same files, which also warms up its reading.
-        answers = [(process.figures, process.ask(_timed, "score", paths[:_COMPARED_FILES])) for process in processes]
-        scores = [(figures, answer[0]) for figures, answer in answers if answer and answer[0] is not None]
-        reference = next((values for figures, values in scores if figures.name == REFERENCE), None)
-        for figures, values in scores if reference is not None else ():
-            figures.difference = float(np.fmax.reduce(np.abs(values - reference), axis=None))  # NaN: files not read
+        answers = [(process.measured, process.ask(_timed, "score", paths[:_COMPARED_FILES])) for process in processes]
+        scores = [(measured, answer[0]) for measured, answer in answers if answer and answer[0] is not None]
+        reference = next((values for measured, values in scores if measured.name == REFERENCE), None)
+        for measured, values in scores if reference is not None else ():
+            measured.difference = float(np.fmax.reduce(np.abs(values - reference), axis=None))  # NaN: files not read
         for number in range(rounds):
             start = time.perf_counter()
             for process in processes if number % 2 == 0 else reversed(processes):
                 process.take_turn(paths)
             say(f"Round {number + 1} of {rounds} took {time.perf_counter() - start:.0f} s.")
         for process in processes:
-            process.figures.mebibytes = process.ask(_peak_mebibytes)
-    return [process.figures for process in processes]
+            process.measured.mebibytes = process.ask(_peak_mebibytes)
+    return [process.measured for process in processes]
 
 
-def as_table(results: Sequence[Figures], baseline: str = REFERENCE) -> str:
+def as_table(results: Sequence[Measurements], baseline: str = REFERENCE) -> str:
     """Return a text table of the contenders: medians and ranges over the rounds, and speed relative to `baseline`."""
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
     from chexpert_hf.evaluation.tables import aligned  # not by the measured processes

@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.bench.contenders import RuntimeContender, radiographs, runtime_specs
-from chexpert_hf.bench.measure import REFERENCE, Figures, Spec, as_table, run_benchmark
+from chexpert_hf.bench.measure import REFERENCE, Measurements, Spec, as_table, run_benchmark
 from tests.benchmarks.peers import PipelineContender, peer_specs
 
 from ..test_cli import run
@@ -77,9 +77,9 @@ def test_contenders_take_turns_in_an_order_that_is_turned_around(tmp_path, capfd
 
 
 def test_the_table_gives_medians_with_their_range_and_ratios_to_the_baseline():
-    ours = Figures(REFERENCE, False, [40.0, 60.0, 50.0], [80.0], [0.010] * 19 + [0.030], 1024.0, 0.0)
-    peer = Figures("torchxrayvision", False, [20.0, 25.0, 30.0], [35.0], [0.040], 512.0)
-    failed = Figures("chexpert-hf, openvino bf16", failure="not installed")
+    ours = Measurements(REFERENCE, False, [40.0, 60.0, 50.0], [80.0], [0.010] * 19 + [0.030], 1024.0, 0.0)
+    peer = Measurements("torchxrayvision", False, [20.0, 25.0, 30.0], [35.0], [0.040], 512.0)
+    failed = Measurements("chexpert-hf, openvino bf16", failure="not installed")
     header, *lines = as_table([ours, peer, failed], "torchxrayvision").splitlines()
     assert "x torchxrayvision" in header
     assert "50.0 (40.0 to 60.0)" in lines[0]
