@@ -152,7 +152,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
         write_checksums(copy)
         names.append(copy.relative_to(folder).as_posix())
     write_json(folder / ENSEMBLE_FILE, {"members": names})
-    named = {"name": folder.resolve().name, "place": folder.as_posix()}
+    named = {"name": folder.resolve().name, "model_id": folder.as_posix()}
     card = text_beside(__file__, "ensemble_card.md").format(count=len(names), **named)
     write_text(folder / CARD_FILE, card)
 

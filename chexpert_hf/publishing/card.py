@@ -63,7 +63,7 @@ def render_card(
     model: CheXpertForImageClassification,
     terms: Terms,
     *,
-    place: str,
+    model_id: str,
     image_size: tuple[int, int],
     recipe: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
@@ -75,7 +75,7 @@ def render_card(
         name: Name of the model, the card's title.
         model: Its config gives observations, policies for uncertain labels, and operating points.
         terms: Terms of the training data; `ImportedFrom` for an imported model.
-        place: The path or repository id from which the card's examples load the model.
+        model_id: The path or repository id from which the card's examples load the model.
         image_size: Input (height, width) in pixels.
         recipe: All values of the training run's recipe, by field.
         record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
@@ -103,7 +103,7 @@ def render_card(
     text = read_template(project_path("model_card.md")).render(
         card_data=front_matter.to_yaml(),
         name=name,
-        place=place,
+        model_id=model_id,
         config=model.config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         terms=terms,
@@ -192,14 +192,14 @@ def public_name(value: str) -> str:
     return Path(value).name if is_local else value
 
 
-def refresh_card(text: str, config: CheXpertConfig, name: str, place: str | None = None) -> str:
-    """Return a card with a new name and place, and new sections on calibration and operating points from the config.
+def refresh_card(text: str, config: CheXpertConfig, name: str, model_id: str | None = None) -> str:
+    """Return a card with a new name and model id, and new sections on calibration and operating points from the config.
 
-    A card without these sections gets them at its end. `name` and `place` are as in `rename_card`.
+    A card without these sections gets them at its end. `name` and `model_id` are as in `rename_card`.
     """
     sections = _section("decisions", config=config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
-    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name, place)
+    return rename_card(refreshed if count else f"{text.rstrip()}\n\n{sections}", name, model_id)
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
@@ -211,13 +211,13 @@ def refresh_references(text: str, record: Mapping[str, Any]) -> str:
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)
 
 
-def rename_card(text: str, name: str, place: str | None = None) -> str:
+def rename_card(text: str, name: str, model_id: str | None = None) -> str:
     """Return a card under another name: in its title, its model-index, and where it shows how to load the model.
 
     Args:
         text: The card.
         name: The new name; if it is a repository's id, its last part becomes the title.
-        place: The path or repository id from which the card's examples load the model; `name` if None.
+        model_id: The path or repository id from which the card's examples load the model; `name` if None.
     """
     card = ModelCard(text)
     title = _TITLE.search(card.text)
@@ -226,7 +226,7 @@ def rename_card(text: str, name: str, place: str | None = None) -> str:
     section, short = _HOW_TO_USE.search(card.text), name.rpartition("/")[2]
     shown = _MENTION.search(card.text, section.end()) if section else None
     former = {title[1], shown[2] if shown else title[1]}  # a card may mention other models, too
-    body = _MENTION.sub(lambda found: f'{found[1]}"{place or name}"' if found[2] in former else found[0], card.text)
+    body = _MENTION.sub(lambda found: f'{found[1]}"{model_id or name}"' if found[2] in former else found[0], card.text)
     card.text = _TITLE.sub(lambda _: f"# {short}", body, count=1)
     if isinstance(card.data, ModelCardData) and card.data.model_name is not None:
         card.data.model_name = short

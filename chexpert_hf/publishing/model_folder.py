@@ -152,7 +152,7 @@ def save_trained_folder(
     licences = [terms.licence for terms in own]
     initial = [terms for terms in _initial_terms(recipe["init"]) if terms.licence not in licences]
     terms = with_initial_terms(terms_of(names), initial, public_name(recipe["init"]))
-    trained = {"recipe": recipe, "record": record, "best_step": best_step, "place": _place(folder)}
+    trained = {"recipe": recipe, "record": record, "best_step": best_step, "model_id": _model_id(folder)}
     _write(folder, model, processor, state_dict, sources=[*own, *initial], name=name, terms=terms, **trained)
 
 
@@ -181,8 +181,8 @@ def save_imported_folder(
 
     `final` is the path to which `folder` will be moved; None if it stays.
     """
-    name, place = readable(folder.resolve().name), _place(final or folder)
-    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, place=place)
+    name, model_id = readable(folder.resolve().name), _model_id(final or folder)
+    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, model_id=model_id)
 
 
 def _write(
@@ -207,7 +207,7 @@ def _write(
     write_checksums(folder)
 
 
-def _place(folder: Path) -> str:
+def _model_id(folder: Path) -> str:
     """Return the path from which a card's examples load the model: as given, or its last part if it is absolute."""
     return readable(folder.name if folder.is_absolute() else folder.as_posix())
 
@@ -229,7 +229,7 @@ def refresh_folder(folder: Path) -> None:
     card = folder / CARD_FILE
     if card.exists():
         name = readable(folder.resolve().name)
-        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, name, _place(folder))
+        text = refresh_card(card.read_text(encoding="utf-8"), classifier.model.config, name, _model_id(folder))
         write_text(card, text)
     write_checksums(folder)
 

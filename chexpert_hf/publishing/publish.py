@@ -62,10 +62,10 @@ class Published:
     files: Listing
 
 
-def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = None) -> Listing:
+def stage_model(source: Path, repo_id: str, staging: Path, model_id: str | None = None) -> Listing:
     """Copy the public files of a model folder to an empty folder, with the repository's name in the card.
 
-    The card's examples load the model from `place`, or from the repository if None. Returns the copied files.
+    The card's examples load the model from `model_id`, or from the repository if None. Returns the copied files.
 
     Raises:
         PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
@@ -77,7 +77,7 @@ def stage_model(source: Path, repo_id: str, staging: Path, place: str | None = N
     for name in names:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, staging / name)
-    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id, place)
+    card = rename_card((staging / CARD_FILE).read_text(encoding="utf-8"), repo_id, model_id)
     if problems := card_problems(card):
         raise PublishError(f"The card of {source} ({CARD_FILE}) cannot be published: {'; '.join(problems[:3])}.")
     write_text(staging / CARD_FILE, card)
@@ -212,7 +212,7 @@ def stage_space(
         shutil.copyfile(path, staging / name)
     write_text(staging / "requirements.txt", "\n".join(requirements()) + "\n")
     if is_folder:
-        stage_model(Path(model), Path(model).resolve().name, staging / "model", place="model")
+        stage_model(Path(model), Path(model).resolve().name, staging / "model", model_id="model")
     else:
         write_json(staging / _MODEL_FILE, {"model": model, "revision": revision})
         # The name of the model links it and the Space to each other on the Hub.
