@@ -299,24 +299,24 @@ def choose_operating_point(
         youden = true * num_negative - (called - true) * num_positive
         if youden.max() <= 0:
             raise CalibrationError("no threshold does better than chance")
-        place = np.flatnonzero(youden == youden.max())[-1]
+        index = np.flatnonzero(youden == youden.max())[-1]
     elif rule.criterion is Criterion.SENSITIVITY:
-        place = np.argmax(true / num_positive >= wanted)
+        index = np.argmax(true / num_positive >= wanted)
     else:
         reached = np.flatnonzero(ppv >= wanted)
         if not len(reached):
             raise CalibrationError(
                 f"a positive predictive value of {wanted:g} is reached at no threshold; the highest is {ppv.max():.3f}"
             )
-        place = reached[-1]
-    upper, lower = np.append(-descending, 0.0)[place : place + 2]
+        index = reached[-1]
+    upper, lower = np.append(-descending, 0.0)[index : index + 2]
     halfway = (upper + lower) / 2
     return OperatingPoint(
         # Between neighbouring numbers there is no halfway.
         threshold=float(halfway if halfway > lower else upper),
-        sensitivity=float(true[place] / num_positive),
-        specificity=float(1 - (called[place] - true[place]) / num_negative),
-        ppv=float(ppv[place]),
+        sensitivity=float(true[index] / num_positive),
+        specificity=float(1 - (called[index] - true[index]) / num_negative),
+        ppv=float(ppv[index]),
     )
 
 
