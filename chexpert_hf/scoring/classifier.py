@@ -130,8 +130,8 @@ class CheXpertClassifier:
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
                 f"{network.config.num_channels}; preprocessor_config.json and config.json are not of one model."
             )
-        place = Path(model) if Path(model).is_dir() else None
-        opened = open_runtime(network, folder=place, input_size=processor.output_size, **options)
+        local_folder = Path(model) if Path(model).is_dir() else None
+        opened = open_runtime(network, folder=local_folder, input_size=processor.output_size, **options)
         gate = Gate.load(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
         return CheXpertClassifier(network, processor, runtime=opened, gate=gate)
 

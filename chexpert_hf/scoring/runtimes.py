@@ -74,19 +74,19 @@ def open_runtime(
         InputError: If the runtime, precision or device does not exist, is not installed, or needs a graph that has not
             been exported.
     """
-    wanted, number = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
-    place = _device(device, wanted)
-    names = _candidates(wanted, number, place)
-    open_one = partial(_open, model, place, folder, input_size)
-    if autotune and place.type == "cpu" and _has_choice(names, number):
-        file = tuning.choice_file(model, input_size, (wanted, number))
+    wanted, asked = _one_of(RuntimeName, runtime, "runtime"), _one_of(Precision, precision, "precision")
+    chosen = _device(device, wanted)
+    names = _candidates(wanted, asked, chosen)
+    open_one = partial(_open, model, chosen, folder, input_size)
+    if autotune and chosen.type == "cpu" and _has_choice(names, asked):
+        file = tuning.choice_file(model, input_size, (wanted, asked))
         shape = (model.config.num_channels, *input_size)
-        if fastest := _open_fastest(names, number, open_one, shape, file):
+        if fastest := _open_fastest(names, asked, open_one, shape, file):
             return fastest
     skipped = []
     for name in names:
         try:
-            opened = open_one(name, number)
+            opened = open_one(name, asked)
         except Exception as error:  # noqa: BLE001 - an optional library may raise anything; the next one is tried
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
         else:
@@ -110,12 +110,12 @@ def _device(device: str | torch.device | None, runtime: RuntimeName) -> torch.de
             return torch.device("cuda")
         return torch.device("mps" if uses_gpu and torch.backends.mps.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"There is no device {device!r}; expected cpu, cuda, cuda:1, mps or the like.") from error
-    if not uses_gpu and place.type != "cpu":
+    if not uses_gpu and chosen.type != "cpu":
         raise InputError(f"{_TITLES[runtime]} computes on the CPU here, not on {device}; use the runtime torch.")
-    return place
+    return chosen
 
 
 def _candidates(wanted: RuntimeName, precision: Precision, device: torch.device) -> list[RuntimeName]:
@@ -180,14 +180,14 @@ def _tried(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
 
 def _open(
     model: CheXpertForImageClassification,
-    place: torch.device,
+    device: torch.device,
     folder: Path | None,
     input_size: tuple[int, int],
     name: RuntimeName,
     precision: Precision,
 ) -> Runtime:
     if name is RuntimeName.TORCH:
-        return _open_torch(model, precision, place)
+        return _open_torch(model, precision, device)
     return _open_graph(name, model, precision, folder, input_size)
 
 

@@ -37,7 +37,7 @@ class Machine:
     def __init__(self, speeds):
         self.speeds, self.missing, self.broken, self.timings, self.opened = speeds, set(), set(), [], []
 
-    def open(self, model, place, folder, input_size, name, precision):
+    def open(self, model, device, folder, input_size, name, precision):
         if name in self.missing:
             raise InputError(f"{name.value} is not installed") from ImportError()
         if name in self.broken:
