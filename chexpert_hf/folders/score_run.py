@@ -102,7 +102,7 @@ def _score_to_locked(
     maps: Sequence[str] | None,
     watch: Watch,
 ) -> ScoreSummary:
-    """Score files as `score_to_file` does, of one shard and with the settings in `record`, once no other run can."""
+    """Score the files `names` of one shard into a locked output; `record` holds the settings of the run."""
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)

@@ -272,7 +272,7 @@ def _read(
 
 
 def _names(cells: pd.Series, table: Path, expected: str) -> pd.Series:
-    """Return the names in a column without blanks around them; DatasetError, which says what is expected, for none."""
+    """Return the names in a column, stripped; DatasetError, which says what is `expected`, for a blank cell."""
     names = cells.astype(object).str.strip()
     refuse_cells(names.isna() | names.str.lower().isin(BLANKS), cells, table, expected)
     return names
