@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_one_others(classifier,
     np.testing.assert_array_equal(first.removal.random, again.removal.random)
 
 
-def test_only_the_head_is_redrawn_and_then_everything(tiny_model):
+def test_only_the_head_is_randomised_and_then_everything(tiny_model):
     other_head, fresh = randomised_networks(tiny_model, 0)
     for name, value in tiny_model.state_dict().items():
         assert torch.equal(other_head.state_dict()[name], value) != (name == "classifier.weight")

@@ -68,7 +68,7 @@ class WeightCheck:
     is as large as such a map.
     """
 
-    redrawn: str  # the weights that were randomised: "head" or "all weights"
+    redrawn: str  # the weights that were randomised: "head" or "all weights"; a key of sanity.json
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
     by_observation: FloatArray  # (num_labels,): mean |correlation|; with one draw of weights, high by luck at times

@@ -118,7 +118,7 @@ def sanity_figure(checks: SanityChecks) -> Figure:
 def _draw_similarity(axes: Axes, checks: SanityChecks) -> None:
     rows = np.arange(len(checks.observations))
     for check, color, marker in zip(checks.weights, COLORS, "os", strict=False):
-        axes.plot(check.by_observation, rows, marker, color=color, markersize=4.5, label=f"{check.redrawn} re-drawn")
+        axes.plot(check.by_observation, rows, marker, color=color, markersize=4.5, label=f"random: {check.redrawn}")
         label = "other radiograph" if marker == "o" else None
         axes.plot(check.other_image, rows, "|", color=color, markersize=8, label=label)
     axes.axvline(MAX_SIMILARITY, color=_GREY, linewidth=0.8, linestyle=":")
