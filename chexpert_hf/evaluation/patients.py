@@ -1,7 +1,8 @@
 """Hashed ids of the patients that a model has seen, stored beside it to warn of metrics on the same patients.
 
-Each file has its own random salt. This keeps a shared folder from being a list of patients, and two folders from being
-compared with each other. It does not stop an attacker: ids come from a small, known range (CheXpert's are patient00001
+Each file has its own random salt, except that a model made from another one keeps that one's salt with its patients.
+This keeps a shared folder from being a list of patients, and unrelated folders from being compared with each other. It
+does not stop an attacker: ids come from a small, known range (CheXpert's are patient00001
 to patient65240 or so), and trying them all takes a second.
 """
 
@@ -40,20 +41,32 @@ def _names_of(patient: str) -> set[str]:
     return {patient, patient.partition("/")[2] or patient}
 
 
-def write_patient_hashes(path: Path, patients: Iterable[str]) -> None:
-    """Write the hashed ids of these patients, sorted and without duplicates, with a new random salt."""
-    salt, names = secrets.token_hex(16), {name for patient in patients for name in _names_of(patient)}
-    write_text(path, json.dumps({"salt": salt, "hashes": sorted(hash_patients(names, salt))}) + "\n")
+def write_patient_hashes(path: Path, patients: Iterable[str], earlier: Path | None = None) -> None:
+    """Write the hashed ids of these patients, sorted and without duplicates, with a random salt.
+
+    `earlier` is the file of the model that this one comes from, if any: its salt and its patients, whom this model has
+    seen as well, are kept. Raises PatientsFileError if that file is damaged.
+    """
+    salt, hashes = secrets.token_hex(16), set[str]()
+    if earlier is not None and earlier.is_file():
+        salt, hashes = _read(earlier)
+    names = {name for patient in patients for name in _names_of(patient)}
+    write_text(path, json.dumps({"salt": salt, "hashes": sorted({*hashes, *hash_patients(names, salt)})}) + "\n")
 
 
 def overlapping_patients(path: Path, patients: Iterable[str]) -> set[str]:
     """Return those of `patients` whose hashes are in a file; PatientsFileError if it is missing or damaged."""
+    salt, hashes = _read(path)
+    return {patient for patient in set(patients) if not hashes.isdisjoint(hash_patients(_names_of(patient), salt))}
+
+
+def _read(path: Path) -> tuple[str, set[str]]:
+    """Return the salt and the hashes in a file; PatientsFileError if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        salt, hashes = str(content["salt"]), set(content["hashes"])
+        return str(content["salt"]), set(content["hashes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PatientsFileError(f"{path} cannot be read as patients' hashes; expected 'salt' and 'hashes'.") from error
-    return {patient for patient in set(patients) if not hashes.isdisjoint(hash_patients(_names_of(patient), salt))}
 
 
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:

@@ -46,6 +46,16 @@ def test_overlap_is_found_patient_by_patient(tmp_path):
     assert overlapping_patients(tmp_path / "a.json", ["patient00051"]) == set()
 
 
+def test_a_model_made_from_another_one_has_seen_its_patients_too(tmp_path):
+    write_patient_hashes(tmp_path / "a.json", PATIENTS[:5])
+    write_patient_hashes(tmp_path / "b.json", PATIENTS[10:15], tmp_path / "a.json")
+    write_patient_hashes(tmp_path / "c.json", PATIENTS[10:20], tmp_path / "b.json")
+    assert overlapping_patients(tmp_path / "c.json", PATIENTS) == {*PATIENTS[:5], *PATIENTS[10:20]}
+    assert len(json.loads((tmp_path / "c.json").read_text())["hashes"]) == 15
+    write_patient_hashes(tmp_path / "d.json", PATIENTS[:1], tmp_path / "missing.json")
+    assert overlapping_patients(tmp_path / "d.json", PATIENTS) == {PATIENTS[0]}
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"salt": "x"}', '{"salt": "x", "hashes": 3}'])
 def test_a_file_that_is_missing_or_damaged_is_an_error_and_not_no_overlap(tmp_path, content):
     if content is not None:

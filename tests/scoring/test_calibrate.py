@@ -21,6 +21,7 @@ from chexpert_hf import (
     load_dataset,
 )
 from chexpert_hf.datasets.image_files import image_files
+from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.calibration.calibrate import (
     CalibratedModel,
     dataset_logits,
@@ -369,6 +370,16 @@ def test_observations_that_a_second_calibration_cannot_fit_keep_the_first_ones_r
     entries = assess_dataset(folders, valid, title="both", replicates=100).metrics["models"][1]["observations"]
     rules = {entry["observation"]: (entry["operating_point"] or {}).get("chosen_by") for entry in entries}
     assert (rules[fitted], rules[others[0]], rules[never]) == ("sensitivity 0.9", "youden", None)
+
+
+def test_patients_of_an_earlier_calibration_are_still_refused_by_an_evaluation(source, valid, tmp_path):
+    patients = sorted(set(valid["patient"][:]))
+    halves = [valid.filter(lambda row, half=half: (patients.index(row["patient"]) % 2) == half) for half in (0, 1)]
+    calibrate(source, halves[0], tmp_path / "once", operating_points="youden")
+    calibrate(tmp_path / "once", halves[1], tmp_path / "twice")  # the operating points are those of the first half
+    for half in halves:
+        with pytest.raises(InputError, match="was calibrated on"):
+            chexpert_hf.evaluate(tmp_path / "twice", half)
 
 
 def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(source, valid, tmp_path):

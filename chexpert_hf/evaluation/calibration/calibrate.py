@@ -119,8 +119,9 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
 def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path, patients: Sequence[str]) -> None:
     """Write a calibrated model to `output`, a new or empty folder, with the other files of its folder `source`.
 
-    The hashed ids of `patients`, on whom the model was calibrated, are written to `calibration_patients.json`. Not
-    copied are subfolders of `source`, and exported graphs, `reference.json` and checksums, which belong to the old
+    The hashed ids of `patients`, on whom the model was calibrated, are written to `calibration_patients.json`, beside
+    those of earlier calibrations, on which operating points and observations that are left out still depend. Not copied
+    are subfolders of `source`, and exported graphs, `reference.json` and checksums, which belong to the old
     weights; call `refresh_folder` for new reference scores and checksums.
     """
     with new_folder(output) as folder:
@@ -131,7 +132,7 @@ def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path,
         classifier.model.save_pretrained(folder)
         classifier.processor.save_pretrained(folder)
         make_readable(folder / "model.safetensors")
-        write_patient_hashes(folder / CALIBRATION_PATIENTS_FILE, patients)
+        write_patient_hashes(folder / CALIBRATION_PATIENTS_FILE, patients, source / CALIBRATION_PATIENTS_FILE)
 
 
 @torch.inference_mode()
