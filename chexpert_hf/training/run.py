@@ -18,7 +18,12 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from chexpert_hf.datasets.loading import BadFilesError, data_name
 from chexpert_hf.errors import NotANumberError
 from chexpert_hf.evaluation.metrics import Evaluation, judged_observations, per_study, split_labels
-from chexpert_hf.evaluation.patients import SELECTION_PATIENTS_FILE, TRAINING_PATIENTS_FILE, write_patient_hashes
+from chexpert_hf.evaluation.patients import (
+    SELECTION_PATIENTS_FILE,
+    TRAINING_PATIENTS_FILE,
+    overlapping_patients,
+    write_patient_hashes,
+)
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset, evaluate_predictions
 from chexpert_hf.files import exclusive, write_json, write_text
 from chexpert_hf.folders.dataset import predict_dataset
@@ -30,7 +35,6 @@ from chexpert_hf.models.model_files import (
     EVALUATION_FILE,
     RECIPE_FILE,
     ensemble_members,
-    renew_checksums,
     write_checksums,
     write_ensemble,
 )
@@ -123,7 +127,7 @@ def train(
         if PartialState().is_main_process:
             error.write_list(path)
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
-    about = [f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe)]
+    about = [f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe), *_seen_by_initial(recipe, data)]
     recipe = recipe.override(image_size=image_size_of(recipe))
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
@@ -200,7 +204,7 @@ def _train_once(
             best_step=best_step,
             assessment=assess_predictions(probabilities, data["valid"], final.config),
         )
-        _write_patients(output, data, was_checkpoint_chosen=is_best)
+        _write_patients(output, data, recipe, was_checkpoint_chosen=is_best)
         if recipe.held_out_fold is None and len(data["train"]) < MIN_IMAGES:
             say(f"No gate is fitted: {len(data['train'])} radiographs are too few; it needs {MIN_IMAGES}.")
         elif recipe.held_out_fold is None:
@@ -242,14 +246,28 @@ def _locked_output(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]
         yield
 
 
-def _write_patients(output: Path, data: datasets.DatasetDict, *, was_checkpoint_chosen: bool) -> None:
+def _seen_by_initial(recipe: Recipe, data: datasets.DatasetDict) -> list[str]:
+    """Return a warning if the model that the training starts from was trained on validation patients."""
+    file = Path(recipe.init) / TRAINING_PATIENTS_FILE
+    patients = set(data["valid"]["patient"][:])
+    shared = overlapping_patients(file, patients) if file.is_file() else ()
+    return [
+        f"{len(shared):,} of the {len(patients):,} validation patients are, by their ids, among those that "
+        f"{recipe.init} was trained on: metrics on them are optimistic."
+    ] * bool(shared)
+
+
+def _write_patients(folder: Path, data: datasets.DatasetDict, recipe: Recipe, *, was_checkpoint_chosen: bool) -> None:
     """Write hashes of the training patients' ids; and of the validation patients' if a checkpoint was chosen on them.
 
-    By these files, a later evaluation on the same patients is detected.
+    Those of the model that the training started from, if it is a local folder, are among them. By these files, a later
+    evaluation on the same patients is detected.
     """
-    write_patient_hashes(output / TRAINING_PATIENTS_FILE, data["train"]["patient"][:])
-    if was_checkpoint_chosen:  # the checkpoint
-        write_patient_hashes(output / SELECTION_PATIENTS_FILE, data["valid"]["patient"][:])
+    chosen_on = data["valid"]["patient"][:] if was_checkpoint_chosen else []
+    for file, patients in ((TRAINING_PATIENTS_FILE, data["train"]["patient"][:]), (SELECTION_PATIENTS_FILE, chosen_on)):
+        earlier = Path(recipe.init) / file
+        if patients or earlier.is_file():
+            write_patient_hashes(folder / file, patients, earlier)
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
@@ -267,11 +285,13 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
         expect_intact(member)
     if PartialState().is_main_process:
         write_ensemble(output, members)
-        first = Path(ensemble_members(output)[0])
+        copies = [Path(member) for member in ensemble_members(output)]
         for gate in folder.glob(GATE_FILE):  # of the last run; all runs have the same training images
-            shutil.copy(gate, first)
-            renew_checksums(first, [GATE_FILE])
-        _write_patients(output, data, was_checkpoint_chosen=is_best)
+            shutil.copy(gate, copies[0])
+        _write_patients(output, data, recipe, was_checkpoint_chosen=is_best)
+        for copy in copies:  # a member may be calibrated and evaluated alone
+            _write_patients(copy, data, recipe, was_checkpoint_chosen=is_best)
+            write_checksums(copy)
     PartialState().wait_for_everyone()
     evaluation = evaluate_dataset(CheXpertClassifier.from_pretrained(output), data["valid"])
     if PartialState().is_main_process:

@@ -11,8 +11,10 @@ from transformers import TrainerCallback
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.datasets.loading import BadFilesError
+from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, overlapping_patients, write_patient_hashes
 from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
+from chexpert_hf.models.model_files import renew_checksums
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.training.data import load_data
 from chexpert_hf.training.durable.intact import CheckpointError
@@ -295,6 +297,22 @@ def test_several_runs_say_once_which_labels_and_which_initial_model_they_take(ph
     for text in ("Labels: ", "Training at 64 pixels, where "):
         assert len([line for line in lines if line.startswith(text)]) == 1
     assert len([line for line in lines if line.startswith("Training on ")]) == 2
+
+
+def test_patients_of_the_initial_model_are_seen_by_all_models_made_from_it(phantoms, finished, tmp_path):
+    initial = shutil.copytree(finished, tmp_path / "initial", ignore=shutil.ignore_patterns("checkpoints"))
+    recipe = few(init=str(initial), architecture={}, freeze_backbone=True, image_size=64, runs=2)
+    patients = {split: set(part["patient"][:]) for split, part in load_data(recipe, phantoms).items()}
+    write_patient_hashes(initial / TRAINING_PATIENTS_FILE, ["elsewhere", min(patients["valid"])])
+    renew_checksums(initial, [TRAINING_PATIENTS_FILE])
+    lines: list[str] = []
+    train(recipe, phantoms, tmp_path / "runs", say=lines.append)
+    told = [line for line in lines if line.startswith(f"1 of the {len(patients['valid'])} validation patients are")]
+    assert len(told) == 1
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "run-1", tmp_path / "runs" / "members" / "01"):
+        asked = {*patients["train"], *patients["valid"], "elsewhere", "nobody"}
+        seen = overlapping_patients(folder / TRAINING_PATIENTS_FILE, asked)
+        assert seen == {*patients["train"], "elsewhere", min(patients["valid"])}
 
 
 def test_a_transferred_model_trains_its_head_alone(phantoms, finished, tmp_path):
