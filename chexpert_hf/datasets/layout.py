@@ -5,6 +5,7 @@ To add a layout, write a module in `layouts/` and enter it in `sources.LAYOUTS`,
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ Masks: TypeAlias = Mapping[str, Mapping[str, Callable[[], NDArray[np.bool_]]]]
 MAX_AGE = 120
 FRONTAL_PROJECTIONS = ("AP", "PA")
 
-_SUFFIX = r"\.[^./]*$"
+_SUFFIX = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$"
 _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one with ".."
 
 
@@ -138,8 +139,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         relative = os.path.relpath(place, folder).replace(os.sep, "/")
         for file in sorted(files):
             path = file if relative == "." else f"{relative}/{file}"
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() in IMAGE_SUFFIXES:
+            if (stem := without_suffix(file)) != file:
                 paths.add(path)
                 by_name.setdefault(file, []).append(path)
                 by_stem.setdefault(stem, []).append(path)
@@ -151,7 +151,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         if path in paths:
             return path
         name = path.rpartition("/")[2]
-        found = by_name.get(name) or by_stem.get(os.path.splitext(name)[0]) or [path]
+        found = by_name.get(name) or by_stem.get(without_suffix(name)) or [path]
         if len(found) > 1:  # links may lead to the same image
             found = [*{os.path.realpath(folder / each): each for each in reversed(found)}.values()][::-1]
         if len(found) > 1:
@@ -162,6 +162,17 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
         return found[0]
 
     return [find(path) for path in expected]
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without the suffix of an image; the end of a DICOM UID, as in "1.2.840.17", is none."""
+    return re.sub(_SUFFIX, "", path)
+
+
+def image_names(paths: pd.Series) -> pd.Series:
+    """Return a name for each image: its path without the suffix, or with it where two paths differ in that only."""
+    names = paths.str.replace(_SUFFIX, "", regex=True)
+    return names.where(~names.duplicated(keep=False), paths)
 
 
 def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -196,7 +207,8 @@ def rows(
         index: The row number of each radiograph in the file, for errors; the header is row 1.
         path: Paths below the data set's folder, with "/".
         patient: Names of patients, unique in the data set. If None, each study counts as a patient.
-        study: Names of studies, unique in the data set. If None, each image is a study, named like its path.
+        study: Names of studies, unique in the data set. If None, each image is a study, named like its path
+            (see `image_names`).
         labels: One column per observation: 1, 0, -1 (uncertain), NaN (not stated).
         view: The number of the view in its study; if None, counted in the order of the rows.
         is_frontal: Whether the view is frontal.
@@ -213,7 +225,7 @@ def rows(
     if leads_out.any():
         outside = [f"row {row} {text!r:.90}" for row, text in paths[leads_out].items()]
         raise DatasetError(f"{len(outside):,} image paths lead out of the data set: {listed(outside)}. Expected none.")
-    studies = paths.str.replace(_SUFFIX, "", regex=True) if study is None else _texts(study, index)
+    studies = image_names(paths) if study is None else _texts(study, index)
     ages = pd.array([None] * len(index) if age is None else age, "Int32")
     patients = studies if patient is None else _texts(patient, index)
     table = pd.DataFrame({"path": paths, "patient": patients, "study": studies})

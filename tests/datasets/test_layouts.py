@@ -629,6 +629,41 @@ def test_a_table_of_chexperts_is_never_taken_for_a_plain_one(tmp_path: Path) -> 
 # The how-to page
 
 
+def test_patients_studies_and_laterals_of_chexperts_paths_are_found_under_any_name_of_the_column(
+    tmp_path: Path,
+) -> None:
+    files = [
+        f"valid/patient0000{n}/study1/view{v}_{side}.jpg"
+        for n in (1, 2)
+        for v, side in ((1, "frontal"), (2, "lateral"))
+    ]
+    for header in ("path,sex,age,frontal/lateral,ap/pa,edema", "image,Edema"):
+        rows = [f"{file},Male,50,,,1" if "sex" in header else f"{file},1" for file in files]
+        write_csv(tmp_path / "valid.csv", header, *rows)
+        frame = as_frame(tmp_path, ("valid",), check_files=False)
+        assert frame["patient"].tolist() == ["patient00001"] * 2 + ["patient00002"] * 2
+        assert frame["study"].tolist() == ["patient00001/study1"] * 2 + ["patient00002/study1"] * 2
+        assert frame["is_frontal"].tolist() == [True, False] * 2
+    write_csv(
+        tmp_path / "valid.csv",
+        "image,patient,study,view,Edema",
+        *(f"{file},7,{n},AP,1" for n, file in enumerate(files)),
+    )
+    frame = as_frame(tmp_path, ("valid",), check_files=False)  # what columns state goes before
+    assert (set(frame["patient"]), frame["study"].nunique(), frame["is_frontal"].all()) == ({"7"}, 4, True)
+
+
+def test_images_that_differ_in_the_suffix_or_the_end_of_a_uid_are_studies_of_their_own(tmp_path: Path) -> None:
+    write_csv(
+        tmp_path / "valid.csv",
+        "image,Edema",
+        *(f"{name},1" for name in ("1.2.840.1", "1.2.840.2", "a.png", "a.jpg", "b.PNG")),
+    )
+    frame = as_frame(tmp_path, ("valid",), check_files=False)
+    assert frame["study"].tolist() == ["1.2.840.1", "1.2.840.2", "a.png", "a.jpg", "b"]
+    assert frame["patient"].tolist() == frame["study"].tolist()
+
+
 def test_the_layout_of_the_how_to_page_reads_the_eight_images_of_its_folders(tmp_path: Path) -> None:
     page = Path(chexpert_hf.__file__).parents[1] / "docs" / "how-to" / "your-data.md"
     if not page.is_file():

@@ -29,6 +29,7 @@ from chexpert_hf.datasets.layout import (
     Layout,
     find_images,
     find_table,
+    image_names,
     refuse_repeated,
     rows,
 )
@@ -66,6 +67,7 @@ _MEANT_AS_LABELS = 0.75  # share of a column's non-blank cells that must look li
 
 _CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
 _PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
+_CHEXPERTS_PATH = r"(?:^|/)(?P<patient>patient\d+)/(?P<study>study\d+)/view\d+_(?P<side>frontal|lateral)\.[^/]*$"
 
 
 def _age(text: str) -> int | None:
@@ -121,8 +123,9 @@ def table_layout(
 
     A column that is None is looked for by its usual names, such as those below, in capitals or not. Images are given as
     paths relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere
-    below that folder. Without a column of patients each study counts as a patient, or each image if there is no column
-    of studies either.
+    below that folder. Where there are no columns of patients, studies or views, they are taken from the paths if all
+    are like CheXpert's, "patient00001/study1/view1_frontal.jpg"; else each study counts as a patient, or each image if
+    there is no column of studies either.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
@@ -251,11 +254,15 @@ def _read(
         for fact in ("patient", "study")
         if fact in facts
     }
+    paths = _paths(folder, table, images)
+    stated = paths.str.extract(_CHEXPERTS_PATH)
+    if not stated.isna().any(axis=None):
+        texts = {fact: stated[fact] for fact in ("patient", "study")} | texts
+        parsed = {"view": stated["side"].str.capitalize()} | parsed
     views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
     patients, studies = texts.get("patient"), texts.get("study")
-    paths = _paths(folder, table, images)
     if studies is None:  # named by the table, wherever the images are
-        studies = paths.str.replace(r"\.[^./]*$", "", regex=True)
+        studies = image_names(paths)
     made = rows(
         cells.index,
         paths if cells[image].str.contains(r"[/\\]").any() else find_images(folder, paths.tolist()),

@@ -10,14 +10,14 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chexpert_hf.datasets.layout import mask_of_runs
+from chexpert_hf.datasets.layout import mask_of_runs, without_suffix
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.localization.localization import Mask
 from chexpert_hf.files import first_line, write_text
@@ -81,7 +81,7 @@ class RunLengths:
 
 def image_id(path: str) -> str:
     """Return `patient64622_study1_view1_frontal` for a path that ends in `patient64622/study1/view1_frontal.jpg`."""
-    return "_".join(PurePosixPath(path).with_suffix("").parts[-3:])
+    return "_".join(without_suffix(path).split("/")[-3:])
 
 
 def read_segmentations(file: Path) -> dict[str, dict[str, RunLengths]]:

@@ -6,14 +6,14 @@ when asked for. `path` is the image's path as in `load_dataset`; `shape` is its 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from chexpert_hf.datasets.label_sets import same_label
-from chexpert_hf.datasets.layout import Layout, Masks
+from chexpert_hf.datasets.layout import Layout, Masks, without_suffix
 from chexpert_hf.datasets.reference import Box, Reference, boxes_of, observation_named, read_reference
 from chexpert_hf.datasets.sources import find_layout
 from chexpert_hf.errors import InputError
@@ -63,7 +63,7 @@ class MaskFolder:
         return _fitting(mask, shape, str(file))
 
     def _of(self, path: str) -> Path:
-        return self._folder / PurePosixPath(path).with_suffix("")
+        return self._folder / without_suffix(path)
 
 
 class Segmentations:
