@@ -14,6 +14,7 @@ from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import fit_folder_gate
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.radiographs.radiograph import RadiographError
+from chexpert_hf.scoring.classifier import CheXpertEnsemble
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,27 @@ def test_a_file_that_goes_bad_after_the_check_is_named_with_its_folder(tmp_path,
             use(classifier, dataset)
     with pytest.raises(RadiographError, match=f"^{re.escape(bad)}: Expected a JPEG"):
         fit_folder_gate(tiny_folder, dataset, "phantoms")
+
+
+def test_the_rule_of_an_ensembles_operating_points_names_those_of_all_members(dataset, tiny_folder):
+    one, other, third = (CheXpertClassifier.from_pretrained(tiny_folder, device="cpu") for _ in range(3))
+    source = {"method": "youden", "wanted": None, "left_out": {"Fracture": "no threshold does better than chance"}}
+    one.model.config.operating_points_source = third.model.config.operating_points_source = source
+    classifiers = {
+        "one": one,
+        "mixed": CheXpertEnsemble([other, one]),
+        "alike": CheXpertEnsemble([one, third]),
+        "default": CheXpertEnsemble([other, other]),
+    }
+    models = assess_dataset(classifiers, dataset, title="t", replicates=100).metrics["models"]
+    rules = {
+        model["name"]: {item["observation"]: item["operating_point"]["chosen_by"] for item in model["observations"]}
+        for model in models
+    }
+    assert {name: rule["Edema"] for name, rule in rules.items()} == {
+        "one": "youden",
+        "mixed": "mean of the members' (default, youden)",
+        "alike": "mean of the members' (youden)",
+        "default": None,
+    }
+    assert {rule["Fracture"] for rule in rules.values()} == {None}

@@ -200,14 +200,22 @@ def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) 
 def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping[str, FloatArray]) -> list[ModelScores]:
     models, shared = [], shared_observations(classifiers)
     for name, model in classifiers.items():
-        chosen_by = {}
-        for observation in shared:
-            if source := record_of(model.model.config.operating_points_source, observation):
-                wanted = "" if source["wanted"] is None else f" {source['wanted']:g}"
-                chosen_by[observation] = f"{source['method']}{wanted}"
+        rules = {observation: rule for observation in shared if (rule := _rule(model, observation))}
         points = {each: point for each, point in model.operating_points.items() if each in shared}
-        models.append(ModelScores(name, scores[name], points, chosen_by))
+        models.append(ModelScores(name, scores[name], points, rules))
     return models
+
+
+def _rule(model: CheXpertClassifier, observation: str) -> str | None:
+    """Return how an operating point was chosen, such as "sensitivity 0.9"; None for the default."""
+    rules: list[str] = []
+    for member in model.members:
+        source = record_of(member.model.config.operating_points_source, observation)
+        wanted = "" if source is None or source["wanted"] is None else f" {source['wanted']:g}"
+        rules.append(f"{source['method']}{wanted}" if source else "default")
+    if set(rules) == {"default"}:
+        return None
+    return rules[0] if len(rules) == 1 else f"mean of the members' ({', '.join(dict.fromkeys(rules))})"
 
 
 def _thumbnails(
