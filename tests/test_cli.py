@@ -429,6 +429,36 @@ def test_models_of_other_labels_are_compared_on_those_that_all_of_them_score(
     assert "check their maps one by one, with `sanity`" in err.splitlines()[-1]
 
 
+def test_models_that_count_blanks_differently_are_compared_on_the_same_labels(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    (data / "valid.csv").write_text((data / "valid.csv").read_text().replace(",0.0", ","))
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    CheXpertConfig.from_pretrained(other, blank_labels="unknown").save_pretrained(other)
+    command = ["evaluate", data, "--model", tiny_folder, "--model", other, "--json"]
+    code, out, err = run(monkeypatch, capsys, *command)
+    assert code == 0
+    assert "Blank cells count as negative for all of these models, as tiny-model was trained." in err
+    found = json.loads(out)
+    assert found["other"] == found["tiny-model"]
+    assert found["other"]["observations"][5]["num_negative"] > 0
+    _, alone, err = run(monkeypatch, capsys, "evaluate", data, "--model", other, "--json")
+    assert json.loads(alone)["observations"][5]["num_negative"] == 0
+    assert "Blank cells" not in err
+
+
+def test_a_model_named_like_the_labels_in_tables_of_predictions_is_refused(
+    monkeypatch, capsys, phantoms, tiny_folder, tmp_path
+):
+    shutil.copytree(tiny_folder, tmp_path / "truth")
+    code, _, err = run(
+        monkeypatch, capsys, "evaluate", phantoms, "--model", tmp_path / "truth", "--output", tmp_path / "r"
+    )
+    assert code == 2
+    assert "A model is named 'truth'" in err.splitlines()[-1]
+
+
 def test_evaluate_prints_the_same_table_with_a_report_and_takes_the_mean_if_asked(
     monkeypatch, capsys, phantoms, tiny_folder, tmp_path
 ):

@@ -98,6 +98,10 @@ def evaluate(
     others = {name: [each for each in one.observations if each not in shared] for name, one in classifiers.items()}
     if further := [f"{name} scores {', '.join(each)}, too" for name, each in others.items() if each]:
         say(f"Evaluated are the observations that all models score: {', '.join(shared)}; {'; '.join(further)}.")
+    blanks = {name: one.model.config.blank_labels for name, one in classifiers.items()}
+    if len(set(blanks.values())) > 1:
+        first = next(iter(blanks))
+        say(f"Blank cells count as {blanks[first]} for all of these models, as {first} was trained.")
     settings: dict[str, Any] = {"layout": layout, "follow_links": follow_links, "valid_fraction": valid_fraction}
     dataset, name = load_split(data, split, shared, **settings), data_name(data)
     paths, patients = dataset["path"][:], dataset["patient"][:]
@@ -135,7 +139,11 @@ def evaluate(
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
     """Return name -> [model]; the name is that of the model's folder, or the path where two folders have one name."""
+    from chexpert_hf.evaluation.report.report import LABELS_PREFIX
+
     short = [Path(model).name or model for model in models]
+    if LABELS_PREFIX in short:
+        raise InputError(f"A model is named {LABELS_PREFIX!r}, as the labels are in tables of predictions: rename it.")
     return {name if short.count(name) == 1 else model: [model] for name, model in zip(short, models, strict=True)}
 
 
@@ -151,11 +159,11 @@ def _results(
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations
 
-    shared = shared_observations(classifiers)
+    shared, config = shared_observations(classifiers), next(iter(classifiers.values())).model.config
     values: dict[str, Any] = {}
     tables = []
-    for name, one in classifiers.items():
-        evaluation = evaluate_predictions(scores[name], dataset, one.model.config, aggregation, shared)
+    for name in classifiers:  # all are compared on the same labels, as in the report
+        evaluation = evaluate_predictions(scores[name], dataset, config, aggregation, shared)
         values |= {name: evaluation.to_dict()} if len(classifiers) > 1 else evaluation.to_dict()
         tables += [name] if len(classifiers) > 1 else []
         tables.append(as_table(evaluation, aggregation))

@@ -26,6 +26,9 @@ from chexpert_hf.files import result_folder, write_json
 _FEW = f"not judged: fewer than {MIN_STUDIES_PER_CLASS} studies of a class"
 _HARDLY_ANY = 0.1  # sensitivity at an operating point that finds hardly any positive study
 
+LABELS_PREFIX = (
+    "truth"  # of the columns of labels in predictions_studies.csv, where those of scores have the model's name
+)
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
 
@@ -126,7 +129,7 @@ def write_report(folder: Path, data: ReportData) -> None:
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
     write_json(folder / "metrics.json", metrics)
     views, studies = pd.DataFrame({"path": data.paths}), pd.DataFrame({"study": data.studies})
-    tables = ((views, data.view_scores), (studies, {"truth": data.truth, **data.scores}))
+    tables = ((views, data.view_scores), (studies, {LABELS_PREFIX: data.truth, **data.scores}))
     for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
         scores = [pd.DataFrame(item, columns=data.observations).add_prefix(f"{key}/") for key, item in arrays.items()]
         table = pd.concat([table, *scores], axis=1)
