@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexpert_hf.csv_dialect import dialect_of
-from chexpert_hf.datasets.cells import BLANKS, listed, parse_number, why_unreadable
+from chexpert_hf.datasets.cells import BLANKS, DatasetError, header_of, listed, parse_number, read_cells
 from chexpert_hf.datasets.label_sets import same_label
 from chexpert_hf.datasets.layout import BOX_SIDES, Layout
 from chexpert_hf.errors import InputError
@@ -179,17 +178,13 @@ def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Refer
 def _read_cells(file: Path) -> pd.DataFrame:
     """Return every cell as text without blanks around it; the index is the row number in the file."""
     try:
-        encoding, delimiter = dialect_of(file)
-        cells = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding)
-    except (OSError, ValueError) as error:
-        raise ReferenceFileError(f"{file} cannot be read as CSV: {why_unreadable(error)}") from None
-    cells.columns = cells.columns.str.strip()
+        cells = read_cells(file, "Path", [name for name in header_of(file) if name])
+    except DatasetError as error:
+        raise ReferenceFileError(str(error)) from None
     if "Path" not in cells or cells.empty:
         came = "got no row" if "Path" in cells else f"got the columns {listed(list(cells))}"
         raise ReferenceFileError(f"{file.name}: expected rows with the column Path and labels, {came}.")
-    cells = cells.fillna("").apply(lambda column: column.str.strip())  # a short row has NaN
-    cells.index = pd.RangeIndex(2, len(cells) + 2)
-    return cells
+    return cells.astype(object).fillna("").apply(lambda column: column.str.strip())
 
 
 def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series:
@@ -272,8 +267,9 @@ def _named_columns(cells: pd.DataFrame, observations: Sequence[str], file: Path)
         observation = observation_named(column, observations)
         if observation in known:
             yield _Choice(column, None, observation)
-    findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str)).drop_duplicates()
-    for row, value in findings[~findings.str.lower().isin(BLANKS)].items():
+    findings = cells.get(_FINDING_COLUMN, pd.Series(dtype=str))
+    plain = findings.str.casefold()
+    for row, value in findings[~plain.duplicated() & ~plain.isin(BLANKS)].items():
         observation = observation_named(value, observations)
         if observation not in known:
             raise ReferenceFileError(
@@ -294,10 +290,10 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
         value = choice.observation
     if value is None:
         values = _numbers(texts, choice, file)
-    elif value not in (known := set(texts.dropna())):
-        raise ReferenceFileError(f"{file.name}: no cell of {column} is {value!r:.60}; it has {listed(sorted(known))}.")
+    elif not (found := _is_text(texts, value)).any():
+        known = listed(sorted(set(texts.dropna())))
+        raise ReferenceFileError(f"{file.name}: no cell of {column} is {value!r:.60}; it has {known}.")
     else:  # a row that names one finding says nothing about the others
-        found = texts == value
         values = found.astype(float).where(found if column == _FINDING_COLUMN else texts.notna())
     places: dict[str, list[Box]] = {}
     for row in values.index[values == POSITIVE].intersection(list(boxes)):
@@ -339,10 +335,15 @@ def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str)
 
 def _paths_where(text: str, cells: pd.DataFrame, file: Path) -> set[str]:
     column, _, value = (part.strip() for part in text.partition("="))
-    if column not in cells or not (cells[column] == value).any():
+    if column not in cells or not _is_text(cells[column], value).any():
         values = listed(sorted(set(cells[column]) - {""})) if column in cells else f"the columns {listed(list(cells))}"
         raise ReferenceFileError(
             f"{file.name}: no row fits --reference-against {text!r:.90}; expected a column and one of its values, such "
             f"as 'Class=Normal'; it has {values}."
         )
-    return set(cells["Path"][cells[column] == value])
+    return set(cells["Path"][_is_text(cells[column], value)])
+
+
+def _is_text(cells: pd.Series, value: str) -> pd.Series:
+    """Return whether each cell is a text, in capitals or not: "normal" among "Normal" is no other reading."""
+    return cells.str.casefold() == value.casefold()

@@ -57,6 +57,17 @@ def test_a_value_of_a_column_of_text_can_be_the_finding(readings, mapping):
     assert [target.labels[image(number)] for number in range(1, 13)] == [0, 1, 0] * 4
 
 
+def test_capitals_make_no_other_reading(tmp_path):
+    file = write(tmp_path, "Path,Class", "a,Sick", "b,sick", "c,Normal", "d,normal", "e,Other", "f,")
+    options = {"mapping": ["Class:SICK=Edema"], "against": ["Class=Normal"]}
+    every, normal = read_reference(file, JUDGED, **options).labels([*"abcdef"]).T
+    np.testing.assert_array_equal(every, [1, 1, 0, 0, 0, np.nan])
+    np.testing.assert_array_equal(normal, [1, 1, 0, 0, np.nan, np.nan])
+    found = read_reference(write(tmp_path, "Path,Observation", "a,Edema", "b,edema", "c,Pneumonia"), JUDGED)
+    assert [target.observation for target in found.targets] == ["Edema", "Pneumonia"]
+    np.testing.assert_array_equal(found.labels([*"abc"])[:, 0], [1, 1, np.nan])
+
+
 def test_columns_named_like_observations_stand_for_themselves_and_others_are_skipped(tmp_path):
     file = write(
         tmp_path, "Path;Infiltration;Edema;Fracture;Remark",
@@ -130,6 +141,8 @@ def test_a_choice_that_does_not_fit_the_file_is_refused(readings, options, messa
         (["Path,Edema,x", "a,1,1"], r"expected the columns x, y, width, height of boxes, missing: y, width, height"),
         (["Path,Edema", "a,2"], r"reference\.csv row 2: Edema is '2', expected 1, 0, -1 or blank"),
         (["Path,Edema,x,y,width,height", "a,1,1,,2,2"], r"row 2: '1, , 2, 2' is no box"),
+        (["Path,Edema,Edema", "a,1,0", "b,0,1"], r"has the column 'Edema' more than once"),
+        (["Path,remark,Edema", 'a,"open,1', "b,,0", 'c,"closed",1', "d,,0"], r"line 2: a cell .* that is not closed"),
     ],
 )
 def test_a_file_that_is_no_reference_is_refused(tmp_path, lines, message):
