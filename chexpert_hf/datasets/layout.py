@@ -42,7 +42,7 @@ COLUMNS = (
 RESERVED = frozenset((*COLUMNS, *SCORE_COLUMNS))
 """Names that no observation can have: those of columns of a loaded data set or of a table of scores."""
 
-BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the image as it is stored
+BOX_SIDES = ("x", "y", "width", "height")  # in pixels of the upright image at its full size
 BOX_COLUMNS = ("path", "observation", *BOX_SIDES)
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Callable[[], NDArray[np.bool_]]]]

@@ -2,7 +2,8 @@
 
 The column Path names the image of a row. A column with the name of an observation, or mapped to one, holds its labels.
 In a column `Observation`, each cell names one finding that is in the image; findings that are not named are unknown.
-Rows with `x, y, width, height` are boxes, in pixels of the image as it is stored.
+Rows with `x, y, width, height` are boxes, in pixels of the upright image (with its EXIF orientation) at
+its full size.
 """
 
 from collections import defaultdict
@@ -23,7 +24,7 @@ from chexpert_hf.files import first_line
 from chexpert_hf.labels import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 
 Box: TypeAlias = tuple[float, ...]
-"""x, y, width, height in pixels of the image as it is stored."""
+"""x, y, width, height in pixels of the upright image at its full size."""
 
 _BROADER_NAMES = {
     "Pleural_Thickening": "Pleural Other",

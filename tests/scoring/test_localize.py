@@ -17,7 +17,7 @@ from chexpert_hf.datasets.reference import ReferenceFileError, read_reference
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
 from chexpert_hf.evaluation.localization import localize
-from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, TASKS, RunLengths, write_segmentations
+from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, TASKS, RunLengths, image_id, write_segmentations
 from chexpert_hf.evaluation.localization.ground_truth import (
     Boxes,
     GroundTruthError,
@@ -442,6 +442,39 @@ def test_maps_of_images_that_lie_in_one_folder_are_written_under_their_names(tmp
     boxes = Boxes(write_boxes(tmp_path / "b.csv", [["0.png", "Edema", 1, 1, 20, 20]]))
     localize_dataset(classifier, dataset, boxes, replicates=100, maps_folder=tmp_path / "maps")
     assert (tmp_path / "maps" / "0_Edema_map.pkl").is_file()
+
+
+def test_maps_of_an_earlier_run_are_not_left_beside_those_of_a_new_one(dataset, classifier, segmentations, tmp_path):
+    maps, truth = tmp_path / "maps", Segmentations(segmentations)
+    localize_dataset(classifier, dataset, truth, replicates=100, maps_folder=maps)
+    (maps / "notes.txt").write_text("mine")
+    part = dataset.select([next(row for row, path in enumerate(dataset["path"]) if truth.findings(path))])
+    localize_dataset(classifier, part, truth, replicates=100, maps_folder=maps)
+    written = {"_".join(file.name.split("_")[:-2]) for file in maps.glob("*_map.pkl")}
+    assert written == json.loads((maps / "gt_segmentations.json").read_text()).keys() == {image_id(part["path"][0])}
+    assert (maps / "notes.txt").is_file()
+
+
+def test_images_that_chexlocalizes_files_could_not_tell_apart_are_refused(tmp_path, classifier):
+    files = [f"hospital{name}/p1/s1/film.png" for name in "AB"]
+    for number, file in enumerate(files):
+        (tmp_path / "films" / file).parent.mkdir(parents=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (70, 56), dtype=np.uint8)).save(
+            tmp_path / "films" / file
+        )
+    (tmp_path / "films" / "valid.csv").write_text("".join(["image,Edema\n", *(f"{file},1\n" for file in files)]))
+    dataset = load_dataset(tmp_path / "films", observations=["Edema"], splits=["valid"])["valid"]
+    boxes = Boxes(write_boxes(tmp_path / "b.csv", [[file, "Edema", 1, 1, 20, 20] for file in files]))
+    assert len(localize_dataset(classifier, dataset, boxes, replicates=100).findings) == 2
+    with pytest.raises(
+        InputError, match=r"hospitalA/p1/s1/film.png and hospitalB/p1/s1/film.png are both 'p1_s1_film'"
+    ):
+        localize_dataset(classifier, dataset, boxes, replicates=100, maps_folder=tmp_path / "maps")
+    write_segmentations(
+        tmp_path / "gt.json", {"p1_s1_film": {"Edema": RunLengths.encode(np.ones((70, 56), dtype=bool))}}
+    )
+    with pytest.raises(InputError, match="are both 'p1_s1_film'"):
+        localize_dataset(classifier, dataset, Segmentations(tmp_path / "gt.json"), replicates=100)
 
 
 def test_masks_of_another_image_are_refused(classifier, dataset, tmp_path):

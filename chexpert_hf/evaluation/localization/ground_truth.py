@@ -143,7 +143,7 @@ class Boxes:
         if not mask.any():
             raise GroundTruthError(
                 f"{self._file}: the box of {observation} lies outside of {path}, which is {shape[1]} x {shape[0]};"
-                " expected pixels of the image as it is stored."
+                " expected pixels of the upright image."
             )
         return mask
 

@@ -20,7 +20,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.intervals import BootstrapEstimate
 from chexpert_hf.evaluation.localization import chexlocalize, localization
 from chexpert_hf.evaluation.localization.chexlocalize import TASK_OF, RunLengths, image_id
-from chexpert_hf.evaluation.localization.ground_truth import GroundTruth
+from chexpert_hf.evaluation.localization.ground_truth import GroundTruth, Segmentations
 from chexpert_hf.evaluation.localization.localization import PRIORS, Mask, PointerMetrics, indicate, mean_interval
 from chexpert_hf.evaluation.metrics import NAN
 from chexpert_hf.evaluation.sanity.checks import (
@@ -105,14 +105,20 @@ def localize_dataset(
             Otsu's threshold of each map.
         replicates: Number of bootstrap resamples of patients.
         maps_folder: If given, the maps are written there as cheXlocalize's pickles, and the ground truth as
-            `gt_segmentations.json`. A finding without a mask or box is absent in that file, even if it may be present.
+            `gt_segmentations.json`, in place of those of an earlier run. A finding without a mask or box is absent in
+            that file, even if it may be present.
         progress: Called with 1 after each image.
 
     Raises:
-        InputError: If no image has a ground truth for the model's observations, or an image or mask cannot be used.
+        InputError: If no image has a ground truth for the model's observations, an image or mask cannot be used, or two
+            images have the same id in cheXlocalize's files, if such files are read or written.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
+    if maps_folder or isinstance(truth, Segmentations):
+        _expect_ids([paths[row] for row in rows])
+    for file in maps_folder.glob("*_map.pkl") if maps_folder else ():  # of an earlier run, perhaps of other images
+        file.unlink()
     findings: list[Finding] = []
     full_set: dict[str, list[float]] = {name: [] for name in names}  # IoU of each image
     written: dict[str, dict[str, RunLengths]] = {}
@@ -163,6 +169,17 @@ def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations:
             f"{truth.source}); choose another --split, or --annotations of these images."
         )
     return list(range(len(paths))) if truth.is_complete else rows
+
+
+def _expect_ids(paths: Sequence[str]) -> None:
+    """Raise InputError if cheXlocalize's files could not tell two images apart."""
+    found: dict[str, str] = {}
+    for path in paths:
+        if (other := found.setdefault(image_id(path), path)) != path:
+            raise InputError(
+                f"{other} and {path} are both {image_id(path)!r} in cheXlocalize's files, which take the last three "
+                "parts of a path; rename a folder or file, or leave out --write-maps."
+            )
 
 
 def scored_images(
