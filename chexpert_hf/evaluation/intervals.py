@@ -23,6 +23,7 @@ from chexpert_hf.evaluation.metrics import NAN, FloatArray
 LEVEL = 0.95  # confidence of the intervals; source: Irvin et al. 2019, section 4
 BLOCK = 64  # resamples that are computed at once: enough to keep the processor busy, few enough for its memory
 _TAIL = (1 - LEVEL) / 2
+_ROUNDING = 1e-12  # by how much equal values differ on resamples of other orders
 _Z = float(norm.isf(_TAIL))
 
 Patients: TypeAlias = Sequence[str] | NDArray[np.int_] | None
@@ -108,11 +109,13 @@ class PatientBootstrap:
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
     """Return `value` with an interval: the 2.5 and 97.5 % quantiles of `replicates`, its values on resamples.
 
-    `replicates` is `(num_replicates,)`; NaN in it are left out and counted in the result's `left_out`.
+    `replicates` is `(num_replicates,)`; NaN in it are left out and counted in the result's `left_out`. The interval is
+    NaN if all others are equal, as with perfect scores, equal ones or a single patient: resamples of such data do not
+    show how uncertain the value is.
     """
     defined = replicates[~np.isnan(replicates)]
     low, high = NAN, NAN
-    if len(defined) and not np.isnan(value):
+    if len(defined) and not np.isnan(value) and np.ptp(defined) > _ROUNDING:
         low, high = np.quantile(defined, [_TAIL, (1 + LEVEL) / 2]).tolist()
     return BootstrapEstimate(value, low, high, len(replicates) - len(defined))
 

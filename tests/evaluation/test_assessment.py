@@ -245,10 +245,35 @@ def test_a_model_is_compared_with_the_first_one(result):
     assert mean["method"] == "patient bootstrap"
 
 
+def test_resamples_that_are_all_equal_give_no_interval_of_no_width():
+    given = arguments()
+    labels = np.where(np.isnan(given["labels"]), 0.0, given["labels"])
+    equal = np.full_like(labels, 0.3)
+    perfect, same = assess(
+        **given | {"labels": labels, "models": [ModelScores("perfect", labels), ModelScores("same", equal)]}
+    )["models"]
+    for model, value in ((perfect, 1), (same, 0.5)):
+        assert model["mean_auroc"] == {
+            "value": value,
+            "low": None,
+            "high": None,
+            "method": "patient bootstrap",
+            "left_out": 0,
+        }
+    item = entry(perfect["observations"], observation="Edema")
+    assert item["auroc"]["low"] < item["auroc"]["value"] == item["auprc"]["value"] == 1
+    assert item["auprc"]["low"] is None
+    of_one = assess(**given | {"patients": ["a"] * len(labels)})["models"][0]
+    item = entry(of_one["observations"], observation="Edema")
+    assert {(item[name]["low"], item[name]["high"]) for name in ("auprc", "brier", "scaled_brier", "ece")} == {
+        (None, None)
+    }
+
+
 def test_a_model_does_not_differ_from_its_copy():
     good, *_ = views()
     comparison = assess(**arguments(models=[ModelScores("a", good), ModelScores("b", good)]))["comparisons"][-1]
-    assert comparison["difference"] == {"value": 0, "low": 0, "high": 0, "left_out": 0}
+    assert comparison["difference"] == {"value": 0, "low": None, "high": None, "left_out": 0}
     assert comparison["p_value"] == 1
 
 

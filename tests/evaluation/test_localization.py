@@ -248,7 +248,8 @@ def test_the_mean_and_its_interval_are_those_of_resampled_patients_without_what_
 def test_resamples_without_a_defined_value_are_left_out_and_counted():
     values = [np.nan] * 9 + [0.3]
     estimate = mean_interval(values, [str(number) for number in range(10)])
-    assert (estimate.value, estimate.low, estimate.high) == (0.3, 0.3, 0.3)
+    assert estimate.value == 0.3
+    assert np.isnan([estimate.low, estimate.high]).all()  # one value does not show how uncertain it is
     assert estimate.left_out / 1000 == pytest.approx(0.9**10, abs=0.05)
 
 

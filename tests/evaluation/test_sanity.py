@@ -131,6 +131,8 @@ def test_a_map_that_lies_on_the_border_is_caught_and_one_in_the_middle_is_not():
     assert region_check(edge, frame((40, 60))).verdict == Verdict.FAILED
     assert region_check(edge, frame((40, 60))).ratio.value == pytest.approx(1 / (1 - 0.8 * 0.8), rel=1e-6)
     assert region_check(middle, frame((40, 60))).verdict == Verdict.PASSED
+    masses = np.array([mass_inside(np.stack([middle, -middle]), frame((40, 60)))] * 8)
+    assert check_region("frame", masses, np.full(8, 0.36), ["the same"] * 8).verdict == Verdict.UNCLEAR
     assert region_check(middle, frame((40, 60))).mass == 0
 
 

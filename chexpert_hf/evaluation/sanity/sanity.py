@@ -288,10 +288,15 @@ def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
 
 
 def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[str]) -> Estimate:
-    """Return sum(numerators) / sum(denominators) with its bootstrap interval, leaving out numerators that are NaN."""
+    """Return sum(numerators) / sum(denominators) with its bootstrap interval, leaving out numerators that are NaN.
+
+    Where the ratio is the same in all of several patients, it is the interval; the ends are NaN for one patient.
+    """
     known = np.flatnonzero(~np.isnan(numerators)).tolist()
     if not known:
         return UNDEFINED
     above, below = numerators[known], denominators[known]
     estimate = ratio_interval(float(above.sum() / below.sum()), above, below, [patients[row] for row in known])
+    if isnan(estimate.low) and len({patients[row] for row in known}) > 1:  # a region that no map enters
+        return Estimate(estimate.value, estimate.value, estimate.value)
     return Estimate(estimate.value, estimate.low, estimate.high)
