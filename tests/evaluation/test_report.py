@@ -99,6 +99,13 @@ def test_the_tables_hold_the_figures_of_metrics_json(folder):
     assert metrics["warnings"] == ["Calibrated on these same patients."]
 
 
+def test_the_published_mean_is_said_to_be_that_of_five_observations_where_fewer_are_listed(folder):
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    listed = next(line for line in text.splitlines() if line.startswith("Published"))
+    assert ("Edema .920" in listed, "Cardiomegaly" in listed) == (True, False)
+    assert listed.endswith("; mean of the five .908.")
+
+
 def test_a_paired_difference_is_named_in_the_order_it_was_taken(folder):
     row = next(line for line in (folder / "report.md").read_text().splitlines() if "−" in line and "Edema" in line)
     assert "poor <b> − good | Edema | -" in row  # the poor one less the good one is below 0
