@@ -43,6 +43,8 @@ REFERENCE_FILE = "reference.json"
 CARD_FILE = "README.md"
 REFERENCE_PHANTOM: Mapping[str, Any] = {"seed": 0, "observations": ["Pleural Effusion"], "projection": "PA"}
 _SECOND_STANDARDS = "second_reference_standards"
+_OF_PROBABILITIES = ("operating_point", "brier", "scaled_brier", "ece")
+"""Results of an observation that calibration changes; ranks, and with them AUROC and AUPRC, stay."""
 
 
 def assess_predictions(
@@ -221,8 +223,10 @@ def refresh_folder(folder: Path) -> None:
     (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
     if (file := folder / EVALUATION_FILE).exists():
         record = json.loads(file.read_text(encoding="utf-8"))
-        for entry in record.get("observations", ()):
-            entry.pop("operating_point", None)  # counted with the probabilities and thresholds as they were
+        others = [entry for result in record.get(_SECOND_STANDARDS, ()) for entry in result["figures"]]
+        for entry in (*record.get("observations", ()), *others):
+            for name in _OF_PROBABILITIES:  # by the probabilities and thresholds as they were
+                entry.pop(name, None)
         write_json(file, record)
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
     write_json(folder / REFERENCE_FILE, reference_scores(classifier))

@@ -354,6 +354,23 @@ def test_figures_against_another_reference_standard_replace_earlier_ones_in_card
     record = json.loads((tiny_folder / "evaluation.json").read_text())
     assert [item["data"] for item in record["second_reference_standards"]] == ["data, valid", "data, train"]
     assert differences(tiny_folder) == []
+    few = figure | {"target": "Rare", "num_positive": 1}
+    add_reference_metrics(tiny_folder, result | {"figures": [few]}, "data, valid")
+    line = next(line for line in card.read_text().splitlines() if "| Rare, " in line)
+    assert (
+        line
+        == "| Edema | two readers | Rare, against Class=Normal | 1 | 9 | not judged: fewer than 5 studies of a class |"
+    )
+
+
+def test_results_by_a_reference_standard_that_calibration_changes_are_removed_with_it(tiny_folder):
+    names = ("operating_point", "brier", "scaled_brier", "ece")
+    figure = {key: {"value": 0.75, "low": 0.5, "high": 0.9} for key in (*names, "auroc", "auprc")}
+    result = {"reference": "two readers", "file": "r.csv", "images": 16, "patients": 12, "figures": [figure]}
+    add_reference_metrics(tiny_folder, result, "data, valid")
+    refresh_folder(tiny_folder)
+    record = json.loads((tiny_folder / "evaluation.json").read_text())
+    assert record["second_reference_standards"][0]["figures"] == [{name: figure[name] for name in ("auroc", "auprc")}]
 
 
 @pytest.mark.parametrize(
