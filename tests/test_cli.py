@@ -692,7 +692,7 @@ def test_evaluate_puts_a_second_reference_standard_beside_the_labels(
         for standard in (("Two readers", None), ("Two readers", "Class=Normal"), ("drawn labels", None))
     ]
     for text in [(tmp_path / "report" / f"report.{kind}").read_text() for kind in ("md", "html")]:
-        assert "Reference standard: drawn labels" in text
+        assert "Reference standard: drawn labels; uncertain labels are left out, blank ones count as negative." in text
         assert "Second reference standard: Two readers" in text
         assert "Target, against Class=Normal" in text
         assert f"On the {count} images of this split that are in readings.csv" in text

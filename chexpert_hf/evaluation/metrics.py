@@ -84,7 +84,7 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
     """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`."""
-    return evaluation_labels(np.asarray(dataset["labels"][:]), blank)
+    return evaluation_labels(np.asarray(dataset["labels"][:], dtype=float), blank)
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:

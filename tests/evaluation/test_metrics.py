@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from chexpert_hf.evaluation.metrics import (
     MIN_STUDIES_PER_CLASS,
@@ -12,6 +13,7 @@ from chexpert_hf.evaluation.metrics import (
     judged_observations,
     observation_metrics,
     per_study,
+    split_labels,
 )
 from chexpert_hf.evaluation.report.report import as_table
 from tests.evaluation.figures import FIGURES
@@ -56,6 +58,8 @@ def test_uncertain_is_unknown_and_blank_is_negative_unless_told_otherwise():
     raw = np.array([1, 0, -1, NAN])
     np.testing.assert_array_equal(evaluation_labels(raw), [1, 0, NAN, 0])
     np.testing.assert_array_equal(evaluation_labels(raw, "unknown"), [1, 0, NAN, NAN])
+    nulls = Dataset.from_dict({"labels": [[1.0, None], [-1.0, 0.0]]})  # as pandas gives back a blank
+    np.testing.assert_array_equal(split_labels(nulls, "negative"), [[1, 0], [NAN, 0]])
 
 
 def test_an_observation_with_few_studies_of_a_class_is_not_judged():

@@ -71,7 +71,8 @@ def test_a_file_that_goes_bad_after_the_check_is_named_with_its_folder(tmp_path,
 
 
 def test_the_rule_of_an_ensembles_operating_points_names_those_of_all_members(dataset, tiny_folder):
-    one, other, third = (CheXpertClassifier.from_pretrained(tiny_folder, device="cpu") for _ in range(3))
+    one, other, third, changed = (CheXpertClassifier.from_pretrained(tiny_folder, device="cpu") for _ in range(4))
+    changed.model.config.operating_points |= {"Edema": 0.3}
     source = {"method": "youden", "wanted": None, "left_out": {"Fracture": "no threshold does better than chance"}}
     one.model.config.operating_points_source = third.model.config.operating_points_source = source
     classifiers = {
@@ -79,6 +80,7 @@ def test_the_rule_of_an_ensembles_operating_points_names_those_of_all_members(da
         "mixed": CheXpertEnsemble([other, one]),
         "alike": CheXpertEnsemble([one, third]),
         "default": CheXpertEnsemble([other, other]),
+        "changed": changed,
     }
     models = assess_dataset(classifiers, dataset, title="t", replicates=100).metrics["models"]
     rules = {
@@ -90,5 +92,6 @@ def test_the_rule_of_an_ensembles_operating_points_names_those_of_all_members(da
         "mixed": "mean of the members' (default, youden)",
         "alike": "mean of the members' (youden)",
         "default": None,
+        "changed": "not recorded",
     }
     assert {rule["Fracture"] for rule in rules.values()} == {None}

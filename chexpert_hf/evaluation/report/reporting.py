@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.configuration_chexpert import CheXpertConfig
+from chexpert_hf.configuration_chexpert import DEFAULT_OPERATING_POINT, CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.errors import InputError
@@ -113,7 +113,7 @@ def assess_dataset(
     groups, scores = subgroup_columns(dataset, labels, observations), _model_scores(classifiers, probabilities)
     headline = first.labels.among(observations).headline
     metrics = assess(scores, labels, studies, patients, observations, groups, headline=headline, **options)
-    metrics["reference_standard"] = labels_name
+    metrics |= {"reference_standard": labels_name, "blank_labels": first.model.config.blank_labels}
     if reference is not None:
         options["labels_name"] = labels_name
         metrics[SECOND_STANDARD] = reference_metrics(classifiers, probabilities, dataset, reference, **options)
@@ -207,12 +207,13 @@ def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping
 
 
 def _rule(model: CheXpertClassifier, observation: str) -> str | None:
-    """Return how an operating point was chosen, such as "sensitivity 0.9"; None for the default."""
+    """Return how an operating point was chosen, such as "sensitivity 0.9", if that is known; None for the default."""
     rules: list[str] = []
     for member in model.members:
         source = record_of(member.model.config.operating_points_source, observation)
         wanted = "" if source is None or source["wanted"] is None else f" {source['wanted']:g}"
-        rules.append(f"{source['method']}{wanted}" if source else "default")
+        is_default = member.operating_points[observation] == DEFAULT_OPERATING_POINT
+        rules.append(f"{source['method']}{wanted}" if source else "default" if is_default else "not recorded")
     if set(rules) == {"default"}:
         return None
     return rules[0] if len(rules) == 1 else f"mean of the members' ({', '.join(dict.fromkeys(rules))})"
