@@ -40,7 +40,7 @@ from chexpert_hf.evaluation.report.reporting import (
 from chexpert_hf.files import require_empty
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name
+from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name_of
 from chexpert_hf.publishing.model_folder import refresh_folder, save_imported_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -86,8 +86,7 @@ def evaluate(
     if output is None:
         return evaluate_dataset(classifier, dataset)
     title = f"{_name(data)}, {split}"
-    stated = dataset["labels_by"][:] if "labels_by" in dataset.column_names else ()
-    judged_by = labels_name(_name(data), split, len(set(patients)), stated)
+    judged_by = labels_name_of(dataset, _name(data), split)
     report = assess_dataset({"model": classifier}, dataset, title=title, warnings=notes, labels_name=judged_by)
     write_report(Path(output), report)
     return evaluate_predictions(report.view_scores["model"], dataset, classifier.model.config)

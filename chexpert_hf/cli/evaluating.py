@@ -89,7 +89,7 @@ def evaluate(
         shared_observations,
     )
     from chexpert_hf.folders.dataset import predict_dataset
-    from chexpert_hf.publishing.data_terms import labels_name as known_labels
+    from chexpert_hf.publishing.data_terms import labels_name_of
     from chexpert_hf.publishing.model_folder import add_reference_metrics
 
     models = {"ensemble": model} if ensemble else _by_name(model)
@@ -109,7 +109,7 @@ def evaluate(
     if standard is not None:
         say(standard.coverage(paths))
     if labels_name is None:
-        labels_name = known_labels(name, split, len(set(patients)), dataset["labels_by"][:])
+        labels_name = labels_name_of(dataset, name, split)
     if not allow_calibration_patients:
         refuse_calibration_patients(model, patients)
     warnings = patient_warnings(model, patients)

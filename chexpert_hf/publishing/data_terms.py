@@ -8,11 +8,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS
 from chexpert_hf.files import data_beside, write_json
 from chexpert_hf.models.model_files import EVALUATION_FILE, TERMS_FILE
+
+if TYPE_CHECKING:
+    import datasets
 
 CHEXPERT_CITATION = "irvin2019chexpert"  # source of the observations and of the policies for uncertain labels, too
 
@@ -65,6 +68,25 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
     entry = _entry(data_name)
     is_by_radiologists = entry.get("radiologists", {}).get(split) == num_patients
     return "majority of radiologists" if is_by_radiologists else str(entry.get("labels", OWN_LABELS))
+
+
+def labels_name_of(dataset: "datasets.Dataset", data_name: str, split: str) -> str:
+    """Return who set the labels of a split from `load_dataset`: `labels_name`, of each source if it has several.
+
+    `data_name` is the folder's name, which counts if the split has no column of sources.
+    """
+
+    def column(name: str) -> list[str | None]:
+        return list(dataset[name][:]) if name in dataset.column_names else [None] * len(dataset)
+
+    by_source: dict[str, list[tuple[str | None, str | None]]] = {}
+    for source, *facts in zip(*map(column, ("source", "patient", "labels_by")), strict=True):
+        by_source.setdefault(source or data_name, []).append((facts[0], facts[1]))
+    names = set()
+    for source, rows in by_source.items():
+        patients, stated = zip(*rows, strict=True)
+        names.add(labels_name(source, split, len(set(patients)), stated))
+    return " and ".join(sorted(names))
 
 
 def label_origins(data: Mapping[str, Any]) -> set[str]:

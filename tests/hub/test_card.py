@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from chexpert_hf import CheXpertForImageClassification, CheXpertImageProcessor
@@ -16,7 +17,7 @@ from chexpert_hf.formats.imports import import_model
 from chexpert_hf.models.model_files import differences
 from chexpert_hf.publishing import data_terms
 from chexpert_hf.publishing.card import card_problems, public_recipe, refresh_card, rename_card
-from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, terms_of
+from chexpert_hf.publishing.data_terms import ImportedFrom, labels_name, labels_name_of, terms_of
 from chexpert_hf.publishing.model_folder import (
     add_reference_metrics,
     refresh_folder,
@@ -386,3 +387,14 @@ def test_results_by_a_reference_standard_that_calibration_changes_are_removed_wi
 )
 def test_the_reference_standard_of_known_data_is_named(folder: str, split: str, patients: int, expected: str) -> None:
     assert labels_name(folder, split, patients) == expected
+
+
+def test_the_reference_standards_of_several_sources_are_all_named() -> None:
+    rows = [("NIH", "NIH/1", None), ("films", "films/1", None), ("rsna", "rsna/1", "two readers")]
+    joined = Dataset.from_list([{"source": a, "patient": b, "labels_by": c} for a, b, c in rows])
+    assert labels_name_of(joined, "NIH and films and rsna", "valid") == (
+        "labels of the data set and text-mined labels and two readers"
+    )
+    single = Dataset.from_list([{"source": None, "patient": str(number), "labels_by": None} for number in range(200)])
+    assert labels_name_of(single, "CheXpert-v1.0-small", "valid") == "majority of radiologists"
+    assert labels_name_of(single.remove_columns(["source", "labels_by"]), "NIH", "valid") == "text-mined labels"
