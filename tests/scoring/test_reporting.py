@@ -9,7 +9,8 @@ from chexpert_hf import CheXpertClassifier
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.loading import load_dataset
 from chexpert_hf.evaluation.calibration.calibrate import dataset_logits
-from chexpert_hf.evaluation.report.reporting import assess_dataset, subgroup_columns
+from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, write_patient_hashes
+from chexpert_hf.evaluation.report.reporting import assess_dataset, patient_warnings, subgroup_columns
 from chexpert_hf.folders.dataset import predict_dataset
 from chexpert_hf.gate.fit import fit_folder_gate
 from chexpert_hf.phantoms import write_phantoms
@@ -95,3 +96,11 @@ def test_the_rule_of_an_ensembles_operating_points_names_those_of_all_members(da
         "changed": "not recorded",
     }
     assert {rule["Fracture"] for rule in rules.values()} == {None}
+
+
+def test_a_model_that_does_not_record_its_training_patients_is_said_not_to(tiny_folder):
+    unknown = "its training patients are not recorded; if some are among these, metrics are optimistic."
+    assert patient_warnings([str(tiny_folder), "me/model"], ["a"]) == [f"tiny-model: {unknown}", f"model: {unknown}"]
+    write_patient_hashes(tiny_folder / TRAINING_PATIENTS_FILE, ["b"])
+    assert patient_warnings([str(tiny_folder)], ["a"]) == []
+    assert len(patient_warnings([str(tiny_folder)], ["a", "b"])) == 1

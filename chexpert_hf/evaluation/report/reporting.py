@@ -16,7 +16,12 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
 from chexpert_hf.evaluation.calibration.records import record_of
 from chexpert_hf.evaluation.metrics import Evaluation, FloatArray, evaluate_probabilities, per_study, split_labels
-from chexpert_hf.evaluation.patients import CALIBRATION_PATIENTS_FILE, overlapping_patients, seen_patients
+from chexpert_hf.evaluation.patients import (
+    CALIBRATION_PATIENTS_FILE,
+    TRAINING_PATIENTS_FILE,
+    overlapping_patients,
+    seen_patients,
+)
 from chexpert_hf.evaluation.published import is_chexpert_valid
 from chexpert_hf.evaluation.reference_standard import OWN_LABELS, SECOND_STANDARD, assess_reference
 from chexpert_hf.evaluation.report.report import ReportData
@@ -180,9 +185,18 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return the warnings of `seen_patients` for each model that is a folder, each after the folder's name."""
-    folders = [Path(model) for model in models if Path(model).is_dir()]
-    return [f"{folder.name}: {line}" for folder in folders for line in seen_patients(folder, patients)]
+    """Return warnings for each model, a folder or repository, each after the model's name.
+
+    They are those of `seen_patients`, or that nothing is known of the patients that the model was trained on, as of the
+    bundled model, imported ones and those of the Hub.
+    """
+    warnings = []
+    for model in map(Path, models):
+        lines = seen_patients(model, patients)
+        if not (model / TRAINING_PATIENTS_FILE).exists():
+            lines.append("its training patients are not recorded; if some are among these, metrics are optimistic.")
+        warnings += [f"{model.name}: {line}" for line in lines]
+    return warnings
 
 
 def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
