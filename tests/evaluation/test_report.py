@@ -116,8 +116,17 @@ def test_predictions_are_there_per_view_and_per_study(folder, data):
     studies = pd.read_csv(folder / "predictions_studies.csv")
     assert len(views) == 90
     assert list(studies["study"]) == list(data.studies)
-    np.testing.assert_allclose(studies["good/Edema"], data.scores["good"][:, 0], atol=1e-6)
+    np.testing.assert_allclose(studies["good/Edema"], data.scores["good"][:, 0], rtol=1e-8)
     np.testing.assert_allclose(studies["truth/Edema"], data.truth[:, 0])
+
+
+def test_an_auroc_can_be_computed_again_from_the_tables_of_a_model_that_is_sure(data, tmp_path):
+    scores = {"sure": (data.scores["good"] * 1e-7).astype(np.float32)}
+    views = {"sure": (data.view_scores["good"] * 1e-7).astype(np.float32)}
+    metrics = data.metrics | {"models": [data.metrics["models"][0] | {"name": "sure"}], "comparisons": []}
+    write_report(tmp_path, replace(data, scores=scores, view_scores=views, metrics=metrics))
+    table = pd.read_csv(tmp_path / "predictions_studies.csv")
+    np.testing.assert_array_equal(table["sure/Edema"].astype(np.float32), scores["sure"][:, 0])
 
 
 def test_plots_are_pictures_with_something_in_them(folder):

@@ -133,7 +133,8 @@ def write_report(folder: Path, data: ReportData) -> None:
     for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
         scores = [pd.DataFrame(item, columns=data.observations).add_prefix(f"{key}/") for key, item in arrays.items()]
         table = pd.concat([table, *scores], axis=1)
-        table.to_csv(folder / f"predictions_{name}.csv", index=False, float_format="%.6f")
+        # Nine digits hold a float32 exactly; rounded probabilities near 0 and 1 would tie, and give another AUROC.
+        table.to_csv(folder / f"predictions_{name}.csv", index=False, float_format="%.9g")
     pictures = {}
     for name, (caption, figure) in _figures(data).items():
         figure.savefig(folder / f"{name}.png")
