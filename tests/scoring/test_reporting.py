@@ -53,6 +53,14 @@ def test_subgroups_are_those_of_the_table(dataset):
     )
 
 
+def test_views_of_a_table_that_does_not_state_them_are_of_no_group(dataset):
+    frontal = dataset.filter(lambda row: row["is_frontal"])
+    labels = np.asarray(frontal["labels"][:])
+    assert set(subgroup_columns(frontal, labels, ["Edema"])["view"]) == {"frontal"}  # by their projections
+    unknown = frontal.map(lambda row: {"projection": None}, features=frontal.features)
+    assert set(subgroup_columns(unknown, labels, ["Edema"])["view"]) == {None}
+
+
 def test_probabilities_are_the_same_whoever_reads_the_images(dataset, tiny_folder):
     classifier = CheXpertClassifier.from_pretrained(tiny_folder, device="cpu")
     assert np.array_equal(predict_dataset(classifier, dataset, workers=1), predict_dataset(classifier, dataset))

@@ -164,16 +164,19 @@ def reference_metrics(
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
     """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown.
 
-    The groups with and without support devices come from `labels` `(num_views, num_labels)`.
+    The groups with and without support devices come from `labels` `(num_views, num_labels)`. Views count as frontal
+    only if the table says so, by a projection or by having laterals.
     """
+    projections, is_frontal = dataset["projection"][:], dataset["is_frontal"][:]
+    is_stated = any(projections) or not all(is_frontal)
     columns: dict[str, list[str | None]] = {
         "sex": dataset["sex"][:],
         "age": [
             next((name for low, high, name in AGE_BANDS if age is not None and low <= age <= high), None)
             for age in dataset["age"][:]
         ],
-        "projection": dataset["projection"][:],
-        "view": ["frontal" if is_frontal else "lateral" for is_frontal in dataset["is_frontal"][:]],
+        "projection": projections,
+        "view": [("frontal" if each else "lateral") if is_stated else None for each in is_frontal],
         **{
             name.replace("_", " "): dataset[name][:] for name in ("source", "labels_by") if name in dataset.column_names
         },
