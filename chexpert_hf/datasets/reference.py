@@ -51,7 +51,7 @@ class Target:
     name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
     observation: str  # whose score by the model is compared with the labels
     against: str | None  # the only rows used as negatives, such as "Class=Normal"; None if all negatives are
-    labels: Mapping[str, float]  # path -> 1, 0, or NaN where it is uncertain or not stated
+    labels: Mapping[str, float]  # path -> 1, 0, -1 (uncertain), or NaN where it is not stated
     boxes: Mapping[str, Sequence[Box]]  # path -> boxes around the finding, for images that have some
 
 
@@ -66,7 +66,7 @@ class Reference:
     skipped: tuple[str, ...] = ()  # observations in the file that the model does not score
 
     def labels(self, paths: Sequence[str]) -> NDArray[np.float64]:
-        """Return the labels of these images, `(num_paths, num_targets)`: 1 or 0, NaN where unknown."""
+        """Return the labels of these images, `(num_paths, num_targets)`: 1, 0, -1 (uncertain), NaN where not stated."""
         columns = [[target.labels.get(path, np.nan) for path in paths] for target in self.targets]
         return np.array(columns, dtype=float).T
 
@@ -318,7 +318,7 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label, NaN if uncertain. Rows of one image may differ only if each has a box; the highest counts.
+    """Return path -> label, NaN if not stated. Rows of one image may differ only if each has a box; the highest counts.
 
     `values` are certainties by row, `boxed` the rows with a box, and `where` names file and column in errors.
     """
@@ -331,7 +331,7 @@ def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str)
                 f"{where}: rows {listed([str(row) for row in rows])} say different things of {path!r:.90}; expected "
                 "one row for each image, or rows with a box each."
             )
-    return highest.where(highest != _CERTAINTY[UNCERTAIN]).to_dict()
+    return highest.where(highest != _CERTAINTY[UNCERTAIN], UNCERTAIN).to_dict()
 
 
 def _paths_where(text: str, cells: pd.DataFrame, file: Path) -> set[str]:

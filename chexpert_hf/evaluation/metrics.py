@@ -83,8 +83,23 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
-    """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`."""
-    return evaluation_labels(np.asarray(dataset["labels"][:], dtype=float), blank)
+    """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`.
+
+    A study with an uncertain view is positive if another view is, else unknown: negative views of it become NaN.
+    """
+    raw = np.asarray(dataset["labels"][:], dtype=float)
+    return without_uncertain(evaluation_labels(raw, blank), raw == UNCERTAIN, dataset["study"][:])
+
+
+def without_uncertain(labels: FloatArray, is_uncertain: NDArray[np.bool_], studies: Sequence[str]) -> FloatArray:
+    """Return labels in {0, 1, NaN} in which 0 is NaN wherever a view of the same study is uncertain.
+
+    Arrays are `(num_views, num_labels)`; `per_study` would otherwise call a study negative of which one view is
+    uncertain and another one negative or blank.
+    """
+    uncertain, names = per_study(is_uncertain.astype(float), studies)
+    rows = pd.Index(names).get_indexer(pd.Index(studies))
+    return np.where((uncertain[rows] == 1) & (labels == NEGATIVE), np.nan, labels)
 
 
 def per_study(values: FloatArray, studies: Sequence[str], how: str = "maximum") -> tuple[FloatArray, list[str]]:

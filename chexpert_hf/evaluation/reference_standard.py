@@ -7,7 +7,8 @@ import numpy as np
 
 from chexpert_hf.datasets.reference import Reference
 from chexpert_hf.evaluation.assessment import ModelScores, assess
-from chexpert_hf.evaluation.metrics import FloatArray
+from chexpert_hf.evaluation.metrics import FloatArray, evaluation_labels, without_uncertain
+from chexpert_hf.labels import UNCERTAIN, BlankPolicy
 
 OWN_LABELS = "labels of the data set"
 SECOND_STANDARD = "second_reference_standard"  # key of the result of `assess_reference` in metrics.json
@@ -52,7 +53,9 @@ def assess_reference(
         {"reference": reference.name, "target": item.name, "against": item.against, "observation": item.observation}
         for item in reference.targets
     ]
-    truth: FloatArray = reference.labels([paths[row] for row in rows])
+    raw = reference.labels([paths[row] for row in rows])
+    known = evaluation_labels(raw, BlankPolicy.UNKNOWN)
+    truth = without_uncertain(known, raw == UNCERTAIN, [studies[row] for row in rows])
     if labels is not None:
         judged = list(dict.fromkeys(finding["observation"] for finding in found))
         found += [{"reference": labels_name, "target": name, "against": None, "observation": name} for name in judged]

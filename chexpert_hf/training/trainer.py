@@ -18,7 +18,7 @@ from transformers import EvalPrediction, ProgressCallback, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from chexpert_hf.datasets.image_files import image_files
-from chexpert_hf.evaluation.metrics import evaluate_probabilities, evaluation_labels
+from chexpert_hf.evaluation.metrics import evaluate_probabilities, split_labels
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
 from chexpert_hf.machine import num_processors
@@ -200,7 +200,8 @@ def build_trainer(
     raw = torch.from_numpy(np.asarray(data["train"]["labels"][:]))
     weights = positive_weights(resolve_labels(raw, model.config).numpy()) if recipe.class_weights else None
     targets = TrainingTargets(model.config, recipe.seed, soft_labels, weights)
-    truth = partial(_evaluation_targets, blank_labels=recipe.blank_labels)
+    known = np.nan_to_num(split_labels(data["valid"], recipe.blank_labels), nan=IGNORED)
+    truth = partial(_evaluation_targets, known=torch.from_numpy(known).float())
     trainer = CheXpertTrainer(
         recipe=recipe,
         teachers=teachers,
@@ -309,7 +310,6 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def _evaluation_targets(labels: Tensor, _index: int, blank_labels: str) -> dict[str, Tensor]:
-    """Turn a row's raw labels into targets for evaluation: uncertain ones are ignored, blanks go by `blank_labels`."""
-    truth = evaluation_labels(labels.numpy(), blank_labels)
-    return {"labels": torch.from_numpy(np.nan_to_num(truth, nan=IGNORED)).float()}
+def _evaluation_targets(_labels: Tensor, index: int, known: Tensor) -> dict[str, Tensor]:
+    """Return the targets of a row for evaluation, from those of all rows."""
+    return {"labels": known[index]}

@@ -21,6 +21,26 @@ from tests.evaluation.figures import FIGURES
 NAN = float("nan")
 
 
+def test_a_study_with_an_uncertain_view_is_positive_or_unknown_and_never_negative():
+    views = [
+        ("a", -1),
+        ("a", 0),
+        ("b", -1),
+        ("b", NAN),
+        ("c", -1),
+        ("c", 1),
+        ("d", 0),
+        ("d", NAN),
+        ("e", -100),
+        ("e", -1),
+    ]
+    dataset = Dataset.from_dict({"study": [name for name, _ in views], "labels": [[value] for _, value in views]})
+    for blank in ("negative", "unknown"):
+        studies, names = per_study(split_labels(dataset, blank), dataset["study"][:])
+        assert names == [*"abcde"]
+        np.testing.assert_array_equal(studies[:, 0], [NAN, NAN, 1, 0, NAN])
+
+
 def test_auroc_equals_the_share_of_pairs_in_the_right_order():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -58,7 +78,8 @@ def test_uncertain_is_unknown_and_blank_is_negative_unless_told_otherwise():
     raw = np.array([1, 0, -1, NAN])
     np.testing.assert_array_equal(evaluation_labels(raw), [1, 0, NAN, 0])
     np.testing.assert_array_equal(evaluation_labels(raw, "unknown"), [1, 0, NAN, NAN])
-    nulls = Dataset.from_dict({"labels": [[1.0, None], [-1.0, 0.0]]})  # as pandas gives back a blank
+    # A blank is None, as pandas gives it back.
+    nulls = Dataset.from_dict({"labels": [[1.0, None], [-1.0, 0.0]], "study": ["a", "b"]})
     np.testing.assert_array_equal(split_labels(nulls, "negative"), [[1, 0], [NAN, 0]])
 
 

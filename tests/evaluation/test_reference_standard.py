@@ -1,5 +1,7 @@
 """A second reference standard: what a file says about images, and what scores are worth against it."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,7 @@ def test_columns_named_like_observations_stand_for_themselves_and_others_are_ski
         ("Infiltration", "Lung Opacity"), ("Edema", "Edema"),
     ]  # fmt: skip
     labels = reference.labels([image(number) for number in (1, 2, 3)])
-    np.testing.assert_array_equal(labels, [[1, np.nan], [0, np.nan], [np.nan, 1]])  # uncertain and blank are unknown
+    np.testing.assert_array_equal(labels, [[1, -1], [0, np.nan], [np.nan, 1]])
     assert reference.skipped == ("Fracture",)
     assert "Not judged by the model: Fracture." in reference.coverage([image(1)])
 
@@ -88,7 +90,7 @@ def test_the_highest_of_several_boxes_decides_and_rows_without_boxes_must_agree(
     rows = [f"{image(1)},0,1,1,2,2", f"{image(1)},1,3,3,2,2", f"{image(2)},0,1,1,2,2", f"{image(2)},-1,3,3,2,2"]
     (target,) = read_reference(write(tmp_path, header, *rows), JUDGED).targets
     assert target.labels[image(1)] == 1
-    assert np.isnan(target.labels[image(2)])
+    assert target.labels[image(2)] == -1
     assert target.boxes == {image(1): [(3, 3, 2, 2)]}
     file = write(tmp_path, header, f"{image(1)},0,1,1,2,2", f"{image(1)},1,,,,")
     with pytest.raises(
@@ -199,6 +201,17 @@ def test_only_the_views_of_a_study_that_were_read_count(tmp_path):
     )
     assert result["studies"] == 10
     assert result["figures"][0]["auroc"]["value"] == 1
+
+
+def test_a_study_of_which_one_view_is_uncertain_is_negative_by_no_other_view(tmp_path):
+    readings = [(0, 0), (0, -1), (1, -1), (-1, -1), ("", 0), ("", -1), (1, 0)]
+    paths = [f"valid/patient{n}/study1/view{v}_frontal.jpg" for n in range(len(readings)) for v in (1, 2)]
+    rows = [f"{path},{value}" for path, value in zip(paths, itertools.chain(*readings), strict=True)]
+    reference = read_reference(write(tmp_path, "Path,Edema", *rows), ["Edema"])
+    patients = [path.split("/")[1] for path in paths]
+    models = [ModelScores("m", np.full((len(paths), 1), 0.5))]
+    result = assess_reference(models, paths, patients, patients, ["Edema"], reference, replicates=100)
+    assert [result["figures"][0][f"num_{kind}"] for kind in ("positive", "negative", "unknown")] == [2, 2, 3]
 
 
 @pytest.mark.parametrize("stated", ["{}", "T3/{}", "C:\\films\\T3\\{}", "d/e/{name}", "{name}"])

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from chexpert_hf import CheXpertClassifier
 from chexpert_hf.datasets.loading import BadFilesError
+from chexpert_hf.evaluation.metrics import split_labels
 from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, overlapping_patients, write_patient_hashes
 from chexpert_hf.files import FolderError
 from chexpert_hf.labels import OBSERVATIONS
@@ -353,6 +354,12 @@ def test_training_batches_are_normalised_as_the_processor_does_it(phantoms, tmp_
 def test_labels_are_resolved_for_training_and_left_out_where_uncertain_for_validation(phantoms, tmp_path):
     recipe = RECIPE.override(workers=0)
     data = load_data(recipe, phantoms)
+    column = recipe.observations.index("Edema")
+
+    def with_uncertain(row, index):
+        return {"labels": [-1 if (index, k) == (0, column) else x for k, x in enumerate(row["labels"])]}
+
+    data["valid"] = data["valid"].map(with_uncertain, with_indices=True, features=data["valid"].features)
     trainer = build_trainer(recipe, build_model(recipe), build_processor(recipe), data, tmp_path)
     raw = np.asarray(data["train"]["labels"][:])
     targets = np.stack([trainer.train_dataset[i]["labels"] for i in range(len(raw))])
@@ -362,8 +369,11 @@ def test_labels_are_resolved_for_training_and_left_out_where_uncertain_for_valid
     assert (targets[:, fracture][raw[:, fracture] == -1] == -100).all()
     assert (targets[np.isnan(raw)] == 0).all()
     assert (targets[raw == 1] == 1).all()
-    trainer.eval_dataset.labels[0, edema] = -1
-    assert trainer.eval_dataset[0]["labels"][edema] == -100
+    validated = np.stack([trainer.eval_dataset[i]["labels"] for i in range(len(data["valid"]))])
+    assert validated[0, edema] == -100
+    np.testing.assert_array_equal(
+        np.where(validated == -100, np.nan, validated), split_labels(data["valid"], "negative")
+    )
 
 
 @pytest.mark.parametrize(
