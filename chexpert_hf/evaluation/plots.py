@@ -88,12 +88,14 @@ def reliability_figure(scores: StudyScores) -> Figure:
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
         for _, values, labels, style in _models(scores, name):
-            order = np.argsort(values, kind="stable")
-            groups = [group for group in np.array_split(order, min(_BINS, max(1, len(order) // 5))) if len(group)]
+            # Equal scores are in one bin, or the order of the rows would decide on the frequencies.
+            shares = np.linspace(0, 1, min(_BINS, max(1, len(values) // 5)) + 1)[1:-1]
+            bins = np.digitize(values, np.unique(np.quantile(values, shares)))
+            groups = [np.flatnonzero(bins == number) for number in np.unique(bins)]
             x = [values[group].mean() for group in groups]
-            shares = [wilson_interval(int(labels[group].sum()), len(group)) for group in groups]
-            ends = np.array([[share.value - share.low, share.high - share.value] for share in shares]).T
-            y = [share.value for share in shares]
+            found = [wilson_interval(int(labels[group].sum()), len(group)) for group in groups]
+            ends = np.array([[share.value - share.low, share.high - share.value] for share in found]).T
+            y = [share.value for share in found]
             axes.errorbar(x, y, yerr=ends, marker="o", markersize=3, linewidth=1, elinewidth=0.8, **style)
     return figure
 

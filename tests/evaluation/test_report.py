@@ -178,6 +178,23 @@ def test_few_positive_studies_are_not_judged_and_the_summary_names_best_worst_an
     assert re.search(rf"Fracture +4 +36 +{few}", table)
 
 
+def test_equal_scores_are_one_point_of_the_reliability_plot_and_others_fill_bins_evenly():
+    rng = np.random.default_rng(0)
+    labels = np.sort(rng.integers(0, 2, 100)).astype(float)[:, None]  # in an order that tells them apart
+    for values, count in (
+        (np.full((100, 1), 0.3), 1),
+        (rng.random((100, 1)), 10),
+        (np.repeat([[0.1], [0.9]], 50, 0), 2),
+    ):
+        (axes,) = plots.reliability_figure(plots.StudyScores({"m": values}, labels, ["Edema"], ["Edema"])).axes
+        x, y = axes.lines[1].get_data()
+        assert len(x) == count
+        if count == 1:
+            assert (x[0], y[0]) == pytest.approx((0.3, labels.mean()))
+        if count == 10:
+            assert np.mean(y) == pytest.approx(labels.mean())  # ten bins of ten
+
+
 def test_the_legend_of_the_histograms_is_above_the_panels(data):
     scores = plots.StudyScores(data.scores, data.truth, OBSERVATIONS, OBSERVATIONS[:2])
     figure = plots.histogram_figure(scores, dict.fromkeys(OBSERVATIONS, 0.5))
