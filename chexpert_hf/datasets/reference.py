@@ -130,7 +130,7 @@ def read_reference(
 
     Raises:
         ReferenceFileError: If the file cannot be read, has no labels, or a cell, a box, `mapping` or `against` is
-            wrong; or if a path could be that of several `images`.
+            wrong; or if a path could be that of several `images`, or two paths that of one.
     """
     cells = _read_cells(file)
     cells["Path"] = _paths_in(cells["Path"], images, file)
@@ -207,7 +207,16 @@ def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series
             )
         return found[0] if found else "/".join(path.split("/")[-4:])
 
-    return stated.map({path: find(path) for path in stated.unique()})
+    meant = {path: find(path) for path in stated.unique()}
+    spelled: dict[str, str] = {}
+    for path, image in meant.items():
+        other = spelled.setdefault(image, path)
+        if image in known and other.replace("\\", "/") != path.replace("\\", "/"):
+            raise ReferenceFileError(
+                f"{file.name}: {other!r:.90} and {path!r:.90} could both be {image!r:.90}; expected one path for an "
+                "image, such as that in the data set."
+            )
+    return stated.map(meant)
 
 
 def _ends(path: str) -> list[str]:

@@ -230,6 +230,15 @@ def test_a_path_that_could_be_several_images_is_refused(tmp_path):
         read_reference(file, ["Edema"], images=["a/1.png", "b/1.png", "a/2.png", "b/2.png"])
 
 
+def test_two_paths_that_could_be_one_image_are_refused(tmp_path):
+    file = write(tmp_path, "Path,Edema", "hospitalA/1.png,1", "hospitalB/1.png,", "hospitalB/2.png,0")
+    with pytest.raises(ReferenceFileError, match=r"'hospitalA/1.png' and 'hospitalB/1.png' could both be '1.png'"):
+        read_reference(file, JUDGED, images=["1.png", "2.png"])
+    assert read_reference(file, JUDGED, images=["hospitalA/1.png", "2.png"]).targets[0].labels["hospitalA/1.png"] == 1
+    file = write(tmp_path, "Path,Edema,x,y,width,height", "a/1.png,1,1,1,2,2", r"a\1.png,1,5,5,2,2")
+    assert len(read_reference(file, JUDGED, images=["1.png"]).targets[0].boxes["1.png"]) == 2
+
+
 def test_studies_are_those_of_the_data_set_wherever_its_images_are(tmp_path):
     paths = [f"films/{number}.png" for number in range(6)]
     rows = [f"{path},{number % 2}" for number, path in enumerate(paths)]
