@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from datasets import concatenate_datasets
@@ -53,6 +54,10 @@ def test_every_public_name_can_be_imported():
     for name in chexpert_hf.__all__:
         assert getattr(chexpert_hf, name) is not None
     assert chexpert_hf.load_chexpert is chexpert_hf.load_dataset
+
+
+def test_the_version_in_the_code_is_that_of_the_installed_package():
+    assert chexpert_hf.__version__ == version("chexpert-hf")
 
 
 def test_what_a_command_says_about_the_data_is_a_warning(folder, tmp_path):

@@ -6,7 +6,7 @@ A line break in a template is dropped between tags or blocks, and becomes a spac
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import metadata, version
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ from uuid import uuid4
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from chexpert_hf import DISCLAIMER
+from chexpert_hf import DISCLAIMER, __version__
 from chexpert_hf.app.model_facts import FEW_STUDIES, ModelFacts
 from chexpert_hf.app.page import text
 from chexpert_hf.labels import CHEXPERT
@@ -95,7 +95,7 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
         "footer.html",
         facts=facts,
         operating_points=operating_points,
-        version=version("chexpert-hf"),
+        version=__version__,
         code=_code_address(),
         has_api=has_api,
         **{name: asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
@@ -103,6 +103,13 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
 
 
 def _code_address() -> str | None:
-    """Return the URL of the source code's repository from the package's metadata; None if it is not there."""
-    urls = (entry.split(", ", 1) for entry in metadata("chexpert-hf").get_all("Project-URL") or ())
+    """Return the URL of the source code's repository from the package's metadata; None if it is not there.
+
+    A Space has the package's source, but no metadata, as the package is not installed there.
+    """
+    try:
+        entries = metadata("chexpert-hf").get_all("Project-URL") or ()
+    except PackageNotFoundError:
+        return None
+    urls = (entry.split(", ", 1) for entry in entries)
     return next((url for label, url in urls if label.lower() in ("repository", "source", "code")), None)

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 from PIL import Image
 
+from chexpert_hf import __version__
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, data_url, render
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
@@ -109,7 +109,7 @@ def report_html(
         operating_points=operating_points,
         images=[(caption, _small_jpeg(image)) for caption, image in _report_images(study, chosen)],
         color_bar=_png(np.arange(256)[None], MAPS_COLORMAP),
-        version=version("chexpert-hf"),
+        version=__version__,
         time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
