@@ -1,8 +1,8 @@
 """The image processor, which turns a radiograph into `pixel_values`.
 
-Its steps: grayscale, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels. Unless `resize_like`
-is set, gray levels are computed in 8 bits by Pillow or this file, so that every machine gives the same pixel values.
-This file is copied into saved models. To read DICOM and 16-bit files, use
+Its steps: grayscale, upright by EXIF, crop, resize, gray range, rescale to [0, 1], normalise, repeat over channels.
+Unless `resize_like` is set, gray levels are computed in 8 bits by Pillow or this file, so that every machine gives the
+same pixel values. This file is copied into saved models. To read DICOM and 16-bit files, use
 `chexpert_hf.radiographs.radiograph.read_radiograph` first.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -355,10 +355,24 @@ def _gray_from_pil(image: Image.Image) -> torch.Tensor:
             f"The image has mode {image.mode}, more than 8 bits: {_EXPECTED}. "
             "chexpert_hf.radiographs.radiograph.read_radiograph reads such files without clipping."
         )
+    opaque = image
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(opaque, image.convert("RGBA"))
-    return torch.from_numpy(np.array(image.convert("L")))[None]
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        opaque = Image.alpha_composite(black, image.convert("RGBA"))
+    return torch.from_numpy(np.array(_upright(opaque.convert("L"), image)))[None]
+
+
+def _upright(gray: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn the gray levels of an image by its EXIF orientation, as transformers' pipelines do before the processor."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except SyntaxError as error:
+        raise ValueError(f"The image has damaged EXIF data ({error}): {_EXPECTED}; save it again.") from error
+    if orientation not in range(2, 9):
+        return gray
+    gray.info = {}  # where damaged EXIF data would be written back
+    gray.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(gray)
 
 
 def _gray_from_array(

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import InterpolationMode
 
 from chexpert_hf import CheXpertImageProcessor
 from chexpert_hf.image_processing_chexpert import to_gray_range
+from chexpert_hf.radiographs.radiograph import read_radiograph
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (90, 70), dtype=np.uint8)
@@ -139,6 +140,25 @@ def test_a_file_is_named_by_text_or_a_path(tmp_path):
     Image.fromarray(GRAY).save(tmp_path / "film.png")
     for name in (tmp_path / "film.png", str(tmp_path / "film.png")):
         assert torch.equal(pixels(name), pixels(GRAY))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_an_image_is_turned_by_its_exif_orientation_as_the_reader_does(orientation, mode, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = tmp_path / "film.png"
+    Image.fromarray(GRAY).convert(mode).save(file, exif=exif)
+    upright = read_radiograph(file)
+    for image in (str(file), Image.open(file)):
+        assert torch.equal(pixels(image), pixels(upright))
+
+
+def test_damaged_exif_data_are_refused_since_they_may_say_how_to_turn_the_image():
+    image = Image.fromarray(GRAY)
+    image.info["exif"] = b"Exif\0\0no data"
+    with pytest.raises(ValueError, match="The image has damaged EXIF data"):
+        pixels(image)
 
 
 @pytest.mark.parametrize("method", ["bicubic", InterpolationMode.BICUBIC, Image.Resampling.BICUBIC])
