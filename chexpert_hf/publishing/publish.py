@@ -247,7 +247,7 @@ def push_space(
 
 
 def requirements() -> list[str]:
-    """Return the package's declared requirements and OpenVINO, but not Gradio, which a Space installs by itself.
+    """Return the package's declared requirements, OpenVINO and timm, but not Gradio, which a Space installs by itself.
 
     Raises InputError if the package is not installed.
     """
@@ -256,8 +256,11 @@ def requirements() -> list[str]:
     except metadata.PackageNotFoundError as error:
         raise InputError("chexpert-hf is not installed, so its requirements are not known: pip install it.") from error
     names = {text: re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in declared}
-    # OpenVINO, an extra, is several times as fast as PyTorch on a Space's two cores (docs/results/speed.md).
+    # OpenVINO, an extra, is several times as fast as PyTorch on a Space's two cores (docs/results/speed.md). timm, an
+    # extra, too, has the backbones of some models.
     chosen = (
-        text for text, name in names.items() if name == "openvino" or ("extra ==" not in text and name != "gradio")
+        text
+        for text, name in names.items()
+        if name in ("openvino", "timm") or ("extra ==" not in text and name != "gradio")
     )
     return sorted({text.partition(";")[0].strip() for text in chosen})

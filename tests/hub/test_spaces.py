@@ -77,11 +77,11 @@ def test_a_models_space_has_no_drawing_of_what_the_model_has_no_output_for(model
     assert (tmp_path / "page" / "examples" / "RG1.jpg").is_file()
 
 
-def test_requirements_are_those_of_the_package_and_openvino_but_not_gradio(staged: Path) -> None:
+def test_requirements_are_those_of_the_package_openvino_and_timm_but_not_gradio(staged: Path) -> None:
     lines = (staged / "requirements.txt").read_text().splitlines()
     assert lines == requirements()
     names = {re.split("[<>=]", line)[0] for line in lines}
-    assert {"torch", "transformers", "openvino", "pydicom"} <= names
+    assert {"torch", "transformers", "openvino", "timm", "pydicom"} <= names
     assert not names & {"gradio", "pytest", "nncf", "chexpert-hf"}
 
 
