@@ -192,7 +192,8 @@ def save_model_folder(
     What its config records of an earlier model, from which the training started, is dropped with a warning.
 
     Args:
-        folder: The folder, created if it does not exist; files in it are overwritten.
+        folder: The folder, created if it does not exist; files in it are overwritten, and an earlier model's
+            evaluation, recipe and training curve removed.
         model: The model, in float32 on the CPU.
         processor: The model's image processor.
         data: The training data, as a phrase for the card.

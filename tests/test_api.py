@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -175,6 +176,15 @@ def test_a_folder_of_a_model_that_was_trained_further_does_not_call_it_calibrate
     model.config.operating_points = {**model.config.operating_points, "Edema": 0.3}  # chosen by the user
     save_model_folder(tmp_path / "chosen", model, **files)
     assert CheXpertClassifier.from_pretrained(tmp_path / "chosen").operating_points["Edema"] == 0.3
+
+
+def test_a_folder_that_is_written_again_has_no_results_of_its_earlier_model(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    for name in ("evaluation.json", "recipe.yaml", "curve.png", "gate.safetensors"):
+        (copied / name).write_bytes(b"of an earlier model")
+    model, processor = (cls.from_pretrained(copied) for cls in (CheXpertForImageClassification, CheXpertImageProcessor))
+    save_model_folder(copied, model, processor, data="drawings", licence="As you like.")
+    assert {path.name for path in copied.iterdir()} == {path.name for path in folder.iterdir()} | {"gate.safetensors"}
 
 
 def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, tmp_path):

@@ -22,7 +22,7 @@ from chexpert_hf.files import make_readable, write_json, write_text
 from chexpert_hf.folders.score_table import readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, write_checksums
+from chexpert_hf.models.model_files import CHECKSUMS_FILE, CURVE_FILE, EVALUATION_FILE, RECIPE_FILE, write_checksums
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.models.weights import half_state_dict
 from chexpert_hf.phantoms import render_phantom
@@ -179,7 +179,7 @@ def save_imported_folder(
     origin: ImportedFrom,
     final: Path | None = None,
 ) -> None:
-    """Write the complete folder of a model that others trained; other files in the folder stay.
+    """Write the complete folder of a model that others trained; other files stay, but not an earlier model's results.
 
     `final` is the path to which `folder` will be moved; None if it stays.
     """
@@ -203,6 +203,9 @@ def _write(
     write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
+    else:  # results in the folder are of an earlier model
+        for name in (EVALUATION_FILE, RECIPE_FILE, CURVE_FILE):
+            (folder / name).unlink(missing_ok=True)
     write_terms(folder, sources)
     card["image_size"] = processor.output_size
     write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
