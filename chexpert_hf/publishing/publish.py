@@ -29,6 +29,7 @@ from chexpert_hf.models.graph_files import read_records
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, ENSEMBLE_FILE, OPTIONAL_FILES, RECIPE_FILE, REQUIRED_FILES
 from chexpert_hf.models.repositories import expect_repo_id, expect_token, hub_errors
 from chexpert_hf.publishing.card import card_problems, project_path, public_recipe, rename_card
+from chexpert_hf.publishing.check import expect_own_scores
 from chexpert_hf.publishing.model_folder import CARD_FILE
 
 # LICENSE is not ours: a user may have added it to the repository.
@@ -68,7 +69,8 @@ def stage_model(source: Path, repo_id: str, staging: Path, model_id: str | None 
     The card's examples load the model from `model_id`, or from the repository if None. Returns the copied files.
 
     Raises:
-        PublishError: If the folder is incomplete, an ensemble, has no checksums, or its card is incomplete.
+        PublishError: If the folder is incomplete, an ensemble, has no checksums, its card is incomplete or of other
+            weights, or it cannot be loaded.
         ChecksumError: If a file is not as it was when the folder was saved.
     """
     _expect_complete(source)
@@ -112,6 +114,13 @@ def _expect_complete(source: Path) -> None:
             f"{source} has no {CHECKSUMS_FILE}: run `chexpert-hf check --model {source} --accept`, then push it."
         )
     model_files.verify_checksums(source)
+    try:
+        expect_own_scores(source)
+    except InputError as error:
+        raise PublishError(
+            f"{source} does not compute the scores in its reference.json ({str(error).rstrip('.')}), so its card may "
+            "describe other weights: write the folder again with chexpert_hf.save_model_folder."
+        ) from error
 
 
 def push_model(

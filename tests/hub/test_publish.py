@@ -5,9 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
 
+from chexpert_hf import CheXpertForImageClassification
 from chexpert_hf.models.model_files import ChecksumError, write_checksums
 from chexpert_hf.models.repositories import HubError
 from chexpert_hf.publishing.check import FAILED, check_folder
@@ -33,12 +35,6 @@ SENT = {
     "reference.json",
     "terms.json",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model computes is the subject of `test_check`."""
-    monkeypatch.setattr("chexpert_hf.publishing.check.PACKAGES", {})
 
 
 def test_only_what_is_meant_for_others_is_staged(saved_folder: Path, tmp_path: Path) -> None:
@@ -230,6 +226,19 @@ def test_a_folder_that_is_not_fit_to_be_shown_is_refused(model_folder: Path, tmp
     (model_folder / "ensemble.json").write_text("{}")
     with pytest.raises(PublishError, match=r"is an ensemble, .* push the model folders of its runs"):
         stage_model(model_folder, "me/tiny", tmp_path / "5")
+
+
+def test_other_weights_do_not_go_with_the_card_of_the_former_ones(model_folder: Path, tmp_path: Path) -> None:
+    model = CheXpertForImageClassification.from_pretrained(model_folder)
+    torch.nn.init.ones_(model.classifier.bias)
+    model.save_pretrained(model_folder)  # as a Trainer of transformers does
+    write_checksums(model_folder)  # as `check --accept` does
+    with pytest.raises(PublishError, match=r"does not compute the scores .*0\.0001 allowed.*save_model_folder"):
+        stage_model(model_folder, "me/tiny", tmp_path / "1")
+    reference = json.loads((model_folder / "reference.json").read_text())
+    (model_folder / "reference.json").write_text(json.dumps({**reference, "image_sha256": "of another version"}))
+    write_checksums(model_folder)
+    assert stage_model(model_folder, "me/tiny", tmp_path / "2")  # nothing is known about its scores
 
 
 def test_a_graph_of_unknown_origin_does_not_go(model_folder: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 import chexpert_hf
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.errors import InputError
-from chexpert_hf.models.model_files import write_checksums
 from chexpert_hf.models.repositories import HubError
+from chexpert_hf.publishing.model_folder import refresh_folder
 from chexpert_hf.publishing.publish import push_space, requirements, stage_space
 
 from ..conftest import TINY
@@ -71,7 +71,7 @@ def test_the_package_goes_along_without_its_model_and_without_what_was_compiled(
 def test_a_models_space_has_no_drawing_of_what_the_model_has_no_output_for(model_folder: Path, tmp_path: Path) -> None:
     names = {0: "Edema", 1: "TB"}
     CheXpertForImageClassification(CheXpertConfig(**TINY, id2label=names)).save_pretrained(model_folder)
-    write_checksums(model_folder)
+    refresh_folder(model_folder)
     stage_space(str(model_folder), "me/page", tmp_path / "page")
     assert [path.stem for path in (tmp_path / "page" / "examples" / "drawings").iterdir()] == ["Edema"]
     assert (tmp_path / "page" / "examples" / "RG1.jpg").is_file()
