@@ -274,11 +274,11 @@ class CheXpertForImageClassification(PreTrainedModel):
         """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
         head = self._head
         width = pooled.shape[1] if self.config.head_hidden_size is None else self.config.head_hidden_size
-        weight = self._positive_minus_negative(_weight(self.last_layer, width).T).T  # (num_labels, C or hidden)
+        weight = self._positive_minus_negative(_weight(self.last_layer, width, pooled).T).T  # (num_labels, C or hidden)
         if isinstance(head, nn.Sequential):
             first: Any = head[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
-            gradients = (weight * active[:, None, :]) @ _weight(first, pooled.shape[1])  # (B, num_labels, C)
+            gradients = (weight * active[:, None, :]) @ _weight(first, pooled.shape[1], pooled)  # (B, num_labels, C)
             maps = torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
         else:
             maps = functional.conv2d(features, weight[:, :, None, None])
@@ -325,11 +325,14 @@ class CheXpertForImageClassification(PreTrainedModel):
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
 
 
-def _weight(layer: nn.Linear, width: int) -> Tensor:
-    """Return a layer's weight `(outputs, width)`; with an adapter, such as LoRA's, that of both together."""
+def _weight(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
+    """Return a layer's weight `(outputs, width)`; with an adapter, such as LoRA's, that of both together.
+
+    A quantised layer's stored weight is not used either, but what the layer makes of tensors like its `inputs`.
+    """
     if type(layer) is nn.Linear:
         return layer.weight
-    unit = torch.eye(width, dtype=layer.weight.dtype, device=layer.weight.device)
+    unit = torch.eye(width, dtype=inputs.dtype, device=inputs.device)
     return (layer(unit) - layer(torch.zeros_like(unit))).T
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_maps_in_bf16_are_those_in_float32_within_two_percent(tiny_model):
         maps = tiny_model(pixel_values, output_saliency=True).saliency.float()
     strongest = exact.abs().amax()
     assert ((maps - exact).abs() / strongest).max() < 2e-2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("head_hidden_size", [None, 24])
+def test_maps_of_a_quantised_head_are_those_in_float32_within_two_percent(head_hidden_size):
+    torch.manual_seed(0)
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    pixel_values = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        maps, expected = (each(pixel_values, output_saliency=True).saliency for each in (quantised, model))
+    assert (maps - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_hidden_states_are_the_maps_after_each_dense_block():
