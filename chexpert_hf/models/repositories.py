@@ -16,6 +16,8 @@ from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.files import first_line
 from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOADED_FILES, NEEDED_FILES, TERMS_FILE
 
+# Weights that `save_pretrained` of transformers divided (`max_shard_size`).
+_SHARDS = ("model.safetensors.index.json", "model-*.safetensors")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _BILLING = "in its settings under Billing, then repeat the command"
 _STORAGE = f"the account's storage is used up or blocked; make room, or ask for more {_BILLING}"
@@ -61,7 +63,7 @@ def model_folder(
     model: str | Path,
     revision: str | None = None,
     *,
-    files: Sequence[str] | None = (*LOADED_FILES, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE),
+    files: Sequence[str] | None = (*LOADED_FILES, *_SHARDS, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE),
 ) -> Path:
     """Return the local folder of a model; a repository of the Hub is downloaded unless it is in the cache.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants, hf_hub_download
 
-from chexpert_hf import CheXpertClassifier
+from chexpert_hf import CheXpertClassifier, CheXpertForImageClassification, CheXpertImageProcessor
 from chexpert_hf.cli import main
 from chexpert_hf.errors import InputError, ModelFolderError
 from chexpert_hf.models.model_files import ChecksumError
@@ -82,6 +82,19 @@ def test_scores_are_those_of_the_folder_that_was_pushed(saved_folder: Path, push
     hub.repo("me/tiny").commit({}, "a later commit, which is not asked for")
     fetched = CheXpertClassifier.from_pretrained("me/tiny", revision=pushed).predict(EXAMPLE)
     assert fetched == CheXpertClassifier.from_pretrained(saved_folder).predict(EXAMPLE)
+
+
+def test_a_repository_with_divided_weights_of_transformers_is_fetched_whole(
+    saved_folder: Path, hub: Hub, api: HfApi, client: Path, tmp_path: Path
+) -> None:
+    CheXpertForImageClassification.from_pretrained(saved_folder).save_pretrained(
+        tmp_path / "divided", max_shard_size="10KB"
+    )
+    CheXpertImageProcessor.from_pretrained(saved_folder).save_pretrained(tmp_path / "divided")
+    assert not (tmp_path / "divided" / "model.safetensors").exists()
+    hub.add("me/divided").commit({path.name: path.read_bytes() for path in (tmp_path / "divided").iterdir()}, "all")
+    expected = CheXpertClassifier.from_pretrained(saved_folder).predict(EXAMPLE).probabilities
+    assert CheXpertClassifier.from_pretrained("me/divided").predict(EXAMPLE).probabilities == pytest.approx(expected)
 
 
 def test_the_command_line_sends_a_model_and_checks_it_where_it_went(
