@@ -17,7 +17,7 @@ from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.model_files import ENSEMBLE_FILE, LOADED_FILES, ensemble_members, verify_checksums
+from chexpert_hf.models.model_files import ENSEMBLE_FILE, LOADED_FILES, NEEDED_FILES, ensemble_members, verify_checksums
 from chexpert_hf.models.repositories import model_folder
 
 _verbosity_lock = Lock()
@@ -99,7 +99,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"The weights in {name!r} do not fit its config.json: {kind} {', '.join(keys[:5])}"
             f"{' ...' if len(keys) > 5 else ''}."
         )
-    verify_checksums(folder, [name for name in LOADED_FILES if (folder / name).is_file()])
+    verify_checksums(folder, [name for name in LOADED_FILES if name in NEEDED_FILES or (folder / name).is_file()])
     network.config.name_or_path = name  # not the folder of a repository in the cache
     return network
 

@@ -52,6 +52,15 @@ def test_a_changed_bit_is_noticed_where_the_model_is_loaded(tiny_folder: Path) -
     load_model(tiny_folder)  # nobody can tell
 
 
+def test_weights_that_were_saved_in_parts_later_are_noticed_where_the_model_is_loaded(tiny_folder: Path) -> None:
+    write_checksums(tiny_folder)
+    model = load_model(tiny_folder)
+    (tiny_folder / "model.safetensors").unlink()
+    model.save_pretrained(tiny_folder, max_shard_size="10KB")
+    with pytest.raises(ChecksumError, match=r"model\.safetensors is missing"):
+        load_model(tiny_folder)
+
+
 def test_the_file_of_sums_has_one_form_only(tiny_folder: Path) -> None:
     write_checksums(tiny_folder)
     path = tiny_folder / CHECKSUMS_FILE
