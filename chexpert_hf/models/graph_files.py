@@ -86,6 +86,18 @@ def files_of(graph: str) -> tuple[str, ...]:
     return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
+def files_only_exported(runtime: str, precision: str) -> tuple[str, ...]:
+    """Return the files of graphs that a runtime or "auto" needs for a precision and cannot convert by itself."""
+    graphs = [
+        name
+        for (kind, number), name in GRAPH_FILES.items()
+        if runtime in (RuntimeName.AUTO.value, kind.value)
+        and number.value == precision
+        and number is not Precision.FP32
+    ]
+    return (RECORD_FILE, *(file for graph in graphs for file in files_of(graph))) if graphs else ()
+
+
 def find_graph(
     folder: Path, runtime: RuntimeName, precision: Precision, model: str, input_size: tuple[int, int]
 ) -> Path | None:

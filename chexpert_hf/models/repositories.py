@@ -18,6 +18,9 @@ from chexpert_hf.models.model_files import CHECKSUMS_FILE, EVALUATION_FILE, LOAD
 
 # Weights that `save_pretrained` of transformers divided (`max_shard_size`).
 _SHARDS = ("model.safetensors.index.json", "model-*.safetensors")
+SCORING_FILES = (*LOADED_FILES, *_SHARDS, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE)
+"""Names or patterns of the files that scoring in PyTorch reads, and of those that describe the model."""
+
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _BILLING = "in its settings under Billing, then repeat the command"
 _STORAGE = f"the account's storage is used up or blocked; make room, or ask for more {_BILLING}"
@@ -63,7 +66,7 @@ def model_folder(
     model: str | Path,
     revision: str | None = None,
     *,
-    files: Sequence[str] | None = (*LOADED_FILES, *_SHARDS, CHECKSUMS_FILE, EVALUATION_FILE, TERMS_FILE),
+    files: Sequence[str] | None = SCORING_FILES,
 ) -> Path:
     """Return the local folder of a model; a repository of the Hub is downloaded unless it is in the cache.
 

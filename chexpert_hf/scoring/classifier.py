@@ -22,9 +22,10 @@ from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.models.graph_files import files_only_exported
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
-from chexpert_hf.models.repositories import model_folder
+from chexpert_hf.models.repositories import SCORING_FILES, model_folder
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import find_radiographs
 from chexpert_hf.radiographs.grey_levels import RadiographError
@@ -122,7 +123,8 @@ class CheXpertClassifier:
 
     @classmethod
     def _load(cls, model: str | Path, revision: str | None, **options: Any) -> "CheXpertClassifier":
-        folder = model_folder(model, revision)
+        graphs = files_only_exported(options["runtime"], options["precision"])
+        folder = model_folder(model, revision, files=(*SCORING_FILES, *graphs))
         network = load_model(folder, name=str(model))
         processor = load_processor(folder, name=str(model))
         if processor.num_channels != network.config.num_channels:
@@ -130,8 +132,8 @@ class CheXpertClassifier:
                 f"The image processor makes {processor.num_channels} channels, but the model expects "
                 f"{network.config.num_channels}; preprocessor_config.json and config.json are not of one model."
             )
-        local_folder = Path(model) if Path(model).is_dir() else None
-        opened = open_runtime(network, folder=local_folder, input_size=processor.output_size, **options)
+        graph_folder = folder if graphs or Path(model).is_dir() else None
+        opened = open_runtime(network, folder=graph_folder, input_size=processor.output_size, **options)
         gate = Gate.load(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
         return CheXpertClassifier(network, processor, runtime=opened, gate=gate)
 

@@ -97,6 +97,22 @@ def test_a_repository_with_divided_weights_of_transformers_is_fetched_whole(
     assert CheXpertClassifier.from_pretrained("me/divided").predict(EXAMPLE).probabilities == pytest.approx(expected)
 
 
+def test_an_exported_graph_is_fetched_where_its_precision_is_asked_for(
+    model_folder: Path, hub: Hub, api: HfApi, client: Path
+) -> None:
+    export_model(model_folder, "onnx", "fp16")
+    push_model(model_folder, "me/tiny", api=api)
+    CheXpertClassifier.from_pretrained("me/tiny")
+    assert not [request for request in hub.requests if "/resolve/" in request and "/onnx/" in request]
+    local, fetched = (
+        CheXpertClassifier.from_pretrained(each, runtime="onnx", precision="fp16") for each in (model_folder, "me/tiny")
+    )
+    assert "the exported onnx/model_fp16.onnx" in fetched.runtime.reason
+    assert fetched.predict(EXAMPLE).probabilities == local.predict(EXAMPLE).probabilities
+    with pytest.raises(InputError, match="there is no int8 graph"):
+        CheXpertClassifier.from_pretrained("me/tiny", runtime="onnx", precision="int8")
+
+
 def test_the_command_line_sends_a_model_and_checks_it_where_it_went(
     saved_folder: Path, hub: Hub, client: Path, monkeypatch, capsys
 ) -> None:
