@@ -6,7 +6,6 @@ A line break in a template is dropped between tags or blocks, and becomes a spac
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -96,20 +95,6 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
         facts=facts,
         operating_points=operating_points,
         version=__version__,
-        code=_code_address(),
         has_api=has_api,
         **{name: asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
     )
-
-
-def _code_address() -> str | None:
-    """Return the URL of the source code's repository from the package's metadata; None if it is not there.
-
-    A Space has the package's source, but no metadata, as the package is not installed there.
-    """
-    try:
-        entries = metadata("chexpert-hf").get_all("Project-URL") or ()
-    except PackageNotFoundError:
-        return None
-    urls = (entry.split(", ", 1) for entry in entries)
-    return next((url for label, url in urls if label.lower() in ("repository", "source", "code")), None)
