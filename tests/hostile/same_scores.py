@@ -36,7 +36,7 @@ WRITTEN, SHOWN = 6, 3
 
 _ROW = re.compile(r'class="score-name">(.*?)</span><span class="score-value">(.*?)</span>')
 _CELL = re.compile(r'<td role="cell" data-value="([\d.]+)"')
-_FILE = re.compile(r'data-file="([^"]*)"')
+_FILE = re.compile(r'href="data:text/csv;base64,([^"]*)"')
 
 
 def scores_everywhere(settings: Settings) -> Iterator[Figure]:
@@ -123,7 +123,7 @@ def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> 
     visitor.scored_list()
     visitor.act("list-status", "override", None)
     table = visitor.list_rows()
-    delivery = visitor.act("list-status", "csv", None, event_data={"hidden": []})["list-delivery"]
+    delivery = visitor.act("list-status", "csv", None, event_data={"hidden": []})["delivery"]
     found = _FILE.search(delivery)
     text = base64.b64decode(found[1]).decode() if found else ""
     lines = [{name: float(line[name] or "nan") for name in one[0]} for line in csv.DictReader(io.StringIO(text))]

@@ -77,12 +77,12 @@ def note_html(note: str) -> Markup:
 
 
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
-    """Return HTML by which `assets/delivery.js` downloads a file in the browser.
+    """Return a link that holds a file; `assets/delivery.js` downloads it when the HTML changes.
 
-    The script starts when the HTML changes. An id that is new each time lets the same file be downloaded twice.
+    An id that is new each time lets the same file be downloaded twice.
     """
-    file = base64.b64encode(content).decode()
-    return render("delivery.html", id=uuid4().hex, name=name, media_type=media_type, file=file)
+    link = Markup('<a data-id="{}" href="{}" download="{}"></a>')
+    return link.format(uuid4().hex, data_url(content, media_type), name)
 
 
 def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:

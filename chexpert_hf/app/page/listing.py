@@ -65,7 +65,6 @@ class Listing:
         self._archive = gr.DownloadButton("Download overlays.zip", size="sm", visible=False, elem_id="list-archive")
         table = asset("table.js")
         self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="list-delivery", **PLAIN)
         self.outputs: list[Any] = [self.state, self._status, self._stop, self._archive, self._table]
         """The components that `started` and `cleared` change."""
 
@@ -182,12 +181,12 @@ class Listing:
                 if not state.rows:
                     return self._show_status(error_html(EXPIRED))
                 content = make(_shown(state.rows, event), classifier.observations)
-                return {self._delivery: delivery_html(content, name, media_type)}
+                return {panel.delivery: delivery_html(content, name, media_type)}
 
             return deliver_table
 
         quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-        state, shown, file = [self.state], [status, *panel.outputs], [self._delivery, status]
+        state, shown, file = [self.state], [status, *panel.outputs], [panel.delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
         scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **quiet)
         scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **quiet)

@@ -64,7 +64,8 @@ class Panel:
         script = asset("viewer.js").replace("\nexport ", "\n") + asset("result.js")
         self._result = gr.HTML(visible=False, js_on_load=script, elem_id="result", detail=None, **PLAIN)
         self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
-        self._delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="result-delivery", **PLAIN)
+        self.delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="delivery", **PLAIN)
+        """Downloads what `delivery_html` made."""
         self.outputs: list[Any] = [self._state, bar, message, self._result, self._activations]
         """The components that `show`, `refuse` and `cleared` change."""
         self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}
@@ -151,12 +152,12 @@ class Panel:
 
         def make_report(event: gr.EventData, state: ResultState | None) -> Updates:
             if state is None or state.study is None:
-                return {self._delivery: "", self._message: gr.HTML(error_html(EXPIRED), visible=True)}
+                return {self.delivery: "", self._message: gr.HTML(error_html(EXPIRED), visible=True)}
             names = self._classifier.observations
             chosen = names[min(int(event.observation), len(names) - 1)]
             report = report_html(state.study, self._facts, self._classifier.operating_points, chosen=chosen)
             file = delivery_html(report.encode(), "report.html", "text/html")
-            return {self._delivery: file, self._message: gr.skip()}
+            return {self.delivery: file, self._message: gr.skip()}
 
         state = [self._state]
         for component in (self._message, self._result):
@@ -164,4 +165,4 @@ class Panel:
         shown, quiet = [self._result, self._message], {"show_progress": "hidden", **PRIVATE}
         self._result.detail(show_detail, state, shown, **quiet)
         self._result.activations(show_activations, state, [self._activations], show_progress="minimal", **PRIVATE)
-        self._result.report(make_report, state, [self._delivery, self._message], **quiet)
+        self._result.report(make_report, state, [self.delivery, self._message], **quiet)

@@ -186,7 +186,7 @@ def test_activations_show_every_stage(demo: gr.Blocks, files: dict[str, Path], f
 
 def test_report_needs_no_forward_pass(demo: gr.Blocks, files: dict[str, Path], forward_passes: list[int]) -> None:
     state = call(demo, "show_uploads", uploads(files["phantom"]), ListState())["State"]
-    assert "data-file" in call(demo, "make_report", SimpleNamespace(observation=3), state)["result-delivery"]
+    assert "download=" in call(demo, "make_report", SimpleNamespace(observation=3), state)["delivery"]
     assert forward_passes == [1]
 
 

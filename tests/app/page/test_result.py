@@ -385,5 +385,6 @@ def test_names_are_escaped_in_the_report(single: Study) -> None:
 
 def test_delivered_file_is_whole_and_never_the_same_twice() -> None:
     first, second = (delivery_html(b"a,b\n", "scores.csv", "text/csv") for _ in range(2))
-    assert f'data-file="{base64.b64encode(b"a,b").decode()[:3]}' in first
+    assert f'href="data:text/csv;base64,{base64.b64encode(b"a,b").decode()[:3]}' in first
+    assert 'download="scores.csv"' in first
     assert first != second
