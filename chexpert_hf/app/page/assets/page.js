@@ -86,22 +86,19 @@ function leave(action) {
   left = action;
   trigger(action, {});
 }
-function stay() {
-  left = "";
-}
 
 function stepBy(step) {
-  stay();
+  left = "";
   document.dispatchEvent(new CustomEvent("step-in-list", { detail: Number(step) }));
 }
 
-document.addEventListener("click", stay, true); // before the buttons that leave
-document.addEventListener("click", (event) => {
-  const opener = event.target.closest?.("[data-dialog]");
-  if (opener) open(document.getElementById(opener.dataset.dialog));
-  else if (event.target.matches?.("dialog.sheet")) event.target.close(); // beside its content
-  const step = event.target.closest?.("[data-step]")?.dataset.step;
-  if (step) stepBy(step);
+document.addEventListener("click", () => (left = ""), true); // before the buttons that leave
+document.addEventListener("click", ({ target }) => {
+  const { dialog: opened, step, action } = target.closest("button")?.dataset ?? {};
+  if (opened) open(document.getElementById(opened));
+  else if (target.matches("dialog.sheet")) target.close(); // beside its content
+  else if (step) stepBy(step);
+  else if (["new", "back"].includes(action)) leave(action);
 });
 
 document.addEventListener("keydown", (event) => {
@@ -109,11 +106,6 @@ document.addEventListener("keydown", (event) => {
   const step = { n: 1, b: -1 }[event.key];
   if (step && element.querySelector("[data-step]")) stepBy(step);
   else if (event.key === "Escape" && !document.fullscreenElement) element.querySelector("[data-action=back]")?.click();
-});
-
-element.addEventListener("click", (event) => {
-  const action = event.target.closest("[data-action]")?.dataset.action;
-  if (["new", "back"].includes(action)) leave(action);
 });
 
 // The browser's buttons lead from a row to the list and from there to the start, which hides what was left, and forward to
@@ -138,7 +130,7 @@ addEventListener("popstate", (event) => {
 // The name of a file is the visitor's own: it is shown from the browser and never comes back from the server.
 document.addEventListener("change", ({ target }) => {
   if (!target.matches("#file input[type=file]")) return;
-  stay();
+  left = "";
   frame().dataset.given = target.files.length === 1 ? target.files[0].name : `${target.files.length.toLocaleString("en")} files`;
 }, true);
 watch("value", () => {

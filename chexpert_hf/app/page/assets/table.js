@@ -40,11 +40,10 @@ function filter() {
 
 function sortBy(button) {
   const header = button.closest("th");
-  // Scores from the highest; names from A, and the order of the files from the first.
+  // Scores from the highest; names from A.
   const [first, second] = header.dataset.kind === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
-  const order = header.getAttribute("aria-sort") === first ? second : first;
-  for (const other of element.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
-  header.setAttribute("aria-sort", order);
+  const order = header.ariaSort === first ? second : first;
+  for (const other of element.querySelectorAll("th")) other.ariaSort = other === header ? order : "none";
   reorder();
 }
 
@@ -52,14 +51,13 @@ function reorder() {
   const header = element.querySelector(SORTED);
   if (!header) return;
   const isText = header.dataset.kind === "text";
-  const column = header.cellIndex;
-  const sign = header.getAttribute("aria-sort") === "ascending" ? 1 : -1;
+  const sign = header.ariaSort === "ascending" ? 1 : -1;
   const compare = ([left, a], [right, b]) => {
     if (isText) return sign * places.compare(left, right) || a.dataset.place - b.dataset.place;
     if (left === "" || right === "") return (left === "") - (right === ""); // rows without a score stay last
     return sign * (Number(left) - Number(right)) || a.dataset.place - b.dataset.place;
   };
-  const keyed = rows().map((row) => [row.children[column]?.dataset.value ?? "", row]);
+  const keyed = rows().map((row) => [row.children[header.cellIndex]?.dataset.value ?? "", row]);
   element.querySelector("tbody").append(...keyed.sort(compare).map(([, row]) => row));
 }
 

@@ -52,8 +52,8 @@ const slider = (name, label, value) =>
 const pane = (map) =>
   `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt="">${map}</div>
     <span class="stage-name"></span></div>`;
-const MAP = `<canvas class="heat" role="img"></canvas>
-  <svg class="outline" aria-hidden="true"><path class="halo"/><path/></svg>`;
+const MAP = `<div class="overlay"><canvas class="heat" role="img"></canvas>
+  <svg class="outline" aria-hidden="true"><path class="halo"/><path/></svg></div>`;
 const MARKUP = `
   <svg class="gray-window" aria-hidden="true"><filter x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">
     <feComponentTransfer>${["R", "G", "B"].map((name) => `<feFunc${name} type="linear"/>`).join("")}</feComponentTransfer>
@@ -68,7 +68,7 @@ const MARKUP = `
     <span class="tools">${buttons("out", "in", "fit", "actual", "reset", "full", "help")}</span>
   </div>
   <div class="panes">${pane(MAP)}${pane("")}
-    <div class="color-bar" aria-hidden="true"><span>evidence</span><i></i><b style="top: 0"></b><b style="top: 50%"></b><b style="top: 100%"></b></div>
+    <div class="color-bar" aria-hidden="true"><span>evidence</span><i><canvas></canvas></i><b style="top: 0"></b><b style="top: 50%"></b><b style="top: 100%"></b></div>
     <output class="stage-state" aria-hidden="true"></output>
   </div>
   <dialog class="sheet viewer-help" aria-label="Keys and mouse">
@@ -78,6 +78,9 @@ const MARKUP = `
 let count = 0; // of viewers, each of which has a filter of its own
 
 export class Viewer {
+  one = (selector) => this.root.querySelector(selector);
+  all = (selector) => [...this.root.querySelectorAll(selector)];
+
   /** With a `previous` viewer, its settings are taken over. */
   constructor(colors, previous) {
     this.colors = colors;
@@ -88,11 +91,14 @@ export class Viewer {
     this.one("filter").id = `gray-window-${++count}`;
     this.heat = this.one(".heat");
     this.outline = this.one(".outline");
+    this.overlay = this.one(".overlay");
     this.pointers = new Map();
     this.map = null;
     this.size = [1, 1];
     this.on = { map: true, contour: false, split: false, ...previous?.on, invert: false };
     this.tool = previous?.tool ?? (matchMedia("(pointer: coarse)").matches ? "pan" : "window");
+    const scale = Uint8Array.from({ length: 256 }, (_, place) => 255 - place);
+    paint(this.one(".color-bar canvas"), { levels: scale, grid: [256, 1], box: [0, 0, 1, 256] }, colors, 1);
     this.inputs = this.all("input");
     previous?.inputs.forEach(({ value, checked }, place) => Object.assign(this.inputs[place], { value, checked }));
     this.window = { ...FULL_WINDOW };
@@ -105,14 +111,6 @@ export class Viewer {
     this.stages.forEach((stage) => this.listenTo(stage));
     this.update();
     new ResizeObserver(() => this.stages[0].isConnected && this.place()).observe(this.stages[0]);
-  }
-
-  one(selector) {
-    return this.root.querySelector(selector);
-  }
-
-  all(selector) {
-    return [...this.root.querySelectorAll(selector)];
   }
 
   /** Shows a decoded image of a radiograph of `size`; zoom and window start anew. */
@@ -160,23 +158,22 @@ export class Viewer {
 
   drawMap() {
     const layers = this.stages[Number(this.on.split)].querySelector(".layers");
-    if (this.heat.parentElement !== layers) layers.append(this.heat, this.outline); // else a large page is styled anew
+    if (this.overlay.parentElement !== layers) layers.append(this.overlay); // else a large page is styled anew
     const isShown = this.map !== null && this.on.map;
-    for (const layer of [this.heat, this.outline]) layer.style.display = this.map ? "" : "none";
+    this.overlay.hidden = !this.map;
     this.heat.style.visibility = isShown ? "" : "hidden";
     this.one(".color-bar").hidden = !isShown || !Math.max(...this.map.levels); // an empty map has no scale
     if (!this.map) return;
     const [left, top, right, bottom] = this.map.box;
-    for (const layer of [this.heat, this.outline]) {
-      Object.assign(layer.style, { left: `${left}px`, top: `${top}px`, width: `${right - left}px`, height: `${bottom - top}px` });
-    }
+    const size = { width: `${right - left}px`, height: `${bottom - top}px` };
+    Object.assign(this.overlay.style, { left: `${left}px`, top: `${top}px`, ...size });
     const peak = this.one(".own-scale input").checked ? Math.max(1, ...this.map.levels) / 255 : 1;
     paint(this.heat, this.map, this.colors, peak);
     // On a scale of its own, a map of hardly any evidence has the colours of the strongest.
     const strength = Math.sqrt(peak) * (this.map.isFaint ? 0.6 : 1);
     const opacity = this.amount("opacity") * Math.max(FAINTEST, strength);
     this.heat.style.opacity = opacity;
-    this.one(".color-bar i").style.background = gradient(this.colors, opacity);
+    this.one(".color-bar canvas").style.opacity = opacity;
     this.heat.setAttribute("aria-label", `Map of ${this.map.name}. ${this.map.text}`);
     const path = this.on.contour ? contour(this.map, this.amount("threshold") * 255 * peak) : "";
     this.outline.setAttribute("viewBox", `0 0 ${right - left} ${bottom - top}`);
@@ -285,16 +282,14 @@ export class Viewer {
     for (const name in states) this.one(`[data-command=${name}]`).setAttribute("aria-pressed", states[name]);
     this.root.classList.toggle("is-split", this.on.split);
     this.root.dataset.tool = this.tool;
-    this.one('[data-slider="opacity"]').hidden = !this.on.map;
-    this.one('[data-slider="threshold"]').hidden = !this.on.contour;
     this.drawFilm();
     this.drawMap();
     this.place();
   }
 
-  /** Acts on a key; tells whether it was one of the viewer's. */
+  /** Acts on a key if it is one of the viewer's. */
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(FIELDS)) return false;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(FIELDS)) return;
     const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
     const command = COMMANDS.find(([, key]) => key === event.key.toLowerCase())?.[0] ?? { "=": "in", 0: "fit" }[event.key];
     if (command) this.do(command);
@@ -303,9 +298,8 @@ export class Viewer {
       input.value = Number(input.value) + (event.key === "]" ? 10 : -10);
       input.dispatchEvent(new Event("input", { bubbles: true }));
     } else if (moves[event.key] && event.target.matches?.(".stage")) this.move(...moves[event.key]);
-    else return false;
+    else return;
     event.preventDefault();
-    return true;
   }
 
   listenTo(stage) {
@@ -338,39 +332,23 @@ export class Viewer {
       } else this[before.isPan ? "move" : "drag"](now[0] - before.at[0], now[1] - before.at[1]);
       before.at = now;
     });
-    for (const kind of ["pointerup", "pointercancel"]) {
-      stage.addEventListener(kind, (event) => this.pointers.delete(event.pointerId));
-    }
+    stage.addEventListener("lostpointercapture", (event) => this.pointers.delete(event.pointerId));
   }
-}
-
-/** The colours of a map as they are on a film from black to white: a map is the more transparent the weaker it is. */
-function gradient(colors, opacity) {
-  const stops = Array.from({ length: 17 }, (_, place) => {
-    const at = 3 * Math.min(255, 16 * place);
-    return `rgb(${colors.slice(at, at + 3).join(" ")} / ${(opacity * place) / 16})`;
-  });
-  return `linear-gradient(to top, ${stops.join(",")}), linear-gradient(to right, #222 50%, #ccc 50%)`;
 }
 
 /** A map's levels at the centres of `width` x `height` pixels, enlarged bilinearly as torch does without corners aligned. */
 function enlarge({ levels, grid: [rows, columns] }, width, height) {
-  const place = (at, length, count) => {
+  const places = (count, length) => Array.from({ length }, (_, at) => {
     const exact = Math.min(Math.max(((at + 0.5) * count) / length - 0.5, 0), count - 1);
-    const before = Math.floor(exact);
-    return [before, Math.min(before + 1, count - 1), exact - before];
-  };
-  const across = Array.from({ length: width }, (_, x) => place(x, width, columns));
+    return [Math.floor(exact), Math.ceil(exact), exact % 1];
+  });
+  const across = places(columns, width);
   const values = new Float32Array(width * height);
-  for (let y = 0; y < height; y++) {
-    const [above, below, down] = place(y, height, rows);
-    for (let x = 0; x < width; x++) {
-      const [before, after, along] = across[x];
-      const high = levels[above * columns + before] * (1 - along) + levels[above * columns + after] * along;
-      const low = levels[below * columns + before] * (1 - along) + levels[below * columns + after] * along;
-      values[y * width + x] = high * (1 - down) + low * down;
-    }
-  }
+  places(rows, height).forEach(([above, below, down], y) => across.forEach(([before, after, along], x) => {
+    const high = levels[above * columns + before] * (1 - along) + levels[above * columns + after] * along;
+    const low = levels[below * columns + before] * (1 - along) + levels[below * columns + after] * along;
+    values[y * width + x] = high * (1 - down) + low * down;
+  }));
   return values;
 }
 
@@ -386,9 +364,7 @@ function paint(canvas, map, colors, peak) {
   const image = new ImageData(width, height);
   for (let at = 0; at < values.length; at++) {
     const level = Math.round(values[at] / peak);
-    image.data[4 * at] = colors[3 * level];
-    image.data[4 * at + 1] = colors[3 * level + 1];
-    image.data[4 * at + 2] = colors[3 * level + 2];
+    for (let channel = 0; channel < 3; channel++) image.data[4 * at + channel] = colors[3 * level + channel];
     image.data[4 * at + 3] = level;
   }
   Object.assign(canvas, { width, height });
