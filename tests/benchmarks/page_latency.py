@@ -19,7 +19,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from chexpert_hf.app.model_facts import facts_of
-from chexpert_hf.app.page.reading import bytes_of, decode, encode, read_study, score, shown_image
+from chexpert_hf.app.page.reading import bytes_of, decode, encode, read_study, shown_image
 from chexpert_hf.app.page.result import result_html
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -101,7 +101,7 @@ def on_server(model: str, runtime: str, radiographs: list[Path]) -> dict[str, fl
         marks = [time.perf_counter()]
         data = bytes_of(path)
         source = decode(classifier, data)
-        score(classifier, source, is_gated=True)
+        classifier.predict(source, saliency=True)
         marks.append(time.perf_counter())
         shown = shown_image(source)
         marks.append(time.perf_counter())

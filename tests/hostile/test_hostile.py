@@ -21,7 +21,7 @@ SINGLY = 4
 """Of so many files, one is also sent alone."""
 
 ROW_ERROR = re.compile(r'<td role="cell" class="row-error" colspan="\d+">(.*?)</td>')
-LINE = re.compile(r'<p class="error-line" role="alert">(.*?)</p>|View \d+ has no scores: (.*?)</li>')
+LINE = re.compile(r"<p>(.*?)</p>|View \d+ has no scores: (.*?)</li>")
 
 
 def is_one_line(message: str) -> bool:

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.reading import ExpiredError, RefusedError, bytes_of, decode, encode, score, shown_image
+from chexpert_hf.app.page.reading import ExpiredError, bytes_of, encode, read, shown_image
 from chexpert_hf.errors import InputError, NotANumberError
 from chexpert_hf.folders.score_table import CsvLines, readable
 from chexpert_hf.folders.scoring import FileResult
@@ -108,19 +107,14 @@ def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, 
 def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
     """Return the item with a prediction, or with an error if it cannot be read or (`is_gated`) the gate refuses it."""
     try:
-        source = decode(classifier, bytes_of(item.path))
-        item = replace(item, thumbnail=encode(shown_image(source, THUMBNAIL_SIZE)))
-        prediction = score(classifier, source, is_gated=is_gated)
-    except RefusedError as refusal:
-        return replace(item, error=str(refusal), gate=refusal.verdict)
+        reading = read(classifier, item.path, THUMBNAIL_SIZE)
     except (RadiographError, NotANumberError) as error:
         return replace(item, error=str(error))
-    return replace(item, prediction=prediction, gate=prediction.gate, error=None)
-
-
-def scored_of(rows: Sequence[ListedFile]) -> tuple[ListedFile, ...]:
-    """Return the rows before the first one that has neither scores nor an error yet."""
-    return tuple(takewhile(lambda row: row.prediction is not None or row.error is not None, rows))
+    gate = reading.prediction.gate
+    item = replace(item, thumbnail=reading.jpeg, gate=gate)
+    if is_gated and gate is not None and not gate.is_chest_radiograph:
+        return replace(item, error=gate.reason)
+    return replace(item, prediction=reading.prediction, error=None)
 
 
 def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:

@@ -62,13 +62,12 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
-def error_html(reason: str, *, is_of_file: bool = False) -> Markup:
-    """Return an error message as HTML that screen readers announce.
+def error_html(*reasons: str, is_of_file: bool = False, can_score: bool = False) -> Markup:
+    """Return an error message as HTML that screen readers announce, with a button to score anyway if `can_score`.
 
     The browser puts the name of the file before it if `is_of_file`.
     """
-    name = Markup('<b class="given"></b>') if is_of_file else ""
-    return Markup('<p class="error-line" role="alert">{}{}</p>').format(name, reason)
+    return render("error.html", reasons=reasons, is_of_file=is_of_file, can_score=can_score)
 
 
 def note_html(note: str) -> Markup:

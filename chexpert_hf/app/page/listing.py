@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, scored_of, write_overlays
+from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, write_overlays
 from chexpert_hf.app.page.html import asset, clinical_order, delivery_html, error_html, render
-from chexpert_hf.app.page.panel import PLAIN, PRIVATE, SESSION_SECONDS, Panel, Updates, bar_html
+from chexpert_hf.app.page.panel import PLAIN, QUIET, SESSION_SECONDS, Panel, ResultState, Updates, bar_html
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -47,7 +47,7 @@ class ListState:
     @property
     def scored(self) -> Rows:
         """The rows before the first one that has neither scores nor an error yet."""
-        return scored_of(self.rows)
+        return tuple(takewhile(lambda row: row.prediction is not None or row.error is not None, self.rows))
 
 
 class Listing:
@@ -151,14 +151,14 @@ class Listing:
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
             chosen = dict(enumerate(self._names)).get(int(event.observation))
             # A row that was scored in spite of the gate opens without it.
-            return panel.show([row.path], is_gated=row.prediction is None, chosen=chosen, bar=title)
+            return panel.show(ResultState([row.path], bar=title), is_gated=row.prediction is None, chosen=chosen)
 
         def show_study(state: ListState) -> Updates:
             done = state.rows
             if not 0 < len(done) <= MAX_VIEWS:
                 return self._show_status(error_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
-            return panel.show([row.path for row in done], names=[row.name for row in done], bar=title)
+            return panel.show(ResultState([row.path for row in done], [row.name for row in done], title))
 
         def close_row() -> Updates:
             return panel.cleared(bar_html())
@@ -185,20 +185,19 @@ class Listing:
 
             return deliver_table
 
-        quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
         state, shown, file = [self.state], [status, *panel.outputs], [panel.delivery, status]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
-        scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **quiet)
-        scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **quiet)
-        table.more(send_rows, state, [table], trigger_mode="multiple", **quiet)
+        scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **QUIET)
+        scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **QUIET)
+        table.more(send_rows, state, [table], trigger_mode="multiple", **QUIET)
         table.open(open_row, state, shown, **panel.busy)
         status.study(show_study, state, shown, **panel.busy)
-        bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **quiet)
+        bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **QUIET)
         status.override(score_refused, state, self.outputs, **panel.busy)
-        self._stop.click(stop, state, None, **quiet)
-        status.csv(deliver(csv_of, "scores.csv", "text/csv"), state, file, **quiet)
-        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), state, file, **quiet)
-        status.overlays(self._prepare_overlays, state, [status, self._archive], **quiet)
+        self._stop.click(stop, state, None, **QUIET)
+        status.csv(deliver(csv_of, "scores.csv", "text/csv"), state, file, **QUIET)
+        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), state, file, **QUIET)
+        status.overlays(self._prepare_overlays, state, [status, self._archive], **QUIET)
 
     def _prepare_overlays(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:
         if not (done := state.rows):

@@ -5,7 +5,7 @@ scoring radiographs that the gate refused.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +28,9 @@ Updates = dict[Any, Any]
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """Option of every event handler that hides it from programs, which have endpoints of their own."""
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+"""Options of event handlers that answer at once."""
+
 PLAIN: dict[str, Any] = {"apply_default_css": False}
 """Option of every `gr.HTML`: the page has its own style sheet."""
 
@@ -43,15 +46,12 @@ def bar_html(title: str = "", **options: Any) -> str:
 
 @dataclass(frozen=True)
 class ResultState:
-    """A session's state: the uploads of the result that is shown, and the study that was read from them.
+    """A session's state: the uploads of the result that is shown, and the study that was read from them."""
 
-    `names` are those of the files, and `bar` is the HTML of the bar above the result.
-    """
-
-    files: tuple[RadiographFile, ...]
-    study: Study | None  # None if no view could be scored
-    names: tuple[str, ...] = ()  # of the files, if they are views of a study, which are numbered
+    files: Sequence[RadiographFile]
+    names: Sequence[str] = ()  # of the files, if they are views of a study, which are numbered
     bar: str | None = None  # HTML of the bar above a list's row or study, or an example; None above an upload
+    study: Study | None = None  # None if no view could be scored
 
 
 class Panel:
@@ -72,36 +72,22 @@ class Panel:
         """Options of the events that make a result. A spinner over the result would take a processor from the model."""
         self._connect()
 
-    def show(
-        self,
-        files: Sequence[RadiographFile],
-        *,
-        bar: str | None = None,
-        is_gated: bool = True,
-        names: Sequence[str] = (),
-        chosen: str | None = None,
-        note: str = "",
-    ) -> Updates:
+    def show(self, state: ResultState, *, is_gated: bool = True, chosen: str | None = None, note: str = "") -> Updates:
         """Score files as views of one study; return updates that show the result, or the reasons for none.
 
-        With `is_gated`, the gate may refuse images. If the files' `names` are given, the views are numbered. The viewer
-        opens on the `chosen` observation; `note` is shown above the result, and `bar` is the new HTML of the bar.
+        With `is_gated`, the gate may refuse images. The viewer opens on the `chosen` observation; `note` is shown above
+        the result.
         """
-        study = read_study(self._classifier, files, is_gated=is_gated, is_numbered=bool(names))
-        state = ResultState(tuple(files), study if study.views else None, tuple(names), bar)
+        study = read_study(self._classifier, state.files, is_gated=is_gated, is_numbered=bool(state.names))
         if not study.views:
-            reasons = study.missing(names) if names else list(study.failures.values())
-            if study.is_any_refused:
-                text = render("refusal.html", reasons=reasons, is_of_file=bar is None)
-                return self.refuse(note_html(note) + text, state, bar)
-            return self.refuse(note_html(note) + error_html(" ".join(reasons), is_of_file=bar is None), None, bar)
-        html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=names)
+            reasons = study.missing(state.names) if state.names else study.failures.values()
+            can_score = study.is_any_refused
+            text = error_html(*reasons, is_of_file=state.bar is None, can_score=can_score)
+            return self.refuse(note_html(note) + text, state if can_score else None, state.bar)
+        html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=state.names)
         return {
-            self._state: state,
-            self._message: gr.HTML(note_html(note), visible=bool(note)),
+            **self.refuse(note_html(note), replace(state, study=study), bar_html() if state.bar is None else state.bar),
             self._result: gr.HTML(html, visible=True),
-            self._activations: gr.HTML("", visible=False),
-            self._bar: bar_html() if bar is None else bar,
         }
 
     def refuse(self, message: str, state: ResultState | None = None, bar: str | None = None) -> Updates:
@@ -128,7 +114,7 @@ class Panel:
         def score_anyway(state: ResultState | None) -> Updates:
             if state is None:
                 return self.refuse(error_html(EXPIRED))
-            return self.show(state.files, is_gated=False, names=state.names, bar=state.bar)
+            return self.show(state, is_gated=False)
 
         def view_of(event: gr.EventData, state: ResultState | None) -> Reading:
             if state is None or state.study is None:
@@ -162,7 +148,6 @@ class Panel:
         state = [self._state]
         for component in (self._message, self._result):
             component.override(score_anyway, state, self.outputs, **self.busy)
-        shown, quiet = [self._result, self._message], {"show_progress": "hidden", **PRIVATE}
-        self._result.detail(show_detail, state, shown, **quiet)
+        self._result.detail(show_detail, state, [self._result, self._message], **QUIET)
         self._result.activations(show_activations, state, [self._activations], show_progress="minimal", **PRIVATE)
-        self._result.report(make_report, state, [self.delivery, self._message], **quiet)
+        self._result.report(make_report, state, [self.delivery, self._message], **QUIET)

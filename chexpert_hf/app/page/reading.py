@@ -1,7 +1,6 @@
 """Radiographs as the page keeps them between two clicks: scores, small maps, and the image in its displayed size.
 
-Only `score` calls the model, for one radiograph at a time, so that a scheduler can batch the requests of several
-visitors.
+The model is called for one radiograph at a time, so that a scheduler can batch the requests of several visitors.
 """
 
 import io
@@ -14,7 +13,6 @@ from PIL import Image
 
 from chexpert_hf.app.page.text import EXPIRED, describe_calls
 from chexpert_hf.errors import InputError
-from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
@@ -35,14 +33,6 @@ class ExpiredError(RadiographError):
 
     def __init__(self) -> None:
         super().__init__(EXPIRED)
-
-
-class RefusedError(RadiographError):
-    """The gate refuses an image, as not looking like a chest radiograph; `verdict` is its verdict."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.reason)
-        self.verdict = verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +124,11 @@ class Study:
         return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
 
 
-def score(classifier: CheXpertClassifier, source: bytes | Radiograph, *, is_gated: bool) -> Prediction:
-    """Score one radiograph from `decode`, with maps and gate verdict; RefusedError if `is_gated` and it is refused."""
-    prediction = classifier.predict(source, saliency=True)
-    if is_gated and prediction.gate is not None and not prediction.gate.is_chest_radiograph:
-        raise RefusedError(prediction.gate)
-    return replace(prediction, source=None)  # nothing of an upload is kept
-
-
-def read(classifier: CheXpertClassifier, file: RadiographFile, *, is_gated: bool = True) -> Reading:
-    """Score an uploaded radiograph as `classifier.predict` does; raise what `bytes_of`, `decode` and `score` raise."""
+def read(classifier: CheXpertClassifier, file: RadiographFile, size: int = DISPLAY_SIZE) -> Reading:
+    """Score an uploaded radiograph as `classifier.predict` does; `size` is that of its `jpeg`."""
     source = decode(classifier, bytes_of(file))
-    prediction = score(classifier, source, is_gated=is_gated)
-    return Reading(file, encode(shown_image(source)), prediction)
+    prediction = classifier.predict(source, saliency=True)
+    return Reading(file, encode(shown_image(source, size)), replace(prediction, source=None))
 
 
 def read_study(
@@ -156,20 +138,21 @@ def read_study(
     study = Study({}, is_numbered=is_numbered)
     for number, file in enumerate(files, start=1):
         try:
-            study.views[number] = read(classifier, file, is_gated=is_gated)
-        except RefusedError as refusal:
-            study.failures[number] = " ".join(refusal.verdict.messages)
-            study.is_any_refused = True
+            reading = read(classifier, file)
         except InputError as error:  # it cannot be read, or the server is stopping
             study.failures[number] = str(error)
+            continue
+        gate = reading.prediction.gate
+        if is_gated and gate is not None and not gate.is_chest_radiograph:
+            study.failures[number] = " ".join(gate.messages)
+            study.is_any_refused = True
+        else:
+            study.views[number] = reading
     return study
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Return a JPEG's bytes as they are, or the radiograph from another format, for `score` and `shown_image`.
-
-    A JPEG stays bytes, because gate and model decode it at a smaller size.
-    """
+    """Return a JPEG's bytes, which gate and model decode at a smaller size, or the radiograph from another format."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 

@@ -11,7 +11,7 @@ from chexpert_hf.app.page.batch import MAX_FILES, find_items
 from chexpert_hf.app.page.examples import examples_html, title_of
 from chexpert_hf.app.page.html import asset, error_html, render
 from chexpert_hf.app.page.listing import Listing, ListState
-from chexpert_hf.app.page.panel import PLAIN, PRIVATE, Panel, Updates, bar_html
+from chexpert_hf.app.page.panel import PLAIN, QUIET, Panel, ResultState, Updates, bar_html
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
@@ -68,12 +68,12 @@ class Start:
                 return {files: None, **listing.cleared(state), **panel.refuse(error_html(str(error), is_of_file=True))}
             if len(items) == 1:
                 note = " ".join(found.notes())
-                return {files: None, **listing.cleared(state), **panel.show([items[0].path], note=note)}
+                return {files: None, **listing.cleared(state), **panel.show(ResultState([items[0].path]), note=note)}
             return {files: None, **panel.cleared(bar_html()), **listing.started(state, tuple(items), found.notes())}
 
         def show_example(event: gr.EventData, state: ListState) -> Updates:
             path = self._examples[int(event.index)]
-            return {**listing.cleared(state), **panel.show([path], bar=bar_html(title_of(path)))}
+            return {**listing.cleared(state), **panel.show(ResultState([path], bar=bar_html(title_of(path))))}
 
         def start_over(state: ListState) -> Updates:
             return {files: None, **listing.cleared(state), **panel.cleared()}
@@ -85,7 +85,6 @@ class Start:
         busy = panel.busy | {"show_progress_on": [bar, files]}
         files.upload(show_uploads, [files, listing.state], outputs, preprocess=False, trigger_mode="multiple", **busy)
         self._thumbnails.select(show_example, [listing.state], outputs, **busy)
-        quiet: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
         listing.connect(bar, panel)
-        bar.new(start_over, [listing.state], outputs, trigger_mode="multiple", **quiet)
-        bar.refused(explain, None, panel.outputs, **quiet)
+        bar.new(start_over, [listing.state], outputs, trigger_mode="multiple", **QUIET)
+        bar.refused(explain, None, panel.outputs, **QUIET)

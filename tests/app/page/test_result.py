@@ -19,7 +19,7 @@ from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
-from chexpert_hf.app.page.html import clinical_order, delivery_html, render
+from chexpert_hf.app.page.html import clinical_order, delivery_html, error_html, render
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
@@ -128,7 +128,7 @@ def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
 
 
 def test_refusal_is_escaped_and_offers_to_score_anyway() -> None:
-    html = render("refusal.html", reasons=[REFUSAL, WARNING], is_of_file=True)
+    html = error_html(REFUSAL, WARNING, can_score=True)
     assert "it is &lt;blank&gt;" in html
     assert WARNING in html
     assert 'data-action="override">Score it anyway' in html
