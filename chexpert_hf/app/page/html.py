@@ -54,6 +54,7 @@ _ENVIRONMENT.globals |= {
     "by_probability": by_probability,
     "clinical_order": clinical_order,
     "data_url": data_url,
+    "version": __version__,
 }
 
 
@@ -93,7 +94,6 @@ def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has
         "footer.html",
         facts=facts,
         operating_points=operating_points,
-        version=__version__,
         has_api=has_api,
         **{name: asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
     )

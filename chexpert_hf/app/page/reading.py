@@ -43,9 +43,11 @@ class Reading:
     jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
     prediction: Prediction
 
-    def image(self) -> Image.Image:
-        """Return the radiograph as it is shown."""
-        return Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
+    def image(self, size: int = DISPLAY_SIZE) -> Image.Image:
+        """Return the radiograph as it is shown, or of at most `size` pixels a side."""
+        image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
+        image.thumbnail((size, size))
+        return image
 
 
 @dataclass(eq=False)

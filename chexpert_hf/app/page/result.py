@@ -18,7 +18,6 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 from PIL import Image
 
-from chexpert_hf import __version__
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, data_url, render
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
@@ -26,10 +25,7 @@ from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
 from chexpert_hf.scoring.classifier import CheXpertClassifier
-from chexpert_hf.scoring.saliency import COLORMAP as MAPS_COLORMAP
-from chexpert_hf.scoring.saliency import overlay
-
-ACTIVATIONS_COLORMAP = "viridis"
+from chexpert_hf.scoring.saliency import COLORMAP, overlay
 
 NUM_MAPS = 4  # in a report
 _MAX_VIEWS = 4  # in a report
@@ -38,30 +34,25 @@ _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown small
 
 
 def result_html(
-    study: Study,
-    facts: ModelFacts,
-    operating_points: Mapping[str, float],
-    *,
-    chosen: str | None = None,
-    files: Sequence[str] = (),
+    study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None, files: Sequence[str] = ()
 ) -> str:
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
-    The viewer opens on the map of the `chosen` observation, or else of the first of `study.shown_first`. `files` are
-    the names of all views' files, for messages on views without scores.
+    `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first of
+    `study.shown_first`. `files` are the names of all views' files, for messages on views without scores.
     """
+    colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
     names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
     content = {
         "id": uuid4().hex,  # so that the same file a second time is shown anew
         "observations": names,
         "chosen": names.index(chosen),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
-        "colors": base64.b64encode(_color_table(MAPS_COLORMAP).tobytes()).decode(),
+        "colors": base64.b64encode(colors.tobytes()).decode(),
         "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
     }
-    payload = json.dumps(content, separators=(",", ":"))
-    values = {"study": study, "facts": facts, "operating_points": operating_points}
-    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(files), **values)
+    payload, shown = json.dumps(content), {"study": study, "facts": facts, "operating_points": points}
+    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(files), **shown)
 
 
 def _view(reading: Reading, label: str) -> dict[str, Any]:
@@ -87,52 +78,34 @@ def detail_of(reading: Reading) -> str:
     return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
 
 
-def report_html(
-    study: Study,
-    facts: ModelFacts,
-    operating_points: Mapping[str, float],
-    *,
-    chosen: str | None = None,
-    now: datetime | None = None,
-) -> str:
+def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then as `study.shown_first` sorts them. Its time is
-    `now`, in UTC, or the current time.
+    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then as `study.shown_first` sorts them.
     """
     return render(
         "report.html",
         css=asset("report.css"),
         study=study,
         facts=facts,
-        operating_points=operating_points,
-        images=[(caption, _small_jpeg(image)) for caption, image in _report_images(study, chosen)],
-        color_bar=_png(np.arange(256)[None], MAPS_COLORMAP),
-        version=__version__,
-        time=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
+        operating_points=points,
+        images=[(caption, data_url(encode(image))) for caption, image in _report_images(study, chosen)],
+        color_bar=_png(np.arange(256)[None], COLORMAP),
+        time=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
     """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
-    for number, reading in list(study.views.items())[:_MAX_VIEWS]:
-        yield study.label(number), reading.image()
-    names = [name for name in study.shown_first() if name != chosen]
-    views, shown = study.view_of(), 0
-    for name in [*([chosen] if chosen else []), *names]:
-        reading = study.views[views[name]]
-        if shown == NUM_MAPS or reading.prediction.maps.is_empty(name):  # an empty one would repeat the radiograph
-            continue
-        shown += 1
-        place = f", View {views[name]}" if study.is_numbered else ""
-        image = reading.image()
-        yield f"Map of {name}{place}", overlay(image, reading.prediction.maps.at_size(image.size)[name])
-
-
-def _small_jpeg(image: Image.Image) -> str:
-    image.thumbnail((_REPORT_SIDE, _REPORT_SIDE))
-    return data_url(encode(image))
+    for number in list(study.views)[:_MAX_VIEWS]:
+        yield study.label(number), study.views[number].image(_REPORT_SIDE)
+    names = dict.fromkeys([*filter(None, [chosen]), *study.shown_first()])
+    views = {name: study.views[number] for name, number in study.view_of().items()}
+    shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # that repeats the radiograph
+    for name in shown[:NUM_MAPS]:
+        image, place = views[name].image(_REPORT_SIDE), f", View {study.view_of()[name]}" if study.is_numbered else ""
+        yield f"Map of {name}{place}", overlay(image, views[name].prediction.maps.at_size(image.size)[name])
 
 
 def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:
@@ -154,15 +127,10 @@ def _activation_images(stage: Stage) -> list[tuple[str, str]]:
     """Return (title, `data:` URL) of a stage's images: the mean of its channels, then the strongest ones."""
     step = -(-max(stage.mean.shape) // _ACTIVATION_SIDE)
     maps = ("mean", stage.mean), *((f"channel {channel}", stage.maps[channel]) for channel in stage.strongest())
-    return [(title, _png(values.numpy()[::step, ::step], ACTIVATIONS_COLORMAP)) for title, values in maps]
+    return [(title, _png(values.numpy()[::step, ::step], "viridis")) for title, values in maps]
 
 
 def _png(values: NDArray[Any], colormap: str) -> str:
     stream = io.BytesIO()
     imsave(stream, values, cmap=colormap, format="png")  # from the least to the greatest value
     return data_url(stream.getvalue(), "image/png")
-
-
-def _color_table(colormap: str) -> NDArray[np.uint8]:
-    """Return the 256 RGB colours of a matplotlib colormap, `(256, 3)`."""
-    return np.rint(colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
