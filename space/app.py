@@ -11,7 +11,7 @@ from pathlib import Path
 from starlette.middleware import Middleware
 
 from chexpert_hf.app.demo import appearance, build_demo, launch
-from chexpert_hf.app.page.examples import find_examples
+from chexpert_hf.app.page.start import find_examples
 from chexpert_hf.app.server.blocks import SESSIONS
 from chexpert_hf.app.server.launch import PAGE_OPTIONS, queued
 from chexpert_hf.app.server.scorer import SharedClassifier

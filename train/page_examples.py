@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from chexpert_hf.app.page.examples import DRAWINGS, drawing_of, finds
+from chexpert_hf.app.page.start import DRAWINGS, drawing_of, finds
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
 from chexpert_hf.phantoms import render_phantom
 from chexpert_hf.radiographs.radiograph import read_radiograph

@@ -31,7 +31,7 @@ def build_demo(
     *,
     has_api: bool = True,
 ) -> Page:
-    """Build the page around a model; `examples` are files to try, from `page.examples.find_examples`.
+    """Build the page around a model; `examples` are files to try, from `page.start.find_examples`.
 
     `facts` are read from the model's folder if None. With `has_api` the page links to the HTTP API, served beside it.
     """

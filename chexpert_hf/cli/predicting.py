@@ -152,7 +152,7 @@ def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = 
 
     with without_proxies():
         from chexpert_hf.app.demo import launch
-    from chexpert_hf.app.page.examples import find_examples
+    from chexpert_hf.app.page.start import find_examples
     from chexpert_hf.app.server.scorer import SharedClassifier
     from chexpert_hf.publishing.card import project_path
 

@@ -1,4 +1,8 @@
-"""The start of the page: one field for all files, the examples, and the way from there to a result or a list."""
+"""The start of the page: one field for all files, the examples, and the way from there to a result or a list.
+
+Examples are real radiographs, and then synthetic ones (drawings) of findings that the model detects. A folder of them
+holds radiographs as `*.jpg`, and drawings as `drawings/<observation>.jpg`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +12,64 @@ import gradio as gr
 
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.batch import MAX_FILES, find_items
-from chexpert_hf.app.page.examples import examples_html, title_of
-from chexpert_hf.app.page.html import asset, error_html, render
+from chexpert_hf.app.page.html import asset, clinical_order, data_url, error_html, render
 from chexpert_hf.app.page.listing import Listing, ListState
 from chexpert_hf.app.page.panel import PLAIN, QUIET, Panel, ResultState, Updates, bar_html
+from chexpert_hf.app.page.reading import encode, shown_image
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.finding import Found
+from chexpert_hf.scoring.classifier import CheXpertClassifier
+
+DRAWINGS = "drawings"
 
 _MAX_NAME = 200
+_THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for high-density screens
+
+
+def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
+    """Return the radiographs in a folder of examples, then the drawings whose observation the model calls positive.
+
+    Without a classifier there are no drawings.
+    """
+    radiographs = sorted(folder.glob("*.jpg"))
+    if classifier is None:
+        return tuple(radiographs)
+    drawings = (drawing_of(observation, folder) for observation in clinical_order(classifier.observations))
+    found = (path for path in drawings if path.is_file() and finds(classifier, path.stem, path.read_bytes()))
+    return (*radiographs, *found)
+
+
+def drawing_of(observation: str, folder: Path) -> Path:
+    """Return the path of an observation's drawing in a folder of examples, `drawings/<observation>.jpg`."""
+    return folder / DRAWINGS / f"{observation}.jpg"
+
+
+def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> bool:
+    """Whether the gate accepts an image, the bytes of a file, and the model calls the observation positive in it."""
+    prediction = classifier.predict(image)
+    is_accepted = prediction.gate is None or prediction.gate.is_chest_radiograph
+    return is_accepted and prediction.positives[observation]
+
+
+def title_of(path: Path) -> str:
+    """Return the title of an example, such as "Drawing: Edema" or "Radiograph RG1", from its file's name."""
+    return f"{'Drawing:' if path.parent.name == DRAWINGS else 'Radiograph'} {path.stem}"
+
+
+def examples_html(paths: Sequence[Path]) -> str:
+    """Return buttons with a thumbnail and a title; each carries the index of its example in `paths`."""
+    images = (data_url(encode(shown_image(path.read_bytes(), _THUMBNAIL_SIZE))) for path in paths)
+    examples = [
+        (title_of(path), image, path.parent.name == DRAWINGS) for path, image in zip(paths, images, strict=True)
+    ]
+    return render("examples.html", examples=examples)
 
 
 class Start:
     """The Gradio components at the start of the page: a line about the model, the field for files, and examples.
 
-    `examples` are the files from `examples.find_examples`, `count` is the number of observations of the model.
+    `examples` are the files from `find_examples`, `count` is the number of observations of the model.
 
     Gradio's own preprocessing would leave an empty temporary file behind for each upload, so it is off. The field has
     no file types, since Gradio would drop the many DICOM files without a suffix, and takes several files, since the

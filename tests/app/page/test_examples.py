@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from chexpert_hf import CheXpertClassifier, CheXpertImageProcessor
-from chexpert_hf.app.page.examples import examples_html, find_examples
+from chexpert_hf.app.page.start import examples_html, find_examples
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.radiographs.radiograph import read_radiograph
 from tests.app.page.conftest import StubGate, encoded, make_model, phantom_gray
