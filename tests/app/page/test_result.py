@@ -38,8 +38,8 @@ def rows_of(html: str) -> list[dict[str, str]]:
         r'aria-describedby="about-(?P=index)">'
         r'<span class="score-name">(?P<name>.*?)</span><span class="score-value">(?P<value>.*?)</span>'
         r'<span class="score-call">(?P<call>\w+) <span class="for-readers">operating point </span>(?P<point>.*?)</span>'
+        r'<span class="score-bar" style="--score: (?P<width>.*?)%; --point: (?P<left>.*?)%"></span>'
         r'(?:<span class="score-view">(?P<view>.*?)</span>)?'
-        r'.*?score-fill" style="width: (?P<width>.*?)%.*?score-point" style="left: (?P<left>.*?)%'
         r'.*?<p class="score-about" id="about-(?P=index)">(?P<title>.*?)<span>(?P<evidence>.*?)</span>'
     )
     return [match.groupdict() for match in re.finditer(pattern, html)]
